@@ -1,0 +1,80 @@
+"""The agent's HTTP API: one module a resource, put together here from parts that arrive as arguments."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from flask import Flask, Request, current_app
+
+from occ_app import web
+from occ_app.config import Config
+from occ_app.db import Database
+from occ_app.doorbell import Ringer
+from occ_app.errors import Unavailable
+from occ_app.tail import Tail
+
+_FORM_OVERHEAD = 1 << 20
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the views work with. `readers` and `workers` ring whoever follows
+    or runs executions; `execute` and `make_workspace` put a job onto its queue."""
+
+    config: Config
+    db: Database
+    tail: Tail
+    readers: Ringer
+    workers: Ringer
+    streams: web.Streams
+    departures: web.Departures
+    token: Callable[[], str | None]
+    execute: Callable[[str], None]
+    make_workspace: Callable[[int], None]
+
+    def refuse_when_stopping(self) -> None:
+        """Raises Unavailable once `occ stop` has begun."""
+        if (self.config.run / "stopping").exists():
+            raise Unavailable("STOPPING", "The agent is stopping; send this again when it is back.")
+
+
+def create_app(parts: Parts) -> Flask:
+    """The WSGI application of one agent."""
+    from occ_app.api import executions, health, openapi, workspaces
+
+    app = Flask("occ_app", static_folder=None)
+    config = parts.config
+    # An upload is the largest body; a JSON body is held to the prompt's limit where it is read.
+    app.config["MAX_CONTENT_LENGTH"] = max(config.max_upload_bytes, 6 * config.max_prompt_bytes) + _FORM_OVERHEAD
+    app.config["MAX_FORM_MEMORY_SIZE"] = 1 << 20
+    app.config["MAX_FORM_PARTS"] = 20
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.extensions["occ"] = parts
+    app.request_class = _request_class(config.run / "uploads")
+    web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.token)
+    web.answer_errors_in_json(app)
+    for module in (health, workspaces, executions, openapi):
+        app.register_blueprint(module.bp)
+    executions.add_websocket(app)
+    return app
+
+
+def parts() -> Parts:
+    """The parts of the application that answers this request."""
+    found: Parts = current_app.extensions["occ"]
+    return found
+
+
+def _request_class(uploads: Path) -> type[Request]:
+    class UploadRequest(Request):
+        """A request whose file parts go straight to the agent's own disk, and are gone when the request is."""
+
+        def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
+            return tempfile.NamedTemporaryFile(dir=uploads, prefix="upload-", suffix=".zip")
+
+    return UploadRequest

@@ -1,0 +1,165 @@
+"""The executions: start and follow, list, look at, cancel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Flask, Response, g, request
+from flask_sock import Sock
+from simple_websocket import ConnectionClosed
+
+from occ_app import errors, executions, schemas, tail, web
+from occ_app.api import Parts, parts
+from occ_app.executions import Execution
+
+bp = Blueprint("executions", __name__)
+
+
+@bp.post("/execute")
+def execute() -> Response:
+    """Run a prompt in a workspace and stream its events; the same id and body again: follow what runs."""
+    after = web.cursor(None)
+    asked = _request()
+    parts().streams.enter()
+    try:
+        execution, created = _create(asked)
+        if created:
+            parts().execute(execution.execution_id)
+        return _stream(execution, after, follow=True)
+    except BaseException:
+        parts().streams.leave()
+        raise
+
+
+def _create(asked: executions.Request) -> tuple[Execution, bool]:
+    try:
+        parts().refuse_when_stopping()
+    except errors.Unavailable:
+        # One that exists may still be followed to its end.
+        existing = executions.get(parts().db, asked.execution_id) if _exists(asked.execution_id) else None
+        if existing is not None and existing.request_hash == asked.hash:
+            return existing, False
+        raise
+    return executions.create(parts().db, asked, max_queue=parts().config.max_queue)
+
+
+def _exists(execution_id: str) -> bool:
+    try:
+        executions.get(parts().db, execution_id)
+    except errors.NotFound:
+        return False
+    return True
+
+
+def _request() -> executions.Request:
+    """The body as a request, with the configured limits filled in."""
+    body = web.json_body()
+    loaded = web.loaded(schemas.ExecuteBody(), body)
+    config = parts().config
+    if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
+        raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
+    for name in ("timeout_seconds", "idle_timeout_seconds"):
+        if loaded.get(name, 0) > config.max_timeout_seconds:
+            wire = schemas.ExecuteBody().fields[name].data_key or name
+            message = f"Must be at most {config.max_timeout_seconds:g} (OCC_MAX_TIMEOUT_SECONDS)."
+            raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
+    return executions.Request(
+        execution_id=loaded["execution_id"],
+        workspace_id=loaded["workspace_id"],
+        prompt=loaded["prompt"],
+        timeout_seconds=loaded.get("timeout_seconds", config.timeout_seconds),
+        idle_timeout_seconds=loaded.get("idle_timeout_seconds", config.idle_timeout_seconds),
+        model=loaded.get("model"),
+        max_turns=loaded.get("max_turns"),
+        max_budget_usd=loaded.get("max_budget_usd"),
+        session_id=loaded.get("session_id"),
+        hash=executions.request_hash(body),
+    )
+
+
+def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
+    follower = web.Follower(parts().db, parts().tail, execution, after)
+    return web.event_stream(follower, parts().streams, parts().departures, follow=follow)
+
+
+@bp.get("/executions")
+def listing() -> Response:
+    """Executions, newest first."""
+    asked = web.query(schemas.ListQuery())
+    found, following = executions.listing(parts().db, **asked)
+    return web.json_response(page(found, following))
+
+
+def page(found: list[Execution], following: int | None) -> Any:
+    """A page of executions as it stands on the wire."""
+    return schemas.ExecutionList().dump({"executions": found, "next": following})
+
+
+@bp.get("/executions/<execution_id>")
+def show(execution_id: str) -> Response:
+    """One execution as it stands."""
+    web.query(schemas.NoQuery())
+    return web.json_response(schemas.ExecutionRecord().dump(executions.get(parts().db, execution_id)))
+
+
+@bp.get("/executions/<execution_id>/events")
+def events(execution_id: str) -> Response:
+    """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
+    asked = web.query(schemas.EventsQuery())
+    after = web.cursor(asked.get("after"))
+    execution = executions.get(parts().db, execution_id)
+    parts().streams.enter()
+    try:
+        return _stream(execution, after, follow=asked["follow"])
+    except BaseException:
+        parts().streams.leave()
+        raise
+
+
+@bp.post("/executions/<execution_id>/cancel")
+def cancel(execution_id: str) -> Response:
+    """End an execution; harmless when it is over."""
+    web.query(schemas.NoQuery())
+    execution = executions.request_stop(
+        parts().db, execution_id, "EXECUTION_CANCELLED", "The execution was cancelled before it started."
+    )
+    parts().workers.ring(execution_id)
+    parts().readers.ring(tail.execution_key(execution.number))
+    return web.json_response(schemas.ExecutionRecord().dump(execution), 202)
+
+
+def add_websocket(app: Flask) -> None:
+    """GET /executions/{id}/ws: the same events, one JSON object a message."""
+    # A ping more often than the server's limit on silence, which would cut an idle socket otherwise.
+    app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 5, "max_message_size": 4096}
+    sock = Sock(app)
+
+    @app.before_request
+    def check_first() -> None:
+        """Refuse while a refusal can still be an HTTP reply: flask-sock upgrades before it calls the view."""
+        if request.endpoint == "websocket":
+            if request.headers.get("Upgrade", "").lower() != "websocket":
+                raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
+            g.execution = executions.get(parts().db, (request.view_args or {})["execution_id"])
+            g.after = web.cursor(web.query(schemas.EventsQuery()).get("after"))
+
+    @sock.route("/executions/<execution_id>/ws")
+    def websocket(connection: Any, execution_id: str) -> None:
+        _send_events(connection, parts(), web.Follower(parts().db, parts().tail, g.execution, g.after))
+
+
+def _send_events(connection: Any, parts: Parts, follower: web.Follower) -> None:
+    parts.streams.enter()
+    try:
+        with follower:
+            parts.departures.watch(connection.sock.fileno(), follower.leave)
+            try:
+                for batch in follower.batches():
+                    for event in batch:
+                        connection.send(f'{{"id":{event.seq},"event":"{event.name}","data":{event.data}}}')
+            except ConnectionClosed:
+                return
+            finally:
+                parts.departures.forget(connection.sock.fileno())
+    finally:
+        parts.streams.leave()

@@ -1,0 +1,17 @@
+"""GET /health: whether this agent is well, and what a person should look at if not."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from occ_app import agent, schemas, web
+from occ_app.api import parts
+
+bp = Blueprint("health", __name__)
+
+
+@bp.get("/health")
+def health() -> Response:
+    """How the agent is; 200 also when it is degraded."""
+    web.query(schemas.NoQuery())
+    return web.json_response(agent.health(parts().config, parts().db))

@@ -1,0 +1,89 @@
+"""GET /openapi.json: the API described by the schemas that check it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app
+from marshmallow import Schema
+
+from occ_app import __version__, schemas, web
+
+bp = Blueprint("openapi", __name__)
+
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
+
+# What each endpoint takes and answers; the rest (paths, methods, summaries) is read off the routes.
+_CONTRACTS: dict[str, dict[str, Any]] = {
+    "health.health": {"reply": schemas.Health},
+    "workspaces.init": {"form": schemas.InitForm, "reply": schemas.InitReply},
+    "workspaces.listing": {"reply": schemas.WorkspaceList},
+    "workspaces.show": {"reply": schemas.WorkspaceRecord},
+    "workspaces.delete": {"reply": schemas.Deleted},
+    "workspaces.archive": {"content": _ZIP},
+    "executions.execute": {"body": schemas.ExecuteBody, "content": _STREAM, "resumes": True},
+    "executions.listing": {"query": schemas.ListQuery, "reply": schemas.ExecutionList},
+    "executions.show": {"reply": schemas.ExecutionRecord},
+    "executions.events": {"query": schemas.EventsQuery, "content": _STREAM, "resumes": True},
+    "executions.cancel": {"reply": schemas.ExecutionRecord, "status": 202},
+    "openapi.openapi": {"content": {"application/json": {"schema": {"type": "object"}}}},
+}
+
+
+@bp.get("/openapi.json")
+def openapi() -> Response:
+    """This document."""
+    web.query(schemas.NoQuery())
+    return web.json_response(document(current_app))
+
+
+def document(app: Flask) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of an agent."""
+    from apispec import APISpec
+    from apispec.ext.marshmallow import MarshmallowPlugin
+
+    spec = APISpec("OCC agent", __version__, "3.1.0", plugins=[MarshmallowPlugin(schema_name_resolver=_schema_name)])
+    spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
+    spec.options["security"] = [{"bearer": []}]
+    for rule in app.url_map.iter_rules():
+        contract = _CONTRACTS.get(rule.endpoint)
+        if contract is None:
+            continue
+        view = app.view_functions[rule.endpoint]
+        path = str(rule).replace("<", "{").replace(">", "}")
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            operation = _operation(contract, view.__doc__ or "", rule.endpoint, sorted(rule.arguments))
+            spec.path(path, operations={method.lower(): operation})
+    return dict(spec.to_dict())
+
+
+def _operation(contract: dict[str, Any], summary: str, name: str, arguments: list[str]) -> dict[str, Any]:
+    content = contract.get("content") or {"application/json": {"schema": contract["reply"]}}
+    operation: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary.strip(),
+        "parameters": [
+            {"in": "path", "name": argument, "required": True, "schema": {"type": "string"}} for argument in arguments
+        ],
+        "responses": {
+            str(contract.get("status", 200)): {"description": "Success", "content": content},
+            "default": {"description": "Refused", "content": {"application/json": {"schema": schemas.Error}}},
+        },
+    }
+    if "query" in contract:
+        operation["parameters"].append({"in": "query", "schema": contract["query"]})
+    if "resumes" in contract:
+        header = {"in": "header", "name": "Last-Event-ID", "schema": {"type": "integer", "minimum": 0}}
+        operation["parameters"].append(header)
+    if "body" in contract:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": contract["body"]}}}
+    if "form" in contract:
+        upload = {"type": "object", "properties": {"zip": {"type": "string", "format": "binary"}}, "required": ["zip"]}
+        form = {"allOf": [contract["form"], upload]}
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    return operation
+
+
+def _schema_name(schema: Schema | type[Schema]) -> str:
+    return schema.__name__ if isinstance(schema, type) else type(schema).__name__

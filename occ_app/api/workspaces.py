@@ -1,0 +1,111 @@
+"""The workspaces: upload, list, look at, fetch, delete."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from flask import Blueprint, Response, request, send_file
+
+from occ_app import archives, errors, schemas, tail, web, workspaces
+from occ_app.api import parts
+
+bp = Blueprint("workspaces", __name__)
+
+INIT_SECONDS = 60.0
+
+
+@bp.post("/workspace/init")
+def init() -> Response:
+    """Make a workspace from an uploaded zip, or keep the one there is."""
+    parts().refuse_when_stopping()
+    if request.mimetype != "multipart/form-data":
+        raise errors.RequestError("UNSUPPORTED_MEDIA_TYPE", "Send the upload as multipart/form-data.")
+    doubled = [name for name, values in request.form.lists() if len(values) > 1]
+    unknown = [name for name in request.files if name != "zip"]
+    if doubled or unknown or len(request.files.getlist("zip")) > 1:
+        name = (doubled + unknown + ["zip"])[0]
+        raise errors.InvalidRequest(
+            f"{name} is given twice or is no file part.", {name: ["Given twice or not a file."]}
+        )
+    form = web.loaded(schemas.InitForm(), request.form.to_dict())
+    upload = request.files.get("zip")
+    if upload is None:
+        raise errors.InvalidRequest("The file part `zip` is missing.", {"zip": ["Missing file part."]})
+    upload.stream.flush()
+    path = Path(upload.stream.name or "")
+    if path.stat().st_size > parts().config.max_upload_bytes:
+        raise errors.TooLarge(f"The zip is over {parts().config.max_upload_bytes} bytes; leave something out of it.")
+    number = workspaces.submit(
+        parts().db, form["workspace_id"], form["name"], form["description"], form["process_policy"], path
+    )
+    return _await_job(number)
+
+
+def _await_job(number: int) -> Response:
+    """Put the job in and answer with what came of it."""
+    key = tail.job_key(number)
+    channel = parts().tail.join(key)
+    try:
+        parts().make_workspace(number)
+        deadline = time.monotonic() + INIT_SECONDS
+        while True:
+            rings = channel.rings
+            state, result = workspaces.job_result(parts().db, number)
+            if state not in ("queued", "running"):
+                break
+            left = deadline - time.monotonic()
+            if left <= 0 or parts().tail.closed:
+                workspaces.abandon(parts().db, number)
+                continue
+            parts().tail.wait(channel, lambda seen=rings: channel.rings > seen, min(left, 2.0))  # type: ignore[misc]  # mypy does not infer the default
+    finally:
+        parts().tail.leave(key)
+    if state == "abandoned" or result is None:
+        raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
+    if state == "failed":
+        raise errors.RequestError(result["code"], result["message"], result["details"])
+    return web.json_response(result)
+
+
+@bp.get("/workspaces")
+def listing() -> Response:
+    """All workspaces, by id."""
+    web.query(schemas.NoQuery())
+    return web.json_response(schemas.WorkspaceList().dump({"workspaces": workspaces.listing(parts().db)}))
+
+
+@bp.get("/workspaces/<workspace_id>")
+def show(workspace_id: str) -> Response:
+    """One workspace."""
+    web.query(schemas.NoQuery())
+    return web.json_response(schemas.WorkspaceRecord().dump(workspaces.get(parts().db, workspace_id)))
+
+
+@bp.delete("/workspaces/<workspace_id>")
+def delete(workspace_id: str) -> Response:
+    """Remove a workspace and its files, unless an execution runs in it."""
+    web.query(schemas.NoQuery())
+    workspaces.delete(parts().db, workspace_id, parts().config.workspaces)
+    return web.json_response({"status": "success"})
+
+
+@bp.get("/workspaces/<workspace_id>/archive")
+def archive(workspace_id: str) -> Response:
+    """The workspace as it is now, as a zip."""
+    web.query(schemas.NoQuery())
+    workspace = workspaces.get(parts().db, workspace_id)
+    output = tempfile.TemporaryFile(dir=parts().config.run / "uploads")  # noqa: SIM115 - closed with the response
+    try:
+        for _ in archives.pack(Path(workspace.path), output):
+            pass
+        output.seek(0)
+    except OSError as error:
+        output.close()
+        raise (
+            errors.NoSpace()
+            if error.errno in (28, 122)
+            else errors.Unavailable("BUSY", "The workspace changed while it was read; try again.")
+        ) from None
+    return send_file(output, "application/zip", as_attachment=True, download_name=f"{workspace_id}.zip")

@@ -1,0 +1,5 @@
+"""`python -m occ_app.cli` is `occ`."""
+
+from occ_app.cli import main
+
+main()

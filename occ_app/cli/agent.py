@@ -1,0 +1,222 @@
+"""occ start | stop | status | token: the daemon of this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+from occ_app import config as configuration
+from occ_app import daemon, errors, state
+from occ_app.cli import output
+from occ_app.client import AgentClient
+from occ_app.config import Config
+
+
+@click.command()
+@click.option("--api-key", metavar="KEY", help="Key to register with at the hub; @FILE reads it from a file.")
+@click.option("--remote-url", metavar="URL", help="The hub to register with. Without one the agent is standalone.")
+@click.option("--workers", metavar="N", help="Executions at once.  [default: 5]")
+@click.option("--port", metavar="PORT", help="Port of the API; 0 takes a free one.  [default: 0]")
+@click.option("--public-url", metavar="URL", help="Address under which the hub can reach this agent.")
+@click.option(
+    "--bind-address", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1; with a hub 0.0.0.0]"
+)
+@click.option("--name", metavar="NAME", help="Name of this agent.  [default: the machine's]")
+@click.option("--label", metavar="LABEL", multiple=True, help="Label for placement; may be repeated.")
+@click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
+@click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
+def start(foreground: bool, **flags: Any) -> None:
+    """Start the agent in the background; returns when it answers.
+
+    Every option has a variable (OCC_WORKERS, OCC_HTTP_PORT, …) and a line in ~/.occ/config.toml. What is given twice
+    is taken from the option first, then the variable, then the file.
+    """
+    config = configuration.load(flags=_settings(flags))
+    if config.remote_url and not config.api_key:
+        raise click.UsageError("A remote URL needs an API key: --api-key KEY, --api-key @FILE or OCC_API_KEY.")
+    if foreground:
+        _run_here(config)
+        return
+    tell_started(start_daemon(config))
+
+
+def _settings(flags: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: flags[name] for name in ("api_key", "remote_url", "workers", "public_url", "bind_address", "name")},
+        "http_port": flags["port"],
+        "labels": ",".join(flags["label"]) or None,
+        "allowed_hosts": ",".join(flags["allowed_host"]) or None,
+    }
+
+
+def _run_here(config: Config) -> None:
+    from occ_app.logs import log_to_stderr
+    from occ_app.supervisor import Ready, Supervisor
+
+    log_to_stderr()
+
+    def announce(ready: Ready) -> None:
+        tell_started({"url": ready.url, "logs": "this terminal", "warnings": [*ready.warnings, *_exposure(config)]})
+
+    Supervisor(config, announce, to_terminal=True).run()
+
+
+def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
+    """Start the daemon and wait until it answers. Returns its url, logs and warnings.
+
+    `die_with` is the pid of this process when the daemon shall not outlive it. Raises what the daemon raised.
+    """
+    from occ_app.kernel import die_with_parent
+
+    config.make_folders()
+    read_end, write_end = os.pipe()
+    with (config.logs / "daemon.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "occ_app.supervisor", str(write_end)],
+            env=configuration.child_environment(config, secrets=True),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            pass_fds=(write_end,),
+            start_new_session=True,
+            preexec_fn=None if die_with is None else lambda: die_with_parent(die_with, signal_to_stop()),  # noqa: PLW1509 - this command has one thread
+        )
+    os.close(write_end)
+    with os.fdopen(read_end) as answer:
+        line = answer.readline()
+    if not line:
+        raise errors.StartFailed(f"The daemon ended before it answered; {config.logs / 'daemon.log'} says why.")
+    told: dict[str, Any] = json.loads(line)
+    if "error" in told:
+        raise _as_raised(told["error"], told["message"])
+    told["warnings"] += _exposure(config)
+    return told
+
+
+def signal_to_stop() -> Any:
+    import signal
+
+    return signal.SIGTERM
+
+
+def _as_raised(kind: str, message: str) -> errors.OCCError:
+    if kind == "Refused":
+        return errors.Refused(f"The hub refused this agent: {message}", 0)
+    found = getattr(errors, kind, errors.StartFailed)
+    return found(message) if found is not errors.RequestError else errors.StartFailed(message)
+
+
+def _exposure(config: Config) -> list[str]:
+    try:
+        local = ipaddress.ip_address(config.bind_address).is_loopback
+    except ValueError:
+        local = config.bind_address == "localhost"
+    if local:
+        return []
+    return [
+        f"Listening on {config.bind_address} without TLS: prompts, output and the token can be read on the network; "
+        "put a TLS proxy in front or use --bind-address 127.0.0.1."
+    ]
+
+
+def tell_started(told: dict[str, Any]) -> None:
+    click.echo(f"OCC is running at {told['url']}")
+    click.echo("  token   occ token")
+    click.echo(f"  logs    {told['logs']}")
+    for warning in told["warnings"]:
+        output.warn(warning)
+
+
+@click.command()
+def stop() -> None:
+    """Stop the agent: what runs is ended, at most 10 s are waited, then force is used. Nothing of it stays."""
+    config = configuration.load()
+    running = daemon.find(config)
+    if running is None:
+        click.echo("OCC is not running.")
+        return
+    gentle = daemon.stop(config, running)
+    click.echo("OCC has stopped." if gentle else "OCC did not stop in time and was ended by force.")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(as_json: bool) -> int:
+    """Whether the agent runs, where, and how it is. Exit code 3 when it does not run."""
+    config = configuration.load()
+    running = daemon.find(config)
+    if running is None:
+        answer: dict[str, Any] = {"running": False, "home": str(config.home), "logs": str(config.logs)}
+        click.echo(json.dumps(answer) if as_json else f"OCC is not running in {config.home}; `occ start` starts it.")
+        return 3
+    report, reached = _status(config, running)
+    click.echo(json.dumps(report) if as_json else _status_text(report))
+    return 0 if reached else 5
+
+
+def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], bool]:
+    known = state.load(config.state)
+    report: dict[str, Any] = {
+        "running": True,
+        "pid": running.pid,
+        "url": running.url,
+        "host": running.host,
+        "port": running.port,
+        "agentId": known.agent_id if known else None,
+    }
+    places = {"home": str(config.home), "logs": str(config.logs)}
+    try:
+        health = AgentClient(running.url, known.token if known else "").health()
+    except (errors.Unreachable, errors.Refused) as error:
+        return {**report, **places, "problems": [str(error)]}, False
+    told = {key: health[key] for key in ("uptime", "workers", "queue", "heartbeat")}
+    return {**report, **told, **places, "problems": health["problems"]}, True
+
+
+def _status_text(report: dict[str, Any]) -> str:
+    lines = [f"OCC is running at {report['url']} (pid {report['pid']})"]
+    if "uptime" in report:
+        workers, beat = report["workers"], report["heartbeat"]
+        lines += [
+            f"  uptime     {output.duration(report['uptime'])}",
+            f"  workers    {workers['busy']} of {workers['total']} busy, {report['queue']['depth']} waiting",
+            f"  heartbeat  {_beat_text(report['agentId'], beat)}",
+        ]
+    lines += [f"  home       {report['home']}", f"  logs       {report['logs']}"]
+    return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
+
+
+def _beat_text(agent_id: str | None, beat: dict[str, Any]) -> str:
+    if agent_id is None:
+        return "none, this agent is standalone"
+    last = beat["lastSuccessfulAt"] or "never"
+    return f"last {last} as {agent_id}" + (
+        f", {beat['consecutiveFailures']} failures since" if beat["consecutiveFailures"] else ""
+    )
+
+
+@click.command()
+def token() -> None:
+    """Print the token that opens this agent's API, alone on a line."""
+    config = configuration.load()
+    known = state.load(config.state)
+    if known is None:
+        raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
+    click.echo(known.token)
+
+
+def local_client() -> AgentClient:
+    """A client of this machine's agent. Raises NotRunning."""
+    config = configuration.load()
+    running = daemon.find(config)
+    known = state.load(config.state)
+    if running is None or known is None:
+        raise errors.NotRunning(f"OCC is not running in {config.home}; `occ start` starts it.")
+    return AgentClient(running.url, known.token)

@@ -1,0 +1,125 @@
+"""occ demo: the whole of OCC in one command, in a folder of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from occ_app import claude_cli, daemon, state
+from occ_app import config as configuration
+from occ_app.cli import output
+from occ_app.cli.agent import start_daemon
+from occ_app.cli.run import upload
+from occ_app.client import AgentClient
+from occ_app.config import Config
+
+PROMPT = "Read this project and say in three sentences what it does and what you would improve first."
+
+_PROJECT = {
+    "README.md": "# Tally\n\nCounts words in a text file.\n\n    python tally.py FILE\n",
+    "tally.py": (
+        "import sys\n"
+        "from collections import Counter\n\n"
+        "def tally(path):\n"
+        "    words = open(path).read().split()\n"
+        "    return Counter(words)\n\n"
+        'if __name__ == "__main__":\n'
+        "    for word, count in tally(sys.argv[1]).most_common(10):\n"
+        "        print(count, word)\n"
+    ),
+}
+
+
+@click.command()
+def demo() -> None:
+    """Show OCC at work: an agent on loopback, a small project sent to it, one prompt answered as you watch.
+
+    Uses the Claude Code of this machine; where there is none, or nobody is logged in, a simulated one that says so.
+    Serves until Ctrl-C and leaves nothing behind.
+    """
+    with tempfile.TemporaryDirectory(prefix="occ-demo-") as folder:
+        config = _config(Path(folder))
+        # From here on the signals are waited for: the daemon is stopped and its folder removed whatever comes.
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            told = start_daemon(config, die_with=os.getpid())
+            for warning in told["warnings"]:
+                output.warn(warning)
+            _show(config, told["url"])
+            signal.pause()
+        except KeyboardInterrupt:
+            click.echo("\nStopping …", err=True)
+        finally:
+            running = daemon.find(config)
+            if running is not None:
+                daemon.stop(config, running)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _config(folder: Path) -> Config:
+    home = folder / "home"
+    config = replace(
+        configuration.load(), home=home, remote_url=None, api_key=None, http_port=0, bind_address="127.0.0.1", workers=2
+    )
+    path = claude_cli.find(config)
+    if path is None:
+        problem = "Claude Code is not installed"
+    elif not claude_cli.logged_in(path, config):
+        problem = "Claude Code is not logged in"
+    else:
+        click.echo(f"Using {path}")
+        return replace(config, claude_bin=path)
+    click.echo(f"{problem}, so a simulated one answers; nothing it says is a model's.")
+    home.mkdir(mode=0o700)
+    return replace(config, claude_bin=str(_simulated(home)))
+
+
+def _simulated(folder: Path) -> Path:
+    """A program that runs the bundled simulation, in place of the CLI."""
+    path = folder / "simulated-claude"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m occ_worker.simulated_claude "$@"\n')
+    path.chmod(0o700)
+    return path
+
+
+def _show(config: Config, url: str) -> None:
+    known = state.load(config.state)
+    assert known is not None  # noqa: S101 - a daemon that answers has a token
+    client = AgentClient(url, known.token)
+    workspace = _send_project(config, client)
+    click.echo(f"> {PROMPT}\n")
+    final = output.show_events(client.execute(workspace, PROMPT), waiting="Claude is reading the project")
+    output.summary(final)
+    output.outcome(final)
+    occ = Path(sys.argv[0]).name if Path(sys.argv[0]).parent == Path() else sys.argv[0]
+    click.echo(
+        f"""
+The agent serves at {url}
+  token  {known.token}
+
+Go on with:
+  {occ} run --url {url} --token {known.token} --workspace {workspace} "Add a test"
+  OCC_HOME={config.home} {occ} jobs
+  curl -H "Authorization: Bearer {known.token}" {url}/health
+
+Ctrl-C stops it and removes everything."""
+    )
+
+
+def _send_project(config: Config, client: AgentClient) -> str:
+    project = config.home.parent / "tally"
+    project.mkdir()
+    for name, content in _PROJECT.items():
+        (project / name).write_text(content)
+    workspace = upload(client, project)
+    click.echo(f"Sent the sample project {project.name} ({', '.join(_PROJECT)}) as workspace {workspace}\n")
+    return workspace

@@ -1,0 +1,169 @@
+"""occ jobs: the executions of this machine, read from the database, so it works when the daemon is down too."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from occ_app import config as configuration
+from occ_app import daemon, errors, executions, schemas
+from occ_app.cli import output
+from occ_app.cli.agent import local_client
+from occ_app.client import Event
+from occ_app.db import Database
+from occ_app.executions import Execution
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Since(click.ParamType[str]):
+    """A span of time back from now: 90s, 30m, 12h, 2d, 1w."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        match = re.fullmatch(r"(\d{1,6})([smhdw])", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no span of time; write it as in 90s, 30m, 12h, 2d or 1w.", param, ctx)
+        span = timedelta(**{_UNITS[match.group(2)]: int(match.group(1))})
+        try:
+            begun = datetime.now(UTC) - span
+        except OverflowError:
+            self.fail(f"{value!r} is before the calendar begins.", param, ctx)
+        return begun.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--state", type=click.Choice(executions.STATES), help="Only those in this state.")
+@click.option("--workspace", metavar="ID", help="Only those of this workspace.")
+@click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /executions answers.")
+@click.pass_context
+def jobs(
+    context: click.Context, state: str | None, workspace: str | None, since: str | None, limit: int, as_json: bool
+) -> None:
+    """What runs, waits and has run, newest first."""
+    if context.invoked_subcommand is not None:
+        return
+    found, following = executions.listing(_database(), state=state, workspace_id=workspace, since=since, limit=limit)
+    if as_json:
+        click.echo(json.dumps(schemas.ExecutionList().dump({"executions": found, "next": following})))
+        return
+    if not found:
+        click.echo("No executions." if not (state or workspace or since) else "No executions like that.")
+        return
+    for line in _table(found):
+        click.echo(line)
+    if following is not None:
+        output.note(f"There are more; --limit {min(limit * 2, 1000)} shows more of them.")
+
+
+def _table(found: list[Execution]) -> list[str]:
+    rows = [("ID", "STATE", "WORKSPACE", "AGE", "TOOK", "COST", "PROMPT")]
+    rows += [
+        (
+            execution.execution_id,
+            execution.state + (f" ({execution.position} ahead)" if execution.position else ""),
+            execution.workspace_id,
+            _since(execution.created_at),
+            _took(execution),
+            "" if execution.cost_usd is None else f"${execution.cost_usd:.4f}",
+            _short(output.printable(execution.prompt or "")),
+        )
+        for execution in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]).rstrip()
+        for row in rows
+    ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 48 else text[:47] + "…"
+
+
+def _since(moment: str) -> str:
+    return output.duration((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+
+
+def _took(execution: Execution) -> str:
+    if execution.started_at is None:
+        return ""
+    end = datetime.fromisoformat(execution.finished_at) if execution.finished_at else datetime.now(UTC)
+    return output.duration((end - datetime.fromisoformat(execution.started_at)).total_seconds())
+
+
+@jobs.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /executions/ID answers.")
+def show(execution_id: str, as_json: bool) -> None:
+    """Everything known of one execution."""
+    record = schemas.ExecutionRecord().dump(executions.get(_database(), execution_id))
+    if as_json:
+        click.echo(json.dumps(record))
+        return
+    width = max(map(len, record))
+    for name, value in record.items():
+        if value is not None:
+            click.echo(f"{name.ljust(width)}  {value if isinstance(value, (str, int, float)) else json.dumps(value)}")
+
+
+@jobs.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the execution is over; its outcome is the exit code.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
+def tail(execution_id: str, follow: bool, as_json: bool) -> int:
+    """The output of one execution; with --follow as it comes."""
+    database = _database()
+    execution = executions.get(database, execution_id)
+    config = configuration.load()
+    if follow and not execution.over and daemon.find(config) is not None:
+        events = local_client().events(execution_id)
+    else:
+        events = (_event(event) for event in stored_events(database, execution))
+    final = print_events(events, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
+    return output.outcome(final) if follow else 0
+
+
+def stored_events(database: Database, execution: Execution) -> Any:
+    """All events of an execution that are stored now."""
+    after = 0
+    while batch := executions.events_after(database, execution.number, after):
+        after = batch[-1].seq
+        yield from batch
+
+
+def _event(event: executions.Event) -> Event:
+    return Event(event.seq, event.name, json.loads(event.data))
+
+
+def print_events(events: Any, *, as_json: bool, waiting: str) -> Event | None:
+    """Print events for a person, or each as one line of JSON. Returns the final event."""
+    if not as_json:
+        return output.show_events(events, waiting=waiting)
+    last = None
+    for last in events:
+        click.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
+    return last if last is not None and last.final else None
+
+
+@jobs.command()
+@click.argument("execution_id", metavar="ID")
+def cancel(execution_id: str) -> None:
+    """End one execution; harmless when it is over. Needs the agent to run."""
+    answer = local_client().cancel(execution_id)
+    over = answer["state"] in executions.FINAL_STATES
+    click.echo(f"{execution_id} is {answer['state']}." if over else f"{execution_id} is being cancelled.")
+
+
+def _database() -> Database:
+    config = configuration.load()
+    if not config.database.exists():
+        raise errors.NotRunning(f"There is no database in {config.home}; `occ start` makes one.")
+    return Database(config.database, readonly=True)

@@ -1,0 +1,168 @@
+"""What commands print: results to standard output, everything else to standard error, plain where nobody watches."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from occ_app.client import Event
+
+EXIT_BY_CODE = {"EXECUTION_CANCELLED": 130, "EXECUTION_TIMEOUT": 124, "EXECUTION_IDLE": 124}
+
+# What a terminal would obey: an answer is text, whatever it holds.
+_CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
+def warn(message: str) -> None:
+    """A warning, on standard error."""
+    click.echo(click.style("warning: ", fg="yellow") + message, err=True, color=_coloured())
+
+
+def note(message: str) -> None:
+    """Something to know, on standard error, dimmed."""
+    click.echo(click.style(message, dim=True), err=True, color=_coloured())
+
+
+def _coloured() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def duration(seconds: float) -> str:
+    """1 d 3 h, 12 min, 4.5 s: the two largest parts."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    parts = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count:.0f} {name}")
+    return " ".join(parts[:2])
+
+
+class Waiting:
+    """A progress line on standard error until something else is to be printed; a single plain line without a terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._done = threading.Event()
+        self._live = sys.stderr.isatty()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Waiting:
+        if self._live:
+            self._thread.start()
+        else:
+            note(f"{self._what} …")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        if not self._done.is_set():
+            self._done.set()
+            if self._live:
+                self._thread.join()
+                sys.stderr.write("\r\033[K")
+                sys.stderr.flush()
+
+    def _show(self) -> None:
+        begun = time.monotonic()
+        while True:
+            sys.stderr.write(f"\r\033[K{self._what} … {time.monotonic() - begun:.0f} s")
+            sys.stderr.flush()
+            if self._done.wait(0.5):
+                return
+
+
+def show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
+    """Print an execution as it comes: its text to standard output, the rest to standard error. Returns the final event."""
+    last: Event | None = None
+    in_line = False
+    progress = Waiting(waiting)
+    with progress:
+        for event in events:
+            last = event
+            text = _text(event)
+            if text is None:
+                continue
+            progress.end()
+            if event.name == "output":
+                click.echo(text, nl=False)
+                sys.stdout.flush()
+                in_line = not text.endswith("\n")
+            else:
+                if in_line:
+                    click.echo()
+                    in_line = False
+                note(text)
+        if in_line:
+            click.echo()
+    return last if last is not None and last.final else None
+
+
+def _text(event: Event) -> str | None:
+    """What a person sees of an event; None for nothing."""
+    data = event.data
+    if event.name == "output":
+        text: str = data["chunk"]
+        return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+    if event.name == "tool" and "name" in data:
+        return printable(f"[{data['name']}] {_subject(data['input'])}")
+    if event.name == "tool" and data["isError"]:
+        return printable(f"[refused] {data['result']}")[:200]
+    if event.name == "status" and data["state"] == "retrying":
+        return printable(data["message"])
+    if event.name == "queued" and data["position"] > 0:
+        return f"waiting: {data['position']} ahead"
+    if event.name == "gap":
+        return f"[events {data['fromSeq']} to {data['toSeq']} are gone: {data['reason']}]"
+    return None
+
+
+def _subject(given: Any) -> str:
+    """The part of a tool's input that says what it is about."""
+    if not isinstance(given, dict):
+        return ""
+    for key in ("file_path", "path", "pattern", "command"):
+        if isinstance(given.get(key), str):
+            return str(given[key])
+    return ""
+
+
+def printable(text: str) -> str:
+    """One line of text that a terminal only shows."""
+    return " ".join(text.translate(_CONTROLS).split())
+
+
+def outcome(final: Event | None) -> int:
+    """The exit code of an execution, its reason printed when it did not succeed."""
+    if final is None:
+        return 1
+    if final.name == "complete":
+        return 0
+    click.echo(f"occ: {final.data['code']}: {final.data['message']}", err=True)
+    return EXIT_BY_CODE.get(final.data["code"], 1)
+
+
+def summary(final: Event | None) -> None:
+    """One line on what a finished execution took."""
+    if final is None or final.name != "complete":
+        return
+    data = final.data
+    parts = []
+    if data.get("durationMs") is not None:
+        parts.append(duration(data["durationMs"] / 1000))
+    if data.get("costUsd") is not None:
+        parts.append(f"${data['costUsd']:.4f}")
+    if data.get("numTurns"):
+        parts.append(f"{data['numTurns']} turn" + ("s" if data["numTurns"] != 1 else ""))
+    if data.get("permissionDenials"):
+        parts.append(f"{len(data['permissionDenials'])} tool calls denied")
+    note("done" + (": " + ", ".join(parts) if parts else ""))

@@ -1,0 +1,135 @@
+"""occ run: a folder and a prompt to an agent, its answer to the terminal."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from occ_app import config as configuration
+from occ_app import errors
+from occ_app.archives import pack
+from occ_app.cli import output
+from occ_app.cli.agent import local_client
+from occ_app.cli.jobs import print_events
+from occ_app.client import AgentClient, Event
+from occ_app.folders import files_to_send
+
+_LARGE_BYTES = 5_000_000
+
+
+@click.command()
+@click.argument("prompt")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="Folder to send as a new workspace; .gitignore is honoured.  [default: .]",
+)
+@click.option("--workspace", metavar="ID", help="Go on in this workspace instead of sending a folder.")
+@click.option("--session", metavar="UUID", help="Go on with this Claude session of the workspace.")
+@click.option("--model", metavar="MODEL", help="Model to use.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit.")
+@click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
+@click.option("--url", metavar="URL", help="Agent to send it to.  [default: the one of this machine]")
+@click.option("--token", metavar="TOKEN", help="Its token; @FILE reads it from a file, OCC_TOKEN works too.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
+def run(  # noqa: PLR0917 - click passes each option by name
+    prompt: str,
+    folder: Path,
+    workspace: str | None,
+    session: str | None,
+    model: str | None,
+    timeout: float | None,
+    max_turns: int | None,
+    url: str | None,
+    token: str | None,
+    as_json: bool,
+) -> int:
+    """Send a folder and PROMPT to an agent and watch the answer come.
+
+    The folder becomes a new workspace named after it; nothing is ever overwritten. The exit code is the execution's
+    outcome. Ctrl-C asks whether to leave it running.
+    """
+    client = _client(url, token)
+    if workspace is None:
+        workspace = upload(client, folder)
+        output.note(f"workspace {workspace}")
+    execution_id = f"run-{uuid.uuid4()}"
+    given = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
+    options = {name: value for name, value in given.items() if value is not None}
+    events = client.execute(workspace, prompt, executionId=execution_id, **options)
+    try:
+        final = print_events(events, as_json=as_json, waiting="Claude is working")
+    except KeyboardInterrupt:
+        return _interrupted(client, execution_id)
+    if not as_json:
+        output.summary(final)
+        _tell_session(final, workspace)
+    return output.outcome(final)
+
+
+def _client(url: str | None, token: str | None) -> AgentClient:
+    if url is None:
+        return local_client()
+    secret = configuration.read_secret(token, "--token") if token else configuration.client_token()
+    if secret is None:
+        raise click.UsageError("An agent's URL needs its token: --token TOKEN, --token @FILE or OCC_TOKEN.")
+    return AgentClient(url, secret)
+
+
+def upload(client: AgentClient, folder: Path) -> str:
+    """Send a folder as a new workspace; returns the workspace's id."""
+    folder = folder.resolve()
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "workspace"
+    workspace_id = f"{plain[:100]}-{secrets.token_hex(4)}"
+    with tempfile.TemporaryFile() as archive:
+        _pack(folder, archive)
+        archive.seek(0)
+        reply = client.upload(workspace_id, archive, name=folder.name or "workspace", description=f"from {folder.name}")
+    if reply["skipped"]:
+        names = ", ".join(entry["path"] for entry in reply["skipped"][:5])
+        output.note(f"left out, since it could run programs on the agent: {names}")
+    return workspace_id
+
+
+def _pack(folder: Path, archive: IO[bytes]) -> None:
+    paths = list(files_to_send(folder))
+    if not paths:
+        raise errors.InvalidRequest(f"{folder} has no files to send; choose another --dir.")
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    packed = pack(folder, archive, paths)
+    if size < _LARGE_BYTES or not sys.stderr.isatty():
+        for _ in packed:
+            pass
+        return
+    with click.progressbar(length=size, label=f"packing {folder.name}", file=sys.stderr) as bar:
+        for done in packed:
+            bar.update(done)
+
+
+def _interrupted(client: AgentClient, execution_id: str) -> int:
+    """Ask what is to become of the execution; without a terminal to ask on it is left running."""
+    choice = "l"
+    if sys.stdin.isatty():
+        click.echo(err=True)
+        choice = click.prompt("Leave it running or cancel it?", type=click.Choice(["l", "c"]), default="l", err=True)
+    if choice == "c":
+        client.cancel(execution_id)
+        click.echo("occ: cancelled.", err=True)
+    else:
+        click.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}` shows it.", err=True)
+    return 130
+
+
+def _tell_session(final: Event | None, workspace: str) -> None:
+    session: Any = final.data.get("sessionId") if final else None
+    if session:
+        output.note(f'go on with: occ run --workspace {workspace} --session {session} "…"')

@@ -1,0 +1,331 @@
+"""The HTTP clients: of an agent's or a hub's API (`AgentClient`), and of the hub's side for agents (`HubClient`).
+
+`AgentClient` is what `occ run` is built on and what a Python program imports. It keeps the promise of the API from the
+caller's side: a dropped connection is taken up again where it broke, and a lost reply never runs a prompt twice.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, cast
+from urllib.parse import quote, urlencode
+
+import urllib3
+
+from occ_app import __version__
+from occ_app.errors import Refused, Unreachable
+
+_CONNECT_SECONDS = 10.0
+_SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
+_PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
+_PIECE = 1 << 16
+_LARGEST_REPLY = 1 << 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of an execution: `seq` counts 1, 2, 3 …; `data` is its object."""
+
+    seq: int
+    name: str
+    data: dict[str, Any]
+
+    @property
+    def final(self) -> bool:
+        return self.name in ("complete", "error")
+
+
+class AgentClient:
+    """An agent's API. Every method raises Unreachable when nobody answers and Refused when the answer is an error."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
+        self._pool = urllib3.PoolManager(retries=False, maxsize=4)
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def health(self) -> dict[str, Any]:
+        return self._json("GET", "/health")
+
+    def upload(
+        self,
+        workspace_id: str,
+        archive: IO[bytes],
+        *,
+        name: str | None = None,
+        policy: str = "overwrite",
+        description: str = "",
+    ) -> dict[str, Any]:
+        """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply."""
+        fields = {
+            "workspaceId": workspace_id,
+            "name": name or workspace_id,
+            "processPolicy": policy,
+            "description": description,
+        }
+        boundary = uuid.uuid4().hex
+        with tempfile.TemporaryFile() as body:
+            _write_form(body, fields, archive, boundary)
+            length = body.tell()
+            body.seek(0)
+            headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+            return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
+
+    def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[Event]:
+        """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
+
+        With `executionId` among them an execution that exists with the same body is followed instead. A connection
+        that breaks is taken up again; the prompt runs once whatever happens to it.
+        """
+        body = {"executionId": f"exec-{uuid.uuid4()}", "workspaceId": workspace_id, "prompt": prompt, **options}
+
+        def open_stream(after: int) -> urllib3.BaseHTTPResponse:
+            headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
+            return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers)
+
+        return self._follow(open_stream, 0)
+
+    def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
+        """Yield an execution's events above `after`; to the last one, or to what is there without `follow`."""
+        path = f"/executions/{quote(execution_id, safe='')}/events" + ("" if follow else "?follow=0")
+
+        def open_stream(after: int) -> urllib3.BaseHTTPResponse:
+            return self._open("GET", path, headers={"Last-Event-ID": str(after)})
+
+        if not follow:
+            return (event for event in _parsed(open_stream(after)) if event is not None)
+        return self._follow(open_stream, after)
+
+    def execution(self, execution_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/executions/{quote(execution_id, safe='')}")
+
+    def executions(self, **filters: Any) -> dict[str, Any]:
+        """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
+        return self._json("GET", "/executions?" + urlencode(filters))
+
+    def cancel(self, execution_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel")
+
+    def workspaces(self) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self._json("GET", "/workspaces")["workspaces"])
+
+    def workspace(self, workspace_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/workspaces/{quote(workspace_id, safe='')}")
+
+    def delete_workspace(self, workspace_id: str) -> None:
+        self._json("DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
+
+    def archive(self, workspace_id: str, output: IO[bytes]) -> None:
+        """Write the workspace, as it is now, to `output` as a zip."""
+        response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive")
+        for piece in response.stream(_PIECE):
+            output.write(piece)
+
+    def _follow(self, open_stream: Any, after: int) -> Iterator[Event]:
+        """Yield events to the final one, opening the stream anew after the last seen event whenever it breaks."""
+        lost_since: float | None = None
+        pause = 0.1
+        while True:
+            try:
+                for event in _parsed(open_stream(after)):
+                    lost_since, pause = None, 0.1
+                    if event is None:
+                        continue
+                    after = max(after, event.seq)
+                    yield event
+                    if event.final:
+                        return
+            except Unreachable:
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _PATIENCE_SECONDS:
+                    raise
+            except Refused as refusal:
+                if refusal.status != 503:
+                    raise
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _PATIENCE_SECONDS:
+                    raise
+            time.sleep(pause)  # nothing can be waited for: the other side is away
+            pause = min(pause * 2, 5.0)
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        read_seconds: float = 60,
+    ) -> dict[str, Any]:
+        response = self._open(method, path, body=body, headers=headers, read_seconds=read_seconds)
+        return _body(response, self.url)
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        read_seconds: float = _SILENCE_SECONDS,
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            response = self._pool.request(
+                method,
+                self.url + path,
+                body=body,
+                headers={**self._headers, **(headers or {})},
+                preload_content=False,
+                redirect=False,
+                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds),
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise Unreachable(f"{self.url} does not answer ({_reason(error)}); is the agent running there?") from None
+        if response.status >= 300:
+            raise _refusal(response, self.url)
+        return response
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A hub's answer to a registration."""
+
+    agent_id: str
+    token: str
+    heartbeat_interval_seconds: float
+
+
+class HubClient:
+    """What an agent calls on its hub: small JSON replies, no redirects, bounded in time."""
+
+    def __init__(self, url: str, seconds: float = 10.0) -> None:
+        self.url = url
+        self._seconds = seconds
+        self._pool = urllib3.PoolManager(retries=False, maxsize=1)
+
+    def register(self, api_key: str, body: Mapping[str, Any]) -> Registration:
+        """Announce this agent. Raises Refused or Unreachable."""
+        reply = self._post("/api/agents/register", api_key, body)
+        try:
+            interval = float(reply.get("heartbeatIntervalSeconds", 30))
+            if not 1 <= interval <= 300 or not isinstance(reply["agentId"], str) or not isinstance(reply["token"], str):
+                raise ValueError
+            if not reply["agentId"] or not reply["token"].isascii() or not reply["token"].strip():
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise Unreachable(
+                f"{self.url} did not answer a registration as a hub does; check OCC_REMOTE_URL."
+            ) from None
+        return Registration(reply["agentId"], reply["token"], interval)
+
+    def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> None:
+        """Send one heartbeat. Raises Refused or Unreachable."""
+        self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
+
+    def _post(self, path: str, secret: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        headers = {
+            "Authorization": f"Bearer {secret}",
+            "Content-Type": "application/json",
+            "User-Agent": f"occ/{__version__}",
+        }
+        try:
+            response = self._pool.request(
+                "POST",
+                self.url + path,
+                body=json.dumps(body).encode(),
+                headers=headers,
+                preload_content=False,
+                redirect=False,
+                timeout=urllib3.Timeout(total=self._seconds),
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unreachable(f"The hub at {self.url} does not answer ({_reason(error)}).") from None
+        if not 200 <= response.status < 300:
+            raise _refusal(response, f"The hub at {self.url}")
+        return _body(response, self.url, time.monotonic() + self._seconds)
+
+
+def _write_form(body: IO[bytes], fields: Mapping[str, str], archive: IO[bytes], boundary: str) -> None:
+    for name, value in fields.items():
+        body.write(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode())
+    body.write(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="zip"; filename="workspace.zip"\r\n'
+        "Content-Type: application/zip\r\n\r\n".encode()
+    )
+    while piece := archive.read(_PIECE):
+        body.write(piece)
+    body.write(f"\r\n--{boundary}--\r\n".encode())
+
+
+def _parsed(response: urllib3.BaseHTTPResponse) -> Iterator[Event | None]:
+    """The events of a stream; None for a comment, which says that the other side lives."""
+    rest = b""
+    try:
+        with response:
+            while data := cast(urllib3.HTTPResponse, response).read1(_PIECE):
+                *frames, rest = (rest + data).split(b"\n\n")
+                for frame in frames:
+                    yield _event(frame)
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise Unreachable(f"The connection broke ({_reason(error)}).") from None
+
+
+def _event(frame: bytes) -> Event | None:
+    fields = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line and not line.startswith(b":"))
+    if b"data" not in fields:
+        return None
+    return Event(int(fields[b"id"]), fields[b"event"].decode(), json.loads(fields[b"data"]))
+
+
+def _body(response: urllib3.BaseHTTPResponse, url: str, deadline: float | None = None) -> dict[str, Any]:
+    content = b""
+    try:
+        while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
+            content += piece
+            if len(content) > 64 * _LARGEST_REPLY or (deadline and len(content) > _LARGEST_REPLY):
+                raise ValueError
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError("it answers too slowly")
+        reply = json.loads(content or b"{}")
+        if not isinstance(reply, dict):
+            raise ValueError
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Unreachable(f"{url} broke off its answer ({_reason(error)}).") from None
+    except ValueError:
+        raise Unreachable(f"{url} did not answer as OCC does; is the address right?") from None
+    else:
+        return cast(dict[str, Any], reply)
+    finally:
+        response.release_conn() if response.closed else response.close()
+
+
+def _refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
+    """What an error reply says: its own sentence when it is one of OCC's, else its status."""
+    after = response.headers.get("Retry-After", "")
+    try:
+        content = json.loads(cast(urllib3.HTTPResponse, response).read(_LARGEST_REPLY))
+        message, code = str(content["message"])[:1000], str(content["code"])
+    except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError):
+        message, code = f"{who} answered {response.status}; check the address and the token.", ""
+    finally:
+        response.close()
+    return Refused(message, response.status, code, float(after) if after.isdigit() else None)
+
+
+def _reason(error: BaseException) -> str:
+    cause: BaseException = error
+    while isinstance(cause, urllib3.exceptions.MaxRetryError) and cause.reason:
+        cause = cause.reason
+    if isinstance(cause, urllib3.exceptions.NameResolutionError):
+        return "its name is not known"
+    if isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)):
+        return "no answer in time"
+    inner = cause.__cause__ or cause.__context__ or cause
+    return (getattr(inner, "strerror", None) or type(inner).__name__).lower()

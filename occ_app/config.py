@@ -1,0 +1,323 @@
+"""Every setting of OCC and the only place that reads the environment.
+
+A flag wins over an environment variable, that over `config.toml` in the home, that over the default.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from occ_app.errors import ConfigError
+
+DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
+
+# What reaches the CLI from the operator's environment: how to find the model, how to get out, where its files are.
+# Everything else stays behind; docs/configuration.md lists them by purpose.
+CLI_ENVIRONMENT = frozenset(
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_MAX_OUTPUT_TOKENS", "CLAUDE_CODE_CLIENT_CERT", "CLAUDE_CODE_CLIENT_KEY", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE", "API_TIMEOUT_MS", "MAX_THINKING_TOKENS", "CLOUD_ML_REGION", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR"]
+)
+CLI_ENVIRONMENT_PREFIXES = (
+    "ANTHROPIC_",
+    "AWS_",
+    "CLAUDE_CODE_USE_",
+    "CLAUDE_CODE_SKIP_",
+    "LC_",
+    "VERTEX_REGION_",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings, checked. Times are in seconds, sizes in bytes."""
+
+    home: Path
+    api_key: str | None = field(default=None, repr=False)
+    remote_url: str | None = None
+    workers: int = 5
+    http_port: int = 0
+    public_url: str | None = None
+    bind_address: str = "127.0.0.1"
+    name: str = ""
+    labels: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    claude_bin: str | None = None
+    tools: tuple[str, ...] = DEFAULT_TOOLS
+    timeout_seconds: float = 1800
+    idle_timeout_seconds: float = 600
+    max_timeout_seconds: float = 86400
+    max_queue: int = 1000
+    max_streams: int = 600
+    max_prompt_bytes: int = 8 * 1024 * 1024
+    max_upload_bytes: int = 100_000_000
+    max_unpacked_bytes: int = 100_000_000
+    max_files: int = 50_000
+    max_output_bytes: int = 256_000_000
+    cli_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def database(self) -> Path:
+        return self.home / "occ.db"
+
+    @property
+    def queue(self) -> Path:
+        return self.home / "queue.db"
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state.json"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.home / "daemon.pid"
+
+    @property
+    def run(self) -> Path:
+        """What lives only as long as the daemon: doorbells, uploads under way, daemon.json."""
+        return self.home / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def workspaces(self) -> Path:
+        return self.home / "workspaces"
+
+    def make_folders(self) -> None:
+        """Create the home and its folders, closed to everyone else."""
+        folders = ("", "lock", "workspaces", "logs", "run", "run/tail", "run/worker", "run/uploads", "run/queue")
+        for folder in folders:
+            (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _text(value: str) -> str:
+    if not value.strip() or any(ord(c) < 32 for c in value):
+        raise ValueError("it must be text on one line")
+    return value.strip()
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError("it must be a whole number") from None
+        if not least <= number <= most:
+            raise ValueError(f"it must be between {least} and {most}")
+        return number
+
+    return parse
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("it must be a number of seconds") from None
+    if not 0 < number <= 10_000_000:
+        raise ValueError("it must be more than 0 and at most 10000000 seconds")
+    return number
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(_text(value))
+    try:
+        parts.port  # noqa: B018 - reading it is the check: urlsplit raises for a port that is no number
+    except ValueError:
+        raise ValueError("its port must be a number up to 65535") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError("it must look like https://hub.example.com")
+    return value.strip().rstrip("/")
+
+
+def _list(value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def _secret(value: str) -> str:
+    """A secret, or @FILE: the secret is the file's first line."""
+    if value.startswith("@"):
+        try:
+            value = Path(value[1:]).expanduser().read_text(encoding="utf-8").partition("\n")[0]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"its file cannot be read ({type(error).__name__})") from None
+    value = value.strip()
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("it must be printable ASCII without spaces")
+    return value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: the name it has in config.toml (its variable is OCC_ and the name in capitals), reader, meaning."""
+
+    name: str
+    parse: Callable[[str], Any]
+    meaning: str
+
+    @property
+    def variable(self) -> str:
+        return "OCC_" + self.name.upper()
+
+
+# The flags that are not called as their setting.
+_FLAGS = {"http_port": "--port", "labels": "--label", "allowed_hosts": "--allowed-host"}
+
+_SIZE = _whole(1, 1 << 40)
+
+SETTINGS = (
+    Setting("api_key", _secret, "key to register with at the hub, or @FILE"),
+    Setting("remote_url", _url, "address of the hub; without one the agent is standalone"),
+    Setting("workers", _whole(1, 256), "executions at once"),
+    Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
+    Setting("public_url", _url, "address under which the hub can reach this agent"),
+    Setting("bind_address", _text, "address to listen on; 127.0.0.1, or 0.0.0.0 with a hub"),
+    Setting("name", _text, "name of this agent; the machine's name"),
+    Setting("labels", _list, "comma-separated labels for placement"),
+    Setting("allowed_hosts", _list, "comma-separated further Host names to answer to"),
+    Setting("claude_bin", _text, "path of the Claude Code CLI; `claude` on PATH"),
+    Setting("tools", _list, "comma-separated tools Claude may use"),
+    Setting("timeout_seconds", _seconds, "an execution's time limit"),
+    Setting("idle_timeout_seconds", _seconds, "an execution's limit on silence"),
+    Setting("max_timeout_seconds", _seconds, "highest limit a request may ask for"),
+    Setting("max_queue", _whole(1, 1_000_000), "executions that may wait"),
+    Setting("max_streams", _whole(1, 10_000), "event streams open at once"),
+    Setting("max_prompt_bytes", _SIZE, "size of a prompt"),
+    Setting("max_upload_bytes", _SIZE, "size of an uploaded zip"),
+    Setting("max_unpacked_bytes", _SIZE, "size of a workspace when unpacked"),
+    Setting("max_files", _whole(1, 10_000_000), "entries in an uploaded zip"),
+    Setting("max_output_bytes", _SIZE, "stored output of one execution"),
+)
+
+
+def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """Read all settings. `flags` maps names of settings to what the command line said (None: nothing).
+
+    Raises ConfigError naming the flag, the variable or the line of config.toml that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    home = home_folder(environ)
+    stored = _read_toml(home / "config.toml")
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        flag = (flags or {}).get(setting.name)
+        if flag is not None:
+            source, raw = _FLAGS.get(setting.name, f"--{setting.name.replace('_', '-')}"), str(flag)
+        elif environ.get(setting.variable):
+            source, raw = setting.variable, environ[setting.variable]
+        elif setting.name in stored:
+            source, raw = f"{home / 'config.toml'}, {setting.name}", stored[setting.name]
+        else:
+            continue
+        try:
+            values[setting.name] = setting.parse(raw)
+        except ValueError as error:
+            shown = "" if setting.parse is _secret else f" {raw[:60]!r}"
+            raise ConfigError(f"{source}{shown} cannot be used: {error}.") from None
+    return _completed(home, values, environ)
+
+
+def _completed(home: Path, values: dict[str, Any], environ: Mapping[str, str]) -> Config:
+    values.setdefault("name", socket.gethostname())
+    values.setdefault("bind_address", "0.0.0.0" if values.get("remote_url") else "127.0.0.1")  # noqa: S104 - the product's documented default with a hub
+    values["tools"] = values.get("tools") or DEFAULT_TOOLS
+    for tool in values["tools"]:
+        if tool.startswith("-"):
+            raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
+    config = Config(home=home, cli_environment=_cli_environment(environ), **values)
+    if config.timeout_seconds > config.max_timeout_seconds:
+        raise ConfigError("OCC_TIMEOUT_SECONDS is above OCC_MAX_TIMEOUT_SECONDS; lower it or raise the maximum.")
+    return config
+
+
+def home_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """The folder that holds everything OCC keeps: OCC_HOME, or ~/.occ."""
+    environ = os.environ if environ is None else environ
+    return Path(environ.get("OCC_HOME") or "~/.occ").expanduser().absolute()
+
+
+def client_token() -> str | None:
+    """The token that `occ run` sends to another agent: OCC_TOKEN, or @FILE in it.
+
+    Raises ConfigError when it cannot be read.
+    """
+    value = os.environ.get("OCC_TOKEN")
+    return read_secret(value, "OCC_TOKEN") if value else None
+
+
+def read_secret(value: str, source: str) -> str:
+    """A secret as the person gave it: itself or @FILE. Raises ConfigError naming `source`."""
+    try:
+        return _secret(value)
+    except ValueError as error:
+        raise ConfigError(f"{source} cannot be used: {error}.") from None
+
+
+def _read_toml(path: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; mend it or move it away.") from None
+    known = {setting.name for setting in SETTINGS}
+    unknown = sorted(set(content) - known)
+    if unknown:
+        raise ConfigError(f"{path} has a setting OCC does not know: {unknown[0]}; docs/configuration.md lists them.")
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()
+    }
+
+
+def _cli_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    chosen = {
+        name: value
+        for name, value in environ.items()
+        if name in CLI_ENVIRONMENT or name.startswith(CLI_ENVIRONMENT_PREFIXES)
+    }
+    # Without HOME the CLI falls back to the password file; saying it outright keeps what runs and what is seen alike.
+    chosen.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
+    chosen.setdefault("PATH", os.defpath)
+    return chosen
+
+
+def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
+    """The environment of a daemon's process: all settings as resolved, and what the CLI may need.
+
+    The API key goes only where `secrets` is true: to the process that registers.
+    """
+    environ = dict(config.cli_environment)
+    environ["OCC_HOME"] = str(config.home)
+    for setting in SETTINGS:
+        value = getattr(config, setting.name)
+        if value in (None, (), "") or (setting.parse is _secret and not secrets):
+            continue
+        environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
+    for name in ("VIRTUAL_ENV", "PYTHONPATH"):
+        if name in os.environ:
+            environ[name] = os.environ[name]
+    return environ
+
+
+def inherited_socket() -> int | None:
+    """The file descriptor of the listening socket that the supervisor bound, or None under a plain Procfile runner."""
+    value = os.environ.get("OCC_LISTEN_FD")
+    return int(value) if value else None
+
+
+def listening_port() -> int:
+    """The port that the supervisor bound, or the configured one under a plain Procfile runner."""
+    return int(os.environ.get("OCC_LISTEN_PORT") or load().http_port)
+
+
+def setting_names() -> list[str]:
+    """The names of all settings, as they stand in config.toml."""
+    return [f.name for f in fields(Config) if f.name not in ("home", "cli_environment")]

@@ -1,0 +1,73 @@
+"""Rings between processes: a datagram to every listener in a folder, sent after a commit.
+
+A ring carries a short key and no data: the rows are the truth, and every listener re-reads them now and then anyway.
+So a lost ring costs a little time and never an event, and a sender never waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+_LONGEST = 256
+
+
+class Doorbell:
+    """One listener: a datagram socket of its own in `folder`, readable when somebody rang."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"{os.getpid()}-{os.urandom(4).hex()}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        with _short_path(folder) as short:
+            self._socket.bind(f"{short}/{self._path.name}")
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def keys(self) -> set[str]:
+        """What was rung for since the last call; never waits."""
+        rung = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                rung.add(self._socket.recv(_LONGEST).decode())
+        return rung
+
+    def close(self) -> None:
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+
+class Ringer:
+    """The sending side: rings every listener in `folder`. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._socket: socket.socket | None = None
+        self._directory = -1
+
+    def ring(self, key: str) -> None:
+        """Tell every listener about `key`; a full or dead one is passed over."""
+        if self._socket is None:
+            self._directory = os.open(self._folder, os.O_DIRECTORY | os.O_CLOEXEC)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        for name in os.listdir(self._folder):
+            try:
+                self._socket.sendto(key.encode(), f"/proc/self/fd/{self._directory}/{name}")
+            except ConnectionRefusedError:
+                # Its process is gone without a word; the file would be tried for ever.
+                (self._folder / name).unlink(missing_ok=True)
+            except OSError:
+                continue
+
+
+@contextlib.contextmanager
+def _short_path(folder: Path) -> Iterator[str]:
+    """A path to `folder` short enough for a socket address, which holds 107 bytes however deep the home is."""
+    descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""Everything that can go wrong in a way a person or a program should be told about.
+
+OCCError
+├── ConfigError            a flag, a variable or config.toml is wrong
+├── AlreadyRunning         another daemon holds this home
+├── NotRunning             there is no daemon in this home
+├── StartFailed            the daemon could not be brought up
+├── SchemaTooNew           occ.db was written by a newer OCC
+├── Unreachable            no answer from an agent or a hub
+├── Refused                an agent or a hub answered with an error
+└── RequestError           a request that cannot be served; carries the wire's `code` and `details`
+    ├── InvalidRequest     well-formed but wrong
+    │   └── ArchiveError   a zip that is not taken, with a ZIP_… code
+    ├── NotFound           no such workspace or execution
+    ├── Conflict           it exists with another body, or is busy
+    ├── TooLarge           over a size limit
+    ├── QueueFull          as many executions wait as may
+    ├── Unavailable        stopping, too many streams, or busy: try again later
+    └── NoSpace            the disk is full
+
+Domain code raises these where the fact is known; `web.py` turns them into HTTP, `cli/` into a sentence and an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class OCCError(Exception):
+    """The base of all: its text is one sentence that says what to do next."""
+
+
+class ConfigError(OCCError):
+    """Raised when a flag, an environment variable or config.toml has a value OCC cannot use."""
+
+
+class AlreadyRunning(OCCError):
+    """Raised when another daemon holds the lock of this home."""
+
+
+class NotRunning(OCCError):
+    """Raised when a command needs the daemon of this home and there is none."""
+
+
+class StartFailed(OCCError):
+    """Raised when the daemon cannot be brought up: port in use, unwritable home, a part that keeps dying."""
+
+
+class SchemaTooNew(StartFailed):
+    """Raised when occ.db has a schema that this version of OCC does not know."""
+
+
+class Unreachable(OCCError):
+    """Raised when an agent or a hub does not answer."""
+
+
+class Refused(OCCError):
+    """Raised when an agent or a hub answers with an error."""
+
+    def __init__(self, message: str, status: int, code: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+
+class RequestError(OCCError):
+    """The base of what a caller of the API is told: `code` of the wire contract, a sentence, and details."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = dict(details or {})
+
+
+class InvalidRequest(RequestError):
+    """Raised when a request is well-formed but says something that cannot be done."""
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None, code: str = "INVALID_REQUEST") -> None:
+        super().__init__(code, message, details)
+
+
+class ArchiveError(InvalidRequest):
+    """Raised when an uploaded zip is not taken; `code` begins with ZIP_."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, details, code)
+
+
+class NotFound(RequestError):
+    """Raised when a workspace or an execution does not exist."""
+
+
+class Conflict(RequestError):
+    """Raised when an execution exists with another body, or a workspace is in use."""
+
+
+class TooLarge(RequestError):
+    """Raised when a body or a zip is over its size limit."""
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__("BODY_TOO_LARGE", message, details)
+
+
+class QueueFull(RequestError):
+    """Raised when OCC_MAX_QUEUE executions wait already."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(
+            "QUEUE_FULL",
+            f"{waiting} executions are waiting already; try again when some have run, or raise OCC_MAX_QUEUE.",
+            {"queued": waiting},
+        )
+
+
+class Unavailable(RequestError):
+    """Raised when a request cannot be served right now and may be repeated."""
+
+
+class NoSpace(RequestError):
+    """Raised when there is no room on the disk for what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("NO_SPACE", "The agent's disk is full; free some space under its home folder and try again.")

@@ -1,0 +1,434 @@
+"""Executions and their events: the rows every promise of OCC is kept by, and all SQL on them.
+
+States go queued → running → succeeded | failed | cancelled; a queued one may end without running. Each change is one
+UPDATE that names the state it starts from, so whoever loses a race learns it. The final event and the final state are
+one transaction, and nothing is ever appended after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from occ_app import errors
+from occ_app.db import Database
+from occ_app.identity import ProcessIdentity
+
+FINAL_STATES = ("succeeded", "failed", "cancelled")
+STATES = ("queued", "running", *FINAL_STATES)
+FINAL_EVENTS = ("complete", "error")
+
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks to be run; limits in seconds."""
+
+    execution_id: str
+    workspace_id: str
+    prompt: str
+    timeout_seconds: float
+    idle_timeout_seconds: float
+    model: str | None
+    max_turns: int | None
+    max_budget_usd: float | None
+    session_id: str | None
+    hash: str
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it."""
+
+    number: int
+    execution_id: str
+    workspace_id: str
+    state: str
+    request_hash: str
+    prompt: str | None
+    timeout_seconds: float
+    idle_timeout_seconds: float
+    requested_model: str | None
+    max_turns: int | None
+    max_budget_usd: float | None
+    resume_session_id: str | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    stop_requested: str | None
+    owner_boot_id: str | None
+    owner_pid: int | None
+    owner_start: int | None
+    deadline: float | None
+    exit_code: int | None
+    signal: int | None
+    error_code: str | None
+    error_message: str | None
+    session_id: str | None
+    model: str | None
+    claude_version: str | None
+    cost_usd: float | None
+    usage: Any
+    num_turns: int | None
+    duration_ms: int | None
+    last_seq: int
+    position: int | None
+
+    @property
+    def over(self) -> bool:
+        return self.state in FINAL_STATES
+
+    @property
+    def owner(self) -> ProcessIdentity | None:
+        if self.owner_boot_id is None or self.owner_pid is None or self.owner_start is None:
+            return None
+        return ProcessIdentity(self.owner_boot_id, self.owner_pid, self.owner_start)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event as stored: `data` is one JSON object, as text."""
+
+    seq: int
+    name: str
+    data: str
+
+    @cached_property
+    def sse(self) -> bytes:
+        """The event as a server-sent event; built once however many readers it has."""
+        # JSON escapes every line break, so the data is one line whatever the CLI printed.
+        return f"id: {self.seq}\nevent: {self.name}\ndata: {self.data}\n\n".encode()
+
+    @property
+    def final(self) -> bool:
+        return self.name in FINAL_EVENTS
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an execution ended: its final event, and what its row keeps of it."""
+
+    state: str
+    event: str
+    data: Mapping[str, Any]
+    usage: Any = None
+
+    @classmethod
+    def failure(cls, code: str, message: str, **extra: Any) -> Outcome:
+        """The outcome for an error code of the wire contract; extra keys (exitCode, signal) go into the event."""
+        state = "cancelled" if code == "EXECUTION_CANCELLED" else "failed"
+        kept = {key: value for key, value in extra.items() if value is not None}
+        return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": milliseconds()})
+
+
+_COLUMNS = """
+    x.*,
+    coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq,
+    CASE x.state WHEN 'queued' THEN
+        (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)
+    END AS position
+"""
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def iso_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def request_hash(body: Mapping[str, Any]) -> str:
+    """Tells whether two bodies ask for the same: SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution, bool]:
+    """Accept an execution: its row and its `queued` event, safely on disk. Returns it and whether it is new.
+
+    The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
+    unknown workspace, QueueFull.
+    """
+    with db.write() as connection:
+        existing = _one(connection, "x.execution_id = ?", (request.execution_id,))
+        if existing is not None:
+            if existing.request_hash != request.hash:
+                raise errors.Conflict(
+                    "EXECUTION_CONFLICT",
+                    f"Execution {request.execution_id} exists with another body; choose a new executionId.",
+                    {"executionId": request.execution_id},
+                )
+            return existing, False
+        workspace = connection.execute(
+            "SELECT 1 FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
+        ).fetchone()
+        if workspace is None:
+            raise workspace_not_found(request.workspace_id)
+        ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
+        if ahead >= max_queue:
+            raise errors.QueueFull(ahead)
+        number = connection.execute(
+            """
+            INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
+                idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at)
+            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            (
+                request.execution_id,
+                request.workspace_id,
+                request.hash,
+                request.prompt,
+                request.timeout_seconds,
+                request.idle_timeout_seconds,
+                request.model,
+                request.max_turns,
+                request.max_budget_usd,
+                request.session_id,
+                iso_now(),
+            ),
+        ).lastrowid
+        assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
+        _insert(connection, number, 1, [("queued", {"position": ahead, "timestamp": milliseconds()})])
+        created = _one(connection, "x.number = ?", (number,))
+        assert created is not None  # noqa: S101 - inserted above, in this transaction
+        return created, True
+
+
+def workspace_not_found(workspace_id: str) -> errors.NotFound:
+    return errors.NotFound(
+        "WORKSPACE_NOT_FOUND",
+        f"There is no workspace {workspace_id}; upload it first with POST /workspace/init.",
+        {"workspaceId": workspace_id},
+    )
+
+
+def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
+    """Take the oldest queued execution whose workspace is idle, for `owner`, whichever id rang; None if there is none.
+
+    An execution is claimed once ever: the UPDATE starts from 'queued', and it is on disk before the CLI starts.
+    """
+    with db.write() as connection:
+        row = connection.execute(
+            """
+            UPDATE executions SET state = 'running', started_at = ?, owner_boot_id = ?, owner_pid = ?, owner_start = ?,
+                deadline = ? + timeout_seconds
+            WHERE number = (
+                SELECT q.number FROM executions q
+                WHERE q.state = 'queued' AND NOT EXISTS (
+                    SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+                ORDER BY q.number LIMIT 1)
+            RETURNING number
+            """,
+            (iso_now(), owner.boot_id, owner.pid, owner.start, time.monotonic()),
+        ).fetchone()
+        return None if row is None else _one(connection, "x.number = ?", (row["number"],))
+
+
+def claimable(db: Database) -> int:
+    """How many executions could start right now, had they a worker: one for each idle workspace with a queue."""
+    with db.read() as connection:
+        count: int = connection.execute(
+            """
+            SELECT count(DISTINCT workspace_id) FROM executions q WHERE state = 'queued' AND NOT EXISTS (
+                SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+            """
+        ).fetchone()[0]
+    return count
+
+
+def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Store events of a running execution, the first of them as `first_seq`, in one transaction.
+
+    Not waited for on disk: the state change that ends the execution is, and it comes after them in the same file.
+    """
+    with db.write(durable=False) as connection:
+        _insert(connection, number, first_seq, events)
+
+
+def started(db: Database, number: int, session_id: str | None, model: str | None, version: str | None) -> None:
+    """Note what the CLI said of itself at its init line."""
+    with db.write(durable=False) as connection:
+        connection.execute(
+            "UPDATE executions SET session_id = ?, model = ?, claude_version = ? WHERE number = ? AND state = 'running'",
+            (session_id, model, version, number),
+        )
+
+
+def finish(db: Database, number: int, outcome: Outcome) -> bool:
+    """End a running execution: the final event and the state in one transaction. False when it was over already."""
+    with db.write() as connection:
+        return _finish(connection, number, outcome, "running")
+
+
+def request_stop(db: Database, execution_id: str, code: str, message: str) -> Execution:
+    """Ask that an execution ends with `code`. A queued one ends here; a running one by its worker, which must be rung.
+
+    Harmless when it is over. Raises NotFound.
+    """
+    with db.write() as connection:
+        execution = _one(connection, "x.execution_id = ?", (execution_id,))
+        if execution is None:
+            raise execution_not_found(execution_id)
+        if execution.state == "queued":
+            _finish(connection, execution.number, Outcome.failure(code, message), "queued")
+        elif execution.state == "running":
+            connection.execute(
+                "UPDATE executions SET stop_requested = coalesce(stop_requested, ?) WHERE number = ?",
+                (code, execution.number),
+            )
+        after = _one(connection, "x.number = ?", (execution.number,))
+        assert after is not None  # noqa: S101 - read above, in this transaction
+        return after
+
+
+def stop_requested(db: Database, number: int) -> str | None:
+    """The error code somebody asked a running execution to end with."""
+    with db.read() as connection:
+        row = connection.execute("SELECT stop_requested FROM executions WHERE number = ?", (number,)).fetchone()
+        return row["stop_requested"] if row else None
+
+
+def get(db: Database, execution_id: str) -> Execution:
+    """One execution. Raises NotFound."""
+    with db.read() as connection:
+        execution = _one(connection, "x.execution_id = ?", (execution_id,))
+    if execution is None:
+        raise execution_not_found(execution_id)
+    return execution
+
+
+def execution_not_found(execution_id: str) -> errors.NotFound:
+    return errors.NotFound(
+        "EXECUTION_NOT_FOUND",
+        f"There is no execution {execution_id}; GET /executions lists those there are.",
+        {"executionId": execution_id},
+    )
+
+
+def listing(
+    db: Database,
+    *,
+    state: str | None = None,
+    workspace_id: str | None = None,
+    since: str | None = None,
+    before: int | None = None,
+    limit: int = 50,
+) -> tuple[list[Execution], int | None]:
+    """Executions, newest first, and the value of `before` for the next page (None: this is the last)."""
+    conditions, values = ["1"], list[Any]()
+    for condition, value in (
+        ("x.state = ?", state),
+        ("x.workspace_id = ?", workspace_id),
+        ("x.created_at >= ?", since),
+        ("x.number < ?", before),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    with db.read() as connection:
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM executions x WHERE {' AND '.join(conditions)} ORDER BY x.number DESC LIMIT ?",  # noqa: S608 - the conditions are the literals above
+            (*values, limit + 1),
+        ).fetchall()
+    found = [_execution(row) for row in rows[:limit]]
+    return found, found[-1].number if len(rows) > limit else None
+
+
+def running(db: Database) -> list[Execution]:
+    """Everything that is marked as running, oldest first."""
+    with db.read() as connection:
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM executions x WHERE x.state = 'running' ORDER BY x.number"  # noqa: S608 - no values in it
+        ).fetchall()
+    return [_execution(row) for row in rows]
+
+
+def counts(db: Database) -> tuple[int, int]:
+    """How many run and how many wait."""
+    with db.read() as connection:
+        row = connection.execute(
+            """SELECT (SELECT count(*) FROM executions WHERE state = 'running') AS running,
+                      (SELECT count(*) FROM executions WHERE state = 'queued') AS queued"""
+        ).fetchone()
+    return row["running"], row["queued"]
+
+
+def events_after(db: Database, number: int, after: int, limit: int = 1000) -> list[Event]:
+    """Up to `limit` events with a seq above `after`, in order."""
+    with db.read() as connection:
+        rows = connection.execute(
+            "SELECT seq, event, data FROM events WHERE execution = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (number, after, limit),
+        ).fetchall()
+    return [Event(*row) for row in rows]
+
+
+def final_event(db: Database, number: int) -> Event | None:
+    """The event that ended an execution, None while it is not over."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT seq, event, data FROM events WHERE execution = ? ORDER BY seq DESC LIMIT 1", (number,)
+        ).fetchone()
+    event = Event(*row) if row else None
+    return event if event and event.final else None
+
+
+def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str) -> bool:
+    seq = 1 + connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()[0]
+    data = outcome.data
+    won = connection.execute(
+        """
+        UPDATE executions SET state = ?, finished_at = ?, last_seq = ?, exit_code = ?, signal = ?, error_code = ?,
+            error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, usage = ?, num_turns = ?,
+            duration_ms = ?
+        WHERE number = ? AND state = ?
+        """,
+        (
+            outcome.state,
+            iso_now(),
+            seq,
+            data.get("exitCode"),
+            data.get("signal"),
+            data.get("code"),
+            data.get("message"),
+            data.get("sessionId"),
+            data.get("costUsd"),
+            None if outcome.usage is None else to_json(outcome.usage),
+            data.get("numTurns"),
+            data.get("durationMs"),
+            number,
+            from_state,
+        ),
+    ).rowcount
+    if won:
+        _insert(connection, number, seq, [(outcome.event, data)])
+    return bool(won)
+
+
+def _insert(
+    connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]
+) -> None:
+    connection.executemany(
+        "INSERT INTO events (execution, seq, event, data) VALUES (?, ?, ?, ?)",
+        [(number, seq, name, to_json(data)) for seq, (name, data) in enumerate(events, first_seq)],
+    )
+
+
+def _one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM executions x WHERE {condition}", values).fetchone()  # noqa: S608 - callers pass literals
+    return None if row is None else _execution(row)
+
+
+def _execution(row: sqlite3.Row) -> Execution:
+    values = dict(row)
+    values["last_seq"] = values.pop("newest_seq")
+    values["usage"] = None if values["usage"] is None else json.loads(values["usage"])
+    return Execution(**values)

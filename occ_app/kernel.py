@@ -1,0 +1,37 @@
+"""What OCC asks of Linux beyond Python's library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask for `number` to be sent to this process when `parent`, its parent, dies; leave at once if it is dead.
+
+    Stays in force across exec. The parent's thread that forked counts, so fork from a main thread.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def become_subreaper() -> None:
+    """From now on orphans below this process become its children."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two paths in one atomic step. Raises OSError."""
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(other))

@@ -1,0 +1,258 @@
+"""Every body and query on the agent's wire, as marshmallow schemas: what is accepted, and what is answered.
+
+`/openapi.json` is generated from these, so the document and the checks cannot differ. Names on the wire are camelCase,
+in Python snake_case.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, validate
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_ID = re.compile(ID_PATTERN.replace("$", r"\Z"))
+_UUID = re.compile(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+_MODEL = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}\Z")
+
+STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+def _check_id(value: str) -> None:
+    if not _ID.match(value) or value.endswith("."):
+        raise ValidationError(
+            "Must be 1 to 128 letters, digits, dots, underscores or hyphens, begin with a letter or digit "
+            "and not end with a dot."
+        )
+
+
+def _check_text(value: str) -> None:
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+        raise ValidationError("Must be Unicode text without lone surrogates.")
+
+
+def _check_one_line(value: str) -> None:
+    _check_text(value)
+    if any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise ValidationError("Must be one line of text.")
+
+
+def _check_prompt(value: str) -> None:
+    _check_text(value)
+    if not value.strip():
+        raise ValidationError("Must not be empty.")
+
+
+def _check_model(value: str) -> None:
+    if not _MODEL.match(value):
+        raise ValidationError("Must be the name of a model.")
+
+
+def _check_session(value: str) -> None:
+    if not _UUID.match(value):
+        raise ValidationError("Must be a session's UUID, as an execution's sessionId tells it.")
+
+
+class Id(fields.String):
+    """The id of a workspace or an execution."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate=_check_id, metadata={"pattern": ID_PATTERN}, **kwargs)
+
+
+class _Request(Schema):
+    class Meta:
+        unknown = RAISE
+        ordered = True
+
+
+class _Seconds(fields.Float):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=10_000_000), **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, (bool, str)):
+            raise ValidationError("Must be a number.")
+        return super()._deserialize(value, *args, **kwargs)
+
+
+class _WholeNumber(fields.Integer):
+    """A JSON number without a fraction; true and "3" are none."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, (bool, str)):
+            raise ValidationError("Must be a whole number.")
+        return super()._deserialize(value, *args, **kwargs)
+
+
+class InitForm(_Request):
+    """The text parts of POST /workspace/init; the zip is the file part `zip`."""
+
+    workspace_id = Id(data_key="workspaceId", required=True)
+    name = fields.String(required=True, validate=[validate.Length(1, 200), _check_one_line])
+    process_policy = fields.String(
+        data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse"])
+    )
+    description = fields.String(load_default="", validate=[validate.Length(max=10_000), _check_text])
+
+
+class ExecuteBody(_Request):
+    """The body of POST /execute."""
+
+    execution_id = Id(data_key="executionId", required=True)
+    workspace_id = Id(data_key="workspaceId", required=True)
+    prompt = fields.String(required=True, validate=_check_prompt)
+    timeout_seconds = _Seconds(data_key="timeoutSeconds")
+    idle_timeout_seconds = _Seconds(data_key="idleTimeoutSeconds")
+    model = fields.String(validate=_check_model)
+    max_turns = _WholeNumber(data_key="maxTurns", strict=True, validate=validate.Range(1, 10_000))
+    max_budget_usd = _Seconds(data_key="maxBudgetUsd")
+    session_id = fields.String(data_key="sessionId", validate=_check_session)
+
+
+class ListQuery(_Request):
+    """The query of GET /executions."""
+
+    state = fields.String(validate=validate.OneOf(STATES))
+    workspace_id = Id(data_key="workspaceId")
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 1000))
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+class EventsQuery(_Request):
+    """The query of GET /executions/{id}/events. `after` is checked apart: it has an error code of its own."""
+
+    after = fields.String()
+    follow = fields.Boolean(load_default=True)
+
+
+class NoQuery(_Request):
+    """No query parameters."""
+
+
+class ExecutionRecord(Schema):
+    """An execution as it stands."""
+
+    execution_id = fields.String(data_key="executionId")
+    workspace_id = fields.String(data_key="workspaceId")
+    state = fields.String(validate=validate.OneOf(STATES))
+    prompt = fields.String(allow_none=True)
+    position = fields.Integer(allow_none=True)
+    created_at = fields.String(data_key="createdAt")
+    started_at = fields.String(data_key="startedAt", allow_none=True)
+    finished_at = fields.String(data_key="finishedAt", allow_none=True)
+    exit_code = fields.Integer(data_key="exitCode", allow_none=True)
+    signal = fields.Integer(allow_none=True)
+    error_code = fields.String(data_key="errorCode", allow_none=True)
+    error_message = fields.String(data_key="errorMessage", allow_none=True)
+    session_id = fields.String(data_key="sessionId", allow_none=True)
+    model = fields.String(allow_none=True)
+    claude_version = fields.String(data_key="claudeVersion", allow_none=True)
+    cost_usd = fields.Float(data_key="costUsd", allow_none=True)
+    usage = fields.Raw(allow_none=True)
+    num_turns = fields.Integer(data_key="numTurns", allow_none=True)
+    duration_ms = fields.Integer(data_key="durationMs", allow_none=True)
+    last_seq = fields.Integer(data_key="lastSeq")
+
+
+class ExecutionList(Schema):
+    """A page of executions, newest first."""
+
+    executions = fields.List(fields.Nested(ExecutionRecord))
+    next = fields.Integer(allow_none=True)
+
+
+class SkippedEntry(Schema):
+    """An entry of the zip that was left out."""
+
+    path = fields.String()
+    reason = fields.String()
+
+
+class InitReply(Schema):
+    """The answer to POST /workspace/init."""
+
+    status = fields.String(validate=validate.Equal("success"))
+    workspace_id = fields.String(data_key="workspaceId")
+    path = fields.String()
+    reused = fields.Boolean()
+    files = fields.Integer()
+    bytes = fields.Integer()
+    skipped = fields.List(fields.Nested(SkippedEntry))
+
+
+class WorkspaceRecord(Schema):
+    """A workspace as it stands."""
+
+    workspace_id = fields.String(data_key="workspaceId")
+    name = fields.String()
+    description = fields.String()
+    path = fields.String()
+    files = fields.Integer()
+    bytes = fields.Integer()
+    skipped = fields.List(fields.Nested(SkippedEntry))
+    created_at = fields.String(data_key="createdAt")
+    updated_at = fields.String(data_key="updatedAt")
+
+
+class WorkspaceList(Schema):
+    """All workspaces, by id."""
+
+    workspaces = fields.List(fields.Nested(WorkspaceRecord))
+
+
+class Deleted(Schema):
+    """The answer to a DELETE."""
+
+    status = fields.String(validate=validate.Equal("success"))
+
+
+class HeartbeatState(Schema):
+    """The heartbeat towards the hub."""
+
+    last_successful_at = fields.String(data_key="lastSuccessfulAt", allow_none=True)
+    consecutive_failures = fields.Integer(data_key="consecutiveFailures")
+    seq_num = fields.Integer(data_key="seqNum")
+
+
+class WorkerState(Schema):
+    """How many executions can run at once, and how many do."""
+
+    total = fields.Integer()
+    busy = fields.Integer()
+
+
+class QueueState(Schema):
+    """How many executions wait."""
+
+    depth = fields.Integer()
+
+
+class ClaudeState(Schema):
+    """The CLI that this agent runs."""
+
+    version = fields.String(allow_none=True)
+    path = fields.String(allow_none=True)
+
+
+class Health(Schema):
+    """The answer to GET /health."""
+
+    status = fields.String(validate=validate.OneOf(["healthy", "degraded"]))
+    version = fields.String()
+    uptime = fields.Float()
+    heartbeat = fields.Nested(HeartbeatState)
+    workers = fields.Nested(WorkerState)
+    queue = fields.Nested(QueueState)
+    claude = fields.Nested(ClaudeState)
+    problems = fields.List(fields.String())
+
+
+class Error(Schema):
+    """Every refusal."""
+
+    status = fields.String(validate=validate.Equal("error"))
+    code = fields.String()
+    message = fields.String()
+    details = fields.Dict()

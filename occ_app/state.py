@@ -1,0 +1,90 @@
+"""state.json: who this agent is. Its id and its token survive restarts; a hub's answer replaces them in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from occ_app.errors import StartFailed
+
+
+@dataclass(frozen=True)
+class State:
+    """`agent_id` is the hub's name for this agent (None when it never registered); `token` opens the agent's API."""
+
+    token: str = field(repr=False)
+    agent_id: str | None = None
+    heartbeat_interval_seconds: float = 30
+    remote_url: str | None = None
+
+
+def new_token() -> str:
+    return "occ_" + secrets.token_urlsafe(32)
+
+
+def load(path: Path) -> State | None:
+    """The stored state, None when there is none. Raises StartFailed when it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return State(
+            token=_text(content["token"]),
+            agent_id=None if content.get("agentId") is None else _text(content["agentId"]),
+            heartbeat_interval_seconds=float(content.get("heartbeatIntervalSeconds", 30)),
+            remote_url=content.get("remoteUrl"),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise StartFailed(f"{path} cannot be read; move it away and start again to get a new token.") from None
+
+
+def save(path: Path, state: State) -> None:
+    """Replace the state atomically; readable by its owner only."""
+    content = {
+        "agentId": state.agent_id,
+        "token": state.token,
+        "heartbeatIntervalSeconds": state.heartbeat_interval_seconds,
+        "remoteUrl": state.remote_url,
+    }
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".state-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class TokenFile:
+    """The token as state.json has it now; read again only when the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self._token: str | None = None
+
+    def current(self) -> str | None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return None
+        seen = (status.st_ino, status.st_mtime_ns)
+        if seen != self._seen:
+            state = load(self._path)
+            self._token = state.token if state else None
+            self._seen = seen
+        return self._token
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("not a text")
+    return value

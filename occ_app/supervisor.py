@@ -1,0 +1,417 @@
+"""The process that owns all others: it binds the socket, starts the parts of the Procfile, restarts what dies, and ends
+everything in order within ten seconds.
+
+One thread, one loop: wait for a signal, a dead child or the clock, and act. Parts are started without a shell, each as
+the leader of a session of its own, and get SIGTERM from the kernel if the supervisor dies without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import selectors
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from honcho.environ import parse_procfile
+
+from occ_app import claude_cli, daemon, db, state, workspaces
+from occ_app import config as configuration
+from occ_app.client import HubClient
+from occ_app.config import Config
+from occ_app.errors import AlreadyRunning, OCCError, Refused, StartFailed, Unreachable
+from occ_app.identity import ProcessIdentity, own_identity, process_start
+from occ_app.kernel import die_with_parent
+from occ_app.logs import log_to_stderr
+from occ_app.registration import register
+from occ_app.resources import packaged
+
+log = logging.getLogger("occ.supervisor")
+
+START_SECONDS = 30.0
+WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final event
+WEB_SECONDS = 3.3  # to send every stream its last events
+STEADY_SECONDS = 5.0
+CRASHES = 5
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 4.0
+_LARGEST_LOG = 10_000_000
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `occ start` tells when the daemon serves."""
+
+    url: str
+    logs: str
+    warnings: tuple[str, ...]
+
+
+class _Part:
+    """One line of the Procfile and its process."""
+
+    def __init__(self, name: str, command: str, environment: dict[str, str], output: IO[bytes] | None) -> None:
+        self.name = name
+        self._argv = shlex.split(command)
+        if self._argv[0] == "python":
+            self._argv[0] = sys.executable
+        self._environment = environment
+        self._output = output
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self.crashes = 0
+        self.restart_at: float | None = 0.0
+
+    def start(self, descriptor: int) -> None:
+        """Start it, with the listening socket as `descriptor`."""
+        parent = os.getpid()
+        self._process = subprocess.Popen(
+            self._argv,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            pass_fds=(descriptor,),
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),  # noqa: PLW1509 - the supervisor has one thread
+        )
+        self._started, self.restart_at = time.monotonic(), None
+
+    def died(self) -> bool:
+        """Whether it ended since the last look; if so, when it is to be started again is decided."""
+        if self._process is None or self._process.poll() is None:
+            return False
+        # Its children go with it; those that did not must not meet their successors.
+        self.signal_group(signal.SIGKILL)
+        steady = time.monotonic() - self._started >= STEADY_SECONDS
+        self.crashes = 1 if steady else self.crashes + 1
+        self.restart_at = time.monotonic() + min(FIRST_PAUSE * 2 ** (self.crashes - 1), LONGEST_PAUSE)
+        log.warning("%s ended with %s and is started again", self.name, self._process.returncode)
+        self._process = None
+        return True
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.running() and self._process is not None:
+            self._process.send_signal(number)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+
+    def identity(self, boot_id: str) -> ProcessIdentity | None:
+        if self._process is None or (start := process_start(self._process.pid)) is None:
+            return None
+        return ProcessIdentity(boot_id, self._process.pid, start)
+
+
+class _Probe:
+    """Asks the web part for /health once, without waiting: the answer makes `descriptor` readable."""
+
+    def __init__(self, address: tuple[Any, ...], family: int, token: str) -> None:
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            self._socket.connect(address)
+        self._request = f"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        self._sent = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def answer(self) -> bool | None:
+        """True for a 200, False when the connection broke, None while nothing is known yet."""
+        try:
+            if not self._sent:
+                self._socket.send(self._request)
+                self._sent = True
+            return self._socket.recv(64).startswith(b"HTTP/1.1 200")
+        except BlockingIOError:
+            return None
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Supervisor:
+    """The daemon of one home; `run` returns the exit code when it is over."""
+
+    def __init__(self, config: Config, announce: Callable[[Ready], None], *, to_terminal: bool) -> None:
+        self._config = config
+        self._announce = announce
+        self._to_terminal = to_terminal
+        self._stopping = False
+        self._wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        # A closed terminal is no reason to stop a daemon, and in the foreground it is one.
+        signal.signal(signal.SIGHUP, self._on_stop if to_terminal else signal.SIG_IGN)
+
+    def run(self) -> int:
+        """Bring the daemon up, keep it up, take it down. Raises StartFailed, AlreadyRunning, Refused before it is up."""
+        self._config.make_folders()
+        with self._lock():
+            self._clean()
+            listener = self._bind()
+            with listener:
+                self._identity = own_identity()
+                self._write_place(listener)
+                try:
+                    return self._serve(listener)
+                finally:
+                    daemon.remove(self._config)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Any:
+        path = self._config.home / "lock" / "daemon.lock"
+        with path.open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                other = daemon.find(self._config)
+                where = f" (pid {other.pid}, {other.url})" if other else ""
+                raise AlreadyRunning(
+                    f"OCC is already running in {self._config.home}{where}; `occ stop` ends it."
+                ) from None
+            yield
+
+    def _clean(self) -> None:
+        """Settle what an earlier daemon left: its processes, its half-done work, its schema."""
+        daemon.end_parts(self._config, WORKERS_SECONDS)
+        (self._config.run / "stopping").unlink(missing_ok=True)
+        for folder in ("tail", "worker", "uploads"):
+            for path in (self._config.run / folder).iterdir():
+                path.unlink(missing_ok=True)
+        try:
+            db.ensure_schema(self._config.database, self._config.home / "lock" / "migrate")
+            database = db.Database(self._config.database)
+            workspaces.abandon_all(database)
+            database.close()
+        except StartFailed:
+            raise
+        except Exception as error:
+            raise StartFailed(f"{self._config.database} cannot be used: {error}") from error
+        workspaces.remove_leftovers(self._config.workspaces)
+
+    def _bind(self) -> socket.socket:
+        host, port = self._config.bind_address, self._config.http_port
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            return socket.create_server((host, port), family=family, backlog=2048)
+        except socket.gaierror:
+            raise StartFailed(f"{host} is no address of this machine; choose another --bind-address.") from None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StartFailed(f"Cannot listen on {host}:{port} ({reason}); choose another --port.") from None
+
+    def _write_place(self, listener: socket.socket) -> None:
+        port = listener.getsockname()[1]
+        identity = self._identity
+        self._place = daemon.Daemon(
+            identity.boot_id,
+            identity.pid,
+            identity.start,
+            self._config.bind_address,
+            port,
+            _url(self._config.bind_address, port),
+        )
+        daemon.write(self._config, self._place)
+
+    def _serve(self, listener: socket.socket) -> int:
+        warnings = self._introduce(listener.getsockname()[1])
+        self._parts = self._read_procfile(listener)
+        probe: _Probe | None = None
+        deadline = time.monotonic() + START_SECONDS
+        started = False
+        try:
+            while not self._stopping:
+                self._start_due(listener.fileno())
+                if not started and probe is None:
+                    probe = self._probe(listener)
+                answered = None if probe is None else probe.answer()
+                if probe is None or answered is None:
+                    self._wait(probe)
+                    self._watch_children()
+                else:
+                    probe.close()
+                    probe, started = None, answered
+                    if started:
+                        self._announce(Ready(self._place.url, str(self._config.logs), tuple(warnings)))
+                if not started and time.monotonic() > deadline:
+                    raise StartFailed(f"OCC did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
+        finally:
+            self._stop()
+        return 0
+
+    def _introduce(self, port: int) -> list[str]:
+        """Register with the hub, or make sure of a token without one. Raises Refused when the hub refuses the key."""
+        config, warnings = self._config, []
+        cli = claude_cli.probe(config) if config.remote_url else claude_cli.Cli(claude_cli.find(config), None)
+        if cli.path is None:
+            warnings.append(claude_cli.missing(config))
+        registration: dict[str, Any] = {"registered": False, "problem": "this agent is standalone"}
+        if config.remote_url:
+            try:
+                register(config, HubClient(config.remote_url), port, cli)
+                registration = {"registered": True}
+            except Refused as refusal:
+                if refusal.status in (401, 403, 426):
+                    raise
+                registration["problem"] = str(refusal)
+            except Unreachable as error:
+                registration["problem"] = str(error)
+            if not registration["registered"]:
+                warnings.append(f"{registration['problem']} Serving without it and registering in the background.")
+        elif config.api_key:
+            warnings.append("OCC_API_KEY is not used: without a remote URL this agent is standalone.")
+        if state.load(config.state) is None:
+            state.save(config.state, state.State(state.new_token()))
+        from occ_app import agent
+
+        agent.note(db.Database(config.database), "registration", registration)
+        return warnings
+
+    def _read_procfile(self, listener: socket.socket) -> list[_Part]:
+        procfile = parse_procfile(packaged("Procfile").read_text())
+        parts = []
+        for name, command in procfile.processes.items():
+            environment = configuration.child_environment(self._config, secrets=name == "control")
+            environment |= {
+                "OCC_LISTEN_FD": str(listener.fileno()),
+                "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
+            }
+            output = None if self._to_terminal else _open_log(self._config.logs / f"{name}.log")
+            parts.append(_Part(name, command, environment, output))
+        return parts
+
+    def _start_due(self, descriptor: int) -> None:
+        started = False
+        for part in self._parts:
+            if part.restart_at is not None and part.restart_at <= time.monotonic():
+                part.start(descriptor)
+                started = True
+        if started:
+            identities = [part.identity(self._identity.boot_id) for part in self._parts]
+            daemon.write_parts(self._config, [identity for identity in identities if identity is not None])
+
+    def _probe(self, listener: socket.socket) -> _Probe | None:
+        known = state.load(self._config.state)
+        assert known is not None  # noqa: S101 - _introduce made one
+        address = listener.getsockname()
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
+        return _Probe((host, *address[1:]), listener.family, known.token)
+
+    def _wait(self, probe: _Probe | None) -> None:
+        """Wait for a signal, the probe's answer, or the moment the next part is due."""
+        due = [part.restart_at for part in self._parts if part.restart_at is not None]
+        if probe is not None:
+            due.append(time.monotonic() + START_SECONDS / 10)
+        seconds = max(0.0, min(due) - time.monotonic()) if due else None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            if probe is not None:
+                selector.register(probe, selectors.EVENT_READ)
+            selector.select(seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+
+    def _watch_children(self) -> None:
+        for part in self._parts:
+            if part.died() and part.crashes >= CRASHES:
+                raise StartFailed(
+                    f"{part.name} ended {CRASHES} times in a row; {self._config.logs / (part.name + '.log')} says why."
+                )
+
+    def _on_stop(self, *_: Any) -> None:
+        self._stopping = True
+
+    def _stop(self) -> None:
+        """End every part: those that run executions first, so that their last events still reach the readers."""
+        (self._config.run / "stopping").touch()
+        web = [part for part in self._parts if part.name == "web"]
+        others = [part for part in self._parts if part.name != "web"]
+        for part in others:
+            part.signal_group(signal.SIGTERM)
+        self._await_parts(others, WORKERS_SECONDS)
+        for part in web:
+            part.send_signal(signal.SIGTERM)
+        self._await_parts(web, WEB_SECONDS)
+
+    def _await_parts(self, parts: list[_Part], seconds: float) -> None:
+        """Wait until all have ended, at most `seconds`, then kill what is left of their groups."""
+        deadline = time.monotonic() + seconds
+        while any(part.running() for part in parts) and (left := deadline - time.monotonic()) > 0:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._wake, selectors.EVENT_READ)
+                selector.select(left)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+        for part in parts:
+            part.signal_group(signal.SIGKILL)
+
+
+def _url(host: str, port: int) -> str:
+    """An address as a URL that works on this machine."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
+    return f"http://{shown}:{port}"
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """A log to append to; a long one is put aside as NAME.log.1 first."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _LARGEST_LOG:
+            path.replace(path.with_suffix(".log.1"))
+    return path.open("ab")
+
+
+def main() -> int:
+    """`python -m occ_app.supervisor FD`: the background daemon, which tells how its start went as one line on FD."""
+    answer = os.fdopen(int(sys.argv[1]), "w")
+    log_to_stderr()
+
+    def tell(content: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # whoever asked may have gone
+            answer.write(json.dumps(content) + "\n")
+            answer.close()
+
+    def announce(ready: Ready) -> None:
+        tell({"url": ready.url, "logs": ready.logs, "warnings": ready.warnings})
+
+    try:
+        return Supervisor(configuration.load(), announce, to_terminal=False).run()
+    except OCCError as error:
+        log.error("%s", error)
+        tell({"error": type(error).__name__, "message": str(error)})
+        return 1
+    except OSError as error:
+        log.exception("the daemon could not go on")
+        tell(
+            {
+                "error": "StartFailed",
+                "message": f"{error.strerror or error}: {error.filename or ''}; nothing was started.",
+            }
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Workspaces: the folders executions run in, their rows, and the jobs that make them from an uploaded zip.
+
+A workspace appears, changes and goes in one step: a tree is unpacked beside its place and exchanged with what is there
+inside the transaction that checks nobody is using it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from occ_app import archives, errors
+from occ_app.db import Database
+from occ_app.executions import iso_now, to_json, workspace_not_found
+from occ_app.kernel import exchange
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why."""
+
+    workspace_id: str
+    name: str
+    description: str
+    path: str
+    files: int
+    bytes: int
+    skipped: list[dict[str, str]]
+    created_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of `workspace_jobs`: a workspace to be made from `zip_path`."""
+
+    number: int
+    workspace_id: str
+    name: str
+    description: str
+    policy: str
+    zip_path: str
+
+
+def get(db: Database, workspace_id: str) -> Workspace:
+    """One workspace. Raises NotFound."""
+    with db.read() as connection:
+        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
+    if row is None:
+        raise workspace_not_found(workspace_id)
+    return _workspace(row)
+
+
+def listing(db: Database) -> list[Workspace]:
+    with db.read() as connection:
+        rows = connection.execute("SELECT * FROM workspaces ORDER BY workspace_id").fetchall()
+    return [_workspace(row) for row in rows]
+
+
+def submit(db: Database, workspace_id: str, name: str, description: str, policy: str, zip_path: Path) -> int:
+    """Note that a workspace is to be made; returns the job's number."""
+    with db.write() as connection:
+        number = connection.execute(
+            "INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, state, created_at)"
+            " VALUES (?, ?, ?, ?, ?, 'queued', ?)",
+            (workspace_id, name, description, policy, str(zip_path), iso_now()),
+        ).lastrowid
+    assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
+    return number
+
+
+def job_result(db: Database, number: int) -> tuple[str, dict[str, Any] | None]:
+    """A job's state and, when it is over, its reply or its error."""
+    with db.read() as connection:
+        row = connection.execute("SELECT state, result FROM workspace_jobs WHERE number = ?", (number,)).fetchone()
+    return row["state"], None if row["result"] is None else json.loads(row["result"])
+
+
+def abandon(db: Database, number: int) -> bool:
+    """Give a job up. False when it was over already; then its result stands."""
+    with db.write() as connection:
+        return bool(
+            connection.execute(
+                "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ?"
+                " WHERE number = ? AND state IN ('queued', 'running')",
+                (iso_now(), number),
+            ).rowcount
+        )
+
+
+def abandon_all(db: Database) -> None:
+    """Give up every unfinished job: whoever waited for them is gone with the daemon that took them."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ? WHERE state IN ('queued', 'running')",
+            (iso_now(),),
+        )
+
+
+def run_job(db: Database, number: int, folder: Path, limits: archives.Limits) -> None:
+    """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays."""
+    job = _take_job(db, number)
+    if job is None:
+        return
+    staging = folder / f".incoming-{number}"
+    try:
+        if job.policy == "reuse" and _exists(db, job.workspace_id):
+            archives.unpack(Path(job.zip_path), None, limits)
+            _reuse(db, job)
+            return
+        staging.mkdir(mode=0o700)
+        unpacked = archives.unpack(Path(job.zip_path), staging, limits)
+        _put_in_place(db, job, staging, folder / job.workspace_id, unpacked)
+    except errors.RequestError as error:
+        _fail(db, number, error)
+    except OSError as error:
+        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
+        _fail(
+            db,
+            number,
+            errors.NoSpace() if full else errors.Unavailable("BUSY", "The workspace could not be written; try again."),
+        )
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def delete(db: Database, workspace_id: str, folder: Path) -> None:
+    """Remove a workspace and its files. Raises NotFound, or Conflict while an execution runs in it."""
+    trash = folder / f".deleted-{workspace_id}-{os.urandom(4).hex()}"
+    with db.write() as connection:
+        row = connection.execute("SELECT path FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
+        if row is None:
+            raise workspace_not_found(workspace_id)
+        _refuse_busy(connection, workspace_id)
+        connection.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
+        # The rename stands inside the transaction: no execution can be claimed between the check and it.
+        if Path(row["path"]).exists():
+            os.rename(row["path"], trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted init or delete left beside the workspaces."""
+    for pattern in (".incoming-*", ".deleted-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _take_job(db: Database, number: int) -> Job | None:
+    with db.write() as connection:
+        row = connection.execute(
+            "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
+            " RETURNING number, workspace_id, name, description, policy, zip_path",
+            (number,),
+        ).fetchone()
+    return None if row is None else Job(*row)
+
+
+def _exists(db: Database, workspace_id: str) -> bool:
+    with db.read() as connection:
+        row = connection.execute("SELECT path FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
+    return row is not None and Path(row["path"]).is_dir()
+
+
+def _reuse(db: Database, job: Job) -> None:
+    workspace = get(db, job.workspace_id)
+    with db.write() as connection:
+        _succeed(connection, job.number, workspace, reused=True)
+
+
+def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: archives.Unpacked) -> None:
+    now = iso_now()
+    with db.write() as connection:
+        _refuse_busy(connection, job.workspace_id)
+        connection.execute(
+            """
+            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
+                path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
+                updated_at = excluded.updated_at
+            """,
+            (
+                job.workspace_id,
+                job.name,
+                job.description,
+                str(place),
+                unpacked.files,
+                unpacked.bytes,
+                to_json(list(unpacked.skipped)),
+                now,
+                now,
+            ),
+        )
+        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (job.workspace_id,)).fetchone()
+        _succeed(connection, job.number, _workspace(row), reused=False)
+        _exchange(staging, place)
+
+
+def _refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:
+    row = connection.execute(
+        "SELECT execution_id FROM executions WHERE workspace_id = ? AND state = 'running'", (workspace_id,)
+    ).fetchone()
+    if row is not None:
+        raise errors.Conflict(
+            "WORKSPACE_BUSY",
+            f"Execution {row['execution_id']} runs in workspace {workspace_id}; wait for it or cancel it first.",
+            {"workspaceId": workspace_id, "executionId": row["execution_id"]},
+        )
+
+
+def _succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *, reused: bool) -> None:
+    reply = {
+        "status": "success",
+        "workspaceId": workspace.workspace_id,
+        "path": workspace.path,
+        "reused": reused,
+        "files": workspace.files,
+        "bytes": workspace.bytes,
+        "skipped": workspace.skipped,
+    }
+    won = connection.execute(
+        "UPDATE workspace_jobs SET state = 'succeeded', result = ?, finished_at = ?"
+        " WHERE number = ? AND state = 'running'",
+        (to_json(reply), iso_now(), number),
+    ).rowcount
+    if not won:
+        # Its caller was told that it took too long; raising undoes the transaction and with it the workspace.
+        raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
+
+
+def _fail(db: Database, number: int, error: errors.RequestError) -> None:
+    result: Mapping[str, Any] = {"code": error.code, "message": str(error), "details": error.details}
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspace_jobs SET state = 'failed', result = ?, finished_at = ?"
+            " WHERE number = ? AND state = 'running'",
+            (to_json(result), iso_now(), number),
+        )
+
+
+def _exchange(staging: Path, place: Path) -> None:
+    """Put the new tree in its place; the old one, if any, is then where the new one was. One atomic step."""
+    try:
+        os.rename(staging, place)  # works when there is nothing, or an empty folder
+        return
+    except OSError:
+        pass
+    exchange(staging, place)
+
+
+def _workspace(row: sqlite3.Row) -> Workspace:
+    values = dict(row)
+    values["skipped"] = json.loads(values["skipped"])
+    return Workspace(**values)

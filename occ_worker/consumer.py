@@ -1,0 +1,155 @@
+"""The two consumer processes: `python -m occ_worker.consumer executions` and `… control`.
+
+Huey starts, watches and replaces the workers. What is changed here: children die with their parent, a stop is heard
+at once, and periodic jobs are looked at each second.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from huey.consumer import Consumer, ProcessEnvironment, Scheduler
+
+from occ_app import config as configuration
+from occ_app import db
+from occ_app.config import Config
+from occ_app.doorbell import Doorbell, Ringer
+from occ_app.identity import own_identity
+from occ_app.kernel import become_subreaper, die_with_parent
+from occ_app.logs import log_to_stderr
+from occ_worker import tasks
+from occ_worker.control import Control
+from occ_worker.heartbeat import Heartbeat
+from occ_worker.queues import open_queue
+from occ_worker.runner import GRACE_SECONDS, Worker
+
+CONTROL_THREADS = 4
+
+
+class _Stop:
+    """Set by SIGTERM in a worker; `descriptor` becomes readable, so that whatever waits wakes."""
+
+    def __init__(self) -> None:
+        self.descriptor, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.set = False
+
+    def __call__(self, *_: Any) -> None:
+        if not self.set:
+            self.set = True
+            os.write(self._write, b"\0")
+
+
+class _WorkerEnvironment(ProcessEnvironment):
+    """Forked workers that die with the consumer and take SIGTERM as "end your execution and leave"."""
+
+    def __init__(self, *signals: Any) -> None:
+        super().__init__(*signals)
+        self._parent = os.getpid()
+
+    def init_child(self, process: Any) -> None:
+        die_with_parent(self._parent)
+        stop = _Stop()
+        process.huey.stop = stop
+        process.huey.storage.wake = stop.descriptor
+        signal.signal(signal.SIGTERM, stop)
+        for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are the supervisor's to handle
+            signal.signal(ignored, signal.SIG_IGN)
+
+
+class _ExecutionsConsumer(Consumer):
+    def get_environment(self, _: str) -> _WorkerEnvironment:
+        return _WorkerEnvironment(self._graceful_sig, self._interrupt_sig)
+
+
+class _EachSecond(Scheduler):
+    periodic_task_seconds = 1
+
+
+class _ControlConsumer(Consumer):
+    scheduler_class = _EachSecond
+
+
+def run_executions(config: Config) -> None:
+    """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""
+    queue = open_queue(config, "executions")
+    parts: list[Worker] = []
+    put = tasks.executions(queue, lambda: parts[0])
+
+    @queue.on_startup()  # type: ignore[untyped-decorator]  # huey is untyped
+    def open_parts() -> None:
+        """In the forked worker: nothing that holds a file or a lock crosses the fork."""
+        become_subreaper()
+        parts.append(
+            Worker(
+                config=config,
+                db=db.Database(config.database),
+                identity=own_identity(),
+                readers=Ringer(config.run / "tail"),
+                bell=Doorbell(config.run / "worker"),
+                wake=queue.stop.descriptor,
+                stopping=lambda: queue.stop.set,
+                ring_queue=lambda: put(""),
+            )
+        )
+
+    @queue.on_shutdown()  # type: ignore[untyped-decorator]  # huey is untyped
+    def close_parts() -> None:
+        parts[0].bell.close()
+
+    consumer = _ExecutionsConsumer(
+        queue,
+        workers=config.workers,
+        worker_type="process",
+        periodic=False,
+        scheduler_interval=60,
+        health_check_interval=1,
+        graceful_signal="TERM",
+        shutdown_timeout=GRACE_SECONDS,
+    )
+    consumer._stop_flag_timeout = 0.25
+    consumer.run()
+
+
+def run_control(config: Config) -> None:
+    """Consume the control queue until SIGTERM, then send the last heartbeat."""
+    database = db.Database(config.database)
+    queue = open_queue(config, "control")
+    executions_queue = open_queue(config, "executions")
+    put = tasks.executions(executions_queue, lambda: _nobody())
+    control = Control(
+        config,
+        database,
+        Ringer(config.run / "tail"),
+        Heartbeat(config, database, configuration.listening_port()),
+        queued=executions_queue.pending_count,
+        ring=lambda: put(""),
+    )
+    tasks.control(queue, lambda: control)
+    consumer = _ControlConsumer(
+        queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
+    )
+    consumer._stop_flag_timeout = 0.25
+    consumer.run()
+    control.last_heartbeat()
+
+
+def _nobody() -> Worker:
+    raise RuntimeError("the control process puts executions in and runs none")
+
+
+def main() -> None:
+    config = configuration.load()
+    log_to_stderr()
+    logging.getLogger("huey").setLevel(logging.WARNING)
+    config.make_folders()
+    db.ensure_schema(config.database, Path(config.home / "lock" / "migrate"))
+    {"executions": run_executions, "control": run_control}[sys.argv[1]](config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What the control process does: workspaces from uploads, the heartbeat, and keeping the rows true to the processes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from occ_app import agent, archives, claude_cli, executions, tail, workspaces
+from occ_app.config import Config
+from occ_app.db import Database
+from occ_app.doorbell import Ringer
+from occ_app.executions import Execution, Outcome
+from occ_app.identity import boot_id
+from occ_worker.heartbeat import Heartbeat
+from occ_worker.process import sweep_marked
+
+log = logging.getLogger("occ.control")
+
+_OVERDUE_SECONDS = 30.0  # past its limit and grace, before a worker counts as stuck
+_CHECKPOINT_BYTES = 4 * 1024 * 1024
+
+
+class Control:
+    """The control process's parts. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+
+    def __init__(
+        self,
+        config: Config,
+        db: Database,
+        readers: Ringer,
+        heartbeat: Heartbeat,
+        queued: Callable[[], int],
+        ring: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._db = db
+        self._readers = readers
+        self._heartbeat = heartbeat
+        self._queued = queued
+        self._ring = ring
+        self._reaping = threading.Lock()
+        self._slow = threading.Semaphore(2)  # unpacking holds at most half of the threads, so a beat finds one
+
+    def make_workspace(self, number: int) -> None:
+        limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files)
+        with self._slow:
+            workspaces.run_job(self._db, number, self._config.workspaces, limits)
+        self._readers.ring(tail.job_key(number))
+
+    def heartbeat_due(self) -> bool:
+        return self._heartbeat.due()
+
+    def heartbeat(self) -> None:
+        self._heartbeat.beat()
+
+    def last_heartbeat(self) -> None:
+        self._heartbeat.last()
+
+    def probe_cli(self) -> None:
+        """Note which CLI there is; `/health` tells."""
+        cli = claude_cli.probe(self._config)
+        problem = claude_cli.missing(self._config) if cli.path is None else None
+        agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem})
+
+    def reap(self) -> None:
+        """Settle executions whose worker is gone, end workers that are stuck, and wake workers for what waits."""
+        if not self._reaping.acquire(blocking=False):
+            return
+        try:
+            running = executions.running(self._db)
+            for execution in running:
+                self._settle(execution)
+            idle = self._config.workers - len(running)
+            if idle > 0 and self._queued() == 0:
+                for _ in range(min(idle, executions.claimable(self._db))):
+                    self._ring()
+        finally:
+            self._reaping.release()
+
+    def _settle(self, execution: Execution) -> None:
+        owner = execution.owner
+        if owner is not None and owner.alive():
+            overdue = (execution.deadline or 0) + _OVERDUE_SECONDS
+            if owner.boot_id == boot_id() and time.monotonic() > overdue:
+                log.error("execution %s: worker %d is stuck and is killed", execution.execution_id, owner.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(owner.pid, signal.SIGKILL)
+            return
+        # Nothing of it may live on once it is called over.
+        sweep_marked(execution.execution_id)
+        outcome = Outcome.failure(
+            "WORKER_LOST",
+            "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
+        )
+        if executions.finish(self._db, execution.number, outcome):
+            log.warning("execution %s was lost with its worker", execution.execution_id)
+            self._readers.ring(tail.execution_key(execution.number))
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database when it has grown; SQLite's own trigger is off (see db.py)."""
+        log_file = Path(f"{self._config.database}-wal")
+        with contextlib.suppress(FileNotFoundError):
+            if log_file.stat().st_size < _CHECKPOINT_BYTES:
+                return
+            busy, _ = executions.counts(self._db)
+            with self._db.read() as connection:
+                connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()

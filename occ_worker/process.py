@@ -1,0 +1,147 @@
+"""A child process and everything it leaves behind: started, signalled and swept here, and nowhere else.
+
+The worker is a subreaper: whatever a tool daemonised, in whatever session, becomes the worker's own child when its
+parent dies. So one look at the worker's children tells whether anything of the tree is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from occ_app.kernel import die_with_parent
+
+SWEEP_SECONDS = 5.0
+MARKER = "OCC_EXECUTION_ID"
+
+_F_SETPIPE_SZ = 1031
+_PIPE_BYTES = 1 << 20
+_OOM_SCORE = b"500"  # under memory pressure the kernel ends the CLI before the daemon
+
+
+class Child:
+    """One running program, leader of its own session, with non-blocking pipes.
+
+    It dies with the process that started it (PR_SET_PDEATHSIG), even when that is killed without a word.
+    """
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        """Start it. Raises OSError when it cannot be."""
+        parent = os.getpid()
+
+        def before_exec() -> None:
+            die_with_parent(parent)
+            with contextlib.suppress(OSError):
+                descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+                os.write(descriptor, _OOM_SCORE)
+                os.close(descriptor)
+
+        self._process = subprocess.Popen(
+            argv,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=before_exec,  # noqa: PLW1509 - workers have one thread, so nothing can hold a lock here
+            bufsize=0,
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr  # noqa: S101 - all three are pipes
+        self.pid = self._process.pid
+        self.exited = os.pidfd_open(self.pid)
+        self.stdin = self._process.stdin
+        self.stdout = self._process.stdout
+        self.stderr = self._process.stderr
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            os.set_blocking(pipe.fileno(), False)
+        with contextlib.suppress(OSError):
+            # A wider pipe lets a burst flow while its events are stored.
+            fcntl.fcntl(self.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def returncode(self) -> int | None:
+        """How it ended: an exit code, minus the signal that ended it, or None while it runs."""
+        return self._process.poll()
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal its process group; harmless when it is gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def close(self) -> None:
+        """End it and all it started, and release what it held; harmless when repeated."""
+        if self._process.poll() is None:
+            self.signal_group(signal.SIGKILL)
+            self._process.wait()
+        sweep_children()
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        if self.exited >= 0:
+            os.close(self.exited)
+            self.exited = -1
+
+
+def sweep_children() -> bool:
+    """Kill every child of this process, and theirs as they become ours, until a look finds none. False: some stayed."""
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while children := [child.pid for child in psutil.Process().children()]:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in children:
+            _reap(pid, deadline)
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+def sweep_marked(execution_id: str) -> bool:
+    """Kill every process that carries an execution's marker in its environment, until a look finds none.
+
+    For what outlived its worker. False: some were still there after the time limit.
+    """
+    marker = f"{MARKER}={execution_id}".encode()
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while marked := [pid for pid in psutil.pids() if _carries(pid, marker)]:
+        for pid in marked:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in marked:
+            _await_exit(pid, deadline)
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+def _carries(pid: int, marker: bytes) -> bool:
+    try:
+        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _reap(pid: int, deadline: float) -> None:
+    _await_exit(pid, deadline)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _await_exit(pid: int, deadline: float) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    os.close(descriptor)

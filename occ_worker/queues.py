@@ -1,0 +1,110 @@
+"""The two Huey queues, and the doorbell that wakes a worker the moment a job is put in.
+
+Huey's SQLite storage polls; with this storage `dequeue` waits on a FIFO instead: a put commits, then writes one byte,
+which wakes one worker. Jobs are JSON and carry ids only; occ.db is the truth, so this file may be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import select
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from huey import Huey
+from huey.registry import Message
+from huey.serializer import Serializer
+from huey.storage import SqliteStorage
+
+from occ_app.config import Config
+
+_REREAD_SECONDS = 2.0
+
+
+class DoorbellStorage(SqliteStorage):
+    """SqliteStorage whose `dequeue` blocks until a job is there, a re-read is due, or `wake` becomes readable."""
+
+    blocking = True
+
+    def __init__(self, name: str, filename: str, bell: str, **options: Any) -> None:
+        self._bell = bell
+        self._descriptor: int | None = None
+        self._pid: int | None = None
+        self.wake: int | None = None
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(bell, 0o600)
+        super().__init__(name, filename=filename, **options)
+
+    def _create_connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection = super()._create_connection()
+        # Losing the newest wake-ups in a power cut costs nothing: the rows of occ.db ring anew at the next start.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    def enqueue(self, data: bytes, priority: float | None = None) -> None:
+        super().enqueue(data, priority)
+        with contextlib.suppress(BlockingIOError):  # 64 KiB of unheard rings: everybody is awake
+            os.write(self._open(), b"\0")
+
+    def dequeue(self) -> bytes | None:
+        data: bytes | None = super().dequeue()
+        if data is not None:
+            return data
+        descriptor = self._open()
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if self.wake is not None:
+            poller.register(self.wake, select.POLLIN)
+        if descriptor not in dict(poller.poll(_REREAD_SECONDS * 1000)):
+            return None
+        try:
+            os.read(descriptor, 1)  # one byte is one job, so each ring wakes one worker
+        except BlockingIOError:
+            return None
+        return super().dequeue()  # type: ignore[no-any-return]  # huey is untyped
+
+    def _open(self) -> int:
+        if self._descriptor is None or self._pid != os.getpid():
+            # Open for reading and writing: no end of file, and no error while nobody reads.
+            self._descriptor = os.open(self._bell, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._pid = os.getpid()
+        return self._descriptor
+
+
+class JsonSerializer(Serializer):
+    """Jobs as JSON: readable in the sqlite3 shell, and unlike pickles no way to run code by writing a row."""
+
+    def _serialize(self, data: Any) -> bytes:
+        if isinstance(data, Message):
+            data = {key: value for key, value in data._asdict().items() if value is not None}
+        return json.dumps(data, default=_as_text).encode()
+
+    def _deserialize(self, data: bytes) -> Any:
+        content = json.loads(bytes(data))
+        if not isinstance(content, dict) or "name" not in content:
+            return content
+        resolved = content.get("expires_resolved")
+        if isinstance(resolved, str):
+            content["expires_resolved"] = datetime.datetime.fromisoformat(resolved)
+        return Message(**content)
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime.datetime) else str(value)
+
+
+def open_queue(config: Config, name: str) -> Huey:
+    """The queue `executions` or `control`. Results are not kept: what a job did stands in occ.db."""
+    return Huey(
+        name,
+        results=False,
+        serializer=JsonSerializer(),
+        storage_class=DoorbellStorage,
+        filename=str(config.queue),
+        bell=str(config.run / "queue" / Path(name).name),
+        strict_fifo=True,
+    )

@@ -1,0 +1,366 @@
+"""One execution from claim to final event.
+
+The loop reads whatever the CLI has printed, stores it in one transaction, rings, and looks at the clock. It never waits
+for a reader of the events: nothing downstream can slow the CLI or make it lose output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from occ_app import claude_cli, executions, tail, workspaces
+from occ_app.config import Config
+from occ_app.db import Database
+from occ_app.doorbell import Doorbell, Ringer
+from occ_app.errors import NotFound
+from occ_app.executions import Execution, Outcome
+from occ_app.identity import ProcessIdentity
+from occ_worker import claude
+from occ_worker.process import Child, sweep_children
+
+log = logging.getLogger("occ.runner")
+
+INTERRUPT_SECONDS = 2.0  # from the interrupt to SIGTERM
+TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
+GRACE_SECONDS = 5.0  # for the CLI to leave after its result, or after it closed its output
+LONGEST_LINE = 16 * 1024 * 1024
+
+_READ_BYTES = 1 << 18
+_BURST_BYTES = 1 << 20
+_LOOK_SECONDS = 2.0  # how often a running execution's row is read even if nobody rang
+_STDERR_KEPT = 2048
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one worker process works with. `stopping` tells whether the daemon stops; `wake` is readable when it does."""
+
+    config: Config
+    db: Database
+    identity: ProcessIdentity
+    readers: Ringer
+    bell: Doorbell
+    wake: int
+    stopping: Callable[[], bool]
+    ring_queue: Callable[[], None]
+
+
+def run_next(worker: Worker) -> bool:
+    """Claim the oldest execution that can run and run it to its end. False when there was none."""
+    if worker.stopping():
+        return False
+    execution = executions.claim(worker.db, worker.identity)
+    if execution is None:
+        return False
+    log.info("execution %s started", execution.execution_id)
+    try:
+        outcome = _run(worker, execution)
+    except BaseException:
+        log.exception("execution %s met a fault of OCC", execution.execution_id)
+        _end(worker, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
+        raise
+    _end(worker, execution, outcome)
+    return True
+
+
+def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
+    executions.finish(worker.db, execution.number, outcome)
+    worker.readers.ring(tail.execution_key(execution.number))
+    log.info("execution %s %s", execution.execution_id, outcome.data.get("code", outcome.state))
+    if executions.claimable(worker.db):
+        worker.ring_queue()
+
+
+def _run(worker: Worker, execution: Execution) -> Outcome:
+    try:
+        workspace = Path(workspaces.get(worker.db, execution.workspace_id).path)
+    except NotFound:
+        return _workspace_missing(execution)
+    if not workspace.is_dir():
+        return _workspace_missing(execution)
+    path = claude_cli.find(worker.config)
+    if path is None:
+        return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
+    try:
+        child = Child(
+            claude.command(path, execution, workspace, worker.config),
+            claude.environment(execution, worker.config),
+            workspace,
+        )
+    except OSError as error:
+        return Outcome.failure(
+            "CLAUDE_NOT_FOUND", f"Claude Code at {path} cannot be started ({error.strerror}); install it again."
+        )
+    try:
+        return _Run(worker, execution, child).outcome()
+    finally:
+        child.close()
+
+
+def _workspace_missing(execution: Execution) -> Outcome:
+    message = f"Workspace {execution.workspace_id} was removed before this could start; upload it and run it anew."
+    return Outcome.failure("WORKSPACE_MISSING", message)
+
+
+class _Lines:
+    """Cuts a stream of bytes into lines; a line over the limit is counted and never held."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self.too_long = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        first, *others = data.split(b"\n")
+        self._rest += first
+        for following in others:
+            if self._rest and len(self._rest) <= LONGEST_LINE:
+                yield bytes(self._rest)
+            self.too_long |= len(self._rest) > LONGEST_LINE
+            self._rest = bytearray(following)
+        if len(self._rest) > LONGEST_LINE:
+            self.too_long = True
+            self._rest = bytearray(self._rest[: LONGEST_LINE + 1])
+
+    def rest(self) -> bytes:
+        """What came after the last line break."""
+        return bytes(self._rest)
+
+
+class _Run:
+    """One CLI process being listened to, limited, and if need be stopped."""
+
+    def __init__(self, worker: Worker, execution: Execution, child: Child) -> None:
+        self._worker = worker
+        self._execution = execution
+        self._child = child
+        self._translator = claude.Translator()
+        self._lines = _Lines()
+        self._stderr = b""
+        self._input = memoryview(claude.prompt_line(execution.prompt or ""))
+        self._seq = execution.last_seq
+        self._stored = 0
+        self._discarding = False
+        self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
+        self._ending_since = 0.0
+        self._signalled = 0
+        self._leaving_since: float | None = None  # since its result, or since it closed its output
+        self._overstayed = False
+        begun = time.monotonic()
+        self._deadline = begun + execution.timeout_seconds
+        self._heard = self._looked = begun
+        self._selector = selectors.DefaultSelector()
+
+    def outcome(self) -> Outcome:
+        """Listen until the CLI is gone, then say how it went."""
+        with self._selector:
+            self._selector.register(self._child.stdin, selectors.EVENT_WRITE, self._write)
+            self._selector.register(self._child.stdout, selectors.EVENT_READ, self._read_output)
+            self._selector.register(self._child.stderr, selectors.EVENT_READ, self._read_stderr)
+            self._selector.register(self._child.exited, selectors.EVENT_READ, lambda: None)
+            self._selector.register(self._worker.bell, selectors.EVENT_READ, self._look)
+            self._selector.register(self._worker.wake, selectors.EVENT_READ, self._wake)
+            while self._child.returncode() is None:
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._check_clock()
+            # What is left in the pipe is the CLI's last words; once strays are swept nobody adds to it.
+            sweep_children()
+            while self._read_output():
+                pass
+            self._read_stderr()
+            self._store(self._translator.events(self._lines.rest()))
+        returncode = self._child.returncode()
+        assert returncode is not None  # noqa: S101 - the loop above ends only then
+        return self._judge(returncode)
+
+    # -- what the selector calls
+
+    def _write(self) -> None:
+        try:
+            self._input = self._input[os.write(self._child.stdin.fileno(), self._input[:_READ_BYTES]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._input = self._input[:0]  # it does not read any more; its exit will tell why
+        if not self._input:
+            # Not closed: with its input ended the CLI exits without writing out what it holds.
+            self._selector.unregister(self._child.stdin)
+
+    def _read_output(self) -> bool:
+        """Store one burst of what is there. False when there was nothing more."""
+        events: list[claude.Event] = []
+        taken = 0
+        while taken < _BURST_BYTES:
+            data = _read(self._child.stdout.fileno())
+            if data is None:
+                break
+            if not data:
+                self._forget(self._child.stdout)
+                self._leaving_since = self._leaving_since or time.monotonic()
+                break
+            taken += len(data)
+            for line in self._lines.feed(data):
+                events += self._translator.events(line)
+        if taken:
+            self._heard = time.monotonic()
+        self._store(events)
+        if self._lines.too_long:
+            self._end("OUTPUT_LIMIT", "Claude Code printed a line of over 16 MiB.")
+            self._discarding = True
+        if self._translator.result is not None and not self._child.stdin.closed:
+            self._leaving_since = time.monotonic()
+            self._forget(self._child.stdin)
+            self._child.stdin.close()
+        return taken > 0
+
+    def _read_stderr(self) -> None:
+        while data := _read(self._child.stderr.fileno()):
+            self._stderr = (self._stderr + data)[-_STDERR_KEPT:]
+        if data == b"":
+            self._forget(self._child.stderr)
+
+    def _wake(self) -> None:
+        self._selector.unregister(self._worker.wake)  # it stays readable; _check_clock sees that the daemon stops
+
+    def _look(self) -> None:
+        self._worker.bell.keys()
+        self._looked = time.monotonic()
+        code = executions.stop_requested(self._worker.db, self._execution.number)
+        if code is not None:
+            self._end(code, "The execution was cancelled.")
+
+    # -- the clock
+
+    def _patience(self) -> float:
+        now = time.monotonic()
+        until = [self._looked + _LOOK_SECONDS]
+        if self._reason is not None:
+            until.append(self._ending_since + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
+        else:
+            until += [self._deadline, self._heard + self._execution.idle_timeout_seconds]
+        if self._leaving_since is not None:
+            until.append(self._leaving_since + GRACE_SECONDS)
+        return max(0.0, min(until) - now)
+
+    def _check_clock(self) -> None:
+        now = time.monotonic()
+        if self._worker.stopping():
+            self._end("DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back.")
+        if now >= self._looked + _LOOK_SECONDS:
+            self._look()
+        if self._leaving_since is not None and now >= self._leaving_since + GRACE_SECONDS:
+            self._overstayed = True
+            self._child.signal_group(signal.SIGKILL)
+        elif self._reason is None and self._translator.result is None:
+            self._check_limits(now)
+        if self._reason is not None:
+            self._press(now - self._ending_since)
+
+    def _check_limits(self, now: float) -> None:
+        if now >= self._deadline:
+            seconds = self._execution.timeout_seconds
+            self._end("EXECUTION_TIMEOUT", f"The execution was ended after its limit of {seconds:g} s.")
+        elif now >= self._heard + self._execution.idle_timeout_seconds:
+            seconds = self._execution.idle_timeout_seconds
+            self._end("EXECUTION_IDLE", f"Claude Code printed nothing for {seconds:g} s and was ended.")
+
+    def _end(self, code: str, message: str) -> None:
+        """Begin to end the CLI for a reason of OCC's own; the first reason stands, and a result that came stands too."""
+        if self._reason is not None or self._translator.result is not None:
+            return
+        self._reason, self._ending_since = (code, message), time.monotonic()
+        if not self._input:
+            with contextlib.suppress(OSError, ValueError):
+                os.write(self._child.stdin.fileno(), claude.INTERRUPT)
+        else:
+            # It has not even read its prompt: the interrupt cannot reach it through the same pipe.
+            self._child.signal_group(signal.SIGINT)
+
+    def _press(self, elapsed: float) -> None:
+        if self._signalled == 0 and elapsed >= INTERRUPT_SECONDS:
+            self._signalled = 1
+            self._child.signal_group(signal.SIGTERM)
+        elif self._signalled == 1 and elapsed >= TERMINATE_SECONDS:
+            self._signalled = 2
+            self._child.signal_group(signal.SIGKILL)
+
+    # -- storing and judging
+
+    def _store(self, events: list[claude.Event]) -> None:
+        if not events or self._discarding:
+            return
+        executions.append(self._worker.db, self._execution.number, self._seq + 1, events)
+        self._seq += len(events)
+        self._worker.readers.ring(tail.execution_key(self._execution.number))
+        if events[0][0] == "started":
+            data = events[0][1]
+            executions.started(
+                self._worker.db, self._execution.number, data["sessionId"], data["model"], data["claudeVersion"]
+            )
+        self._stored += sum(map(_size, events))
+        if self._stored > self._worker.config.max_output_bytes:
+            limit = self._worker.config.max_output_bytes
+            self._end("OUTPUT_LIMIT", f"The output went over the limit of {limit} bytes and was ended.")
+            self._discarding = True
+
+    def _judge(self, returncode: int) -> Outcome:
+        code = returncode if returncode >= 0 else None
+        number = -returncode if returncode < 0 else None
+        if self._translator.unreadable:
+            log.warning(
+                "execution %s: %d lines of Claude Code could not be read",
+                self._execution.execution_id,
+                self._translator.unreadable,
+            )
+        if self._reason is not None:
+            return Outcome.failure(*self._reason, exitCode=code, signal=number)
+        told = self._translator.outcome()
+        if told is not None:
+            return told
+        if returncode == 0 or self._overstayed:
+            return Outcome.failure(
+                "OUTPUT_TRUNCATED",
+                "Claude Code ended without a result, so its output may be incomplete.",
+                exitCode=code,
+            )
+        stderr = self._redacted_stderr()
+        if "No conversation found" in stderr:
+            return Outcome.failure("SESSION_NOT_FOUND", f"Claude Code said: {stderr}", exitCode=code)
+        how = f"exit code {code}" if number is None else f"signal {number}"
+        said = f" and said: {stderr}" if stderr else "."
+        return Outcome.failure("CLAUDE_EXIT", f"Claude Code ended with {how}{said}", exitCode=code, signal=number)
+
+    def _redacted_stderr(self) -> str:
+        text = self._stderr.decode(errors="replace").replace("\0", "\ufffd").strip()
+        for name, value in self._worker.config.cli_environment.items():
+            if len(value) >= 8 and any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS")):
+                text = text.replace(value, "[redacted]")
+        return text
+
+    def _forget(self, pipe: object) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(pipe)  # type: ignore[arg-type]  # any of the registered pipes
+
+
+def _read(descriptor: int) -> bytes | None:
+    """What is there to read; empty at the end, None when there is nothing yet."""
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
+def _size(event: claude.Event) -> int:
+    """About how many bytes an event takes on disk; exact for text, which is what grows."""
+    text = event[1].get("chunk")
+    return 100 + (len(text) if text is not None else len(str(event[1])))

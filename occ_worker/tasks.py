@@ -1,0 +1,80 @@
+"""The jobs on the two queues, a line or two each: what they do is in the modules they call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from huey import Huey
+
+from occ_worker import runner
+from occ_worker.control import Control
+
+
+@dataclass(frozen=True)
+class Enqueue:
+    """How the API puts jobs in: an id goes onto a queue and somebody wakes up."""
+
+    execute: Callable[[str], None]
+    make_workspace: Callable[[int], None]
+
+
+def executions(queue: Huey, worker: Callable[[], runner.Worker]) -> Callable[[str], None]:
+    """Define the job of the `executions` queue; `worker` gives the process's own parts when one runs."""
+
+    @queue.task(name="execute")  # type: ignore[untyped-decorator]  # huey is untyped
+    def execute(execution_id: str) -> None:
+        """Run the oldest execution that can run; the id says which one rang."""
+        runner.run_next(worker())
+
+    return _putter(queue, execute)
+
+
+def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
+    """Define the jobs of the `control` queue; `parts` gives what they work with."""
+
+    @queue.task(name="make_workspace")  # type: ignore[untyped-decorator]  # huey is untyped
+    def make_workspace(number: int) -> None:
+        parts().make_workspace(number)
+
+    @queue.periodic_task(lambda _: parts().heartbeat_due(), name="heartbeat", expires=25)  # type: ignore[untyped-decorator]  # huey is untyped
+    def heartbeat() -> None:
+        parts().heartbeat()
+
+    @queue.periodic_task(_every(2), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    def reap() -> None:
+        parts().reap()
+
+    @queue.periodic_task(_every(5), name="checkpoint", expires=5)  # type: ignore[untyped-decorator]  # huey is untyped
+    def checkpoint() -> None:
+        parts().checkpoint()
+
+    @queue.periodic_task(_every(60), name="probe_cli", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
+    def probe_cli() -> None:
+        parts().probe_cli()
+
+    return _putter(queue, make_workspace)
+
+
+def _putter(queue: Huey, task: Any) -> Callable[[Any], None]:
+    def put(argument: Any) -> None:
+        queue.enqueue(task.s(argument))
+
+    return put
+
+
+def _every(seconds: float) -> Callable[[object], bool]:
+    """Due at the first look and then every `seconds`; huey's own crontab knows minutes only."""
+    due = 0.0
+
+    def is_due(_: object) -> bool:
+        nonlocal due
+        now = time.monotonic()
+        if now < due - 0.5:  # the scheduler looks once a second, give or take
+            return False
+        due = max(due + seconds, now)
+        return True
+
+    return is_due

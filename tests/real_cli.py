@@ -1,0 +1,169 @@
+"""Finds the pinned release of the real Claude Code CLI, and installs it the first time it is asked for.
+
+Tests marked `real_cli` run against exactly this version, so that a new release never changes what they say.
+It lives in a cache of its own, apart from whatever `claude` the machine has. As a program it prints the path:
+
+    python -m tests.real_cli
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VERSION = "2.1.330"
+NPM_PACKAGE = f"@anthropic-ai/claude-code@{VERSION}"
+NPM_BINARY = Path("node_modules/.bin/claude")
+PIP_PACKAGE = "claude-agent-sdk==0.2.187"  # its wheel carries the same release
+PIP_BINARY = Path("claude_agent_sdk/_bundled/claude")
+
+SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+INSTALL_SECONDS = 600
+PROBE_SECONDS = 30
+
+
+class CliUnavailable(Exception):
+    """The pinned CLI is not in the cache and could not be installed; the message says why."""
+
+
+def default_cache() -> Path:
+    """Where the CLI is kept between test runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "occ-tests"
+
+
+def install(cache: Path) -> Path:
+    """The path of the pinned CLI below `cache`, installed now if it is not there yet.
+
+    Safe to call from several processes at once: the first installs and the others wait for it.
+    Raises CliUnavailable when neither npm nor pip can provide it.
+    """
+    cache = cache.resolve()
+    home = cache / f"claude-{VERSION}"
+    with _exclusive(cache):
+        found = _installed(home)
+        if found is not None:
+            return found
+        _install_into(home)
+        found = _installed(home)
+        if found is None:
+            raise CliUnavailable(f"what was installed in {home} does not answer --version with {VERSION}")
+        return found
+
+
+@contextmanager
+def _exclusive(cache: Path) -> Iterator[None]:
+    """Holds the cache's lock; the kernel frees it even when this process is killed."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = (cache / "install.lock").open("w")
+    except OSError as error:
+        raise CliUnavailable(f"the cache {cache} cannot be used: {error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _installed(home: Path) -> Path | None:
+    """The CLI inside `home` that answers as the pinned version, or None."""
+    for binary in (home / NPM_BINARY, home / PIP_BINARY):
+        if os.access(binary, os.X_OK) and _version_of(binary) == VERSION:
+            return binary
+    return None
+
+
+def _version_of(binary: Path) -> str:
+    """What `binary --version` names, or an empty text when it does not run."""
+    with tempfile.TemporaryDirectory(prefix="occ-probe-") as scratch:
+        clean = {"PATH": os.defpath, "HOME": scratch, "DISABLE_AUTOUPDATER": "1"}
+        try:
+            answer = subprocess.run(
+                [binary, "--version"],
+                env=clean,
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PROBE_SECONDS,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+    return answer.stdout.partition(" ")[0].strip()
+
+
+def _install_into(home: Path) -> None:
+    """Fills `home` by the first way that works."""
+    reasons = []
+    partial = home.with_name(home.name + ".partial")
+    for way in _ways(partial):
+        reason = _attempt(way, partial, home)
+        if reason is None:
+            return
+        reasons.append(reason)
+    raise CliUnavailable("; ".join(reasons))
+
+
+def _ways(target: Path) -> list[list[str]]:
+    """The commands that install the CLI into `target`, best first."""
+    ways = []
+    npm = shutil.which("npm")
+    if npm:
+        plain = [npm, "install", "--prefix", str(target), "--no-audit", "--no-fund", "--fetch-retries=1", NPM_PACKAGE]
+        ways.append(plain)
+        # Node carries certificates of its own, so npm may refuse a connection that the system trusts.
+        if SYSTEM_CERTIFICATES.exists():
+            ways.append([*plain, "--cafile", str(SYSTEM_CERTIFICATES)])
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    ways.append([*pip, "--no-deps", "--only-binary", ":all:", "--target", str(target), PIP_PACKAGE])
+    return ways
+
+
+def _attempt(way: list[str], partial: Path, home: Path) -> str | None:
+    """Installs by one way; returns why it failed, or None.
+
+    The work happens in the sibling `partial`, renamed at the end, so that `home` never holds half an install.
+    """
+    shutil.rmtree(partial, ignore_errors=True)
+    name = Path(way[0]).name if way[0] != sys.executable else "pip"
+    try:
+        partial.mkdir(parents=True)
+        done = subprocess.run(
+            way,
+            cwd=partial,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_SECONDS,
+            check=False,
+        )
+        if done.returncode == 0:
+            shutil.rmtree(home, ignore_errors=True)
+            partial.rename(home)
+            return None
+        return f"{name} ended with {done.returncode}: {done.stderr.strip()[-400:]}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{name} did not run: {error}"
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def main() -> int:
+    """Prints the path of the CLI, or the reason why there is none."""
+    try:
+        print(install(default_cache()))
+    except CliUnavailable as error:
+        print(f"no real CLI: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
