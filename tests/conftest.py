@@ -1,0 +1,208 @@
+"""What the tests stand on: a real daemon in a folder of its own, a stand-in CLI, a stand-in model, the real CLI."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import urllib3
+
+from occ_app import db
+from occ_app.client import AgentClient, Event
+from tests import model_api, real_cli
+
+FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
+    """Wait for a condition and return what it gave; fails with `what` when it does not come."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    pytest.fail(f"waited {seconds:g} s in vain: {what}")
+
+
+def make_zip(files: Mapping[str, str | bytes]) -> io.BytesIO:
+    """A zip of these files, ready to be read."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    archive.seek(0)
+    return archive
+
+
+def steps(*steps: dict[str, Any]) -> str:
+    """A prompt that makes the stand-in CLI do these steps."""
+    return json.dumps(steps)
+
+
+@dataclass
+class Occ:
+    """The `occ` command with a home of its own, and the agent it starts."""
+
+    home: Path
+    environment: dict[str, str]
+    url: str = ""
+    token: str = ""
+    clients: list[AgentClient] = field(default_factory=list)
+
+    def command(self, *arguments: str, check: bool = True, seconds: float = 60, **environment: str) -> Any:
+        """Run `occ` and return what it said."""
+        done = subprocess.run(
+            [sys.executable, "-m", "occ_app.cli", *arguments],
+            env=self.environment | environment,
+            cwd=self.home.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr + done.stdout
+        if check:
+            assert done.returncode == 0, (done.returncode, done.stdout, done.stderr, self.logs())
+        return done
+
+    def start(self, *arguments: str, **environment: str) -> Occ:
+        self.environment |= environment
+        self.command("start", *arguments)
+        self.attach()
+        return self
+
+    def attach(self) -> None:
+        status = json.loads(self.command("status", "--json").stdout)
+        self.url = status["url"]
+        self.token = self.command("token").stdout.strip()
+
+    def stop(self) -> None:
+        self.command("stop")
+
+    @property
+    def client(self) -> AgentClient:
+        client = AgentClient(self.url, self.token)
+        self.clients.append(client)
+        return client
+
+    def request(
+        self, method: str, path: str, *, body: Any = None, json_body: Any = None, **headers: str
+    ) -> urllib3.BaseHTTPResponse:
+        """One raw call, with the right token unless another is given."""
+        sent = {"Authorization": f"Bearer {self.token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+        if json_body is not None:
+            body = json.dumps(json_body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        with urllib3.PoolManager(retries=False) as pool:
+            return pool.request(method, self.url + path, body=body, headers=sent, redirect=False, timeout=30)
+
+    def workspace(self, workspace_id: str = "work", files: Mapping[str, str | bytes] | None = None) -> str:
+        self.client.upload(workspace_id, make_zip(files or {"README.md": "hello\n"}))
+        return workspace_id
+
+    def run(self, prompt: str, workspace_id: str = "work", **options: Any) -> list[Event]:
+        """Execute a prompt to its end and return all events."""
+        return list(self.client.execute(workspace_id, prompt, **options))
+
+    @property
+    def database(self) -> db.Database:
+        return db.Database(self.home / "occ.db")
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process that belongs to this home, by its environment."""
+        found = []
+        marker = f"OCC_HOME={self.home}\0".encode()
+        for pid in psutil.pids():
+            try:
+                if marker in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
+                    process = psutil.Process(pid)
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found.append(process)
+            except (OSError, psutil.Error):
+                continue
+        return found
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted((self.home / "logs").glob("*.log")))
+
+
+@pytest.fixture
+def fake_claude(tmp_path: Path) -> Path:
+    """The stand-in CLI as a program."""
+    path = tmp_path / "fake-claude"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_CLAUDE}" "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def occ(tmp_path: Path, fake_claude: Path) -> Iterator[Occ]:
+    """The command, not started yet; afterwards the agent is stopped and nothing of it may be left."""
+    user = tmp_path / "user"
+    user.mkdir()
+    home = tmp_path / "occ-home"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(user),
+        "LANG": "C.UTF-8",
+        "OCC_HOME": str(home),
+        "OCC_CLAUDE_BIN": str(fake_claude),
+        "OCC_WORKERS": "2",
+    }
+    command = Occ(home, environment)
+    yield command
+    for client in command.clients:
+        client.close()
+    if (home / "run").exists():
+        command.command("stop")
+    left = command.processes()
+    for process in left:
+        process.kill()
+    assert not left, "processes were left behind"
+
+
+@pytest.fixture
+def agent(occ: Occ) -> Occ:
+    """A running agent with the stand-in CLI and one workspace, `work`."""
+    occ.start()
+    occ.workspace()
+    return occ
+
+
+@pytest.fixture(scope="session")
+def real_claude() -> Path:
+    """The real CLI, installed once and kept; its tests are skipped, loudly, where it cannot be."""
+    try:
+        return real_cli.install(real_cli.default_cache())
+    except real_cli.CliUnavailable as reason:
+        pytest.skip(f"THE REAL CLI IS NOT TESTED: {reason}")
+
+
+@pytest.fixture
+def model() -> Iterator[model_api.ModelApi]:
+    """A stand-in for the model's API on loopback."""
+    with model_api.serve() as api:
+        yield api
+
+
+def output(events: list[Event]) -> str:
+    """The text of an execution."""
+    return "".join(event.data["chunk"] for event in events if event.name == "output")
+
+
+def names(events: list[Event]) -> list[str]:
+    return [event.name for event in events]

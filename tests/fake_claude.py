@@ -1,0 +1,175 @@
+"""A stand-in for the Claude Code CLI that does exactly what its prompt says, good or bad.
+
+The prompt is a JSON list of steps, run in order; anything else is answered like a small model would. Steps:
+
+    {"say": TEXT, "times": N, "every": SECONDS}   text deltas
+    {"line": TEXT} / {"raw": BASE64}              a line as given / bytes as given
+    {"flood": BYTES, "of": TEXT}                  TEXT over and over, with no line break unless it has one
+    {"tool": NAME, "input": {}, "result": TEXT}   a tool call and its result
+    {"write": PATH, "text": TEXT}                 a file in the workspace
+    {"sleep": SECONDS} / {"wait": PATH}           do nothing for a while / until PATH exists
+    {"spawn": "child"|"session"|"daemon"}         leave a process behind; its pid goes to spawned.pid
+    {"stubborn": true}                            from here on ignore the interrupt, SIGINT and SIGTERM
+    {"stderr": TEXT}                              something on standard error
+    {"close_stdout": true}
+    {"result": {}}                                the result line, with these keys changed; then stdin is read to its end
+    {"exit": CODE} / {"kill": SIGNAL}             the end
+
+Without a result, an exit or a kill among the steps a successful result is the last one.
+"""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+VERSION = "9.9.9"
+SESSION = str(uuid.uuid4())
+
+
+def main():
+    if "--version" in sys.argv:
+        print(f"{VERSION} (a stand-in)")
+        return
+    if "auth" in sys.argv:
+        sys.exit(0)
+    count = os.environ.get("FAKE_CLAUDE_STARTS")
+    if count:
+        with open(count, "a") as file:
+            file.write(os.environ.get("OCC_EXECUTION_ID", "") + "\n")
+    prompt = json.loads(sys.stdin.buffer.readline())["message"]["content"]
+    steps = script(prompt)
+    say({"type": "system", "subtype": "init", "session_id": SESSION, "model": "fake", "claude_code_version": VERSION})
+    threading.Thread(target=obey_interrupts, daemon=True).start()
+    for step in steps:
+        run(step)
+    if not any(key in step for step in steps for key in ("result", "exit", "kill")):
+        run({"result": {}})
+
+
+def script(prompt):
+    try:
+        steps = json.loads(prompt)
+    except ValueError:
+        return [{"say": f"You said: {prompt[:200]}"}]
+    return steps if isinstance(steps, list) else [{"say": "not a list"}]
+
+
+stubborn = False
+ended = threading.Event()
+
+
+def obey_interrupts():
+    """A control request on stdin ends the turn, as in the real CLI; the end of stdin lets it leave."""
+    for line in sys.stdin.buffer:
+        if b"interrupt" in line and not stubborn:
+            say(result({"is_error": True, "subtype": "error_during_execution", "terminal_reason": "aborted_streaming"}))
+            sys.stdin.buffer.read()
+            os._exit(0)
+    ended.set()
+
+
+def run(step):
+    global stubborn
+    if "say" in step:
+        stream({"type": "message_start", "message": {"id": f"msg_{uuid.uuid4().hex}"}})
+        for _ in range(step.get("times", 1)):
+            stream(
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "text_delta", "text": step["say"]},
+                }
+            )
+            time.sleep(step.get("every", 0))
+        stream({"type": "content_block_stop", "index": 0})
+    elif "line" in step:
+        write(step["line"].encode() + b"\n")
+    elif "raw" in step:
+        write(base64.b64decode(step["raw"]))
+    elif "flood" in step:
+        piece = step["of"].encode() * max(1, 65536 // len(step["of"]))
+        for _ in range(step["flood"] // len(piece)):
+            write(piece)
+    elif "tool" in step:
+        call = f"toolu_{uuid.uuid4().hex[:8]}"
+        block = {"type": "tool_use", "id": call, "name": step["tool"], "input": step["input"]}
+        say({"type": "assistant", "message": {"id": "msg_tool", "content": [block]}})
+        answer = {"type": "tool_result", "tool_use_id": call, "content": step["result"]}
+        say({"type": "user", "message": {"role": "user", "content": [answer | {"is_error": step.get("error", False)}]}})
+    elif "write" in step:
+        with open(step["write"], "w") as file:
+            file.write(step["text"])
+    elif "sleep" in step:
+        time.sleep(step["sleep"])
+    elif "wait" in step:
+        while not os.path.exists(step["wait"]):
+            time.sleep(0.01)
+    elif "spawn" in step:
+        spawn(step["spawn"])
+    elif "stubborn" in step:
+        stubborn = True
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    elif "stderr" in step:
+        sys.stderr.write(step["stderr"])
+        sys.stderr.flush()
+    elif "close_stdout" in step:
+        os.close(1)
+    elif "result" in step:
+        say(result(step["result"]))
+        ended.wait()
+    elif "exit" in step:
+        os._exit(step["exit"])
+    elif "kill" in step:
+        os.kill(os.getpid(), step["kill"])
+        time.sleep(60)
+
+
+def spawn(how):
+    """Leave a long-lived process behind: a plain child, one in its own session, or one whose parent is gone."""
+    code = "import os, time; open('spawned.pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    if how == "daemon":
+        code = f"import os\nif os.fork(): os._exit(0)\nos.setsid()\n{code}"
+    quiet = {} if how == "daemon" else {"stdout": subprocess.DEVNULL}
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=how == "session", **quiet)
+    while not os.path.exists("spawned.pid") or not open("spawned.pid").read():
+        time.sleep(0.01)
+
+
+def result(changes):
+    return {
+        "type": "result",
+        "subtype": "success",
+        "is_error": False,
+        "result": "",
+        "session_id": SESSION,
+        "num_turns": 1,
+        "duration_ms": 12,
+        "total_cost_usd": 0.25,
+        "usage": {"input_tokens": 3, "output_tokens": 5},
+        "permission_denials": [],
+    } | changes
+
+
+def stream(event):
+    say({"type": "stream_event", "event": event, "session_id": SESSION, "parent_tool_use_id": None})
+
+
+def say(content):
+    write(json.dumps(content).encode() + b"\n")
+
+
+def write(data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+if __name__ == "__main__":
+    main()
