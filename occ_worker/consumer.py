@@ -73,6 +73,12 @@ class _EachSecond(Scheduler):
 class _ControlConsumer(Consumer):
     scheduler_class = _EachSecond
 
+    def stop(self, graceful: bool = False) -> None:
+        """Stop, and wake the threads that wait for a job, so that none is waited for."""
+        self.stop_flag.set()
+        self.huey.storage.ring(CONTROL_THREADS)
+        super().stop(graceful)
+
 
 def run_executions(config: Config) -> None:
     """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""

@@ -47,8 +47,12 @@ class DoorbellStorage(SqliteStorage):
 
     def enqueue(self, data: bytes, priority: float | None = None) -> None:
         super().enqueue(data, priority)
+        self.ring(1)
+
+    def ring(self, times: int) -> None:
+        """Wake as many of those that wait for a job."""
         with contextlib.suppress(BlockingIOError):  # 64 KiB of unheard rings: everybody is awake
-            os.write(self._open(), b"\0")
+            os.write(self._open(), b"\0" * times)
 
     def dequeue(self) -> bytes | None:
         data: bytes | None = super().dequeue()

@@ -348,7 +348,9 @@ def test_a_websocket_follows_what_still_runs(agent: Occ, tmp_path) -> None:
     import simple_websocket
 
     gate = tmp_path / "gate"
-    runner = threading.Thread(target=agent.run, args=(steps({"wait": str(gate)}, {"say": "late"}),), kwargs={"executionId": "live-ws"})
+    runner = threading.Thread(
+        target=agent.run, args=(steps({"wait": str(gate)}, {"say": "late"}),), kwargs={"executionId": "live-ws"}
+    )
     runner.start()
     wait_until(lambda: exists(agent, "live-ws"), "it to be accepted")
     socket = simple_websocket.Client(

@@ -117,6 +117,11 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
 
 def _interrupted(client: AgentClient, execution_id: str) -> int:
     """Ask what is to become of the execution; without a terminal to ask on it is left running."""
+    try:
+        client.execution(execution_id)
+    except errors.Refused:
+        click.echo("occ: interrupted before it was sent; nothing runs.", err=True)
+        return 130
     choice = "l"
     if sys.stdin.isatty():
         click.echo(err=True)

@@ -1,0 +1,500 @@
+"""The `occ` command as a person and a script meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Occ, steps, wait_until
+
+
+def test_start_prints_where_it_is_and_answers_when_it_returns(occ: Occ) -> None:
+    started = occ.command("start", "--port", "0")
+    url = re.search(r"http://127\.0\.0\.1:\d+", started.stdout)
+    assert url is not None
+    occ.url, occ.token = url.group(), occ.command("token").stdout.strip()
+    assert occ.request("GET", "/health").status == 200
+    assert "occ token" in started.stdout
+    assert str(occ.home / "logs") in started.stdout
+
+
+def test_a_standalone_agent_makes_one_token_and_keeps_it(occ: Occ) -> None:
+    occ.start()
+    first = occ.token
+    occ.stop()
+    occ.start()
+    assert occ.token == first
+    assert len(first) > 32
+    assert occ.command("token").stdout == first + "\n"
+
+
+def test_what_is_in_the_home_is_closed_to_others(agent: Occ) -> None:
+    agent.run("hello")
+    for path in [agent.home, *agent.home.rglob("*")]:
+        assert stat.S_IMODE(path.lstat().st_mode) & 0o077 == 0, path
+
+
+def test_a_second_start_says_who_runs_and_exits_3(agent: Occ) -> None:
+    again = agent.command("start", check=False)
+    assert again.returncode == 3
+    assert agent.url in again.stderr
+    assert agent.client.health()["status"] == "healthy"
+
+
+def test_twenty_starts_at_once_make_one_daemon(occ: Occ) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        codes = sorted(done.returncode for done in pool.map(lambda _: occ.command("start", check=False), range(8)))
+    assert codes == [0] + [3] * 7
+    supervisors = [p for p in occ.processes() if "occ_app.supervisor" in p.cmdline()]
+    assert len(supervisors) == 1
+
+
+def test_a_port_in_use_is_told_in_a_sentence_and_nothing_is_left(occ: Occ) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        failed = occ.command("start", "--port", str(port), check=False)
+    assert failed.returncode == 1
+    assert f"127.0.0.1:{port}" in failed.stderr
+    assert "--port" in failed.stderr
+    assert not occ.processes()
+    assert occ.command("status", check=False).returncode == 3
+
+
+def test_stop_when_nothing_runs_is_fine(occ: Occ) -> None:
+    done = occ.command("stop")
+    assert "not running" in done.stdout
+
+
+def test_stop_ends_what_runs_with_daemon_stopped_and_leaves_no_process(agent: Occ) -> None:
+    stream = agent.client.execute(
+        "work", steps({"spawn": "daemon"}, {"stubborn": True}, {"say": "on"}, {"sleep": 60}), executionId="stopped"
+    )
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    child = psutil.Process(int((agent.home / "workspaces/work/spawned.pid").read_text()))
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(list, stream)
+        begun = time.monotonic()
+        assert "has stopped" in agent.command("stop").stdout
+        assert time.monotonic() - begun < 10
+        final = rest.result()[-1]
+    assert final.data["code"] == "DAEMON_STOPPED"
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not agent.processes()
+    shown = json.loads(agent.command("jobs", "show", "stopped", "--json").stdout)
+    assert (shown["state"], shown["errorCode"]) == ("failed", "DAEMON_STOPPED")
+
+
+def test_waiting_work_survives_a_stop_and_runs_at_the_next_start(occ: Occ) -> None:
+    occ.start(OCC_WORKERS="1")
+    occ.workspace()
+    running = occ.client.execute("work", steps({"say": "on"}, {"sleep": 60}), executionId="running")
+    wait_until(lambda: next(running).name == "output", "it to be under way")
+    waiting = occ.client.execute("work", "hello", executionId="waiting")
+    next(waiting)
+    occ.stop()
+    assert json.loads(occ.command("jobs", "show", "waiting", "--json").stdout)["state"] == "queued"
+    occ.start()
+    assert list(occ.client.events("waiting"))[-1].name == "complete"
+
+
+def test_status_tells_the_same_as_json(agent: Occ) -> None:
+    status = json.loads(agent.command("status", "--json").stdout)
+    assert status["running"] is True
+    assert (status["host"], status["url"]) == ("127.0.0.1", f"http://127.0.0.1:{status['port']}")
+    assert psutil.pid_exists(status["pid"])
+    assert status["workers"] == {"total": 2, "busy": 0}
+    assert status["home"] == str(agent.home)
+    assert (agent.home / "daemon.pid").read_text() == f"{status['pid']}\n"
+    text = agent.command("status").stdout
+    for part in (status["url"], str(status["pid"]), "uptime", "0 of 2 busy", "heartbeat", status["logs"]):
+        assert part in text
+
+
+def test_status_of_nothing_is_exit_code_3(occ: Occ) -> None:
+    done = occ.command("status", "--json", check=False)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["running"] is False
+
+
+def test_a_stale_pid_file_names_nobody(occ: Occ) -> None:
+    """A recycled pid: the file names a process that lives and is not ours; nothing is ever sent to it."""
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        (occ.home / "run").mkdir(parents=True)
+        place = {"boot_id": "x", "pid": bystander.pid, "start": 1, "host": "127.0.0.1", "port": 1, "url": "http://x"}
+        (occ.home / "run" / "daemon.json").write_text(json.dumps(place))
+        (occ.home / "daemon.pid").write_text(f"{bystander.pid}\n")
+        assert "not running" in occ.command("stop").stdout
+        occ.start()
+        occ.stop()
+        assert bystander.poll() is None
+    finally:
+        bystander.communicate(b"\n")
+
+
+def test_flag_wins_over_variable_over_file_over_default(occ: Occ) -> None:
+    del occ.environment["OCC_WORKERS"]
+
+    def workers(*arguments: str, **environment: str) -> int:
+        occ.command("start", *arguments, **environment)
+        total = json.loads(occ.command("status", "--json").stdout)["workers"]["total"]
+        occ.command("stop")
+        return int(total)
+
+    assert workers() == 5
+    (occ.home / "config.toml").write_text("workers = 2\n")
+    assert workers() == 2
+    assert workers(OCC_WORKERS="3") == 3
+    assert workers("--workers", "4", OCC_WORKERS="3") == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("workers = ", "cannot be read"),
+        ("wrokers = 3\n", "wrokers"),
+        ('workers = "many"\n', "whole number"),
+        ("workers = 0\n", "between"),
+        ("\x00\xff", "cannot be read"),
+    ],
+)
+def test_a_broken_config_file_is_named_in_a_sentence(occ: Occ, content: str, told: str) -> None:
+    occ.home.mkdir()
+    del occ.environment["OCC_WORKERS"]
+    (occ.home / "config.toml").write_bytes(content.encode("latin-1"))
+    failed = occ.command("start", check=False)
+    assert failed.returncode == 2
+    assert "config.toml" in failed.stderr
+    assert told in failed.stderr
+    assert not occ.processes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--remote-url", "https://hub.example"], "--api-key"),
+        (["--remote-url", "hub.example", "--api-key", "k"], "https://"),
+        (["--port", "70000"], "--port"),
+        (["--port", "http"], "--port"),
+        (["--workers", "-1"], "--workers"),
+        (["--bind-address", "no.such.address.invalid"], "--bind-address"),
+        (["--api-key", "@/no/such/file"], "file"),
+        (["--nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_usage_is_told_in_a_sentence(occ: Occ, arguments: list[str], told: str) -> None:
+    failed = occ.command("start", *arguments, check=False)
+    assert failed.returncode in (1, 2)
+    assert told in failed.stderr
+    assert not occ.processes()
+
+
+def test_an_api_key_without_a_hub_is_unused_and_said_so(occ: Occ) -> None:
+    assert "OCC_API_KEY is not used" in occ.command("start", "--api-key", "made-up").stderr
+
+
+def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
+    occ.command("start", "--api-key", "made-up-and-secret")
+    for process in occ.processes():
+        assert "made-up-and-secret" not in " ".join(process.cmdline())
+    watched = subprocess.Popen(
+        [sys.executable, "-m", "occ_app.cli", "start", "--foreground", "--api-key=made-up-and-secret"],
+        env=occ.environment | {"OCC_HOME": str(occ.home.parent / "second")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert watched.stdout is not None
+        assert b"running at" in watched.stdout.readline()
+        assert "made-up" not in " ".join(psutil.Process(watched.pid).cmdline())
+    finally:
+        watched.send_signal(signal.SIGINT)
+        watched.communicate(timeout=15)
+    assert watched.returncode == 0
+
+
+def test_an_exposed_agent_says_so_once(occ: Occ) -> None:
+    started = occ.command("start", "--bind-address", "0.0.0.0")
+    assert started.stderr.count("without TLS") == 1
+
+
+def test_a_newer_database_is_refused_with_the_version(occ: Occ) -> None:
+    occ.start()
+    occ.stop()
+    with sqlite3.connect(occ.home / "occ.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    failed = occ.command("start", check=False)
+    assert failed.returncode == 1
+    assert "schema 99" in failed.stderr
+
+
+def test_jobs_lists_filters_and_shows(agent: Occ) -> None:
+    agent.run("the first prompt", executionId="one")
+    agent.run(steps({"exit": 2}), executionId="two")
+    everything = agent.command("jobs").stdout
+    assert re.search(r"two +failed +work", everything)
+    assert re.search(r"one +succeeded +work.*\$0\.2500.*the first prompt", everything)
+    assert "two" not in agent.command("jobs", "--state", "succeeded").stdout
+    assert "No executions" in agent.command("jobs", "--workspace", "other").stdout
+    assert "one" in agent.command("jobs", "--since", "2d").stdout
+    assert agent.command("jobs", "--since", "yesterday", check=False).returncode == 2
+    assert json.loads(agent.command("jobs", "--json").stdout) == agent.client.executions()
+    assert json.loads(agent.command("jobs", "show", "one", "--json").stdout) == agent.client.execution("one")
+    assert "the first prompt" in agent.command("jobs", "show", "one").stdout
+    missing = agent.command("jobs", "show", "three", check=False)
+    assert missing.returncode == 4
+    assert "three" in missing.stderr
+
+
+def test_jobs_can_be_read_when_the_daemon_is_down(agent: Occ) -> None:
+    agent.run("remember me", executionId="kept")
+    agent.stop()
+    assert "remember me" in agent.command("jobs").stdout
+    assert agent.command("jobs", "tail", "kept").stdout == "You said: remember me\n"
+    assert agent.command("jobs", "tail", "kept", "--follow").stdout == "You said: remember me\n"
+    assert agent.command("jobs", "cancel", "kept", check=False).returncode == 3
+
+
+def test_jobs_tail_follows_to_the_end_with_the_outcome(agent: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    stream = agent.client.execute("work", steps({"say": "a\n"}, {"wait": str(gate)}, {"exit": 7}), executionId="t")
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    with ThreadPoolExecutor(1) as pool:
+        tail = pool.submit(agent.command, "jobs", "tail", "t", "--follow", "--json", check=False)
+        assert agent.command("jobs", "tail", "t").stdout == "a\n"
+        gate.touch()
+        done = tail.result()
+    assert done.returncode == 1
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()][-1] == "error"
+
+
+def test_jobs_cancel_ends_an_execution(agent: Occ) -> None:
+    stream = agent.client.execute("work", steps({"say": "on"}, {"sleep": 60}), executionId="c")
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    assert "being cancelled" in agent.command("jobs", "cancel", "c").stdout
+    assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
+    assert "c is cancelled" in agent.command("jobs", "cancel", "c").stdout
+    assert agent.command("jobs", "tail", "c", "--follow", check=False).returncode == 130
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "my project"
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "main.py").write_text("print(1)\n")
+    (folder / ".gitignore").write_text("*.log\nbuild/\n")
+    (folder / "noise.log").write_text("x")
+    (folder / "build").mkdir()
+    (folder / "build" / "out").write_text("x")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("x")
+    return folder
+
+
+def test_run_sends_the_folder_and_streams_the_answer(agent: Occ, project: Path) -> None:
+    done = agent.command("run", "what is this?", "--dir", str(project))
+    assert done.stdout == "You said: what is this?\n"
+    workspace = re.search(r"workspace (my-project-[0-9a-f]+)", done.stderr)
+    assert workspace is not None
+    files = agent.home / "workspaces" / workspace.group(1)
+    assert sorted(p.relative_to(files).as_posix() for p in files.rglob("*") if p.is_file()) == [
+        ".gitignore",
+        "src/main.py",
+    ]
+    again = agent.command("run", "more", "--workspace", workspace.group(1))
+    assert again.stdout == "You said: more\n"
+    assert agent.command("run", "what is this?", "--dir", str(project)).returncode == 0
+    assert len(agent.client.workspaces()) == 3
+
+
+def test_run_prints_events_as_json_lines(agent: Occ, project: Path) -> None:
+    done = agent.command("run", "hi", "--workspace", "work", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["queued", "started", "output", "complete"]
+    assert [event["id"] for event in events] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "code"),
+    [
+        (steps({"exit": 3}), [], 1),
+        (steps({"sleep": 60}), ["--timeout", "0.5"], 124),
+    ],
+)
+def test_run_exits_with_the_outcome(agent: Occ, prompt: str, options: list[str], code: int) -> None:
+    done = agent.command("run", prompt, "--workspace", "work", *options, check=False)
+    assert done.returncode == code
+    assert done.stderr
+
+
+def test_run_against_a_url_needs_its_token(agent: Occ, tmp_path: Path) -> None:
+    elsewhere = {"OCC_HOME": str(tmp_path / "nowhere")}
+    url = ["run", "hi", "--workspace", "work", "--url", agent.url]
+    assert agent.command(*url, check=False, **elsewhere).returncode == 2
+    assert agent.command(*url, "--token", agent.token, **elsewhere).stdout == "You said: hi\n"
+    assert agent.command(*url, OCC_TOKEN=agent.token, **elsewhere).stdout == "You said: hi\n"
+    (tmp_path / "secret").write_text(agent.token + "\n")
+    assert agent.command(*url, "--token", f"@{tmp_path / 'secret'}", **elsewhere).returncode == 0
+    wrong = agent.command(*url, "--token", "wrong", check=False, **elsewhere)
+    assert wrong.returncode == 4
+    assert "occ token" in wrong.stderr
+    gone = agent.command("run", "hi", "--url", "http://127.0.0.1:9", "--token", "x", check=False, **elsewhere)
+    assert gone.returncode == 5
+    assert agent.command("run", "hi", check=False, **elsewhere).returncode == 3
+
+
+def test_run_in_a_missing_workspace_is_refused(agent: Occ) -> None:
+    done = agent.command("run", "hi", "--workspace", "nope", check=False)
+    assert done.returncode == 4
+    assert "no workspace nope" in done.stderr
+
+
+def test_an_empty_folder_is_told_in_a_sentence(agent: Occ, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = agent.command("run", "hi", "--dir", str(tmp_path / "empty"), check=False)
+    assert done.returncode == 2
+    assert "no files" in done.stderr
+
+
+@pytest.mark.parametrize(("answer", "state"), [("l", "running"), ("c", "cancelled")])
+def test_ctrl_c_asks_whether_to_leave_it_running(agent: Occ, answer: str, state: str) -> None:
+    """On a real terminal: the answer streams, Ctrl-C asks, the choice is carried out."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work"]
+        os.execve(
+            sys.executable,
+            [*arguments, steps({"say": "some text"}, {"sleep": 60})],
+            agent.environment | {"TERM": "xterm"},
+        )
+    read_until(terminal, b"some text")
+    os.write(terminal, b"\x03")
+    read_until(terminal, b"cancel it?")
+    os.write(terminal, answer.encode() + b"\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    os.close(terminal)
+    (record,) = agent.client.executions()["executions"]
+    wait_until(lambda: agent.client.execution(record["executionId"])["state"] == state, f"it to be {state}")
+    agent.client.cancel(record["executionId"])
+
+
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    seen = b""
+    while wanted not in seen:
+        piece = os.read(terminal, 4096)
+        assert piece, seen
+        seen += piece
+    return seen
+
+
+def test_a_terminal_shows_progress_until_the_first_text(agent: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work"]
+        prompt = steps({"wait": str(gate)}, {"say": "text \x1b[31m\n"})
+        os.execve(sys.executable, [*arguments, prompt], agent.environment | {"TERM": "xterm"})
+    read_until(terminal, b"Claude is working")
+    gate.touch()
+    seen = read_until(terminal, b"done")
+    assert b"text [31m" in seen, "a terminal is not made to obey the answer"
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+
+
+def test_nothing_is_coloured_where_there_is_no_terminal(agent: Occ) -> None:
+    done = agent.command("run", "hi", "--workspace", "work")
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "status", "jobs", "run", "token", "demo"])
+def test_every_command_explains_itself(occ: Occ, command: str) -> None:
+    shown = occ.command(command, "--help").stdout
+    assert len(shown.splitlines()) > 4
+
+
+def test_the_help_names_the_exit_codes(occ: Occ) -> None:
+    shown = occ.command("--help").stdout
+    for code in ("0", "1", "2", "3", "4", "5", "124", "130"):
+        assert re.search(rf"^ +{code} ", shown, re.MULTILINE), code
+
+
+def test_the_daemon_stops_on_ctrl_c_in_the_foreground(occ: Occ) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "occ_app.cli", "start", "--foreground"],
+        env=occ.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "running at" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+    assert not occ.processes()
+
+
+def test_the_whole_tree_ends_with_a_killed_supervisor(agent: Occ) -> None:
+    stream = agent.client.execute("work", steps({"spawn": "child"}, {"say": "on"}, {"sleep": 60}), executionId="k")
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    os.kill(json.loads(agent.command("status", "--json").stdout)["pid"], signal.SIGKILL)
+    wait_until(lambda: not agent.processes(), "everything to be gone", 10)
+    agent.start()
+    assert list(agent.client.events("k"))[-1].data["code"] in ("DAEMON_STOPPED", "WORKER_LOST")
+
+
+@pytest.mark.parametrize("victim", ["occ_app.wsgi", "occ_worker.consumer control", "occ_worker.consumer executions"])
+def test_a_killed_part_is_started_again(agent: Occ, victim: str) -> None:
+    def parts() -> set[int]:
+        return {p.pid for p in agent.processes() if victim in " ".join(p.cmdline())}
+
+    before = parts()
+    assert before
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: parts() and not parts() & {min(before)}, "another one")
+    agent.workspace("after")
+    assert agent.run("hello", "after")[-1].name == "complete"
+
+
+def test_a_killed_worker_ends_its_execution_with_worker_lost(agent: Occ) -> None:
+    stream = agent.client.execute("work", steps({"spawn": "session"}, {"say": "on"}, {"sleep": 60}), executionId="w")
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    child = int((agent.home / "workspaces/work/spawned.pid").read_text())
+    with agent.database.read() as connection:
+        owner = connection.execute("SELECT owner_pid FROM executions WHERE execution_id = 'w'").fetchone()[0]
+    os.kill(owner, signal.SIGKILL)
+    begun = time.monotonic()
+    assert list(stream)[-1].data["code"] == "WORKER_LOST"
+    assert time.monotonic() - begun < 6
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert agent.run("hello")[-1].name == "complete"
+
+
+def test_a_lost_queue_is_rebuilt_from_the_rows(occ: Occ) -> None:
+    occ.start(OCC_WORKERS="1")
+    occ.workspace()
+    running = occ.client.execute("work", steps({"say": "on"}, {"sleep": 60}), executionId="running")
+    wait_until(lambda: next(running).name == "output", "it to be under way")
+    waiting = occ.client.execute("work", "hello", executionId="waiting")
+    next(waiting)
+    occ.stop()
+    for path in occ.home.glob("queue.db*"):
+        path.unlink()
+    occ.start()
+    assert list(occ.client.events("waiting"))[-1].name == "complete"

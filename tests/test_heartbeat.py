@@ -1,0 +1,215 @@
+"""Registering with a hub and staying in touch with it, against a small real server."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import hub as hubs
+from tests.conftest import Occ, steps, wait_until
+from tests.hub import Hub
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with hubs.serve() as server:
+        yield server
+
+
+def start(occ: Occ, hub: Hub, *arguments: str) -> Occ:
+    return occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", *arguments, OCC_API_KEY=hubs.API_KEY)
+
+
+def state(occ: Occ) -> dict[str, Any]:
+    return dict(json.loads((occ.home / "state.json").read_text()))
+
+
+def test_an_agent_registers_with_what_the_hub_needs_to_know(occ: Occ, hub: Hub) -> None:
+    start(occ, hub, "--name", "box", "--label", "gpu", "--label", "eu", "--public-url", "https://box.example:8443")
+    (body,) = hub.registrations
+    assert body["protocol"] == 1
+    assert body["agentId"] is None
+    assert (body["name"], body["labels"], body["workers"]) == ("box", ["gpu", "eu"], 2)
+    assert body["url"] == "https://box.example:8443"
+    assert body["port"] == int(occ.url.rpartition(":")[2])
+    assert body["claudeVersion"] == "9.9.9"
+    assert {"version", "platform", "tlsFingerprint"} <= set(body)
+
+
+def test_the_hub_s_token_opens_the_agent_s_api(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    assert occ.token == "token-1"
+    assert occ.client.health()["status"] == "healthy"
+    assert stat.S_IMODE((occ.home / "state.json").stat().st_mode) == 0o600
+
+
+def test_id_and_token_survive_a_restart(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    occ.stop()
+    start(occ, hub)
+    assert [body["agentId"] for body in hub.registrations] == [None, "agent-1"]
+    assert state(occ)["agentId"] == "agent-1"
+
+
+def test_it_beats_each_interval_with_rising_numbers(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    wait_until(lambda: len(hub.beats) >= 4, "four beats")
+    assert [beat.body["seqNum"] for beat in hub.beats[:4]] == [1, 2, 3, 4]
+    gaps = [later.at - earlier.at for earlier, later in pairwise(hub.beats[:4])]
+    assert all(0.3 < gap < 2.5 for gap in gaps), gaps
+    beat = hub.beats[0]
+    assert (beat.agent_id, beat.token) == ("agent-1", "token-1")
+    assert beat.body["workers"] == {"total": 2, "busy": 0}
+    assert {"timestamp", "status", "version", "uptime", "queue", "executions"} <= set(beat.body)
+
+
+def test_it_keeps_its_beat_while_every_worker_is_busy(occ: Occ, hub: Hub, tmp_path: Path) -> None:
+    start(occ, hub)
+    gate = tmp_path / "gate"
+    for name in ("one", "two"):
+        occ.workspace(name)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(occ.run, steps({"wait": str(gate)}), name, executionId=f"busy-{name}")
+            for name in ("one", "two")
+        ]
+        busy = wait_until(lambda: next((b for b in hub.beats if b.body["workers"]["busy"] == 2), None), "a busy beat")
+        assert sorted(busy.body["executions"]) == ["busy-one", "busy-two"]
+        before = len(hub.beats)
+        wait_until(lambda: len(hub.beats) >= before + 3, "three more beats")
+        gate.touch()
+        for run in runs:
+            run.result()
+
+
+def test_health_tells_of_a_hub_that_fails_and_recovers(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    wait_until(lambda: occ.client.health()["heartbeat"]["lastSuccessfulAt"], "a first beat")
+    hub.beat_with = 500
+    failing = wait_until(
+        lambda: (h := occ.client.health())["heartbeat"]["consecutiveFailures"] >= 2 and h, "two failures"
+    )
+    assert failing["status"] == "degraded"
+    assert "heartbeats" in failing["problems"][0]
+    assert len(hub.registrations) == 1
+    hub.beat_with = None
+    wait_until(lambda: occ.client.health()["heartbeat"]["consecutiveFailures"] == 0, "a beat that is taken")
+    assert occ.client.health()["status"] == "healthy"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_token_is_replaced_by_one_registration(occ: Occ, hub: Hub, status: int) -> None:
+    start(occ, hub)
+    wait_until(lambda: hub.beats, "a first beat")
+    old = occ.token
+    hub.tokens = {}
+    hub.beat_with = status
+
+    def register_again(handler: Any) -> None:
+        hub.beat_with = hub.register_with = None
+        handler.register(hub.registrations[-1], hubs.API_KEY)
+
+    hub.register_with = register_again
+    wait_until(lambda: len(hub.registrations) == 2, "a second registration")
+    wait_until(lambda: hub.beats[-1].token == "token-2", "a beat with the new token")
+    assert hub.registrations[1]["agentId"] == "agent-1"
+    assert state(occ)["token"] == "token-2"
+    assert occ.request("GET", "/health", Authorization=f"Bearer {old}").status == 401
+    assert occ.request("GET", "/health", Authorization="Bearer token-2").status == 200
+    assert len(hub.registrations) == 2
+
+
+def test_a_beat_is_never_repeated(occ: Occ, hub: Hub) -> None:
+    hub.beat_with = 500
+    start(occ, hub)
+    wait_until(lambda: len(hub.beats) >= 4, "four beats")
+    numbers = [beat.body["seqNum"] for beat in hub.beats]
+    assert numbers == sorted(set(numbers))
+
+
+def test_retry_after_skips_beats(occ: Occ, hub: Hub) -> None:
+    hub.beat_with = lambda handler: handler.answer(503, {}, Retry_After="4")
+    start(occ, hub)
+    wait_until(lambda: len(hub.beats) >= 2, "a second beat", 20)
+    assert hub.beats[1].at - hub.beats[0].at > 3
+
+
+def test_the_last_beat_says_that_it_stops(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    wait_until(lambda: hub.beats, "a first beat")
+    occ.stop()
+    assert hub.beats[-1].body["status"] == "stopping"
+
+
+def test_a_hanging_hub_does_not_hold_up_a_stop(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    wait_until(lambda: hub.beats, "a first beat")
+    hub.beat_with = lambda handler: handler.hang()
+    before = len(hub.beats)
+    wait_until(lambda: len(hub.beats) > before, "a beat that hangs")
+    assert "has stopped" in occ.command("stop").stdout
+
+
+def test_without_a_reachable_hub_it_serves_and_registers_later(occ: Occ, hub: Hub) -> None:
+    hub.register_with = 500
+    started = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=hubs.API_KEY)
+    assert "warning" in started.stderr
+    assert "background" in started.stderr
+    occ.attach()
+    assert occ.client.health()["status"] == "degraded"
+    hub.register_with = None
+    wait_until(lambda: hub.beats, "a beat", 20)
+    wait_until(lambda: state(occ)["agentId"] == "agent-1", "the hub's id")
+    assert occ.request("GET", "/health", Authorization="Bearer " + state(occ)["token"]).status == 200
+
+
+def test_nobody_listening_at_the_hub_s_address_is_a_warning(occ: Occ) -> None:
+    started = occ.command(
+        "start", "--remote-url", "http://127.0.0.1:9", "--bind-address", "127.0.0.1", OCC_API_KEY="made-up"
+    )
+    assert "does not answer" in started.stderr
+
+
+@pytest.mark.parametrize("key", ["wrong-key"])
+def test_a_refused_key_is_exit_code_4_and_leaves_nothing(occ: Occ, hub: Hub, key: str) -> None:
+    refused = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", check=False, OCC_API_KEY=key)
+    assert refused.returncode == 4
+    assert "This key is not known" in refused.stderr
+    assert not (occ.home / "state.json").exists()
+    assert not occ.processes()
+    assert occ.command("status", check=False).returncode == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda handler: handler.answer(200, b"<html>welcome</html>"),
+        lambda handler: handler.answer(302, {}, Location="http://127.0.0.1:9/"),
+        lambda handler: handler.answer(201, {"agentId": 5}),
+        lambda handler: handler.answer(201, b"[" * 2_000_000),
+    ],
+)
+def test_an_answer_that_is_no_hub_s_is_a_warning(occ: Occ, hub: Hub, answer: Any) -> None:
+    hub.register_with = answer
+    started = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=hubs.API_KEY)
+    assert "background" in started.stderr
+    occ.attach()
+    assert occ.client.health()["problems"]
+
+
+def test_the_api_key_is_in_no_process_but_the_one_that_registers(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    holders = set()
+    for process in occ.processes():
+        assert hubs.API_KEY not in " ".join(process.cmdline())
+        if hubs.API_KEY in Path(f"/proc/{process.pid}/environ").read_text():
+            holders.add(" ".join(process.cmdline()[1:4]))
+    assert {holder for holder in holders if "supervisor" not in holder} == {"-m occ_worker.consumer control"}
+    assert hubs.API_KEY not in occ.logs()
