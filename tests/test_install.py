@@ -1,0 +1,136 @@
+"""OCC as a person gets it: a wheel in an empty environment, and the demonstration."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Occ, wait_until
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `occ` of a wheel that was built from this checkout and installed into an empty environment."""
+    folder = tmp_path_factory.mktemp("install")
+    source = folder / "source"
+    skipped = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "dist", "build", "results")
+    shutil.copytree(ROOT, source, ignore=skipped)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder / "dist"), str(source)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    (wheel,) = (folder / "dist").glob("*.whl")
+    venv.create(folder / "env", with_pip=True)
+    pip = [str(folder / "env/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True, timeout=300)
+    return folder / "env/bin/occ"
+
+
+def test_a_wheel_in_an_empty_environment_starts_serves_and_stops(installed: Path, occ: Occ, tmp_path: Path) -> None:
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [installed, *arguments],
+            env=occ.environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+    command("start")
+    occ.attach()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "a.txt").write_text("a")
+    assert command("run", "hello", "--dir", "project") == "You said: hello\n"
+    assert "succeeded" in command("jobs")
+    assert "has stopped" in command("stop")
+
+
+def test_the_wheel_puts_nothing_but_its_packages_into_site_packages(installed: Path) -> None:
+    (site,) = (installed.parent.parent / "lib").glob("python3*/site-packages")
+    assert (site / "occ_app" / "_migrations" / "migrations.py").exists()
+    assert (site / "occ_app" / "Procfile").exists()
+    assert not (site / "migrations").exists()
+    assert not (site / "tests").exists()
+
+
+@pytest.mark.parametrize("cli", ["none", "logged out"])
+def test_the_demo_shows_an_answer_and_leaves_nothing_on_ctrl_c(occ: Occ, tmp_path: Path, cli: str) -> None:
+    environment = occ.environment | {"TMPDIR": str(tmp_path)}
+    environment["OCC_CLAUDE_BIN"] = "/no/such/claude" if cli == "none" else str(logged_out(tmp_path))
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "occ_app.cli", "demo"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert demo.stdout is not None
+    shown = ""
+    while "Ctrl-C stops" not in shown:
+        line = demo.stdout.readline()
+        assert line, shown
+        shown += line
+    assert ("not installed" if cli == "none" else "not logged in") in shown
+    assert "This is a simulated answer" in shown
+    assert "tally.py" in shown
+    address = re.search(r"serves at (http://127\.0\.0\.1:\d+)", shown)
+    assert address is not None
+    for ready in re.findall(r"^  (\S*occ\S* run .*|OCC_HOME=.* jobs|curl .*)$", shown, re.MULTILINE):
+        line = ready.replace(sys.argv[0], "occ").replace(str(ROOT / "occ_app/cli/__main__.py"), "occ")
+        line = re.sub(r"(^| )\S*occ (run|jobs)", rf"\1{sys.executable} -m occ_app.cli \2", line)
+        done = subprocess.run(
+            line, shell=True, env=occ.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, (line, done)
+    demo.send_signal(signal.SIGINT)
+    rest, _ = demo.communicate(timeout=20)
+    assert demo.returncode == 0, rest
+    assert "Traceback" not in rest
+    assert not list(tmp_path.glob("occ-demo-*"))
+
+
+def logged_out(folder: Path) -> Path:
+    path = folder / "logged-out-claude"
+    path.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1.0.0 && exit 0\nexit 1\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_killed_demo_takes_its_agent_with_it(occ: Occ, tmp_path: Path) -> None:
+    environment = occ.environment | {"TMPDIR": str(tmp_path), "OCC_CLAUDE_BIN": "/no/such/claude"}
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "occ_app.cli", "demo"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert demo.stdout is not None
+    while "serves at" not in (line := demo.stdout.readline()):
+        assert line
+    (home,) = tmp_path.glob("occ-demo-*/home")
+    served = Occ(home, occ.environment)
+    assert served.processes()
+    os.kill(demo.pid, signal.SIGKILL)
+    demo.communicate()
+    wait_until(lambda: not served.processes(), "the agent to end")
+    shutil.rmtree(home.parent)
+
+
+def test_the_simulation_is_never_used_by_start(occ: Occ) -> None:
+    occ.environment["OCC_CLAUDE_BIN"] = "/no/such/claude"
+    occ.command("start")
+    occ.attach()
+    occ.workspace()
+    assert occ.run("hello")[-1].data["code"] == "CLAUDE_NOT_FOUND"
