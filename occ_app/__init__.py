@@ -1,3 +1,3 @@
-"""OCC: a machine's Claude Code, driven from anywhere. What OCC is lives here; what runs the work lives in occ_worker."""
+"""OCC: a machine's Claude Code, driven from anywhere. What OCC is stands here; what does the work in occ_worker."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""SQLite as OCC uses it: one file, short transactions, a few pooled connections, a schema that only the daemon changes."""
+"""SQLite as OCC uses it: one file, short transactions, pooled connections, a schema that only the daemon changes."""
 
 from __future__ import annotations
 

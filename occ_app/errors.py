@@ -18,7 +18,7 @@ OCCError
     ├── Unavailable        stopping, too many streams, or busy: try again later
     └── NoSpace            the disk is full
 
-Domain code raises these where the fact is known; `web.py` turns them into HTTP, `cli/` into a sentence and an exit code.
+Domain code raises these where the fact is known; `web.py` turns them into HTTP, `cli/` into a sentence and a code.
 """
 
 from __future__ import annotations

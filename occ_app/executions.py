@@ -257,7 +257,8 @@ def started(db: Database, number: int, session_id: str | None, model: str | None
     """Note what the CLI said of itself at its init line."""
     with db.write(durable=False) as connection:
         connection.execute(
-            "UPDATE executions SET session_id = ?, model = ?, claude_version = ? WHERE number = ? AND state = 'running'",
+            "UPDATE executions SET session_id = ?, model = ?, claude_version = ?"
+            " WHERE number = ? AND state = 'running'",
             (session_id, model, version, number),
         )
 

@@ -166,7 +166,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, self._on_stop if to_terminal else signal.SIG_IGN)
 
     def run(self) -> int:
-        """Bring the daemon up, keep it up, take it down. Raises StartFailed, AlreadyRunning, Refused before it is up."""
+        """Bring the daemon up, keep it up, take it down. Until it is up raises StartFailed, AlreadyRunning, Refused."""
         self._config.make_folders()
         with self._lock():
             self._clean()

@@ -34,6 +34,8 @@ _FIXED_ENVIRONMENT = {
     "GIT_CONFIG_KEY_0": "core.fsmonitor",
     "GIT_CONFIG_VALUE_0": "false",
     "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+    # Otherwise "@/etc/hostname" in a prompt attaches that file, unasked and from outside the workspace too.
+    "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
 }
 
 
@@ -83,7 +85,7 @@ INTERRUPT = b'{"type":"control_request","request_id":"occ-interrupt","request":{
 
 
 class Translator:
-    """Turns the CLI's lines into events. Feed it whole lines, in order; `result` is the CLI's last word, once it came."""
+    """Turns the CLI's lines into events. Feed it whole lines in order; `result` is its last word, once it came."""
 
     def __init__(self) -> None:
         self.result: dict[str, Any] | None = None
@@ -294,7 +296,7 @@ def _tool_result(block: Mapping[str, Any]) -> Event:
 
 
 def _cut(value: Any) -> tuple[Any, bool]:
-    """A value of at most 64 KiB, and whether something was cut: long texts keep their beginning, and the shape stays."""
+    """A value of at most 64 KiB, and whether it was cut: long texts keep their beginning, and the shape stays."""
     value = _clean(value)
     if len(to_json(value).encode()) <= CHUNK_BYTES:
         return value, False

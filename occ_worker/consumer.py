@@ -126,7 +126,7 @@ def run_control(config: Config) -> None:
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
-    put = tasks.executions(executions_queue, lambda: _nobody())
+    put = tasks.executions(executions_queue, _nobody)
     control = Control(
         config,
         database,

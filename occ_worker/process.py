@@ -56,12 +56,13 @@ class Child:
             preexec_fn=before_exec,  # noqa: PLW1509 - workers have one thread, so nothing can hold a lock here
             bufsize=0,
         )
-        assert self._process.stdin and self._process.stdout and self._process.stderr  # noqa: S101 - all three are pipes
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        assert stdin is not None  # noqa: S101 - all three are pipes
+        assert stdout is not None  # noqa: S101 - as above
+        assert stderr is not None  # noqa: S101 - as above
         self.pid = self._process.pid
         self.exited = os.pidfd_open(self.pid)
-        self.stdin = self._process.stdin
-        self.stdout = self._process.stdout
-        self.stderr = self._process.stderr
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         for pipe in (self.stdin, self.stdout, self.stderr):
             os.set_blocking(pipe.fileno(), False)
         with contextlib.suppress(OSError):

@@ -41,7 +41,7 @@ _STDERR_KEPT = 2048
 
 @dataclass(frozen=True)
 class Worker:
-    """What one worker process works with. `stopping` tells whether the daemon stops; `wake` is readable when it does."""
+    """What one worker process works with. `stopping` tells whether the daemon stops; then `wake` is readable."""
 
     config: Config
     db: Database
@@ -273,7 +273,7 @@ class _Run:
             self._end("EXECUTION_IDLE", f"Claude Code printed nothing for {seconds:g} s and was ended.")
 
     def _end(self, code: str, message: str) -> None:
-        """Begin to end the CLI for a reason of OCC's own; the first reason stands, and a result that came stands too."""
+        """Begin to end the CLI for a reason of OCC's own; the first stands, and so does a result that came before."""
         if self._reason is not None or self._translator.result is not None:
             return
         self._reason, self._ending_since = (code, message), time.monotonic()

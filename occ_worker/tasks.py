@@ -25,8 +25,8 @@ def executions(queue: Huey, worker: Callable[[], runner.Worker]) -> Callable[[st
     """Define the job of the `executions` queue; `worker` gives the process's own parts when one runs."""
 
     @queue.task(name="execute")  # type: ignore[untyped-decorator]  # huey is untyped
-    def execute(execution_id: str) -> None:
-        """Run the oldest execution that can run; the id says which one rang."""
+    def execute(_: str) -> None:
+        """Run the oldest execution that can run, whichever one rang."""
         runner.run_next(worker())
 
     return _putter(queue, execute)

@@ -1,18 +1,18 @@
 """A stand-in for the Claude Code CLI that does exactly what its prompt says, good or bad.
 
-The prompt is a JSON list of steps, run in order; anything else is answered like a small model would. Steps:
+The prompt is a JSON list of steps, run in order; anything else gets a short answer. Steps:
 
     {"say": TEXT, "times": N, "every": SECONDS}   text deltas
     {"line": TEXT} / {"raw": BASE64}              a line as given / bytes as given
-    {"flood": BYTES, "of": TEXT}                  TEXT over and over, with no line break unless it has one
+    {"flood": BYTES, "of": TEXT}                  TEXT over and over, without line breaks of its own
     {"tool": NAME, "input": {}, "result": TEXT}   a tool call and its result
     {"write": PATH, "text": TEXT}                 a file in the workspace
     {"sleep": SECONDS} / {"wait": PATH}           do nothing for a while / until PATH exists
-    {"spawn": "child"|"session"|"daemon"}         leave a process behind; its pid goes to spawned.pid
+    {"spawn": "child"|"session"|"daemon"}         leave a process behind, its pid in spawned.pid
     {"stubborn": true}                            from here on ignore the interrupt, SIGINT and SIGTERM
     {"stderr": TEXT}                              something on standard error
     {"close_stdout": true}
-    {"result": {}}                                the result line, with these keys changed; then stdin is read to its end
+    {"result": {}}                                the result line with these keys changed, then wait for EOF
     {"exit": CODE} / {"kill": SIGNAL}             the end
 
 Without a result, an exit or a kill among the steps a successful result is the last one.

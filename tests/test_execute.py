@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_executions_of_one_workspace_run_one_at_a_time_in_order(agent: Occ) -> N
         for done in runs:
             done.result()
     records = [agent.client.execution(f"in-order-{number}") for number in range(3)]
-    for earlier, later in zip(records, records[1:], strict=False):
+    for earlier, later in pairwise(records):
         assert earlier["finishedAt"] <= later["startedAt"]
 
 

@@ -106,7 +106,7 @@ def test_the_demo_shows_an_answer_and_leaves_nothing_on_ctrl_c(occ: Occ, tmp_pat
 
 def logged_out(folder: Path) -> Path:
     path = folder / "logged-out-claude"
-    path.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1.0.0 && exit 0\nexit 1\n")
+    path.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1.0.0 && exit 0\nexit 1\n')
     path.chmod(0o755)
     return path
 

@@ -67,7 +67,10 @@ def test_a_tool_really_writes_into_the_workspace(real: Occ) -> None:
     events = real.run(
         "Write it. "
         + reply(
-            {"text": "Writing.", "tools": [{"name": "Write", "input": {"file_path": str(target), "content": "made\n"}}]},
+            {
+                "text": "Writing.",
+                "tools": [{"name": "Write", "input": {"file_path": str(target), "content": "made\n"}}],
+            },
             {"text": "Written."},
         )
     )
@@ -108,7 +111,10 @@ def test_tools_beyond_the_default_ones_are_granted(occ: Occ, real_claude: Path, 
         OCC_TOOLS="Read,Bash",
     )
     occ.workspace()
-    run_it = {"name": "Bash", "input": {"command": "echo $OCC_EXECUTION_ID > id.txt; env > env.txt", "description": "x"}}
+    run_it = {
+        "name": "Bash",
+        "input": {"command": "echo $OCC_EXECUTION_ID > id.txt; env > env.txt", "description": "x"},
+    }
     events = occ.run("Run it. " + reply({"text": "R.", "tools": [run_it]}, {"text": "Done."}), executionId="bash-1")
     assert events[-1].name == "complete", events[-1]
     assert (occ.home / "workspaces/work/id.txt").read_text() == "bash-1\n"
@@ -119,7 +125,13 @@ def test_tools_beyond_the_default_ones_are_granted(occ: Occ, real_claude: Path, 
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [(401, "CLAUDE_AUTH"), (403, "CLAUDE_AUTH"), (429, "RATE_LIMITED"), (529, "API_UNAVAILABLE"), (400, "CLAUDE_ERROR")],
+    [
+        (401, "CLAUDE_AUTH"),
+        (403, "CLAUDE_AUTH"),
+        (429, "RATE_LIMITED"),
+        (529, "API_UNAVAILABLE"),
+        (400, "CLAUDE_ERROR"),
+    ],
 )
 def test_an_error_of_the_api_has_its_code(real: Occ, status: int, code: str) -> None:
     events = real.run("Fail. " + reply({"error": status, "message": "no"}))
@@ -163,6 +175,16 @@ def test_a_prompt_that_looks_like_a_command_reaches_the_model(real: Occ, model: 
     events = real.run(prompt)
     assert output(events) == "It reached me."
     assert any(prompt in text for text in prompts(model))
+
+
+def test_a_prompt_that_mentions_a_file_attaches_nothing(real: Occ, model: ModelApi) -> None:
+    secret = real.home.parent / "secret.txt"
+    secret.write_text("the operator's secret")
+    real.run(f"Compare @{secret} with @README.md. {reply({'text': 'No.'})}")
+    sent = json.dumps([request["body"] for request in model.requests()])
+    assert str(secret) in sent
+    assert "the operator's secret" not in sent
+    assert "A small project." not in sent
 
 
 def test_a_prompt_of_a_megabyte_reaches_the_model(real: Occ, model: ModelApi) -> None:

@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
 
 
 class Waiting:
-    """A progress line on standard error until something else is to be printed; a single plain line without a terminal."""
+    """A progress line on standard error until there is something to print; without a terminal one plain line."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -82,7 +82,7 @@ class Waiting:
 
 
 def show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
-    """Print an execution as it comes: its text to standard output, the rest to standard error. Returns the final event."""
+    """Print an execution as it comes, its text to standard output, the rest to standard error; returns the end."""
     last: Event | None = None
     in_line = False
     progress = Waiting(waiting)

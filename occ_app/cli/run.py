@@ -41,7 +41,7 @@ _LARGE_BYTES = 5_000_000
 @click.option("--url", metavar="URL", help="Agent to send it to.  [default: the one of this machine]")
 @click.option("--token", metavar="TOKEN", help="Its token; @FILE reads it from a file, OCC_TOKEN works too.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
-def run(  # noqa: PLR0917 - click passes each option by name
+def run(
     prompt: str,
     folder: Path,
     workspace: str | None,
