@@ -11,7 +11,7 @@ from typing import Any
 from occ_app import __version__, executions
 from occ_app.config import Config
 from occ_app.db import Database
-from occ_app.executions import to_json
+from occ_app.events import to_json
 
 FAILURES_TO_MENTION = 2
 

@@ -40,7 +40,7 @@ class Database:
         connection = self._take()
         try:
             yield connection
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise translated(error) from error
         finally:
             self._give_back(connection)
@@ -63,7 +63,7 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise translated(error) from error
         finally:
             self._give_back(connection)
@@ -83,7 +83,7 @@ class Database:
                 return self._idle.pop()
         try:
             return connect(self.path, readonly=self._readonly)
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise translated(error) from error
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
@@ -114,8 +114,10 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def translated(error: sqlite3.OperationalError) -> errors.OCCError:
-    """What a SQLite failure means to a caller."""
+def translated(error: sqlite3.Error) -> errors.OCCError:
+    """What a SQLite failure means to a caller; a mistake of OCC's own in using it stays what it is."""
+    if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+        raise error
     text = str(error)
     if "full" in text or "disk I/O" in text:
         return errors.NoSpace()

@@ -1,4 +1,4 @@
-"""Executions and their events: the rows every promise of OCC is kept by, and all SQL on them.
+"""Executions: the rows every promise of OCC is kept by, and all SQL on them; their output is in events.py.
 
 States go queued → running → succeeded | failed | cancelled; a queued one may end without running. Each change is one
 UPDATE that names the state it starts from, so whoever loses a race learns it. The final event and the final state are
@@ -11,21 +11,17 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any
 
-from occ_app import errors
+from occ_app import errors, events
 from occ_app.db import Database
 from occ_app.identity import ProcessIdentity
 
 FINAL_STATES = ("succeeded", "failed", "cancelled")
 STATES = ("queued", "running", *FINAL_STATES)
-FINAL_EVENTS = ("complete", "error")
-
-to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -94,25 +90,6 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One event as stored: `data` is one JSON object, as text."""
-
-    seq: int
-    name: str
-    data: str
-
-    @cached_property
-    def sse(self) -> bytes:
-        """The event as a server-sent event; built once however many readers it has."""
-        # JSON escapes every line break, so the data is one line whatever the CLI printed.
-        return f"id: {self.seq}\nevent: {self.name}\ndata: {self.data}\n\n".encode()
-
-    @property
-    def final(self) -> bool:
-        return self.name in FINAL_EVENTS
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How an execution ended: its final event, and what its row keeps of it."""
 
@@ -126,7 +103,7 @@ class Outcome:
         """The outcome for an error code of the wire contract; extra keys (exitCode, signal) go into the event."""
         state = "cancelled" if code == "EXECUTION_CANCELLED" else "failed"
         kept = {key: value for key, value in extra.items() if value is not None}
-        return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": milliseconds()})
+        return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": events.milliseconds()})
 
 
 _COLUMNS = """
@@ -136,10 +113,6 @@ _COLUMNS = """
         (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)
     END AS position
 """
-
-
-def milliseconds() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def iso_now() -> str:
@@ -196,7 +169,7 @@ def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution
             ),
         ).lastrowid
         assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
-        _insert(connection, number, 1, [("queued", {"position": ahead, "timestamp": milliseconds()})])
+        events.insert(connection, number, 1, [("queued", {"position": ahead, "timestamp": events.milliseconds()})])
         created = _one(connection, "x.number = ?", (number,))
         assert created is not None  # noqa: S101 - inserted above, in this transaction
         return created, True
@@ -242,25 +215,6 @@ def claimable(db: Database) -> int:
             """
         ).fetchone()[0]
     return count
-
-
-def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Store events of a running execution, the first of them as `first_seq`, in one transaction.
-
-    Not waited for on disk: the state change that ends the execution is, and it comes after them in the same file.
-    """
-    with db.write(durable=False) as connection:
-        _insert(connection, number, first_seq, events)
-
-
-def started(db: Database, number: int, session_id: str | None, model: str | None, version: str | None) -> None:
-    """Note what the CLI said of itself at its init line."""
-    with db.write(durable=False) as connection:
-        connection.execute(
-            "UPDATE executions SET session_id = ?, model = ?, claude_version = ?"
-            " WHERE number = ? AND state = 'running'",
-            (session_id, model, version, number),
-        )
 
 
 def finish(db: Database, number: int, outcome: Outcome) -> bool:
@@ -362,26 +316,6 @@ def counts(db: Database) -> tuple[int, int]:
     return row["running"], row["queued"]
 
 
-def events_after(db: Database, number: int, after: int, limit: int = 1000) -> list[Event]:
-    """Up to `limit` events with a seq above `after`, in order."""
-    with db.read() as connection:
-        rows = connection.execute(
-            "SELECT seq, event, data FROM events WHERE execution = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (number, after, limit),
-        ).fetchall()
-    return [Event(*row) for row in rows]
-
-
-def final_event(db: Database, number: int) -> Event | None:
-    """The event that ended an execution, None while it is not over."""
-    with db.read() as connection:
-        row = connection.execute(
-            "SELECT seq, event, data FROM events WHERE execution = ? ORDER BY seq DESC LIMIT 1", (number,)
-        ).fetchone()
-    event = Event(*row) if row else None
-    return event if event and event.final else None
-
-
 def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str) -> bool:
     seq = 1 + connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()[0]
     data = outcome.data
@@ -402,7 +336,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
             data.get("message"),
             data.get("sessionId"),
             data.get("costUsd"),
-            None if outcome.usage is None else to_json(outcome.usage),
+            None if outcome.usage is None else events.to_json(outcome.usage),
             data.get("numTurns"),
             data.get("durationMs"),
             number,
@@ -410,17 +344,8 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         ),
     ).rowcount
     if won:
-        _insert(connection, number, seq, [(outcome.event, data)])
+        events.insert(connection, number, seq, [(outcome.event, data)])
     return bool(won)
-
-
-def _insert(
-    connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]
-) -> None:
-    connection.executemany(
-        "INSERT INTO events (execution, seq, event, data) VALUES (?, ?, ?, ?)",
-        [(number, seq, name, to_json(data)) for seq, (name, data) in enumerate(events, first_seq)],
-    )
 
 
 def _one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:

@@ -63,6 +63,15 @@ def save(path: Path, state: State) -> None:
         raise
 
 
+def ensure(path: Path) -> State:
+    """The stored state; with none yet, one with a new token."""
+    known = load(path)
+    if known is None:
+        known = State(new_token())
+        save(path, known)
+    return known
+
+
 class TokenFile:
     """The token as state.json has it now; read again only when the file was replaced."""
 

@@ -13,10 +13,8 @@ import json
 import logging
 import os
 import selectors
-import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,9 +29,9 @@ from occ_app import config as configuration
 from occ_app.client import HubClient
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, Refused, StartFailed, Unreachable
-from occ_app.identity import ProcessIdentity, own_identity, process_start
-from occ_app.kernel import die_with_parent
+from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
+from occ_app.parts import Part, Probe
 from occ_app.registration import register
 from occ_app.resources import packaged
 
@@ -42,10 +40,7 @@ log = logging.getLogger("occ.supervisor")
 START_SECONDS = 30.0
 WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final event
 WEB_SECONDS = 3.3  # to send every stream its last events
-STEADY_SECONDS = 5.0
 CRASHES = 5
-FIRST_PAUSE = 0.25
-LONGEST_PAUSE = 4.0
 _LARGEST_LOG = 10_000_000
 
 
@@ -56,97 +51,6 @@ class Ready:
     url: str
     logs: str
     warnings: tuple[str, ...]
-
-
-class _Part:
-    """One line of the Procfile and its process."""
-
-    def __init__(self, name: str, command: str, environment: dict[str, str], output: IO[bytes] | None) -> None:
-        self.name = name
-        self._argv = shlex.split(command)
-        if self._argv[0] == "python":
-            self._argv[0] = sys.executable
-        self._environment = environment
-        self._output = output
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started = 0.0
-        self.crashes = 0
-        self.restart_at: float | None = 0.0
-
-    def start(self, descriptor: int) -> None:
-        """Start it, with the listening socket as `descriptor`."""
-        parent = os.getpid()
-        self._process = subprocess.Popen(
-            self._argv,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            pass_fds=(descriptor,),
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),  # noqa: PLW1509 - the supervisor has one thread
-        )
-        self._started, self.restart_at = time.monotonic(), None
-
-    def died(self) -> bool:
-        """Whether it ended since the last look; if so, when it is to be started again is decided."""
-        if self._process is None or self._process.poll() is None:
-            return False
-        # Its children go with it; those that did not must not meet their successors.
-        self.signal_group(signal.SIGKILL)
-        steady = time.monotonic() - self._started >= STEADY_SECONDS
-        self.crashes = 1 if steady else self.crashes + 1
-        self.restart_at = time.monotonic() + min(FIRST_PAUSE * 2 ** (self.crashes - 1), LONGEST_PAUSE)
-        log.warning("%s ended with %s and is started again", self.name, self._process.returncode)
-        self._process = None
-        return True
-
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def send_signal(self, number: signal.Signals) -> None:
-        if self.running() and self._process is not None:
-            self._process.send_signal(number)
-
-    def signal_group(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
-
-    def identity(self, boot_id: str) -> ProcessIdentity | None:
-        if self._process is None or (start := process_start(self._process.pid)) is None:
-            return None
-        return ProcessIdentity(boot_id, self._process.pid, start)
-
-
-class _Probe:
-    """Asks the web part for /health once, without waiting: the answer makes `descriptor` readable."""
-
-    def __init__(self, address: tuple[Any, ...], family: int, token: str) -> None:
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            self._socket.connect(address)
-        self._request = f"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-        self._sent = False
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def answer(self) -> bool | None:
-        """True for a 200, False when the connection broke, None while nothing is known yet."""
-        try:
-            if not self._sent:
-                self._socket.send(self._request)
-                self._sent = True
-            return self._socket.recv(64).startswith(b"HTTP/1.1 200")
-        except BlockingIOError:
-            return None
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class Supervisor:
@@ -238,7 +142,7 @@ class Supervisor:
     def _serve(self, listener: socket.socket) -> int:
         warnings = self._introduce(listener.getsockname()[1])
         self._parts = self._read_procfile(listener)
-        probe: _Probe | None = None
+        probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
         started = False
         try:
@@ -259,6 +163,7 @@ class Supervisor:
                     raise StartFailed(f"OCC did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
         finally:
             self._stop()
+            (self._config.run / "stopping").unlink(missing_ok=True)
         return 0
 
     def _introduce(self, port: int) -> list[str]:
@@ -282,14 +187,13 @@ class Supervisor:
                 warnings.append(f"{registration['problem']} Serving without it and registering in the background.")
         elif config.api_key:
             warnings.append("OCC_API_KEY is not used: without a remote URL this agent is standalone.")
-        if state.load(config.state) is None:
-            state.save(config.state, state.State(state.new_token()))
+        state.ensure(config.state)
         from occ_app import agent
 
         agent.note(db.Database(config.database), "registration", registration)
         return warnings
 
-    def _read_procfile(self, listener: socket.socket) -> list[_Part]:
+    def _read_procfile(self, listener: socket.socket) -> list[Part]:
         procfile = parse_procfile(packaged("Procfile").read_text())
         parts = []
         for name, command in procfile.processes.items():
@@ -299,7 +203,7 @@ class Supervisor:
                 "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
             }
             output = None if self._to_terminal else _open_log(self._config.logs / f"{name}.log")
-            parts.append(_Part(name, command, environment, output))
+            parts.append(Part(name, command, environment, output))
         return parts
 
     def _start_due(self, descriptor: int) -> None:
@@ -312,14 +216,14 @@ class Supervisor:
             identities = [part.identity(self._identity.boot_id) for part in self._parts]
             daemon.write_parts(self._config, [identity for identity in identities if identity is not None])
 
-    def _probe(self, listener: socket.socket) -> _Probe | None:
+    def _probe(self, listener: socket.socket) -> Probe | None:
         known = state.load(self._config.state)
         assert known is not None  # noqa: S101 - _introduce made one
         address = listener.getsockname()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
-        return _Probe((host, *address[1:]), listener.family, known.token)
+        return Probe((host, *address[1:]), listener.family, known.token)
 
-    def _wait(self, probe: _Probe | None) -> None:
+    def _wait(self, probe: Probe | None) -> None:
         """Wait for a signal, the probe's answer, or the moment the next part is due."""
         due = [part.restart_at for part in self._parts if part.restart_at is not None]
         if probe is not None:
@@ -355,7 +259,7 @@ class Supervisor:
             part.send_signal(signal.SIGTERM)
         self._await_parts(web, WEB_SECONDS)
 
-    def _await_parts(self, parts: list[_Part], seconds: float) -> None:
+    def _await_parts(self, parts: list[Part], seconds: float) -> None:
         """Wait until all have ended, at most `seconds`, then kill what is left of their groups."""
         deadline = time.monotonic() + seconds
         while any(part.running() for part in parts) and (left := deadline - time.monotonic()) > 0:

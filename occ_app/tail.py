@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from occ_app import executions
+from occ_app import events
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell
 from occ_app.errors import OCCError
@@ -31,7 +31,7 @@ class Channel:
         self.readers = 0
         self.rings = 0
         self.newest = newest
-        self.recent: deque[executions.Event] = deque(maxlen=_RECENT)
+        self.recent: deque[events.Event] = deque(maxlen=_RECENT)
 
 
 class Tail:
@@ -74,13 +74,13 @@ class Tail:
             if channel.readers == 0:
                 del self._channels[key]
 
-    def events(self, channel: Channel, number: int, after: int) -> list[executions.Event]:
+    def next_events(self, channel: Channel, number: int, after: int) -> list[events.Event]:
         """The next events of execution `number` above `after`, at once; empty when there are none yet."""
         with channel.changed:
             if channel.recent and channel.recent[0].seq <= after + 1:
                 first = after + 1 - channel.recent[0].seq
                 return list(itertools.islice(channel.recent, first, None))
-        return executions.events_after(self._db, number, after)
+        return events.after(self._db, number, after)
 
     def wait(self, channel: Channel, ready: Callable[[], bool], seconds: float) -> bool:
         """Wait until `ready` holds, asked anew at each ring, at most `seconds`. False when the time ran out."""
@@ -106,10 +106,10 @@ class Tail:
         self._bell.close()
 
     def _advance(self, key: str, channel: Channel) -> None:
-        fresh: list[executions.Event] = []
+        fresh: list[events.Event] = []
         if key.startswith("e"):
             try:
-                fresh = executions.events_after(self._db, int(key[1:]), channel.newest)
+                fresh = events.after(self._db, int(key[1:]), channel.newest)
             except OCCError:
                 return  # a locked database is met again at the next ring or re-read
             if not fresh:

@@ -19,7 +19,7 @@ from flask import json as flask_json
 from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import HTTPException
 
-from occ_app import errors, executions, tail
+from occ_app import errors, events, tail
 from occ_app.db import Database
 from occ_app.executions import Execution
 from occ_app.tail import Tail
@@ -298,20 +298,20 @@ class Follower:
             self.gone = True
             self._channel.changed.notify_all()
 
-    def stored(self) -> Iterator[list[executions.Event]]:
+    def stored(self) -> Iterator[list[events.Event]]:
         """What is there now, then the end."""
-        while batch := executions.events_after(self._db, self._execution.number, self._after):
+        while batch := events.after(self._db, self._execution.number, self._after):
             self._after = batch[-1].seq
             yield batch
 
-    def batches(self) -> Iterator[list[executions.Event]]:
+    def batches(self) -> Iterator[list[events.Event]]:
         """Everything to the final event, as it comes."""
         over = self._repeated_final()
         if over is not None:
             yield [over]
             return
         while not self.gone:
-            batch = self._tail.events(self._channel, self._execution.number, self._after)
+            batch = self._tail.next_events(self._channel, self._execution.number, self._after)
             if batch:
                 self._after = batch[-1].seq
                 yield batch
@@ -326,10 +326,10 @@ class Follower:
             if not moved:
                 yield []
 
-    def _repeated_final(self) -> executions.Event | None:
+    def _repeated_final(self) -> events.Event | None:
         """The final event for a reader that has it already, or claims to: it is always sent."""
         if self._execution.over and self._after >= self._execution.last_seq:
-            return executions.final_event(self._db, self._execution.number)
+            return events.final(self._db, self._execution.number)
         return None
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from occ_app import archives, errors
 from occ_app.db import Database
-from occ_app.executions import iso_now, to_json, workspace_not_found
+from occ_app.events import to_json
+from occ_app.executions import iso_now, workspace_not_found
 from occ_app.kernel import exchange
 
 

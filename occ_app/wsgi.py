@@ -10,7 +10,7 @@ import logging
 from flask import Flask
 
 from occ_app import config as configuration
-from occ_app import db, web
+from occ_app import db, state, web
 from occ_app.api import Parts, create_app
 from occ_app.config import Config
 from occ_app.doorbell import Ringer
@@ -62,6 +62,9 @@ def main() -> None:
     config.make_folders()
     db.ensure_schema(config.database, config.home / "lock" / "migrate")
     descriptor = configuration.inherited_socket()
+    if descriptor is None:
+        state.ensure(config.state)
+        (config.run / "stopping").unlink(missing_ok=True)
     bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
     Application(lambda: make_app(config), bind, config.max_streams).run()
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,18 +21,20 @@ from occ_app import claude_cli, executions, tail, workspaces
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell, Ringer
-from occ_app.errors import NotFound
+from occ_app.errors import NotFound, OCCError
 from occ_app.executions import Execution, Outcome
 from occ_app.identity import ProcessIdentity
 from occ_worker import claude
+from occ_worker.lines import Lines
 from occ_worker.process import Child, sweep_children
+from occ_worker.recorder import RETRY_SECONDS, Recorder
+from occ_worker.translator import Event, Translator
 
 log = logging.getLogger("occ.runner")
 
 INTERRUPT_SECONDS = 2.0  # from the interrupt to SIGTERM
 TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
 GRACE_SECONDS = 5.0  # for the CLI to leave after its result, or after it closed its output
-LONGEST_LINE = 16 * 1024 * 1024
 
 _READ_BYTES = 1 << 18
 _BURST_BYTES = 1 << 20
@@ -72,11 +75,21 @@ def run_next(worker: Worker) -> bool:
 
 
 def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
-    executions.finish(worker.db, execution.number, outcome)
+    """Write the end down, however long the disk is full or the database held; a stop leaves it to the next start."""
+    while True:
+        try:
+            executions.finish(worker.db, execution.number, outcome)
+            break
+        except OCCError as error:
+            log.error("execution %s: its end cannot be stored yet: %s", execution.execution_id, error)
+        if worker.stopping():
+            return
+        select.select([worker.wake], [], [], RETRY_SECONDS)
     worker.readers.ring(tail.execution_key(execution.number))
     log.info("execution %s %s", execution.execution_id, outcome.data.get("code", outcome.state))
-    if executions.claimable(worker.db):
-        worker.ring_queue()
+    with contextlib.suppress(OCCError):  # control looks for what waits, too
+        if executions.claimable(worker.db):
+            worker.ring_queue()
 
 
 def _run(worker: Worker, execution: Execution) -> Outcome:
@@ -110,30 +123,6 @@ def _workspace_missing(execution: Execution) -> Outcome:
     return Outcome.failure("WORKSPACE_MISSING", message)
 
 
-class _Lines:
-    """Cuts a stream of bytes into lines; a line over the limit is counted and never held."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-        self.too_long = False
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        first, *others = data.split(b"\n")
-        self._rest += first
-        for following in others:
-            if self._rest and len(self._rest) <= LONGEST_LINE:
-                yield bytes(self._rest)
-            self.too_long |= len(self._rest) > LONGEST_LINE
-            self._rest = bytearray(following)
-        if len(self._rest) > LONGEST_LINE:
-            self.too_long = True
-            self._rest = bytearray(self._rest[: LONGEST_LINE + 1])
-
-    def rest(self) -> bytes:
-        """What came after the last line break."""
-        return bytes(self._rest)
-
-
 class _Run:
     """One CLI process being listened to, limited, and if need be stopped."""
 
@@ -141,13 +130,14 @@ class _Run:
         self._worker = worker
         self._execution = execution
         self._child = child
-        self._translator = claude.Translator()
-        self._lines = _Lines()
+        self._translator = Translator()
+        self._lines = Lines()
+        key = tail.execution_key(execution.number)
+        self._recorder = Recorder(
+            worker.db, execution, worker.config.max_output_bytes, lambda: worker.readers.ring(key)
+        )
         self._stderr = b""
         self._input = memoryview(claude.prompt_line(execution.prompt or ""))
-        self._seq = execution.last_seq
-        self._stored = 0
-        self._discarding = False
         self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
         self._ending_since = 0.0
         self._signalled = 0
@@ -177,6 +167,9 @@ class _Run:
                 pass
             self._read_stderr()
             self._store(self._translator.events(self._lines.rest()))
+            while self._recorder.retry_at is not None and not self._worker.stopping():
+                select.select([self._worker.wake], [], [], RETRY_SECONDS)
+                self._store([])
         returncode = self._child.returncode()
         assert returncode is not None  # noqa: S101 - the loop above ends only then
         return self._judge(returncode)
@@ -196,7 +189,7 @@ class _Run:
 
     def _read_output(self) -> bool:
         """Store one burst of what is there. False when there was nothing more."""
-        events: list[claude.Event] = []
+        events: list[Event] = []
         taken = 0
         while taken < _BURST_BYTES:
             data = _read(self._child.stdout.fileno())
@@ -214,7 +207,6 @@ class _Run:
         self._store(events)
         if self._lines.too_long:
             self._end("OUTPUT_LIMIT", "Claude Code printed a line of over 16 MiB.")
-            self._discarding = True
         if self._translator.result is not None and not self._child.stdin.closed:
             self._leaving_since = time.monotonic()
             self._forget(self._child.stdin)
@@ -233,15 +225,24 @@ class _Run:
     def _look(self) -> None:
         self._worker.bell.keys()
         self._looked = time.monotonic()
-        code = executions.stop_requested(self._worker.db, self._execution.number)
+        code = None
+        with contextlib.suppress(OCCError):  # a held database is looked at again
+            code = executions.stop_requested(self._worker.db, self._execution.number)
         if code is not None:
             self._end(code, "The execution was cancelled.")
+
+    def _store(self, events: list[Event]) -> None:
+        self._recorder.store(events)
+        if self._recorder.overflow is not None:
+            self._end(*self._recorder.overflow)
 
     # -- the clock
 
     def _patience(self) -> float:
         now = time.monotonic()
         until = [self._looked + _LOOK_SECONDS]
+        if self._recorder.retry_at is not None:
+            until.append(self._recorder.retry_at)
         if self._reason is not None:
             until.append(self._ending_since + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
         else:
@@ -256,6 +257,8 @@ class _Run:
             self._end("DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back.")
         if now >= self._looked + _LOOK_SECONDS:
             self._look()
+        if self._recorder.retry_at is not None and now >= self._recorder.retry_at:
+            self._store([])
         if self._leaving_since is not None and now >= self._leaving_since + GRACE_SECONDS:
             self._overstayed = True
             self._child.signal_group(signal.SIGKILL)
@@ -292,24 +295,7 @@ class _Run:
             self._signalled = 2
             self._child.signal_group(signal.SIGKILL)
 
-    # -- storing and judging
-
-    def _store(self, events: list[claude.Event]) -> None:
-        if not events or self._discarding:
-            return
-        executions.append(self._worker.db, self._execution.number, self._seq + 1, events)
-        self._seq += len(events)
-        self._worker.readers.ring(tail.execution_key(self._execution.number))
-        if events[0][0] == "started":
-            data = events[0][1]
-            executions.started(
-                self._worker.db, self._execution.number, data["sessionId"], data["model"], data["claudeVersion"]
-            )
-        self._stored += sum(map(_size, events))
-        if self._stored > self._worker.config.max_output_bytes:
-            limit = self._worker.config.max_output_bytes
-            self._end("OUTPUT_LIMIT", f"The output went over the limit of {limit} bytes and was ended.")
-            self._discarding = True
+    # -- judging
 
     def _judge(self, returncode: int) -> Outcome:
         code = returncode if returncode >= 0 else None
@@ -358,9 +344,3 @@ def _read(descriptor: int) -> bytes | None:
         return None
     except OSError:
         return b""
-
-
-def _size(event: claude.Event) -> int:
-    """About how many bytes an event takes on disk; exact for text, which is what grows."""
-    text = event[1].get("chunk")
-    return 100 + (len(text) if text is not None else len(str(event[1])))

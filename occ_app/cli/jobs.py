@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
 from occ_app import config as configuration
-from occ_app import daemon, errors, executions, schemas
+from occ_app import daemon, errors, events, executions, schemas
 from occ_app.cli import output
 from occ_app.cli.agent import local_client
 from occ_app.client import Event
@@ -124,31 +125,31 @@ def tail(execution_id: str, follow: bool, as_json: bool) -> int:
     execution = executions.get(database, execution_id)
     config = configuration.load()
     if follow and not execution.over and daemon.find(config) is not None:
-        events = local_client().events(execution_id)
+        shown: Iterable[Event] = local_client().events(execution_id)
     else:
-        events = (_event(event) for event in stored_events(database, execution))
-    final = print_events(events, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
+        shown = (_event(event) for event in stored_events(database, execution))
+    final = print_events(shown, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
     return output.outcome(final) if follow else 0
 
 
-def stored_events(database: Database, execution: Execution) -> Any:
+def stored_events(database: Database, execution: Execution) -> Iterator[events.Event]:
     """All events of an execution that are stored now."""
     after = 0
-    while batch := executions.events_after(database, execution.number, after):
+    while batch := events.after(database, execution.number, after):
         after = batch[-1].seq
         yield from batch
 
 
-def _event(event: executions.Event) -> Event:
+def _event(event: events.Event) -> Event:
     return Event(event.seq, event.name, json.loads(event.data))
 
 
-def print_events(events: Any, *, as_json: bool, waiting: str) -> Event | None:
+def print_events(shown: Iterable[Event], *, as_json: bool, waiting: str) -> Event | None:
     """Print events for a person, or each as one line of JSON. Returns the final event."""
     if not as_json:
-        return output.show_events(events, waiting=waiting)
-    last = None
-    for last in events:
+        return output.show_events(shown, waiting=waiting)
+    last: Event | None = None
+    for last in shown:
         click.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
     return last if last is not None and last.final else None
 

@@ -1,0 +1,89 @@
+"""`python -m benchmarks.bench [--quick]`: measure OCC beside a bare pipe and print the table (docs/performance.md).
+
+Both run in turn on the same machine with the same stub CLI, so their ratio says what OCC costs however fast it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure, report
+from benchmarks.capture import Broken
+from benchmarks.measure import Plan, Results
+from benchmarks.targets import Direct, Occ, compile_stub
+
+WORKERS = 5
+
+
+def main() -> int:
+    """Run it. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="fewer samples, in under half a minute")
+    plan = measure.QUICK if parser.parse_args().quick else measure.FULL
+    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(plan.limit_seconds)
+    load, begun = os.getloadavg()[0], time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="occ-bench-") as scratch:
+            results = _measure(Path(scratch), plan)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        what = str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
+        print(f"bench: {what.strip().rstrip('.')}.", file=sys.stderr)
+        return 1
+    seconds = time.monotonic() - begun
+    path = report.write(results, plan, seconds, (load, os.getloadavg()[0]))
+    print(f"{report.table(results)}\n\n{report.idle_table(results.idle)}\n")
+    print(f"{seconds:.0f} s; load average {load:.2f} before; {path}")
+    return 0
+
+
+def _measure(scratch: Path, plan: Plan) -> Results:
+    """Everything, on a daemon that is gone when this returns or raises."""
+    stub = compile_stub(scratch)
+    direct = Direct(stub, scratch)
+    results = Results()
+    _say("cold start")
+    occ, starts = measure.starting(scratch, lambda home: Occ(home, stub, WORKERS), plan)
+    try:
+        results.rows.append(measure.fresh_memory(occ))
+        targets = (direct, occ)
+        _say("first answers")
+        results.rows += measure.first_answers(targets, plan)
+        for rate, seconds in ((50, plan.seconds_at_50), (1000, plan.seconds_at_1000)):
+            _say(f"{rate} events/s")
+            results.rows.append(measure.latency(targets, plan, rate, seconds))
+        _say("burst and replay")
+        results.rows += measure.burst(targets, plan, occ)
+        _say("idle")
+        rows, results.idle = measure.idle(occ, plan, WORKERS)
+        results.rows += [*rows, *starts]
+    finally:
+        signal.alarm(0)
+        occ.stop()
+    return results
+
+
+def _say(what: str) -> None:
+    print(f"measuring: {what}", file=sys.stderr, flush=True)
+
+
+def _too_long(*_: Any) -> None:
+    raise Broken("it took longer than it may and was ended")
+
+
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What a group of processes costs, read from /proc: CPU time, memory that is really theirs, and how often they wake."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One process over a while: per cent of one core, wake-ups a second, and its share of memory (PSS) in MB."""
+
+    name: str
+    cpu_percent: float
+    wakeups: float
+    pss_mb: float
+
+
+def watch(processes: Sequence[psutil.Process], seconds: float) -> list[Cost]:
+    """What each process costs over `seconds`. Memory is read at the end: reading it takes CPU."""
+    names = _names(processes)
+    before = [(_cpu_seconds(process.pid), _wakeups(process.pid)) for process in processes]
+    begun = time.monotonic()
+    time.sleep(seconds)
+    elapsed = time.monotonic() - begun
+    after = [(_cpu_seconds(process.pid), _wakeups(process.pid)) for process in processes]
+    return [
+        Cost(
+            name=name,
+            cpu_percent=100 * (later[0] - earlier[0]) / elapsed,
+            wakeups=(later[1] - earlier[1]) / elapsed,
+            pss_mb=pss_mb(process),
+        )
+        for name, process, earlier, later in zip(names, processes, before, after, strict=True)
+    ]
+
+
+def pss_mb(process: psutil.Process) -> float:
+    """A process's memory, with what it shares counted in shares, in MB."""
+    for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of all threads, from the scheduler: the ticks in `stat` miss what sleeps most of the time."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def _wakeups(pid: int) -> int:
+    """How often its threads gave up the CPU to wait."""
+    lines = [
+        line
+        for path in Path(f"/proc/{pid}/task").glob("*/status")
+        for line in path.read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    ]
+    return sum(int(line.split()[1]) for line in lines)
+
+
+def _names(processes: Sequence[psutil.Process]) -> list[str]:
+    """What each process is, by the module it runs; a forked one is named after its parent."""
+    commands = {process.pid: process.cmdline() for process in processes}
+    names = []
+    for process in processes:
+        command = commands[process.pid]
+        module = command[2] if len(command) > 2 else command[0]
+        name = " ".join([module, *command[3:]]) if module.startswith("occ_worker") else module
+        forked = commands.get(process.ppid()) == command
+        names.append(f"{name} (forked)" if forked else name)
+    return names

@@ -1,0 +1,91 @@
+"""The results as a table for people and as a file for comparing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Plan, Results, Row, percentile
+from benchmarks.processes import Cost
+
+RESULTS = Path(__file__).with_name("results")
+TARGETS = ("direct", "occ")
+BASE = "direct"
+
+
+def table(results: Results) -> str:
+    """All rows: median and 99th percentile of each target, the ratio of the medians, and what is aimed at."""
+    head = ["", "unit", *(f"{target} p50 / p99" for target in TARGETS), f"occ : {BASE}", "target"]
+    return _aligned([head, *map(_cells, results.rows)])
+
+
+def idle_table(costs: list[Cost]) -> str:
+    """The idle daemon by process."""
+    head = ["process, idle", "CPU %", "wake-ups/s", "PSS MB"]
+    rows = [[cost.name, f"{cost.cpu_percent:.2f}", f"{cost.wakeups:.1f}", f"{cost.pss_mb:.1f}"] for cost in costs]
+    return _aligned([head, *rows])
+
+
+def write(results: Results, plan: Plan, seconds: float, load: tuple[float, float]) -> Path:
+    """Keep the results as JSON under their time. `load` is the machine's load average before and after."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}.json"
+    content: dict[str, Any] = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "plan": plan.name,
+        "seconds": round(seconds, 1),
+        "load": load,
+        "machine": {"cores": os.cpu_count(), "sqlite": sqlite3.sqlite_version},
+        **results.as_json(),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def _cells(row: Row) -> list[str]:
+    ratio = row.ratio("occ", BASE)
+    values = [_spread(row, target) for target in TARGETS]
+    return [row.name, row.unit, *values, "" if ratio is None else f"{ratio:.3g}", row.aim]
+
+
+def _spread(row: Row, target: str) -> str:
+    """Median and 99th percentile, or what stands for them where there are few samples: the range, or the only one."""
+    samples = row.samples.get(target)
+    if not samples:
+        return "-"
+    if row.unit == "count":
+        return f"{sum(samples):,.0f}"
+    middle = _number(percentile(samples, 50))
+    if len(samples) == 1:
+        return middle
+    if len(samples) < 10:
+        return f"{middle} ({_number(min(samples))}-{_number(max(samples))})"
+    return f"{middle} / {_number(percentile(samples, 99))}"
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """The rows as a Markdown table that is also readable as it stands."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def lines() -> Iterator[str]:
+        for number, row in enumerate(rows):
+            cells = [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+            yield f"| {' | '.join(cells)} |"
+            if number == 0:
+                yield "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+
+    return "\n".join(lines())

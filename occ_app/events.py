@@ -1,0 +1,91 @@
+"""Events: what an execution said, in order, numbered 1, 2, 3 …; every client reads these rows and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from occ_app.db import Database
+
+FINAL_EVENTS = ("complete", "error")
+
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event as stored: `data` is one JSON object, as text."""
+
+    seq: int
+    name: str
+    data: str
+
+    @cached_property
+    def sse(self) -> bytes:
+        """The event as a server-sent event; built once however many readers it has."""
+        # JSON escapes every line break, so the data is one line whatever the CLI printed.
+        return f"id: {self.seq}\nevent: {self.name}\ndata: {self.data}\n\n".encode()
+
+    @property
+    def final(self) -> bool:
+        return self.name in FINAL_EVENTS
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Store events of a running execution, the first of them as `first_seq`, in one transaction.
+
+    What the CLI says of itself when it starts goes into the execution's row as well.
+
+    Not waited for on disk: the state change that ends the execution is, and it comes after them in the same file.
+    """
+    with db.write(durable=False) as connection:
+        insert(connection, number, first_seq, events)
+        for name, data in events:
+            if name == "started":
+                _note_start(connection, number, data)
+
+
+def after(db: Database, number: int, seq: int, limit: int = 1000) -> list[Event]:
+    """Up to `limit` events above `seq`, in order."""
+    with db.read() as connection:
+        rows = connection.execute(
+            "SELECT seq, event, data FROM events WHERE execution = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (number, seq, limit),
+        ).fetchall()
+    return [Event(*row) for row in rows]
+
+
+def final(db: Database, number: int) -> Event | None:
+    """The event that ended an execution, None while it is not over."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT seq, event, data FROM events WHERE execution = ? ORDER BY seq DESC LIMIT 1", (number,)
+        ).fetchone()
+    event = Event(*row) if row else None
+    return event if event and event.final else None
+
+
+def insert(
+    connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]
+) -> None:
+    """Write events inside the caller's transaction."""
+    connection.executemany(
+        "INSERT INTO events (execution, seq, event, data) VALUES (?, ?, ?, ?)",
+        [(number, seq, name, to_json(data)) for seq, (name, data) in enumerate(events, first_seq)],
+    )
+
+
+def _note_start(connection: sqlite3.Connection, number: int, said: Mapping[str, Any]) -> None:
+    connection.execute(
+        "UPDATE executions SET session_id = ?, model = ?, claude_version = ? WHERE number = ? AND state = 'running'",
+        (said["sessionId"], said["model"], said["claudeVersion"], number),
+    )
