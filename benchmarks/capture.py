@@ -139,8 +139,7 @@ class Capture:
 def _unchunked(raw: bytes, start: int) -> tuple[bytes, Callable[[int], int]]:
     """The content of a chunked body that begins at `start`, and a map from positions in it to positions in `raw`."""
     pieces, ends, shifts = list[bytes](), list[int](), list[int]()
-    position = length = 0
-    position = start
+    position, length = start, 0
     while True:
         line_end = raw.find(b"\r\n", position)
         size = int(raw[position:line_end] or b"0", 16) if line_end >= 0 else 0

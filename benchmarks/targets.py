@@ -158,12 +158,13 @@ class Occ:
     def _stream(self, method: str, path: str, body: bytes, prompt: Prompt, execution_id: str) -> Run:
         request = (
             f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {self._token}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nAccept: text/event-stream\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nAccept: text/event-stream\r\n"
+            "Connection: close\r\n\r\n"
         ).encode() + body
         capture = Capture()  # from before the connection is made: a client that has none open waits for that too
         with socket.create_connection(self._address) as connection:
             connection.sendall(request)
-            capture.read(connection.recv)
+            capture.read(connection.recv, last=b"\r\n0\r\n\r\n")
         return capture.http_run(prompt, execution_id)
 
     def _upload(self, url: str) -> None:

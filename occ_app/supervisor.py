@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from honcho.environ import parse_procfile
 
-from occ_app import claude_cli, daemon, db, state, workspaces
+from occ_app import claude_cli, daemon, db, salvage, state, workspaces
 from occ_app import config as configuration
 from occ_app.client import HubClient
 from occ_app.config import Config
@@ -100,6 +100,7 @@ class Supervisor:
     def _clean(self) -> None:
         """Settle what an earlier daemon left: its processes, its half-done work, its schema."""
         daemon.end_parts(self._config, WORKERS_SECONDS)
+        self._warnings = salvage.put_unreadable_aside(self._config)
         (self._config.run / "stopping").unlink(missing_ok=True)
         for folder in ("tail", "worker", "uploads"):
             for path in (self._config.run / folder).iterdir():
@@ -168,7 +169,7 @@ class Supervisor:
 
     def _introduce(self, port: int) -> list[str]:
         """Register with the hub, or make sure of a token without one. Raises Refused when the hub refuses the key."""
-        config, warnings = self._config, []
+        config, warnings = self._config, self._warnings
         cli = claude_cli.probe(config) if config.remote_url else claude_cli.Cli(claude_cli.find(config), None)
         if cli.path is None:
             warnings.append(claude_cli.missing(config))
