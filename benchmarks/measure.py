@@ -14,7 +14,7 @@ from benchmarks.capture import Broken, Prompt, Run
 from benchmarks.targets import Occ, Target
 
 SIZE_BYTES = 40
-LONGEST_ROW_SECONDS = 15.0  # after which no further round is begun, so that a slow target ends the row and not the run
+LONGEST_ROW_SECONDS = 20.0  # after which no further round is begun, so that a slow target ends the row and not the run
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def m001_workspaces_executions_events(db: Database) -> None:
         """,
         "CREATE INDEX executions_active ON executions (state, workspace_id, number)"
         " WHERE state IN ('queued', 'running')",
+        # What retention has not forgotten yet: an execution without a prompt is.
+        "CREATE INDEX executions_stored ON executions (number) WHERE prompt IS NOT NULL",
         "CREATE INDEX executions_by_workspace ON executions (workspace_id, number)",
         "CREATE INDEX executions_by_state ON executions (state, number)",
         """

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from occ_app import __version__, executions
+from occ_app import __version__, daemon, executions
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.events import to_json
@@ -54,6 +54,8 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     registration = noted(db, "registration")
     if config.remote_url and registration and not registration["registered"]:
         problems.append(f"Not registered with the hub: {registration['problem']}")
+    if not daemon.takes_work(config):
+        problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
     return {
         "status": "degraded" if problems else "healthy",
         "version": __version__,

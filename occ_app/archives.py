@@ -80,7 +80,7 @@ def unpack(archive: Path, target: Path | None, limits: Limits) -> Unpacked:
 
 
 def skip_reason(path: str) -> str | None:
-    """Why an entry is left out of an untrusted workspace: it would make Claude Code or git run or redirect something."""
+    """Why an entry is left out of an untrusted workspace: it would make Claude Code or git run something."""
     parts = path.lower().split("/")
     for index, part in enumerate(parts):
         rest = parts[index + 1 :]

@@ -71,6 +71,19 @@ def end_parts(config: Config, seconds: float) -> None:
             _await_exit(part.pid, 1.0)
 
 
+def refuse_work(config: Config) -> None:
+    """From now on new work is refused with 503 and nothing that waits is started."""
+    (config.run / "stopping").touch()
+
+
+def take_work(config: Config) -> None:
+    (config.run / "stopping").unlink(missing_ok=True)
+
+
+def takes_work(config: Config) -> bool:
+    return not (config.run / "stopping").exists()
+
+
 def stop(config: Config, daemon: Daemon) -> bool:
     """Ask the daemon to stop, wait, then force it and all its processes. False when force was needed."""
     with contextlib.suppress(ProcessLookupError):

@@ -74,6 +74,28 @@ def final(db: Database, number: int) -> Event | None:
     return event if event and event.final else None
 
 
+def purge(db: Database, number: int, most: int) -> int:
+    """Delete up to `most` of a finished execution's oldest events, never the final one; returns how many."""
+    with db.write(durable=False) as connection:
+        return connection.execute(
+            """
+            DELETE FROM events WHERE execution = ? AND seq IN (
+                SELECT seq FROM events WHERE execution = ? AND seq < (
+                    SELECT last_seq FROM executions WHERE number = ?)
+                ORDER BY seq LIMIT ?)
+            """,
+            (number, number, number, most),
+        ).rowcount
+
+
+def gap(after: int, following: Event) -> Event | None:
+    """What tells a reader at `after` that events before `following` were removed; None when none were."""
+    if following.seq == after + 1:
+        return None
+    data = {"fromSeq": after + 1, "toSeq": following.seq - 1, "reason": "removed by retention"}
+    return Event(following.seq - 1, "gap", to_json(data))
+
+
 def insert(
     connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> None:

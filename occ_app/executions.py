@@ -223,6 +223,15 @@ def finish(db: Database, number: int, outcome: Outcome) -> bool:
         return _finish(connection, number, outcome, "running")
 
 
+def abandon_all(db: Database, outcome: Outcome) -> int:
+    """End whatever waits or runs, as far as these rows go; returns how many. For a copy of the rows without workers."""
+    with db.write() as connection:
+        rows = connection.execute(
+            "SELECT number, state FROM executions WHERE state IN ('queued', 'running')"
+        ).fetchall()
+        return sum(_finish(connection, row["number"], outcome, row["state"]) for row in rows)
+
+
 def request_stop(db: Database, execution_id: str, code: str, message: str) -> Execution:
     """Ask that an execution ends with `code`. A queued one ends here; a running one by its worker, which must be rung.
 
@@ -304,6 +313,26 @@ def running(db: Database) -> list[Execution]:
             f"SELECT {_COLUMNS} FROM executions x WHERE x.state = 'running' ORDER BY x.number"  # noqa: S608 - no values in it
         ).fetchall()
     return [_execution(row) for row in rows]
+
+
+def oldest_stored(db: Database, before: str | None) -> int | None:
+    """The number of the oldest finished execution whose output is still there, of those over before `before`."""
+    with db.read() as connection:
+        row = connection.execute(
+            """
+            SELECT number FROM executions
+            WHERE prompt IS NOT NULL AND last_seq IS NOT NULL AND (? IS NULL OR finished_at < ?)
+            ORDER BY number LIMIT 1
+            """,
+            (before, before),
+        ).fetchone()
+    return None if row is None else row["number"]
+
+
+def forget_prompt(db: Database, number: int) -> None:
+    """Take the prompt out of a finished execution, which marks it as forgotten."""
+    with db.write(durable=False) as connection:
+        connection.execute("UPDATE executions SET prompt = NULL WHERE number = ? AND last_seq IS NOT NULL", (number,))
 
 
 def counts(db: Database) -> tuple[int, int]:

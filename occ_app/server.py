@@ -1,7 +1,8 @@
 """gunicorn as OCC runs it: one process of many threads, with the faults of its thread worker that would hurt put right.
 
 Two of gunicorn 27.0.1's: the lingering close runs on the accepting loop and freezes it for up to 2 s per client that
-keeps its socket open; and once a first byte came there is no limit on reading, so a few stalled clients take every thread.
+keeps its socket open; and once a first byte came there is no limit on reading, so a few stalled clients take every
+thread.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Worker(gthread.ThreadWorker):
         if on_stop is not None:
             on_stop()
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:  # noqa: ARG002 - gunicorn's shape
         """A request that is not HTTP: the same JSON as every refusal, where gunicorn would send a page."""
         status, code = _framing_status(exc)
         body = error_body(code, "The request is not well-formed HTTP; docs/protocol.md says what this agent takes.")

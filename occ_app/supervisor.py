@@ -101,7 +101,7 @@ class Supervisor:
         """Settle what an earlier daemon left: its processes, its half-done work, its schema."""
         daemon.end_parts(self._config, WORKERS_SECONDS)
         self._warnings = salvage.put_unreadable_aside(self._config)
-        (self._config.run / "stopping").unlink(missing_ok=True)
+        daemon.take_work(self._config)
         for folder in ("tail", "worker", "uploads"):
             for path in (self._config.run / folder).iterdir():
                 path.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ class Supervisor:
                     raise StartFailed(f"OCC did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
         finally:
             self._stop()
-            (self._config.run / "stopping").unlink(missing_ok=True)
+            daemon.take_work(self._config)
         return 0
 
     def _introduce(self, port: int) -> list[str]:
@@ -250,7 +250,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """End every part: those that run executions first, so that their last events still reach the readers."""
-        (self._config.run / "stopping").touch()
+        daemon.refuse_work(self._config)
         web = [part for part in self._parts if part.name == "web"]
         others = [part for part in self._parts if part.name != "web"]
         for part in others:

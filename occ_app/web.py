@@ -1,4 +1,4 @@
-"""What every HTTP face of OCC shares: who may call, how a refusal looks, how events are streamed."""
+"""What every HTTP face of OCC shares: who may call, how a request is read, how a refusal looks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import ipaddress
 import json
 import logging
 import re
-import select
 import socket
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,14 +17,9 @@ from flask import json as flask_json
 from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import HTTPException
 
-from occ_app import errors, events, tail
-from occ_app.db import Database
-from occ_app.executions import Execution
-from occ_app.tail import Tail
+from occ_app import errors
 
 log = logging.getLogger("occ.web")
-
-KEEPALIVE_SECONDS = 15.0
 
 STATUS = {
     "INVALID_JSON": 400,
@@ -67,7 +60,7 @@ def guard(app: Flask, hosts: Collection[str], token: Callable[[], str | None]) -
     @app.before_request
     def check() -> None:
         _check_host(hosts)
-        _check_origin(hosts)
+        _check_origin()
         _check_token(token())
 
 
@@ -80,7 +73,7 @@ def _check_host(hosts: Collection[str]) -> None:
         )
 
 
-def _check_origin(hosts: Collection[str]) -> None:
+def _check_origin() -> None:
     origin = request.headers.get("Origin")
     if origin is None:
         return
@@ -220,148 +213,6 @@ def cursor(after: str | None) -> int:
             "INVALID_EVENT_ID", "Last-Event-ID must be the id of an event: a whole number, 0 or more."
         )
     return int(value)
-
-
-class Streams:
-    """Counts the streams that are open, so that they never take the last thread from everybody else."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._open = 0
-        self._lock = threading.Lock()
-
-    def enter(self) -> None:
-        """Take a place. Raises Unavailable when there is none."""
-        with self._lock:
-            if self._open >= self._most:
-                raise errors.Unavailable(
-                    "TOO_MANY_STREAMS", f"{self._open} streams are open already; close one or raise OCC_MAX_STREAMS."
-                )
-            self._open += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._open -= 1
-
-
-class Departures:
-    """Tells at once when a client closes its connection, where a server notices only at its next write."""
-
-    def __init__(self) -> None:
-        self._poll = select.epoll()
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        threading.Thread(target=self._watch, name="departures", daemon=True).start()
-
-    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
-        self._callbacks[descriptor] = callback
-        self._poll.register(descriptor, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLONESHOT)
-
-    def forget(self, descriptor: int) -> None:
-        if self._callbacks.pop(descriptor, None) is not None:
-            try:
-                self._poll.unregister(descriptor)
-            except (OSError, ValueError):
-                log.debug("a stream's connection was closed before it was forgotten")
-
-    def _watch(self) -> None:
-        while True:
-            for descriptor, _ in self._poll.poll():
-                callback = self._callbacks.get(descriptor)
-                if callback is not None:
-                    callback()
-
-
-class Follower:
-    """One reader of one execution, over any transport: events in order from a cursor to the final one.
-
-    Use it as a context manager; `batches` yields lists of events, and an empty list where a keep-alive is due.
-    """
-
-    def __init__(self, db: Database, tailing: Tail, execution: Execution, after: int) -> None:
-        self._db = db
-        self._tail = tailing
-        self._execution = execution
-        self._after = after
-        self._key = tail.execution_key(execution.number)
-        self.gone = False
-
-    def __enter__(self) -> Follower:
-        self._channel = self._tail.join(self._key, self._execution.last_seq)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tail.leave(self._key)
-
-    def leave(self) -> None:
-        """Called from elsewhere when the client is gone: the next wait ends."""
-        with self._channel.changed:
-            self.gone = True
-            self._channel.changed.notify_all()
-
-    def stored(self) -> Iterator[list[events.Event]]:
-        """What is there now, then the end."""
-        while batch := events.after(self._db, self._execution.number, self._after):
-            self._after = batch[-1].seq
-            yield batch
-
-    def batches(self) -> Iterator[list[events.Event]]:
-        """Everything to the final event, as it comes."""
-        over = self._repeated_final()
-        if over is not None:
-            yield [over]
-            return
-        while not self.gone:
-            batch = self._tail.next_events(self._channel, self._execution.number, self._after)
-            if batch:
-                self._after = batch[-1].seq
-                yield batch
-                if batch[-1].final:
-                    return
-                continue
-            if self._tail.closed:
-                return
-            moved = self._tail.wait(
-                self._channel, lambda: self.gone or self._channel.newest > self._after, KEEPALIVE_SECONDS
-            )
-            if not moved:
-                yield []
-
-    def _repeated_final(self) -> events.Event | None:
-        """The final event for a reader that has it already, or claims to: it is always sent."""
-        if self._execution.over and self._after >= self._execution.last_seq:
-            return events.final(self._db, self._execution.number)
-        return None
-
-
-def event_stream(follower: Follower, streams: Streams, departures: Departures, *, follow: bool) -> Response:
-    """An execution's events as server-sent events. The caller has taken a place among the streams; this gives it back."""
-    connection = request.environ.get("gunicorn.socket")
-    descriptor = -1 if connection is None else connection.fileno()
-    released = threading.Event()
-
-    def release() -> None:
-        if not released.is_set():
-            released.set()
-            streams.leave()
-
-    def generate() -> Iterator[bytes]:
-        with follower:
-            if descriptor >= 0:
-                departures.watch(descriptor, follower.leave)
-            try:
-                yield b": follows\n\n"
-                for batch in follower.batches() if follow else follower.stored():
-                    yield b"".join(event.sse for event in batch) if batch else b": still here\n\n"
-            finally:
-                departures.forget(descriptor)
-                release()
-
-    response = Response(generate(), content_type="text/event-stream; charset=utf-8")
-    # A generator that was never begun runs no `finally`; the response's own close always comes.
-    response.call_on_close(release)
-    # Closing after a stream lets a stop be prompt: a kept-alive connection is lingered on.
-    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Connection": "close"})
-    return response
 
 
 def json_response(content: Any, status: int = 200) -> Response:

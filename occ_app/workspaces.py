@@ -181,7 +181,8 @@ def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: 
         _refuse_busy(connection, job.workspace_id)
         connection.execute(
             """
-            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at)
+            INSERT INTO workspaces
+                (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
                 path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,

@@ -10,7 +10,7 @@ import logging
 from flask import Flask
 
 from occ_app import config as configuration
-from occ_app import db, state, web
+from occ_app import daemon, db, state, streams
 from occ_app.api import Parts, create_app
 from occ_app.config import Config
 from occ_app.doorbell import Ringer
@@ -36,8 +36,8 @@ def make_app(config: Config) -> Flask:
             tail=tail,
             readers=Ringer(config.run / "tail"),
             workers=Ringer(config.run / "worker"),
-            streams=web.Streams(config.max_streams),
-            departures=web.Departures(),
+            streams=streams.Streams(config.max_streams),
+            departures=streams.Departures(),
             token=TokenFile(config.state).current,
             execute=tasks.executions(open_queue(config, "executions"), _no_worker),
             make_workspace=tasks.control(open_queue(config, "control"), _no_control),
@@ -64,7 +64,7 @@ def main() -> None:
     descriptor = configuration.inherited_socket()
     if descriptor is None:
         state.ensure(config.state)
-        (config.run / "stopping").unlink(missing_ok=True)
+        daemon.take_work(config)
     bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
     Application(lambda: make_app(config), bind, config.max_streams).run()
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from occ_app import agent, archives, claude_cli, executions, tail, workspaces
+from occ_app import agent, archives, claude_cli, executions, retention, tail, workspaces
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -23,6 +23,7 @@ from occ_worker.process import sweep_marked
 log = logging.getLogger("occ.control")
 
 _OVERDUE_SECONDS = 30.0  # past its limit and grace, before a worker counts as stuck
+_FORGETTING_SECONDS = 5.0
 _CHECKPOINT_BYTES = 4 * 1024 * 1024
 
 
@@ -93,7 +94,7 @@ class Control:
                     os.kill(owner.pid, signal.SIGKILL)
             return
         # Nothing of it may live on once it is called over.
-        sweep_marked(execution.execution_id)
+        sweep_marked(execution.execution_id, self._config.home)
         outcome = Outcome.failure(
             "WORKER_LOST",
             "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
@@ -101,6 +102,14 @@ class Control:
         if executions.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))
+
+    def forget(self) -> None:
+        """Delete output that retention says is too old or too much, for a few seconds at most."""
+        done = retention.enforce(
+            self._db, self._config.retention_days, self._config.retention_bytes, _FORGETTING_SECONDS
+        )
+        if done.executions:
+            log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the database when it has grown; SQLite's own trigger is off (see db.py)."""

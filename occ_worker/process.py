@@ -106,14 +106,15 @@ def sweep_children() -> bool:
     return True
 
 
-def sweep_marked(execution_id: str) -> bool:
+def sweep_marked(execution_id: str, home: Path) -> bool:
     """Kill every process that carries an execution's marker in its environment, until a look finds none.
 
-    For what outlived its worker. False: some were still there after the time limit.
+    For what outlived its worker. Another home's agent may run an execution of the same id: what descends from its
+    processes is spared. False: some were still there after the time limit.
     """
     marker = f"{MARKER}={execution_id}".encode()
     deadline = time.monotonic() + SWEEP_SECONDS
-    while marked := [pid for pid in psutil.pids() if _carries(pid, marker)]:
+    while marked := [pid for pid in psutil.pids() if marker in _environ(pid) and not _of_another_home(pid, home)]:
         for pid in marked:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -124,11 +125,25 @@ def sweep_marked(execution_id: str) -> bool:
     return True
 
 
-def _carries(pid: int, marker: bytes) -> bool:
+def _environ(pid: int) -> list[bytes]:
     try:
-        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
+        return []
+
+
+def _of_another_home(pid: int, home: Path) -> bool:
+    """Whether it descends from an agent's process with another OCC_HOME: a worker that lives keeps all it started."""
+    own = b"OCC_HOME=" + os.fsencode(home)
+    try:
+        ancestors = psutil.Process(pid).parents()
+    except psutil.Error:
         return False
+    for ancestor in ancestors:
+        homes = [entry for entry in _environ(ancestor.pid) if entry.startswith(b"OCC_HOME=")]
+        if homes:
+            return own not in homes
+    return False
 
 
 def _reap(pid: int, deadline: float) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from occ_app import claude_cli, executions, tail, workspaces
+from occ_app import claude_cli, daemon, executions, tail, workspaces
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell, Ringer
@@ -58,7 +58,7 @@ class Worker:
 
 def run_next(worker: Worker) -> bool:
     """Claim the oldest execution that can run and run it to its end. False when there was none."""
-    if worker.stopping():
+    if worker.stopping() or not daemon.takes_work(worker.config):
         return False
     execution = executions.claim(worker.db, worker.identity)
     if execution is None:

@@ -51,6 +51,10 @@ def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
     def checkpoint() -> None:
         parts().checkpoint()
 
+    @queue.periodic_task(_every(60), name="forget", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
+    def forget() -> None:
+        parts().forget()
+
     @queue.periodic_task(_every(60), name="probe_cli", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
     def probe_cli() -> None:
         parts().probe_cli()

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from occ_app import executions
 from tests.conftest import Occ, steps, wait_until
 
 
@@ -484,6 +485,28 @@ def test_a_killed_worker_ends_its_execution_with_worker_lost(agent: Occ) -> None
     assert time.monotonic() - begun < 6
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert agent.run("hello")[-1].name == "complete"
+
+
+def test_a_lost_worker_takes_nothing_of_another_agent_with_it(agent: Occ, tmp_path: Path) -> None:
+    """Two agents of one machine may run executions of the same id: the id marks what is swept."""
+    other = Occ(tmp_path / "other", agent.environment | {"OCC_HOME": str(tmp_path / "other")}).start()
+    try:
+        other.workspace()
+        gate = tmp_path / "gate"
+        prompt = steps({"say": "on"}, {"wait": str(gate)}, {"say": "!"})
+        streams = [each.client.execute("work", prompt, executionId="same") for each in (agent, other)]
+        for stream in streams:
+            wait_until(lambda stream=stream: next(stream).name == "output", "it to be under way")
+        owner = executions.get(agent.database, "same").owner_pid
+        assert owner is not None
+        os.kill(owner, signal.SIGKILL)
+        assert list(streams[0])[-1].data["code"] == "WORKER_LOST"
+        gate.touch()
+        assert list(streams[1])[-1].name == "complete"
+    finally:
+        other.stop()
+        for client in other.clients:
+            client.close()
 
 
 def test_a_lost_queue_is_rebuilt_from_the_rows(occ: Occ) -> None:

@@ -60,7 +60,7 @@ def test_only_config_reads_the_environment() -> None:
 def test_sql_stands_in_its_few_modules() -> None:
     verbs = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.DOTALL)
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
-    assert with_sql == {f"occ_app/{module}.py" for module in ("agent", "events", "executions", "workspaces")}
+    assert with_sql == {f"occ_app/{module}.py" for module in ("agent", "events", "executions", "salvage", "workspaces")}
 
 
 @pytest.mark.parametrize("module", DOMAIN)

@@ -10,11 +10,12 @@ from typing import IO, Any
 
 from flask import Flask, Request, current_app
 
-from occ_app import web
+from occ_app import daemon, web
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.errors import Unavailable
+from occ_app.streams import Departures, Streams
 from occ_app.tail import Tail
 
 _FORM_OVERHEAD = 1 << 20
@@ -30,15 +31,15 @@ class Parts:
     tail: Tail
     readers: Ringer
     workers: Ringer
-    streams: web.Streams
-    departures: web.Departures
+    streams: Streams
+    departures: Departures
     token: Callable[[], str | None]
     execute: Callable[[str], None]
     make_workspace: Callable[[int], None]
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun."""
-        if (self.config.run / "stopping").exists():
+        if not daemon.takes_work(self.config):
             raise Unavailable("STOPPING", "The agent is stopping; send this again when it is back.")
 
 

@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response, g, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
 
-from occ_app import errors, executions, schemas, tail, web
+from occ_app import errors, executions, schemas, streams, tail, web
 from occ_app.api import Parts, parts
 from occ_app.executions import Execution
 
@@ -78,8 +78,8 @@ def _request() -> executions.Request:
 
 
 def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
-    follower = web.Follower(parts().db, parts().tail, execution, after)
-    return web.event_stream(follower, parts().streams, parts().departures, follow=follow)
+    follower = streams.Follower(parts().db, parts().tail, execution, after)
+    return streams.event_stream(follower, parts().streams, parts().departures, follow=follow)
 
 
 @bp.get("/executions")
@@ -143,12 +143,12 @@ def add_websocket(app: Flask) -> None:
             g.execution = executions.get(parts().db, (request.view_args or {})["execution_id"])
             g.after = web.cursor(web.query(schemas.EventsQuery()).get("after"))
 
-    @sock.route("/executions/<execution_id>/ws")
-    def websocket(connection: Any, execution_id: str) -> None:
-        _send_events(connection, parts(), web.Follower(parts().db, parts().tail, g.execution, g.after))
+    @sock.route("/executions/<execution_id>/ws")  # type: ignore[untyped-decorator]  # flask-sock is untyped
+    def websocket(connection: Any, execution_id: str) -> None:  # noqa: ARG001 - the URL has it; check_first used it
+        _send_events(connection, parts(), streams.Follower(parts().db, parts().tail, g.execution, g.after))
 
 
-def _send_events(connection: Any, parts: Parts, follower: web.Follower) -> None:
+def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> None:
     parts.streams.enter()
     try:
         with follower:

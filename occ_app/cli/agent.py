@@ -5,17 +5,22 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import select
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
+from occ_app import backup as backups
 from occ_app import config as configuration
-from occ_app import daemon, errors, state
+from occ_app import daemon, errors, executions, state
 from occ_app.cli import output
 from occ_app.client import AgentClient
 from occ_app.config import Config
+from occ_app.db import Database
+from occ_app.doorbell import Doorbell
 
 
 @click.command()
@@ -135,15 +140,45 @@ def tell_started(told: dict[str, Any]) -> None:
 
 
 @click.command()
-def stop() -> None:
+@click.option("--drain", is_flag=True, help="Take no new work and wait for what runs; Ctrl-C takes work again.")
+def stop(drain: bool) -> None:
     """Stop the agent: what runs is ended, at most 10 s are waited, then force is used. Nothing of it stays."""
     config = configuration.load()
     running = daemon.find(config)
     if running is None:
         click.echo("OCC is not running.")
         return
+    if drain:
+        _drain(config)
     gentle = daemon.stop(config, running)
     click.echo("OCC has stopped." if gentle else "OCC did not stop in time and was ended by force.")
+
+
+def _drain(config: Config) -> None:
+    """Refuse new work, then wait until nothing runs any more; what waits stays for the next start."""
+    daemon.refuse_work(config)
+    bell = Doorbell(config.run / "tail")
+    try:
+        with output.Waiting("Waiting for what runs"):
+            while executions.running(Database(config.database, readonly=True)) and daemon.find(config):
+                select.select([bell], [], [], 1.0)
+                bell.keys()
+    except KeyboardInterrupt:
+        daemon.take_work(config)
+        raise
+    finally:
+        bell.close()
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def backup(file: Path) -> None:
+    """Write a backup of this agent to FILE, a .tar.gz, while it runs; unpacked into an empty home it is the agent."""
+    config = configuration.load()
+    if not config.database.exists():
+        raise errors.NotRunning(f"There is nothing to back up in {config.home}; `occ start` makes an agent.")
+    size = backups.write(config, file.absolute())
+    click.echo(f"Wrote {file} ({size / 1e6:.1f} MB). It holds the agent's token; keep it as safe.")
 
 
 @click.command()

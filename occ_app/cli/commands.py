@@ -6,7 +6,7 @@ import click
 
 from occ_app import __version__
 from occ_app.cli import EXIT_CODES
-from occ_app.cli.agent import start, status, stop, token
+from occ_app.cli.agent import backup, start, status, stop, token
 from occ_app.cli.demo import demo
 from occ_app.cli.jobs import jobs
 from occ_app.cli.run import run
@@ -25,5 +25,5 @@ def occ() -> None:
     """
 
 
-for command in (start, stop, status, token, jobs, run, demo):
+for command in (start, stop, status, token, jobs, run, demo, backup):
     occ.add_command(command)

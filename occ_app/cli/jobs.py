@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
 
 from occ_app import config as configuration
-from occ_app import daemon, errors, events, executions, schemas
+from occ_app import daemon, errors, events, executions, retention, schemas
 from occ_app.cli import output
 from occ_app.cli.agent import local_client
 from occ_app.client import Event
+from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.executions import Execution
 
@@ -136,8 +139,9 @@ def stored_events(database: Database, execution: Execution) -> Iterator[events.E
     """All events of an execution that are stored now."""
     after = 0
     while batch := events.after(database, execution.number, after):
+        missing = events.gap(after, batch[0])
         after = batch[-1].seq
-        yield from batch
+        yield from batch if missing is None else [missing, *batch]
 
 
 def _event(event: events.Event) -> Event:
@@ -163,8 +167,20 @@ def cancel(execution_id: str) -> None:
     click.echo(f"{execution_id} is {answer['state']}." if over else f"{execution_id} is being cancelled.")
 
 
-def _database() -> Database:
+@jobs.command()
+@click.option("--older-than", type=Since(), required=True, help="Forget what was over longer ago: 12h, 30d, 4w.")
+def prune(older_than: str) -> None:
+    """Forget the output and prompts of old executions; their ids, states and outcomes stay."""
     config = configuration.load()
+    done = retention.prune(Database(_existing(config)), older_than, math.inf)
+    click.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
+
+
+def _existing(config: Config) -> Path:
     if not config.database.exists():
         raise errors.NotRunning(f"There is no database in {config.home}; `occ start` makes one.")
-    return Database(config.database, readonly=True)
+    return config.database
+
+
+def _database() -> Database:
+    return Database(_existing(configuration.load()), readonly=True)

@@ -1,0 +1,60 @@
+"""A backup of a home while its daemon runs: a snapshot of the database, the state, the settings and the workspaces."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tarfile
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from occ_app import executions
+from occ_app.config import Config
+from occ_app.db import Database
+from occ_app.errors import StartFailed
+from occ_app.executions import Outcome
+
+_UNDER_WAY = Outcome.failure(
+    "WORKER_LOST", "This was under way when the backup was made; it is not run again, so send it anew if it is wanted."
+)
+
+
+def write(config: Config, target: Path) -> int:
+    """Write a .tar.gz of the home to `target`, which must not exist; returns its bytes.
+
+    The database is copied as of one instant, whatever is being written meanwhile. The queue is left out: it is rebuilt.
+    Unpacked into an empty home it is that agent again. What waited or ran at that instant is over in the copy, with
+    WORKER_LOST: the original went on with it, and a prompt never runs twice.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with tempfile.TemporaryDirectory(dir=config.run) as folder:
+            snapshot = Path(folder) / "occ.db"
+            _snapshot(config.database, snapshot)
+            with tarfile.open(partial, "x:gz", compresslevel=3) as archive:
+                archive.add(snapshot, "occ.db")
+                for name in ("state.json", "config.toml", "workspaces"):
+                    if (config.home / name).exists():
+                        archive.add(config.home / name, name, filter=_without_leftovers)
+        os.link(partial, target)  # unlike a rename this never replaces a file
+    except FileExistsError:
+        raise StartFailed(f"{target} exists already; choose another name for the backup.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return target.stat().st_size
+
+
+def _snapshot(database: Path, copy: Path) -> None:
+    uri = f"{database.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as source, closing(sqlite3.connect(copy)) as sink:
+        source.backup(sink)
+    snapshot = Database(copy)
+    executions.abandon_all(snapshot, _UNDER_WAY)
+    snapshot.close()
+
+
+def _without_leftovers(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Leave out what an upload or a delete under way keeps beside the workspaces."""
+    parts = Path(entry.name).parts
+    return None if len(parts) > 1 and parts[1].startswith((".incoming-", ".deleted-")) else entry

@@ -1,0 +1,111 @@
+"""The settings of OCC: for each its name, what may stand there, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def _text(value: str) -> str:
+    if not value.strip() or any(ord(c) < 32 for c in value):
+        raise ValueError("it must be text on one line")
+    return value.strip()
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError("it must be a whole number") from None
+        if not least <= number <= most:
+            raise ValueError(f"it must be between {least} and {most}")
+        return number
+
+    return parse
+
+
+def _number(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("it must be a number") from None
+    if not 0 < number <= 10_000_000:
+        raise ValueError("it must be more than 0 and at most 10000000")
+    return number
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(_text(value))
+    try:
+        parts.port  # noqa: B018 - reading it is the check: urlsplit raises for a port that is no number
+    except ValueError:
+        raise ValueError("its port must be a number up to 65535") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError("it must look like https://hub.example.com")
+    return value.strip().rstrip("/")
+
+
+def _list(value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def secret(value: str) -> str:
+    """A secret, or @FILE: the secret is the file's first line."""
+    if value.startswith("@"):
+        try:
+            value = Path(value[1:]).expanduser().read_text(encoding="utf-8").partition("\n")[0]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"its file cannot be read ({type(error).__name__})") from None
+    value = value.strip()
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("it must be printable ASCII without spaces")
+    return value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: the name it has in config.toml (its variable is OCC_ and the name in capitals), reader, meaning."""
+
+    name: str
+    parse: Callable[[str], Any]
+    meaning: str
+
+    @property
+    def variable(self) -> str:
+        return "OCC_" + self.name.upper()
+
+
+# The flags that are not called as their setting.
+FLAGS = {"http_port": "--port", "labels": "--label", "allowed_hosts": "--allowed-host"}
+
+_SIZE = _whole(1, 1 << 40)
+
+SETTINGS = (
+    Setting("api_key", secret, "key to register with at the hub, or @FILE"),
+    Setting("remote_url", _url, "address of the hub; without one the agent is standalone"),
+    Setting("workers", _whole(1, 256), "executions at once"),
+    Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
+    Setting("public_url", _url, "address under which the hub can reach this agent"),
+    Setting("bind_address", _text, "address to listen on; 127.0.0.1, or 0.0.0.0 with a hub"),
+    Setting("name", _text, "name of this agent; the machine's name"),
+    Setting("labels", _list, "comma-separated labels for placement"),
+    Setting("allowed_hosts", _list, "comma-separated further Host names to answer to"),
+    Setting("claude_bin", _text, "path of the Claude Code CLI; `claude` on PATH"),
+    Setting("tools", _list, "comma-separated tools Claude may use"),
+    Setting("timeout_seconds", _number, "an execution's time limit"),
+    Setting("idle_timeout_seconds", _number, "an execution's limit on silence"),
+    Setting("max_timeout_seconds", _number, "highest limit a request may ask for"),
+    Setting("max_queue", _whole(1, 1_000_000), "executions that may wait"),
+    Setting("max_streams", _whole(1, 10_000), "event streams open at once"),
+    Setting("max_prompt_bytes", _SIZE, "size of a prompt"),
+    Setting("max_upload_bytes", _SIZE, "size of an uploaded zip"),
+    Setting("max_unpacked_bytes", _SIZE, "size of a workspace when unpacked"),
+    Setting("max_files", _whole(1, 10_000_000), "entries in an uploaded zip"),
+    Setting("max_output_bytes", _SIZE, "stored output of one execution"),
+    Setting("retention_days", _number, "days for which output and prompts are kept"),
+    Setting("retention_bytes", _SIZE, "size of occ.db above which the oldest output goes"),
+)
