@@ -100,7 +100,7 @@ def _show(config: Config, url: str) -> None:
     final = output.show_events(client.execute(workspace, PROMPT), waiting="Claude is reading the project")
     output.summary(final)
     output.outcome(final)
-    occ = Path(sys.argv[0]).name if Path(sys.argv[0]).parent == Path() else sys.argv[0]
+    occ = f"{sys.executable} -m occ_app.cli" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
     click.echo(
         f"""
 The agent serves at {url}

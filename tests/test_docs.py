@@ -1,0 +1,314 @@
+"""What the README and docs/ say, compared with the code, and their examples, run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+
+from occ_app import archives, config, web
+from occ_app.cli.commands import occ as occ_command
+from occ_app.settings import SETTINGS
+from tests import hub as hubs
+from tests.conftest import Occ, make_zip, steps
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+WEBSOCKET = "GET /executions/{id}/ws"  # OpenAPI has no words for it
+PAGES = {"README.md": README, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text()} | DOCS
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command with its full name."""
+
+    def walk(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield name, command
+        if isinstance(command, click.Group):
+            for child, inner in command.commands.items():
+                yield from walk(f"{name} {child}", inner)
+
+    return walk("occ", occ_command)
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
+
+
+def table(page: str, first_column: str) -> dict[str, list[str]]:
+    """The rows of the page's tables whose first cell matches, by that cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    return {row[0].strip("`"): row[1:] for row in rows if re.fullmatch(first_column, row[0])}
+
+
+def block(kind: str) -> str:
+    """The README's example marked with this kind."""
+    found = re.search(rf"<!-- {kind} -->\n```\w*\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def code(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_readme_lists_every_command_and_no_other() -> None:
+    told = {re.sub(r" [A-Z]+$", "", name) for name in table(README, r"`occ [a-z ]+( [A-Z]+)?`")}
+    assert told == {name for name, _ in commands()}
+
+
+def test_the_readme_names_every_option_and_no_other() -> None:
+    known = {option for _, command in commands() for option in options(command)}
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert known - told == set()
+    assert told - known == set()
+
+
+def test_the_settings_table_is_the_code_s() -> None:
+    told = table(README, r"`OCC_[A-Z_]+`")
+    assert list(told) == [setting.variable for setting in SETTINGS]
+    defaults = {field.name: field.default for field in fields(config.Config)}
+    for setting in SETTINGS:
+        default = defaults[setting.name]
+        if isinstance(default, (int, float)):
+            assert told[setting.variable][1] == f"{default:g}" or told[setting.variable][1] == str(default)
+    assert told["OCC_TOOLS"][1] == ",".join(config.DEFAULT_TOOLS)
+    start = dict(commands())["occ start"]
+    flags = {row[0].strip("`") for row in told.values() if row[0]}
+    assert flags == options(start) - {"--foreground"}
+
+
+def test_every_variable_the_docs_name_is_read_by_the_code() -> None:
+    known = {setting.variable for setting in SETTINGS} | {"OCC_HOME", "OCC_TOKEN", "OCC_EXECUTION_ID"}
+    told = {name for page in PAGES.values() for name in re.findall(r"\bOCC_[A-Z_]+\b", page)}
+    assert told == known
+
+
+def test_the_variables_that_reach_the_cli_are_listed() -> None:
+    told = set(re.findall(r"`([A-Z][A-Z_]+\*?)`", DOCS["configuration.md"]))
+    known = set(config.CLI_ENVIRONMENT) | {f"{prefix}*" for prefix in config.CLI_ENVIRONMENT_PREFIXES}
+    known -= {name for name in known if name.islower()}
+    assert {name for name in told if not name.startswith("OCC_")} == known
+
+
+@pytest.mark.parametrize("page", ["README.md", "protocol.md"])
+def test_every_address_is_listed(audited: Occ, page: str) -> None:
+    document = audited.request("GET", "/openapi.json").json()
+    wire = {
+        f"{method.upper()} {re.sub(r'{.*?}', '{id}', path)}"
+        for path, operations in document["paths"].items()
+        for method in operations
+        if method in ("get", "post", "delete")
+    }
+    told = set(re.findall(r"\b((?:GET|POST|DELETE) /[a-z{}/._]*[a-z}])", PAGES[page]))
+    assert {address for address in told if not address.startswith("POST /api/")} == wire | {WEBSOCKET}
+
+
+def test_the_error_codes_are_the_code_s() -> None:
+    told = table(DOCS["protocol.md"], r"[45]\d\d")
+    listed = {
+        name: int(status) for status, (cell,) in told.items() for name in re.findall(r"`([A-Z]+_?[A-Z_]*[A-Z])`", cell)
+    }
+    assert listed == web.STATUS
+    zips = set(re.findall(r'"(ZIP_[A-Z_]+)"', Path(archives.__file__).read_text()))
+    assert set(re.findall(r"`(ZIP_[A-Z_]+[A-Z])`", DOCS["protocol.md"])) == zips
+
+
+def test_the_codes_of_the_error_event_are_the_code_s() -> None:
+    told = re.search(r"Codes of `error`: (.*?)\n\n", DOCS["protocol.md"], re.DOTALL)
+    assert told is not None
+    sources = "".join(
+        path.read_text() for path in (*(ROOT / "occ_worker").glob("*.py"), *(ROOT / "occ_app").rglob("*.py"))
+    )
+    for name in re.findall(r"`([A-Z_]+)`", told.group(1)):
+        assert f'"{name}"' in sources, name
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for name in (re.split(r"[^a-z0-9-]", entry)[0] for entry in needed):
+        assert f"`{name}`" in DOCS["dependencies.md"], name
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for name, page in PAGES.items():
+        folder = ROOT if name in ("README.md", "CHANGELOG.md") else ROOT / "docs"
+        for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]+)(#([^)]*))?\)", page):
+            path = folder / target
+            assert path.exists(), (name, target)
+            if anchor:
+                headings = [line for line in path.read_text().splitlines() if line.startswith("#")]
+                anchors = {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-") for line in headings}
+                assert anchor in anchors, (name, anchor)
+
+
+def test_every_file_the_readme_s_walk_names_exists() -> None:
+    for path in re.findall(r"`(occ_(?:app|worker)/[a-z_/]+\.py)`", "".join(PAGES.values())):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_test_the_docs_name_exists() -> None:
+    tests = {
+        match
+        for path in (ROOT / "tests").glob("test_*.py")
+        for match in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    files = {path.name for path in (ROOT / "tests").glob("*.py")}
+    for name, page in PAGES.items():
+        for test in re.findall(r"`(test_\w+)`", page):
+            assert test in tests, (name, test)
+        for file in re.findall(r"`tests/(\w+\.py)`", page):
+            assert file in files, (name, file)
+
+
+@pytest.fixture
+def shell(occ: Occ, tmp_path: Path) -> Occ:
+    """`occ` on PATH as a person has it, beside a folder my-project; other agents' ports are not taken."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "occ").symlink_to(Path(sys.executable).with_name("occ"))
+    occ.environment |= {"PATH": f"{folder}:{os.environ['PATH']}"}
+    (tmp_path / "my-project").mkdir()
+    (tmp_path / "my-project" / "README.md").write_text("hello\n")
+    return occ
+
+
+def run(shell: Occ, script: str) -> str:
+    """Run a script word for word, stopping at the first thing that fails."""
+    done = subprocess.run(
+        ["bash", "-e", "-u", "-c", script],
+        env=shell.environment,
+        cwd=shell.home.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_the_quick_start_works_word_for_word(shell: Occ) -> None:
+    told = run(shell, block("run: quick"))
+    assert "You said: Read this project and write its README." in told
+    assert "succeeded" in told
+    assert "OCC has stopped." in told
+
+
+def test_the_quick_start_with_a_hub_works(shell: Occ) -> None:
+    with hubs.serve() as hub:
+        script = block("run: hub").replace("https://hub.example.com", hub.url)
+        run(shell, f"export OCC_BIND_ADDRESS=127.0.0.1 HUB_KEY={hubs.API_KEY}\n{script}")
+        assert len(hub.registrations) == 1
+        shell.stop()
+
+
+def test_the_curl_examples_work_word_for_word(shell: Occ, free_port: int, tmp_path: Path) -> None:
+    script = block("run: curl").replace("8765", str(free_port)).replace("/tmp/", f"{tmp_path}/")
+    script = script.replace("zip -qr", f'"{sys.executable}" -m zipfile -c')
+    told = run(shell, script)
+    assert '"status": "success"' in told or '"status":"success"' in told
+    assert told.count("event: complete") == 2
+    assert '"state":"succeeded"' in told.replace(" ", "")
+    assert '"healthy"' in told
+    assert (tmp_path / "my-project-now.zip").stat().st_size > 100
+
+
+def test_the_python_example_works_word_for_word(shell: Occ) -> None:
+    shell.start()
+    environment = shell.environment | {"AGENT": shell.url, "TOKEN": shell.token}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block("run: python")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "You said: Read notes.txt" in done.stdout
+    assert "complete: done" in done.stdout
+    assert " succeeded" in done.stdout
+
+
+def test_the_screen_of_the_demo_is_what_it_prints(shell: Occ) -> None:
+    """Line by line, with what differs from run to run made equal."""
+
+    def plain(text: str) -> list[str]:
+        changing = r"occ_[\w-]{20,}|tally-\w{8}|127.0.0.1:\d+|\d+\.\d s|[/.\w=]*/occ-demo-\w+|\S*\bocc(?= run| jobs)"
+        lines = re.sub(changing, "…", text).strip().splitlines()
+        # A terminal replaces the progress line; elsewhere it stays.
+        return [line.rstrip() for line in lines if line != "Claude is reading the project …"]
+
+    environment = {key: value for key, value in shell.environment.items() if key not in ("OCC_CLAUDE_BIN", "OCC_HOME")}
+    environment["PATH"] = f"{shell.home.parent}/bin:/usr/bin:/bin"
+    demo = subprocess.Popen(
+        ["occ", "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert demo.stdout is not None
+    printed = ""
+    for line in demo.stdout:
+        printed += line
+        if "Ctrl-C stops it" in line:
+            break
+    demo.terminate()
+    demo.stdout.close()
+    demo.wait(15)
+    assert plain(printed) == plain(block("screen: demo"))
+
+
+QUERIES = code(DOCS["auditing.md"], "sql")
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
+    """An agent with which something of each kind has happened."""
+    folder = tmp_path_factory.mktemp("audited")
+    fake = folder / "fake-claude"
+    fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests/fake_claude.py"}" "$@"\n')
+    fake.chmod(0o700)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OCC_HOME": str(folder / "home")}
+    agent = Occ(folder / "home", environment | {"OCC_CLAUDE_BIN": str(fake), "OCC_WORKERS": "1"}).start()
+    try:
+        client = agent.client
+        client.upload("work", make_zip({"notes.txt": "buy milk\n", ".mcp.json": "{}"}))
+        agent.run("is there milk?", executionId="exec-1")
+        agent.run(steps({"tool": "Write", "input": {"file_path": "a.txt"}, "result": "ok"}))
+        agent.run(steps({"exit": 3}))
+        running = client.execute("work", steps({"say": "on"}, {"sleep": 60}))
+        while next(running).name != "output":
+            pass
+        next(client.execute("work", "later"))
+        yield agent
+    finally:
+        agent.stop()
+        for each in agent.clients:
+            each.close()
+
+
+def test_there_are_a_dozen_ready_queries() -> None:
+    assert len(QUERIES) >= 12
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=[query.split("\n")[0][:40] for query in QUERIES])
+def test_each_ready_query_answers_in_the_sqlite_shell(audited: Occ, query: str) -> None:
+    done = subprocess.run(
+        ["sqlite3", "-readonly", "-json", str(audited.home / "occ.db"), query],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout or "[]"), "it found nothing although there is something to be found"
