@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 from flask import json as flask_json
+from gunicorn.http.errors import NoMoreData, ParseException
 from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import HTTPException
 
@@ -134,6 +135,12 @@ def answer_errors_in_json(app: Flask) -> None:
             if name == "Allow":
                 response.headers[name] = value
         return response
+
+    @app.errorhandler(NoMoreData)
+    @app.errorhandler(ParseException)
+    def broken_body(_: Exception) -> Response:
+        # A chunked body is parsed only when it is read, so what is wrong with it comes out here.
+        return error_response(*_HTTP_CODES[400])
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

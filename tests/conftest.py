@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -144,10 +145,42 @@ class Occ:
 @pytest.fixture
 def fake_claude(tmp_path: Path) -> Path:
     """The stand-in CLI as a program."""
-    path = tmp_path / "fake-claude"
+    return stand_in(tmp_path)
+
+
+def stand_in(folder: Path) -> Path:
+    path = folder / "fake-claude"
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_CLAUDE}" "$@"\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
+
+
+@contextlib.contextmanager
+def shared_agent(folder: Path, **environment: str) -> Iterator[Occ]:
+    """A running agent that many tests look at; each leaves it as it was."""
+    base = {"PATH": os.environ["PATH"], "HOME": str(folder), "OCC_HOME": str(folder / "home"), "OCC_WORKERS": "1"}
+    agent = Occ(folder / "home", base | {"OCC_CLAUDE_BIN": str(stand_in(folder))})
+    agent.start(**environment)
+    try:
+        yield agent
+    finally:
+        agent.stop()
+        for client in agent.clients:
+            client.close()
+
+
+def raw(agent: Occ, request: bytes) -> tuple[int, dict[str, Any]]:
+    """Send bytes as they are, and nothing more, and return the status and the JSON of the answer."""
+    host, port = agent.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower(), answer[:300]
+    return int(head.split()[1]), json.loads(body)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from occ_app import archives, config, web
 from occ_app.cli.commands import occ as occ_command
 from occ_app.settings import SETTINGS
 from tests import hub as hubs
-from tests.conftest import Occ, make_zip, steps
+from tests.conftest import Occ, make_zip, shared_agent, steps
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -274,13 +274,7 @@ QUERIES = code(DOCS["auditing.md"], "sql")
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
     """An agent with which something of each kind has happened."""
-    folder = tmp_path_factory.mktemp("audited")
-    fake = folder / "fake-claude"
-    fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests/fake_claude.py"}" "$@"\n')
-    fake.chmod(0o700)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OCC_HOME": str(folder / "home")}
-    agent = Occ(folder / "home", environment | {"OCC_CLAUDE_BIN": str(fake), "OCC_WORKERS": "1"}).start()
-    try:
+    with shared_agent(tmp_path_factory.mktemp("audited")) as agent:
         client = agent.client
         client.upload("work", make_zip({"notes.txt": "buy milk\n", ".mcp.json": "{}"}))
         agent.run("is there milk?", executionId="exec-1")
@@ -291,10 +285,6 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
             pass
         next(client.execute("work", "later"))
         yield agent
-    finally:
-        agent.stop()
-        for each in agent.clients:
-            each.close()
 
 
 def test_there_are_a_dozen_ready_queries() -> None:

@@ -140,8 +140,8 @@ def add_websocket(app: Flask) -> None:
         if request.endpoint == "websocket":
             if request.headers.get("Upgrade", "").lower() != "websocket":
                 raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
-            g.execution = executions.get(parts().db, (request.view_args or {})["execution_id"])
             g.after = web.cursor(web.query(schemas.EventsQuery()).get("after"))
+            g.execution = executions.get(parts().db, (request.view_args or {})["execution_id"])
 
     @sock.route("/executions/<execution_id>/ws")  # type: ignore[untyped-decorator]  # flask-sock is untyped
     def websocket(connection: Any, execution_id: str) -> None:  # noqa: ARG001 - the URL has it; check_first used it

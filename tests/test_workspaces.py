@@ -1,0 +1,180 @@
+"""Workspaces over the API: made, kept, replaced, fetched, removed."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from occ_app.errors import Refused
+from tests.conftest import Occ, make_zip, steps, wait_until
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def place(agent: Occ, workspace_id: str = "work") -> Path:
+    return agent.home / "workspaces" / workspace_id
+
+
+def test_an_upload_becomes_a_folder_and_says_what_is_in_it(agent: Occ) -> None:
+    files = {"a.txt": "one", "deep/er/b.txt": "two"}
+    reply = agent.client.upload("new", make_zip(files), name="A name", description="words")
+    assert reply == {
+        "status": "success",
+        "workspaceId": "new",
+        "path": str(place(agent, "new")),
+        "reused": False,
+        "files": 2,
+        "bytes": 6,
+        "skipped": [],
+    }
+    assert tree(place(agent, "new")) == files
+    record = agent.client.workspace("new")
+    assert (record["name"], record["description"], record["files"], record["bytes"]) == ("A name", "words", 2, 6)
+    assert [each["workspaceId"] for each in agent.client.workspaces()] == ["new", "work"]
+
+
+def test_overwrite_replaces_the_whole_tree_at_the_same_path(agent: Occ) -> None:
+    agent.client.upload("work", make_zip({"old.txt": "x", "both.txt": "old"}))
+    reply = agent.client.upload("work", make_zip({"new.txt": "y", "both.txt": "new"}))
+    assert not reply["reused"]
+    assert tree(place(agent)) == {"new.txt": "y", "both.txt": "new"}
+    assert sorted(path.name for path in (agent.home / "workspaces").iterdir()) == ["work"]
+
+
+def test_reuse_keeps_what_is_there_and_only_checks_the_zip(agent: Occ) -> None:
+    before = tree(place(agent))
+    reply = agent.client.upload("work", make_zip({"other.txt": "y"}), policy="reuse")
+    assert reply["reused"] is True
+    assert tree(place(agent)) == before
+    with pytest.raises(Refused) as refusal:
+        agent.client.upload("work", make_zip({"../x": "y"}), policy="reuse")
+    assert refusal.value.code == "ZIP_PATH"
+    assert agent.client.upload("fresh", make_zip({"other.txt": "y"}), policy="reuse")["reused"] is False
+
+
+def test_a_failed_overwrite_leaves_the_old_tree(agent: Occ) -> None:
+    before = tree(place(agent))
+    broken = make_zip({"good.txt": "fine", "b.txt": "x" * 5000}).read()
+    broken = broken.replace(b"b.txt", b"c.txt", 1)  # the two names of an entry differ
+    with pytest.raises(Refused) as refusal:
+        agent.client.upload("work", io.BytesIO(broken))
+    assert refusal.value.code.startswith("ZIP_")
+    assert tree(place(agent)) == before
+    assert sorted(path.name for path in (agent.home / "workspaces").iterdir()) == ["work"]
+
+
+def test_a_workspace_in_use_is_neither_replaced_nor_removed(agent: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    stream = agent.client.execute("work", steps({"say": "on"}, {"wait": str(gate)}))
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    for attempt in (
+        lambda: agent.client.upload("work", make_zip({"a": "b"})),
+        lambda: agent.client.delete_workspace("work"),
+    ):
+        with pytest.raises(Refused) as refusal:
+            attempt()
+        assert (refusal.value.status, refusal.value.code) == (409, "WORKSPACE_BUSY")
+    assert agent.client.upload("work", make_zip({"a": "b"}), policy="reuse")["reused"] is True
+    gate.touch()
+    assert list(stream)[-1].name == "complete"
+    agent.client.delete_workspace("work")
+    assert not place(agent).exists()
+
+
+def test_what_would_run_something_is_left_out_and_named(agent: Occ) -> None:
+    files = {
+        "CLAUDE.md": "text",
+        ".claude/CLAUDE.md": "text",
+        ".claude/rules/a.md": "text",
+        ".claude/settings.json": "{}",
+        "sub/.CLAUDE/commands/x.md": "!id",
+        ".mcp.json": "{}",
+        "sub/.Mcp.JSON": "{}",
+        ".git/config": "[core]",
+        ".git/HEAD": "ref: refs/heads/main",
+        "vendor/.git/hooks/pre-commit": "#!/bin/sh",
+    }
+    reply = agent.client.upload("work", make_zip(files))
+    left_out = {entry["path"] for entry in reply["skipped"]}
+    assert left_out == {
+        ".claude/settings.json",
+        "sub/.CLAUDE/commands/x.md",
+        ".mcp.json",
+        "sub/.Mcp.JSON",
+        ".git/config",
+        "vendor/.git/hooks/pre-commit",
+    }
+    assert set(tree(place(agent))) == set(files) - left_out
+    assert agent.client.workspace("work")["skipped"] == reply["skipped"]
+
+
+def test_the_archive_is_the_workspace_as_it_is_now(agent: Occ) -> None:
+    agent.run(steps({"write": "made.txt", "text": "by Claude"}))
+    (place(agent) / "empty").mkdir()
+    (place(agent) / "run.sh").write_text("#!/bin/sh\n")
+    (place(agent) / "run.sh").chmod(0o755)
+    (place(agent) / "outside").symlink_to("/etc/hostname")
+    received = io.BytesIO()
+    agent.client.archive("work", received)
+    with zipfile.ZipFile(received) as zipped:
+        assert zipped.testzip() is None
+        assert set(zipped.namelist()) == {"README.md", "made.txt", "empty/", "run.sh", "outside"}
+        assert zipped.read("made.txt") == b"by Claude"
+        assert zipped.read("outside") == b"/etc/hostname"  # the link itself, not what it points to
+        assert (zipped.getinfo("run.sh").external_attr >> 16) & 0o111
+    assert list((agent.home / "run/uploads").iterdir()) == []
+
+
+def test_an_archive_without_links_can_be_uploaded_again(agent: Occ) -> None:
+    agent.client.upload("work", make_zip({"a/b.txt": "x", "ü/é.txt": "y"}))
+    received = io.BytesIO()
+    agent.client.archive("work", received)
+    received.seek(0)
+    agent.client.upload("copy", received)
+    assert tree(place(agent, "copy")) == tree(place(agent))
+
+
+def test_a_removed_workspace_is_gone_and_may_be_made_again(agent: Occ) -> None:
+    agent.client.delete_workspace("work")
+    with pytest.raises(Refused) as refusal:
+        agent.client.workspace("work")
+    assert refusal.value.code == "WORKSPACE_NOT_FOUND"
+    assert list((agent.home / "workspaces").iterdir()) == []
+    agent.workspace()
+    assert agent.run("hello")[-1].name == "complete"
+
+
+def test_what_is_stored_is_closed_to_others(agent: Occ) -> None:
+    agent.client.upload("work", make_zip({"a/b.txt": "x"}))
+    for path in place(agent).parent.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_uploads_of_one_workspace_at_once_leave_one_whole_tree(agent: Occ) -> None:
+    def upload(number: int) -> None:
+        agent.client.upload("work", make_zip({f"{number}-{i}.txt": str(number) for i in range(50)}))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(upload, range(12)))
+    assert len({name.partition("-")[0] for name in tree(place(agent))}) == 1
+    assert len(tree(place(agent))) == 50
+    assert sorted(path.name for path in (agent.home / "workspaces").iterdir()) == ["work"]
+
+
+def test_a_large_upload_does_not_hold_up_health(agent: Occ) -> None:
+    content = {f"{i}.bin": os.urandom(1_000_000) for i in range(40)}
+    with ThreadPoolExecutor(1) as pool:
+        uploading = pool.submit(agent.client.upload, "big", make_zip(content))
+        while not uploading.done():
+            assert agent.client.health()["status"] == "healthy"
+        assert uploading.result()["bytes"] == 40_000_000
