@@ -120,6 +120,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
         # Checkpoints are the control process's: SQLite before 3.51.3 can corrupt the file when one meets a commit
         # of another connection at the wrong instant, so they are rare and come from one place.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA cache_size = -512")
     return connection
 
 

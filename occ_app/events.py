@@ -64,6 +64,13 @@ def after(db: Database, number: int, seq: int, limit: int = 1000) -> list[Event]
     return [Event(*row) for row in rows]
 
 
+def newest(db: Database, number: int) -> int:
+    """The seq of an execution's newest event; 0 when there is none."""
+    with db.read() as connection:
+        row = connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()
+    return row[0] or 0
+
+
 def final(db: Database, number: int) -> Event | None:
     """The event that ended an execution, None while it is not over."""
     with db.read() as connection:

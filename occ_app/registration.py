@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+from typing import TYPE_CHECKING
 
 from occ_app import __version__, state
 from occ_app.claude_cli import Cli
-from occ_app.client import HubClient
 from occ_app.config import Config
+
+if TYPE_CHECKING:  # a standalone agent does without the memory of the HTTP client
+    from occ_app.client import HubClient
 
 PROTOCOL = 1
 

@@ -26,7 +26,6 @@ from honcho.environ import parse_procfile
 
 from occ_app import claude_cli, daemon, db, salvage, state, workspaces
 from occ_app import config as configuration
-from occ_app.client import HubClient
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, Refused, StartFailed, Unreachable
 from occ_app.identity import own_identity
@@ -175,6 +174,8 @@ class Supervisor:
             warnings.append(claude_cli.missing(config))
         registration: dict[str, Any] = {"registered": False, "problem": "this agent is standalone"}
         if config.remote_url:
+            from occ_app.client import HubClient
+
             try:
                 register(config, HubClient(config.remote_url), port, cli)
                 registration = {"registered": True}

@@ -105,16 +105,25 @@ class Tail:
                 self._advance(key, channel)
         self._bell.close()
 
+    def _fresh(self, number: int, newest: int) -> list[events.Event]:
+        """What came above `newest`; after a burst only the end of it, since each reader fetches what lies between."""
+        fresh = events.after(self._db, number, newest, _RECENT)
+        if len(fresh) == _RECENT:
+            fresh = events.after(self._db, number, max(newest, events.newest(self._db, number) - _RECENT), 2 * _RECENT)
+        return fresh
+
     def _advance(self, key: str, channel: Channel) -> None:
         fresh: list[events.Event] = []
         if key.startswith("e"):
             try:
-                fresh = events.after(self._db, int(key[1:]), channel.newest)
+                fresh = self._fresh(int(key[1:]), channel.newest)
             except OCCError:
                 return  # a locked database is met again at the next ring or re-read
             if not fresh:
                 return
         with channel.changed:
+            if fresh and fresh[0].seq != channel.newest + 1:
+                channel.recent.clear()
             channel.recent.extend(fresh)
             channel.newest = fresh[-1].seq if fresh else channel.newest
             channel.rings += 1

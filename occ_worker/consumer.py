@@ -6,12 +6,13 @@ at once, and periodic jobs are looked at each second.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huey.consumer import Consumer, ProcessEnvironment, Scheduler
 
@@ -27,6 +28,9 @@ from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.queues import open_queue
 from occ_worker.runner import GRACE_SECONDS, Worker
+
+if TYPE_CHECKING:
+    from occ_app.client import HubClient
 
 CONTROL_THREADS = 4
 
@@ -118,6 +122,7 @@ def run_executions(config: Config) -> None:
         shutdown_timeout=GRACE_SECONDS,
     )
     consumer._stop_flag_timeout = 0.25
+    gc.freeze()  # what is there now is shared by all workers, as long as no collection writes to it
     consumer.run()
 
 
@@ -131,7 +136,7 @@ def run_control(config: Config) -> None:
         config,
         database,
         Ringer(config.run / "tail"),
-        Heartbeat(config, database, configuration.listening_port()),
+        Heartbeat(config, database, configuration.listening_port(), lambda seconds: _hub(config, seconds)),
         queued=executions_queue.pending_count,
         ring=lambda: put(""),
     )
@@ -142,6 +147,13 @@ def run_control(config: Config) -> None:
     consumer._stop_flag_timeout = 0.25
     consumer.run()
     control.last_heartbeat()
+
+
+def _hub(config: Config, seconds: float) -> HubClient:
+    from occ_app.client import HubClient
+
+    assert config.remote_url is not None  # noqa: S101 - only an agent with a hub has heartbeats
+    return HubClient(config.remote_url, seconds)
 
 
 def _nobody() -> Worker:

@@ -9,28 +9,34 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from occ_app import agent, claude_cli, executions, state
-from occ_app.client import HubClient
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import iso_now
 from occ_app.registration import register
 
+if TYPE_CHECKING:
+    from occ_app.client import HubClient
+
 log = logging.getLogger("occ.heartbeat")
 
 _LONGEST_PAUSE = 300.0
+_BEAT_SECONDS = 10.0
 _LAST_BEAT_SECONDS = 1.0
 
 
 class Heartbeat:
-    """The beats of one control process. `port` is what the agent listens on."""
+    """The beats of one control process. `hub` makes the client for a call of so many seconds."""
 
-    def __init__(self, config: Config, db: Database, port: int) -> None:
+    def __init__(self, config: Config, db: Database, port: int, hub: Callable[[float], HubClient]) -> None:
         self._config = config
         self._db = db
         self._port = port
+        self._hub = hub
         self._registered = bool(agent.noted(db, "registration").get("registered"))
         self._pause = 1.0
         self._next = 0.0
@@ -49,18 +55,14 @@ class Heartbeat:
                 self._register()
                 return
             self._schedule(state.load(self._config.state))
-            self._send(HubClient(self._url()), "")
+            self._send(self._hub(_BEAT_SECONDS), "")
 
     def last(self) -> None:
         """Say goodbye, in at most a second."""
         if self._config.remote_url is None or not self._registered:
             return
         with self._going:
-            self._send(HubClient(self._url(), _LAST_BEAT_SECONDS), "stopping")
-
-    def _url(self) -> str:
-        assert self._config.remote_url is not None  # noqa: S101 - due() and last() asked
-        return self._config.remote_url
+            self._send(self._hub(_LAST_BEAT_SECONDS), "stopping")
 
     def _schedule(self, known: state.State | None) -> None:
         interval = known.heartbeat_interval_seconds if known else 30.0
@@ -71,7 +73,7 @@ class Heartbeat:
     def _register(self) -> None:
         cli = claude_cli.probe(self._config)
         try:
-            registered = register(self._config, HubClient(self._url()), self._port, cli)
+            registered = register(self._config, self._hub(_BEAT_SECONDS), self._port, cli)
         except (Refused, Unreachable) as error:
             log.warning("not registered with the hub: %s", error)
             agent.note(self._db, "registration", {"registered": False, "problem": str(error)})

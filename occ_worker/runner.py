@@ -37,7 +37,7 @@ TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
 GRACE_SECONDS = 5.0  # for the CLI to leave after its result, or after it closed its output
 
 _READ_BYTES = 1 << 18
-_BURST_BYTES = 1 << 20
+_BURST_BYTES = 1 << 18
 _LOOK_SECONDS = 2.0  # how often a running execution's row is read even if nobody rang
 _STDERR_KEPT = 2048
 
