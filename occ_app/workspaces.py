@@ -19,7 +19,7 @@ from occ_app import archives, errors
 from occ_app.db import Database
 from occ_app.events import to_json
 from occ_app.executions import iso_now, workspace_not_found
-from occ_app.kernel import exchange
+from occ_app.kernel import exchange, flush
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,16 @@ def abandon_all(db: Database) -> None:
         )
 
 
+def abandon_running(db: Database) -> list[int]:
+    """Give up the jobs that a killed control process had begun; returns their numbers, for whoever waits."""
+    with db.write() as connection:
+        rows = connection.execute(
+            "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ? WHERE state = 'running' RETURNING number",
+            (iso_now(),),
+        ).fetchall()
+    return [row["number"] for row in rows]
+
+
 def run_job(db: Database, number: int, folder: Path, limits: archives.Limits) -> None:
     """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays."""
     job = _take_job(db, number)
@@ -117,6 +127,7 @@ def run_job(db: Database, number: int, folder: Path, limits: archives.Limits) ->
             return
         staging.mkdir(mode=0o700)
         unpacked = archives.unpack(Path(job.zip_path), staging, limits)
+        flush(staging)  # what is answered with 200 survives a power cut
         _put_in_place(db, job, staging, folder / job.workspace_id, unpacked)
     except errors.RequestError as error:
         _fail(db, number, error)

@@ -141,6 +141,7 @@ def run_control(config: Config) -> None:
         ring=lambda: put(""),
     )
     tasks.control(queue, lambda: control)
+    control.settle_uploads()
     consumer = _ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )

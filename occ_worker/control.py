@@ -48,6 +48,12 @@ class Control:
         self._reaping = threading.Lock()
         self._slow = threading.Semaphore(2)  # unpacking holds at most half of the threads, so a beat finds one
 
+    def settle_uploads(self) -> None:
+        """Undo what a killed predecessor had begun, and tell those who wait."""
+        for number in workspaces.abandon_running(self._db):
+            self._readers.ring(tail.job_key(number))
+        workspaces.remove_leftovers(self._config.workspaces)
+
     def make_workspace(self, number: int) -> None:
         limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files)
         with self._slow:

@@ -247,7 +247,7 @@ def test_the_screen_of_the_demo_is_what_it_prints(shell: Occ) -> None:
 
     def plain(text: str) -> list[str]:
         changing = r"occ_[\w-]{20,}|tally-\w{8}|127.0.0.1:\d+|\d+\.\d s|[/.\w=]*/occ-demo-\w+|\S*\bocc(?= run| jobs)"
-        lines = re.sub(changing, "…", text).strip().splitlines()
+        lines = re.sub(changing, "…", text).replace("\nStopping …", "").strip().splitlines()
         # A terminal replaces the progress line; elsewhere it stays.
         return [line.rstrip() for line in lines if line != "Claude is reading the project …"]
 
@@ -263,8 +263,9 @@ def test_the_screen_of_the_demo_is_what_it_prints(shell: Occ) -> None:
         if "Ctrl-C stops it" in line:
             break
     demo.terminate()
+    printed += demo.stdout.read()
     demo.stdout.close()
-    demo.wait(15)
+    assert demo.wait(15) == 0
     assert plain(printed) == plain(block("screen: demo"))
 
 

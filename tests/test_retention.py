@@ -7,7 +7,6 @@ import math
 import signal
 import subprocess
 import sys
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,8 +130,7 @@ def test_a_backup_made_while_it_runs_is_the_agent_again(agent: Occ, tmp_path: Pa
     list(stream)
     restored = Occ(tmp_path / "restored", agent.environment | {"OCC_HOME": str(tmp_path / "restored")})
     restored.home.mkdir(mode=0o700)
-    with tarfile.open(target) as archive:
-        archive.extractall(restored.home, filter="data")
+    subprocess.run(["tar", "-xzf", target, "-C", restored.home], check=True)
     restored.start()
     try:
         assert restored.token == agent.token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -52,13 +53,22 @@ def demo() -> None:
             for warning in told["warnings"]:
                 output.warn(warning)
             _show(config, told["url"])
-            signal.pause()
+            _await_signal()
         except KeyboardInterrupt:
             click.echo("\nStopping …", err=True)
         finally:
             running = daemon.find(config)
             if running is not None:
                 daemon.stop(config, running)
+
+
+def _await_signal() -> None:
+    """Wait until a signal's handler raises. Unlike signal.pause() this also sees one that came just before."""
+    wake, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(signalled)
+    while True:
+        select.select([wake], [], [])
+        os.read(wake, 64)
 
 
 def _interrupt(*_: object) -> None:
