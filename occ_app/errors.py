@@ -23,6 +23,7 @@ Domain code raises these where the fact is known; `web.py` turns them into HTTP,
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,16 @@ class QueueFull(RequestError):
 
 class Unavailable(RequestError):
     """Raised when a request cannot be served right now and may be repeated."""
+
+
+def unwritable(error: OSError) -> RequestError:
+    """What a caller is told when a file could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace()
+    return Unavailable(
+        "BUSY",
+        f"The agent cannot write to its home ({(error.strerror or 'unknown').lower()}); see to that, then try again.",
+    )
 
 
 class NoSpace(RequestError):

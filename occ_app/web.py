@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import ipaddress
 import json
@@ -45,6 +46,9 @@ STATUS = {
     "NO_SPACE": 507,
 }
 RETRY_AFTER_SECONDS = {429: 5, 503: 2}
+
+# What the disk or the machine may answer to a write; anything else is a fault of OCC's own.
+_HOME_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 
 _HTTP_CODES = {
     400: ("BAD_REQUEST", "The request could not be read; check it against docs/protocol.md."),
@@ -141,6 +145,15 @@ def answer_errors_in_json(app: Flask) -> None:
     def broken_body(_: Exception) -> Response:
         # A chunked body is parsed only when it is read, so what is wrong with it comes out here.
         return error_response(*_HTTP_CODES[400])
+
+    @app.errorhandler(OSError)
+    def failed(error: OSError) -> Response:
+        if error.errno in (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET):
+            return error_response(*_HTTP_CODES[400])  # the body did not come, or not in time
+        if error.errno in _HOME_TROUBLE:
+            refusal = errors.unwritable(error)
+            return error_response(refusal.code, str(refusal))
+        return unexpected(error)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

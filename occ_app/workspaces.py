@@ -132,12 +132,7 @@ def run_job(db: Database, number: int, folder: Path, limits: archives.Limits) ->
     except errors.RequestError as error:
         _fail(db, number, error)
     except OSError as error:
-        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-        _fail(
-            db,
-            number,
-            errors.NoSpace() if full else errors.Unavailable("BUSY", "The workspace could not be written; try again."),
-        )
+        _fail(db, number, errors.unwritable(error))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

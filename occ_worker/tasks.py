@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from huey import Huey
 
+from occ_app.db import translated
 from occ_worker import runner
 from occ_worker.control import Control
-
-
-@dataclass(frozen=True)
-class Enqueue:
-    """How the API puts jobs in: an id goes onto a queue and somebody wakes up."""
-
-    execute: Callable[[str], None]
-    make_workspace: Callable[[int], None]
 
 
 def executions(queue: Huey, worker: Callable[[], runner.Worker]) -> Callable[[str], None]:
@@ -64,7 +57,11 @@ def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
 
 def _putter(queue: Huey, task: Any) -> Callable[[Any], None]:
     def put(argument: Any) -> None:
-        queue.enqueue(task.s(argument))
+        """Put one in. Raises what a failing database means to a caller."""
+        try:
+            queue.enqueue(task.s(argument))
+        except sqlite3.DatabaseError as error:
+            raise translated(error) from error
 
     return put
 

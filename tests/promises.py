@@ -157,7 +157,7 @@ def kill(occ: Occ, victim: str) -> bool:
         return False
     try:
         pids = _pids(psutil.Process(found.pid), victim)
-    except psutil.NoSuchProcess:
+    except psutil.NoSuchProcess:  # it was just going by itself
         return False
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -172,8 +172,8 @@ def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
         for start in ("occ_app.wsgi", "occ_worker.consumer executions", "occ_worker.consumer control")
     )
     if victim == "everything":
-        # The supervisor first, so that it restarts nothing; what is started by others dies with them.
-        return [supervisor.pid, *(process.pid for process in supervisor.children(recursive=True))]
+        # The supervisor first, so that it restarts nothing. The CLIs die with their workers; what tools left, does not.
+        return [supervisor.pid, *(process.pid for process in supervisor.children(recursive=True) if _is_occ(process))]
     if victim == "the supervisor":
         return [supervisor.pid]
     part = {"the web master": web, "the web worker": web, "control": control}.get(victim, consumer)
@@ -183,6 +183,12 @@ def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
     if victim in ("a worker", "the web worker"):
         return [random.choice(children)] if children else []  # noqa: S311 - a test's choice
     return [part.pid, *children] if victim == "its whole group" else [part.pid]
+
+
+def _is_occ(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # gone, or a zombie
+        return process.cmdline()[1:2] == ["-m"]
+    return False
 
 
 @dataclass

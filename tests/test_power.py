@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import itertools
 import os
 import random
@@ -21,7 +22,7 @@ import psutil
 import pytest
 
 from occ_app.client import AgentClient
-from occ_app.errors import OCCError
+from occ_app.errors import OCCError, Refused
 from tests.conftest import Occ, make_zip, stand_in, wait_until
 from tests.promises import Promises, counting_cli, prompt
 
@@ -69,7 +70,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     except OSError as reason:
         pytest.skip(f"POWER CUTS ARE NOT TESTED: {reason}")
     yield disk
-    disk.unmount()
+    _run("umount", "--lazy", str(disk.path))  # this process itself may still have its database open
 
 
 @pytest.fixture
@@ -112,6 +113,7 @@ def lose_power(occ: Occ, disk: Disk) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     wait_until(lambda: not occ.processes(), "the processes to be gone")
+    gc.collect()  # this process's own connections to the database on it
     wait_until(lambda: _unmounted(disk), "nothing to use the disk any more")
     disk.mount()
 
@@ -149,3 +151,23 @@ def test_what_was_acknowledged_survives_a_power_cut(occ: Occ, disk: Disk, tmp_pa
         folders = {path.name for path in (occ.home / "workspaces").iterdir()}
         assert not {name for name in folders if name.startswith(".")}
     print(f"\n{ROUNDS} power cuts: {len(promises.accepted)} executions and {len(uploaded)} workspaces, none lost")
+
+
+def test_on_a_disk_that_fails_every_write_nothing_is_accepted(occ: Occ, disk: Disk, tmp_path: Path) -> None:
+    promises = Promises(occ, tmp_path / "starts")
+    occ.start()
+    occ.workspace()
+    occ.run(prompt(3), executionId="before")
+    promises.accepted.add("before")
+    disk.cut()
+    body = {"executionId": "after", "workspaceId": "work", "prompt": "x"}
+    response = occ.request("POST", "/execute", json_body=body)
+    assert (response.status, response.json()["code"]) in ((507, "NO_SPACE"), (503, "BUSY")), response.data
+    response = occ.request("GET", "/health")
+    assert response.status in (200, 503, 507)
+    assert response.json()["status"] in ("degraded", "healthy", "error")
+    lose_power(occ, disk)
+    occ.start()
+    promises.check()
+    with pytest.raises(Refused):
+        occ.client.execution("after")

@@ -60,6 +60,9 @@ def _await_job(number: int) -> Response:
                 workspaces.abandon(parts().db, number)
                 continue
             parts().tail.wait(channel, lambda seen=rings: channel.rings > seen, min(left, 2.0))  # type: ignore[misc]  # mypy does not infer the default
+    except errors.OCCError:
+        workspaces.abandon(parts().db, number)
+        raise
     finally:
         parts().tail.leave(key)
     if state == "abandoned" or result is None:
@@ -103,9 +106,5 @@ def archive(workspace_id: str) -> Response:
         output.seek(0)
     except OSError as error:
         output.close()
-        raise (
-            errors.NoSpace()
-            if error.errno in (28, 122)
-            else errors.Unavailable("BUSY", "The workspace changed while it was read; try again.")
-        ) from None
+        raise errors.unwritable(error) from None
     return send_file(output, "application/zip", as_attachment=True, download_name=f"{workspace_id}.zip")

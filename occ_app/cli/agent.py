@@ -79,9 +79,14 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
     """
     from occ_app.kernel import die_with_parent
 
-    config.make_folders()
+    try:
+        config.make_folders()
+        log_file = (config.logs / "daemon.log").open("ab")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise errors.StartFailed(f"{error.filename or config.home} cannot be written ({reason}).") from None
     read_end, write_end = os.pipe()
-    with (config.logs / "daemon.log").open("ab") as log:
+    with log_file as log:
         subprocess.Popen(
             [sys.executable, "-m", "occ_app.supervisor", str(write_end)],
             env=configuration.child_environment(config, secrets=True),
