@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench soak clean
 
 run: $(VENV)/.installed
 	@$(BIN)/occ demo
@@ -19,6 +19,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak 600
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

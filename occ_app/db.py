@@ -133,7 +133,7 @@ def translated(error: sqlite3.Error) -> errors.OCCError:
         return errors.NoSpace()
     if "locked" in text or "busy" in text:
         return errors.Unavailable("BUSY", "The agent's database is held by another program; try again in a moment.")
-    if isinstance(error, sqlite3.OperationalError) and not text.startswith(("no such", "near")):
+    if not text.startswith(("no such", "near")):  # those are mistakes of OCC's own; the rest is the disk's
         return errors.Unavailable("BUSY", f"The agent's database answers: {text}; see to its disk, then try again.")
     return errors.OCCError(f"The database answered: {text}.")
 

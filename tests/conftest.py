@@ -220,6 +220,10 @@ def agent(occ: Occ) -> Occ:
 @pytest.fixture
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
+    return free_port_number()
+
+
+def free_port_number() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 

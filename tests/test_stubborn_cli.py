@@ -1,0 +1,135 @@
+"""CLIs that behave as badly as they can: each gives the right last event, in bounded memory, and leaves no process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Occ, output, steps, wait_until
+from tests.promises import Promises, counting_cli
+
+MEMORY_BYTES = 100_000_000
+
+
+@pytest.fixture
+def promises(occ: Occ, tmp_path: Path) -> Promises:
+    program, starts = counting_cli(tmp_path)
+    occ.start(OCC_CLAUDE_BIN=str(program), OCC_MAX_OUTPUT_BYTES="20000000")
+    occ.workspace()
+    return Promises(occ, starts)
+
+
+class Memory:
+    """The most memory of its own that any process of the daemon takes while the block runs, above what it had."""
+
+    def __init__(self, occ: Occ) -> None:
+        self._occ = occ
+        self._done = threading.Event()
+        self.growth = 0
+
+    def __enter__(self) -> Memory:
+        self._before = {process.pid: _own(process) for process in self._occ.processes()}
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            for process in [psutil.Process(pid) for pid in self._before if psutil.pid_exists(pid)]:
+                self.growth = max(self.growth, _own(process) - self._before[process.pid])
+
+
+def _own(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def raw(data: bytes) -> dict:
+    return {"raw": base64.b64encode(data).decode()}
+
+
+def delta(text: str) -> bytes:
+    event = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    return json.dumps({"type": "stream_event", "event": event, "session_id": "x"}).encode()
+
+
+SUCCEEDED = "complete"
+
+
+@pytest.mark.parametrize(
+    ("script", "end"),
+    [
+        ([{"sleep": 60}], "EXECUTION_IDLE"),
+        ([{"say": "0 "}, {"sleep": 60}], "EXECUTION_IDLE"),
+        ([{"stubborn": True}, {"say": "0 "}, {"sleep": 60}], "EXECUTION_IDLE"),
+        ([{"say": "0 "}, {"close_stdout": True}, {"sleep": 60}], "EXECUTION_IDLE"),
+        ([{"spawn": "child"}, {"say": "0 "}], SUCCEEDED),
+        ([{"spawn": "session"}, {"say": "0 "}], SUCCEEDED),
+        ([{"spawn": "daemon"}, {"say": "0 "}], SUCCEEDED),
+        ([{"spawn": "daemon"}, {"say": "0 "}, {"kill": 9}], "CLAUDE_EXIT"),
+        ([{"say": "0 "}, {"kill": 11}], "CLAUDE_EXIT"),
+        ([{"say": "0 "}, {"exit": 0}], "OUTPUT_TRUNCATED"),
+        ([{"say": "0 "}, raw(b'{"type":"stream_ev'), {"exit": 0}], "OUTPUT_TRUNCATED"),
+        ([raw(b"\xff\xfe\x00\n\x00\n" + b"[" * 5000 + b"\n"), {"say": "0 "}], SUCCEEDED),
+        ([raw(delta("0 ") + b"\n" + b'null\n5\n[]\n"x"\n{}\n')], SUCCEEDED),
+        ([{"flood": 50_000_000, "of": "x"}], "OUTPUT_LIMIT"),
+        ([{"flood": 1_000_000_000, "of": "no json " * 120 + "\n"}], SUCCEEDED),
+        ([{"say": "y" * 50_000, "times": 1000}], "OUTPUT_LIMIT"),
+        ([{"stderr": "e" * 5_000_000}, {"say": "0 "}], SUCCEEDED),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_the_worst_cli_gets_the_right_end_in_bounded_memory(promises: Promises, script: list[dict], end: str) -> None:
+    occ = promises.occ
+    with Memory(occ) as memory:
+        events = occ.run(steps(*script), executionId="bad", idleTimeoutSeconds=2, timeoutSeconds=50)
+    assert events[-1].data.get("code", events[-1].name) == end, events[-1]
+    assert memory.growth < MEMORY_BYTES, memory.growth
+    wait_until(lambda: not promises.strays({"bad"}), "everything it started to be gone", 5)
+    assert occ.run(steps({"say": "0 "}))[-1].name == SUCCEEDED
+    assert occ.client.health()["workers"]["busy"] == 0
+
+
+def test_a_cli_that_closed_its_output_and_lives_on_is_ended_after_five_seconds(promises: Promises) -> None:
+    events = promises.occ.run(steps({"say": "0 "}, {"close_stdout": True}, {"sleep": 60}))
+    assert events[-1].data["code"] == "OUTPUT_TRUNCATED"
+
+
+def test_text_of_every_kind_arrives_as_it_was(promises: Promises) -> None:
+    texts = ["a\0b", "\u2028\u2029", "event: complete\ndata: {}\n\n", "\r\n\r\n", "é\U0001f600", "\x1b[31m", "id: 9\n"]
+    lines = b"".join(delta(text) + b"\n" for text in texts)
+    events = promises.occ.run(steps(raw(lines)))
+    assert [event.data["chunk"] for event in events if event.name == "output"] == texts
+
+
+def test_lone_surrogates_become_replacement_characters(promises: Promises) -> None:
+    lines = delta("a\ud83d") + b"\n" + delta("\ude00b") + b"\n" + delta("\udc00c\ud800") + b"\n" + delta("d") + b"\n"
+    assert output(promises.occ.run(steps(raw(lines)))) == "a\U0001f600b\ufffdc\ufffdd"
+
+
+def test_a_cli_replaced_or_removed_between_runs_is_told(promises: Promises, tmp_path: Path) -> None:
+    occ = promises.occ
+    program = tmp_path / "counting-claude"
+    good = program.read_text()
+    for content, mode, code in (("\x7fELF broken", 0o700, "CLAUDE_NOT_FOUND"), (good, 0o600, "CLAUDE_NOT_FOUND")):
+        program.write_text(content)
+        program.chmod(mode)
+        final = occ.run("x")[-1]
+        assert final.data["code"] == code, final
+        assert "stall" in final.data["message"] or "executable" in final.data["message"]
+    program.unlink()
+    assert occ.run("x")[-1].data["code"] == "CLAUDE_NOT_FOUND"
+    program.write_text(good)
+    program.chmod(0o700)
+    assert occ.run("x")[-1].name == SUCCEEDED
