@@ -37,6 +37,8 @@ class Worker(gthread.ThreadWorker):
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A reader that takes nothing lets a send creep on while the kernel's buffer grows; this ends that.
+        conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
         kept = super().handle(conn)
         if not kept and kept is not gthread._DEFER:
             try:

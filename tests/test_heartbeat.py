@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -213,3 +215,46 @@ def test_the_api_key_is_in_no_process_but_the_one_that_registers(occ: Occ, hub: 
             holders.add(" ".join(process.cmdline()[1:4]))
     assert {holder for holder in holders if "supervisor" not in holder} == {"-m occ_worker.consumer control"}
     assert hubs.API_KEY not in occ.logs()
+
+
+def _reset(handler: Any) -> None:
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def _drip(handler: Any) -> None:
+    """One byte now and then, for longer than an agent may wait."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    while not handler.hub.released.wait(0.5):
+        handler.wfile.write(b" ")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        500,
+        lambda handler: handler.answer(503, {}, Retry_After="1"),
+        lambda handler: handler.answer(200, b"<html>welcome</html>"),
+        lambda handler: handler.answer(302, {}, Location="http://127.0.0.1:9/"),
+        lambda handler: handler.answer(200, b" " * 80_000_000),
+        _reset,
+        _drip,
+        lambda handler: handler.hang(),
+    ],
+    ids=["500", "503", "html", "redirect", "huge", "reset", "drip", "hang"],
+)
+def test_a_hub_that_misbehaves_disturbs_no_work_and_is_counted(occ: Occ, hub: Hub, fault: Any) -> None:
+    start(occ, hub)
+    occ.workspace()
+    wait_until(lambda: hub.beats, "a first beat")
+    memory = sum(process.memory_info().rss for process in occ.processes())
+    hub.beat_with = fault
+    assert occ.run("hello")[-1].name == "complete"
+    wait_until(lambda: occ.client.health()["heartbeat"]["consecutiveFailures"] >= 1, "a failure to be counted", 25)
+    assert occ.run("hello")[-1].name == "complete"
+    assert len(hub.registrations) == 1
+    assert sum(process.memory_info().rss for process in occ.processes()) < memory + 60_000_000
+    hub.beat_with = None
+    hub.released.set()
+    wait_until(lambda: occ.client.health()["heartbeat"]["consecutiveFailures"] == 0, "a beat that is taken", 25)

@@ -1,0 +1,225 @@
+"""Clients that are slow, idle, greedy or gone: others are served, and threads and descriptors come back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Occ, output, steps, wait_until
+from tests.promises import Promises, counted, counting_cli, prompt
+
+HEALTH_SECONDS = 2.0
+
+
+@pytest.fixture
+def sockets(occ: Occ) -> Iterator[Callable[[], socket.socket]]:
+    """Makes connections to the agent; all are closed afterwards."""
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            host, port = occ.url.removeprefix("http://").split(":")
+            return stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+
+        yield connect
+
+
+def healthy(occ: Occ) -> float:
+    """How long /health takes; it must be in time."""
+    begun = time.monotonic()
+    assert occ.request("GET", "/health").status == 200
+    seconds = time.monotonic() - begun
+    assert seconds < HEALTH_SECONDS
+    return seconds
+
+
+def head(occ: Occ, start: str, *more: str) -> bytes:
+    lines = [start, "Host: localhost", f"Authorization: Bearer {occ.token}", *more]
+    return ("\r\n".join(lines) + "\r\n").encode()
+
+
+def test_many_idle_connections_keep_nobody_waiting(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
+    for _ in range(500):
+        sockets()
+    assert max(healthy(agent) for _ in range(5)) < HEALTH_SECONDS
+    assert agent.run("x")[-1].name == "complete"
+
+
+@pytest.mark.parametrize("kind", ["headers", "body", "upload", "never closes"])
+def test_stalled_clients_keep_nobody_waiting(agent: Occ, sockets: Callable[[], socket.socket], kind: str) -> None:
+    starts = {
+        "headers": b"GET /health HTTP/1.1\r\nHost: loc",
+        "body": head(agent, "POST /execute HTTP/1.1", "Content-Type: application/json", "Content-Length: 900")
+        + b'\r\n{"executionId',
+        "upload": head(
+            agent,
+            "POST /workspace/init HTTP/1.1",
+            "Content-Type: multipart/form-data; boundary=f",
+            "Content-Length: 9000",
+        )
+        + b'\r\n--f\r\nContent-Disposition: form-data; name="zip"; filename="z"\r\n\r\nPK',
+        "never closes": head(agent, "GET /health HTTP/1.1", "Connection: close") + b"\r\n",
+    }
+    for _ in range(100):
+        sockets().sendall(starts[kind])
+    worst = 0.0
+    for _ in range(20):
+        worst = max(worst, healthy(agent))
+    assert agent.run("x")[-1].name == "complete"
+    print(f"\n100 clients, {kind}: /health at worst {worst * 1000:.0f} ms")
+
+
+def test_a_stalled_request_is_given_up_and_leaves_nothing(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
+    stalled = sockets()
+    stalled.sendall(
+        head(
+            agent,
+            "POST /workspace/init HTTP/1.1",
+            "Content-Type: multipart/form-data; boundary=f",
+            "Content-Length: 9000",
+        )
+        + b'\r\n--f\r\nContent-Disposition: form-data; name="zip"; filename="z"\r\n\r\nPK'
+    )
+    answer = stalled.recv(65536)
+    assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
+    wait_until(lambda: not list((agent.home / "run/uploads").iterdir()), "its upload to be gone")
+
+
+def test_a_reader_that_never_reads_holds_up_neither_the_cli_nor_others(
+    agent: Occ, sockets: Callable[[], socket.socket]
+) -> None:
+    lazy = sockets()
+    lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    body = json.dumps(
+        {"executionId": "big", "workspaceId": "work", "prompt": steps({"say": "0 " + "x" * 8000, "times": 1500})}
+    ).encode()
+    lazy.sendall(
+        head(agent, "POST /execute HTTP/1.1", "Content-Type: application/json", f"Content-Length: {len(body)}")
+        + b"\r\n"
+        + body
+    )
+    wait_until(lambda: agent.request("GET", "/executions/big").status == 200, "it to be accepted")
+    events = list(agent.client.events("big"))
+    assert len(output(events)) == 8002 * 1500
+    healthy(agent)
+    # The lazy one is cut once a write has waited long enough; then its thread is free.
+    wait_until(lambda: _streams(agent) == 0, "its stream to be given up", 30)
+
+
+def _streams(agent: Occ) -> int:
+    """How many of the agent's connections have something unsent."""
+    host_port = agent.url.removeprefix("http://").split(":")[1]
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    port = f":{int(host_port):04X}"
+    return sum(
+        1
+        for line in lines
+        if line.split()[1].endswith(port) and line.split()[3] == "01" and line.split()[4][:8] != "00000000"
+    )
+
+
+def test_readers_that_drop_give_their_place_back_at_once(occ: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    occ.start(OCC_MAX_STREAMS="4")
+    occ.workspace()
+    stream = occ.client.execute("work", steps({"say": "0 "}, {"wait": str(gate)}), executionId="long")
+    next(stream)
+    for _ in range(50):
+        host, port = occ.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as reader:
+            reader.sendall(head(occ, "GET /executions/long/events HTTP/1.1") + b"\r\n")
+            assert b" 200 " in reader.recv(4096)
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
+        wait_until(
+            lambda: occ.request("GET", "/executions/long/events?follow=0").status == 200, "its place to come back", 3
+        )
+    gate.touch()
+    assert list(stream)[-1].name == "complete"
+
+
+def test_fifty_readers_that_come_and_go_each_miss_nothing(agent: Occ, tmp_path: Path) -> None:
+    body = prompt(100, 0.02)
+    stream = agent.client.execute("work", body, executionId="many")
+    next(stream)
+
+    def read(number: int) -> str:
+        text, after, client = "", 0, agent.client
+        while True:
+            part = client.events("many", after=after)
+            for event in part:
+                after = event.seq
+                text += event.data["chunk"] if event.name == "output" else ""
+                if event.final:
+                    return text
+                if event.seq % (5 + number) == 0:
+                    break
+            part.close()  # type: ignore[attr-defined]  # it is a generator
+
+    with ThreadPoolExecutor(50) as pool:
+        assert set(pool.map(read, range(50))) == {counted(100)}
+    list(stream)
+
+
+def test_nothing_grows_over_fifty_repeats(occ: Occ, tmp_path: Path) -> None:
+    program, starts = counting_cli(tmp_path)
+    occ.start(OCC_CLAUDE_BIN=str(program))
+    occ.workspace()
+
+    def cost() -> dict[int, tuple[int, int]]:
+        return {process.pid: (process.num_fds(), process.num_threads()) for process in occ.processes()}
+
+    def once(number: int) -> None:
+        occ.run(steps({"spawn": "session"}, {"say": "0 "}))
+        occ.workspace(f"again-{number % 2}")
+        stream = occ.client.execute("work", prompt(3))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]  # it is a generator
+        while occ.clients:
+            occ.clients.pop().close()
+
+    def at_rest() -> bool:
+        health = occ.request("GET", "/health").json()
+        return not health["workers"]["busy"] and not health["queue"]["depth"]
+
+    for number in range(10):
+        once(number)
+    wait_until(at_rest, "rest")
+    before, memory = cost(), _pss(occ)
+    folders = _folders(occ)
+    for number in range(50):
+        once(number)
+    wait_until(at_rest, "rest")
+    after = cost()
+    assert before.keys() == after.keys()
+    for pid, (descriptors, threads) in before.items():
+        assert after[pid][0] <= descriptors + 4, (psutil.Process(pid).cmdline(), before[pid], after[pid])
+        assert after[pid][1] <= threads + 8, (psutil.Process(pid).cmdline(), before[pid], after[pid])
+    assert _pss(occ) < memory + 15_000_000
+    assert _folders(occ) == folders
+    Promises(occ, starts).check()
+
+
+def _pss(occ: Occ) -> int:
+    total = 0
+    for process in occ.processes():
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def _folders(occ: Occ) -> list[str]:
+    return (
+        sorted(os.listdir(occ.home / "run"))
+        + sorted(os.listdir(occ.home / "run/uploads"))
+        + sorted(os.listdir(occ.home / "workspaces"))
+    )
