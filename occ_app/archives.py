@@ -107,11 +107,27 @@ def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, limits: Limits) -
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
         raise ArchiveError("ZIP_PREFIX_DATA", "The zip does not begin with an entry; make a plain zip.")
+    _check_end(file, zipped)
+
+
+def _check_end(file: IO[bytes], zipped: zipfile.ZipFile) -> None:
+    """Refuse what another reader may take for another archive: bytes around the directory, or a second end of it."""
+    end = file.seek(0, os.SEEK_END) - 22 - len(zipped.comment)
+    file.seek(max(0, end))
+    record = file.read(22)
+    if record[:4] != b"PK\x05\x06" or b"PK\x05\x06" in zipped.comment:
+        raise ArchiveError("ZIP_AMBIGUOUS", "Something stands after the zip's end; make a plain zip.")
+    (size,) = struct.unpack("<I", record[12:16])
+    # A zip64 archive has a record of 56 bytes and a locator of 20 between its directory and its end.
+    if size != 0xFFFFFFFF and zipped.start_dir + size not in (end, end - 76):
+        raise ArchiveError(
+            "ZIP_AMBIGUOUS", "Something stands between the zip's directory and its end; make a plain zip."
+        )
 
 
 def _checked(info: zipfile.ZipInfo) -> Entry:
     # orig_filename is what the archive says; filename is what zipfile made of it: cut at a NUL, separators changed.
-    name = info.orig_filename
+    name = _name(info)
     if info.flag_bits & 0x1 or info.flag_bits & 0x40 or info.flag_bits & 0x2000:
         raise ArchiveError("ZIP_ENCRYPTED", f"{_shown(name)} is encrypted; upload a zip without a password.")
     if info.compress_type not in _METHODS:
@@ -127,6 +143,27 @@ def _checked(info: zipfile.ZipInfo) -> Entry:
     if folder != (kind == stat.S_IFDIR) and kind != 0:
         raise ArchiveError("ZIP_LINK", f"{_shown(name)} says it is a file and a folder at once.")
     return Entry(info, _checked_path(name, folder), folder)
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """An entry's name: without the flag for UTF-8 Info-ZIP's field 0x7075 tells it, or its bytes if they are UTF-8."""
+    name = info.orig_filename
+    if info.flag_bits & 0x800 or name.isascii():
+        return name
+    try:
+        stored = name.encode("cp437")
+    except UnicodeEncodeError:
+        return name
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<HH", extra[:4])
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == 0x7075 and len(field) > 5 and field[0] == 1 and field[1:5] == struct.pack("<I", zlib.crc32(stored)):
+            stored = field[5:]
+    try:
+        return stored.decode("utf-8")
+    except UnicodeDecodeError:
+        return name
 
 
 def _checked_path(name: str, folder: bool) -> str:

@@ -118,7 +118,7 @@ def test_a_daemon_that_was_paused_goes_on_as_if_nothing_had_been(promises: Promi
     paused = occ.processes()
     for process in paused:
         process.suspend()
-    time.sleep(6)  # the fault: longer than every re-read and every reaper's look
+    time.sleep(float(os.environ.get("PAUSE_SECONDS", "6")))  # the fault: longer than every re-read and reaper's look
     for process in reversed(paused):
         process.resume()
     gate.touch()
