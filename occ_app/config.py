@@ -9,8 +9,8 @@ import os
 import pwd
 import socket
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ class Config:
     allowed_hosts: tuple[str, ...] = ()
     claude_bin: str | None = None
     tools: tuple[str, ...] = DEFAULT_TOOLS
+    env_pass: tuple[str, ...] = ()
+    trust_workspaces: bool = False
     timeout_seconds: float = 1800
     idle_timeout_seconds: float = 600
     max_timeout_seconds: float = 86400
@@ -167,7 +169,7 @@ def _completed(home: Path, values: dict[str, Any], environ: Mapping[str, str]) -
     for tool in values["tools"]:
         if tool.startswith("-"):
             raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
-    config = Config(home=home, cli_environment=_cli_environment(environ), **values)
+    config = Config(home=home, cli_environment=_cli_environment(environ, values.get("env_pass", ())), **values)
     if config.timeout_seconds > config.max_timeout_seconds:
         raise ConfigError("OCC_TIMEOUT_SECONDS is above OCC_MAX_TIMEOUT_SECONDS; lower it or raise the maximum.")
     return config
@@ -212,11 +214,11 @@ def _read_toml(path: Path) -> dict[str, str]:
     }
 
 
-def _cli_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def _cli_environment(environ: Mapping[str, str], more: Collection[str]) -> dict[str, str]:
     chosen = {
         name: value
         for name, value in environ.items()
-        if name in CLI_ENVIRONMENT or name.startswith(CLI_ENVIRONMENT_PREFIXES)
+        if name in CLI_ENVIRONMENT or name in more or name.startswith(CLI_ENVIRONMENT_PREFIXES)
     }
     # Without HOME the CLI falls back to the password file; saying it outright keeps what runs and what is seen alike.
     chosen.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
@@ -251,8 +253,3 @@ def inherited_socket() -> int | None:
 def listening_port() -> int:
     """The port that the supervisor bound, or the configured one under a plain Procfile runner."""
     return int(os.environ.get("OCC_LISTEN_PORT") or load().http_port)
-
-
-def setting_names() -> list[str]:
-    """The names of all settings, as they stand in config.toml."""
-    return [f.name for f in fields(Config) if f.name not in ("home", "cli_environment")]

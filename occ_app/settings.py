@@ -53,6 +53,20 @@ def _list(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
 
+def _names(value: str) -> tuple[str, ...]:
+    names = _list(value)
+    for name in names:
+        if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("OCC_"):
+            raise ValueError("it must list names of variables, and none of OCC's own")
+    return names
+
+
+def _yes_or_no(value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError("it must be true or false")
+    return value.lower() in ("true", "1", "yes")
+
+
 def secret(value: str) -> str:
     """A secret, or @FILE: the secret is the file's first line."""
     if value.startswith("@"):
@@ -96,6 +110,8 @@ SETTINGS = (
     Setting("allowed_hosts", _list, "comma-separated further Host names to answer to"),
     Setting("claude_bin", _text, "path of the Claude Code CLI; `claude` on PATH"),
     Setting("tools", _list, "comma-separated tools Claude may use"),
+    Setting("env_pass", _names, "comma-separated further variables that reach the CLI"),
+    Setting("trust_workspaces", _yes_or_no, "let uploads bring settings, hooks and MCP servers"),
     Setting("timeout_seconds", _number, "an execution's time limit"),
     Setting("idle_timeout_seconds", _number, "an execution's limit on silence"),
     Setting("max_timeout_seconds", _number, "highest limit a request may ask for"),

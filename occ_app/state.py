@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,20 @@ def load(path: Path) -> State | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StartFailed(f"{path} cannot be read; move it away and start again to get a new token.") from None
+
+
+def check_private(path: Path) -> None:
+    """Raises StartFailed when another user could read the token or have put it there."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        return  # put aside as unreadable
+    if status.st_uid != os.geteuid():
+        raise StartFailed(f"{path} belongs to another user; move it away and start again to get a new token.")
+    if status.st_mode & 0o077:
+        raise StartFailed(f"{path} can be read by others; `chmod 600 {path}` closes it, `occ token rotate` renews it.")
 
 
 def save(path: Path, state: State) -> None:

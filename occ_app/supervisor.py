@@ -99,6 +99,7 @@ class Supervisor:
     def _clean(self) -> None:
         """Settle what an earlier daemon left: its processes, its half-done work, its schema."""
         daemon.end_parts(self._config, WORKERS_SECONDS)
+        state.check_private(self._config.state)
         self._warnings = salvage.put_unreadable_aside(self._config)
         daemon.take_work(self._config)
         for folder in ("tail", "worker", "uploads"):

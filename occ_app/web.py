@@ -9,6 +9,8 @@ import json
 import logging
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,6 +47,9 @@ STATUS = {
     "BUSY": 503,
     "NO_SPACE": 507,
 }
+_GUESS_SECONDS = 0.1
+_guessing = threading.BoundedSemaphore(16)
+
 RETRY_AFTER_SECONDS = {429: 5, 503: 2}
 
 # What the disk or the machine may answer to a write; anything else is a fault of OCC's own.
@@ -92,9 +97,21 @@ def _check_token(token: str | None) -> None:
     # Compared as bytes: compare_digest refuses text that is not ASCII, and a header may hold anything.
     right = token is not None and hmac.compare_digest(given.strip().encode(), token.encode())
     if scheme.lower() != "bearer" or not right:
+        if given:
+            log.warning("a wrong token came from %s", request.remote_addr)
+            _slow_down()
         raise errors.RequestError(
             "UNAUTHORIZED", "Send the header Authorization: Bearer TOKEN; `occ token` on the agent's machine prints it."
         )
+
+
+def _slow_down() -> None:
+    """Make guessing slow, for as many at once as leaves threads for everybody else."""
+    if _guessing.acquire(blocking=False):
+        try:
+            time.sleep(_GUESS_SECONDS)
+        finally:
+            _guessing.release()
 
 
 def _hostname(host: str) -> str | None:

@@ -37,11 +37,13 @@ def command(path: str, execution: Execution, workspace: Path, config: Config) ->
     argv = [
         *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
         "--include-partial-messages",
-        # An uploaded folder is data: its settings, hooks, MCP servers and commands stay unread.
-        *("--setting-sources", "user", "--strict-mcp-config", "--disable-slash-commands"),
+        "--disable-slash-commands",
         # --tools restricts, --allowedTools grants; acceptEdits keeps Write and Edit inside the workspace.
         *("--tools", ",".join(config.tools), "--permission-mode", "acceptEdits"),
     ]
+    if not config.trust_workspaces:
+        # An uploaded folder is data: its settings, hooks and MCP servers stay unread.
+        argv += ["--setting-sources", "user", "--strict-mcp-config"]
     granted = [tool for tool in config.tools if tool not in DEFAULT_TOOLS]
     if granted:
         argv += ["--allowedTools", ",".join(granted)]
@@ -54,7 +56,7 @@ def command(path: str, execution: Execution, workspace: Path, config: Config) ->
     if execution.resume_session_id is not None:
         argv += ["--resume", execution.resume_session_id]
     memory = workspace / "CLAUDE.md"
-    if memory.is_file() and not memory.is_symlink():
+    if memory.is_file() and not memory.is_symlink() and not config.trust_workspaces:
         # With user settings alone the CLI does not read the project's memory; as a text it is welcome.
         argv += ["--append-system-prompt-file", str(memory)]
     return argv

@@ -55,7 +55,7 @@ class Control:
         workspaces.remove_leftovers(self._config.workspaces)
 
     def make_workspace(self, number: int) -> None:
-        limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files)
+        limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)
         with self._slow:
             workspaces.run_job(self._db, number, self._config.workspaces, limits)
         self._readers.ring(tail.job_key(number))

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from occ_app import executions
-from tests.conftest import Occ, steps, wait_until
+from tests.conftest import Occ, make_zip, steps, wait_until
 
 
 def test_start_prints_where_it_is_and_answers_when_it_returns(occ: Occ) -> None:
@@ -521,3 +521,57 @@ def test_a_lost_queue_is_rebuilt_from_the_rows(occ: Occ) -> None:
         path.unlink()
     occ.start()
     assert list(occ.client.events("waiting"))[-1].name == "complete"
+
+
+def test_a_rotated_token_replaces_the_old_one_at_once(agent: Occ) -> None:
+    old = agent.token
+    new = agent.command("token", "rotate").stdout.strip()
+    assert new != old
+    assert agent.command("token").stdout.strip() == new
+    assert agent.request("GET", "/health").status == 401
+    agent.token = new
+    assert agent.request("GET", "/health").status == 200
+    assert stat.S_IMODE((agent.home / "state.json").stat().st_mode) == 0o600
+
+
+def test_a_state_that_others_can_read_stops_the_start(occ: Occ) -> None:
+    occ.start()
+    occ.stop()
+    (occ.home / "state.json").chmod(0o644)
+    done = occ.command("start", check=False)
+    assert done.returncode == 1
+    assert "can be read by others" in done.stderr
+    assert not occ.processes()
+    (occ.home / "state.json").chmod(0o600)
+    occ.start()
+
+
+def test_a_wrong_token_is_logged_and_slow(agent: Occ) -> None:
+    begun = time.monotonic()
+    for _ in range(5):
+        assert agent.request("GET", "/health", Authorization="Bearer guess").status == 401
+    assert time.monotonic() - begun >= 0.5
+    assert agent.logs().count("a wrong token came from 127.0.0.1") == 5
+    assert "guess" not in agent.logs()
+
+
+def test_a_trusted_workspace_keeps_what_would_run_something(occ: Occ) -> None:
+    occ.start("--trust-workspaces")
+    reply = occ.client.upload("work", make_zip({".claude/settings.json": "{}", ".mcp.json": "{}"}))
+    assert (reply["skipped"], reply["files"]) == ([], 2)
+
+
+def test_named_variables_reach_the_cli_and_others_do_not(occ: Occ, tmp_path: Path) -> None:
+    program = tmp_path / "env-claude"
+    program.write_text(f'#!/bin/sh\nenv > "{tmp_path}/seen"\nexec "{tmp_path}/fake-claude" "$@"\n')
+    program.chmod(0o700)
+    occ.start(OCC_CLAUDE_BIN=str(program), OCC_ENV_PASS="MINE", MINE="wanted", OTHER="x", BUN_OPTIONS="--preload=x")
+    occ.workspace()
+    occ.run("x", executionId="e1")
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert seen["MINE"] == "wanted"
+    assert not {"OTHER", "BUN_OPTIONS"} & set(seen)
+    assert {name for name in seen if name.startswith("OCC_")} == {"OCC_EXECUTION_ID"}
+    assert occ.token not in (tmp_path / "seen").read_text()
+    refused = occ.command("start", check=False, OCC_ENV_PASS="OCC_API_KEY")
+    assert refused.returncode == 2

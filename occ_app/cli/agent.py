@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from occ_app.doorbell import Doorbell
 @click.option("--name", metavar="NAME", help="Name of this agent.  [default: the machine's]")
 @click.option("--label", metavar="LABEL", multiple=True, help="Label for placement; may be repeated.")
 @click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
+@click.option(
+    "--trust-workspaces", is_flag=True, help="Let uploads bring settings, hooks, MCP servers: they run as you."
+)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
 def start(foreground: bool, **flags: Any) -> None:
     """Start the agent in the background; returns when it answers.
@@ -55,6 +59,7 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: flags[name] for name in ("api_key", "remote_url", "workers", "public_url", "bind_address", "name")},
         "http_port": flags["port"],
+        "trust_workspaces": "true" if flags["trust_workspaces"] else None,
         "labels": ",".join(flags["label"]) or None,
         "allowed_hosts": ",".join(flags["allowed_host"]) or None,
     }
@@ -242,14 +247,33 @@ def _beat_text(agent_id: str | None, beat: dict[str, Any]) -> str:
     )
 
 
-@click.command()
-def token() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def token(context: click.Context) -> None:
     """Print the token that opens this agent's API, alone on a line."""
+    if context.invoked_subcommand is not None:
+        return
     config = configuration.load()
     known = state.load(config.state)
     if known is None:
         raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
     click.echo(known.token)
+
+
+@token.command()
+def rotate() -> None:
+    """Make a new token and print it; the old one is refused from then on, without a restart."""
+    config = configuration.load()
+    known = state.load(config.state)
+    if known is None:
+        raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
+    if known.agent_id is not None:
+        raise errors.ConfigError(
+            "This agent's token comes from its hub; `occ stop` and `occ start` register anew for one."
+        )
+    renewed = replace(known, token=state.new_token())
+    state.save(config.state, renewed)
+    click.echo(renewed.token)
 
 
 def local_client() -> AgentClient:
