@@ -58,7 +58,9 @@ class Disk:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A user's PATH may lack the folders of the system's own commands.
+    path = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | path)
     if done.returncode != 0:
         raise OSError(f"{command[0]}: {done.stderr.strip()}")
 
