@@ -12,6 +12,7 @@ import os
 import select
 import selectors
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,7 +71,11 @@ def run_next(worker: Worker) -> bool:
         log.exception("execution %s met a fault of OCC", execution.execution_id)
         _end(worker, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
         raise
-    _end(worker, execution, outcome)
+    try:
+        _end(worker, execution, outcome)
+    except (sqlite3.Error, ValueError):
+        log.exception("execution %s: its outcome could not be stored as it is", execution.execution_id)
+        _end(worker, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
     return True
 
 

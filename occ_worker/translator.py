@@ -41,7 +41,8 @@ class Translator:
         if not isinstance(content, dict):
             self.unreadable += 1
             return []
-        handle = _HANDLERS.get(content.get("type", ""))
+        kind = content.get("type")
+        handle = _HANDLERS.get(kind) if isinstance(kind, str) else None
         try:
             return handle(self, content) if handle else []
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -101,9 +102,9 @@ class Translator:
         if kind == "init" and self.init is None:
             self.init = content
             data = {
-                "sessionId": content.get("session_id"),
-                "model": content.get("model"),
-                "claudeVersion": content.get("claude_code_version"),
+                "sessionId": _text_of(content.get("session_id")),
+                "model": _text_of(content.get("model")),
+                "claudeVersion": _text_of(content.get("claude_code_version")),
                 "timestamp": milliseconds(),
             }
             return [("started", data)]
@@ -135,23 +136,38 @@ class Translator:
         if result is None:
             return None
         told = {
-            "sessionId": result.get("session_id"),
-            "costUsd": result.get("total_cost_usd"),
-            "numTurns": result.get("num_turns"),
-            "durationMs": result.get("duration_ms"),
+            "sessionId": _text_of(result.get("session_id")),
+            "costUsd": _number_of(result.get("total_cost_usd")),
+            "numTurns": _number_of(result.get("num_turns")),
+            "durationMs": _number_of(result.get("duration_ms")),
         }
+        usage = _storable(result.get("usage"))
         if result.get("is_error") is False:
             data = {
                 "exitCode": 0,
                 "timestamp": milliseconds(),
                 **told,
-                "usage": result.get("usage"),
-                "permissionDenials": result.get("permission_denials") or [],
+                "usage": usage,
+                "permissionDenials": _storable(result.get("permission_denials")) or [],
             }
-            return Outcome("succeeded", "complete", data, result.get("usage"))
+            return Outcome("succeeded", "complete", data, usage)
         code, message = _failure(result, self._error)
         failed = Outcome.failure(code, message, **told)
-        return Outcome(failed.state, failed.event, failed.data, result.get("usage"))
+        return Outcome(failed.state, failed.event, failed.data, usage)
+
+
+def _text_of(value: object) -> str | None:
+    """A text that can be stored; None for anything else, whatever a newer CLI may say there."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+
+
+def _storable(value: Any) -> Any:
+    """The value with every lone surrogate in it replaced: no database and no strict client takes one."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+
+
+def _number_of(value: object) -> int | float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 62 else None
 
 
 _HANDLERS = {

@@ -133,3 +133,11 @@ def test_a_cli_replaced_or_removed_between_runs_is_told(promises: Promises, tmp_
     program.write_text(good)
     program.chmod(0o700)
     assert occ.run("x")[-1].name == SUCCEEDED
+
+
+@pytest.mark.parametrize("value", [["x"], {"a": 1}, "\ud800", 10**30, True, None])
+def test_a_result_of_an_unknown_shape_still_ends_the_execution(promises: Promises, value: object) -> None:
+    changes = {"session_id": value, "num_turns": value, "total_cost_usd": value, "usage": value, "duration_ms": value}
+    events = promises.occ.run(steps({"say": "0 "}, {"result": changes}))
+    assert events[-1].name == SUCCEEDED
+    assert promises.occ.run(steps({"say": "0 "}))[-1].name == SUCCEEDED
