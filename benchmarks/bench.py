@@ -1,6 +1,7 @@
-"""`python -m benchmarks.bench [--quick]`: measure OCC beside a bare pipe and print the table (docs/performance.md).
+"""`python -m benchmarks.bench [--quick]`: measure OCC beside a bare pipe and a relay that stores nothing
+(docs/performance.md), and print the table.
 
-Both run in turn on the same machine with the same stub CLI, so their ratio says what OCC costs however fast it is.
+All run in turn on the same machine with the same stub CLI, so their ratio says what OCC costs however fast it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from benchmarks import measure, report
 from benchmarks.capture import Broken
 from benchmarks.measure import Plan, Results
-from benchmarks.targets import Direct, Occ, compile_stub
+from benchmarks.targets import Direct, Occ, Relay, compile_stub
 
 WORKERS = 5
 
@@ -52,11 +53,16 @@ def _measure(scratch: Path, plan: Plan) -> Results:
     stub = compile_stub(scratch)
     direct = Direct(stub, scratch)
     results = Results()
+    relay = Relay(stub, scratch)
     _say("cold start")
-    occ, starts = measure.starting(scratch, lambda home: Occ(home, stub, WORKERS), plan)
+    try:
+        occ, starts = measure.starting(scratch, lambda home: Occ(home, stub, WORKERS), plan)
+    except BaseException:
+        relay.stop()
+        raise
     try:
         results.rows.append(measure.fresh_memory(occ))
-        targets = (direct, occ)
+        targets = (direct, relay, occ)
         _say("first answers")
         results.rows += measure.first_answers(targets, plan)
         for rate, seconds in ((50, plan.seconds_at_50), (1000, plan.seconds_at_1000)):
@@ -69,6 +75,7 @@ def _measure(scratch: Path, plan: Plan) -> Results:
         results.rows += [*rows, *starts]
     finally:
         signal.alarm(0)
+        relay.stop()
         occ.stop()
     return results
 

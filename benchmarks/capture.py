@@ -6,6 +6,7 @@ process that measures takes no time from what it measures.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from bisect import bisect_left
@@ -110,6 +111,24 @@ class Capture:
         if b"event: complete" not in last:
             raise Broken(f"an execution did not succeed: {last[-500:].decode(errors='replace')}")
         return self._run(prompt, content, received_at, execution_id)
+
+    def relay_run(self, prompt: Prompt) -> Run:
+        """The events of a response whose frames carry pieces of the CLI's own output. Raises Broken as `http_run`."""
+        raw = b"".join(self.pieces)
+        head, _, _ = raw.partition(b"\r\n\r\n")
+        framed, received_at = _unchunked(raw, len(head) + 4)
+        if b"event: complete" not in framed[-200:]:
+            raise Broken(f"the relay did not finish: {raw[-300:].decode(errors='replace')}")
+        content, ends, moments, position = b"", list[int](), list[int](), 0
+        pieces = list[bytes]()
+        for frame in framed.split(b"\n\n"):
+            position += len(frame) + 2
+            if frame.startswith(b"event: output\ndata: "):
+                pieces.append(json.loads(frame.partition(b"data: ")[2])["chunk"].encode())
+                ends.append((ends[-1] if ends else 0) + len(pieces[-1]))
+                moments.append(received_at(min(position, len(framed))))
+        content = b"".join(pieces)
+        return self._run(prompt, content, lambda end: moments[bisect_left(ends, end)], "")
 
     def _run(self, prompt: Prompt, content: bytes, received_at: Callable[[int], int], execution_id: str) -> Run:
         """Parse `content`; `received_at` tells up to where the stream must be read to hold it up to a position."""

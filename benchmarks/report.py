@@ -14,8 +14,8 @@ from benchmarks.measure import Plan, Results, Row, percentile
 from benchmarks.processes import Cost
 
 RESULTS = Path(__file__).with_name("results")
-TARGETS = ("direct", "occ")
-BASE = "direct"
+TARGETS = ("direct", "relay", "occ")
+BASE = "relay"
 
 
 def table(results: Results) -> str:

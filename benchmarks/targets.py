@@ -89,6 +89,39 @@ class Direct:
         return capture.run(prompt)
 
 
+class Relay:
+    """A minimal Node server that spawns the stub CLI and passes its output on, keeping nothing (relay.js)."""
+
+    name = "relay"
+
+    def __init__(self, stub: Path, folder: Path) -> None:
+        """Start it. Raises Broken when there is no Node."""
+        node = shutil.which("node")
+        if node is None:
+            raise Broken("there is no Node.js to run the relay with; install one (on Debian: apt-get install nodejs)")
+        self._process = subprocess.Popen(
+            [node, _SOURCE.with_name("relay.js"), stub, folder, *_ARGUMENTS],
+            env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self._address = ("127.0.0.1", int(self._process.stdout.readline()))
+
+    def run(self, prompt: Prompt) -> Run:
+        body = json.dumps({"prompt": str(prompt)}).encode()
+        request = f"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        capture = Capture()
+        with socket.create_connection(self._address) as connection:
+            connection.sendall(request.encode() + body)
+            capture.read(connection.recv, last=b"\r\n0\r\n\r\n")
+        return capture.relay_run(prompt)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+
 class Occ:
     """A standalone agent in a home of its own, started and stopped by the `occ` command."""
 

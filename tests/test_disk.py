@@ -46,7 +46,9 @@ def occ(tmp_path: Path, small: Path) -> Iterator[Occ]:
     yield occ
     for client in occ.clients:
         client.close()
-    occ.stop()
+    occ.command("stop", check=False)
+    for process in occ.processes():  # of a daemon that lost its disk, when a test failed
+        process.kill()
 
 
 @contextlib.contextmanager

@@ -86,7 +86,9 @@ def occ(tmp_path: Path, disk: Disk, free_port: int) -> Iterator[Occ]:
     yield occ
     for client in occ.clients:
         client.close()
-    occ.stop()
+    occ.command("stop", check=False)
+    for process in occ.processes():  # of a daemon that lost its disk, when a test failed
+        process.kill()
 
 
 def write_until_cut(occ: Occ, number: int, cut: threading.Event, accepted: set[str], uploaded: dict[str, int]) -> None:
