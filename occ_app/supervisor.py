@@ -99,8 +99,8 @@ class Supervisor:
     def _clean(self) -> None:
         """Settle what an earlier daemon left: its processes, its half-done work, its schema."""
         daemon.end_parts(self._config, WORKERS_SECONDS)
-        state.check_private(self._config.state)
         self._warnings = salvage.put_unreadable_aside(self._config)
+        state.check_private(self._config.state)
         daemon.take_work(self._config)
         for folder in ("tail", "worker", "uploads"):
             for path in (self._config.run / folder).iterdir():
