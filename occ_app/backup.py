@@ -13,7 +13,7 @@ from occ_app import executions
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.errors import StartFailed
-from occ_app.executions import Outcome
+from occ_app.records import Outcome
 
 _UNDER_WAY = Outcome.failure(
     "WORKER_LOST", "This was under way when the backup was made; it is not run again, so send it anew if it is wanted."

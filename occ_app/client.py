@@ -1,7 +1,7 @@
-"""The HTTP clients: of an agent's or a hub's API (`AgentClient`), and of the hub's side for agents (`HubClient`).
+"""The HTTP client of the API: what `occ run` is built on and what a Python program imports.
 
-`AgentClient` is what `occ run` is built on and what a Python program imports. It keeps the promise of the API from the
-caller's side: a dropped connection is taken up again where it broke, and a lost reply never runs a prompt twice.
+It keeps the promise of the API from the caller's side: a dropped connection is taken up again where it broke, and a
+lost reply never runs a prompt twice.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from urllib.parse import quote, urlencode
 
 import urllib3
 
-from occ_app import __version__
+from occ_app import __version__, replies
 from occ_app.errors import Refused, Unreachable
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
 _PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
 _PIECE = 1 << 16
-_LARGEST_REPLY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class AgentClient:
         read_seconds: float = 60,
     ) -> dict[str, Any]:
         response = self._open(method, path, body=body, headers=headers, read_seconds=read_seconds)
-        return _body(response, self.url)
+        return replies.body(response, self.url)
 
     def _open(
         self,
@@ -187,69 +186,11 @@ class AgentClient:
                 timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds),
             )
         except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(f"{self.url} does not answer ({_reason(error)}); is the agent running there?") from None
+            reason = replies.reason(error)
+            raise Unreachable(f"{self.url} does not answer ({reason}); is the agent running there?") from None
         if response.status >= 300:
-            raise _refusal(response, self.url)
+            raise replies.refusal(response, self.url)
         return response
-
-
-@dataclass(frozen=True)
-class Registration:
-    """A hub's answer to a registration."""
-
-    agent_id: str
-    token: str
-    heartbeat_interval_seconds: float
-
-
-class HubClient:
-    """What an agent calls on its hub: small JSON replies, no redirects, bounded in time."""
-
-    def __init__(self, url: str, seconds: float = 10.0) -> None:
-        self.url = url
-        self._seconds = seconds
-        self._pool = urllib3.PoolManager(retries=False, maxsize=1)
-
-    def register(self, api_key: str, body: Mapping[str, Any]) -> Registration:
-        """Announce this agent. Raises Refused or Unreachable."""
-        reply = self._post("/api/agents/register", api_key, body)
-        try:
-            interval = float(reply.get("heartbeatIntervalSeconds", 30))
-            if not 1 <= interval <= 300 or not isinstance(reply["agentId"], str) or not isinstance(reply["token"], str):
-                raise ValueError
-            if not reply["agentId"] or not reply["token"].isascii() or not reply["token"].strip():
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise Unreachable(
-                f"{self.url} did not answer a registration as a hub does; check OCC_REMOTE_URL."
-            ) from None
-        return Registration(reply["agentId"], reply["token"], interval)
-
-    def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> None:
-        """Send one heartbeat. Raises Refused or Unreachable."""
-        self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
-
-    def _post(self, path: str, secret: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        headers = {
-            "Authorization": f"Bearer {secret}",
-            "Content-Type": "application/json",
-            "User-Agent": f"occ/{__version__}",
-        }
-        try:
-            response = self._pool.request(
-                "POST",
-                self.url + path,
-                body=json.dumps(body).encode(),
-                headers=headers,
-                preload_content=False,
-                redirect=False,
-                timeout=urllib3.Timeout(total=self._seconds),
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unreachable(f"The hub at {self.url} does not answer ({_reason(error)}).") from None
-        if not 200 <= response.status < 300:
-            raise _refusal(response, f"The hub at {self.url}")
-        return _body(response, self.url, time.monotonic() + self._seconds)
 
 
 def _write_form(body: IO[bytes], fields: Mapping[str, str], archive: IO[bytes], boundary: str) -> None:
@@ -274,7 +215,7 @@ def _parsed(response: urllib3.BaseHTTPResponse) -> Iterator[Event | None]:
                 for frame in frames:
                     yield _event(frame)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        raise Unreachable(f"The connection broke ({_reason(error)}).") from None
+        raise Unreachable(f"The connection broke ({replies.reason(error)}).") from None
 
 
 def _event(frame: bytes) -> Event | None:
@@ -282,50 +223,3 @@ def _event(frame: bytes) -> Event | None:
     if b"data" not in fields:
         return None
     return Event(int(fields[b"id"]), fields[b"event"].decode(), json.loads(fields[b"data"]))
-
-
-def _body(response: urllib3.BaseHTTPResponse, url: str, deadline: float | None = None) -> dict[str, Any]:
-    content = b""
-    try:
-        while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
-            content += piece
-            if len(content) > 64 * _LARGEST_REPLY or (deadline and len(content) > _LARGEST_REPLY):
-                raise ValueError
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError("it answers too slowly")
-        reply = json.loads(content or b"{}")
-        if not isinstance(reply, dict):
-            raise ValueError
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Unreachable(f"{url} broke off its answer ({_reason(error)}).") from None
-    except ValueError:
-        raise Unreachable(f"{url} did not answer as OCC does; is the address right?") from None
-    else:
-        return cast(dict[str, Any], reply)
-    finally:
-        response.release_conn() if response.closed else response.close()
-
-
-def _refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
-    """What an error reply says: its own sentence when it is one of OCC's, else its status."""
-    after = response.headers.get("Retry-After", "")
-    try:
-        content = json.loads(cast(urllib3.HTTPResponse, response).read(_LARGEST_REPLY))
-        message, code = str(content["message"])[:1000], str(content["code"])
-    except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError):
-        message, code = f"{who} answered {response.status}; check the address and the token.", ""
-    finally:
-        response.close()
-    return Refused(message, response.status, code, float(after) if after.isdigit() else None)
-
-
-def _reason(error: BaseException) -> str:
-    cause: BaseException = error
-    while isinstance(cause, urllib3.exceptions.MaxRetryError) and cause.reason:
-        cause = cause.reason
-    if isinstance(cause, urllib3.exceptions.NameResolutionError):
-        return "its name is not known"
-    if isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)):
-        return "no answer in time"
-    inner = cause.__cause__ or cause.__context__ or cause
-    return (getattr(inner, "strerror", None) or type(inner).__name__).lower()

@@ -33,6 +33,12 @@ class Daemon:
         return ProcessIdentity(self.boot_id, self.pid, self.start)
 
 
+def url_for(host: str, port: int) -> str:
+    """An address to listen on, as a URL that works on this machine."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
+    return f"http://{shown}:{port}"
+
+
 def write(config: Config, daemon: Daemon) -> None:
     """Say where the daemon is."""
     write_file(config.run / "daemon.json", json.dumps(asdict(daemon)))

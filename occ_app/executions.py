@@ -12,99 +12,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from occ_app import errors, events
 from occ_app.db import Database
 from occ_app.identity import ProcessIdentity
-
-FINAL_STATES = ("succeeded", "failed", "cancelled")
-STATES = ("queued", "running", *FINAL_STATES)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a caller asks to be run; limits in seconds."""
-
-    execution_id: str
-    workspace_id: str
-    prompt: str
-    timeout_seconds: float
-    idle_timeout_seconds: float
-    model: str | None
-    max_turns: int | None
-    max_budget_usd: float | None
-    session_id: str | None
-    hash: str
-
-
-@dataclass(frozen=True)
-class Execution:
-    """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it."""
-
-    number: int
-    execution_id: str
-    workspace_id: str
-    state: str
-    request_hash: str
-    prompt: str | None
-    timeout_seconds: float
-    idle_timeout_seconds: float
-    requested_model: str | None
-    max_turns: int | None
-    max_budget_usd: float | None
-    resume_session_id: str | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    stop_requested: str | None
-    owner_boot_id: str | None
-    owner_pid: int | None
-    owner_start: int | None
-    deadline: float | None
-    exit_code: int | None
-    signal: int | None
-    error_code: str | None
-    error_message: str | None
-    session_id: str | None
-    model: str | None
-    claude_version: str | None
-    cost_usd: float | None
-    usage: Any
-    num_turns: int | None
-    duration_ms: int | None
-    last_seq: int
-    position: int | None
-
-    @property
-    def over(self) -> bool:
-        return self.state in FINAL_STATES
-
-    @property
-    def owner(self) -> ProcessIdentity | None:
-        if self.owner_boot_id is None or self.owner_pid is None or self.owner_start is None:
-            return None
-        return ProcessIdentity(self.owner_boot_id, self.owner_pid, self.owner_start)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an execution ended: its final event, and what its row keeps of it."""
-
-    state: str
-    event: str
-    data: Mapping[str, Any]
-    usage: Any = None
-
-    @classmethod
-    def failure(cls, code: str, message: str, **extra: Any) -> Outcome:
-        """The outcome for an error code of the wire contract; extra keys (exitCode, signal) go into the event."""
-        state = "cancelled" if code == "EXECUTION_CANCELLED" else "failed"
-        kept = {key: value for key, value in extra.items() if value is not None}
-        return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": events.milliseconds()})
-
+from occ_app.records import Execution, Outcome, Request
 
 _COLUMNS = """
     x.*,

@@ -1,18 +1,52 @@
-"""Registering this agent with its hub and keeping what the hub answers."""
+"""How an agent makes itself known when it starts: registering with its hub and keeping what the hub answers."""
 
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from occ_app import __version__, state
+from occ_app import __version__, agent, claude_cli, state
 from occ_app.claude_cli import Cli
 from occ_app.config import Config
+from occ_app.db import Database
+from occ_app.errors import Refused, Unreachable
 
 if TYPE_CHECKING:  # a standalone agent does without the memory of the HTTP client
-    from occ_app.client import HubClient
+    from occ_app.hub_client import HubClient
 
 PROTOCOL = 1
+
+
+def introduce(config: Config, port: int) -> list[str]:
+    """Register with the hub, or make sure of a token where there is none; returns what a person should be warned of.
+
+    A hub that cannot be reached is a warning, since the control process goes on trying. Raises Refused when it will
+    not have this agent: a wrong key, or a version it cannot speak to.
+    """
+    warnings = []
+    cli = claude_cli.probe(config) if config.remote_url else claude_cli.Cli(claude_cli.find(config), None)
+    if cli.path is None:
+        warnings.append(claude_cli.missing(config))
+    registration: dict[str, Any] = {"registered": False, "problem": "this agent is standalone"}
+    if config.remote_url:
+        from occ_app.hub_client import HubClient
+
+        try:
+            register(config, HubClient(config.remote_url), port, cli)
+            registration = {"registered": True}
+        except Refused as refusal:
+            if refusal.status in (401, 403, 426):
+                raise
+            registration["problem"] = str(refusal)
+        except Unreachable as error:
+            registration["problem"] = str(error)
+        if not registration["registered"]:
+            warnings.append(f"{registration['problem']} Serving without it and registering in the background.")
+    elif config.api_key:
+        warnings.append("OCC_API_KEY is not used: without a remote URL this agent is standalone.")
+    state.ensure(config.state)
+    agent.note(Database(config.database), "registration", registration)
+    return warnings
 
 
 def register(config: Config, hub: HubClient, port: int, cli: Cli) -> state.State:

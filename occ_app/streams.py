@@ -11,7 +11,7 @@ from flask import Response, request
 
 from occ_app import errors, events, tail
 from occ_app.db import Database
-from occ_app.executions import Execution
+from occ_app.records import Execution
 from occ_app.tail import Tail
 
 log = logging.getLogger("occ.web")

@@ -24,14 +24,14 @@ from typing import IO, Any
 
 from honcho.environ import parse_procfile
 
-from occ_app import claude_cli, daemon, db, salvage, state, workspaces
 from occ_app import config as configuration
+from occ_app import daemon, db, salvage, state, workspaces
 from occ_app.config import Config
-from occ_app.errors import AlreadyRunning, OCCError, Refused, StartFailed, Unreachable
+from occ_app.errors import AlreadyRunning, OCCError, StartFailed
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
 from occ_app.parts import Part, Probe
-from occ_app.registration import register
+from occ_app.registration import introduce
 from occ_app.resources import packaged
 
 log = logging.getLogger("occ.supervisor")
@@ -136,12 +136,12 @@ class Supervisor:
             identity.start,
             self._config.bind_address,
             port,
-            _url(self._config.bind_address, port),
+            daemon.url_for(self._config.bind_address, port),
         )
         daemon.write(self._config, self._place)
 
     def _serve(self, listener: socket.socket) -> int:
-        warnings = self._introduce(listener.getsockname()[1])
+        warnings = [*self._warnings, *introduce(self._config, listener.getsockname()[1])]
         self._parts = self._read_procfile(listener)
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
@@ -166,35 +166,6 @@ class Supervisor:
             self._stop()
             daemon.take_work(self._config)
         return 0
-
-    def _introduce(self, port: int) -> list[str]:
-        """Register with the hub, or make sure of a token without one. Raises Refused when the hub refuses the key."""
-        config, warnings = self._config, self._warnings
-        cli = claude_cli.probe(config) if config.remote_url else claude_cli.Cli(claude_cli.find(config), None)
-        if cli.path is None:
-            warnings.append(claude_cli.missing(config))
-        registration: dict[str, Any] = {"registered": False, "problem": "this agent is standalone"}
-        if config.remote_url:
-            from occ_app.client import HubClient
-
-            try:
-                register(config, HubClient(config.remote_url), port, cli)
-                registration = {"registered": True}
-            except Refused as refusal:
-                if refusal.status in (401, 403, 426):
-                    raise
-                registration["problem"] = str(refusal)
-            except Unreachable as error:
-                registration["problem"] = str(error)
-            if not registration["registered"]:
-                warnings.append(f"{registration['problem']} Serving without it and registering in the background.")
-        elif config.api_key:
-            warnings.append("OCC_API_KEY is not used: without a remote URL this agent is standalone.")
-        state.ensure(config.state)
-        from occ_app import agent
-
-        agent.note(db.Database(config.database), "registration", registration)
-        return warnings
 
     def _read_procfile(self, listener: socket.socket) -> list[Part]:
         procfile = parse_procfile(packaged("Procfile").read_text())
@@ -221,7 +192,7 @@ class Supervisor:
 
     def _probe(self, listener: socket.socket) -> Probe | None:
         known = state.load(self._config.state)
-        assert known is not None  # noqa: S101 - _introduce made one
+        assert known is not None  # noqa: S101 - introduce made one
         address = listener.getsockname()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
         return Probe((host, *address[1:]), listener.family, known.token)
@@ -273,12 +244,6 @@ class Supervisor:
                 os.read(self._wake, 4096)
         for part in parts:
             part.signal_group(signal.SIGKILL)
-
-
-def _url(host: str, port: int) -> str:
-    """An address as a URL that works on this machine."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
-    return f"http://{shown}:{port}"
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -20,8 +20,8 @@ from occ_app.state import TokenFile
 from occ_app.tail import Tail
 from occ_worker import tasks
 from occ_worker.control import Control
+from occ_worker.listener import Worker
 from occ_worker.queues import open_queue
-from occ_worker.runner import Worker
 
 
 def make_app(config: Config) -> Flask:

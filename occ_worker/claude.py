@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from occ_app.config import DEFAULT_TOOLS, Config
-from occ_app.executions import Execution
+from occ_app.records import Execution
 from occ_worker.process import MARKER
 
 _FIXED_ENVIRONMENT = {

@@ -26,11 +26,11 @@ from occ_app.logs import log_to_stderr
 from occ_worker import tasks
 from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
+from occ_worker.listener import GRACE_SECONDS, Worker
 from occ_worker.queues import open_queue
-from occ_worker.runner import GRACE_SECONDS, Worker
 
 if TYPE_CHECKING:
-    from occ_app.client import HubClient
+    from occ_app.hub_client import HubClient
 
 CONTROL_THREADS = 4
 
@@ -151,7 +151,7 @@ def run_control(config: Config) -> None:
 
 
 def _hub(config: Config, seconds: float) -> HubClient:
-    from occ_app.client import HubClient
+    from occ_app.hub_client import HubClient
 
     assert config.remote_url is not None  # noqa: S101 - only an agent with a hub has heartbeats
     return HubClient(config.remote_url, seconds)

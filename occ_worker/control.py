@@ -15,8 +15,8 @@ from occ_app import agent, archives, claude_cli, executions, retention, tail, wo
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
-from occ_app.executions import Execution, Outcome
 from occ_app.identity import boot_id
+from occ_app.records import Execution, Outcome
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.process import sweep_marked
 

@@ -20,7 +20,7 @@ from occ_app.executions import iso_now
 from occ_app.registration import register
 
 if TYPE_CHECKING:
-    from occ_app.client import HubClient
+    from occ_app.hub_client import HubClient
 
 log = logging.getLogger("occ.heartbeat")
 

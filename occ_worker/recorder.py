@@ -9,7 +9,7 @@ from collections.abc import Callable
 from occ_app import events as rows
 from occ_app.db import Database
 from occ_app.errors import OCCError
-from occ_app.executions import Execution
+from occ_app.records import Execution
 from occ_worker.translator import Event
 
 log = logging.getLogger("occ.recorder")

@@ -12,9 +12,10 @@ from huey import Huey
 from occ_app.db import translated
 from occ_worker import runner
 from occ_worker.control import Control
+from occ_worker.listener import Worker
 
 
-def executions(queue: Huey, worker: Callable[[], runner.Worker]) -> Callable[[str], None]:
+def executions(queue: Huey, worker: Callable[[], Worker]) -> Callable[[str], None]:
     """Define the job of the `executions` queue; `worker` gives the process's own parts when one runs."""
 
     @queue.task(name="execute")  # type: ignore[untyped-decorator]  # huey is untyped

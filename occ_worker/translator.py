@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from occ_app.events import milliseconds, to_json
-from occ_app.executions import Outcome
+from occ_app.records import Outcome
 
 CHUNK_BYTES = 64 * 1024
 

@@ -138,6 +138,22 @@ class Occ:
                 continue
         return found
 
+    def commands(self) -> dict[int, str]:
+        """Their command lines by process id, of those that live long enough to be asked."""
+        found = {}
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                found[process.pid] = " ".join(process.cmdline())
+        return found
+
+    def under_way(self, prompt: str, execution_id: str) -> tuple[Iterator[Event], list[Event]]:
+        """Start a prompt and wait for its first text; returns its stream, and the events that came already."""
+        stream = self.client.execute("work", prompt, executionId=execution_id)
+        seen = [next(stream)]
+        while seen[-1].name != "output":
+            seen.append(next(stream))
+        return stream, seen
+
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted((self.home / "logs").glob("*.log")))
 
@@ -156,17 +172,28 @@ def stand_in(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
+def occ_in(folder: Path, *, home: Path | None = None, program: Path | None = None, **environment: str) -> Iterator[Occ]:
+    """The command, not started yet, with its home in `folder`; afterwards stopped, and nothing of it may be left."""
+    home = home or folder / "home"
+    base = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "OCC_HOME": str(home)}
+    base |= {"OCC_CLAUDE_BIN": str(program or stand_in(folder)), "OCC_WORKERS": "2"}
+    occ = Occ(home, base | environment)
+    yield occ
+    for client in occ.clients:
+        client.close()
+    if (home / "run").exists():
+        occ.command("stop", check=False)
+    left = occ.processes()
+    for process in left:
+        process.kill()
+    assert not left, "processes were left behind"
+
+
+@contextlib.contextmanager
 def shared_agent(folder: Path, **environment: str) -> Iterator[Occ]:
     """A running agent that many tests look at; each leaves it as it was."""
-    base = {"PATH": os.environ["PATH"], "HOME": str(folder), "OCC_HOME": str(folder / "home"), "OCC_WORKERS": "1"}
-    agent = Occ(folder / "home", base | {"OCC_CLAUDE_BIN": str(stand_in(folder))})
-    agent.start(**environment)
-    try:
-        yield agent
-    finally:
-        agent.stop()
-        for client in agent.clients:
-            client.close()
+    with occ_in(folder, OCC_WORKERS="1") as occ:
+        yield occ.start(**environment)
 
 
 def raw(agent: Occ, request: bytes) -> tuple[int, dict[str, Any]]:
@@ -184,29 +211,12 @@ def raw(agent: Occ, request: bytes) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.fixture
-def occ(tmp_path: Path, fake_claude: Path) -> Iterator[Occ]:
+def occ(tmp_path: Path) -> Iterator[Occ]:
     """The command, not started yet; afterwards the agent is stopped and nothing of it may be left."""
     user = tmp_path / "user"
     user.mkdir()
-    home = tmp_path / "occ-home"
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(user),
-        "LANG": "C.UTF-8",
-        "OCC_HOME": str(home),
-        "OCC_CLAUDE_BIN": str(fake_claude),
-        "OCC_WORKERS": "2",
-    }
-    command = Occ(home, environment)
-    yield command
-    for client in command.clients:
-        client.close()
-    if (home / "run").exists():
-        command.command("stop")
-    left = command.processes()
-    for process in left:
-        process.kill()
-    assert not left, "processes were left behind"
+    with occ_in(tmp_path, home=tmp_path / "occ-home", HOME=str(user)) as occ:
+        yield occ
 
 
 @pytest.fixture

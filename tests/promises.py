@@ -20,6 +20,7 @@ from occ_app import daemon, events, executions
 from occ_app.client import AgentClient, Event
 from occ_app.config import load
 from occ_app.errors import OCCError, Refused, Unreachable
+from occ_app.records import Execution
 from tests.conftest import Occ, output, steps, wait_until
 
 GRACE_SECONDS = 5.0
@@ -78,8 +79,8 @@ class Promises:
         assert time.monotonic() - begun < HEALTH_SECONDS
         self.checked["health in time"] += 1
 
-    def _rows(self) -> list[executions.Execution]:
-        found, before = list[executions.Execution](), None
+    def _rows(self) -> list[Execution]:
+        found, before = list[Execution](), None
         while True:
             page, before = executions.listing(self.occ.database, before=before, limit=1000)
             found += page
@@ -99,7 +100,7 @@ class Promises:
         assert text == counted(len(text.split())), (execution_id, text[-50:])
         self.checked["one end, last"] += 1
 
-    def _replays(self, client: AgentClient, row: executions.Execution) -> None:
+    def _replays(self, client: AgentClient, row: Execution) -> None:
         """From the start, the middle, the end, and beyond it."""
         whole = _plain(list(client.events(row.execution_id)))
         for after in {0, 1, row.last_seq // 2, row.last_seq - 1}:

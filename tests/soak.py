@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from occ_app.parts import STEADY_SECONDS
-from tests.conftest import Occ, free_port_number, stand_in, wait_until
+from tests.conftest import Occ, free_port_number, occ_in, stand_in, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, serves
 
 WORKERS = 4
@@ -25,22 +24,10 @@ def soak(folder: Path, seconds: float) -> str:
     """Run it and return the report. Raises AssertionError when a promise was broken."""
     stand_in(folder)
     program, starts = counting_cli(folder)
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
-        "OCC_HOME": str(folder / "home"),
-        "OCC_CLAUDE_BIN": str(program),
-        "OCC_WORKERS": str(WORKERS),
-        "OCC_HTTP_PORT": str(free_port_number()),
-    }
-    occ = Occ(folder / "home", environment)
-    occ.start()
-    try:
+    settings = {"OCC_WORKERS": str(WORKERS), "OCC_HTTP_PORT": str(free_port_number())}
+    with occ_in(folder, program=program, **settings) as occ:
+        occ.start()
         return _soak(Promises(occ, starts), seconds)
-    finally:
-        for client in occ.clients:
-            client.close()
-        occ.stop()
 
 
 def _soak(promises: Promises, seconds: float) -> str:

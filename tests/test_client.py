@@ -14,6 +14,7 @@ import pytest
 from occ_app.client import AgentClient
 from occ_app.errors import Refused, Unreachable
 from tests.conftest import Occ, output, steps, wait_until
+from tests.promises import kill
 
 
 class Proxy:
@@ -119,16 +120,8 @@ def test_a_lost_reply_attaches_and_the_cli_runs_once(occ: Occ, tmp_path: Path) -
 def test_a_stream_outlives_a_restart_of_the_agent_s_web_part(agent: Occ, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     prompt = steps({"say": "before "}, {"wait": str(gate)}, {"say": "after"})
-    stream = agent.client.execute("work", prompt, executionId="restart")
-    seen = [next(stream)]
-    while seen[-1].name != "output":
-        seen.append(next(stream))
-    (web,) = [
-        each
-        for each in agent.processes()
-        if "occ_app.wsgi" in each.cmdline() and "wsgi" not in each.parent().cmdline()[-1]
-    ]  # type: ignore[union-attr]
-    web.kill()
+    stream, seen = agent.under_way(prompt, "restart")
+    assert kill(agent, "the web master")
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, stream)
         wait_until(lambda: _serves(agent), "the agent to serve again")

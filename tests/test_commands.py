@@ -60,7 +60,7 @@ def test_twenty_starts_at_once_make_one_daemon(occ: Occ) -> None:
     with ThreadPoolExecutor(8) as pool:
         codes = sorted(done.returncode for done in pool.map(lambda _: occ.command("start", check=False), range(8)))
     assert codes == [0] + [3] * 7
-    supervisors = [p for p in occ.processes() if "occ_app.supervisor" in p.cmdline()]
+    supervisors = [command for command in occ.commands().values() if "occ_app.supervisor" in command]
     assert len(supervisors) == 1
 
 
@@ -99,7 +99,8 @@ def test_stop_ends_what_runs_with_daemon_stopped_and_leaves_no_process(agent: Oc
     assert (shown["state"], shown["errorCode"]) == ("failed", "DAEMON_STOPPED")
 
 
-def test_waiting_work_survives_a_stop_and_runs_at_the_next_start(occ: Occ) -> None:
+def stopped_with_one_waiting(occ: Occ) -> None:
+    """One execution was running and another waited for it when the agent was stopped."""
     occ.start(OCC_WORKERS="1")
     occ.workspace()
     running = occ.client.execute("work", steps({"say": "on"}, {"sleep": 60}), executionId="running")
@@ -107,6 +108,10 @@ def test_waiting_work_survives_a_stop_and_runs_at_the_next_start(occ: Occ) -> No
     waiting = occ.client.execute("work", "hello", executionId="waiting")
     next(waiting)
     occ.stop()
+
+
+def test_waiting_work_survives_a_stop_and_runs_at_the_next_start(occ: Occ) -> None:
+    stopped_with_one_waiting(occ)
     assert json.loads(occ.command("jobs", "show", "waiting", "--json").stdout)["state"] == "queued"
     occ.start()
     assert list(occ.client.events("waiting"))[-1].name == "complete"
@@ -210,8 +215,7 @@ def test_an_api_key_without_a_hub_is_unused_and_said_so(occ: Occ) -> None:
 
 def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
     occ.command("start", "--api-key", "made-up-and-secret")
-    for process in occ.processes():
-        assert "made-up-and-secret" not in " ".join(process.cmdline())
+    assert "made-up-and-secret" not in str(occ.commands())
     watched = subprocess.Popen(
         [sys.executable, "-m", "occ_app.cli", "start", "--foreground", "--api-key=made-up-and-secret"],
         env=occ.environment | {"OCC_HOME": str(occ.home.parent / "second")},
@@ -463,7 +467,7 @@ def test_the_whole_tree_ends_with_a_killed_supervisor(agent: Occ) -> None:
 @pytest.mark.parametrize("victim", ["occ_app.wsgi", "occ_worker.consumer control", "occ_worker.consumer executions"])
 def test_a_killed_part_is_started_again(agent: Occ, victim: str) -> None:
     def parts() -> set[int]:
-        return {p.pid for p in agent.processes() if victim in " ".join(p.cmdline())}
+        return {pid for pid, command in agent.commands().items() if victim in command}
 
     before = parts()
     assert before
@@ -510,13 +514,7 @@ def test_a_lost_worker_takes_nothing_of_another_agent_with_it(agent: Occ, tmp_pa
 
 
 def test_a_lost_queue_is_rebuilt_from_the_rows(occ: Occ) -> None:
-    occ.start(OCC_WORKERS="1")
-    occ.workspace()
-    running = occ.client.execute("work", steps({"say": "on"}, {"sleep": 60}), executionId="running")
-    wait_until(lambda: next(running).name == "output", "it to be under way")
-    waiting = occ.client.execute("work", "hello", executionId="waiting")
-    next(waiting)
-    occ.stop()
+    stopped_with_one_waiting(occ)
     for path in occ.home.glob("queue.db*"):
         path.unlink()
     occ.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from occ_app.errors import Refused
-from tests.conftest import Occ, make_zip, names, output, stand_in, steps, wait_until
+from tests.conftest import Occ, make_zip, names, occ_in, output, stand_in, steps, wait_until
 from tests.promises import Promises, counted, counting_cli, prompt
 
 
@@ -39,16 +39,10 @@ def occ(tmp_path: Path, small: Path) -> Iterator[Occ]:
     """The command with its home on that file system."""
     stand_in(tmp_path)
     program, _ = counting_cli(tmp_path)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OCC_HOME": str(small / "home")}
-    occ = Occ(small / "home", environment | {"OCC_CLAUDE_BIN": str(program), "OCC_WORKERS": "2"})
-    occ.start()
-    occ.workspace()
-    yield occ
-    for client in occ.clients:
-        client.close()
-    occ.command("stop", check=False)
-    for process in occ.processes():  # of a daemon that lost its disk, when a test failed
-        process.kill()
+    with occ_in(tmp_path, home=small / "home", program=program) as occ:
+        occ.start()
+        occ.workspace()
+        yield occ
 
 
 @contextlib.contextmanager
@@ -115,10 +109,7 @@ def test_on_a_full_disk_nothing_is_accepted_and_afterwards_all_is_well(occ: Occ,
 def test_output_waits_for_a_full_disk_and_comes_whole(occ: Occ, small: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     body = steps({"say": "0 "}, {"wait": str(gate)}, *({"say": f"{i} "} for i in range(1, 300)))
-    stream = occ.client.execute("work", body, executionId="waits")
-    seen = [next(stream)]
-    while seen[-1].name != "output":
-        seen.append(next(stream))
+    stream, seen = occ.under_way(body, "waits")
     with filled(small):
         gate.touch()
         wait_until(lambda: "cannot be stored yet" in occ.logs() or _over(occ, "waits"), "the disk to be felt")
@@ -159,10 +150,7 @@ def test_a_database_held_for_long_delays_and_loses_nothing(occ: Occ, tmp_path: P
     promises = Promises(occ, tmp_path / "starts")
     gate = tmp_path / "gate"
     body = steps({"say": "0 "}, {"wait": str(gate)}, *({"say": f"{i} "} for i in range(1, 50)))
-    stream = occ.client.execute("work", body, executionId="held")
-    seen = [next(stream)]
-    while seen[-1].name != "output":
-        seen.append(next(stream))
+    stream, seen = occ.under_way(body, "held")
     with occ.database.write():
         gate.touch()
         response = occ.request(

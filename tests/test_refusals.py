@@ -362,8 +362,7 @@ def test_streams_have_a_limit_and_their_places_come_back(occ: Occ, tmp_path: Pat
     gate = tmp_path / "gate"
     occ.start(OCC_MAX_STREAMS="3")
     occ.workspace()
-    stream = occ.client.execute("work", steps({"say": "on"}, {"wait": str(gate)}), executionId="long")
-    next(stream)
+    stream, _ = occ.under_way(steps({"say": "on"}, {"wait": str(gate)}), "long")
     more = [occ.client.events("long") for _ in range(2)]
     for each in more:
         next(each)

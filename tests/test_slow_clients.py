@@ -131,8 +131,7 @@ def test_readers_that_drop_give_their_place_back_at_once(occ: Occ, tmp_path: Pat
     gate = tmp_path / "gate"
     occ.start(OCC_MAX_STREAMS="4")
     occ.workspace()
-    stream = occ.client.execute("work", steps({"say": "0 "}, {"wait": str(gate)}), executionId="long")
-    next(stream)
+    stream, _ = occ.under_way(steps({"say": "0 "}, {"wait": str(gate)}), "long")
     for _ in range(50):
         host, port = occ.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as reader:

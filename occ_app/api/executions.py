@@ -11,7 +11,7 @@ from simple_websocket import ConnectionClosed
 
 from occ_app import errors, executions, schemas, streams, tail, web
 from occ_app.api import Parts, parts
-from occ_app.executions import Execution
+from occ_app.records import Execution, Request
 
 bp = Blueprint("executions", __name__)
 
@@ -33,7 +33,7 @@ def execute() -> Response:
         raise
 
 
-def _create(asked: executions.Request) -> tuple[Execution, bool]:
+def _create(asked: Request) -> tuple[Execution, bool]:
     try:
         parts().refuse_when_stopping()
     except errors.Unavailable:
@@ -53,7 +53,7 @@ def _exists(execution_id: str) -> bool:
     return True
 
 
-def _request() -> executions.Request:
+def _request() -> Request:
     """The body as a request, with the configured limits filled in."""
     body = web.json_body()
     loaded = web.loaded(schemas.ExecuteBody(), body)
@@ -65,7 +65,7 @@ def _request() -> executions.Request:
             wire = schemas.ExecuteBody().fields[name].data_key or name
             message = f"Must be at most {config.max_timeout_seconds:g} (OCC_MAX_TIMEOUT_SECONDS)."
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
-    return executions.Request(
+    return Request(
         execution_id=loaded["execution_id"],
         workspace_id=loaded["workspace_id"],
         prompt=loaded["prompt"],

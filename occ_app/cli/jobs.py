@@ -19,7 +19,7 @@ from occ_app.cli.agent import local_client
 from occ_app.client import Event
 from occ_app.config import Config
 from occ_app.db import Database
-from occ_app.executions import Execution
+from occ_app.records import FINAL_STATES, STATES, Execution
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -42,7 +42,7 @@ class Since(click.ParamType[str]):
 
 
 @click.group(invoke_without_command=True)
-@click.option("--state", type=click.Choice(executions.STATES), help="Only those in this state.")
+@click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
 @click.option("--workspace", metavar="ID", help="Only those of this workspace.")
 @click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
@@ -163,7 +163,7 @@ def print_events(shown: Iterable[Event], *, as_json: bool, waiting: str) -> Even
 def cancel(execution_id: str) -> None:
     """End one execution; harmless when it is over. Needs the agent to run."""
     answer = local_client().cancel(execution_id)
-    over = answer["state"] in executions.FINAL_STATES
+    over = answer["state"] in FINAL_STATES
     click.echo(f"{execution_id} is {answer['state']}." if over else f"{execution_id} is being cancelled.")
 
 

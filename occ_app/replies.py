@@ -1,0 +1,62 @@
+"""What an HTTP client makes of an answer: its JSON, the error it tells, or the reason why there was none."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, cast
+
+import urllib3
+
+from occ_app.errors import Refused, Unreachable
+
+_PIECE = 1 << 16
+_LARGEST = 1 << 20
+_LARGEST_PATIENT = 64 << 20
+
+
+def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float | None = None) -> dict[str, Any]:
+    content = b""
+    try:
+        while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
+            content += piece
+            if len(content) > _LARGEST_PATIENT or (deadline and len(content) > _LARGEST):
+                raise ValueError
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError("it answers too slowly")
+        reply = json.loads(content or b"{}")
+        if not isinstance(reply, dict):
+            raise ValueError
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Unreachable(f"{url} broke off its answer ({reason(error)}).") from None
+    except ValueError:
+        raise Unreachable(f"{url} did not answer as OCC does; is the address right?") from None
+    else:
+        return cast(dict[str, Any], reply)
+    finally:
+        response.release_conn() if response.closed else response.close()
+
+
+def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
+    """What an error reply says: its own sentence when it is one of OCC's, else its status."""
+    after = response.headers.get("Retry-After", "")
+    try:
+        content = json.loads(cast(urllib3.HTTPResponse, response).read(_LARGEST))
+        message, code = str(content["message"])[:1000], str(content["code"])
+    except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError):
+        message, code = f"{who} answered {response.status}; check the address and the token.", ""
+    finally:
+        response.close()
+    return Refused(message, response.status, code, float(after) if after.isdigit() else None)
+
+
+def reason(error: BaseException) -> str:
+    cause: BaseException = error
+    while isinstance(cause, urllib3.exceptions.MaxRetryError) and cause.reason:
+        cause = cause.reason
+    if isinstance(cause, urllib3.exceptions.NameResolutionError):
+        return "its name is not known"
+    if isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)):
+        return "no answer in time"
+    inner = cause.__cause__ or cause.__context__ or cause
+    return (getattr(inner, "strerror", None) or type(inner).__name__).lower()
