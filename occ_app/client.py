@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 import urllib3
 
 from occ_app import __version__, replies
-from occ_app.errors import Refused, Unreachable
+from occ_app.errors import Refused, Unreachable, Untrusted
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
@@ -42,10 +42,13 @@ class Event:
 class AgentClient:
     """An agent's API. Every method raises Unreachable when nobody answers and Refused when the answer is an error."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, pin: str | None = None) -> None:
+        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for."""
         self.url = url.rstrip("/")
+        self._pin = pin
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
-        self._pool = urllib3.PoolManager(retries=False, maxsize=4)
+        trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
+        self._pool = urllib3.PoolManager(retries=False, maxsize=4, **trust)
 
     def close(self) -> None:
         self._pool.clear()
@@ -141,6 +144,8 @@ class AgentClient:
                     yield event
                     if event.final:
                         return
+            except Untrusted:
+                raise
             except Unreachable:
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() - lost_since > _PATIENCE_SECONDS:
@@ -185,12 +190,23 @@ class AgentClient:
                 redirect=False,
                 timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds),
             )
+        except urllib3.exceptions.SSLError as error:
+            raise Untrusted(self._distrust(error)) from None
         except urllib3.exceptions.HTTPError as error:
             reason = replies.reason(error)
             raise Unreachable(f"{self.url} does not answer ({reason}); is the agent running there?") from None
         if response.status >= 300:
             raise replies.refusal(response, self.url)
         return response
+
+    def _distrust(self, error: urllib3.exceptions.SSLError) -> str:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return f"{self.url} shows a certificate that is not trusted here; give the fingerprint it has with --pin."
+        if "ingerprint" in str(error):
+            return (
+                f"{self.url} shows another certificate than the pinned one: it was made anew, or someone is in between."
+            )
+        return f"{self.url} does not speak TLS as it should; is it an http:// address?"
 
 
 def _write_form(body: IO[bytes], fields: Mapping[str, str], archive: IO[bytes], boundary: str) -> None:

@@ -78,6 +78,9 @@ class Config:
     http_port: int = 0
     public_url: str | None = None
     bind_address: str = "127.0.0.1"
+    tls: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     name: str = ""
     labels: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
@@ -170,6 +173,10 @@ def _completed(home: Path, values: dict[str, Any], environ: Mapping[str, str]) -
         if tool.startswith("-"):
             raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
     config = Config(home=home, cli_environment=_cli_environment(environ, values.get("env_pass", ())), **values)
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise ConfigError("A certificate needs its key: give both OCC_TLS_CERT and OCC_TLS_KEY, or neither.")
+    if config.tls and config.tls_cert:
+        raise ConfigError("OCC_TLS=self-signed and OCC_TLS_CERT exclude each other; give one of them.")
     if config.timeout_seconds > config.max_timeout_seconds:
         raise ConfigError("OCC_TIMEOUT_SECONDS is above OCC_MAX_TIMEOUT_SECONDS; lower it or raise the maximum.")
     return config

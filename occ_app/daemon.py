@@ -27,16 +27,17 @@ class Daemon:
     host: str
     port: int
     url: str
+    fingerprint: str | None = None  # of its TLS certificate
 
     @property
     def identity(self) -> ProcessIdentity:
         return ProcessIdentity(self.boot_id, self.pid, self.start)
 
 
-def url_for(host: str, port: int) -> str:
+def url_for(host: str, port: int, *, secure: bool) -> str:
     """An address to listen on, as a URL that works on this machine."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
-    return f"http://{shown}:{port}"
+    return f"{'https' if secure else 'http'}://{shown}:{port}"
 
 
 def write(config: Config, daemon: Daemon) -> None:

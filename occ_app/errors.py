@@ -7,6 +7,7 @@ OCCError
 ├── StartFailed            the daemon could not be brought up
 ├── SchemaTooNew           occ.db was written by a newer OCC
 ├── Unreachable            no answer from an agent or a hub
+│   └── Untrusted          an answer, from one whose certificate is not the right one
 ├── Refused                an agent or a hub answered with an error
 └── RequestError           a request that cannot be served; carries the wire's `code` and `details`
     ├── InvalidRequest     well-formed but wrong
@@ -54,6 +55,10 @@ class SchemaTooNew(StartFailed):
 
 class Unreachable(OCCError):
     """Raised when an agent or a hub does not answer."""
+
+
+class Untrusted(Unreachable):
+    """Raised when an agent shows a certificate that is not trusted, or not the pinned one; waiting mends nothing."""
 
 
 class Refused(OCCError):

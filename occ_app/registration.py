@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING, Any
 
-from occ_app import __version__, agent, claude_cli, state
+from occ_app import __version__, agent, claude_cli, state, tls
 from occ_app.claude_cli import Cli
 from occ_app.config import Config
 from occ_app.db import Database
@@ -57,6 +57,7 @@ def register(config: Config, hub: HubClient, port: int, cli: Cli) -> state.State
     assert config.api_key is not None  # noqa: S101 - a remote URL without a key is refused before anything starts
     known = state.load(config.state)
     mine = known.agent_id if known and known.remote_url == config.remote_url else None
+    certificate = tls.certificate(config)
     answer = hub.register(
         config.api_key,
         {
@@ -67,7 +68,7 @@ def register(config: Config, hub: HubClient, port: int, cli: Cli) -> state.State
             "platform": f"{platform.system().lower()}-{platform.machine()}",
             "url": config.public_url,
             "port": port,
-            "tlsFingerprint": None,
+            "tlsFingerprint": certificate.fingerprint if certificate else None,
             "workers": config.workers,
             "labels": list(config.labels),
             "claudeVersion": cli.version,

@@ -53,6 +53,16 @@ def _list(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
 
+def _file(value: str) -> str:
+    return str(Path(_text(value)).expanduser().absolute())
+
+
+def _self_signed(value: str) -> str:
+    if value != "self-signed":
+        raise ValueError("it must be self-signed; a certificate of yours is given as tls_cert and tls_key")
+    return value
+
+
 def _names(value: str) -> tuple[str, ...]:
     names = _list(value)
     for name in names:
@@ -105,6 +115,9 @@ SETTINGS = (
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
     Setting("public_url", _url, "address under which the hub can reach this agent"),
     Setting("bind_address", _text, "address to listen on; 127.0.0.1, or 0.0.0.0 with a hub"),
+    Setting("tls", _self_signed, "self-signed: serve with a certificate of the agent's own"),
+    Setting("tls_cert", _file, "certificate to serve with, PEM"),
+    Setting("tls_key", _file, "its key, PEM"),
     Setting("name", _text, "name of this agent; the machine's name"),
     Setting("labels", _list, "comma-separated labels for placement"),
     Setting("allowed_hosts", _list, "comma-separated further Host names to answer to"),

@@ -160,6 +160,5 @@ def event_stream(follower: Follower, streams: Streams, departures: Departures, *
     response = Response(generate(), content_type="text/event-stream; charset=utf-8")
     # A generator that was never begun runs no `finally`; the response's own close always comes.
     response.call_on_close(release)
-    # Closing after a stream lets a stop be prompt: a kept-alive connection is lingered on.
-    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Connection": "close"})
+    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
     return response

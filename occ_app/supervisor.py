@@ -18,14 +18,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from honcho.environ import parse_procfile
 
 from occ_app import config as configuration
-from occ_app import daemon, db, salvage, state, workspaces
+from occ_app import daemon, db, salvage, state, tls, workspaces
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, StartFailed
 from occ_app.identity import own_identity
@@ -50,6 +50,7 @@ class Ready:
     url: str
     logs: str
     warnings: tuple[str, ...]
+    fingerprint: str | None
 
 
 class Supervisor:
@@ -73,6 +74,7 @@ class Supervisor:
         self._config.make_folders()
         with self._lock():
             self._clean()
+            self._certificate = tls.certificate(self._config)
             listener = self._bind()
             with listener:
                 self._identity = own_identity()
@@ -136,7 +138,8 @@ class Supervisor:
             identity.start,
             self._config.bind_address,
             port,
-            daemon.url_for(self._config.bind_address, port),
+            daemon.url_for(self._config.bind_address, port, secure=self._certificate is not None),
+            self._certificate.fingerprint if self._certificate else None,
         )
         daemon.write(self._config, self._place)
 
@@ -159,7 +162,8 @@ class Supervisor:
                     probe.close()
                     probe, started = None, answered
                     if started:
-                        self._announce(Ready(self._place.url, str(self._config.logs), tuple(warnings)))
+                        place = self._place
+                        self._announce(Ready(place.url, str(self._config.logs), tuple(warnings), place.fingerprint))
                 if not started and time.monotonic() > deadline:
                     raise StartFailed(f"OCC did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
         finally:
@@ -195,7 +199,7 @@ class Supervisor:
         assert known is not None  # noqa: S101 - introduce made one
         address = listener.getsockname()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
-        return Probe((host, *address[1:]), listener.family, known.token)
+        return Probe((host, *address[1:]), listener.family, known.token, tls=self._certificate is not None)
 
     def _wait(self, probe: Probe | None) -> None:
         """Wait for a signal, the probe's answer, or the moment the next part is due."""
@@ -265,7 +269,7 @@ def main() -> int:
             answer.close()
 
     def announce(ready: Ready) -> None:
-        tell({"url": ready.url, "logs": ready.logs, "warnings": ready.warnings})
+        tell(asdict(ready))
 
     try:
         return Supervisor(configuration.load(), announce, to_terminal=False).run()

@@ -10,7 +10,7 @@ import logging
 from flask import Flask
 
 from occ_app import config as configuration
-from occ_app import daemon, db, state, streams
+from occ_app import daemon, db, state, streams, tls
 from occ_app.api import Parts, create_app
 from occ_app.config import Config
 from occ_app.doorbell import Ringer
@@ -66,7 +66,7 @@ def main() -> None:
         state.ensure(config.state)
         daemon.take_work(config)
     bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
-    Application(lambda: make_app(config), bind, config.max_streams).run()
+    Application(lambda: make_app(config), bind, config.max_streams, tls.certificate(config)).run()
 
 
 if __name__ == "__main__":

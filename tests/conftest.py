@@ -62,6 +62,7 @@ class Occ:
     environment: dict[str, str]
     url: str = ""
     token: str = ""
+    pin: str | None = None
     clients: list[AgentClient] = field(default_factory=list)
 
     def command(self, *arguments: str, check: bool = True, seconds: float = 60, **environment: str) -> Any:
@@ -89,7 +90,7 @@ class Occ:
 
     def attach(self) -> None:
         status = json.loads(self.command("status", "--json").stdout)
-        self.url = status["url"]
+        self.url, self.pin = status["url"], status["tlsFingerprint"]
         self.token = self.command("token").stdout.strip()
 
     def stop(self) -> None:
@@ -97,7 +98,7 @@ class Occ:
 
     @property
     def client(self) -> AgentClient:
-        client = AgentClient(self.url, self.token)
+        client = AgentClient(self.url, self.token, self.pin)
         self.clients.append(client)
         return client
 
@@ -109,7 +110,8 @@ class Occ:
         if json_body is not None:
             body = json.dumps(json_body).encode()
             sent.setdefault("Content-Type", "application/json")
-        with urllib3.PoolManager(retries=False) as pool:
+        trust = {"cert_reqs": "CERT_NONE", "assert_fingerprint": self.pin} if self.pin else {}
+        with urllib3.PoolManager(retries=False, **trust) as pool:
             return pool.request(method, self.url + path, body=body, headers=sent, redirect=False, timeout=30)
 
     def workspace(self, workspace_id: str = "work", files: Mapping[str, str | bytes] | None = None) -> str:

@@ -214,6 +214,11 @@ def test_the_quick_start_with_a_hub_works(shell: Occ) -> None:
         shell.stop()
 
 
+def test_the_example_with_tls_works_word_for_word(shell: Occ, free_port: int) -> None:
+    told = run(shell, block("run: tls").replace("8766", str(free_port)))
+    assert "You said: What is in here?" in told
+
+
 def test_the_curl_examples_work_word_for_word(shell: Occ, free_port: int, tmp_path: Path) -> None:
     script = block("run: curl").replace("8765", str(free_port)).replace("/tmp/", f"{tmp_path}/")
     script = script.replace("zip -qr", f'"{sys.executable}" -m zipfile -c')

@@ -8,7 +8,7 @@ import os
 import select
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell
 
+# The flags that are called as their setting and take a value.
+_AS_NAMED = ("api_key", "remote_url", "workers", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "name")
+
 
 @click.command()
 @click.option("--api-key", metavar="KEY", help="Key to register with at the hub; @FILE reads it from a file.")
@@ -33,6 +36,9 @@ from occ_app.doorbell import Doorbell
 @click.option(
     "--bind-address", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1; with a hub 0.0.0.0]"
 )
+@click.option("--tls", metavar="self-signed", help="Serve with a certificate made here; its fingerprint is printed.")
+@click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")
+@click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
 @click.option("--name", metavar="NAME", help="Name of this agent.  [default: the machine's]")
 @click.option("--label", metavar="LABEL", multiple=True, help="Label for placement; may be repeated.")
 @click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
@@ -57,7 +63,7 @@ def start(foreground: bool, **flags: Any) -> None:
 
 def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     return {
-        **{name: flags[name] for name in ("api_key", "remote_url", "workers", "public_url", "bind_address", "name")},
+        **{name: flags[name] for name in _AS_NAMED},
         "http_port": flags["port"],
         "trust_workspaces": "true" if flags["trust_workspaces"] else None,
         "labels": ",".join(flags["label"]) or None,
@@ -72,13 +78,13 @@ def _run_here(config: Config) -> None:
     log_to_stderr()
 
     def announce(ready: Ready) -> None:
-        tell_started({"url": ready.url, "logs": "this terminal", "warnings": [*ready.warnings, *_exposure(config)]})
+        tell_started({**asdict(ready), "logs": "this terminal", "warnings": [*ready.warnings, *_exposure(config)]})
 
     Supervisor(config, announce, to_terminal=True).run()
 
 
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
-    """Start the daemon and wait until it answers. Returns its url, logs and warnings.
+    """Start the daemon and wait until it answers. Returns its url, logs, warnings and certificate's fingerprint.
 
     `die_with` is the pid of this process when the daemon shall not outlive it. Raises what the daemon raised.
     """
@@ -133,11 +139,11 @@ def _exposure(config: Config) -> list[str]:
         local = ipaddress.ip_address(config.bind_address).is_loopback
     except ValueError:
         local = config.bind_address == "localhost"
-    if local:
+    if local or config.tls or config.tls_cert:
         return []
     return [
         f"Listening on {config.bind_address} without TLS: prompts, output and the token can be read on the network; "
-        "put a TLS proxy in front or use --bind-address 127.0.0.1."
+        "add --tls self-signed, or --tls-cert and --tls-key, or use --bind-address 127.0.0.1."
     ]
 
 
@@ -145,6 +151,8 @@ def tell_started(told: dict[str, Any]) -> None:
     click.echo(f"OCC is running at {told['url']}")
     click.echo("  token   occ token")
     click.echo(f"  logs    {told['logs']}")
+    if told["fingerprint"]:
+        click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
     for warning in told["warnings"]:
         output.warn(warning)
 
@@ -214,11 +222,12 @@ def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], boo
         "url": running.url,
         "host": running.host,
         "port": running.port,
+        "tlsFingerprint": running.fingerprint,
         "agentId": known.agent_id if known else None,
     }
     places = {"home": str(config.home), "logs": str(config.logs)}
     try:
-        health = AgentClient(running.url, known.token if known else "").health()
+        health = AgentClient(running.url, known.token if known else "", running.fingerprint).health()
     except (errors.Unreachable, errors.Refused) as error:
         return {**report, **places, "problems": [str(error)]}, False
     told = {key: health[key] for key in ("uptime", "workers", "queue", "heartbeat")}
@@ -234,6 +243,8 @@ def _status_text(report: dict[str, Any]) -> str:
             f"  workers    {workers['busy']} of {workers['total']} busy, {report['queue']['depth']} waiting",
             f"  heartbeat  {_beat_text(report['agentId'], beat)}",
         ]
+    if report["tlsFingerprint"]:
+        lines.append(f"  tls        {report['tlsFingerprint']}")
     lines += [f"  home       {report['home']}", f"  logs       {report['logs']}"]
     return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
 
@@ -283,4 +294,4 @@ def local_client() -> AgentClient:
     known = state.load(config.state)
     if running is None or known is None:
         raise errors.NotRunning(f"OCC is not running in {config.home}; `occ start` starts it.")
-    return AgentClient(running.url, known.token)
+    return AgentClient(running.url, known.token, running.fingerprint)

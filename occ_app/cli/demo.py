@@ -78,7 +78,16 @@ def _interrupt(*_: object) -> None:
 def _config(folder: Path) -> Config:
     home = folder / "home"
     config = replace(
-        configuration.load(), home=home, remote_url=None, api_key=None, http_port=0, bind_address="127.0.0.1", workers=2
+        configuration.load(),
+        home=home,
+        remote_url=None,
+        api_key=None,
+        http_port=0,
+        bind_address="127.0.0.1",
+        tls=None,
+        tls_cert=None,
+        tls_key=None,
+        workers=2,
     )
     path = claude_cli.find(config)
     if path is None:

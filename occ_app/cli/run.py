@@ -40,6 +40,7 @@ _LARGE_BYTES = 5_000_000
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--url", metavar="URL", help="Agent to send it to.  [default: the one of this machine]")
 @click.option("--token", metavar="TOKEN", help="Its token; @FILE reads it from a file, OCC_TOKEN works too.")
+@click.option("--pin", metavar="FINGERPRINT", help="The TLS certificate to trust, and no other.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def run(
     prompt: str,
@@ -51,6 +52,7 @@ def run(
     max_turns: int | None,
     url: str | None,
     token: str | None,
+    pin: str | None,
     as_json: bool,
 ) -> int:
     """Send a folder and PROMPT to an agent and watch the answer come.
@@ -58,7 +60,7 @@ def run(
     The folder becomes a new workspace named after it; nothing is ever overwritten. The exit code is the execution's
     outcome. Ctrl-C asks whether to leave it running.
     """
-    client = _client(url, token)
+    client = _client(url, token, pin)
     if workspace is None:
         workspace = upload(client, folder)
         output.note(f"workspace {workspace}")
@@ -76,13 +78,17 @@ def run(
     return output.outcome(final)
 
 
-def _client(url: str | None, token: str | None) -> AgentClient:
+def _client(url: str | None, token: str | None, pin: str | None) -> AgentClient:
+    if pin is not None and not (url or "").startswith("https://"):
+        raise click.UsageError("--pin is for an agent with TLS: give its --url https://… too.")
+    if pin is not None and not re.fullmatch(r"([0-9A-Fa-f]{2}:?){32}", pin):
+        raise click.UsageError("--pin wants the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
     if url is None:
         return local_client()
     secret = configuration.read_secret(token, "--token") if token else configuration.client_token()
     if secret is None:
         raise click.UsageError("An agent's URL needs its token: --token TOKEN, --token @FILE or OCC_TOKEN.")
-    return AgentClient(url, secret)
+    return AgentClient(url, secret, pin)
 
 
 def upload(client: AgentClient, folder: Path) -> str:
