@@ -88,6 +88,7 @@ class Config:
     tools: tuple[str, ...] = DEFAULT_TOOLS
     env_pass: tuple[str, ...] = ()
     trust_workspaces: bool = False
+    sandbox: str | None = None
     timeout_seconds: float = 1800
     idle_timeout_seconds: float = 600
     max_timeout_seconds: float = 86400

@@ -57,10 +57,13 @@ def _file(value: str) -> str:
     return str(Path(_text(value)).expanduser().absolute())
 
 
-def _self_signed(value: str) -> str:
-    if value != "self-signed":
-        raise ValueError("it must be self-signed; a certificate of yours is given as tls_cert and tls_key")
-    return value
+def _only(choice: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value != choice:
+            raise ValueError(f"it can only be {choice}")
+        return value
+
+    return parse
 
 
 def _names(value: str) -> tuple[str, ...]:
@@ -115,7 +118,7 @@ SETTINGS = (
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
     Setting("public_url", _url, "address under which the hub can reach this agent"),
     Setting("bind_address", _text, "address to listen on; 127.0.0.1, or 0.0.0.0 with a hub"),
-    Setting("tls", _self_signed, "self-signed: serve with a certificate of the agent's own"),
+    Setting("tls", _only("self-signed"), "self-signed: serve with a certificate of the agent's own"),
     Setting("tls_cert", _file, "certificate to serve with, PEM"),
     Setting("tls_key", _file, "its key, PEM"),
     Setting("name", _text, "name of this agent; the machine's name"),
@@ -125,6 +128,7 @@ SETTINGS = (
     Setting("tools", _list, "comma-separated tools Claude may use"),
     Setting("env_pass", _names, "comma-separated further variables that reach the CLI"),
     Setting("trust_workspaces", _yes_or_no, "let uploads bring settings, hooks and MCP servers"),
+    Setting("sandbox", _only("bwrap"), "bwrap: the CLI sees its workspace, its state, and the system read-only"),
     Setting("timeout_seconds", _number, "an execution's time limit"),
     Setting("idle_timeout_seconds", _number, "an execution's limit on silence"),
     Setting("max_timeout_seconds", _number, "highest limit a request may ask for"),

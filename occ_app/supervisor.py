@@ -25,7 +25,7 @@ from typing import IO, Any
 from honcho.environ import parse_procfile
 
 from occ_app import config as configuration
-from occ_app import daemon, db, salvage, state, tls, workspaces
+from occ_app import daemon, db, salvage, sandbox, state, tls, workspaces
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, StartFailed
 from occ_app.identity import own_identity
@@ -75,6 +75,7 @@ class Supervisor:
         with self._lock():
             self._clean()
             self._certificate = tls.certificate(self._config)
+            sandbox.check(self._config)
             listener = self._bind()
             with listener:
                 self._identity = own_identity()

@@ -8,7 +8,7 @@ import select
 import sqlite3
 from pathlib import Path
 
-from occ_app import claude_cli, daemon, executions, tail, workspaces
+from occ_app import claude_cli, daemon, executions, sandbox, tail, workspaces
 from occ_app.errors import NotFound, OCCError
 from occ_app.records import Execution, Outcome
 from occ_worker import claude
@@ -71,7 +71,7 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
     try:
         child = Child(
-            claude.command(path, execution, workspace, worker.config),
+            sandbox.wrapped(claude.command(path, execution, workspace, worker.config), workspace, worker.config),
             claude.environment(execution, worker.config),
             workspace,
         )

@@ -24,7 +24,10 @@ from occ_app.db import Database
 from occ_app.doorbell import Doorbell
 
 # The flags that are called as their setting and take a value.
-_AS_NAMED = ("api_key", "remote_url", "workers", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "name")
+_AS_NAMED = (
+    *("api_key", "remote_url", "workers", "public_url", "bind_address"),
+    *("tls", "tls_cert", "tls_key", "name", "sandbox"),
+)
 
 
 @click.command()
@@ -45,6 +48,7 @@ _AS_NAMED = ("api_key", "remote_url", "workers", "public_url", "bind_address", "
 @click.option(
     "--trust-workspaces", is_flag=True, help="Let uploads bring settings, hooks, MCP servers: they run as you."
 )
+@click.option("--sandbox", metavar="bwrap", help="Show Claude its workspace and the system read-only, nothing else.")
 @click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
 def start(foreground: bool, **flags: Any) -> None:
     """Start the agent in the background; returns when it answers.

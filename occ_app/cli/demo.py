@@ -99,7 +99,7 @@ def _config(folder: Path) -> Config:
         return replace(config, claude_bin=path)
     click.echo(f"{problem}, so a simulated one answers; nothing it says is a model's.")
     home.mkdir(mode=0o700)
-    return replace(config, claude_bin=str(_simulated(home)))
+    return replace(config, claude_bin=str(_simulated(home)), sandbox=None)
 
 
 def _simulated(folder: Path) -> Path:
