@@ -11,16 +11,17 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-_ID = re.compile(ID_PATTERN.replace("$", r"\Z"))
-_UUID = re.compile(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
-_MODEL = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}\Z")
+# As OpenAPI writes them. They are matched whole, since Python's $ also takes a newline at the end.
+ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
+UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+CURSOR_PATTERN = r"^([0-9]{1,18})?$"
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}$"
 
 STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 def _check_id(value: str) -> None:
-    if not _ID.match(value) or value.endswith("."):
+    if not re.fullmatch(ID_PATTERN, value):
         raise ValidationError(
             "Must be 1 to 128 letters, digits, dots, underscores or hyphens, begin with a letter or digit "
             "and not end with a dot."
@@ -45,12 +46,12 @@ def _check_prompt(value: str) -> None:
 
 
 def _check_model(value: str) -> None:
-    if not _MODEL.match(value):
+    if not re.fullmatch(MODEL_PATTERN, value):
         raise ValidationError("Must be the name of a model.")
 
 
 def _check_session(value: str) -> None:
-    if not _UUID.match(value):
+    if not re.fullmatch(UUID_PATTERN, value):
         raise ValidationError("Must be a session's UUID, as an execution's sessionId tells it.")
 
 
@@ -97,18 +98,24 @@ class InitForm(_Request):
     description = fields.String(load_default="", validate=[validate.Length(max=10_000), _check_text])
 
 
+class InitUpload(InitForm):
+    """The whole form, as the document shows it; what comes as a file is read apart."""
+
+    zip = fields.Raw(required=True, metadata={"type": "string", "format": "binary"})
+
+
 class ExecuteBody(_Request):
     """The body of POST /execute."""
 
     execution_id = Id(data_key="executionId", required=True)
     workspace_id = Id(data_key="workspaceId", required=True)
-    prompt = fields.String(required=True, validate=_check_prompt)
+    prompt = fields.String(required=True, validate=_check_prompt, metadata={"pattern": r"\S"})
     timeout_seconds = _Seconds(data_key="timeoutSeconds")
     idle_timeout_seconds = _Seconds(data_key="idleTimeoutSeconds")
-    model = fields.String(validate=_check_model)
+    model = fields.String(validate=_check_model, metadata={"pattern": MODEL_PATTERN})
     max_turns = _WholeNumber(data_key="maxTurns", strict=True, validate=validate.Range(1, 10_000))
     max_budget_usd = _Seconds(data_key="maxBudgetUsd")
-    session_id = fields.String(data_key="sessionId", validate=_check_session)
+    session_id = fields.String(data_key="sessionId", validate=_check_session, metadata={"pattern": UUID_PATTERN})
 
 
 class ListQuery(_Request):
@@ -123,7 +130,7 @@ class ListQuery(_Request):
 class EventsQuery(_Request):
     """The query of GET /executions/{id}/events. `after` is checked apart: it has an error code of its own."""
 
-    after = fields.String()
+    after = fields.String(metadata={"pattern": CURSOR_PATTERN})
     follow = fields.Boolean(load_default=True)
 
 

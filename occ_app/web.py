@@ -21,7 +21,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import HTTPException
 
-from occ_app import errors
+from occ_app import errors, schemas
 
 log = logging.getLogger("occ.web")
 
@@ -242,14 +242,13 @@ def query(schema: Schema) -> dict[str, Any]:
 
 def cursor(after: str | None) -> int:
     """Where a reader wants to go on: Last-Event-ID, or the query's `after`. Raises INVALID_EVENT_ID."""
-    value = request.headers.get("Last-Event-ID", after)
-    if value is None or value == "":
-        return 0
-    if not re.fullmatch(r"[0-9]{1,18}", value):
-        raise errors.RequestError(
-            "INVALID_EVENT_ID", "Last-Event-ID must be the id of an event: a whole number, 0 or more."
-        )
-    return int(value)
+    header = request.headers.get("Last-Event-ID")
+    for value in (header, after):
+        if value is not None and not re.fullmatch(schemas.CURSOR_PATTERN, value):
+            raise errors.RequestError(
+                "INVALID_EVENT_ID", "Last-Event-ID and `after` must be the id of an event: a whole number, 0 or more."
+            )
+    return int((after if header is None else header) or 0)
 
 
 def json_response(content: Any, status: int = 200) -> Response:

@@ -11,13 +11,23 @@ from occ_app import __version__, schemas, web
 
 bp = Blueprint("openapi", __name__)
 
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# One event of a stream; what its data holds depends on its name, as docs/protocol.md lists them.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "event", "data"],
+}
+_STREAM = {"text/event-stream": {"schema": _EVENT}}
 _ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 
 # What each endpoint takes and answers; the rest (paths, methods, summaries) is read off the routes.
 _CONTRACTS: dict[str, dict[str, Any]] = {
     "health.health": {"reply": schemas.Health},
-    "workspaces.init": {"form": schemas.InitForm, "reply": schemas.InitReply},
+    "workspaces.init": {"form": schemas.InitUpload, "reply": schemas.InitReply},
     "workspaces.listing": {"reply": schemas.WorkspaceList},
     "workspaces.show": {"reply": schemas.WorkspaceRecord},
     "workspaces.delete": {"reply": schemas.Deleted},
@@ -74,14 +84,12 @@ def _operation(contract: dict[str, Any], summary: str, name: str, arguments: lis
     if "query" in contract:
         operation["parameters"].append({"in": "query", "schema": contract["query"]})
     if "resumes" in contract:
-        header = {"in": "header", "name": "Last-Event-ID", "schema": {"type": "integer", "minimum": 0}}
-        operation["parameters"].append(header)
+        last = {"type": "string", "pattern": schemas.CURSOR_PATTERN}
+        operation["parameters"].append({"in": "header", "name": "Last-Event-ID", "schema": last})
     if "body" in contract:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": contract["body"]}}}
     if "form" in contract:
-        upload = {"type": "object", "properties": {"zip": {"type": "string", "format": "binary"}}, "required": ["zip"]}
-        form = {"allOf": [contract["form"], upload]}
-        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": contract["form"]}}}
     return operation
 
 
