@@ -7,14 +7,12 @@ thread.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import socket
 import ssl
 import struct
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,15 +24,18 @@ from gunicorn.workers import gthread
 
 from occ_app.kernel import die_with_parent
 from occ_app.tls import Certificate
-from occ_app.web import error_body
+from occ_app.tls_server import IO_SECONDS, say_goodbye, server_context
+from occ_app.web import BODIES, error_body
 
 log = logging.getLogger("occ.server")
 
 _PLAIN_SEND = socket.socket.send  # past a subclass that would encrypt
 
-IO_SECONDS = 10
 STOP_SECONDS = 3
-SPARE_THREADS = 64
+SPARE_THREADS = BODIES + 16  # beside the streams: those that read bodies, and a few that nothing can take
+_FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop would cost them time
+_HEAD_SECONDS = 20.0
+_LONGEST_WAITED_FOR = 16384  # a longer head is read as it comes
 
 
 class Worker(gthread.ThreadWorker):
@@ -47,11 +48,13 @@ class Worker(gthread.ThreadWorker):
         conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A reader that takes nothing lets a send creep on while the kernel's buffer grows; this ends that.
         conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
+        if not conn.initialized and not self.cfg.is_ssl and not _head_is_here(conn):
+            return gthread._DEFER  # to the loop, where waiting takes no thread
         kept = super().handle(conn)
         if not kept and kept is not gthread._DEFER:
             try:
                 if isinstance(conn.sock, ssl.SSLSocket):
-                    _end_tls(conn.sock)
+                    say_goodbye(conn.sock)
                 conn.sock.setblocking(True)
                 util.close_graceful(conn.sock, timeout=1.0)
             except OSError:
@@ -90,59 +93,32 @@ class Worker(gthread.ThreadWorker):
             log.debug("a client was gone before it was told of its mistake")
 
 
-class _TLSSocket(ssl.SSLSocket):
-    """A TLS connection on which nothing waits for ever, and that may be read and written by two threads.
+def _head_is_here(conn: Any) -> bool:
+    """Whether a new connection's request head has come whole, so that a thread can read it without waiting.
 
-    The limits that the kernel keeps for a plain socket do not end a wait of Python's ssl, which tries again; its own
-    does. And before Python 3.13 two threads of one connection may be inside OpenSSL at the same time, which it forbids.
+    True also when there is no sense in waiting: what came is no HTTP or very long, or the client closed or is too slow.
     """
-
-    _turn: threading.RLock
-
-    def settimeout(self, value: float | None) -> None:
-        super().settimeout(IO_SECONDS if value is None else value)
-
-    def setblocking(self, flag: bool) -> None:
-        self.settimeout(None if flag else 0.0)
-
-    def do_handshake(self, block: bool = False) -> None:
-        self._turn = threading.RLock()
-        with _silence_is_a_reset():
-            super().do_handshake(block)
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        with self._turn, _silence_is_a_reset():
-            return super().recv(buflen, flags)
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        with self._turn, _silence_is_a_reset():
-            return super().send(data, flags)
-
-
-@contextlib.contextmanager
-def _silence_is_a_reset() -> Iterator[None]:
-    """A client that stalls is no fault of the server's, and gunicorn logs a traceback for what it does not know."""
     try:
-        yield
-    except TimeoutError as error:
-        raise ConnectionResetError(errno.ECONNRESET, "the client fell silent") from error
-
-
-def _tls_context(certificate: Certificate) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate.chain, certificate.key, password="")
-    context.sslsocket_class = _TLSSocket
-    return context
-
-
-def _end_tls(connection: ssl.SSLSocket) -> None:
-    """Tell the client that this was all, so that it knows a cut from an end; wait a moment for its own goodbye."""
-    connection.settimeout(1.0)
-    try:
-        connection.unwrap()
-    except (OSError, ValueError):
-        log.debug("a client was gone before its connection was closed")
+        seen = conn.sock.recv(_LONGEST_WAITED_FOR, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        if not conn.data_ready and conn.wait_for_data(_FIRST_DATA_SECONDS):
+            return _head_is_here(conn)
+        return False
+    except OSError:
+        return True
+    begun, before = getattr(conn, "occ_head", (time.monotonic(), -1))
+    if time.monotonic() - begun > _HEAD_SECONDS:
+        conn.sock.shutdown(socket.SHUT_RD)  # its thread shall find an end, and not wait for more
+        before = len(seen)
+    # Woken without anything new: the client has closed its side.
+    known = len(seen) in (0, before, _LONGEST_WAITED_FOR)
+    if known or b"\r\n\r\n" in seen or not seen[:1].isalpha():
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        return True
+    conn.occ_head = begun, len(seen)
+    # The loop is woken by one byte more than this, and not again and again by these.
+    conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(seen) + 1)
+    return False
 
 
 def _already_closed(graceful: bool = False) -> None:
@@ -175,7 +151,7 @@ class Application(BaseApplication):
             "errorlog": "-",
         }
         if certificate is not None:
-            context = _tls_context(certificate)
+            context = server_context(certificate)
             self._options |= {
                 "certfile": str(certificate.chain),
                 "keyfile": str(certificate.key),

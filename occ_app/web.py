@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from flask import json as flask_json
 from gunicorn.http.errors import NoMoreData, ParseException
 from marshmallow import Schema, ValidationError
@@ -47,6 +47,8 @@ STATUS = {
     "BUSY": 503,
     "NO_SPACE": 507,
 }
+BODIES = 112
+_BODY_PATIENCE_SECONDS = 10.0
 _GUESS_SECONDS = 0.1
 _guessing = threading.BoundedSemaphore(16)
 
@@ -72,6 +74,23 @@ def guard(app: Flask, hosts: Collection[str], token: Callable[[], str | None]) -
         _check_host(hosts)
         _check_origin()
         _check_token(token())
+
+
+def limit_bodies(app: Flask) -> None:
+    """Let only so many requests read their bodies at once: a slow one holds a thread, and /health needs one too."""
+    places = threading.BoundedSemaphore(BODIES)
+
+    @app.before_request
+    def enter() -> None:
+        if request.content_length or request.headers.get("Transfer-Encoding"):
+            if not places.acquire(timeout=_BODY_PATIENCE_SECONDS):
+                raise errors.Unavailable("BUSY", f"{BODIES} uploads are under way already; try again in a moment.")
+            g.reads_body = True
+
+    @app.teardown_request
+    def leave(_: object) -> None:
+        if g.pop("reads_body", False):
+            places.release()
 
 
 def _check_host(hosts: Collection[str]) -> None:

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 VERSION = "2.1.330"
-NPM_PACKAGE = f"@anthropic-ai/claude-code@{VERSION}"
+SUPPORTED = ("2.1.197", VERSION)  # docs/claude-cli.md says what was found on them
+NPM_PACKAGE = "@anthropic-ai/claude-code"
 NPM_BINARY = Path("node_modules/.bin/claude")
-PIP_PACKAGE = "claude-agent-sdk==0.2.187"  # its wheel carries the same release
+PIP_PACKAGES = {VERSION: "claude-agent-sdk==0.2.187"}  # its wheel carries the same release
 PIP_BINARY = Path("claude_agent_sdk/_bundled/claude")
 
 SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -39,22 +40,22 @@ def default_cache() -> Path:
     return Path(base) / "occ-tests"
 
 
-def install(cache: Path) -> Path:
-    """The path of the pinned CLI below `cache`, installed now if it is not there yet.
+def install(cache: Path, version: str = VERSION) -> Path:
+    """The path of a release of the CLI below `cache`, installed now if it is not there yet.
 
     Safe to call from several processes at once: the first installs and the others wait for it.
     Raises CliUnavailable when neither npm nor pip can provide it.
     """
     cache = cache.resolve()
-    home = cache / f"claude-{VERSION}"
+    home = cache / f"claude-{version}"
     with _exclusive(cache):
-        found = _installed(home)
+        found = _installed(home, version)
         if found is not None:
             return found
-        _install_into(home)
-        found = _installed(home)
+        _install_into(home, version)
+        found = _installed(home, version)
         if found is None:
-            raise CliUnavailable(f"what was installed in {home} does not answer --version with {VERSION}")
+            raise CliUnavailable(f"what was installed in {home} does not answer --version with {version}")
         return found
 
 
@@ -71,10 +72,10 @@ def _exclusive(cache: Path) -> Iterator[None]:
         yield
 
 
-def _installed(home: Path) -> Path | None:
-    """The CLI inside `home` that answers as the pinned version, or None."""
+def _installed(home: Path, version: str) -> Path | None:
+    """The CLI inside `home` that answers as this version, or None."""
     for binary in (home / NPM_BINARY, home / PIP_BINARY):
-        if os.access(binary, os.X_OK) and _version_of(binary) == VERSION:
+        if os.access(binary, os.X_OK) and _version_of(binary) == version:
             return binary
     return None
 
@@ -99,11 +100,11 @@ def _version_of(binary: Path) -> str:
     return answer.stdout.partition(" ")[0].strip()
 
 
-def _install_into(home: Path) -> None:
+def _install_into(home: Path, version: str) -> None:
     """Fills `home` by the first way that works."""
     reasons = []
     partial = home.with_name(home.name + ".partial")
-    for way in _ways(partial):
+    for way in _ways(partial, version):
         reason = _attempt(way, partial, home)
         if reason is None:
             return
@@ -111,18 +112,20 @@ def _install_into(home: Path) -> None:
     raise CliUnavailable("; ".join(reasons))
 
 
-def _ways(target: Path) -> list[list[str]]:
+def _ways(target: Path, version: str) -> list[list[str]]:
     """The commands that install the CLI into `target`, best first."""
     ways = []
     npm = shutil.which("npm")
     if npm:
-        plain = [npm, "install", "--prefix", str(target), "--no-audit", "--no-fund", "--fetch-retries=1", NPM_PACKAGE]
+        plain = [npm, "install", "--prefix", str(target), "--no-audit", "--no-fund", "--fetch-retries=1"]
+        plain.append(f"{NPM_PACKAGE}@{version}")
         ways.append(plain)
         # Node carries certificates of its own, so npm may refuse a connection that the system trusts.
         if SYSTEM_CERTIFICATES.exists():
             ways.append([*plain, "--cafile", str(SYSTEM_CERTIFICATES)])
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    ways.append([*pip, "--no-deps", "--only-binary", ":all:", "--target", str(target), PIP_PACKAGE])
+    if version in PIP_PACKAGES:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        ways.append([*pip, "--no-deps", "--only-binary", ":all:", "--target", str(target), PIP_PACKAGES[version]])
     return ways
 
 

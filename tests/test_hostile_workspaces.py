@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import model_api
+from tests import model_api, real_cli
 from tests.conftest import Occ, names
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.test_real_cli import reply
@@ -25,6 +25,15 @@ def attacker() -> Iterator[ModelApi]:
     """Another model's API, which must never be asked."""
     with model_api.serve() as api:
         yield api
+
+
+@pytest.fixture(scope="session", params=real_cli.SUPPORTED)
+def real_claude(request: pytest.FixtureRequest) -> Path:
+    """Each release that OCC says it supports."""
+    try:
+        return real_cli.install(real_cli.default_cache(), request.param)
+    except real_cli.CliUnavailable as reason:
+        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
 
 
 @pytest.fixture

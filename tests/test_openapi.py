@@ -32,7 +32,7 @@ def tried(occ: Occ, folder: Path, config: str) -> int:
     command += ["--header", f"Authorization: Bearer {occ.token}", "--checks", "all", "--exclude-checks", UNKNOWABLE]
     command += ["--phases", "coverage,fuzzing", "--max-examples", EXAMPLES, "--request-timeout", "20", "--no-color"]
     done = subprocess.run(
-        [*command, "--generation-database", "none", "--generation-deterministic"],
+        [*command, "--generation-database", "none", "--seed", "1"],
         cwd=folder,
         env=occ.environment,
         stdin=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -76,6 +77,44 @@ def test_stalled_clients_keep_nobody_waiting(agent: Occ, sockets: Callable[[], s
         worst = max(worst, healthy(agent))
     assert agent.run("x")[-1].name == "complete"
     print(f"\n100 clients, {kind}: /health at worst {worst * 1000:.0f} ms")
+
+
+def test_more_stalled_heads_than_threads_keep_nobody_waiting(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
+    """Nobody needs a token to send half a request."""
+    for number in range(1000):
+        sockets().sendall(b"GET /health HTTP/1.1\r\nHost: loc" if number % 2 else b"G")
+    assert max(healthy(agent) for _ in range(20)) < HEALTH_SECONDS
+    assert agent.run("x")[-1].name == "complete"
+
+
+def test_more_stalled_bodies_than_places_keep_health_free(occ: Occ, sockets: Callable[[], socket.socket]) -> None:
+    occ.start(OCC_MAX_STREAMS="10")
+    occ.workspace()
+    start = head(occ, "POST /execute HTTP/1.1", "Content-Type: application/json", "Content-Length: 900")
+    for _ in range(120):
+        sockets().sendall(start + b'\r\n{"executionId')
+    assert max(healthy(occ) for _ in range(20)) < HEALTH_SECONDS
+    wait_until(lambda: _accepts(occ), "the places to come back", 30)
+
+
+def _accepts(occ: Occ) -> bool:
+    return occ.run("x")[-1].name == "complete"
+
+
+def test_a_head_that_trickles_is_given_up(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
+    trickle = sockets()
+    trickle.settimeout(0.5)
+    begun = time.monotonic()
+    for byte in itertools.cycle(b"GET /health"):
+        try:
+            trickle.sendall(bytes([byte]))
+            if trickle.recv(100) == b"":
+                break
+        except TimeoutError:
+            assert time.monotonic() - begun < 60
+        except ConnectionError:
+            break
+    assert time.monotonic() - begun > 5
 
 
 def test_a_stalled_request_is_given_up_and_leaves_nothing(agent: Occ, sockets: Callable[[], socket.socket]) -> None:

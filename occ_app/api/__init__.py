@@ -58,6 +58,7 @@ def create_app(parts: Parts) -> Flask:
     app.extensions["occ"] = parts
     app.request_class = _request_class(config.run / "uploads")
     web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.token)
+    web.limit_bodies(app)
     web.answer_errors_in_json(app)
     for module in (health, workspaces, executions, openapi):
         app.register_blueprint(module.bp)
