@@ -70,8 +70,9 @@ def _bwrap(config: Config) -> list[str]:
 
 
 def _hidden(config: Config) -> Iterator[Path]:
-    paths = {Path(path) for path in (*_HIDDEN, config.cli_environment["HOME"], config.home)}
-    return (path for path in paths if path.is_dir() and not path.is_symlink())
+    # Resolved, since a home that is a link is to be hidden where it lies.
+    paths = {Path(path).resolve() for path in (*_HIDDEN, config.cli_environment["HOME"], config.home)}
+    return (path for path in paths if path.is_dir() and path != Path("/"))
 
 
 def _read(program: str, config: Config) -> Iterator[Path]:
@@ -80,7 +81,7 @@ def _read(program: str, config: Config) -> Iterator[Path]:
     yield from (Path(path) for path in _RESOLVERS if os.path.isdir(path))
     folder = Path(program).parent
     # A program that lies in the home itself must not open the home.
-    yield Path(program) if any(hidden.is_relative_to(folder) for hidden in _hidden(config)) else folder
+    yield Path(program) if any(hidden.is_relative_to(folder.resolve()) for hidden in _hidden(config)) else folder
     yield real
     if "node_modules" in real.parts:
         yield Path(*real.parts[: real.parts.index("node_modules") + 1])

@@ -100,9 +100,22 @@ def test_a_program_that_lies_in_the_home_itself_does_not_open_the_home(occ: Occ)
     assert SECRET not in told
 
 
+def test_a_home_that_is_a_link_is_hidden_where_it_lies(occ: Occ, tmp_path: Path) -> None:
+    real = Path(occ.environment["HOME"])
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    (real / "bin").mkdir()
+    (real / "bin/claude").write_text(PRYING)
+    (real / "bin/claude").chmod(0o700)
+    (real / "secret.txt").write_text(SECRET)
+    occ.start("--sandbox", "bwrap", HOME=str(link), OCC_CLAUDE_BIN=str(real / "bin/claude"))
+    assert SECRET not in pry(occ, f"cat {link}/secret.txt {real}/secret.txt")
+
+
 def test_what_a_sandboxed_cli_leaves_behind_is_ended(prying: Occ) -> None:
     marked = "sleep 987654"
-    pry(prying, f"setsid {marked} </dev/null >/dev/null 2>&1 &", "echo left it")
+    told = pry(prying, f"setsid {marked} </dev/null >/dev/null 2>&1 &", "kill -0 $! && echo left it")
+    assert "left it" in told
     wait_until(lambda: not _running(marked), "what it left to be gone", 5)
 
 
