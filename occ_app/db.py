@@ -20,6 +20,12 @@ BUSY_SECONDS = 5.0
 _POOLED = 8
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that remembers how it commits, so that it is set only when that changes."""
+
+    durable: bool | None = None
+
+
 class Database:
     """A SQLite file opened as often as it is used at once; safe to share between threads.
 
@@ -30,7 +36,7 @@ class Database:
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
         self._readonly = readonly
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[_Connection] = []
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
@@ -54,7 +60,9 @@ class Database:
         """
         connection = self._take()
         try:
-            connection.execute("PRAGMA synchronous = " + ("FULL" if durable else "NORMAL"))
+            if connection.durable is not durable:
+                connection.execute("PRAGMA synchronous = " + ("FULL" if durable else "NORMAL"))
+                connection.durable = durable
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -67,6 +75,20 @@ class Database:
             raise translated(error) from error
         finally:
             self._give_back(connection)
+
+    def flush(self) -> None:
+        """Wait until every commit so far is on the disk. Raises as `write`.
+
+        For whoever has something to do meanwhile: a commit that is not durable, then the work, then this.
+        """
+        try:
+            descriptor = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(descriptor)  # what SQLite itself does at the end of a durable commit
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise errors.unwritable(error) from error
 
     def used_bytes(self) -> int:
         """The bytes of the file that hold something; the rest is used again before the file grows."""
@@ -84,7 +106,7 @@ class Database:
         for connection in idle:
             connection.close()
 
-    def _take(self) -> sqlite3.Connection:
+    def _take(self) -> _Connection:
         with self._lock:
             if self._pid != os.getpid():
                 self._idle, self._pid = [], os.getpid()
@@ -95,7 +117,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise translated(error) from error
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _give_back(self, connection: _Connection) -> None:
         with self._lock:
             if len(self._idle) < _POOLED and self._pid == os.getpid():
                 self._idle.append(connection)
@@ -103,7 +125,7 @@ class Database:
         connection.close()
 
 
-def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, readonly: bool = False) -> _Connection:
     """Open one connection with OCC's settings; a missing file is created unless `readonly`."""
     mode = "ro" if readonly else "rwc"
     connection = sqlite3.connect(
@@ -112,6 +134,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
         timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
+        factory=_Connection,
     )
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")

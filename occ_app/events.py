@@ -40,8 +40,8 @@ def milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
-def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Store events of a running execution, the first of them as `first_seq`, in one transaction.
+def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:
+    """Store events of a running execution, each a name and a JSON object as text, the first of them as `first_seq`.
 
     What the CLI says of itself when it starts goes into the execution's row as well.
 
@@ -51,7 +51,7 @@ def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str
         insert(connection, number, first_seq, events)
         for name, data in events:
             if name == "started":
-                _note_start(connection, number, data)
+                _note_start(connection, number, json.loads(data))
 
 
 def after(db: Database, number: int, seq: int, limit: int = 1000) -> list[Event]:
@@ -103,13 +103,11 @@ def gap(after: int, following: Event) -> Event | None:
     return Event(following.seq - 1, "gap", to_json(data))
 
 
-def insert(
-    connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, Mapping[str, Any]]]
-) -> None:
-    """Write events inside the caller's transaction."""
+def insert(connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:
+    """Write events, each a name and its data as text, inside the caller's transaction."""
     connection.executemany(
         "INSERT INTO events (execution, seq, event, data) VALUES (?, ?, ?, ?)",
-        [(number, seq, name, to_json(data)) for seq, (name, data) in enumerate(events, first_seq)],
+        [(number, seq, name, data) for seq, (name, data) in enumerate(events, first_seq)],
     )
 
 

@@ -39,12 +39,14 @@ def request_hash(body: Mapping[str, Any]) -> str:
 
 
 def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution, bool]:
-    """Accept an execution: its row and its `queued` event, safely on disk. Returns it and whether it is new.
+    """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
+
+    Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
     unknown workspace, QueueFull.
     """
-    with db.write() as connection:
+    with db.write(durable=False) as connection:
         existing = _one(connection, "x.execution_id = ?", (request.execution_id,))
         if existing is not None:
             if existing.request_hash != request.hash:
@@ -83,7 +85,8 @@ def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution
             ),
         ).lastrowid
         assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
-        events.insert(connection, number, 1, [("queued", {"position": ahead, "timestamp": events.milliseconds()})])
+        said = events.to_json({"position": ahead, "timestamp": events.milliseconds()})
+        events.insert(connection, number, 1, [("queued", said)])
         created = _one(connection, "x.number = ?", (number,))
         assert created is not None  # noqa: S101 - inserted above, in this transaction
         return created, True
@@ -100,9 +103,10 @@ def workspace_not_found(workspace_id: str) -> errors.NotFound:
 def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
     """Take the oldest queued execution whose workspace is idle, for `owner`, whichever id rang; None if there is none.
 
-    An execution is claimed once ever: the UPDATE starts from 'queued', and it is on disk before the CLI starts.
+    An execution is claimed once ever: the UPDATE starts from 'queued'. Not waited for on disk: the CLI gets its prompt
+    only after a `db.flush()`.
     """
-    with db.write() as connection:
+    with db.write(durable=False) as connection:
         row = connection.execute(
             """
             UPDATE executions SET state = 'running', started_at = ?, owner_boot_id = ?, owner_pid = ?, owner_start = ?,
@@ -287,7 +291,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         ),
     ).rowcount
     if won:
-        events.insert(connection, number, seq, [(outcome.event, data)])
+        events.insert(connection, number, seq, [(outcome.event, events.to_json(data))])
     return bool(won)
 
 

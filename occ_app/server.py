@@ -23,6 +23,7 @@ from gunicorn.http import wsgi
 from gunicorn.workers import gthread
 
 from occ_app.kernel import die_with_parent
+from occ_app.streams import HandedOver
 from occ_app.tls import Certificate
 from occ_app.tls_server import IO_SECONDS, say_goodbye, server_context
 from occ_app.web import BODIES, error_body
@@ -50,7 +51,12 @@ class Worker(gthread.ThreadWorker):
         conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
         if not conn.initialized and not self.cfg.is_ssl and not _head_is_here(conn):
             return gthread._DEFER  # to the loop, where waiting takes no thread
-        kept = super().handle(conn)
+        try:
+            kept = super().handle(conn)
+        except HandedOver as handed:
+            conn.close = _already_closed
+            handed.stream.begin()
+            return False
         if not kept and kept is not gthread._DEFER:
             try:
                 if isinstance(conn.sock, ssl.SSLSocket):
@@ -62,12 +68,19 @@ class Worker(gthread.ThreadWorker):
             conn.close = _already_closed
         return kept
 
+    def run(self) -> None:
+        super().run()
+        self._to_the_application("occ_on_end")
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A stop: let every stream send what is stored and end, instead of being cut at the time limit."""
         super().handle_exit(sig, frame)
-        on_stop: Callable[[], None] | None = getattr(self.wsgi, "occ_on_stop", None)
-        if on_stop is not None:
-            on_stop()
+        self._to_the_application("occ_on_stop")
+
+    def _to_the_application(self, name: str) -> None:
+        hook: Callable[[], None] | None = getattr(self.wsgi, name, None)
+        if hook is not None:
+            hook()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:  # noqa: ARG002 - gunicorn's shape
         """A request that is not HTTP: the same JSON as every refusal, where gunicorn would send a page."""

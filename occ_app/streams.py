@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import select
+import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from flask import Response, request
@@ -12,11 +15,17 @@ from flask import Response, request
 from occ_app import errors, events, tail
 from occ_app.db import Database
 from occ_app.records import Execution
-from occ_app.tail import Tail
-
-log = logging.getLogger("occ.web")
+from occ_app.tail import Live, Tail
 
 KEEPALIVE_SECONDS = 15.0
+STALLED_SECONDS = 10.0  # for a connection to take anything at all
+
+_GREETING = b": follows\n\n"
+_KEEPALIVE = b": still here\n\n"
+_GONE = select.EPOLLRDHUP
+
+Frame = Callable[[bytes], bytes]
+"""Puts a piece of the body into the transfer coding of its response; the empty piece is the end."""
 
 
 class Streams:
@@ -39,33 +48,6 @@ class Streams:
     def leave(self) -> None:
         with self._lock:
             self._open -= 1
-
-
-class Departures:
-    """Tells at once when a client closes its connection, where a server notices only at its next write."""
-
-    def __init__(self) -> None:
-        self._poll = select.epoll()
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        threading.Thread(target=self._watch, name="departures", daemon=True).start()
-
-    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
-        self._callbacks[descriptor] = callback
-        self._poll.register(descriptor, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLONESHOT)
-
-    def forget(self, descriptor: int) -> None:
-        if self._callbacks.pop(descriptor, None) is not None:
-            try:
-                self._poll.unregister(descriptor)
-            except (OSError, ValueError):
-                log.debug("a stream's connection was closed before it was forgotten")
-
-    def _watch(self) -> None:
-        while True:
-            for descriptor, _ in self._poll.poll():
-                callback = self._callbacks.get(descriptor)
-                if callback is not None:
-                    callback()
 
 
 class Follower:
@@ -95,31 +77,52 @@ class Follower:
             self.gone = True
             self._channel.changed.notify_all()
 
+    @property
+    def behind(self) -> bool:
+        """Whether more than what it had is known to be there."""
+        return self._after < self._channel.newest
+
+    def join(self, reader: Live) -> None:
+        """Have the tail call this reader's `push` at news."""
+        self._channel.live.add(reader)
+
+    def part(self, reader: Live) -> None:
+        self._channel.live.discard(reader)
+
     def stored(self) -> Iterator[list[events.Event]]:
-        """What is there now, then the end."""
+        """What is there now."""
         while batch := events.after(self._db, self._execution.number, self._after):
             yield self._told(batch)
 
+    def ready(self) -> list[events.Event]:
+        """The next events, at once; empty when there are none yet."""
+        batch = self._tail.next_events(self._channel, self._execution.number, self._after)
+        return self._told(batch) if batch else []
+
     def batches(self) -> Iterator[list[events.Event]]:
         """Everything to the final event, as it comes."""
-        over = self._repeated_final()
+        over = self.repeated_final()
         if over is not None:
             yield [over]
             return
         while not self.gone:
-            batch = self._tail.next_events(self._channel, self._execution.number, self._after)
+            batch = self.ready()
             if batch:
-                yield self._told(batch)
+                yield batch
                 if batch[-1].final:
                     return
                 continue
             if self._tail.closed:
                 return
-            moved = self._tail.wait(
-                self._channel, lambda: self.gone or self._channel.newest > self._after, KEEPALIVE_SECONDS
-            )
+            moved = self._tail.wait(self._channel, lambda: self.gone or self.behind, KEEPALIVE_SECONDS)
             if not moved:
                 yield []
+
+    def repeated_final(self) -> events.Event | None:
+        """The final event for a reader that has it already, or claims to: it is always sent."""
+        if self._execution.over and self._after >= self._execution.last_seq:
+            return events.final(self._db, self._execution.number)
+        return None
 
     def _told(self, batch: list[events.Event]) -> list[events.Event]:
         """A batch as the reader gets it: with a `gap` before it where retention removed what came between."""
@@ -127,38 +130,140 @@ class Follower:
         self._after = batch[-1].seq
         return batch if missing is None else [missing, *batch]
 
-    def _repeated_final(self) -> events.Event | None:
-        """The final event for a reader that has it already, or claims to: it is always sent."""
-        if self._execution.over and self._after >= self._execution.last_seq:
-            return events.final(self._db, self._execution.number)
-        return None
+
+class HandedOver(BaseException):
+    """Leaves the server's thread with the connection: from here on the tail's thread serves it. Nobody's error."""
+
+    def __init__(self, stream: LiveStream) -> None:
+        super().__init__("handed over")
+        self.stream = stream
 
 
-def event_stream(follower: Follower, streams: Streams, departures: Departures, *, follow: bool) -> Response:
-    """An execution's events as server-sent events. The caller took a place among the streams; this gives it back."""
-    connection = request.environ.get("gunicorn.socket")
-    descriptor = -1 if connection is None else connection.fileno()
-    released = threading.Event()
+class LiveStream:
+    """A connection at the live edge of an execution, served by the tail's thread and never waited for.
 
-    def release() -> None:
-        if not released.is_set():
-            released.set()
-            streams.leave()
+    It takes what the client's connection takes; the rest stays in the table until that drains. `release` is called when
+    it is over.
+    """
+
+    def __init__(
+        self, tailing: Tail, follower: Follower, connection: socket.socket, frame: Frame, release: Callable[[], None]
+    ) -> None:
+        self._tail = tailing
+        self._follower = follower
+        self._connection = connection
+        self._frame = frame
+        self._unsent = memoryview(b"")
+        self._progress = time.monotonic()
+        self._over = False  # nothing comes after what is unsent
+        self._leave = contextlib.ExitStack()
+        self._leave.callback(release)
+
+    def begin(self) -> None:
+        """Take the connection over, to its end."""
+        self._connection.setblocking(False)
+        self._tail.soon(self._join)
+
+    def _join(self) -> None:
+        self._leave.enter_context(self._follower)
+        self._follower.join(self)
+        self._leave.callback(self._follower.part, self)
+        self._tail.watch(self._connection.fileno(), _GONE, self._happened)
+        self.push()
+
+    def _happened(self, mask: int) -> None:
+        if mask & (_GONE | select.EPOLLHUP | select.EPOLLERR):
+            self._end()
+        else:
+            self.push()
+
+    def push(self) -> None:
+        try:
+            if not self._unsent:
+                self._take()
+            if self._unsent:
+                self._send()
+        except errors.OCCError:
+            return  # a held database is asked again within a second
+        except (OSError, ValueError):
+            self._end()
+            return
+        if self._unsent:
+            return
+        if self._over:
+            self._end()
+        elif self._follower.behind:
+            self._tail.soon(self.push)  # everybody else first
+
+    def _take(self) -> None:
+        batch = self._follower.ready()
+        if batch:
+            self._unsent = memoryview(self._frame(b"".join(event.sse for event in batch)))
+            self._over = batch[-1].final
+        elif self._tail.closed:
+            self._over = True
+        elif time.monotonic() >= self._progress + KEEPALIVE_SECONDS:
+            self._unsent = memoryview(self._frame(_KEEPALIVE))
+        if self._over:
+            self._unsent = memoryview(bytes(self._unsent) + self._frame(b""))
+
+    def _send(self) -> None:
+        now = time.monotonic()
+        try:
+            sent = self._connection.send(self._unsent)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            if now >= self._progress + STALLED_SECONDS:
+                raise TimeoutError from None
+            self._tail.watch(self._connection.fileno(), _GONE | select.EPOLLOUT, self._happened)
+            return
+        self._progress = now
+        self._unsent = self._unsent[sent:]
+        mask = _GONE | select.EPOLLOUT if self._unsent else _GONE
+        self._tail.watch(self._connection.fileno(), mask, self._happened)
+
+    def _end(self) -> None:
+        self._tail.forget(self._connection.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            if self._over and isinstance(self._connection, ssl.SSLSocket):
+                self._connection.unwrap()  # its goodbye, without waiting for the client's
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+        self._connection.close()
+        self._leave.close()
+
+
+def event_stream(tailing: Tail, follower: Follower, streams: Streams, *, follow: bool) -> Response:
+    """An execution's events as server-sent events. The caller took a place among the streams; this gives it back.
+
+    What is stored is sent by the thread of the request, however much that is; then the tail's thread goes on.
+    """
+    connection = request.environ["gunicorn.socket"]
+    frame = _bare if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else _chunk
+    place = contextlib.ExitStack()
+    place.callback(streams.leave)
 
     def generate() -> Iterator[bytes]:
-        with follower:
-            if descriptor >= 0:
-                departures.watch(descriptor, follower.leave)
-            try:
-                yield b": follows\n\n"
-                for batch in follower.batches() if follow else follower.stored():
-                    yield b"".join(event.sse for event in batch) if batch else b": still here\n\n"
-            finally:
-                departures.forget(descriptor)
-                release()
+        over = follower.repeated_final() if follow else None
+        begun = _GREETING + (over.sse if over else b"")
+        for batch in follower.stored():
+            yield begun + b"".join(event.sse for event in batch)
+            begun, over = b"", batch[-1] if batch[-1].final else None
+        if begun:
+            yield begun
+        if follow and over is None:
+            raise HandedOver(LiveStream(tailing, follower, connection, frame, place.pop_all().close))
 
     response = Response(generate(), content_type="text/event-stream; charset=utf-8")
     # A generator that was never begun runs no `finally`; the response's own close always comes.
-    response.call_on_close(release)
-    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    response.call_on_close(place.close)
+    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Connection": "close"})
     return response
+
+
+def _chunk(content: bytes) -> bytes:
+    """One piece of a body in chunked transfer coding; the empty one is its end."""
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
+def _bare(content: bytes) -> bytes:
+    return content

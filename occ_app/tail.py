@@ -1,18 +1,23 @@
-"""Follows executions for every reader in this process: one thread listens for rings and reads each new event once.
+"""Follows executions for every reader in this process: one thread hears the rings and reads each new event once.
 
-A reader has a cursor of its own. What it needs is either among the newest frames of the channel, built once for all
+A reader has a cursor of its own. What it needs is either among the newest events of the channel, framed once for all
 readers, or read from the table; so a slow reader costs nobody anything, and late, live and returning readers are one.
+
+That thread also serves the connections of those who follow live: waking a thread for each of them costs more than
+sending. Others that wait for a key wait in threads of their own.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from occ_app import events
 from occ_app.db import Database
@@ -21,10 +26,18 @@ from occ_app.errors import OCCError
 
 _REREAD_SECONDS = 1.0
 _RECENT = 512
+_LAST_WORDS_SECONDS = 2.0  # at a stop, for connections to take what was stored
+
+
+class Live(Protocol):
+    """A connection that the tail's thread serves."""
+
+    def push(self) -> None:
+        """Send what is there; called in the tail's thread at news, and once a second anyway."""
 
 
 class Channel:
-    """One followed key: the newest events, and a condition that its readers wait on."""
+    """One followed key: the newest events, and who waits for more, in threads or live."""
 
     def __init__(self, newest: int) -> None:
         self.changed = threading.Condition()
@@ -32,6 +45,7 @@ class Channel:
         self.rings = 0
         self.newest = newest
         self.recent: deque[events.Event] = deque(maxlen=_RECENT)
+        self.live: set[Live] = set()
 
 
 class Tail:
@@ -42,21 +56,28 @@ class Tail:
         self._folder = folder
         self._channels: dict[str, Channel] = {}
         self._lock = threading.Lock()
-        self._bell: Doorbell | None = None
+        self._poll = select.epoll()
+        self._happened: dict[int, Callable[[int], None]] = {}
+        self._soon: deque[Callable[[], None]] = deque()
+        self._thread = threading.Thread(target=self._listen, name="tail", daemon=True)
         self.closed = False
 
     def start(self) -> None:
+        self._rung: set[str] = set()
         self._bell = Doorbell(self._folder)
-        threading.Thread(target=self._listen, name="tail", daemon=True).start()
+        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch(self._bell.fileno(), select.EPOLLIN, lambda _: self._rung.update(self._bell.keys()))
+        self.watch(self._alarm, select.EPOLLIN, lambda _: self._alarm_heard())
+        self._thread.start()
 
     def close(self) -> None:
         """End all following: readers get what is stored, then see `closed`."""
         self.closed = True
-        with self._lock:
-            channels = list(self._channels.values())
-        for channel in channels:
-            with channel.changed:
-                channel.changed.notify_all()
+        os.eventfd_write(self._alarm, 1)
+
+    def join_thread(self) -> None:
+        """After `close`: wait until the live readers have what was stored."""
+        self._thread.join(_LAST_WORDS_SECONDS + 1)
 
     def join(self, key: str, newest: int = 0) -> Channel:
         """Begin to follow `key`, whose newest stored event is `newest` or later; must be paired with `leave`."""
@@ -87,40 +108,80 @@ class Tail:
         with channel.changed:
             return channel.changed.wait_for(lambda: self.closed or ready(), seconds)
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Have the tail's thread call this; from any thread."""
+        self._soon.append(callback)
+        os.eventfd_write(self._alarm, 1)
+
+    def watch(self, descriptor: int, mask: int, happened: Callable[[int], None]) -> None:
+        """Have the tail's thread call this when epoll reports `mask`, a hang-up or an error; watched already: anew."""
+        known = descriptor in self._happened
+        self._happened[descriptor] = happened
+        (self._poll.modify if known else self._poll.register)(descriptor, mask)
+
+    def forget(self, descriptor: int) -> None:
+        """The end of `watch`, before the descriptor is closed; harmless when it was not watched."""
+        if self._happened.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    # -- the tail's thread
+
     def _listen(self) -> None:
-        assert self._bell is not None  # noqa: S101 - start() made it before this thread
-        poller = select.poll()
-        poller.register(self._bell, select.POLLIN)
-        reread = time.monotonic()
+        reread, behind = time.monotonic(), False
         while not self.closed:
-            poller.poll(_REREAD_SECONDS * 1000)
-            rung = self._bell.keys()
+            self._take_what_happened(0 if behind else _REREAD_SECONDS)
             # Reading everything followed once a second makes a lost ring cost a second and no event.
             everything = time.monotonic() >= reread
             if everything:
                 reread = time.monotonic() + _REREAD_SECONDS
-            with self._lock:
-                due = [(k, c) for k, c in self._channels.items() if everything or k in rung]
-            for key, channel in due:
-                self._advance(key, channel)
+            rung, self._rung = self._rung, set()
+            behind = self._advance(None if everything else rung)
+        self._end()
+
+    def _end(self) -> None:
+        """Let every thread that waits see `closed`, and every connection have what is stored."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while self._advance(None) or (self._any_live() and time.monotonic() < deadline):
+            self._take_what_happened(0.05)
         self._bell.close()
 
-    def _fresh(self, number: int, newest: int) -> list[events.Event]:
-        """What came above `newest`; after a burst only the end of it, since each reader fetches what lies between."""
-        fresh = events.after(self._db, number, newest, _RECENT)
-        if len(fresh) == _RECENT:
-            fresh = events.after(self._db, number, max(newest, events.newest(self._db, number) - _RECENT), 2 * _RECENT)
-        return fresh
+    def _any_live(self) -> bool:
+        return any(channel.live for channel in list(self._channels.values()))
 
-    def _advance(self, key: str, channel: Channel) -> None:
-        fresh: list[events.Event] = []
-        if key.startswith("e"):
-            try:
-                fresh = self._fresh(int(key[1:]), channel.newest)
-            except OCCError:
-                return  # a locked database is met again at the next ring or re-read
-            if not fresh:
-                return
+    def _alarm_heard(self) -> None:
+        os.eventfd_read(self._alarm)
+
+    def _take_what_happened(self, seconds: float) -> None:
+        for descriptor, mask in self._poll.poll(seconds):
+            happened = self._happened.get(descriptor)
+            if happened is not None:
+                happened(mask)
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
+
+    def _advance(self, keys: set[str] | None) -> bool:
+        """Read what is new under these keys (None: under all), and tell who waits. True when more is there already."""
+        with self._lock:
+            due = [(key, channel) for key, channel in self._channels.items() if keys is None or key in keys]
+        behind = False
+        for key, channel in due:
+            fresh = self._fresh(key, channel)
+            if len(fresh) == _RECENT:
+                self._rung.add(key)
+                behind = True
+            if fresh or keys is None or key.startswith("w"):
+                self._tell(channel, fresh)
+        return behind
+
+    def _fresh(self, key: str, channel: Channel) -> list[events.Event]:
+        if not key.startswith("e"):
+            return []
+        try:
+            return events.after(self._db, int(key[1:]), channel.newest, _RECENT)
+        except OCCError:
+            return []  # a locked database is met again at the next ring or re-read
+
+    def _tell(self, channel: Channel, fresh: list[events.Event]) -> None:
         with channel.changed:
             if fresh and fresh[0].seq != channel.newest + 1:
                 channel.recent.clear()
@@ -128,6 +189,8 @@ class Tail:
             channel.newest = fresh[-1].seq if fresh else channel.newest
             channel.rings += 1
             channel.changed.notify_all()
+        for reader in tuple(channel.live):
+            reader.push()
 
 
 def execution_key(number: int) -> str:

@@ -37,13 +37,13 @@ def make_app(config: Config) -> Flask:
             readers=Ringer(config.run / "tail"),
             workers=Ringer(config.run / "worker"),
             streams=streams.Streams(config.max_streams),
-            departures=streams.Departures(),
             token=TokenFile(config.state).current,
             execute=tasks.executions(open_queue(config, "executions"), _no_worker),
             make_workspace=tasks.control(open_queue(config, "control"), _no_control),
         )
     )
-    app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop
+    app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
+    app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
 
 

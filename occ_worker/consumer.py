@@ -27,6 +27,7 @@ from occ_worker import tasks
 from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.listener import GRACE_SECONDS, Worker
+from occ_worker.process import Launcher
 from occ_worker.queues import open_queue
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def run_executions(config: Config) -> None:
     def open_parts() -> None:
         """In the forked worker: nothing that holds a file or a lock crosses the fork."""
         become_subreaper()
+        launcher = Launcher()
+        launcher.prepare()
         parts.append(
             Worker(
                 config=config,
@@ -101,6 +104,7 @@ def run_executions(config: Config) -> None:
                 identity=own_identity(),
                 readers=Ringer(config.run / "tail"),
                 bell=Doorbell(config.run / "worker"),
+                launcher=launcher,
                 wake=queue.stop.descriptor,
                 stopping=lambda: queue.stop.set,
                 ring_queue=lambda: put(""),
@@ -109,6 +113,7 @@ def run_executions(config: Config) -> None:
 
     @queue.on_shutdown()  # type: ignore[untyped-decorator]  # huey is untyped
     def close_parts() -> None:
+        parts[0].launcher.close()
         parts[0].bell.close()
 
     consumer = _ExecutionsConsumer(

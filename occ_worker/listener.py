@@ -25,7 +25,7 @@ from occ_app.identity import ProcessIdentity
 from occ_app.records import Execution, Outcome
 from occ_worker import claude, verdict
 from occ_worker.lines import Lines
-from occ_worker.process import Child, sweep_children
+from occ_worker.process import Child, Launcher, sweep_children
 from occ_worker.recorder import RETRY_SECONDS, Recorder
 from occ_worker.translator import Event, Translator
 
@@ -50,6 +50,7 @@ class Worker:
     identity: ProcessIdentity
     readers: Ringer
     bell: Doorbell
+    launcher: Launcher
     wake: int
     stopping: Callable[[], bool]
     ring_queue: Callable[[], None]

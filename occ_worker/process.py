@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -25,37 +27,75 @@ MARKER = "OCC_EXECUTION_ID"
 
 _F_SETPIPE_SZ = 1031
 _PIPE_BYTES = 1 << 20
+_SCRIPT = 3  # the descriptor on which the waiting shell gets its command
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _OOM_SCORE = b"500"  # under memory pressure the kernel ends the CLI before the daemon
 
 
+class Launcher:
+    """Starts programs at once: the process that becomes the next one waits for its command.
+
+    A fork of the worker would take longer than all else between a prompt and its CLI, so it is made beforehand. What
+    waits is a shell, which is small: its memory is little and its exec short.
+    """
+
+    def __init__(self) -> None:
+        self._next: Child | None = None
+
+    def prepare(self) -> None:
+        """Have a process waiting; harmless when one does."""
+        if self._next is None:
+            self._next = Child()
+
+    def start(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> Child:
+        """Let the waiting process become this program. When that cannot be, it ends with 126 or 127."""
+        if self._next is None or self._next.returncode() is not None:  # somebody ended it while it waited
+            self.close()
+            self._next = Child()
+        child, self._next = self._next, None
+        child.become(argv, environment, folder)
+        return child
+
+    def close(self) -> None:
+        """End the waiting process."""
+        if self._next is not None:
+            self._next.close()
+            self._next = None
+
+
 class Child:
-    """One running program, leader of its own session, with non-blocking pipes.
+    """One running program, leader of its own session, with non-blocking pipes; until `become` it only waits.
 
     It dies with the process that started it (PR_SET_PDEATHSIG), even when that is killed without a word.
     """
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
-        """Start it. Raises OSError when it cannot be."""
+    def __init__(self) -> None:
+        """Start it. Raises OSError when the machine has no room for another process."""
         parent = os.getpid()
+        script, self._script = os.pipe()
 
         def before_exec() -> None:
             die_with_parent(parent)
+            os.dup2(script, _SCRIPT)
             with contextlib.suppress(OSError):
                 descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
                 os.write(descriptor, _OOM_SCORE)
                 os.close(descriptor)
 
-        self._process = subprocess.Popen(
-            argv,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=before_exec,  # noqa: PLW1509 - workers have one thread, so nothing can hold a lock here
-            bufsize=0,
-        )
+        try:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", f". /proc/self/fd/{_SCRIPT}"],
+                env={},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=before_exec,  # noqa: PLW1509 - workers have one thread, so nothing can hold a lock here
+                pass_fds=[_SCRIPT],
+                bufsize=0,
+            )
+        finally:
+            os.close(script)
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
         assert stdin is not None  # noqa: S101 - all three are pipes
         assert stdout is not None  # noqa: S101 - as above
@@ -68,6 +108,20 @@ class Child:
         with contextlib.suppress(OSError):
             # A wider pipe lets a burst flow while its events are stored.
             fcntl.fcntl(self.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def become(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        """Tell it what to become, with this environment and no other; names that no shell can export are left out."""
+        exports = [f"{name}={shlex.quote(value)}" for name, value in environment.items() if _NAME.fullmatch(name)]
+        steps = [
+            f"exec {_SCRIPT}<&-",
+            shlex.join(["cd", "--", str(folder)]),
+            "unset PWD OLDPWD",
+            " ".join(["export", *exports]),
+            f"exec {shlex.join(argv)}",
+        ]
+        with open(self._script, "wb") as script, contextlib.suppress(BrokenPipeError):  # its end says the same
+            script.write(os.fsencode(" && ".join(steps) + "\n"))
+        self._script = -1
 
     def returncode(self) -> int | None:
         """How it ended: an exit code, minus the signal that ended it, or None while it runs."""
@@ -84,6 +138,9 @@ class Child:
             self.signal_group(signal.SIGKILL)
             self._process.wait()
         sweep_children()
+        if self._script >= 0:
+            os.close(self._script)
+            self._script = -1
         for pipe in (self.stdin, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 pipe.close()

@@ -70,6 +70,5 @@ class Recorder:
 
 
 def _size(event: Event) -> int:
-    """About how many bytes an event takes on disk; exact for text, which is what grows."""
-    text = event[1].get("chunk")
-    return 100 + (len(text) if text is not None else len(str(event[1])))
+    """About how many bytes an event takes on disk."""
+    return 100 + len(event[1])

@@ -13,7 +13,6 @@ from occ_app.errors import NotFound, OCCError
 from occ_app.records import Execution, Outcome
 from occ_worker import claude
 from occ_worker.listener import Listener, Worker
-from occ_worker.process import Child
 from occ_worker.recorder import RETRY_SECONDS
 
 log = logging.getLogger("occ.runner")
@@ -38,6 +37,7 @@ def run_next(worker: Worker) -> bool:
     except (sqlite3.Error, ValueError):
         log.exception("execution %s: its outcome could not be stored as it is", execution.execution_id)
         _end(worker, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
+    worker.launcher.prepare()
     return True
 
 
@@ -69,18 +69,17 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
     path = claude_cli.find(worker.config)
     if path is None:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
+    child = worker.launcher.start(
+        sandbox.wrapped(claude.command(path, execution, workspace, worker.config), workspace, worker.config),
+        claude.environment(execution, worker.config),
+        workspace,
+    )
     try:
-        child = Child(
-            sandbox.wrapped(claude.command(path, execution, workspace, worker.config), workspace, worker.config),
-            claude.environment(execution, worker.config),
-            workspace,
-        )
-    except OSError as error:
-        return Outcome.failure(
-            "CLAUDE_NOT_FOUND", f"Claude Code at {path} cannot be started ({error.strerror}); install it again."
-        )
-    try:
+        # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
+        worker.db.flush()
         return Listener(worker, execution, child).outcome()
+    except OCCError as error:
+        return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")
     finally:
         child.close()
 

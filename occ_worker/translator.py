@@ -6,6 +6,7 @@ CLI loses what OCC does not know and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,19 @@ from occ_app.records import Outcome
 
 CHUNK_BYTES = 64 * 1024
 
-Event = tuple[str, dict[str, Any]]
+Event = tuple[str, str]
+"""The event's name and its data, a JSON object as text."""
+
+_Said = tuple[str, dict[str, Any]]
+
+# Almost every line of a long answer is this one, down to the byte. Its text is JSON already and goes into the event as
+# it stands; whatever looks different in the least, an escape by number among it, takes the way through the parser.
+_PLAIN = rb'[^"\\\x00-\x1f]*'
+_TEXT_DELTA = re.compile(
+    rb'\{"type":"stream_event","event":\{"type":"content_block_delta","index":\d+,'
+    rb'"delta":\{"type":"text_delta","text":"(' + _PLAIN + rb'(?:\\["\\/bfnrt]' + _PLAIN + rb')*)"\}\},'
+    rb'"session_id":"[0-9a-f-]*","parent_tool_use_id":null,"uuid":"[0-9a-f-]*"\}'
+)
 
 
 class Translator:
@@ -33,6 +46,15 @@ class Translator:
 
     def events(self, line: bytes) -> list[Event]:
         """The events one line means; unknown and unreadable lines mean none."""
+        delta = _TEXT_DELTA.fullmatch(line)
+        if delta is not None and not self._surrogate and 0 < len(delta[1]) <= CHUNK_BYTES:
+            with contextlib.suppress(UnicodeDecodeError):
+                event = ("output", f'{{"chunk":"{delta[1].decode()}","timestamp":{milliseconds()}}}')
+                self._streamed.add(self._message_id)
+                return [event]
+        return [(name, to_json(data)) for name, data in self._parsed(line)]
+
+    def _parsed(self, line: bytes) -> list[_Said]:
         try:
             content = json.loads(line)
         except (ValueError, RecursionError):
@@ -49,7 +71,7 @@ class Translator:
             self.unreadable += 1  # a known type with an unknown shape: a newer CLI; the rest may still be understood
             return []
 
-    def _stream_event(self, content: dict[str, Any]) -> list[Event]:
+    def _stream_event(self, content: dict[str, Any]) -> list[_Said]:
         event = content["event"]
         kind = event["type"]
         if kind == "content_block_delta":
@@ -62,7 +84,7 @@ class Translator:
             self._message_id = event["message"]["id"]
         return self._flush() if kind == "content_block_stop" else []
 
-    def _text(self, text: str) -> list[Event]:
+    def _text(self, text: str) -> list[_Said]:
         text, self._surrogate = self._surrogate + text, ""
         if not text.isascii():
             if "\ud800" <= text[-1] <= "\udbff":
@@ -70,16 +92,16 @@ class Translator:
             text = _whole_characters(text)
         return [_output(piece) for piece in _pieces(text)] if text else []
 
-    def _flush(self) -> list[Event]:
+    def _flush(self) -> list[_Said]:
         """What waited for the other half of a character that did not come."""
         if not self._surrogate:
             return []
         self._surrogate = ""
         return [_output("\ufffd")]
 
-    def _assistant(self, content: dict[str, Any]) -> list[Event]:
+    def _assistant(self, content: dict[str, Any]) -> list[_Said]:
         message = content["message"]
-        events: list[Event] = []
+        events: list[_Said] = []
         for block in message["content"]:
             if block["type"] == "text":
                 if content.get("error"):
@@ -91,13 +113,13 @@ class Translator:
                 events.append(_tool_use(block))
         return events
 
-    def _user(self, content: dict[str, Any]) -> list[Event]:
+    def _user(self, content: dict[str, Any]) -> list[_Said]:
         blocks = content["message"]["content"]
         if isinstance(blocks, str):
             return []
         return [_tool_result(block) for block in blocks if block.get("type") == "tool_result"]
 
-    def _system(self, content: dict[str, Any]) -> list[Event]:
+    def _system(self, content: dict[str, Any]) -> list[_Said]:
         kind = content.get("subtype")
         if kind == "init" and self.init is None:
             self.init = content
@@ -115,13 +137,13 @@ class Translator:
             return [_status("retrying", f"Try {content['attempt']} of {content['max_retries']} after: {reason}")]
         return []
 
-    def _rate_limit(self, content: dict[str, Any]) -> list[Event]:
+    def _rate_limit(self, content: dict[str, Any]) -> list[_Said]:
         limit = content.get("rate_limit_info") or {}
         if limit.get("status") != "rejected":
             return []
         return [_status("waiting", "The usage limit is reached.")]
 
-    def _result(self, content: dict[str, Any]) -> list[Event]:
+    def _result(self, content: dict[str, Any]) -> list[_Said]:
         if self.result is not None:
             return []
         self.result = content
@@ -216,21 +238,21 @@ def _failure_code(result: Mapping[str, Any], error: str, said: str) -> str:
     return "CLAUDE_ERROR"
 
 
-def _output(chunk: str) -> Event:
+def _output(chunk: str) -> _Said:
     return ("output", {"chunk": chunk, "timestamp": milliseconds()})
 
 
-def _status(state: str, message: str) -> Event:
+def _status(state: str, message: str) -> _Said:
     return ("status", {"state": state, "message": message, "timestamp": milliseconds()})
 
 
-def _tool_use(block: Mapping[str, Any]) -> Event:
+def _tool_use(block: Mapping[str, Any]) -> _Said:
     value, truncated = _cut(block.get("input"))
     data = {"toolUseId": block["id"], "name": block["name"], "input": value, "timestamp": milliseconds()}
     return ("tool", data | ({"truncated": True} if truncated else {}))
 
 
-def _tool_result(block: Mapping[str, Any]) -> Event:
+def _tool_result(block: Mapping[str, Any]) -> _Said:
     content = block.get("content")
     if isinstance(content, list):
         content = "\n".join(

@@ -15,7 +15,7 @@ from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.errors import Unavailable
-from occ_app.streams import Departures, Streams
+from occ_app.streams import Streams
 from occ_app.tail import Tail
 
 _FORM_OVERHEAD = 1 << 20
@@ -32,7 +32,6 @@ class Parts:
     readers: Ringer
     workers: Ringer
     streams: Streams
-    departures: Departures
     token: Callable[[], str | None]
     execute: Callable[[str], None]
     make_workspace: Callable[[int], None]

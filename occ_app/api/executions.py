@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 from typing import Any
 
 from flask import Blueprint, Flask, Response, g, request
@@ -27,6 +28,8 @@ def execute() -> Response:
         if created:
             with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
                 parts().execute(execution.execution_id)
+        # A worker may be starting the CLI already; the client is told only what no power cut takes back.
+        parts().db.flush()
         return _stream(execution, after, follow=True)
     except BaseException:
         parts().streams.leave()
@@ -81,7 +84,7 @@ def _request() -> Request:
 
 def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
     follower = streams.Follower(parts().db, parts().tail, execution, after)
-    return streams.event_stream(follower, parts().streams, parts().departures, follow=follow)
+    return streams.event_stream(parts().tail, follower, parts().streams, follow=follow)
 
 
 @bp.get("/executions")
@@ -154,7 +157,8 @@ def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> N
     parts.streams.enter()
     try:
         with follower:
-            parts.departures.watch(connection.sock.fileno(), follower.leave)
+            gone = select.EPOLLRDHUP | select.EPOLLONESHOT
+            parts.tail.watch(connection.sock.fileno(), gone, lambda _: follower.leave())
             try:
                 for batch in follower.batches():
                     for event in batch:
@@ -162,6 +166,6 @@ def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> N
             except ConnectionClosed:
                 return
             finally:
-                parts.departures.forget(connection.sock.fileno())
+                parts.tail.forget(connection.sock.fileno())
     finally:
         parts.streams.leave()
