@@ -7,6 +7,7 @@ All run in turn on the same machine with the same stub CLI, so their ratio says 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -15,12 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure, report
+from benchmarks import growth, measure, report
 from benchmarks.capture import Broken
 from benchmarks.measure import Plan, Results
 from benchmarks.targets import Direct, Occ, Relay, compile_stub
 
 WORKERS = 5
+FOLLOWERS = 500
 
 
 def main() -> int:
@@ -43,24 +45,27 @@ def main() -> int:
         return 1
     seconds = time.monotonic() - begun
     path = report.write(results, plan, seconds, (load, os.getloadavg()[0]))
-    print(f"{report.table(results)}\n\n{report.idle_table(results.idle)}\n")
+    print(f"{report.table(results.rows)}\n\n{report.idle_table(results.idle)}\n")
     print(f"{seconds:.0f} s; load average {load:.2f} before; {path}")
     return 0
 
 
 def _measure(scratch: Path, plan: Plan) -> Results:
-    """Everything, on a daemon that is gone when this returns or raises."""
+    """Everything. Nothing that was started is left when this returns or raises."""
     stub = compile_stub(scratch)
     direct = Direct(stub, scratch)
     results = Results()
-    relay = Relay(stub, scratch)
-    _say("cold start")
-    try:
-        occ, starts = measure.starting(scratch, lambda home: Occ(home, stub, WORKERS), plan)
-    except BaseException:
-        relay.stop()
-        raise
-    try:
+    with contextlib.ExitStack() as stack:
+
+        def agent(home: str, workers: int) -> Occ:
+            occ = Occ(scratch / home, stub, workers)
+            stack.callback(occ.stop)
+            return occ
+
+        _say("cold start")
+        occ, starts = measure.starting(lambda name: agent(name, WORKERS), lambda: Relay(stub, scratch), plan)
+        relay = Relay(stub, scratch)
+        stack.callback(relay.stop)
         results.rows.append(measure.fresh_memory(occ))
         targets = (direct, relay, occ)
         _say("first answers")
@@ -73,10 +78,23 @@ def _measure(scratch: Path, plan: Plan) -> Results:
         _say("idle")
         rows, results.idle = measure.idle(occ, plan, WORKERS)
         results.rows += [*rows, *starts]
-    finally:
-        signal.alarm(0)
-        relay.stop()
+        _say("followers")
+        results.rows += measure.followers(occ, plan, FOLLOWERS)
+        _say("uploads")
+        results.rows += measure.uploads(occ, scratch)
         occ.stop()
+        for workers, at_once in ((20, (5, 20)), (50, (50,))):
+            _say(f"{workers} workers")
+            crowd = agent(f"home-of-{workers}", workers)
+            crowd.start()
+            if workers == 20:
+                results.rows += measure.idle(crowd, plan, workers)[0]
+            for many in at_once:
+                results.rows += measure.at_once((direct, relay, crowd), plan, many)
+            crowd.stop()
+        _say("a long past")
+        results.rows += growth.rows(*growth.agents(lambda name: agent(name, WORKERS)), plan)
+        signal.alarm(0)
     return results
 
 

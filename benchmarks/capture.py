@@ -85,16 +85,15 @@ class Capture:
     begun: int = field(default_factory=time.monotonic_ns)
     pieces: list[bytes] = field(default_factory=list)
     moments: list[int] = field(default_factory=list)
+    _before: bytes = b""
 
-    def read(self, read: Callable[[int], bytes], last: bytes | None = None) -> None:
-        """Read to the end of the stream, or to the piece with which `last` has come."""
-        before = b""
-        while piece := read(READ_BYTES):
-            self.moments.append(time.monotonic_ns())
-            self.pieces.append(piece)
-            if last is not None and last in before + piece:
-                return
-            before = piece[-64:]
+    def take(self, piece: bytes, last: bytes) -> bool:
+        """Note a piece that was just read. False when it is the end, or `last` came with it."""
+        self.moments.append(time.monotonic_ns())
+        self.pieces.append(piece)
+        ended = not piece or last in self._before + piece
+        self._before = piece[-64:]
+        return not ended
 
     def run(self, prompt: Prompt, execution_id: str = "") -> Run:
         """The events of a stream of lines."""

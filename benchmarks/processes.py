@@ -23,11 +23,11 @@ class Cost:
 def watch(processes: Sequence[psutil.Process], seconds: float) -> list[Cost]:
     """What each process costs over `seconds`. Memory is read at the end: reading it takes CPU."""
     names = _names(processes)
-    before = [(_cpu_seconds(process.pid), _wakeups(process.pid)) for process in processes]
+    before = [(cpu_seconds(process.pid), _wakeups(process.pid)) for process in processes]
     begun = time.monotonic()
     time.sleep(seconds)
     elapsed = time.monotonic() - begun
-    after = [(_cpu_seconds(process.pid), _wakeups(process.pid)) for process in processes]
+    after = [(cpu_seconds(process.pid), _wakeups(process.pid)) for process in processes]
     return [
         Cost(
             name=name,
@@ -47,7 +47,7 @@ def pss_mb(process: psutil.Process) -> float:
     return 0.0
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """CPU time of all threads, from the scheduler: the ticks in `stat` miss what sleeps most of the time."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 

@@ -13,17 +13,20 @@ import sys
 import time
 import uuid
 import zipfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import psutil
 
-from benchmarks.capture import Broken, Capture, Prompt, Run
+from benchmarks import processes
+from benchmarks.capture import READ_BYTES, Broken, Capture, Prompt, Run
+from occ_app import state
 from occ_app.client import AgentClient
 
 COMMAND_SECONDS = 45.0
-WORKSPACE = "benchmark"
-
 _SOURCE = Path(__file__).with_name("stub_cli.c")
 
 # The shape of what OCC calls: the same number of arguments, so that a spawn costs the same.
@@ -39,8 +42,11 @@ class Target(Protocol):
 
     name: str
 
-    def run(self, prompt: Prompt) -> Run:
-        """Ask for one stream and read it to its end."""
+    def begin(self, prompt: Prompt, lane: int = 0) -> Stream:
+        """Ask for one stream; streams that are to run at the same time are asked for in lanes of their own."""
+
+    def cpu_seconds(self) -> float:
+        """What the server has used so far, without the CLIs it started."""
 
 
 def compile_stub(folder: Path) -> Path:
@@ -64,11 +70,10 @@ class Direct:
         self._folder = folder
         self._environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
 
-    def run(self, prompt: Prompt) -> Run:
+    def begin(self, prompt: Prompt, lane: int = 0) -> Stream:
         message = {"type": "user", "message": {"role": "user", "content": str(prompt)}}
-        line = json.dumps(message).encode() + b"\n"
         capture = Capture()
-        with subprocess.Popen(
+        process = subprocess.Popen(
             self._argv,
             env=self._environment,
             cwd=self._folder,
@@ -76,17 +81,22 @@ class Direct:
             stdout=subprocess.PIPE,
             start_new_session=True,
             bufsize=0,
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(line)
-                output = process.stdout.fileno()
-                capture.read(lambda most: os.read(output, most), last=b'"type":"result"')
-            except BaseException:
-                process.kill()
-                raise
-        return capture.run(prompt)
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        output = process.stdout.fileno()
+
+        def close() -> None:
+            process.kill()
+            process.communicate()
+
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        return Stream(
+            capture, output, lambda: os.read(output, READ_BYTES), b'"type":"result"', lambda: capture.run(prompt), close
+        )
+
+    def cpu_seconds(self) -> float:
+        return 0.0
 
 
 class Relay:
@@ -99,6 +109,7 @@ class Relay:
         node = shutil.which("node")
         if node is None:
             raise Broken("there is no Node.js to run the relay with; install one (on Debian: apt-get install nodejs)")
+        begun = time.monotonic()
         self._process = subprocess.Popen(
             [node, _SOURCE.with_name("relay.js"), stub, folder, *_ARGUMENTS],
             env={"PATH": os.environ["PATH"], "HOME": str(folder)},
@@ -107,15 +118,17 @@ class Relay:
         )
         assert self._process.stdout is not None
         self._address = ("127.0.0.1", int(self._process.stdout.readline()))
+        await_answer(self._address, "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        self.start_seconds = time.monotonic() - begun
 
-    def run(self, prompt: Prompt) -> Run:
+    def begin(self, prompt: Prompt, lane: int = 0) -> Stream:
         body = json.dumps({"prompt": str(prompt)}).encode()
         request = f"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         capture = Capture()
-        with socket.create_connection(self._address) as connection:
-            connection.sendall(request.encode() + body)
-            capture.read(connection.recv, last=b"\r\n0\r\n\r\n")
-        return capture.relay_run(prompt)
+        return over_http(capture, self._address, request.encode() + body, lambda: capture.relay_run(prompt))
+
+    def cpu_seconds(self) -> float:
+        return processes.cpu_seconds(self._process.pid)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -127,33 +140,46 @@ class Occ:
 
     name = "occ"
 
-    def __init__(self, home: Path, stub: Path, workers: int) -> None:
-        self._home = home
+    def __init__(self, home: Path, stub: Path, workers: int, more: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self._workers = workers
+        self._token = f"benchmark-{uuid.uuid4()}"
+        self._address = ("127.0.0.1", _free_port())
         self._user = home.with_name(home.name + "-user")
-        self._environment = {
+        self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self._user),
             "LANG": "C.UTF-8",
             "OCC_HOME": str(home),
             "OCC_CLAUDE_BIN": str(stub),
             "OCC_WORKERS": str(workers),
+            "OCC_HTTP_PORT": str(self._address[1]),
+            "OCC_RETENTION_BYTES": "100GB",
+            **(more or {}),
         }
-        self._address = ("127.0.0.1", 0)
-        self._token = ""
         self.pid = 0
 
-    def start(self) -> float:
-        """Start the daemon with one workspace. Returns the seconds until `occ start` returned."""
+    def start(self) -> tuple[float, float]:
+        """Start the daemon with a workspace a lane. Returns the seconds to the first /health and to the return."""
         self._user.mkdir(exist_ok=True)
+        if not self.home.exists():
+            self.home.mkdir(mode=0o700)
+            state.save(self.home / "state.json", state.State(self._token))
         begun = time.monotonic()
-        self._command("start")
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(self._command, "start")
+            await_answer(self._address, self._head("GET", "/health", 0), started.done)
+            healthy = time.monotonic() - begun
+            started.result()
         seconds = time.monotonic() - begun
-        status = json.loads(self._command("status", "--json"))
-        self.pid = status["pid"]
-        self._address = ("127.0.0.1", status["port"])
-        self._token = self._command("token").strip()
-        self._upload(status["url"])
-        return seconds
+        self.pid = json.loads(self._command("status", "--json"))["pid"]
+        for lane in range(self._workers):
+            archive = io.BytesIO()
+            with zipfile.ZipFile(archive, "w") as zipped:
+                zipped.writestr("README.md", "benchmark\n")
+            archive.seek(0)
+            self.upload(f"lane-{lane}", archive)
+        return healthy, seconds
 
     def stop(self) -> float:
         """Stop the daemon; harmless when it does not run. Returns the seconds until `occ stop` returned."""
@@ -178,43 +204,62 @@ class Occ:
             return [supervisor, *supervisor.children(recursive=True)]
         return []
 
-    def run(self, prompt: Prompt) -> Run:
-        """POST /execute and read its events to the last."""
+    def begin(self, prompt: Prompt, lane: int = 0) -> Stream:
+        """POST /execute; its stream ends with the execution."""
         execution_id = f"bench-{uuid.uuid4()}"
-        body = {"executionId": execution_id, "workspaceId": WORKSPACE, "prompt": str(prompt)}
+        body = {"executionId": execution_id, "workspaceId": f"lane-{lane}", "prompt": str(prompt)}
         return self._stream("POST", "/execute", json.dumps(body).encode(), prompt, execution_id)
 
-    def replay(self, run: Run, prompt: Prompt) -> Run:
-        """Read all events of an execution that is over."""
-        return self._stream("GET", f"/executions/{run.execution_id}/events", b"", prompt, run.execution_id)
+    def follow(self, execution_id: str, prompt: Prompt) -> Stream:
+        """GET all events of an execution, over or not."""
+        return self._stream("GET", f"/executions/{execution_id}/events", b"", prompt, execution_id)
 
-    def _stream(self, method: str, path: str, body: bytes, prompt: Prompt, execution_id: str) -> Run:
-        request = (
-            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {self._token}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nAccept: text/event-stream\r\n"
-            "Connection: close\r\n\r\n"
-        ).encode() + body
-        capture = Capture()  # from before the connection is made: a client that has none open waits for that too
-        with socket.create_connection(self._address) as connection:
-            connection.sendall(request)
-            capture.read(connection.recv, last=b"\r\n0\r\n\r\n")
-        return capture.http_run(prompt, execution_id)
+    def get(self, path: str) -> float:
+        """GET something. Returns the seconds it took."""
+        begun = time.monotonic()
+        await_answer(self._address, self._head("GET", path, 0))
+        return time.monotonic() - begun
 
-    def _upload(self, url: str) -> None:
-        archive = io.BytesIO()
-        with zipfile.ZipFile(archive, "w") as zipped:
-            zipped.writestr("README.md", "benchmark\n")
-        archive.seek(0)
-        client = AgentClient(url, self._token)
+    def command_seconds(self, *arguments: str) -> float:
+        """Run an `occ` command. Returns the seconds it took."""
+        begun = time.monotonic()
+        self._command(*arguments)
+        return time.monotonic() - begun
+
+    def cpu_seconds(self) -> float:
+        return sum(processes.cpu_seconds(process.pid) for process in self.processes() if _is_python(process))
+
+    def upload(self, workspace: str, archive: IO[bytes]) -> float:
+        """Make a workspace. Returns the seconds it took."""
+        client = AgentClient(f"http://127.0.0.1:{self._address[1]}", self._token)
+        begun = time.monotonic()
         try:
-            client.upload(WORKSPACE, archive)
+            client.upload(workspace, archive)
         finally:
             client.close()
+        return time.monotonic() - begun
+
+    def _head(self, method: str, path: str, length: int) -> str:
+        return (
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {self._token}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {length}\r\nAccept: text/event-stream\r\n"
+            "Connection: close\r\n\r\n"
+        )
+
+    def _stream(self, method: str, path: str, body: bytes, prompt: Prompt, execution_id: str) -> Stream:
+        request = self._head(method, path, len(body)).encode() + body
+        capture = Capture()  # from before the connection is made: a client that has none open waits for that too
+        stream = over_http(capture, self._address, request, lambda: capture.http_run(prompt, execution_id))
+        return replace(stream, execution_id=execution_id)
+
+    def argv(self, *arguments: str) -> list[str]:
+        """The `occ` command as installed beside this Python."""
+        return [str(Path(sys.executable).with_name("occ")), *arguments]
 
     def _command(self, *arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "occ_app.cli", *arguments],
-            env=self._environment,
+            self.argv(*arguments),
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -228,6 +273,68 @@ class Occ:
 
     def _last_words(self) -> str:
         """The last line of each log that has one."""
-        logs = sorted((self._home / "logs").glob("*.log"))
+        logs = sorted((self.home / "logs").glob("*.log"))
         texts = [(log.name, log.read_text(errors="replace").strip()) for log in logs]
         return "; ".join(f"{name}: {text.splitlines()[-1]}" for name, text in texts if text)
+
+
+@dataclass
+class Stream:
+    """One stream under way: where its bytes come from, how it is read to its end, and what it was."""
+
+    capture: Capture
+    descriptor: int
+    read: Callable[[], bytes]
+    last: bytes
+    finish: Callable[[], Run]
+    close: Callable[[], None]
+    execution_id: str = ""
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def take(self) -> bool:
+        """Read what is there. False when that was the end."""
+        return self.capture.take(self.read(), self.last)
+
+
+def over_http(capture: Capture, address: tuple[str, int], request: bytes, finish: Callable[[], Run]) -> Stream:
+    """Send a request whose response is the stream."""
+    connection = socket.create_connection(address)
+    connection.sendall(request)
+    return Stream(
+        capture, connection.fileno(), lambda: connection.recv(READ_BYTES), b"\r\n0\r\n\r\n", finish, connection.close
+    )
+
+
+def await_answer(address: tuple[str, int], request: str, failed: Callable[[], bool] = lambda: False) -> None:
+    """Ask until there is an answer of 200, for a server that has just been started. Raises Broken when none comes."""
+    deadline = time.monotonic() + COMMAND_SECONDS
+    while time.monotonic() < deadline:
+        last_try = failed()
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=COMMAND_SECONDS) as connection:
+            connection.sendall(request.encode())
+            answer = connection.recv(READ_BYTES)
+            if answer.startswith(b"HTTP/1.1 200 "):
+                while connection.recv(READ_BYTES):
+                    pass
+                return
+        if last_try:
+            return  # what failed says why
+        time.sleep(0.002)  # there is nothing to wait on before it listens
+    raise Broken(f"nothing answers on port {address[1]}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _is_python(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "occ_" in " ".join(process.cmdline())
+    return False

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _LONGEST = 256
+_TICK_NANOSECONDS = 50_000_000
 
 
 class Doorbell:
@@ -45,22 +47,41 @@ class Ringer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._socket: socket.socket | None = None
-        self._directory = -1
+        self._changed = -1
+        self._listeners: dict[str, socket.socket] = {}
 
     def ring(self, key: str) -> None:
         """Tell every listener about `key`; a full or dead one is passed over."""
-        if self._socket is None:
-            self._directory = os.open(self._folder, os.O_DIRECTORY | os.O_CLOEXEC)
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        for name in os.listdir(self._folder):
+        changed = self._folder.stat().st_mtime_ns
+        if changed != self._changed:
+            # The clock of files ticks every few milliseconds: what came in the same tick would never be seen.
+            settled = time.time_ns() - changed > _TICK_NANOSECONDS
+            self._changed, self._listeners = changed if settled else -1, self._found()
+        for name, listener in self._listeners.items():
             try:
-                self._socket.sendto(key.encode(), f"/proc/self/fd/{self._directory}/{name}")
+                listener.send(key.encode())
             except ConnectionRefusedError:
                 # Its process is gone without a word; the file would be tried for ever.
                 (self._folder / name).unlink(missing_ok=True)
             except OSError:
                 continue
+
+    def _found(self) -> dict[str, socket.socket]:
+        """Everybody who listens now, each through a socket of its own: nobody's path is looked up at each ring."""
+        listeners = {}
+        with _short_path(self._folder) as short:
+            for name in os.listdir(self._folder):
+                kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+                listener = socket.socket(socket.AF_UNIX, kind)
+                try:
+                    listener.connect(f"{short}/{name}")
+                except ConnectionRefusedError:
+                    (self._folder / name).unlink(missing_ok=True)
+                except OSError:
+                    continue
+                else:
+                    listeners[name] = listener
+        return listeners
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
 import ssl
@@ -16,6 +17,8 @@ from occ_app import errors, events, tail
 from occ_app.db import Database
 from occ_app.records import Execution
 from occ_app.tail import Live, Tail
+
+log = logging.getLogger("occ.web")
 
 KEEPALIVE_SECONDS = 15.0
 STALLED_SECONDS = 10.0  # for a connection to take anything at all
@@ -154,8 +157,11 @@ class LiveStream:
         self._connection = connection
         self._frame = frame
         self._unsent = memoryview(b"")
-        self._progress = time.monotonic()
+        self._sent_at = time.monotonic()
+        self._blocked_at: float | None = None
+        self._ended = False
         self._over = False  # nothing comes after what is unsent
+        self._watched = _GONE
         self._leave = contextlib.ExitStack()
         self._leave.callback(release)
 
@@ -168,7 +174,7 @@ class LiveStream:
         self._leave.enter_context(self._follower)
         self._follower.join(self)
         self._leave.callback(self._follower.part, self)
-        self._tail.watch(self._connection.fileno(), _GONE, self._happened)
+        self._tail.watch(self._connection.fileno(), self._watched, self._happened)
         self.push()
 
     def _happened(self, mask: int) -> None:
@@ -178,6 +184,8 @@ class LiveStream:
             self.push()
 
     def push(self) -> None:
+        if self._ended:
+            return
         try:
             if not self._unsent:
                 self._take()
@@ -185,10 +193,12 @@ class LiveStream:
                 self._send()
         except errors.OCCError:
             return  # a held database is asked again within a second
-        except (OSError, ValueError):
+        except OSError:
             self._end()
-            return
-        if self._unsent:
+        except Exception:
+            log.exception("a stream met a fault of OCC")  # and the thread must go on for all others
+            self._end()
+        if self._unsent or self._ended:
             return
         if self._over:
             self._end()
@@ -202,7 +212,7 @@ class LiveStream:
             self._over = batch[-1].final
         elif self._tail.closed:
             self._over = True
-        elif time.monotonic() >= self._progress + KEEPALIVE_SECONDS:
+        elif time.monotonic() >= self._sent_at + KEEPALIVE_SECONDS:
             self._unsent = memoryview(self._frame(_KEEPALIVE))
         if self._over:
             self._unsent = memoryview(bytes(self._unsent) + self._frame(b""))
@@ -211,17 +221,19 @@ class LiveStream:
         now = time.monotonic()
         try:
             sent = self._connection.send(self._unsent)
+            self._sent_at, self._blocked_at = now, None
         except (BlockingIOError, ssl.SSLWantWriteError):
-            if now >= self._progress + STALLED_SECONDS:
+            sent, self._blocked_at = 0, self._blocked_at or now
+            if now >= self._blocked_at + STALLED_SECONDS:
                 raise TimeoutError from None
-            self._tail.watch(self._connection.fileno(), _GONE | select.EPOLLOUT, self._happened)
-            return
-        self._progress = now
         self._unsent = self._unsent[sent:]
         mask = _GONE | select.EPOLLOUT if self._unsent else _GONE
-        self._tail.watch(self._connection.fileno(), mask, self._happened)
+        if mask != self._watched:
+            self._watched = mask
+            self._tail.watch(self._connection.fileno(), mask, self._happened)
 
     def _end(self) -> None:
+        self._ended = True
         self._tail.forget(self._connection.fileno())
         with contextlib.suppress(OSError, ValueError):
             if self._over and isinstance(self._connection, ssl.SSLSocket):

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -239,10 +240,16 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def loaded(schema: Schema, content: Any) -> dict[str, Any]:
+@cache
+def schema_of(kind: type[Schema]) -> Schema:
+    """The one instance of a schema; making one takes longer than using it."""
+    return kind()
+
+
+def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
     """The content as the schema reads it. Raises InvalidRequest naming each wrong field."""
     try:
-        return dict(schema.load(content))
+        return dict(schema_of(kind).load(content))
     except ValidationError as error:
         wrong = error.messages if isinstance(error.messages, dict) else {"_body": error.messages}
         names = ", ".join(sorted(map(str, wrong))[:5])
@@ -251,12 +258,12 @@ def loaded(schema: Schema, content: Any) -> dict[str, Any]:
         ) from None
 
 
-def query(schema: Schema) -> dict[str, Any]:
+def query(kind: type[Schema]) -> dict[str, Any]:
     """The query string as the schema reads it."""
     doubled = [name for name, values in request.args.lists() if len(values) > 1]
     if doubled:
         raise errors.InvalidRequest(f"{doubled[0]} stands twice in the query.", {doubled[0]: ["Given twice."]})
-    return loaded(schema, request.args.to_dict())
+    return loaded(kind, request.args.to_dict())
 
 
 def cursor(after: str | None) -> int:

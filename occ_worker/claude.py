@@ -10,7 +10,6 @@ from pathlib import Path
 
 from occ_app.config import DEFAULT_TOOLS, Config
 from occ_app.records import Execution
-from occ_worker.process import MARKER
 
 _FIXED_ENVIRONMENT = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -62,9 +61,9 @@ def command(path: str, execution: Execution, workspace: Path, config: Config) ->
     return argv
 
 
-def environment(execution: Execution, config: Config) -> dict[str, str]:
-    """The CLI's environment: what the operator's says on reaching the model, OCC's own settings for it, the marker."""
-    return {**config.cli_environment, **_FIXED_ENVIRONMENT, MARKER: execution.execution_id}
+def environment(config: Config) -> dict[str, str]:
+    """The CLI's environment: what the operator's says on reaching the model, and OCC's own settings for it."""
+    return {**config.cli_environment, **_FIXED_ENVIRONMENT}
 
 
 def prompt_line(prompt: str) -> bytes:

@@ -23,7 +23,7 @@ from occ_app.doorbell import Doorbell, Ringer
 from occ_app.identity import own_identity
 from occ_app.kernel import become_subreaper, die_with_parent
 from occ_app.logs import log_to_stderr
-from occ_worker import tasks
+from occ_worker import claude, tasks
 from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.listener import GRACE_SECONDS, Worker
@@ -95,7 +95,7 @@ def run_executions(config: Config) -> None:
     def open_parts() -> None:
         """In the forked worker: nothing that holds a file or a lock crosses the fork."""
         become_subreaper()
-        launcher = Launcher()
+        launcher = Launcher(claude.environment(config))
         launcher.prepare()
         parts.append(
             Worker(

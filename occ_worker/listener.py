@@ -80,16 +80,17 @@ class Listener:
         self._deadline = begun + execution.timeout_seconds
         self._heard = self._looked = begun
         self._selector = selectors.DefaultSelector()
+        self._selector.register(child.stdin, selectors.EVENT_WRITE, self._write)
+        self._selector.register(child.stdout, selectors.EVENT_READ, self._read_output)
+        self._selector.register(child.stderr, selectors.EVENT_READ, self._read_stderr)
+        self._selector.register(child.exited, selectors.EVENT_READ, lambda: None)
+        self._selector.register(worker.bell, selectors.EVENT_READ, self._look)
+        self._selector.register(worker.wake, selectors.EVENT_READ, self._wake)
 
     def outcome(self) -> Outcome:
-        """Listen until the CLI is gone, then say how it went."""
+        """Give the CLI its prompt and listen until it is gone, then say how it went."""
         with self._selector:
-            self._selector.register(self._child.stdin, selectors.EVENT_WRITE, self._write)
-            self._selector.register(self._child.stdout, selectors.EVENT_READ, self._read_output)
-            self._selector.register(self._child.stderr, selectors.EVENT_READ, self._read_stderr)
-            self._selector.register(self._child.exited, selectors.EVENT_READ, lambda: None)
-            self._selector.register(self._worker.bell, selectors.EVENT_READ, self._look)
-            self._selector.register(self._worker.wake, selectors.EVENT_READ, self._wake)
+            log.info("execution %s started", self._execution.execution_id)
             while self._child.returncode() is None:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()

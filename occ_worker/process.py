@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -27,33 +27,31 @@ MARKER = "OCC_EXECUTION_ID"
 
 _F_SETPIPE_SZ = 1031
 _PIPE_BYTES = 1 << 20
-_SCRIPT = 3  # the descriptor on which the waiting shell gets its command
-_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _OOM_SCORE = b"500"  # under memory pressure the kernel ends the CLI before the daemon
 
 
 class Launcher:
-    """Starts programs at once: the process that becomes the next one waits for its command.
+    """Starts programs at once: the process that becomes the next one is there beforehand and waits for its command.
 
-    A fork of the worker would take longer than all else between a prompt and its CLI, so it is made beforehand. What
-    waits is a shell, which is small: its memory is little and its exec short.
+    What waits is a shell: its memory is little and its exec short. `environment` is that of every program it starts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
         self._next: Child | None = None
 
     def prepare(self) -> None:
         """Have a process waiting; harmless when one does."""
         if self._next is None:
-            self._next = Child()
+            self._next = Child(self._environment)
 
-    def start(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> Child:
+    def start(self, argv: Sequence[str], folder: Path, execution_id: str) -> Child:
         """Let the waiting process become this program. When that cannot be, it ends with 126 or 127."""
         if self._next is None or self._next.returncode() is not None:  # somebody ended it while it waited
             self.close()
-            self._next = Child()
+            self._next = Child(self._environment)
         child, self._next = self._next, None
-        child.become(argv, environment, folder)
+        child.become(argv, folder, execution_id)
         return child
 
     def close(self) -> None:
@@ -69,33 +67,22 @@ class Child:
     It dies with the process that started it (PR_SET_PDEATHSIG), even when that is killed without a word.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         """Start it. Raises OSError when the machine has no room for another process."""
-        parent = os.getpid()
-        script, self._script = os.pipe()
-
-        def before_exec() -> None:
-            die_with_parent(parent)
-            os.dup2(script, _SCRIPT)
-            with contextlib.suppress(OSError):
-                descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-                os.write(descriptor, _OOM_SCORE)
-                os.close(descriptor)
-
-        try:
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", f". /proc/self/fd/{_SCRIPT}"],
-                env={},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                preexec_fn=before_exec,  # noqa: PLW1509 - workers have one thread, so nothing can hold a lock here
-                pass_fds=[_SCRIPT],
-                bufsize=0,
-            )
-        finally:
-            os.close(script)
+        # Python can start it without copying itself only when nothing of Python runs in between: a copy takes longer
+        # than all else between a prompt and its CLI, and after it every page of the worker is slow to touch once.
+        mortal, before_exec = _dying_with(os.getpid())
+        self._process = subprocess.Popen(
+            # `read` takes no byte beyond the line: what follows it on stdin is the program's.
+            [*mortal, "/bin/sh", "-c", 'IFS= read -r line && eval "$line"'],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=before_exec,  # noqa: PLW1509 - workers have one thread, so nothing can hold a lock here
+            bufsize=0,
+        )
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
         assert stdin is not None  # noqa: S101 - all three are pipes
         assert stdout is not None  # noqa: S101 - as above
@@ -106,22 +93,19 @@ class Child:
         for pipe in (self.stdin, self.stdout, self.stderr):
             os.set_blocking(pipe.fileno(), False)
         with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/oom_score_adj").write_bytes(_OOM_SCORE)
+        with contextlib.suppress(OSError):
             # A wider pipe lets a burst flow while its events are stored.
             fcntl.fcntl(self.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def become(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
-        """Tell it what to become, with this environment and no other; names that no shell can export are left out."""
-        exports = [f"{name}={shlex.quote(value)}" for name, value in environment.items() if _NAME.fullmatch(name)]
-        steps = [
-            f"exec {_SCRIPT}<&-",
-            shlex.join(["cd", "--", str(folder)]),
-            "unset PWD OLDPWD",
-            " ".join(["export", *exports]),
-            f"exec {shlex.join(argv)}",
-        ]
-        with open(self._script, "wb") as script, contextlib.suppress(BrokenPipeError):  # its end says the same
-            script.write(os.fsencode(" && ".join(steps) + "\n"))
-        self._script = -1
+    def become(self, argv: Sequence[str], folder: Path, execution_id: str) -> None:
+        """Tell it what to become. Raises ValueError for a line break in what it is told."""
+        marked = f"unset PWD OLDPWD && export {MARKER}={shlex.quote(execution_id)}"
+        line = f"{shlex.join(['cd', '--', str(folder)])} && {marked} && exec {shlex.join(argv)}"
+        if "\n" in line:
+            raise ValueError(f"a line break in {line!r}")
+        with contextlib.suppress(BrokenPipeError):  # its exit says the same
+            os.write(self.stdin.fileno(), os.fsencode(line + "\n"))
 
     def returncode(self) -> int | None:
         """How it ended: an exit code, minus the signal that ended it, or None while it runs."""
@@ -138,9 +122,6 @@ class Child:
             self.signal_group(signal.SIGKILL)
             self._process.wait()
         sweep_children()
-        if self._script >= 0:
-            os.close(self._script)
-            self._script = -1
         for pipe in (self.stdin, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 pipe.close()
@@ -149,10 +130,19 @@ class Child:
             self.exited = -1
 
 
+def _dying_with(parent: int) -> tuple[list[str], Callable[[], None] | None]:
+    """What sets PR_SET_PDEATHSIG for a child: util-linux' setpriv before it, or without that a copy of Python."""
+    setpriv = shutil.which("setpriv", path=os.defpath)
+    if setpriv is not None:
+        # Should the parent be dead by then, the shell finds its input ended.
+        return [setpriv, "--pdeathsig", "KILL", "--"], None
+    return [], lambda: die_with_parent(parent)
+
+
 def sweep_children() -> bool:
     """Kill every child of this process, and theirs as they become ours, until a look finds none. False: some stayed."""
     deadline = time.monotonic() + SWEEP_SECONDS
-    while children := [child.pid for child in psutil.Process().children()]:
+    while children := _children():
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -161,6 +151,15 @@ def sweep_children() -> bool:
         if time.monotonic() > deadline:
             return False
     return True
+
+
+def _children() -> list[int]:
+    """The children of this process, those it adopted among them."""
+    pid = os.getpid()
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # a kernel built without it
+        return [child.pid for child in psutil.Process().children()]
 
 
 def sweep_marked(execution_id: str, home: Path) -> bool:

@@ -59,12 +59,13 @@ class DoorbellStorage(SqliteStorage):
         if data is not None:
             return data
         descriptor = self._open()
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        if self.wake is not None:
-            poller.register(self.wake, select.POLLIN)
-        if descriptor not in dict(poller.poll(_REREAD_SECONDS * 1000)):
-            return None
+        with select.epoll() as poller:
+            # Exclusive: a ring wakes one of those that wait, where it would wake all to find one byte.
+            poller.register(descriptor, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            if self.wake is not None:
+                poller.register(self.wake, select.EPOLLIN)
+            if descriptor not in dict(poller.poll(_REREAD_SECONDS)):
+                return None
         try:
             os.read(descriptor, 1)  # one byte is one job, so each ring wakes one worker
         except BlockingIOError:

@@ -25,7 +25,6 @@ def run_next(worker: Worker) -> bool:
     execution = executions.claim(worker.db, worker.identity)
     if execution is None:
         return False
-    log.info("execution %s started", execution.execution_id)
     try:
         outcome = _run(worker, execution)
     except BaseException:
@@ -71,13 +70,14 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
     child = worker.launcher.start(
         sandbox.wrapped(claude.command(path, execution, workspace, worker.config), workspace, worker.config),
-        claude.environment(execution, worker.config),
         workspace,
+        execution.execution_id,
     )
     try:
+        listener = Listener(worker, execution, child)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
         worker.db.flush()
-        return Listener(worker, execution, child).outcome()
+        return listener.outcome()
     except OCCError as error:
         return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")
     finally:

@@ -25,7 +25,8 @@ def without_result(returncode: int, killed: bool, stderr: str) -> Outcome:
     if "No conversation found" in stderr:
         return Outcome.failure("SESSION_NOT_FOUND", f"Claude Code said: {stderr}", **how(returncode))
     if returncode in (126, 127):  # what a shell ends with when it cannot start a program
-        return Outcome.failure("CLAUDE_NOT_FOUND", f"Claude Code cannot be started: {stderr}", **how(returncode))
+        message = f"Claude Code cannot be started ({stderr or 'no reason given'}); install it again."
+        return Outcome.failure("CLAUDE_NOT_FOUND", message, **how(returncode))
     ended = f"exit code {returncode}" if returncode > 0 else f"signal {-returncode}"
     return Outcome.failure("CLAUDE_EXIT", f"Claude Code ended with {ended}{said}", **how(returncode))
 

@@ -59,13 +59,13 @@ def _exists(execution_id: str) -> bool:
 def _request() -> Request:
     """The body as a request, with the configured limits filled in."""
     body = web.json_body()
-    loaded = web.loaded(schemas.ExecuteBody(), body)
+    loaded = web.loaded(schemas.ExecuteBody, body)
     config = parts().config
     if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
         raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
-            wire = schemas.ExecuteBody().fields[name].data_key or name
+            wire = web.schema_of(schemas.ExecuteBody).fields[name].data_key or name
             message = f"Must be at most {config.max_timeout_seconds:g} (OCC_MAX_TIMEOUT_SECONDS)."
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
     return Request(
@@ -90,27 +90,27 @@ def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
 @bp.get("/executions")
 def listing() -> Response:
     """Executions, newest first."""
-    asked = web.query(schemas.ListQuery())
+    asked = web.query(schemas.ListQuery)
     found, following = executions.listing(parts().db, **asked)
     return web.json_response(page(found, following))
 
 
 def page(found: list[Execution], following: int | None) -> Any:
     """A page of executions as it stands on the wire."""
-    return schemas.ExecutionList().dump({"executions": found, "next": following})
+    return web.schema_of(schemas.ExecutionList).dump({"executions": found, "next": following})
 
 
 @bp.get("/executions/<execution_id>")
 def show(execution_id: str) -> Response:
     """One execution as it stands."""
-    web.query(schemas.NoQuery())
-    return web.json_response(schemas.ExecutionRecord().dump(executions.get(parts().db, execution_id)))
+    web.query(schemas.NoQuery)
+    return web.json_response(web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id)))
 
 
 @bp.get("/executions/<execution_id>/events")
 def events(execution_id: str) -> Response:
     """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
-    asked = web.query(schemas.EventsQuery())
+    asked = web.query(schemas.EventsQuery)
     after = web.cursor(asked.get("after"))
     execution = executions.get(parts().db, execution_id)
     parts().streams.enter()
@@ -124,13 +124,13 @@ def events(execution_id: str) -> Response:
 @bp.post("/executions/<execution_id>/cancel")
 def cancel(execution_id: str) -> Response:
     """End an execution; harmless when it is over."""
-    web.query(schemas.NoQuery())
+    web.query(schemas.NoQuery)
     execution = executions.request_stop(
         parts().db, execution_id, "EXECUTION_CANCELLED", "The execution was cancelled before it started."
     )
     parts().workers.ring(execution_id)
     parts().readers.ring(tail.execution_key(execution.number))
-    return web.json_response(schemas.ExecutionRecord().dump(execution), 202)
+    return web.json_response(web.schema_of(schemas.ExecutionRecord).dump(execution), 202)
 
 
 def add_websocket(app: Flask) -> None:
@@ -145,7 +145,7 @@ def add_websocket(app: Flask) -> None:
         if request.endpoint == "websocket":
             if request.headers.get("Upgrade", "").lower() != "websocket":
                 raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
-            g.after = web.cursor(web.query(schemas.EventsQuery()).get("after"))
+            g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
             g.execution = executions.get(parts().db, (request.view_args or {})["execution_id"])
 
     @sock.route("/executions/<execution_id>/ws")  # type: ignore[untyped-decorator]  # flask-sock is untyped

@@ -13,5 +13,5 @@ bp = Blueprint("health", __name__)
 @bp.get("/health")
 def health() -> Response:
     """How the agent is; 200 also when it is degraded."""
-    web.query(schemas.NoQuery())
+    web.query(schemas.NoQuery)
     return web.json_response(agent.health(parts().config, parts().db))

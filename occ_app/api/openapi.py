@@ -44,7 +44,7 @@ _CONTRACTS: dict[str, dict[str, Any]] = {
 @bp.get("/openapi.json")
 def openapi() -> Response:
     """This document."""
-    web.query(schemas.NoQuery())
+    web.query(schemas.NoQuery)
     return web.json_response(document(current_app))
 
 

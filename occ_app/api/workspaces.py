@@ -29,7 +29,7 @@ def init() -> Response:
         raise errors.InvalidRequest(
             f"{name} is given twice or is no file part.", {name: ["Given twice or not a file."]}
         )
-    form = web.loaded(schemas.InitForm(), request.form.to_dict())
+    form = web.loaded(schemas.InitForm, request.form.to_dict())
     upload = request.files.get("zip")
     if upload is None:
         raise errors.InvalidRequest("The file part `zip` is missing.", {"zip": ["Missing file part."]})
@@ -75,21 +75,21 @@ def _await_job(number: int) -> Response:
 @bp.get("/workspaces")
 def listing() -> Response:
     """All workspaces, by id."""
-    web.query(schemas.NoQuery())
-    return web.json_response(schemas.WorkspaceList().dump({"workspaces": workspaces.listing(parts().db)}))
+    web.query(schemas.NoQuery)
+    return web.json_response(web.schema_of(schemas.WorkspaceList).dump({"workspaces": workspaces.listing(parts().db)}))
 
 
 @bp.get("/workspaces/<workspace_id>")
 def show(workspace_id: str) -> Response:
     """One workspace."""
-    web.query(schemas.NoQuery())
-    return web.json_response(schemas.WorkspaceRecord().dump(workspaces.get(parts().db, workspace_id)))
+    web.query(schemas.NoQuery)
+    return web.json_response(web.schema_of(schemas.WorkspaceRecord).dump(workspaces.get(parts().db, workspace_id)))
 
 
 @bp.delete("/workspaces/<workspace_id>")
 def delete(workspace_id: str) -> Response:
     """Remove a workspace and its files, unless an execution runs in it."""
-    web.query(schemas.NoQuery())
+    web.query(schemas.NoQuery)
     workspaces.delete(parts().db, workspace_id, parts().config.workspaces)
     return web.json_response({"status": "success"})
 
@@ -97,7 +97,7 @@ def delete(workspace_id: str) -> Response:
 @bp.get("/workspaces/<workspace_id>/archive")
 def archive(workspace_id: str) -> Response:
     """The workspace as it is now, as a zip."""
-    web.query(schemas.NoQuery())
+    web.query(schemas.NoQuery)
     workspace = workspaces.get(parts().db, workspace_id)
     output = tempfile.TemporaryFile(dir=parts().config.run / "uploads")  # noqa: SIM115 - closed with the response
     try:
