@@ -154,7 +154,7 @@ class Occ:
             "OCC_CLAUDE_BIN": str(stub),
             "OCC_WORKERS": str(workers),
             "OCC_HTTP_PORT": str(self._address[1]),
-            "OCC_RETENTION_BYTES": "100GB",
+            "OCC_RETENTION_BYTES": "100000000000",
             **(more or {}),
         }
         self.pid = 0

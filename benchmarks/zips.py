@@ -6,16 +6,16 @@ import random
 import zipfile
 from pathlib import Path
 
-_MEGABYTE = 1 << 20
+_FILE_BYTES = 9_900_000  # an agent takes 100 MB by default
 
 
 def large(folder: Path) -> Path:
-    """Ten files of 10 MB that hardly compress, as a build's output or pictures do."""
+    """Ten files of 9.9 MB that hardly compress, as a build's output or pictures do."""
     bytes_of = random.Random(1)  # noqa: S311 - the same ones each time
     path = folder / "large.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         for number in range(10):
-            zipped.writestr(f"assets/{number}.bin", bytes_of.randbytes(10 * _MEGABYTE))
+            zipped.writestr(f"assets/{number}.bin", bytes_of.randbytes(_FILE_BYTES))
     return path
 
 
