@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import selectors
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from benchmarks import processes, zips
 from benchmarks.capture import Broken, Prompt, Run
 from benchmarks.targets import Occ, Relay, Stream, Target
+from occ_app import archives
 
 SIZE_BYTES = 40
 LONGEST_ROW_SECONDS = 20.0  # after which no further round is begun, so that a slow target ends the row and not the run
@@ -182,6 +184,8 @@ def followers(occ: Occ, plan: Plan, many: int) -> list[Row]:
     caller = occ.begin(prompt)
     caller.take()  # it is accepted
     streams = [caller, *(occ.follow(caller.execution_id, prompt) for _ in range(many - 1))]
+    for stream in streams[1:]:
+        stream.take()  # it is attached
     attached, before = time.monotonic_ns(), occ.cpu_seconds()
     healths, stop = list[float](), threading.Event()
 
@@ -237,17 +241,29 @@ def uploads(occ: Occ, scratch: Path) -> list[Row]:
     if unzip is None:
         raise Broken("there is no unzip to compare with; install one (on Debian: apt-get install unzip)")
     rows = []
+    limits = archives.Limits(1 << 30, 1 << 20)
     for name, archive in (("100 MB", zips.large(scratch)), ("20,000 small files", zips.many(scratch))):
         samples: dict[str, list[float]] = {"unzip": [], "occ": []}
-        for turn in range(3):
-            folder = scratch / f"unzipped-{archive.stem}-{turn}"
-            begun = time.monotonic()
-            subprocess.run([unzip, "-q", archive, "-d", folder], check=True, stdin=subprocess.DEVNULL)
-            samples["unzip"].append(time.monotonic() - begun)
+        sent: dict[str, list[float]] = {"unzip": samples["unzip"], "occ": []}
+        ways: list[tuple[list[float], Callable[[Path], object]]] = [
+            (
+                samples["unzip"],
+                lambda folder, zipped=archive: subprocess.run([unzip, "-q", zipped, "-d", folder], check=True),
+            ),
+            (samples["occ"], lambda folder, zipped=archive: archives.unpack(zipped, folder, limits)),
+        ]
+        for turn in range(5):
+            for times, unpack in ways if turn % 2 else reversed(ways):  # what comes second finds a busier disk
+                folder = scratch / "unpacked"
+                os.sync()
+                begun = time.monotonic()
+                unpack(folder)
+                times.append(time.monotonic() - begun)
+                shutil.rmtree(folder)
             with archive.open("rb") as file:
-                samples["occ"].append(occ.upload(f"{archive.stem}-{turn}", file))
-            shutil.rmtree(folder)
-        rows.append(Row(f"a zip of {name}: uploaded and unpacked (relay: `unzip`)", "s", samples, "≤ 1.5"))
+                sent["occ"].append(occ.upload(f"{archive.stem}-{turn}", file))
+        rows.append(Row(f"a zip of {name}: checked and unpacked, beside `unzip`", "s", samples, "≤ 1.5"))
+        rows.append(Row(f"a zip of {name}: uploaded, unpacked, safe on the disk", "s", sent))
     return rows
 
 

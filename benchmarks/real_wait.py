@@ -59,7 +59,13 @@ def _first_text(argv: Sequence[str], environment: Mapping[str, str], folder: Pat
     """Milliseconds from the start of a command to the model's text in its output."""
     begun = time.monotonic()
     with subprocess.Popen(
-        argv, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
+        argv,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
     ) as process:
         assert process.stdout is not None
         seen, first = b"", 0.0

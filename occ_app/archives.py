@@ -25,6 +25,7 @@ _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
 _DEEPEST = 64
 _DRIVE = re.compile(r"^[A-Za-z]:")
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Letters that look like a separator or a dot, or that hide what follows; a name made of them is meant to deceive.
 _LOOKALIKES = frozenset(
@@ -82,7 +83,10 @@ def unpack(archive: Path, target: Path | None, limits: Limits) -> Unpacked:
 
 def skip_reason(path: str) -> str | None:
     """Why an entry is left out of an untrusted workspace: it would make Claude Code or git run something."""
-    parts = path.lower().split("/")
+    lowered = path.lower()
+    if ".claude" not in lowered and ".mcp.json" not in lowered and ".git" not in lowered:
+        return None
+    parts = lowered.split("/")
     for index, part in enumerate(parts):
         rest = parts[index + 1 :]
         if part == ".claude" and rest and not (rest == ["claude.md"] or (rest[0] == "rules" and len(rest) > 1)):
@@ -171,15 +175,15 @@ def _checked_path(name: str, folder: bool) -> str:
     path = name[:-1] if folder else name
     if not path or path.startswith("/") or _DRIVE.match(path) or "\\" in path:
         raise _escape(name, "an absolute path, a drive or a backslash")
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in path):
+    if _CONTROL.search(path):
         raise _escape(name, "a control character")
-    if any(c in _LOOKALIKES and c not in _LOOKALIKES_ALLOWED for c in path):
+    if not path.isascii() and any(c in _LOOKALIKES and c not in _LOOKALIKES_ALLOWED for c in path):
         raise _escape(name, "a character that looks like another or is invisible")
     parts = path.split("/")
     for part in parts:
         if part in ("", ".", "..") or part != part.rstrip(". ") or part != part.lstrip(" "):
             raise _escape(name, "a part that is empty, is dots, or begins or ends with a space or ends with a dot")
-        if len(part.encode()) > _LONGEST_NAME:
+        if len(part) * 4 > _LONGEST_NAME and len(part.encode()) > _LONGEST_NAME:
             raise ArchiveError("ZIP_NAME_TOO_LONG", f"{_shown(name)} has a part of more than {_LONGEST_NAME} bytes.")
     if len(path.encode()) > _LONGEST_PATH or len(parts) > _DEEPEST:
         raise ArchiveError(
@@ -223,43 +227,52 @@ def _check_overlaps(zipped: zipfile.ZipFile, entries: Iterable[Entry]) -> None:
 def _write(zipped: zipfile.ZipFile, entries: list[Entry], target: Path | None, limits: Limits) -> Unpacked:
     files = written = 0
     skipped = []
+    made: set[str] = set()
     for entry in entries:
         reason = None if limits.trusted else skip_reason(entry.path)
         if reason is not None:
             skipped.append({"path": entry.path, "reason": reason})
-        destination = None if target is None or reason is not None else target / entry.path
+        destination = None if target is None or reason is not None else f"{target}/{entry.path}"
+        if destination is not None:
+            folder = destination if entry.folder else destination.rpartition("/")[0]
+            if folder not in made:
+                Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+                made.add(folder)
         if entry.folder:
-            if destination is not None:
-                destination.mkdir(mode=0o700, parents=True, exist_ok=True)
             continue
         written += _write_file(zipped, entry, destination, limits.unpacked_bytes - written)
         files += destination is not None or (target is None and reason is None)
     return Unpacked(files, written, tuple(skipped))
 
 
-def _write_file(zipped: zipfile.ZipFile, entry: Entry, destination: Path | None, room: int) -> int:
+def _write_file(zipped: zipfile.ZipFile, entry: Entry, destination: str | None, room: int) -> int:
     """Write one file, reading it to its end so that its checksum is checked. Returns its bytes."""
     written = 0
     executable = entry.info.create_system == 3 and (entry.info.external_attr >> 16) & 0o111
     with zipped.open(entry.info) as source:
-        output: IO[bytes] | None = None
+        output: int | None = None
         if destination is not None:
-            destination.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            output = os.fdopen(os.open(destination, flags, 0o700 if executable else 0o600), "wb")
+            output = os.open(destination, flags, 0o700 if executable else 0o600)
         try:
             while piece := source.read(_PIECE):
                 written += len(piece)
                 if written > room:
                     raise ArchiveError("ZIP_BOMB", "The zip unpacks to more than OCC_MAX_UNPACKED_BYTES allows.")
                 if output is not None:
-                    output.write(piece)
+                    _write_all(output, piece)
         finally:
             if output is not None:
-                output.close()
+                os.close(output)
     if written != entry.info.file_size:
         raise ArchiveError("ZIP_CORRUPT", f"{_shown(entry.path)} is not as long as the zip says.")
     return written
+
+
+def _write_all(descriptor: int, piece: bytes) -> None:
+    written = os.write(descriptor, piece)
+    while written < len(piece):  # the disk was about to be full; now it says so, or there is room again
+        written += os.write(descriptor, piece[written:])
 
 
 def _shown(name: str) -> str:

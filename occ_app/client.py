@@ -6,8 +6,9 @@ lost reply never runs a prompt twice.
 
 from __future__ import annotations
 
+import itertools
 import json
-import tempfile
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -73,12 +74,13 @@ class AgentClient:
             "description": description,
         }
         boundary = uuid.uuid4().hex
-        with tempfile.TemporaryFile() as body:
-            _write_form(body, fields, archive, boundary)
-            length = body.tell()
-            body.seek(0)
-            headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
-            return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
+        begin, end = _around_the_file(fields, boundary)
+        here = archive.tell()
+        length = len(begin) + archive.seek(0, os.SEEK_END) - here + len(end)
+        archive.seek(here)
+        body = itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end])
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
 
     def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[Event]:
         """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
@@ -209,16 +211,15 @@ class AgentClient:
         return f"{self.url} does not speak TLS as it should; is it an http:// address?"
 
 
-def _write_form(body: IO[bytes], fields: Mapping[str, str], archive: IO[bytes], boundary: str) -> None:
-    for name, value in fields.items():
-        body.write(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode())
-    body.write(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="zip"; filename="workspace.zip"\r\n'
-        "Content-Type: application/zip\r\n\r\n".encode()
+def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, bytes]:
+    """What stands before and after the file in a multipart form."""
+    begin = "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
     )
-    while piece := archive.read(_PIECE):
-        body.write(piece)
-    body.write(f"\r\n--{boundary}--\r\n".encode())
+    begin += f'--{boundary}\r\nContent-Disposition: form-data; name="zip"; filename="workspace.zip"\r\n'
+    begin += "Content-Type: application/zip\r\n\r\n"
+    return begin.encode(), f"\r\n--{boundary}--\r\n".encode()
 
 
 def _parsed(response: urllib3.BaseHTTPResponse) -> Iterator[Event | None]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import itertools
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from occ_app.resources import packaged
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
 _POOLED = 8
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.01
 
 
 class _Connection(sqlite3.Connection):
@@ -36,20 +40,20 @@ class Database:
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
         self._readonly = readonly
-        self._idle: list[_Connection] = []
+        self._idle: dict[bool, list[_Connection]] = {False: [], True: []}  # for reading, and for writing
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection for SELECTs. Raises Unavailable (BUSY) or NoSpace as SQLite reports them."""
-        connection = self._take()
+        connection = self._take(writing=False)
         try:
             yield connection
         except sqlite3.DatabaseError as error:
             raise translated(error) from error
         finally:
-            self._give_back(connection)
+            self._give_back(connection, writing=False)
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -58,12 +62,12 @@ class Database:
         `durable` waits for the disk (synchronous=FULL). Without it a power cut may lose the newest commits, never
         their order; measured here, a cut after NORMAL lost 231 of 1,830 commits and after FULL none.
         """
-        connection = self._take()
+        connection = self._take(writing=True)
         try:
             if connection.durable is not durable:
                 connection.execute("PRAGMA synchronous = " + ("FULL" if durable else "NORMAL"))
                 connection.durable = durable
-            connection.execute("BEGIN IMMEDIATE")
+            begin(lambda: connection.execute("BEGIN IMMEDIATE"))
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -74,7 +78,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise translated(error) from error
         finally:
-            self._give_back(connection)
+            self._give_back(connection, writing=True)
 
     def flush(self) -> None:
         """Wait until every commit so far is on the disk. Raises as `write`.
@@ -102,27 +106,48 @@ class Database:
     def close(self) -> None:
         """Close the idle connections; what is lent closes when it comes back."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
+            idle, self._idle = self._idle, {False: [], True: []}
+        for connection in itertools.chain(*idle.values()):
             connection.close()
 
-    def _take(self) -> _Connection:
+    def _take(self, *, writing: bool) -> _Connection:
         with self._lock:
             if self._pid != os.getpid():
-                self._idle, self._pid = [], os.getpid()
-            if self._idle:
-                return self._idle.pop()
+                self._idle, self._pid = {False: [], True: []}, os.getpid()
+            if self._idle[writing]:
+                return self._idle[writing].pop()
         try:
-            return connect(self.path, readonly=self._readonly)
+            connection = connect(self.path, readonly=self._readonly)
+            if writing:
+                connection.execute("PRAGMA busy_timeout = 0")  # begin() waits better
+            return connection
         except sqlite3.DatabaseError as error:
             raise translated(error) from error
 
-    def _give_back(self, connection: _Connection) -> None:
+    def _give_back(self, connection: _Connection, *, writing: bool) -> None:
         with self._lock:
-            if len(self._idle) < _POOLED and self._pid == os.getpid():
-                self._idle.append(connection)
+            if len(self._idle[writing]) < _POOLED and self._pid == os.getpid():
+                self._idle[writing].append(connection)
                 return
         connection.close()
+
+
+def begin(statement: Callable[[], object]) -> None:
+    """Execute the BEGIN of a transaction that writes, waiting up to BUSY_SECONDS for others that do.
+
+    SQLite's own way of waiting sleeps longer and longer, 1 ms at first and 100 ms at last, and whoever comes later
+    overtakes; but a transaction of OCC takes a tenth of a millisecond. There is nothing to wait on, so this asks often.
+    """
+    deadline, pause = time.monotonic() + BUSY_SECONDS, _SHORTEST_PAUSE
+    while True:
+        try:
+            statement()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(pause)
+        pause = min(1.2 * pause, _LONGEST_PAUSE)
 
 
 def connect(path: Path, *, readonly: bool = False) -> _Connection:
@@ -177,17 +202,36 @@ def ensure_schema(path: Path, lock: Path) -> None:
                     f"{path} has schema {version} and this OCC knows {SCHEMA_VERSION}; "
                     "install the newer OCC that wrote it."
                 )
-            if version < SCHEMA_VERSION:
-                _migrate(connection)
         finally:
             connection.close()
+        if version < SCHEMA_VERSION:
+            _migrate_apart(path)
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def _migrate_apart(path: Path) -> None:
+    """Migrate in a process of its own: what it loads for that would stay in a daemon's memory for months.
+
+    Raises StartFailed when that fails; the reason is on stderr.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _migrate(path)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise errors.StartFailed(f"{path} cannot be brought to this version; logs/daemon.log says why.")
+
+
+def _migrate(path: Path) -> None:
     import sqlite_utils
 
+    connection = connect(path)
     _migrations().apply(sqlite_utils.Database(connection))
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.close()
 
 
 def _migrations() -> Any:

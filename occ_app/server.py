@@ -7,6 +7,7 @@ thread.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import ssl
@@ -159,6 +160,8 @@ class Application(BaseApplication):
             "graceful_timeout": STOP_SECONDS,
             "keepalive": 15,
             "control_socket_disable": True,  # it would be shared by every gunicorn of this user
+            # What is there now is shared with the worker, as long as no collection writes to it.
+            "pre_fork": _share_memory,
             "post_fork": _die_with_master,
             "loglevel": "warning",
             "errorlog": "-",
@@ -180,6 +183,11 @@ class Application(BaseApplication):
 
     def load(self) -> Flask:
         return self._make_app()
+
+
+def _share_memory(_: Any, __: Any) -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def _die_with_master(_: Any, worker: Any) -> None:

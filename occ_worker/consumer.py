@@ -65,6 +65,25 @@ class _WorkerEnvironment(ProcessEnvironment):
         for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are the supervisor's to handle
             signal.signal(ignored, signal.SIG_IGN)
 
+    def create_process(self, runnable: Any, name: str) -> Any:
+        return _NoProcess() if name == "Scheduler" else super().create_process(runnable, name)
+
+    def is_alive(self, process: Any) -> bool:
+        return isinstance(process, _NoProcess) or super().is_alive(process)
+
+
+class _NoProcess:
+    """Stands where Huey has a process for jobs that are due later: this queue has none of them, and memory is dear."""
+
+    pid = None
+
+    def start(self) -> None: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+    def is_alive(self) -> bool:
+        return False
+
 
 class _ExecutionsConsumer(Consumer):
     def get_environment(self, _: str) -> _WorkerEnvironment:

@@ -15,6 +15,7 @@ from occ_app import agent, archives, claude_cli, executions, retention, tail, wo
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
+from occ_app.errors import OCCError
 from occ_app.identity import boot_id
 from occ_app.records import Execution, Outcome
 from occ_worker.heartbeat import Heartbeat
@@ -75,6 +76,13 @@ class Control:
         problem = claude_cli.missing(self._config) if cli.path is None else None
         agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem})
 
+    def under_way(self) -> bool:
+        """Whether anything runs or waits, so that there is something to reap."""
+        try:
+            return any(executions.counts(self._db))
+        except OCCError:
+            return True  # a held database; the job will wait for it
+
     def reap(self) -> None:
         """Settle executions whose worker is gone, end workers that are stuck, and wake workers for what waits."""
         if not self._reaping.acquire(blocking=False):
@@ -117,12 +125,14 @@ class Control:
         if done.executions:
             log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
 
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the database when it has grown; SQLite's own trigger is off (see db.py)."""
-        log_file = Path(f"{self._config.database}-wal")
+    def log_is_long(self) -> bool:
+        """Whether the write-ahead log has grown enough to be moved into the database."""
         with contextlib.suppress(FileNotFoundError):
-            if log_file.stat().st_size < _CHECKPOINT_BYTES:
-                return
-            busy, _ = executions.counts(self._db)
-            with self._db.read() as connection:
-                connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()
+            return Path(f"{self._config.database}-wal").stat().st_size >= _CHECKPOINT_BYTES
+        return False
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database; SQLite's own trigger is off (see db.py)."""
+        busy, _ = executions.counts(self._db)
+        with self._db.read() as connection:
+            connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()

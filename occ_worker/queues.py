@@ -21,6 +21,7 @@ from huey.serializer import Serializer
 from huey.storage import SqliteStorage
 
 from occ_app.config import Config
+from occ_app.db import begin
 
 _REREAD_SECONDS = 2.0
 
@@ -41,6 +42,7 @@ class DoorbellStorage(SqliteStorage):
 
     def _create_connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection = super()._create_connection()
+        connection.execute("PRAGMA busy_timeout = 0")  # begin() waits better
         # Losing the newest wake-ups in a power cut costs nothing: the rows of occ.db ring anew at the next start.
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
@@ -80,6 +82,21 @@ class DoorbellStorage(SqliteStorage):
         return self._descriptor
 
 
+class _PatientConnection(sqlite3.Connection):
+    """A connection whose transactions begin as OCC's own do."""
+
+    def cursor(self, *_: Any, **__: Any) -> Any:
+        return super().cursor(_PatientCursor)
+
+
+class _PatientCursor(sqlite3.Cursor):
+    def execute(self, sql: str, *parameters: Any) -> _PatientCursor:
+        if sql == SqliteStorage.begin_sql:
+            begin(lambda: super(_PatientCursor, self).execute(sql))
+            return self
+        return super().execute(sql, *parameters)
+
+
 class JsonSerializer(Serializer):
     """Jobs as JSON: readable in the sqlite3 shell, and unlike pickles no way to run code by writing a row."""
 
@@ -112,4 +129,5 @@ def open_queue(config: Config, name: str) -> Huey:
         filename=str(config.queue),
         bell=str(config.run / "queue" / Path(name).name),
         strict_fifo=True,
+        factory=_PatientConnection,
     )

@@ -37,11 +37,11 @@ def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
     def heartbeat() -> None:
         parts().heartbeat()
 
-    @queue.periodic_task(_every(2), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(2, lambda: parts().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reap() -> None:
         parts().reap()
 
-    @queue.periodic_task(_every(5), name="checkpoint", expires=5)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(5, lambda: parts().log_is_long()), name="checkpoint", expires=5)  # type: ignore[untyped-decorator]  # huey is untyped
     def checkpoint() -> None:
         parts().checkpoint()
 
@@ -67,8 +67,8 @@ def _putter(queue: Huey, task: Any) -> Callable[[Any], None]:
     return put
 
 
-def _every(seconds: float) -> Callable[[object], bool]:
-    """Due at the first look and then every `seconds`; huey's own crontab knows minutes only."""
+def _every(seconds: float, wanted: Callable[[], bool] = lambda: True) -> Callable[[object], bool]:
+    """Due at the first look and then every `seconds`, if it is `wanted`; huey's own crontab knows minutes only."""
     due = 0.0
 
     def is_due(_: object) -> bool:
@@ -77,6 +77,6 @@ def _every(seconds: float) -> Callable[[object], bool]:
         if now < due - 0.5:  # the scheduler looks once a second, give or take
             return False
         due = max(due + seconds, now)
-        return True
+        return wanted()
 
     return is_due

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
 from occ_app import __version__
 from occ_app.cli import EXIT_CODES
-from occ_app.cli.agent import backup, start, status, stop, token
-from occ_app.cli.demo import demo
-from occ_app.cli.jobs import jobs
-from occ_app.cli.run import run
+
+# In the order of the help. A command's module is loaded when it is called: none waits for what others need.
+_MODULES = {
+    "start": "start",
+    "stop": "agent",
+    "status": "agent",
+    "token": "agent",
+    "jobs": "jobs",
+    "run": "run",
+    "demo": "demo",
+    "backup": "agent",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's shape
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's shape
+        if cmd_name not in _MODULES:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"occ_app.cli.{_MODULES[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="occ")
 def occ() -> None:
     """Turn this machine into a Claude Code agent that can be driven from anywhere.
@@ -23,7 +44,3 @@ def occ() -> None:
     occ run      send a folder and a prompt, watch the answer come
     occ jobs     what runs, waits and has run
     """
-
-
-for command in (start, stop, status, token, jobs, run, demo, backup):
-    occ.add_command(command)

@@ -15,8 +15,8 @@ import click
 from occ_app import claude_cli, daemon, state
 from occ_app import config as configuration
 from occ_app.cli import output
-from occ_app.cli.agent import start_daemon
 from occ_app.cli.run import upload
+from occ_app.cli.start import start_daemon
 from occ_app.client import AgentClient
 from occ_app.config import Config
 

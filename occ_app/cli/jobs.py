@@ -8,18 +8,20 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from occ_app import config as configuration
-from occ_app import daemon, errors, events, executions, retention, schemas
+from occ_app import daemon, errors, events, executions, retention
 from occ_app.cli import output
 from occ_app.cli.agent import local_client
-from occ_app.client import Event
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.records import FINAL_STATES, STATES, Execution
+
+if TYPE_CHECKING:
+    from occ_app.client import Event
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -56,6 +58,8 @@ def jobs(
         return
     found, following = executions.listing(_database(), state=state, workspace_id=workspace, since=since, limit=limit)
     if as_json:
+        from occ_app import schemas
+
         click.echo(json.dumps(schemas.ExecutionList().dump({"executions": found, "next": following})))
         return
     if not found:
@@ -108,6 +112,8 @@ def _took(execution: Execution) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /executions/ID answers.")
 def show(execution_id: str, as_json: bool) -> None:
     """Everything known of one execution."""
+    from occ_app import schemas
+
     record = schemas.ExecutionRecord().dump(executions.get(_database(), execution_id))
     if as_json:
         click.echo(json.dumps(record))
@@ -145,6 +151,8 @@ def stored_events(database: Database, execution: Execution) -> Iterator[events.E
 
 
 def _event(event: events.Event) -> Event:
+    from occ_app.client import Event
+
     return Event(event.seq, event.name, json.loads(event.data))
 
 

@@ -14,12 +14,10 @@ import click
 
 from occ_app import config as configuration
 from occ_app import errors
-from occ_app.archives import pack
 from occ_app.cli import output
 from occ_app.cli.agent import local_client
 from occ_app.cli.jobs import print_events
 from occ_app.client import AgentClient, Event
-from occ_app.folders import files_to_send
 
 _LARGE_BYTES = 5_000_000
 
@@ -107,6 +105,9 @@ def upload(client: AgentClient, folder: Path) -> str:
 
 
 def _pack(folder: Path, archive: IO[bytes]) -> None:
+    from occ_app.archives import pack
+    from occ_app.folders import files_to_send
+
     paths = list(files_to_send(folder))
     if not paths:
         raise errors.InvalidRequest(f"{folder} has no files to send; choose another --dir.")

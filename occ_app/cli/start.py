@@ -1,0 +1,155 @@
+"""occ start: bring the daemon of this machine up, and say where it is."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from occ_app import config as configuration
+from occ_app import errors
+from occ_app.cli import output
+from occ_app.config import Config
+
+# The flags that are called as their setting and take a value.
+_AS_NAMED = (
+    *("api_key", "remote_url", "workers", "public_url", "bind_address"),
+    *("tls", "tls_cert", "tls_key", "name", "sandbox"),
+)
+
+
+@click.command()
+@click.option("--api-key", metavar="KEY", help="Key to register with at the hub; @FILE reads it from a file.")
+@click.option("--remote-url", metavar="URL", help="The hub to register with. Without one the agent is standalone.")
+@click.option("--workers", metavar="N", help="Executions at once.  [default: 5]")
+@click.option("--port", metavar="PORT", help="Port of the API; 0 takes a free one.  [default: 0]")
+@click.option("--public-url", metavar="URL", help="Address under which the hub can reach this agent.")
+@click.option(
+    "--bind-address", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1; with a hub 0.0.0.0]"
+)
+@click.option("--tls", metavar="self-signed", help="Serve with a certificate made here; its fingerprint is printed.")
+@click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")
+@click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
+@click.option("--name", metavar="NAME", help="Name of this agent.  [default: the machine's]")
+@click.option("--label", metavar="LABEL", multiple=True, help="Label for placement; may be repeated.")
+@click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
+@click.option(
+    "--trust-workspaces", is_flag=True, help="Let uploads bring settings, hooks, MCP servers: they run as you."
+)
+@click.option("--sandbox", metavar="bwrap", help="Show Claude its workspace and the system read-only, nothing else.")
+@click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
+def start(foreground: bool, **flags: Any) -> None:
+    """Start the agent in the background; returns when it answers.
+
+    Every option has a variable (OCC_WORKERS, OCC_HTTP_PORT, …) and a line in ~/.occ/config.toml. What is given twice
+    is taken from the option first, then the variable, then the file.
+    """
+    config = configuration.load(flags=_settings(flags))
+    if config.remote_url and not config.api_key:
+        raise click.UsageError("A remote URL needs an API key: --api-key KEY, --api-key @FILE or OCC_API_KEY.")
+    if foreground:
+        _run_here(config)
+        return
+    tell_started(start_daemon(config))
+
+
+def _settings(flags: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: flags[name] for name in _AS_NAMED},
+        "http_port": flags["port"],
+        "trust_workspaces": "true" if flags["trust_workspaces"] else None,
+        "labels": ",".join(flags["label"]) or None,
+        "allowed_hosts": ",".join(flags["allowed_host"]) or None,
+    }
+
+
+def _run_here(config: Config) -> None:
+    from occ_app.logs import log_to_stderr
+    from occ_app.supervisor import Ready, Supervisor
+
+    log_to_stderr()
+
+    def announce(ready: Ready) -> None:
+        tell_started({**asdict(ready), "logs": "this terminal", "warnings": [*ready.warnings, *_exposure(config)]})
+
+    Supervisor(config, announce, to_terminal=True).run()
+
+
+def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
+    """Start the daemon and wait until it answers. Returns its url, logs, warnings and certificate's fingerprint.
+
+    `die_with` is the pid of this process when the daemon shall not outlive it. Raises what the daemon raised.
+    """
+    from occ_app.kernel import die_with_parent
+
+    try:
+        config.make_folders()
+        log_file = (config.logs / "daemon.log").open("ab")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise errors.StartFailed(f"{error.filename or config.home} cannot be written ({reason}).") from None
+    read_end, write_end = os.pipe()
+    with log_file as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "occ_app.supervisor", str(write_end)],
+            env=configuration.child_environment(config, secrets=True),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            pass_fds=(write_end,),
+            start_new_session=True,
+            preexec_fn=None if die_with is None else lambda: die_with_parent(die_with, signal_to_stop()),  # noqa: PLW1509 - this command has one thread
+        )
+    os.close(write_end)
+    with os.fdopen(read_end) as answer:
+        line = answer.readline()
+    if not line:
+        raise errors.StartFailed(f"The daemon ended before it answered; {config.logs / 'daemon.log'} says why.")
+    told: dict[str, Any] = json.loads(line)
+    if "error" in told:
+        raise _as_raised(told["error"], told["message"])
+    told["warnings"] += _exposure(config)
+    return told
+
+
+def signal_to_stop() -> Any:
+    import signal
+
+    return signal.SIGTERM
+
+
+def _as_raised(kind: str, message: str) -> errors.OCCError:
+    if kind == "Refused":
+        return errors.Refused(f"The hub refused this agent: {message}", 0)
+    found = getattr(errors, kind, errors.StartFailed)
+    return found(message) if found is not errors.RequestError else errors.StartFailed(message)
+
+
+def _exposure(config: Config) -> list[str]:
+    try:
+        local = ipaddress.ip_address(config.bind_address).is_loopback
+    except ValueError:
+        local = config.bind_address == "localhost"
+    if local or config.tls or config.tls_cert:
+        return []
+    return [
+        f"Listening on {config.bind_address} without TLS: prompts, output and the token can be read on the network; "
+        "add --tls self-signed, or --tls-cert and --tls-key, or use --bind-address 127.0.0.1."
+    ]
+
+
+def tell_started(told: dict[str, Any]) -> None:
+    click.echo(f"OCC is running at {told['url']}")
+    click.echo("  token   occ token")
+    click.echo(f"  logs    {told['logs']}")
+    if told["fingerprint"]:
+        click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
+    for warning in told["warnings"]:
+        output.warn(warning)
