@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,22 +50,30 @@ class Ringer:
         self._folder = folder
         self._changed = -1
         self._listeners: dict[str, socket.socket] = {}
+        self._lock = threading.Lock()
 
     def ring(self, key: str) -> None:
         """Tell every listener about `key`; a full or dead one is passed over."""
-        changed = self._folder.stat().st_mtime_ns
-        if changed != self._changed:
-            # The clock of files ticks every few milliseconds: what came in the same tick would never be seen.
-            settled = time.time_ns() - changed > _TICK_NANOSECONDS
-            self._changed, self._listeners = changed if settled else -1, self._found()
-        for name, listener in self._listeners.items():
-            try:
-                listener.send(key.encode())
-            except ConnectionRefusedError:
-                # Its process is gone without a word; the file would be tried for ever.
-                (self._folder / name).unlink(missing_ok=True)
-            except OSError:
-                continue
+        with self._lock:
+            changed = self._folder.stat().st_mtime_ns
+            if changed != self._changed:
+                # The clock of files ticks every few milliseconds: what came in the same tick would never be seen.
+                settled = time.time_ns() - changed > _TICK_NANOSECONDS
+                self.close()
+                self._changed, self._listeners = changed if settled else -1, self._found()
+            for name, listener in self._listeners.items():
+                try:
+                    listener.send(key.encode())
+                except ConnectionRefusedError:
+                    # Its process is gone without a word; the file would be tried for ever.
+                    (self._folder / name).unlink(missing_ok=True)
+                except OSError:
+                    continue
+
+    def close(self) -> None:
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners = {}
 
     def _found(self) -> dict[str, socket.socket]:
         """Everybody who listens now, each through a socket of its own: nobody's path is looked up at each ring."""
@@ -75,12 +84,12 @@ class Ringer:
                 listener = socket.socket(socket.AF_UNIX, kind)
                 try:
                     listener.connect(f"{short}/{name}")
+                    listeners[name] = listener
                 except ConnectionRefusedError:
+                    listener.close()
                     (self._folder / name).unlink(missing_ok=True)
                 except OSError:
-                    continue
-                else:
-                    listeners[name] = listener
+                    listener.close()
         return listeners
 
 

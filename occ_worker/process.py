@@ -51,7 +51,11 @@ class Launcher:
             self.close()
             self._next = Child(self._environment)
         child, self._next = self._next, None
-        child.become(argv, folder, execution_id)
+        try:
+            child.become(argv, folder, execution_id)
+        except BaseException:
+            child.close()
+            raise
         return child
 
     def close(self) -> None:

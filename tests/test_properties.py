@@ -117,6 +117,27 @@ def test_any_line_of_json_is_read_or_passed_over(content: list[object]) -> None:
     connection.close()
 
 
+def chunks(line: bytes) -> list[str]:
+    return [json.loads(data)["chunk"] for name, data in Translator().events(line) if name == "output"]
+
+
+@EXAMPLES
+@given(
+    st.text(st.characters(exclude_categories=[]), max_size=40) | st.text('\\"/\n\r\t\b\f\x00\x1f\x7f{}', max_size=20),
+    st.booleans(),
+)
+def test_a_line_of_text_means_the_same_on_the_short_way_and_through_the_parser(text: str, ascii_only: bool) -> None:
+    content = {
+        "type": "stream_event",
+        "event": {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}},
+        "session_id": "00000000-0000-4000-8000-000000000000",
+        "parent_tool_use_id": None,
+        "uuid": "00000000-0000-4000-8000-000000000001",
+    }
+    line = json.dumps(content, ensure_ascii=ascii_only, separators=(",", ":")).encode(errors="surrogatepass")
+    assert chunks(line) == chunks(line.replace(b'"type":"stream_event",', b'"type": "stream_event", ', 1))
+
+
 @EXAMPLES
 @given(st.lists(st.binary(max_size=300), max_size=10))
 def test_lines_come_out_as_they_went_in_however_they_are_cut(pieces: list[bytes]) -> None:

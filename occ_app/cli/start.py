@@ -96,7 +96,7 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
         raise errors.StartFailed(f"{error.filename or config.home} cannot be written ({reason}).") from None
     read_end, write_end = os.pipe()
     with log_file as log:
-        subprocess.Popen(
+        daemon = subprocess.Popen(
             [sys.executable, "-m", "occ_app.supervisor", str(write_end)],
             env=configuration.child_environment(config, secrets=True),
             stdin=subprocess.DEVNULL,
@@ -110,10 +110,10 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
     os.close(write_end)
     with os.fdopen(read_end) as answer:
         line = answer.readline()
-    if not line:
-        raise errors.StartFailed(f"The daemon ended before it answered; {config.logs / 'daemon.log'} says why.")
-    told: dict[str, Any] = json.loads(line)
+    silent = {"error": "StartFailed", "message": f"The daemon ended unheard; {config.logs / 'daemon.log'} says why."}
+    told: dict[str, Any] = json.loads(line) if line else silent
     if "error" in told:
+        daemon.wait()  # it is on its way out
         raise _as_raised(told["error"], told["message"])
     told["warnings"] += _exposure(config)
     return told
