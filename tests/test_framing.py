@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import Occ, raw, shared_agent
+from tests.conftest import Occ, raw, shared_agent, steps
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,21 @@ def test_broken_http_is_refused_in_json(served: Occ, start: str, headers: list[s
     assert 400 <= status < 500
     assert answer["status"] == "error"
     assert served.request("GET", "/health").status == 200
+
+
+def test_a_client_of_http_1_0_gets_its_stream_bare_and_then_the_end(served: Occ) -> None:
+    served.workspace("bare", {"a.txt": "a"})
+    body = json.dumps(
+        {"executionId": "bare", "workspaceId": "bare", "prompt": steps({"say": "slow ", "times": 20, "every": 0.02})}
+    )
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(signed(served, "POST /execute HTTP/1.0", f"Content-Length: {len(body)}", body=body.encode()))
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    reply, _, stream = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in reply.lower()
+    frames = stream.decode().split("\n\n")
+    assert frames[0] == ": follows"
+    names = [frame.split("event: ")[1].split("\n")[0] for frame in frames[1:-1]]
+    assert (names[0], names.count("output"), names[-1]) == ("queued", 20, "complete")
+    assert frames[-1] == ""
