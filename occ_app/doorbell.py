@@ -1,7 +1,8 @@
 """Rings between processes: a datagram to every listener in a folder, sent after a commit.
 
-A ring carries a short key and no data: the rows are the truth, and every listener re-reads them now and then anyway.
-So a lost ring costs a little time and never an event, and a sender never waits.
+A ring carries a short key and, if that is little, what was committed, to spare the listener a look. The rows are the
+truth all the same, and every listener re-reads them now and then: a lost ring costs a little time and never an event,
+and a sender never waits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_LONGEST = 256
+_LONGEST = 16384
+_QUEUE = 10  # datagrams that Linux keeps for a listener unless it is told otherwise; what comes then is lost
 _TICK_NANOSECONDS = 50_000_000
 
 
@@ -30,13 +32,18 @@ class Doorbell:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def keys(self) -> set[str]:
-        """What was rung for since the last call; never waits."""
-        rung = set()
+    def rings(self) -> tuple[list[tuple[str, bytes]], bool]:
+        """The keys rung for since the last call, each with its news, and whether that were all; never waits."""
+        rung = list[tuple[str, bytes]]()
         with contextlib.suppress(BlockingIOError):
             while True:
-                rung.add(self._socket.recv(_LONGEST).decode())
-        return rung
+                key, _, news = self._socket.recv(_LONGEST).partition(b"\n")
+                rung.append((key.decode(), news))
+        return rung, len(rung) < _QUEUE
+
+    def hush(self) -> None:
+        """Forget what was rung for."""
+        self.rings()
 
     def close(self) -> None:
         self._socket.close()
@@ -52,8 +59,11 @@ class Ringer:
         self._listeners: dict[str, socket.socket] = {}
         self._lock = threading.Lock()
 
-    def ring(self, key: str) -> None:
-        """Tell every listener about `key`; a full or dead one is passed over."""
+    def ring(self, key: str, news: bytes = b"") -> None:
+        """Tell every listener about `key`; a full or dead one is passed over, and so are news that are too long."""
+        ring = key.encode() + b"\n" + news
+        if len(ring) > _LONGEST:
+            ring = key.encode()
         with self._lock:
             changed = self._folder.stat().st_mtime_ns
             if changed != self._changed:
@@ -63,7 +73,7 @@ class Ringer:
                 self._changed, self._listeners = changed if settled else -1, self._found()
             for name, listener in self._listeners.items():
                 try:
-                    listener.send(key.encode())
+                    listener.send(ring)
                 except ConnectionRefusedError:
                     # Its process is gone without a word; the file would be tried for ever.
                     (self._folder / name).unlink(missing_ok=True)

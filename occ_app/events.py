@@ -54,6 +54,21 @@ def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str
                 _note_start(connection, number, json.loads(data))
 
 
+def news(first_seq: int, events: Sequence[tuple[str, str]]) -> bytes:
+    """Events that were just stored, as a ring carries them."""
+    # JSON escapes every line break, so an event is one line.
+    return f"{first_seq}\n".encode() + "\n".join(f"{name} {data}" for name, data in events).encode()
+
+
+def from_news(told: bytes) -> list[Event]:
+    """The events of a ring; none when it carries none."""
+    first_seq, _, lines = told.partition(b"\n")
+    if not first_seq:
+        return []
+    pairs = (line.split(" ", 1) for line in lines.decode().split("\n"))
+    return [Event(seq, name, data) for seq, (name, data) in enumerate(pairs, int(first_seq))]
+
+
 def after(db: Database, number: int, seq: int, limit: int = 1000) -> list[Event]:
     """Up to `limit` events above `seq`, in order."""
     with db.read() as connection:

@@ -63,10 +63,11 @@ class Tail:
         self.closed = False
 
     def start(self) -> None:
-        self._rung: set[str] = set()
+        self._rung: dict[str, list[events.Event]] = {}
+        self._heard_all = True
         self._bell = Doorbell(self._folder)
         self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.watch(self._bell.fileno(), select.EPOLLIN, lambda _: self._rung.update(self._bell.keys()))
+        self.watch(self._bell.fileno(), select.EPOLLIN, lambda _: self._hear())
         self.watch(self._alarm, select.EPOLLIN, lambda _: self._alarm_heard())
         self._thread.start()
 
@@ -131,22 +132,26 @@ class Tail:
         while not self.closed:
             self._take_what_happened(0 if behind else _REREAD_SECONDS)
             # Reading everything followed once a second makes a lost ring cost a second and no event.
-            everything = time.monotonic() >= reread
+            everything = time.monotonic() >= reread or not self._heard_all
             if everything:
-                reread = time.monotonic() + _REREAD_SECONDS
-            rung, self._rung = self._rung, set()
-            behind = self._advance(None if everything else rung)
+                reread, self._heard_all = time.monotonic() + _REREAD_SECONDS, True
+            behind = self._advance(everything)
         self._end()
 
     def _end(self) -> None:
         """Let every thread that waits see `closed`, and every connection have what is stored."""
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
-        while self._advance(None) or (self._any_live() and time.monotonic() < deadline):
+        while self._advance(True) or (self._any_live() and time.monotonic() < deadline):
             self._take_what_happened(0.05)
         self._bell.close()
 
     def _any_live(self) -> bool:
         return any(channel.live for channel in list(self._channels.values()))
+
+    def _hear(self) -> None:
+        rings, self._heard_all = self._bell.rings()
+        for key, news in rings:
+            self._rung.setdefault(key, []).extend(events.from_news(news))
 
     def _alarm_heard(self) -> None:
         os.eventfd_read(self._alarm)
@@ -159,23 +164,24 @@ class Tail:
         for _ in range(len(self._soon)):
             self._soon.popleft()()
 
-    def _advance(self, keys: set[str] | None) -> bool:
-        """Read what is new under these keys (None: under all), and tell who waits. True when more is there already."""
+    def _advance(self, everything: bool) -> bool:
+        """Take what is new under the keys that rang, or under all, and tell who waits. True when there is more."""
+        rung, self._rung = self._rung, {}
         with self._lock:
-            due = [(key, channel) for key, channel in self._channels.items() if keys is None or key in keys]
-        behind = False
+            due = [(key, channel) for key, channel in self._channels.items() if everything or key in rung]
         for key, channel in due:
-            fresh = self._fresh(key, channel)
-            if len(fresh) == _RECENT:
-                self._rung.add(key)
-                behind = True
-            if fresh or keys is None or key.startswith("w"):
+            fresh = self._fresh(key, channel, rung.get(key, []))
+            if len(fresh) >= _RECENT:
+                self._rung[key] = []
+            if fresh or everything or key.startswith("w"):
                 self._tell(channel, fresh)
-        return behind
+        return bool(self._rung)
 
-    def _fresh(self, key: str, channel: Channel) -> list[events.Event]:
+    def _fresh(self, key: str, channel: Channel, news: list[events.Event]) -> list[events.Event]:
         if not key.startswith("e"):
             return []
+        if news and news[0].seq <= channel.newest + 1 and news[-1].seq - news[0].seq == len(news) - 1:
+            return news[channel.newest + 1 - news[0].seq :]  # without a gap to what is known: no need to read
         try:
             return events.after(self._db, int(key[1:]), channel.newest, _RECENT)
         except OCCError:

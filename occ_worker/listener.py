@@ -67,7 +67,7 @@ class Listener:
         self._lines = Lines()
         key = tail.execution_key(execution.number)
         self._recorder = Recorder(
-            worker.db, execution, worker.config.max_output_bytes, lambda: worker.readers.ring(key)
+            worker.db, execution, worker.config.max_output_bytes, lambda news: worker.readers.ring(key, news)
         )
         self._stderr = b""
         self._input = memoryview(claude.prompt_line(execution.prompt or ""))
@@ -165,7 +165,7 @@ class Listener:
         self._selector.unregister(self._worker.wake)  # it stays readable; _check_clock sees that the daemon stops
 
     def _look(self) -> None:
-        self._worker.bell.keys()
+        self._worker.bell.hush()
         self._looked = time.monotonic()
         code = None
         with contextlib.suppress(OCCError):  # a held database is looked at again

@@ -15,17 +15,18 @@ from occ_worker.translator import Event
 log = logging.getLogger("occ.recorder")
 
 RETRY_SECONDS = 0.5  # between tries to store what could not be
+_FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 _UNSTORED_BYTES = 32 * 1024 * 1024  # held in memory meanwhile
 
 
 class Recorder:
-    """The events of one execution on their way into the database; `ring` tells its readers of each commit.
+    """The events of one execution on their way into the database; `ring` tells its readers the news of each commit.
 
     `overflow` is set, as a code and a sentence, once nothing more can be taken: over `most_bytes`, or too much that
     could not be stored.
     """
 
-    def __init__(self, db: Database, execution: Execution, most_bytes: int, ring: Callable[[], None]) -> None:
+    def __init__(self, db: Database, execution: Execution, most_bytes: int, ring: Callable[[bytes], None]) -> None:
         self._db = db
         self._execution = execution
         self._most_bytes = most_bytes
@@ -55,8 +56,8 @@ class Recorder:
             self._keep(waiting, error)
             return
         self._unstored, self._retry_at = [], None
+        self._ring(rows.news(self._seq + 1, waiting) if len(waiting) <= _FEW else b"")
         self._seq += len(waiting)
-        self._ring()
         if self._bytes > self._most_bytes:
             self.overflow = ("OUTPUT_LIMIT", f"The output went over the limit of {self._most_bytes} bytes.")
 

@@ -1,4 +1,4 @@
-"""How writers share the database, and what a flush is worth."""
+"""How writers share the database, what a flush is worth, and how readers hear of what was stored."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from occ_app import db, errors
+from occ_app import db, errors, events
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell, Ringer
+from occ_app.tail import Tail
+from tests.conftest import wait_until
 
 
 @pytest.fixture
@@ -86,11 +88,67 @@ def test_a_listener_is_rung_from_its_first_moment_and_a_dead_one_is_forgotten(tm
     for number in range(5):  # each within the same tick of the folder's clock as the one before
         bells.append(Doorbell(tmp_path))
         ringer.ring(f"k{number}")
-        assert [bell.keys() for bell in bells] == [{f"k{number}"}] * len(bells)
+        assert [bell.rings() for bell in bells] == [([(f"k{number}", b"")], True)] * len(bells)
     bells[0]._socket.close()  # as if its process had been killed
     ringer.ring("last")
-    assert [bell.keys() for bell in bells[1:]] == [{"last"}] * 4
+    assert [bell.rings() for bell in bells[1:]] == [([("last", b"")], True)] * 4
     assert len(list(tmp_path.iterdir())) == 4
     ringer.close()
     for bell in bells[1:]:
         bell.close()
+
+
+def test_a_ring_carries_news_while_they_are_little(tmp_path: Path) -> None:
+    ringer, bell = Ringer(tmp_path), Doorbell(tmp_path)
+    told = [("output", '{"chunk":"zwei\\n\u2028 \u00fc"}'), ("status", "{}")]
+    ringer.ring("e1", events.news(7, told))
+    ringer.ring("e1", b"x" * 100_000)
+    (first, second), all_heard = bell.rings()
+    assert all_heard
+    assert first[0] == "e1"
+    assert [(event.seq, event.name, event.data) for event in events.from_news(first[1])] == [
+        (7, "output", told[0][1]),
+        (8, "status", "{}"),
+    ]
+    assert second == ("e1", b"")
+    ringer.close()
+    bell.close()
+
+
+def test_who_missed_rings_learns_that_there_were_more(tmp_path: Path) -> None:
+    ringer, bell = Ringer(tmp_path), Doorbell(tmp_path)
+    for number in range(1000):
+        ringer.ring(f"e{number}")
+    heard, all_heard = bell.rings()
+    assert len(heard) == 1000 or not all_heard
+    assert bell.rings() == ([], True)
+    ringer.close()
+    bell.close()
+
+
+def test_the_tail_takes_news_that_join_on_and_reads_what_does_not(tmp_path: Path) -> None:
+    connection = db.connect(tmp_path / "tail.db")
+    connection.execute("CREATE TABLE events (execution INTEGER, seq INTEGER, event TEXT, data TEXT)")
+    connection.executemany(
+        "INSERT INTO events VALUES (3, ?, 'output', ?)", [(seq, f'"stored {seq}"') for seq in range(1, 11)]
+    )
+    connection.close()
+    (tmp_path / "bells").mkdir()
+    tail, ringer = Tail(Database(tmp_path / "tail.db"), tmp_path / "bells"), Ringer(tmp_path / "bells")
+    channel = tail.join("e3", 2)
+    tail.start()
+
+    def told(*seqs: int) -> bytes:
+        return events.news(seqs[0], [("output", f'"told {seq}"') for seq in seqs])
+
+    ringer.ring("e3", told(3, 4))
+    wait_until(lambda: channel.newest == 4, "what joins on to be taken")
+    ringer.ring("e3", told(9, 10))
+    wait_until(lambda: channel.newest == 10, "the rest to be read")
+    ringer.ring("e3", told(9, 10, 11))
+    wait_until(lambda: channel.newest == 11, "what is new of it to be taken")
+    taken = [event.data for event in tail.next_events(channel, 3, 2)]
+    assert taken == ['"told 3"', '"told 4"', *(f'"stored {seq}"' for seq in range(5, 11)), '"told 11"']
+    tail.close()
+    tail.join_thread()
+    ringer.close()

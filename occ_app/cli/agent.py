@@ -44,7 +44,7 @@ def _drain(config: Config) -> None:
         with output.Waiting("Waiting for what runs"):
             while executions.running(Database(config.database, readonly=True)) and daemon.find(config):
                 select.select([bell], [], [], 1.0)
-                bell.keys()
+                bell.hush()
     except KeyboardInterrupt:
         daemon.take_work(config)
         raise
