@@ -144,6 +144,8 @@ class Listener:
             taken += len(data)
             for line in self._lines.feed(data):
                 events += self._translator.events(line)
+            if len(data) < _READ_BYTES:
+                break  # that was all; asking would say so, and costs a call for each line
         if taken:
             self._heard = time.monotonic()
         self._store(events)

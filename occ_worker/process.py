@@ -15,7 +15,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -75,7 +76,7 @@ class Child:
         """Start it. Raises OSError when the machine has no room for another process."""
         # Python can start it without copying itself only when nothing of Python runs in between: a copy takes longer
         # than all else between a prompt and its CLI, and after it every page of the worker is slow to touch once.
-        mortal, before_exec = _dying_with(os.getpid())
+        mortal, parent = _setpriv(), os.getpid()
         self._process = subprocess.Popen(
             # `read` takes no byte beyond the line: what follows it on stdin is the program's.
             [*mortal, "/bin/sh", "-c", 'IFS= read -r line && eval "$line"'],
@@ -84,7 +85,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=before_exec,  # noqa: PLW1509 - workers have one thread, so nothing can hold a lock here
+            preexec_fn=None if mortal else lambda: die_with_parent(parent),  # noqa: PLW1509 - workers have one thread
             bufsize=0,
         )
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
@@ -134,13 +135,19 @@ class Child:
             self.exited = -1
 
 
-def _dying_with(parent: int) -> tuple[list[str], Callable[[], None] | None]:
-    """What sets PR_SET_PDEATHSIG for a child: util-linux' setpriv before it, or without that a copy of Python."""
-    setpriv = shutil.which("setpriv", path=os.defpath)
-    if setpriv is not None:
-        # Should the parent be dead by then, the shell finds its input ended.
-        return [setpriv, "--pdeathsig", "KILL", "--"], None
-    return [], lambda: die_with_parent(parent)
+@cache
+def _setpriv() -> list[str]:
+    """What sets PR_SET_PDEATHSIG before a program without any Python: util-linux' setpriv. Empty where it cannot.
+
+    Should the parent die before that, the shell finds its input ended.
+    """
+    found = shutil.which("setpriv", path=os.defpath)
+    if found is None:
+        return []
+    command = [found, "--pdeathsig", "KILL", "--"]
+    # That of busybox, and those before 2018, do not know the option.
+    tried = subprocess.run([*command, "/bin/sh", "-c", ":"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return command if tried.returncode == 0 else []
 
 
 def sweep_children() -> bool:

@@ -92,8 +92,13 @@ def test_one_that_was_killed_while_it_waited_is_replaced(launcher: Launcher, tmp
     assert finished(launcher.start(["/bin/echo", "here"], tmp_path, "x-6"))[:2] == (0, "here\n")
 
 
-@pytest.mark.parametrize("path", [os.defpath, "/nowhere"], ids=["setpriv", "without setpriv"])
-def test_it_dies_with_its_worker_waiting_or_not(tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize("kind", ["setpriv", "none", "busybox"])
+def test_it_dies_with_its_worker_waiting_or_not(tmp_path: Path, kind: str) -> None:
+    other = tmp_path / "setpriv"
+    if kind == "busybox":
+        other.write_text("#!/bin/sh\necho unrecognized option >&2\nexit 1\n")
+        other.chmod(0o700)
+    path = os.defpath if kind == "setpriv" else str(tmp_path)
     program = (
         "import os, sys, time\n"
         f"os.defpath = {path!r}\n"
