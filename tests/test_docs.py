@@ -35,7 +35,10 @@ def commands() -> Iterator[tuple[str, click.Command]]:
         if not isinstance(command, click.Group) or command.invoke_without_command:
             yield name, command
         if isinstance(command, click.Group):
-            for child, inner in command.commands.items():
+            context = click.Context(command)
+            for child in command.list_commands(context):
+                inner = command.get_command(context, child)
+                assert inner is not None
                 yield from walk(f"{name} {child}", inner)
 
     return walk("occ", occ_command)
