@@ -11,7 +11,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,18 +38,20 @@ def request_hash(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution, bool]:
+def create(
+    db: Database, request: Request, *, max_queue: int, also: Callable[[sqlite3.Connection], None] | None = None
+) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
     Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, QueueFull.
+    unknown workspace, QueueFull, and what `also` raises, which may look at the rows before a new one is made.
     """
     with db.write(durable=False) as connection:
         existing = _one(connection, "x.execution_id = ?", (request.execution_id,))
         if existing is not None:
-            if existing.request_hash != request.hash:
+            if existing.request_hash != request.hash or existing.key_id != request.key_id:
                 raise errors.Conflict(
                     "EXECUTION_CONFLICT",
                     f"Execution {request.execution_id} exists with another body; choose a new executionId.",
@@ -61,14 +63,17 @@ def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution
         ).fetchone()
         if workspace is None:
             raise workspace_not_found(request.workspace_id)
+        if also is not None:
+            also(connection)
         ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if ahead >= max_queue:
             raise errors.QueueFull(ahead)
         number = connection.execute(
             """
             INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
-                idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at)
-            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
+                key_id, wanted_agent, wanted_labels)
+            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
             """,
             (
                 request.execution_id,
@@ -82,6 +87,9 @@ def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution
                 request.max_budget_usd,
                 request.session_id,
                 iso_now(),
+                request.key_id,
+                request.agent,
+                events.to_json(request.labels) if request.labels else None,
             ),
         ).lastrowid
         assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
@@ -150,14 +158,14 @@ def abandon_all(db: Database, outcome: Outcome) -> int:
         return sum(_finish(connection, row["number"], outcome, row["state"]) for row in rows)
 
 
-def request_stop(db: Database, execution_id: str, code: str, message: str) -> Execution:
+def request_stop(db: Database, execution_id: str, code: str, message: str, only: str | None = None) -> Execution:
     """Ask that an execution ends with `code`. A queued one ends here; a running one by its worker, which must be rung.
 
-    Harmless when it is over. Raises NotFound.
+    Harmless when it is over. Raises NotFound, also for one that another key than `only` made.
     """
     with db.write() as connection:
         execution = _one(connection, "x.execution_id = ?", (execution_id,))
-        if execution is None:
+        if execution is None or only not in (None, execution.key_id):
             raise execution_not_found(execution_id)
         if execution.state == "queued":
             _finish(connection, execution.number, Outcome.failure(code, message), "queued")
@@ -178,13 +186,19 @@ def stop_requested(db: Database, number: int) -> str | None:
         return row["stop_requested"] if row else None
 
 
-def get(db: Database, execution_id: str) -> Execution:
-    """One execution. Raises NotFound."""
-    with db.read() as connection:
-        execution = _one(connection, "x.execution_id = ?", (execution_id,))
+def get(db: Database, execution_id: str, only: str | None = None) -> Execution:
+    """One execution. Raises NotFound, also for one that another key than `only` made."""
+    execution = find(db, execution_id, only)
     if execution is None:
         raise execution_not_found(execution_id)
     return execution
+
+
+def find(db: Database, execution_id: str, only: str | None = None) -> Execution | None:
+    """One execution, None where `get` raises."""
+    with db.read() as connection:
+        execution = _one(connection, "x.execution_id = ?", (execution_id,))
+    return execution if execution is not None and only in (None, execution.key_id) else None
 
 
 def execution_not_found(execution_id: str) -> errors.NotFound:
@@ -200,6 +214,8 @@ def listing(
     *,
     state: str | None = None,
     workspace_id: str | None = None,
+    agent_id: str | None = None,
+    key_id: str | None = None,
     since: str | None = None,
     before: int | None = None,
     limit: int = 50,
@@ -209,6 +225,8 @@ def listing(
     for condition, value in (
         ("x.state = ?", state),
         ("x.workspace_id = ?", workspace_id),
+        ("x.agent_id = ?", agent_id),
+        ("x.key_id = ?", key_id),
         ("x.created_at >= ?", since),
         ("x.number < ?", before),
     ):
@@ -304,4 +322,5 @@ def _execution(row: sqlite3.Row) -> Execution:
     values = dict(row)
     values["last_seq"] = values.pop("newest_seq")
     values["usage"] = None if values["usage"] is None else json.loads(values["usage"])
+    values["wanted_labels"] = tuple(json.loads(values["wanted_labels"] or "[]"))
     return Execution(**values)

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,14 +68,42 @@ _HTTP_CODES = {
 }
 
 
-def guard(app: Flask, hosts: Collection[str], token: Callable[[], str | None]) -> None:
-    """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, a missing or wrong token."""
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from: on a hub one of its keys; on an agent, which has one token, whoever holds that."""
+
+    key_id: str | None = None
+    admin: bool = True
+
+    @property
+    def only(self) -> str | None:
+        """The key whose workspaces and executions this caller may see and use; None for all."""
+        return None if self.admin else self.key_id
+
+
+def guard(app: Flask, hosts: Collection[str], identify: Callable[[str], Caller | None]) -> None:
+    """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, whom `identify` does not know.
+
+    `identify` is given the bearer token, empty when there is none.
+    """
 
     @app.before_request
     def check() -> None:
         _check_host(hosts)
         _check_origin()
-        _check_token(token())
+        g.caller = _identified(identify)
+
+
+def caller() -> Caller:
+    """Who the request being answered comes from."""
+    found: Caller = g.caller
+    return found
+
+
+def same_secret(given: str, right: str) -> bool:
+    """Whether two secrets are equal, in a time that does not tell where they differ."""
+    # Compared as bytes: compare_digest refuses text that is not ASCII, and a header may hold anything.
+    return hmac.compare_digest(given.encode(), right.encode())
 
 
 def limit_bodies(app: Flask) -> None:
@@ -112,17 +141,22 @@ def _check_origin() -> None:
         raise errors.RequestError("FORBIDDEN_ORIGIN", "Pages of other sites may not call this agent.")
 
 
-def _check_token(token: str | None) -> None:
+def _identified(identify: Callable[[str], Caller | None]) -> Caller:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Compared as bytes: compare_digest refuses text that is not ASCII, and a header may hold anything.
-    right = token is not None and hmac.compare_digest(given.strip().encode(), token.encode())
-    if scheme.lower() != "bearer" or not right:
+    given = given.strip() if scheme.lower() == "bearer" else ""
+    found = identify(given)
+    if found is None:
         if given:
             log.warning("a wrong token came from %s", request.remote_addr)
             _slow_down()
-        raise errors.RequestError(
-            "UNAUTHORIZED", "Send the header Authorization: Bearer TOKEN; `occ token` on the agent's machine prints it."
-        )
+        raise unauthorized()
+    return found
+
+
+def unauthorized() -> errors.RequestError:
+    return errors.RequestError(
+        "UNAUTHORIZED", "Send the header Authorization: Bearer TOKEN; `occ token` on the agent's machine prints it."
+    )
 
 
 def _slow_down() -> None:

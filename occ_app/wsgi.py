@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from flask import Flask
 
@@ -18,6 +19,7 @@ from occ_app.logs import log_to_stderr
 from occ_app.server import Application
 from occ_app.state import TokenFile
 from occ_app.tail import Tail
+from occ_app.web import Caller, same_secret
 from occ_worker import tasks
 from occ_worker.control import Control
 from occ_worker.listener import Worker
@@ -37,7 +39,7 @@ def make_app(config: Config) -> Flask:
             readers=Ringer(config.run / "tail"),
             workers=Ringer(config.run / "worker"),
             streams=streams.Streams(config.max_streams),
-            token=TokenFile(config.state).current,
+            identify=_holder_of(TokenFile(config.state)),
             execute=tasks.executions(open_queue(config, "executions"), _no_worker),
             make_workspace=tasks.control(open_queue(config, "control"), _no_control),
         )
@@ -45,6 +47,14 @@ def make_app(config: Config) -> Flask:
     app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
     app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
+
+
+def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
+    def identify(given: str) -> Caller | None:
+        right = token.current()
+        return Caller() if right is not None and same_secret(given, right) else None
+
+    return identify
 
 
 def _no_worker() -> Worker:

@@ -32,7 +32,7 @@ class Parts:
     readers: Ringer
     workers: Ringer
     streams: Streams
-    token: Callable[[], str | None]
+    identify: Callable[[str], web.Caller | None]
     execute: Callable[[str], None]
     make_workspace: Callable[[int], None]
 
@@ -56,7 +56,7 @@ def create_app(parts: Parts) -> Flask:
     app.url_map.merge_slashes = False
     app.extensions["occ"] = parts
     app.request_class = _request_class(config.run / "uploads")
-    web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.token)
+    web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
     web.limit_bodies(app)
     web.answer_errors_in_json(app)
     for module in (health, workspaces, executions, openapi):

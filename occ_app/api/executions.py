@@ -41,19 +41,11 @@ def _create(asked: Request) -> tuple[Execution, bool]:
         parts().refuse_when_stopping()
     except errors.Unavailable:
         # One that exists may still be followed to its end.
-        existing = executions.get(parts().db, asked.execution_id) if _exists(asked.execution_id) else None
+        existing = executions.find(parts().db, asked.execution_id, web.caller().only)
         if existing is not None and existing.request_hash == asked.hash:
             return existing, False
         raise
     return executions.create(parts().db, asked, max_queue=parts().config.max_queue)
-
-
-def _exists(execution_id: str) -> bool:
-    try:
-        executions.get(parts().db, execution_id)
-    except errors.NotFound:
-        return False
-    return True
 
 
 def _request() -> Request:
@@ -104,7 +96,9 @@ def page(found: list[Execution], following: int | None) -> Any:
 def show(execution_id: str) -> Response:
     """One execution as it stands."""
     web.query(schemas.NoQuery)
-    return web.json_response(web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id)))
+    return web.json_response(
+        web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id, web.caller().only))
+    )
 
 
 @bp.get("/executions/<execution_id>/events")
@@ -112,7 +106,7 @@ def events(execution_id: str) -> Response:
     """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
     asked = web.query(schemas.EventsQuery)
     after = web.cursor(asked.get("after"))
-    execution = executions.get(parts().db, execution_id)
+    execution = executions.get(parts().db, execution_id, web.caller().only)
     parts().streams.enter()
     try:
         return _stream(execution, after, follow=asked["follow"])
@@ -126,7 +120,11 @@ def cancel(execution_id: str) -> Response:
     """End an execution; harmless when it is over."""
     web.query(schemas.NoQuery)
     execution = executions.request_stop(
-        parts().db, execution_id, "EXECUTION_CANCELLED", "The execution was cancelled before it started."
+        parts().db,
+        execution_id,
+        "EXECUTION_CANCELLED",
+        "The execution was cancelled before it started.",
+        web.caller().only,
     )
     parts().workers.ring(execution_id)
     parts().readers.ring(tail.execution_key(execution.number))
@@ -146,7 +144,8 @@ def add_websocket(app: Flask) -> None:
             if request.headers.get("Upgrade", "").lower() != "websocket":
                 raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
             g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
-            g.execution = executions.get(parts().db, (request.view_args or {})["execution_id"])
+            execution_id = (request.view_args or {})["execution_id"]
+            g.execution = executions.get(parts().db, execution_id, web.caller().only)
 
     @sock.route("/executions/<execution_id>/ws")  # type: ignore[untyped-decorator]  # flask-sock is untyped
     def websocket(connection: Any, execution_id: str) -> None:  # noqa: ARG001 - the URL has it; check_first used it
