@@ -24,7 +24,11 @@ from occ_app.kernel import exchange, flush
 
 @dataclass(frozen=True)
 class Workspace:
-    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why."""
+    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why.
+
+    From `key_id` on: what only a hub has. `zip` is the stored zip's SHA-256, `upload` the job that brought it, and
+    `placed` the job whose zip the agent `agent_id` has.
+    """
 
     workspace_id: str
     name: str
@@ -35,6 +39,11 @@ class Workspace:
     skipped: list[dict[str, str]]
     created_at: str
     updated_at: str
+    key_id: str | None
+    agent_id: str | None
+    zip: str | None
+    upload: int | None
+    placed: int | None
 
 
 @dataclass(frozen=True)
