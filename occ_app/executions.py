@@ -39,14 +39,14 @@ def request_hash(body: Mapping[str, Any]) -> str:
 
 
 def create(
-    db: Database, request: Request, *, max_queue: int, also: Callable[[sqlite3.Connection], None] | None = None
+    db: Database, request: Request, *, max_queue: int, admit: Callable[[sqlite3.Connection], None] = lambda _: None
 ) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
     Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, QueueFull, and what `also` raises, which may look at the rows before a new one is made.
+    unknown workspace, QueueFull, and what `admit` raises, which may look at the rows before one is added.
     """
     with db.write(durable=False) as connection:
         existing = _one(connection, "x.execution_id = ?", (request.execution_id,))
@@ -63,8 +63,7 @@ def create(
         ).fetchone()
         if workspace is None:
             raise workspace_not_found(request.workspace_id)
-        if also is not None:
-            also(connection)
+        admit(connection)
         ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if ahead >= max_queue:
             raise errors.QueueFull(ahead)
@@ -311,6 +310,13 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     if won:
         events.insert(connection, number, seq, [(outcome.event, events.to_json(data))])
     return bool(won)
+
+
+def one(connection: sqlite3.Connection, number: int) -> Execution:
+    """The execution with this number, which exists, inside the caller's transaction."""
+    execution = _one(connection, "x.number = ?", (number,))
+    assert execution is not None  # noqa: S101 - the caller has the number from a row
+    return execution
 
 
 def _one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -95,15 +95,16 @@ def secret(value: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: the name it has in config.toml (its variable is OCC_ and the name in capitals), reader, meaning."""
+    """One setting: its name in config.toml, reader, meaning; its variable is the prefix and the name in capitals."""
 
     name: str
     parse: Callable[[str], Any]
     meaning: str
+    prefix: str = "OCC_"
 
     @property
     def variable(self) -> str:
-        return "OCC_" + self.name.upper()
+        return self.prefix + self.name.upper()
 
 
 # The flags that are not called as their setting.
@@ -141,4 +142,18 @@ SETTINGS = (
     Setting("max_output_bytes", _SIZE, "stored output of one execution"),
     Setting("retention_days", _number, "days for which output and prompts are kept"),
     Setting("retention_bytes", _SIZE, "size of occ.db above which the oldest output goes"),
+)
+
+_OF_BOTH = (
+    *("http_port", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "allowed_hosts"),
+    *("max_timeout_seconds", "max_queue", "max_streams", "max_prompt_bytes", "max_upload_bytes"),
+    *("max_unpacked_bytes", "max_files", "retention_days", "retention_bytes"),
+)
+
+HUB_SETTINGS = (
+    *(replace(setting, prefix="OCC_HUB_") for setting in SETTINGS if setting.name in _OF_BOTH),
+    Setting("relays", _whole(1, 1000), "executions that run on agents at once", "OCC_HUB_"),
+    Setting("heartbeat_seconds", _whole(1, 300), "how often agents are to say that they live", "OCC_HUB_"),
+    Setting("wait_seconds", _number, "how long an execution waits for an agent that can take it", "OCC_HUB_"),
+    Setting("reconnect_seconds", _number, "how long a running execution's agent may be away", "OCC_HUB_"),
 )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 from flask import Flask
 
+from occ_app import agent, archives, daemon, db, state, streams, tls, workspaces
 from occ_app import config as configuration
-from occ_app import daemon, db, state, streams, tls
 from occ_app.api import Parts, create_app
 from occ_app.config import Config
 from occ_app.doorbell import Ringer
@@ -20,6 +22,7 @@ from occ_app.server import Application
 from occ_app.state import TokenFile
 from occ_app.tail import Tail
 from occ_app.web import Caller, same_secret
+from occ_app.workspaces import Workspace
 from occ_worker import tasks
 from occ_worker.control import Control
 from occ_worker.listener import Worker
@@ -42,6 +45,9 @@ def make_app(config: Config) -> Flask:
             identify=_holder_of(TokenFile(config.state)),
             execute=tasks.executions(open_queue(config, "executions"), _no_worker),
             make_workspace=tasks.control(open_queue(config, "control"), _no_control),
+            health=lambda: agent.health(config, database),
+            pack=_pack,
+            delete_workspace=lambda workspace_id, _: workspaces.delete(database, workspace_id, config.workspaces),
         )
     )
     app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
@@ -55,6 +61,11 @@ def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
         return Caller() if right is not None and same_secret(given, right) else None
 
     return identify
+
+
+def _pack(workspace: Workspace, output: IO[bytes]) -> None:
+    for _ in archives.pack(Path(workspace.path), output):
+        pass
 
 
 def _no_worker() -> Worker:

@@ -71,6 +71,7 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
 
 def _run_here(config: Config) -> None:
     from occ_app.logs import log_to_stderr
+    from occ_app.registration import introduce
     from occ_app.supervisor import Ready, Supervisor
 
     log_to_stderr()
@@ -78,7 +79,7 @@ def _run_here(config: Config) -> None:
     def announce(ready: Ready) -> None:
         tell_started({**asdict(ready), "logs": "this terminal", "warnings": [*ready.warnings, *_exposure(config)]})
 
-    Supervisor(config, announce, to_terminal=True).run()
+    Supervisor(config, introduce, announce, to_terminal=True).run()
 
 
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
