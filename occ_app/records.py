@@ -1,4 +1,4 @@
-"""An execution as a value: what was asked, its row, and how it ended. The SQL on them is in executions.py."""
+"""An execution as a value: what was asked, its row, and how it ended. The SQL is in executions.py and lifecycle.py."""
 
 from __future__ import annotations
 

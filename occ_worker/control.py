@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from occ_app import agent, archives, claude_cli, executions, retention, tail, workspaces
+from occ_app import agent, archives, claude_cli, executions, lifecycle, retention, tail, workspaces
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -113,7 +113,7 @@ class Control:
             "WORKER_LOST",
             "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
         )
-        if executions.finish(self._db, execution.number, outcome):
+        if lifecycle.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))
 

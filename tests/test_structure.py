@@ -23,6 +23,7 @@ DOMAIN = [
     "folders",
     "identity",
     "kernel",
+    "lifecycle",
     "state",
     "tail",
     "workspaces",
@@ -60,7 +61,9 @@ def test_only_config_reads_the_environment() -> None:
 def test_sql_stands_in_its_few_modules() -> None:
     verbs = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.DOTALL)
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
-    assert with_sql == {f"occ_app/{module}.py" for module in ("agent", "events", "executions", "salvage", "workspaces")}
+    assert with_sql == {
+        f"occ_app/{module}.py" for module in ("agent", "events", "executions", "lifecycle", "salvage", "workspaces")
+    }
 
 
 @pytest.mark.parametrize("module", DOMAIN)

@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, Response, g, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
 
-from occ_app import errors, executions, schemas, streams, tail, web
+from occ_app import errors, executions, lifecycle, schemas, streams, tail, web
 from occ_app.api import Parts, parts
 from occ_app.records import Execution, Request
 
@@ -45,7 +45,7 @@ def _create(asked: Request) -> tuple[Execution, bool]:
         if existing is not None and existing.request_hash == asked.hash:
             return existing, False
         raise
-    return executions.create(
+    return lifecycle.create(
         parts().db, asked, max_queue=parts().config.max_queue, admit=lambda connection: parts().admit(connection, asked)
     )
 
@@ -72,7 +72,7 @@ def _request() -> Request:
         max_turns=loaded.get("max_turns"),
         max_budget_usd=loaded.get("max_budget_usd"),
         session_id=loaded.get("session_id"),
-        hash=executions.request_hash(body),
+        hash=lifecycle.request_hash(body),
         key_id=web.caller().key_id,
         agent=loaded.get("agent"),
         labels=tuple(loaded.get("labels", ())),
@@ -124,7 +124,7 @@ def events(execution_id: str) -> Response:
 def cancel(execution_id: str) -> Response:
     """End an execution; harmless when it is over."""
     web.query(schemas.NoQuery)
-    execution = executions.request_stop(
+    execution = lifecycle.request_stop(
         parts().db,
         execution_id,
         "EXECUTION_CANCELLED",

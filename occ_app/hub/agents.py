@@ -99,7 +99,9 @@ class Agents:
             if agent_id is None:
                 count = connection.execute("SELECT count(*) FROM agents WHERE key_id = ?", (key.key_id,)).fetchone()[0]
                 if key.most is not None and count >= key.most:
-                    raise errors.Forbidden(f"The key {key.name} is for {key.most} machines, and so many are registered.")
+                    raise errors.Forbidden(
+                        f"The key {key.name} is for {key.most} machines, and so many are registered."
+                    )
                 agent_id = f"agent-{secrets.token_hex(6)}"
             connection.execute(
                 """
@@ -210,9 +212,7 @@ class Agents:
         with self._db.write() as connection:
             connection.execute("DELETE FROM agents WHERE agent_id = ?", (agent_id,))
             connection.execute("DELETE FROM errands WHERE agent_id = ?", (agent_id,))
-            connection.execute(
-                "UPDATE workspaces SET agent_id = NULL, placed = NULL WHERE agent_id = ?", (agent_id,)
-            )
+            connection.execute("UPDATE workspaces SET agent_id = NULL, placed = NULL WHERE agent_id = ?", (agent_id,))
 
     def _same_machine(self, connection: sqlite3.Connection, key: Key, agent_id: str | None) -> str | None:
         """The id under which a machine is known: registered with this key, or with one that is refused by now."""

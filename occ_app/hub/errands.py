@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -21,12 +22,13 @@ class Errand:
 
 def cancel(db: Database, agent_id: str, execution_id: str) -> None:
     """Have an agent end an execution that the hub has given up."""
-    _add(db, agent_id, "POST", f"/executions/{quote(execution_id, safe='')}/cancel")
+    with db.write() as connection:
+        _add(connection, agent_id, "POST", f"/executions/{quote(execution_id, safe='')}/cancel")
 
 
-def delete_workspace(db: Database, agent_id: str, workspace_id: str) -> None:
-    """Have an agent delete a workspace that is gone from the hub."""
-    _add(db, agent_id, "DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
+def delete_workspace(connection: sqlite3.Connection, agent_id: str, workspace_id: str) -> None:
+    """Have an agent delete a workspace, once the caller's transaction has removed it from the hub."""
+    _add(connection, agent_id, "DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
 
 
 def waiting(db: Database) -> list[Errand]:
@@ -41,9 +43,8 @@ def done(db: Database, errand: Errand) -> None:
         connection.execute("DELETE FROM errands WHERE number = ?", (errand.number,))
 
 
-def _add(db: Database, agent_id: str, method: str, path: str) -> None:
-    with db.write() as connection:
-        connection.execute(
-            "INSERT OR IGNORE INTO errands (agent_id, method, path, created_at) VALUES (?, ?, ?, ?)",
-            (agent_id, method, path, iso_now()),
-        )
+def _add(connection: sqlite3.Connection, agent_id: str, method: str, path: str) -> None:
+    connection.execute(
+        "INSERT OR IGNORE INTO errands (agent_id, method, path, created_at) VALUES (?, ?, ?, ?)",
+        (agent_id, method, path, iso_now()),
+    )

@@ -96,7 +96,7 @@ def claim(db: Database, agents: Agents, owner: ProcessIdentity) -> Placed | None
             GROUP BY q.workspace_id ORDER BY 1
             """
         ).fetchall():
-            execution = executions.one(connection, row["number"])
+            execution = executions.numbered(connection, row["number"])
             chosen = choose(execution, row["home"], machines, foreign)
             if isinstance(chosen, str):
                 _note_wait(connection, execution, chosen)
@@ -110,7 +110,7 @@ def claim(db: Database, agents: Agents, owner: ProcessIdentity) -> Placed | None
                 "UPDATE workspaces SET agent_id = ? WHERE workspace_id = ? AND agent_id IS NULL",
                 (chosen.agent_id, execution.workspace_id),
             )
-            return Placed(executions.one(connection, execution.number), chosen)
+            return Placed(executions.numbered(connection, execution.number), chosen)
     return None
 
 

@@ -36,7 +36,7 @@ def run_job(db: Database, number: int, config: HubConfig) -> None:
         return
     staging = config.zips / f".incoming-{number}"
     try:
-        limits = archives.Limits(config.max_unpacked_bytes, config.max_files, trust=False)
+        limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
         unpacked = archives.unpack(job.upload.zip_path, None, limits)
         digest = _copy(job.upload.zip_path, staging)
         os.replace(staging, config.zips / f"{digest}.zip")
@@ -106,9 +106,7 @@ def _sync(folder: Path) -> None:
 def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked) -> None:
     upload, now = job.upload, iso_now()
     with db.write() as connection:
-        row = connection.execute(
-            "SELECT * FROM workspaces WHERE workspace_id = ?", (upload.workspace_id,)
-        ).fetchone()
+        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (upload.workspace_id,)).fetchone()
         if row is not None and row["key_id"] != upload.key_id and upload.key_id is not None:
             raise errors.Conflict(
                 "WORKSPACE_CONFLICT",
