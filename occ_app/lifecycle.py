@@ -116,6 +116,12 @@ def finish(db: Database, number: int, outcome: Outcome) -> bool:
         return _finish(connection, number, outcome, "running")
 
 
+def give_up(db: Database, number: int, outcome: Outcome) -> bool:
+    """End an execution that still waits. False when it does not any more."""
+    with db.write() as connection:
+        return _finish(connection, number, outcome, "queued")
+
+
 def abandon_all(db: Database, outcome: Outcome) -> int:
     """End whatever waits or runs, as far as these rows go; returns how many. For a copy of the rows without workers."""
     with db.write() as connection:

@@ -38,7 +38,8 @@ def _number(value: str) -> float:
     return number
 
 
-def _url(value: str) -> str:
+def http_url(value: str) -> str:
+    """An address to call, without a slash at its end. Raises ValueError saying what it must be."""
     parts = urlsplit(_text(value))
     try:
         parts.port  # noqa: B018 - reading it is the check: urlsplit raises for a port that is no number
@@ -114,10 +115,10 @@ _SIZE = _whole(1, 1 << 40)
 
 SETTINGS = (
     Setting("api_key", secret, "key to register with at the hub, or @FILE"),
-    Setting("remote_url", _url, "address of the hub; without one the agent is standalone"),
+    Setting("remote_url", http_url, "address of the hub; without one the agent is standalone"),
     Setting("workers", _whole(1, 256), "executions at once"),
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
-    Setting("public_url", _url, "address under which the hub can reach this agent"),
+    Setting("public_url", http_url, "address under which the hub can reach this agent"),
     Setting("bind_address", _text, "address to listen on; 127.0.0.1, or 0.0.0.0 with a hub"),
     Setting("tls", _only("self-signed"), "self-signed: serve with a certificate of the agent's own"),
     Setting("tls_cert", _file, "certificate to serve with, PEM"),

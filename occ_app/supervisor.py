@@ -25,9 +25,10 @@ from typing import IO, Any
 from honcho.environ import parse_procfile
 
 from occ_app import config as configuration
-from occ_app import daemon, db, hub, registration, salvage, sandbox, state, tls, workspaces
+from occ_app import daemon, db, registration, salvage, sandbox, state, tls, workspaces
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, StartFailed
+from occ_app.hub import health
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
 from occ_app.parts import Part, Probe
@@ -285,7 +286,7 @@ def main() -> int:
 
     try:
         if sys.argv[2:] == ["hub"]:
-            return Supervisor(configuration.load_hub(), hub.introduce, announce, to_terminal=False).run()
+            return Supervisor(configuration.load_hub(), health.introduce, announce, to_terminal=False).run()
         return Supervisor(configuration.load(), registration.introduce, announce, to_terminal=False).run()
     except OCCError as error:
         log.error("%s", error)

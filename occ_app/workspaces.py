@@ -268,6 +268,7 @@ def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *
         "files": workspace.files,
         "bytes": workspace.bytes,
         "skipped": workspace.skipped,
+        "agentId": workspace.agent_id,
     }
     won = connection.execute(
         "UPDATE workspace_jobs SET state = 'succeeded', result = ?, finished_at = ?"

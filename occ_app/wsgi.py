@@ -24,8 +24,6 @@ from occ_app.tail import Tail
 from occ_app.web import Caller, same_secret
 from occ_app.workspaces import Workspace
 from occ_worker import tasks
-from occ_worker.control import Control
-from occ_worker.listener import Worker
 from occ_worker.queues import open_queue
 
 
@@ -43,8 +41,8 @@ def make_app(config: Config) -> Flask:
             workers=Ringer(config.run / "worker"),
             streams=streams.Streams(config.max_streams),
             identify=_holder_of(TokenFile(config.state)),
-            execute=tasks.executions(open_queue(config, "executions"), _no_worker),
-            make_workspace=tasks.control(open_queue(config, "control"), _no_control),
+            execute=tasks.executions(open_queue(config, "executions"), tasks.elsewhere),
+            make_workspace=tasks.control(open_queue(config, "control"), tasks.elsewhere),
             health=lambda: agent.health(config, database),
             pack=_pack,
             delete_workspace=lambda workspace_id, _: workspaces.delete(database, workspace_id, config.workspaces),
@@ -66,14 +64,6 @@ def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
 def _pack(workspace: Workspace, output: IO[bytes]) -> None:
     for _ in archives.pack(Path(workspace.path), output):
         pass
-
-
-def _no_worker() -> Worker:
-    raise RuntimeError("the web process puts executions in and runs none")
-
-
-def _no_control() -> Control:
-    raise RuntimeError("the web process puts control jobs in and runs none")
 
 
 def main() -> None:

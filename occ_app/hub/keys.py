@@ -41,7 +41,7 @@ class Key:
 def create(
     db: Database, name: str, kind: str, *, admin: bool = False, most: int | None = None, days: float | None = None
 ) -> tuple[Key, str]:
-    """Make a key; returns it and its secret, which nothing else will ever tell. Raises ConfigError for a name in use."""
+    """Make a key; returns it and its secret, which is never told again. Raises ConfigError for a name in use."""
     key_id, secret = f"key-{secrets.token_hex(6)}", f"occ_{kind}_{secrets.token_urlsafe(32)}"
     expires = None
     if days is not None:

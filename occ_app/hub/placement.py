@@ -1,8 +1,8 @@
 """Where an execution runs: which agent takes it, and all SQL on taking it up.
 
-A workspace lives on one agent from its first execution on; a first execution goes to the online agent with the most free
-workers. What nobody can take waits and says for what. Of many relays one wins: each change is an UPDATE that names the
-state it starts from.
+A workspace lives on one agent from its first execution on; a first execution goes to the online agent with the most
+free workers. What nobody can take waits and says for what. Of many relays one wins: each change is an UPDATE that names
+the state it starts from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The workspaces of a hub: their zips, each stored once by its content, and which agent has which.
 
-The first execution places a workspace: its agent gets the zip, and from then on the files live there. The zip stays, for
-an agent that is removed, and for a workspace that was uploaded anew and not run since.
+The first execution places a workspace: its agent gets the zip, and from then on the files live there. The zip stays,
+for an agent that is removed, and for a workspace that was uploaded anew and not run since.
 """
 
 from __future__ import annotations
@@ -50,12 +50,21 @@ def run_job(db: Database, number: int, config: HubConfig) -> None:
         staging.unlink(missing_ok=True)
 
 
-def set_placed(db: Database, workspace: Workspace, agent_id: str, *, there: bool = True) -> None:
-    """Note that its agent has this upload's files, or (`there` false) that it does not have them any more."""
+def placed(db: Database, workspace: Workspace, agent_id: str, path: str) -> None:
+    """Note that its agent has this upload's files, at this path."""
     with db.write() as connection:
         connection.execute(
-            "UPDATE workspaces SET placed = ? WHERE workspace_id = ? AND agent_id = ? AND upload = ?",
-            (workspace.upload if there else None, workspace.workspace_id, agent_id, workspace.upload),
+            "UPDATE workspaces SET placed = ?, path = ? WHERE workspace_id = ? AND agent_id = ? AND upload = ?",
+            (workspace.upload, path, workspace.workspace_id, agent_id, workspace.upload),
+        )
+
+
+def missing(db: Database, workspace: Workspace, agent_id: str) -> None:
+    """Note that its agent does not have its files any more, so that it gets them again."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspaces SET placed = NULL WHERE workspace_id = ? AND agent_id = ?",
+            (workspace.workspace_id, agent_id),
         )
 
 
@@ -119,8 +128,8 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
         workspaces.refuse_busy(connection, upload.workspace_id)
         row = connection.execute(
             """
-            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at,
-                key_id, zip, upload)
+            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
+                updated_at, key_id, zip, upload)
             VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
                 files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
