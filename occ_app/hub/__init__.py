@@ -1,0 +1,1 @@
+"""The coordination server: the face of OCC that knows many agents."""
