@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 from urllib.parse import quote, urlencode
 
@@ -55,13 +56,21 @@ class RawEvent(NamedTuple):
 class AgentClient:
     """An agent's or a hub's API. Every method raises Unreachable for no answer, Refused for one that is an error."""
 
-    def __init__(self, url: str, token: str, pin: str | None = None) -> None:
-        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for."""
+    def __init__(self, url: str, token: str, pin: str | None = None, through: Path | None = None) -> None:
+        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for.
+
+        With `through` all goes over that Unix socket, the one a hub has for a linked agent.
+        """
         self.url = url.rstrip("/")
         self._pin = pin
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
-        self._pool = urllib3.PoolManager(retries=False, maxsize=4, **trust)
+        if through is None:
+            self._pool = urllib3.PoolManager(retries=False, maxsize=4, **trust)
+        else:
+            from occ_app.through import pools
+
+            self._pool = pools(through, retries=False, maxsize=4, **trust)
 
     def close(self) -> None:
         self._pool.clear()

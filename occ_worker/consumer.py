@@ -6,6 +6,7 @@ at once, and periodic jobs are looked at each second.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from huey.consumer import Consumer, ProcessEnvironment, Scheduler
 
+from occ_app import agent, daemon, db
 from occ_app import config as configuration
-from occ_app import db
 from occ_app.config import Config
 from occ_app.doorbell import Doorbell, Ringer
+from occ_app.errors import OCCError
 from occ_app.identity import own_identity
 from occ_app.kernel import become_subreaper, die_with_parent
 from occ_app.logs import log_to_stderr
@@ -32,6 +34,7 @@ from occ_worker.queues import open_queue
 
 if TYPE_CHECKING:
     from occ_app.hub_client import HubClient
+    from occ_worker.link_client import LinkClient
 
 CONTROL_THREADS = 4
 
@@ -156,11 +159,14 @@ def run_control(config: Config) -> None:
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
     put = tasks.executions(executions_queue, tasks.elsewhere)
+    port = configuration.listening_port()
+    link = _link(config, database, port)
+    renew = link.renew if link else _nothing
     control = Control(
         config,
         database,
         Ringer(config.run / "tail"),
-        Heartbeat(config, database, configuration.listening_port(), lambda seconds: _hub(config, seconds)),
+        Heartbeat(config, database, port, lambda seconds: _hub(config, seconds), renew),
         queued=executions_queue.pending_count,
         ring=lambda: put(""),
     )
@@ -170,8 +176,29 @@ def run_control(config: Config) -> None:
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
     consumer._stop_flag_timeout = 0.25
+    if link:
+        link.start()
     consumer.run()
     control.last_heartbeat()
+    if link:
+        link.stop()
+
+
+def _link(config: Config, database: db.Database, port: int) -> LinkClient | None:
+    """The link with the hub; None for a standalone agent, which does without the memory of WebSockets."""
+    if config.remote_url is None:
+        return None
+    from occ_worker.link_client import LinkClient
+
+    def note(connected: bool) -> None:
+        with contextlib.suppress(OCCError):  # a held database; the next change is told
+            agent.note(database, "link", {"connected": connected})
+
+    return LinkClient(config.remote_url, config.state, (daemon.local_host(config.bind_address), port), note)
+
+
+def _nothing() -> None:
+    """Nobody waits for a registration."""
 
 
 def _hub(config: Config, seconds: float) -> HubClient:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import IO
 
 from flask import Flask, request
@@ -21,12 +22,13 @@ from occ_app.hub import api, health, keys, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agents
 from occ_app.hub.calls import Calls
+from occ_app.hub.links import Links, add_link
 from occ_app.hub.schemas import HubExecuteBody
 from occ_app.logs import log_to_stderr
 from occ_app.server import Application
 from occ_app.state import TokenFile
 from occ_app.tail import Tail
-from occ_app.web import Caller, caller, same_secret
+from occ_app.web import Caller, bearer, caller, same_secret
 from occ_app.workspaces import Workspace
 from occ_worker import tasks
 from occ_worker.queues import open_queue
@@ -59,7 +61,14 @@ def make_app(config: HubConfig) -> Flask:
     )
     app.extensions["occ_hub"] = api.HubParts(config, agents, calls)
     app.register_blueprint(api.bp)
-    app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
+    links = Links(config.run / "links")
+    add_link(app, links, partial(_admit_link, agents))
+
+    def stop() -> None:
+        tail.close()
+        links.close()
+
+    app.occ_on_stop = stop  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
     app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
 
@@ -77,6 +86,11 @@ def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller |
         return None if key is None else Caller(key.key_id, key.admin)
 
     return identify
+
+
+def _admit_link(agents: Agents, agent_id: str) -> None:
+    if not agents.holds(agent_id, bearer()):
+        raise api.not_registered()
 
 
 def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace, output: IO[bytes]) -> None:
