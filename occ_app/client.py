@@ -144,9 +144,11 @@ class AgentClient:
         """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
         return self._json("GET", "/executions?" + urlencode(filters))
 
-    def call(self, method: str, path: str) -> dict[str, Any]:
-        """Make a call that has no body."""
-        return self._json(method, path)
+    def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Make a call that no other method stands for, with `content` as its JSON body if any; returns the reply."""
+        if content is None:
+            return self._json(method, path)
+        return self._json(method, path, body=json.dumps(content).encode(), headers={"Content-Type": "application/json"})
 
     def cancel(self, execution_id: str) -> dict[str, Any]:
         return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel")

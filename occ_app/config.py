@@ -73,6 +73,7 @@ C = TypeVar("C", bound="Config")
 class Program:
     """What tells the two daemons apart: how a person calls it, where it lives, what runs it, what can be set."""
 
+    kind: str
     name: str
     command: str
     home_variable: str
@@ -81,8 +82,8 @@ class Program:
     settings: tuple[Setting, ...]
 
 
-AGENT = Program("OCC", "occ", "OCC_HOME", "~/.occ", "Procfile", SETTINGS)
-HUB = Program("The hub", "occ hub", "OCC_HUB_HOME", "~/.occ-hub", "Procfile.hub", HUB_SETTINGS)
+AGENT = Program("agent", "OCC", "occ", "OCC_HOME", "~/.occ", "Procfile", SETTINGS)
+HUB = Program("hub", "The hub", "occ hub", "OCC_HUB_HOME", "~/.occ-hub", "Procfile.hub", HUB_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,11 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
             raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
     cli_environment = _cli_environment(environ, values.get("env_pass", ()))
     return _checked(Config(home=home, cli_environment=cli_environment, **values))
+
+
+def load_daemon(kind: str) -> Config:
+    """Read all settings of a program of this kind, agent or hub."""
+    return load_hub() if kind == HUB.kind else load()
 
 
 def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> HubConfig:

@@ -28,7 +28,6 @@ from occ_app import config as configuration
 from occ_app import daemon, db, registration, salvage, sandbox, state, tls, workspaces
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, StartFailed
-from occ_app.hub import health
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
 from occ_app.parts import Part, Probe
@@ -271,8 +270,17 @@ def _open_log(path: Path) -> IO[bytes]:
     return path.open("ab")
 
 
+def introducing(config: Config) -> Callable[[Any, int], list[str]]:
+    """How a daemon of this kind makes itself known when it starts."""
+    if config.program is configuration.HUB:
+        from occ_app.hub import health  # an agent does without its memory
+
+        return health.introduce
+    return registration.introduce
+
+
 def main() -> int:
-    """`python -m occ_app.supervisor FD [hub]`: the daemon in the background; a line on FD tells how its start went."""
+    """`python -m occ_app.supervisor FD KIND`: the daemon in the background; a line on FD tells how its start went."""
     answer = os.fdopen(int(sys.argv[1]), "w")
     log_to_stderr()
 
@@ -285,9 +293,8 @@ def main() -> int:
         tell(asdict(ready))
 
     try:
-        if sys.argv[2:] == ["hub"]:
-            return Supervisor(configuration.load_hub(), health.introduce, announce, to_terminal=False).run()
-        return Supervisor(configuration.load(), registration.introduce, announce, to_terminal=False).run()
+        config = configuration.load_daemon(sys.argv[2])
+        return Supervisor(config, introducing(config), announce, to_terminal=False).run()
     except OCCError as error:
         log.error("%s", error)
         tell({"error": type(error).__name__, "message": str(error)})
