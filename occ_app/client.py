@@ -114,6 +114,10 @@ class AgentClient:
         """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
         return self._json("GET", "/executions?" + urlencode(filters))
 
+    def search(self, query: str, **paging: int) -> dict[str, Any]:
+        """One page of executions that say `query`, newest first; paging as on the wire: limit, before."""
+        return self._json("GET", "/search?" + urlencode({"q": query, **paging}))
+
     def cancel(self, execution_id: str) -> dict[str, Any]:
         return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel")
 

@@ -17,6 +17,8 @@ UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 CURSOR_PATTERN = r"^([0-9]{1,18})?$"
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}$"
 
+MOST_QUERY = 1000
+
 STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -168,6 +170,45 @@ class ExecutionList(Schema):
 
     executions = fields.List(fields.Nested(ExecutionRecord))
     next = fields.Integer(allow_none=True)
+
+
+class SearchQuery(_Request):
+    """The query of GET /search."""
+
+    q = fields.String(
+        required=True, validate=[validate.Length(max=MOST_QUERY), _check_prompt], metadata={"pattern": r"\S"}
+    )
+    limit = fields.Integer(load_default=20, validate=validate.Range(1, 100))
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+class SnippetPiece(Schema):
+    """A piece of text; `hit` when it is what was looked for."""
+
+    text = fields.String()
+    hit = fields.Boolean()
+
+
+class SearchSnippet(Schema):
+    """The text around the first hit in a prompt or an output; its pieces joined are that text."""
+
+    where = fields.String(data_key="in", validate=validate.OneOf(["prompt", "output"]))
+    pieces = fields.List(fields.Nested(SnippetPiece))
+
+
+class SearchResult(Schema):
+    """An execution that was found, and where."""
+
+    execution = fields.Nested(ExecutionRecord)
+    snippets = fields.List(fields.Nested(SearchSnippet))
+
+
+class SearchResults(Schema):
+    """A page of what was found, newest first; `unindexed` counts what is over and not searched yet."""
+
+    results = fields.List(fields.Nested(SearchResult))
+    next = fields.Integer(allow_none=True)
+    unindexed = fields.Integer()
 
 
 class SkippedEntry(Schema):

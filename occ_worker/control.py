@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from occ_app import agent, archives, claude_cli, executions, lifecycle, retention, tail, workspaces
+from occ_app import agent, archives, claude_cli, executions, lifecycle, retention, search, tail, workspaces
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -25,6 +25,7 @@ log = logging.getLogger("occ.control")
 
 _OVERDUE_SECONDS = 30.0  # past its limit and grace, before a worker counts as stuck
 _FORGETTING_SECONDS = 5.0
+_INDEXING_SECONDS = 1.0
 _CHECKPOINT_BYTES = 4 * 1024 * 1024
 
 
@@ -116,6 +117,16 @@ class Control:
         if lifecycle.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))
+
+    def unindexed(self) -> bool:
+        """Whether anything is over that a search does not find yet."""
+        with contextlib.suppress(OCCError):  # a held database; there is a next time
+            return search.waiting(self._db)
+        return False
+
+    def index(self) -> None:
+        """Let searches find what is over, for a second at most; the next call goes on."""
+        search.index_some(self._db, _INDEXING_SECONDS)
 
     def forget(self) -> None:
         """Delete output that retention says is too old or too much, for a few seconds at most."""

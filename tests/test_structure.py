@@ -24,6 +24,7 @@ DOMAIN = [
     "identity",
     "kernel",
     "lifecycle",
+    "search",
     "state",
     "tail",
     "workspaces",
@@ -62,7 +63,8 @@ def test_sql_stands_in_its_few_modules() -> None:
     verbs = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.DOTALL)
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
     assert with_sql == {
-        f"occ_app/{module}.py" for module in ("agent", "events", "executions", "lifecycle", "salvage", "workspaces")
+        f"occ_app/{module}.py"
+        for module in ("agent", "events", "executions", "lifecycle", "salvage", "search", "workspaces")
     }
 
 
