@@ -118,6 +118,10 @@ class AgentClient:
         """One page of executions that say `query`, newest first; paging as on the wire: limit, before."""
         return self._json("GET", "/search?" + urlencode({"q": query, **paging}))
 
+    def usage(self, by: str = "day", **span: str) -> dict[str, Any]:
+        """What executions took, by day, workspace, agent or key; span as on the wire: since, until."""
+        return self._json("GET", "/usage?" + urlencode({"by": by, **span}))
+
     def cancel(self, execution_id: str) -> dict[str, Any]:
         return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel")
 

@@ -44,7 +44,7 @@ class Parts:
 
 def create_app(parts: Parts) -> Flask:
     """The WSGI application of one agent."""
-    from occ_app.api import executions, health, openapi, search, workspaces
+    from occ_app.api import executions, health, openapi, search, usage, workspaces
 
     app = Flask("occ_app", static_folder=None)
     config = parts.config
@@ -59,7 +59,7 @@ def create_app(parts: Parts) -> Flask:
     web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
     web.limit_bodies(app)
     web.answer_errors_in_json(app)
-    for module in (health, workspaces, executions, search, openapi):
+    for module in (health, workspaces, executions, search, usage, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)
     return app

@@ -38,6 +38,7 @@ _CONTRACTS: dict[str, dict[str, Any]] = {
     "executions.events": {"query": schemas.EventsQuery, "content": _STREAM, "resumes": True},
     "executions.cancel": {"reply": schemas.ExecutionRecord, "status": 202},
     "search.find": {"query": schemas.SearchQuery, "reply": schemas.SearchResults},
+    "usage.report": {"query": schemas.UsageQuery, "reply": schemas.UsageReport},
     "openapi.openapi": {"content": {"application/json": {"schema": {"type": "object"}}}},
 }
 
