@@ -11,7 +11,7 @@ from collections.abc import Callable
 from flask import Flask
 
 from occ_app import config as configuration
-from occ_app import daemon, db, state, streams, tls
+from occ_app import daemon, db, metrics, state, streams, tls
 from occ_app.api import Parts, create_app
 from occ_app.config import Config
 from occ_app.doorbell import Ringer
@@ -42,6 +42,7 @@ def make_app(config: Config) -> Flask:
             identify=_holder_of(TokenFile(config.state)),
             execute=tasks.executions(open_queue(config, "executions"), _no_worker),
             make_workspace=tasks.control(open_queue(config, "control"), _no_control),
+            measures=(metrics.of_agent(config, database),),
         )
     )
     app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,

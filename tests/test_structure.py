@@ -27,6 +27,7 @@ DOMAIN = [
     "search",
     "state",
     "tail",
+    "tally",
     "usage",
     "workspaces",
 ]
@@ -65,7 +66,17 @@ def test_sql_stands_in_its_few_modules() -> None:
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
     assert with_sql == {
         f"occ_app/{module}.py"
-        for module in ("agent", "events", "executions", "lifecycle", "salvage", "search", "usage", "workspaces")
+        for module in (
+            "agent",
+            "events",
+            "executions",
+            "lifecycle",
+            "salvage",
+            "search",
+            "tally",
+            "usage",
+            "workspaces",
+        )
     }
 
 

@@ -15,6 +15,7 @@ from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.errors import Unavailable
+from occ_app.metrics import Measure, Refusals, common
 from occ_app.streams import Streams
 from occ_app.tail import Tail
 
@@ -24,7 +25,8 @@ _FORM_OVERHEAD = 1 << 20
 @dataclass(frozen=True)
 class Parts:
     """What the views work with. `readers` and `workers` ring whoever follows
-    or runs executions; `execute` and `make_workspace` put a job onto its queue."""
+    or runs executions; `execute` and `make_workspace` put a job onto its queue;
+    `measures` give what only an agent or only a hub can tell of itself."""
 
     config: Config
     db: Database
@@ -35,6 +37,7 @@ class Parts:
     identify: Callable[[str], web.Caller | None]
     execute: Callable[[str], None]
     make_workspace: Callable[[int], None]
+    measures: tuple[Measure, ...] = ()
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun."""
@@ -44,7 +47,7 @@ class Parts:
 
 def create_app(parts: Parts) -> Flask:
     """The WSGI application of one agent."""
-    from occ_app.api import executions, health, openapi, search, usage, workspaces
+    from occ_app.api import executions, health, metrics, openapi, search, usage, workspaces
 
     app = Flask("occ_app", static_folder=None)
     config = parts.config
@@ -59,7 +62,10 @@ def create_app(parts: Parts) -> Flask:
     web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
     web.limit_bodies(app)
     web.answer_errors_in_json(app)
-    for module in (health, workspaces, executions, search, usage, openapi):
+    refusals = Refusals()
+    metrics.count_refusals(app, refusals)
+    app.extensions["occ_measures"] = (common(parts.db, parts.streams, refusals), *parts.measures)
+    for module in (health, workspaces, executions, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)
     return app
@@ -68,6 +74,12 @@ def create_app(parts: Parts) -> Flask:
 def parts() -> Parts:
     """The parts of the application that answers this request."""
     found: Parts = current_app.extensions["occ"]
+    return found
+
+
+def measures() -> tuple[Measure, ...]:
+    """What can be measured of the application that answers this request."""
+    found: tuple[Measure, ...] = current_app.extensions["occ_measures"]
     return found
 
 
