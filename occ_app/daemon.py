@@ -36,8 +36,13 @@ class Daemon:
 
 def url_for(host: str, port: int, *, secure: bool) -> str:
     """An address to listen on, as a URL that works on this machine."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
-    return f"{'https' if secure else 'http'}://{shown}:{port}"
+    local = local_host(host)
+    return f"{'https' if secure else 'http'}://{f'[{local}]' if ':' in local else local}:{port}"
+
+
+def local_host(host: str) -> str:
+    """The host under which this machine itself reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
 def write(config: Config, daemon: Daemon) -> None:

@@ -26,7 +26,7 @@ class Doorbell:
     def __init__(self, folder: Path) -> None:
         self._path = folder / f"{os.getpid()}-{os.urandom(4).hex()}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        with _short_path(folder) as short:
+        with short_path(folder) as short:
             self._socket.bind(f"{short}/{self._path.name}")
 
     def fileno(self) -> int:
@@ -88,7 +88,7 @@ class Ringer:
     def _found(self) -> dict[str, socket.socket]:
         """Everybody who listens now, each through a socket of its own: nobody's path is looked up at each ring."""
         listeners = {}
-        with _short_path(self._folder) as short:
+        with short_path(self._folder) as short:
             for name in os.listdir(self._folder):
                 kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
                 listener = socket.socket(socket.AF_UNIX, kind)
@@ -104,7 +104,7 @@ class Ringer:
 
 
 @contextlib.contextmanager
-def _short_path(folder: Path) -> Iterator[str]:
+def short_path(folder: Path) -> Iterator[str]:
     """A path to `folder` short enough for a socket address, which holds 107 bytes however deep the home is."""
     descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
     try:

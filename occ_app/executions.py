@@ -140,6 +140,13 @@ def counts(db: Database) -> tuple[int, int]:
     return row["running"], row["queued"]
 
 
+def numbered(connection: sqlite3.Connection, number: int) -> Execution:
+    """The execution with this number, which exists, inside the caller's transaction."""
+    execution = one(connection, "x.number = ?", (number,))
+    assert execution is not None  # noqa: S101 - the caller has the number from a row
+    return execution
+
+
 def one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:
     """The execution that meets a condition on `x`, inside the caller's transaction; None when there is none."""
     row = connection.execute(f"SELECT {_COLUMNS} FROM executions x WHERE {condition}", values).fetchone()  # noqa: S608 - callers pass literals

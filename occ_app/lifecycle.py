@@ -27,14 +27,14 @@ def request_hash(body: Mapping[str, Any]) -> str:
 
 
 def create(
-    db: Database, request: Request, *, max_queue: int, also: Callable[[sqlite3.Connection], None] | None = None
+    db: Database, request: Request, *, max_queue: int, admit: Callable[[sqlite3.Connection], None] = lambda _: None
 ) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
     Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, QueueFull, and what `also` raises, which may look at the rows before a new one is made.
+    unknown workspace, QueueFull, and what `admit` raises, which may look at the rows before one is added.
     """
     with db.write(durable=False) as connection:
         existing = one(connection, "x.execution_id = ?", (request.execution_id,))
@@ -51,8 +51,7 @@ def create(
         ).fetchone()
         if workspace is None:
             raise workspace_not_found(request.workspace_id)
-        if also is not None:
-            also(connection)
+        admit(connection)
         ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if ahead >= max_queue:
             raise errors.QueueFull(ahead)
@@ -115,6 +114,12 @@ def finish(db: Database, number: int, outcome: Outcome) -> bool:
     """End a running execution: the final event and the state in one transaction. False when it was over already."""
     with db.write() as connection:
         return _finish(connection, number, outcome, "running")
+
+
+def give_up(db: Database, number: int, outcome: Outcome) -> bool:
+    """End an execution that still waits. False when it does not any more."""
+    with db.write() as connection:
+        return _finish(connection, number, outcome, "queued")
 
 
 def abandon_all(db: Database, outcome: Outcome) -> int:

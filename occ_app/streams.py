@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from flask import Response, request
 
@@ -139,10 +140,16 @@ class Follower:
         return batch if missing is None else [missing, *batch]
 
 
-class HandedOver(BaseException):
-    """Leaves the server's thread with the connection: from here on the tail's thread serves it. Nobody's error."""
+class Successor(Protocol):
+    """What serves a connection after the server's thread: `begin` is called when that has let go of it."""
 
-    def __init__(self, stream: LiveStream) -> None:
+    def begin(self) -> None: ...
+
+
+class HandedOver(BaseException):
+    """Leaves the server's thread with the connection: from here on another serves it. Nobody's error."""
+
+    def __init__(self, stream: Successor) -> None:
         super().__init__("handed over")
         self.stream = stream
 

@@ -32,21 +32,28 @@ STATUS = {
     "BAD_REQUEST": 400,
     "INVALID_EVENT_ID": 400,
     "UNAUTHORIZED": 401,
+    "FORBIDDEN": 403,
     "FORBIDDEN_ORIGIN": 403,
+    "AGENT_NOT_FOUND": 404,
+    "KEY_NOT_FOUND": 404,
     "NOT_FOUND": 404,
     "WORKSPACE_NOT_FOUND": 404,
     "EXECUTION_NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,
     "EXECUTION_CONFLICT": 409,
     "WORKSPACE_BUSY": 409,
+    "WORKSPACE_CONFLICT": 409,
+    "WORKSPACE_ELSEWHERE": 409,
     "BODY_TOO_LARGE": 413,
     "UNSUPPORTED_MEDIA_TYPE": 415,
     "WRONG_HOST": 421,
     "INVALID_REQUEST": 422,
+    "PROTOCOL_UNSUPPORTED": 426,
     "QUEUE_FULL": 429,
     "STOPPING": 503,
     "TOO_MANY_STREAMS": 503,
     "BUSY": 503,
+    "AGENT_UNREACHABLE": 503,
     "NO_SPACE": 507,
 }
 BODIES = 112
@@ -142,8 +149,7 @@ def _check_origin() -> None:
 
 
 def _identified(identify: Callable[[str], Caller | None]) -> Caller:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    given = given.strip() if scheme.lower() == "bearer" else ""
+    given = bearer()
     found = identify(given)
     if found is None:
         if given:
@@ -153,10 +159,16 @@ def _identified(identify: Callable[[str], Caller | None]) -> Caller:
     return found
 
 
-def unauthorized() -> errors.RequestError:
-    return errors.RequestError(
-        "UNAUTHORIZED", "Send the header Authorization: Bearer TOKEN; `occ token` on the agent's machine prints it."
-    )
+def bearer() -> str:
+    """The request's bearer token; empty when it has none."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def unauthorized(
+    message: str = "Send the header Authorization: Bearer TOKEN; `occ token` on the agent's machine prints it.",
+) -> errors.RequestError:
+    return errors.RequestError("UNAUTHORIZED", message)
 
 
 def _slow_down() -> None:

@@ -6,6 +6,7 @@ at once, and periodic jobs are looked at each second.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from huey.consumer import Consumer, ProcessEnvironment, Scheduler
 
+from occ_app import agent, daemon, db
 from occ_app import config as configuration
-from occ_app import db
 from occ_app.config import Config
 from occ_app.doorbell import Doorbell, Ringer
+from occ_app.errors import OCCError
 from occ_app.identity import own_identity
 from occ_app.kernel import become_subreaper, die_with_parent
 from occ_app.logs import log_to_stderr
-from occ_worker import claude, tasks
+from occ_worker import claude, runner, tasks
 from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.listener import GRACE_SECONDS, Worker
@@ -32,6 +34,7 @@ from occ_worker.queues import open_queue
 
 if TYPE_CHECKING:
     from occ_app.hub_client import HubClient
+    from occ_worker.link_client import LinkClient
 
 CONTROL_THREADS = 4
 
@@ -94,7 +97,7 @@ class _EachSecond(Scheduler):
     periodic_task_seconds = 1
 
 
-class _ControlConsumer(Consumer):
+class ControlConsumer(Consumer):
     scheduler_class = _EachSecond
 
     def stop(self, graceful: bool = False) -> None:
@@ -108,7 +111,7 @@ def run_executions(config: Config) -> None:
     """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""
     queue = open_queue(config, "executions")
     parts: list[Worker] = []
-    put = tasks.executions(queue, lambda: parts[0])
+    put = tasks.executions(queue, lambda: runner.run_next(parts[0]))
 
     @queue.on_startup()  # type: ignore[untyped-decorator]  # huey is untyped
     def open_parts() -> None:
@@ -155,23 +158,47 @@ def run_control(config: Config) -> None:
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
-    put = tasks.executions(executions_queue, _nobody)
+    put = tasks.executions(executions_queue, tasks.elsewhere)
+    port = configuration.listening_port()
+    link = _link(config, database, port)
+    renew = link.renew if link else _nothing
     control = Control(
         config,
         database,
         Ringer(config.run / "tail"),
-        Heartbeat(config, database, configuration.listening_port(), lambda seconds: _hub(config, seconds)),
+        Heartbeat(config, database, port, lambda seconds: _hub(config, seconds), renew),
         queued=executions_queue.pending_count,
         ring=lambda: put(""),
     )
     tasks.control(queue, lambda: control)
     control.settle_uploads()
-    consumer = _ControlConsumer(
+    consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
     consumer._stop_flag_timeout = 0.25
+    if link:
+        link.start()
     consumer.run()
     control.last_heartbeat()
+    if link:
+        link.stop()
+
+
+def _link(config: Config, database: db.Database, port: int) -> LinkClient | None:
+    """The link with the hub; None for a standalone agent, which does without the memory of WebSockets."""
+    if config.remote_url is None:
+        return None
+    from occ_worker.link_client import LinkClient
+
+    def note(connected: bool) -> None:
+        with contextlib.suppress(OCCError):  # a held database; the next change is told
+            agent.note(database, "link", {"connected": connected})
+
+    return LinkClient(config.remote_url, config.state, (daemon.local_host(config.bind_address), port), note)
+
+
+def _nothing() -> None:
+    """Nobody waits for a registration."""
 
 
 def _hub(config: Config, seconds: float) -> HubClient:
@@ -179,10 +206,6 @@ def _hub(config: Config, seconds: float) -> HubClient:
 
     assert config.remote_url is not None  # noqa: S101 - only an agent with a hub has heartbeats
     return HubClient(config.remote_url, seconds)
-
-
-def _nobody() -> Worker:
-    raise RuntimeError("the control process puts executions in and runs none")
 
 
 def main() -> None:

@@ -30,13 +30,22 @@ _LAST_BEAT_SECONDS = 1.0
 
 
 class Heartbeat:
-    """The beats of one control process. `hub` makes the client for a call of so many seconds."""
+    """The beats of one control process. `hub` makes the client for a call of so many seconds; `registered` is called
+    after each registration."""
 
-    def __init__(self, config: Config, db: Database, port: int, hub: Callable[[float], HubClient]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        db: Database,
+        port: int,
+        hub: Callable[[float], HubClient],
+        registered: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
         self._db = db
         self._port = port
         self._hub = hub
+        self._on_registered = registered
         self._registered = bool(agent.noted(db, "registration").get("registered"))
         self._pause = 1.0
         self._next = 0.0
@@ -83,6 +92,7 @@ class Heartbeat:
         self._registered, self._pause, self._next = True, 1.0, time.monotonic()
         agent.note(self._db, "registration", {"registered": True})
         log.info("registered with the hub as %s", registered.agent_id)
+        self._on_registered()
 
     def _send(self, hub: HubClient, status: str) -> None:
         known = state.load(self._config.state)

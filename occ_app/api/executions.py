@@ -45,19 +45,21 @@ def _create(asked: Request) -> tuple[Execution, bool]:
         if existing is not None and existing.request_hash == asked.hash:
             return existing, False
         raise
-    return lifecycle.create(parts().db, asked, max_queue=parts().config.max_queue)
+    return lifecycle.create(
+        parts().db, asked, max_queue=parts().config.max_queue, admit=lambda connection: parts().admit(connection, asked)
+    )
 
 
 def _request() -> Request:
     """The body as a request, with the configured limits filled in."""
     body = web.json_body()
-    loaded = web.loaded(schemas.ExecuteBody, body)
+    loaded = web.loaded(parts().execute_body, body)
     config = parts().config
     if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
         raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
-            wire = web.schema_of(schemas.ExecuteBody).fields[name].data_key or name
+            wire = web.schema_of(parts().execute_body).fields[name].data_key or name
             message = f"Must be at most {config.max_timeout_seconds:g} (OCC_MAX_TIMEOUT_SECONDS)."
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
     return Request(
@@ -71,6 +73,9 @@ def _request() -> Request:
         max_budget_usd=loaded.get("max_budget_usd"),
         session_id=loaded.get("session_id"),
         hash=lifecycle.request_hash(body),
+        key_id=web.caller().key_id,
+        agent=loaded.get("agent"),
+        labels=tuple(loaded.get("labels", ())),
     )
 
 
@@ -83,7 +88,7 @@ def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
 def listing() -> Response:
     """Executions, newest first."""
     asked = web.query(schemas.ListQuery)
-    found, following = executions.listing(parts().db, **asked)
+    found, following = executions.listing(parts().db, key_id=web.caller().only, **asked)
     return web.json_response(page(found, following))
 
 

@@ -22,7 +22,7 @@ def metrics() -> Response:
     """What can be measured, as Prometheus reads it."""
     web.query(schemas.NoQuery)
     if web.caller().only is not None:
-        raise errors.RequestError("FORBIDDEN", "Metrics tell of everybody's executions; use an admin's key.")
+        raise errors.Forbidden("Metrics tell of everybody's executions; use an admin's key.")
     # Loaded when somebody asks for it first; without Prometheus it is never needed.
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest

@@ -1,0 +1,1 @@
+"""The hub: one place to drive every machine from."""

@@ -1,0 +1,209 @@
+"""The hub's ends of the links: a Unix socket for each linked agent, through which its API is called.
+
+Whoever connects to `FOLDER/AGENT_ID` speaks with that agent's API as if it had connected to the agent itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, request
+from simple_websocket import ConnectionError as NoWebSocket
+from simple_websocket import Server
+from wsproto.utilities import ProtocolError
+
+from occ_app.doorbell import short_path
+from occ_app.errors import RequestError
+from occ_app.link import GOING_AWAY, PING_SECONDS, Link
+from occ_app.link_frames import SUBPROTOCOL
+from occ_app.link_socket import LinkSocket
+from occ_app.loop import Loop
+from occ_app.streams import HandedOver
+
+log = logging.getLogger("occ.links")
+
+_BACKLOG = 1024
+_STOP_SECONDS = 2.0
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Links:
+    """All links of this process, in one thread that begins with the first of them."""
+
+    def __init__(self, folder: Path, ping_seconds: float = PING_SECONDS) -> None:
+        """`folder` is made; what a killed predecessor left in it goes."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in folder.iterdir():
+            left.unlink()
+        self._folder = folder
+        self._ping_seconds = ping_seconds
+        self._loop = Loop()
+        self._thread = threading.Thread(target=self._loop.run, name="links", daemon=True)
+        self._lock = threading.Lock()
+        self._started = self._closed = False
+        self._linked: dict[str, Link] = {}
+
+    def serve(self, agent_id: str, websocket: Any) -> None:
+        """Take over a WebSocket (of simple_websocket) whose handshake is done, to its end; returns at once.
+
+        An older link of this agent ends for it.
+        """
+        with self._lock:
+            if self._closed:
+                websocket.sock.close()
+                return
+            if not self._started:
+                self._started = True
+                self._thread.start()
+            self._loop.soon(partial(self._begin, agent_id, websocket))
+
+    def connected(self) -> set[str]:
+        """The agents that are linked now."""
+        return set(self._linked)
+
+    def close(self) -> None:
+        """End every link and the thread; harmless when that is done."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._started:
+                self._loop.soon(self._end_all)
+                self._loop.stop()
+        if self._started:
+            self._thread.join(_STOP_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    # -- the thread of the links
+
+    def _begin(self, agent_id: str, websocket: Any) -> None:
+        older = self._linked.pop(agent_id, None)
+        try:
+            listener = _listen(self._folder, agent_id)
+        except OSError as error:
+            log.error("agent %s cannot be linked: no socket for it (%s)", agent_id, error.strerror or error)
+            websocket.sock.close()
+        else:
+            ended = partial(self._ended, agent_id, listener)
+            link = Link(
+                self._loop, LinkSocket(websocket.sock, websocket.ws), lambda reason: ended(link, reason), None,
+                self._ping_seconds,
+            )  # fmt: skip
+            self._linked[agent_id] = link
+            self._watch(listener, link)
+            link.begin()
+            log.info("agent %s is linked", agent_id)
+        if older is not None:
+            older.close("a newer link took its place", GOING_AWAY)
+
+    def _watch(self, listener: socket.socket, link: Link) -> None:
+        if listener.fileno() >= 0:  # else its link ended while it was let rest
+            self._loop.watch(listener.fileno(), select.EPOLLIN, lambda _: self._called(listener, link))
+
+    def _called(self, listener: socket.socket, link: Link) -> None:
+        """Somebody connected to an agent's socket."""
+        try:
+            caller, _ = listener.accept()
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                log.warning("a call to an agent waits: %s; raise the limit of open files", error.strerror)
+                self._loop.forget(listener.fileno())
+                self._loop.at(time.monotonic() + 1.0, partial(self._watch, listener, link))
+        else:
+            link.open(caller)
+
+    def _ended(self, agent_id: str, listener: socket.socket, link: Link, reason: str) -> None:
+        self._loop.forget(listener.fileno())
+        listener.close()
+        if self._linked.get(agent_id) is link:
+            del self._linked[agent_id]
+        if agent_id not in self._linked:
+            (self._folder / agent_id).unlink(missing_ok=True)
+        log.info("a link of agent %s ended: %s", agent_id, reason)
+
+    def _end_all(self) -> None:
+        for link in list(self._linked.values()):
+            link.close("the hub is stopping", GOING_AWAY)
+
+
+def _listen(folder: Path, agent_id: str) -> socket.socket:
+    """A socket at FOLDER/AGENT_ID for its owner alone, in the place of any that is there. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    made = folder / f".{os.urandom(4).hex()}"
+    try:
+        with short_path(folder) as short:
+            listener.bind(f"{short}/{made.name}")
+        made.chmod(0o600)
+        listener.listen(_BACKLOG)
+        made.replace(folder / agent_id)
+    except BaseException:
+        listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            made.unlink()
+        raise
+    return listener
+
+
+class _NoThread:
+    """Stands where simple_websocket starts a thread to read: the links have one for all of them."""
+
+    name = ""
+
+    def __init__(self, target: Callable[[], None]) -> None: ...
+
+    def start(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A link that begins when the server's thread has let go of its connection."""
+
+    links: Links
+    agent_id: str
+    websocket: Any
+
+    def begin(self) -> None:
+        self.links.serve(self.agent_id, self.websocket)
+
+
+def add_link(app: Flask, links: Links, admit: Callable[[str], None]) -> None:
+    """GET /api/agents/{agentId}/link. `admit` raises an OCCError when the request may not link this agent."""
+
+    @app.before_request
+    def check_link() -> None:
+        """Refuse while a refusal can still be an HTTP reply."""
+        if request.endpoint == "link":
+            admit((request.view_args or {})["agent_id"])
+            offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
+            if SUBPROTOCOL not in (name.strip() for name in offered):
+                raise RequestError(
+                    "PROTOCOL_UNSUPPORTED", f"This hub links over {SUBPROTOCOL}; update the agent or the hub."
+                )
+
+    # Not flask-sock's route: it has one set of options for all routes, and a thread for each connection.
+    @app.route("/api/agents/<agent_id>/link", endpoint="link", websocket=True)
+    def link(agent_id: str) -> Any:
+        raise HandedOver(_Begun(links, agent_id, _accepted(request.environ)))
+
+
+def _accepted(environ: dict[str, Any]) -> Any:
+    """The WebSocket of this request, its handshake answered. Raises RequestError when the request is none."""
+    # No compression: a small message could become a large one.
+    plain = {name: value for name, value in environ.items() if name != "HTTP_SEC_WEBSOCKET_EXTENSIONS"}
+    try:
+        return Server.accept(plain, subprotocols=[SUBPROTOCOL], thread_class=_NoThread)
+    except (NoWebSocket, ProtocolError):
+        raise RequestError("BAD_REQUEST", "This address is for the WebSocket of an agent's link.") from None

@@ -1,0 +1,83 @@
+"""A thread that waits for many sockets at once and calls whoever is concerned; nothing that it calls may wait."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class Loop:
+    """`run` is the thread's work. All but `soon` and `stop` is to be called from that thread, or before it runs."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._happened: dict[int, Callable[[int], None]] = {}
+        self._soon = deque[Callable[[], None]]()
+        self._later = list[tuple[float, int, Callable[[], None]]]()
+        self._count = itertools.count()
+        self._stopped = False
+        self.watch(self._alarm, select.EPOLLIN, lambda _: self._alarm_heard())
+
+    def watch(self, descriptor: int, mask: int, happened: Callable[[int], None]) -> None:
+        """Call this when epoll reports `mask`, a hang-up or an error; what is watched already is watched anew.
+
+        It may be called when nothing happened, where a descriptor was closed and its number used again.
+        """
+        known = descriptor in self._happened
+        self._happened[descriptor] = happened
+        (self._poll.modify if known else self._poll.register)(descriptor, mask)
+
+    def forget(self, descriptor: int) -> None:
+        """The end of `watch`, before the descriptor is closed; harmless when it was not watched."""
+        if self._happened.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def at(self, when: float, callback: Callable[[], None]) -> None:
+        """Call this once, when the monotonic clock shows `when`."""
+        heapq.heappush(self._later, (when, next(self._count), callback))
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call this in the loop's thread; from any thread."""
+        self._soon.append(callback)
+        os.eventfd_write(self._alarm, 1)
+
+    def stop(self) -> None:
+        """Have `run` return, after what was to be called soon; from any thread."""
+        self._stopped = True
+        os.eventfd_write(self._alarm, 1)
+
+    def run(self) -> None:
+        """Wait and call, until `stop`."""
+        while not self._stopped:
+            for descriptor, mask in self._poll.poll(self._until_due()):
+                happened = self._happened.get(descriptor)
+                if happened is not None:
+                    happened(mask)
+            self._call_what_is_due()
+        self._call_soon()
+
+    def close(self) -> None:
+        """Give its descriptors back, once `run` has returned or was never called."""
+        self._poll.close()
+        os.close(self._alarm)
+
+    def _until_due(self) -> float | None:
+        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+
+    def _call_what_is_due(self) -> None:
+        self._call_soon()
+        while self._later and self._later[0][0] <= time.monotonic():
+            heapq.heappop(self._later)[2]()
+
+    def _call_soon(self) -> None:
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
+
+    def _alarm_heard(self) -> None:
+        os.eventfd_read(self._alarm)
