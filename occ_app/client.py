@@ -149,6 +149,14 @@ class AgentClient:
         """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
         return self._json("GET", "/executions?" + urlencode(filters))
 
+    def search(self, query: str, **paging: int) -> dict[str, Any]:
+        """One page of executions that say `query`, newest first; paging as on the wire: limit, before."""
+        return self._json("GET", "/search?" + urlencode({"q": query, **paging}))
+
+    def usage(self, by: str = "day", **span: str) -> dict[str, Any]:
+        """What executions took, by day, workspace, agent or key; span as on the wire: since, until."""
+        return self._json("GET", "/usage?" + urlencode({"by": by, **span}))
+
     def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Make a call that no other method stands for, with `content` as its JSON body if any; returns the reply."""
         if content is None:
