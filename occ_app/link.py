@@ -75,6 +75,7 @@ class Link:
         self._websocket.give_up_after(_SILENT_PINGS * self._ping_seconds)
         self._loop.at(self._next_ping, self._tick)
         self._step(self._take_messages, self._websocket.received)
+        self._step(self._take_messages, self._websocket.receive)  # TLS may hold what came with the handshake's end
 
     def open(self, local: socket.socket) -> None:
         """Open a stream for this local socket, which is the link's from now on."""

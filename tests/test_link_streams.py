@@ -401,6 +401,13 @@ def test_data_over_the_window_of_a_reader_that_takes_nothing_ends_the_link() -> 
         assert "window" in stranger.end.why[0]
 
 
+def test_what_a_peer_says_at_its_end_is_one_line_of_a_log() -> None:
+    with contextlib.closing(Stranger(ConnectionType.CLIENT)) as stranger:
+        stranger.socket.sendall(stranger.framing.send(CloseConnection(code=1000, reason="bye\nERROR made up")))
+        wait_until(lambda: stranger.end.why, "the link to end")
+        assert stranger.end.why == ["bye\\nerror made up"]
+
+
 def test_an_agent_opens_no_stream_at_its_hub() -> None:
     with contextlib.closing(Stranger(ConnectionType.SERVER)) as stranger:
         stranger.send(frame(1, OPEN))
