@@ -117,3 +117,143 @@ def m001_workspaces_executions_events(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m002_search(db: Database) -> None:
+    for statement in (
+        # One row an execution, under its number, written once it is over; the text is that of prompt and output.
+        "CREATE VIRTUAL TABLE search USING fts5 (prompt, output, tokenize = 'unicode61 remove_diacritics 2')",
+        # Executions that are over and not in `search` yet.
+        "CREATE TABLE unindexed (number INTEGER PRIMARY KEY)",
+        """
+        CREATE TRIGGER executions_finished AFTER UPDATE OF finished_at ON executions
+        WHEN new.finished_at IS NOT NULL AND old.finished_at IS NULL
+        BEGIN
+            INSERT OR IGNORE INTO unindexed (number) VALUES (new.number);
+        END
+        """,
+        "INSERT INTO unindexed SELECT number FROM executions WHERE finished_at IS NOT NULL AND prompt IS NOT NULL",
+    ):
+        db.execute(statement)
+
+
+@occ()
+def m003_hub(db: Database) -> None:
+    """What a hub knows beyond an agent; on an agent these stay empty."""
+    for statement in (
+        """
+        CREATE TABLE keys (
+            key_id     TEXT PRIMARY KEY,
+            name       TEXT NOT NULL,
+            kind       TEXT NOT NULL CHECK (kind IN ('agent', 'client')),
+            admin      INTEGER NOT NULL,  -- sees and uses what other keys made
+            hash       TEXT NOT NULL UNIQUE,  -- SHA-256 of the key, in hexadecimal
+            most       INTEGER,           -- machines, or executions that wait or run; NULL: any number
+            created_at TEXT NOT NULL,
+            expires_at TEXT,
+            revoked_at TEXT
+        ) WITHOUT ROWID
+        """,
+        "CREATE UNIQUE INDEX keys_by_name ON keys (name) WHERE revoked_at IS NULL",
+        """
+        CREATE TABLE agents (
+            agent_id        TEXT PRIMARY KEY,
+            key_id          TEXT NOT NULL REFERENCES keys (key_id),
+            name            TEXT NOT NULL,
+            token           TEXT NOT NULL UNIQUE,  -- not hashed: the hub calls the agent with it
+            url             TEXT,           -- its --public-url
+            address         TEXT NOT NULL,  -- where its registration came from
+            port            INTEGER NOT NULL,
+            tls_fingerprint TEXT,
+            workers         INTEGER NOT NULL,
+            labels          TEXT NOT NULL,  -- JSON: ["gpu"]
+            version         TEXT NOT NULL,
+            platform        TEXT NOT NULL,
+            claude_version  TEXT,
+            registered_at   TEXT NOT NULL,
+            draining        INTEGER NOT NULL DEFAULT 0,
+            reachable       TEXT,           -- 'direct' when its address answers the hub
+            status          TEXT NOT NULL,  -- as its last beat said it: healthy, degraded, stopping
+            busy            INTEGER NOT NULL DEFAULT 0,
+            waiting         INTEGER NOT NULL DEFAULT 0,
+            running         TEXT NOT NULL DEFAULT '[]',  -- JSON: the ids of its executions
+            last_seen_at    TEXT NOT NULL,
+            heard_boot_id   TEXT NOT NULL,  -- the hub's boot, and the seconds since it, when it was last heard
+            heard           REAL NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE errands (
+            number     INTEGER PRIMARY KEY AUTOINCREMENT,
+            agent_id   TEXT NOT NULL,
+            method     TEXT NOT NULL,       -- a call to make when that agent can be reached
+            path       TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            UNIQUE (agent_id, method, path)
+        )
+        """,
+        "ALTER TABLE executions ADD COLUMN key_id TEXT",
+        "ALTER TABLE executions ADD COLUMN agent_id TEXT",
+        "ALTER TABLE executions ADD COLUMN wanted_agent TEXT",
+        "ALTER TABLE executions ADD COLUMN wanted_labels TEXT",  # JSON
+        "ALTER TABLE executions ADD COLUMN waits_for TEXT",
+        "CREATE INDEX executions_by_key ON executions (key_id, number) WHERE key_id IS NOT NULL",
+        "CREATE INDEX executions_by_agent ON executions (agent_id, number) WHERE agent_id IS NOT NULL",
+        "ALTER TABLE workspace_jobs ADD COLUMN key_id TEXT",
+        "ALTER TABLE workspaces ADD COLUMN key_id TEXT",
+        "ALTER TABLE workspaces ADD COLUMN agent_id TEXT",  # where it lives, from its first execution on
+        "ALTER TABLE workspaces ADD COLUMN zip TEXT",  # SHA-256 of the stored zip
+        "ALTER TABLE workspaces ADD COLUMN upload INTEGER",  # the job that brought the newest zip
+        "ALTER TABLE workspaces ADD COLUMN placed INTEGER",  # the job whose zip its agent has
+    ):
+        db.execute(statement)
+
+
+@occ()
+def m004_pages_and_webhooks(db: Database) -> None:
+    for statement in (
+        """
+        CREATE TABLE logins (
+            hash       TEXT PRIMARY KEY,    -- SHA-256 of the cookie
+            key_id     TEXT NOT NULL REFERENCES keys (key_id),
+            csrf       TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            expires_at TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE webhooks (
+            webhook_id TEXT PRIMARY KEY,
+            url        TEXT NOT NULL,
+            secret     TEXT NOT NULL,       -- not hashed: deliveries are signed with it
+            key_id     TEXT REFERENCES keys (key_id),  -- whose executions; NULL: everybody's
+            created_at TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE deliveries (
+            number     INTEGER PRIMARY KEY AUTOINCREMENT,
+            webhook_id TEXT NOT NULL,
+            execution  INTEGER NOT NULL REFERENCES executions (number),
+            state      TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'failed')),
+            attempts   INTEGER NOT NULL DEFAULT 0,
+            next_at    TEXT,                -- when it is tried again
+            status     INTEGER,             -- the last answer's HTTP status
+            problem    TEXT,
+            created_at TEXT NOT NULL,
+            finished_at TEXT
+        )
+        """,
+        "CREATE INDEX deliveries_waiting ON deliveries (next_at) WHERE state = 'waiting'",
+        """
+        CREATE TRIGGER executions_delivered AFTER UPDATE OF finished_at ON executions
+        WHEN new.finished_at IS NOT NULL AND old.finished_at IS NULL
+        BEGIN
+            INSERT INTO deliveries (webhook_id, execution, state, next_at, created_at)
+            SELECT webhook_id, new.number, 'waiting', new.finished_at, new.finished_at FROM webhooks
+            WHERE key_id IS NULL OR key_id = new.key_id;
+        END
+        """,
+    ):
+        db.execute(statement)

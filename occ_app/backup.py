@@ -9,7 +9,7 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from occ_app import executions
+from occ_app import lifecycle
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.errors import StartFailed
@@ -50,7 +50,7 @@ def _snapshot(database: Path, copy: Path) -> None:
     with closing(sqlite3.connect(uri, uri=True)) as source, closing(sqlite3.connect(copy)) as sink:
         source.backup(sink)
     snapshot = Database(copy)
-    executions.abandon_all(snapshot, _UNDER_WAY)
+    lifecycle.abandon_all(snapshot, _UNDER_WAY)
     snapshot.close()
 
 

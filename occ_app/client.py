@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 from urllib.parse import quote, urlencode
 
 import urllib3
@@ -41,8 +41,20 @@ class Event:
         return self.name in ("complete", "error")
 
 
+class RawEvent(NamedTuple):
+    """One event as it stands on the wire: `data` is its JSON text."""
+
+    seq: int
+    name: str
+    data: str
+
+    @property
+    def final(self) -> bool:
+        return self.name in ("complete", "error")
+
+
 class AgentClient:
-    """An agent's API. Every method raises Unreachable when nobody answers and Refused when the answer is an error."""
+    """An agent's or a hub's API. Every method raises Unreachable for no answer, Refused for one that is an error."""
 
     def __init__(self, url: str, token: str, pin: str | None = None, through: Path | None = None) -> None:
         """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for.
@@ -99,22 +111,31 @@ class AgentClient:
         """
         body = {"executionId": f"exec-{uuid.uuid4()}", "workspaceId": workspace_id, "prompt": prompt, **options}
 
-        def open_stream(after: int) -> urllib3.BaseHTTPResponse:
-            headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
-            return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers)
+        return self._follow(lambda after: self._open_execute(body, after), 0)
 
-        return self._follow(open_stream, 0)
+    def batches(self, execution_id: str, after: int, body: Mapping[str, Any] | None = None) -> Iterator[list[RawEvent]]:
+        """An execution's events above `after`, as many at once as came, over one connection; with `body` it is started.
+
+        An empty list is a sign of life. For whoever passes events on and takes a broken stream up by itself.
+        """
+        if body is not None:
+            return _batches(self._open_execute(body, after))
+        return _batches(self._open_events(execution_id, after))
 
     def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
         """Yield an execution's events above `after`; to the last one, or to what is there without `follow`."""
-        path = f"/executions/{quote(execution_id, safe='')}/events" + ("" if follow else "?follow=0")
-
-        def open_stream(after: int) -> urllib3.BaseHTTPResponse:
-            return self._open("GET", path, headers={"Last-Event-ID": str(after)})
-
         if not follow:
-            return (event for event in _parsed(open_stream(after)) if event is not None)
-        return self._follow(open_stream, after)
+            stored = _batches(self._open_events(execution_id, after, "?follow=0"))
+            return (_event(raw) for batch in stored for raw in batch)
+        return self._follow(lambda after: self._open_events(execution_id, after), after)
+
+    def _open_execute(self, body: Mapping[str, Any], after: int) -> urllib3.BaseHTTPResponse:
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers)
+
+    def _open_events(self, execution_id: str, after: int, query: str = "") -> urllib3.BaseHTTPResponse:
+        path = f"/executions/{quote(execution_id, safe='')}/events{query}"
+        return self._open("GET", path, headers={"Last-Event-ID": str(after)})
 
     def execution(self, execution_id: str) -> dict[str, Any]:
         return self._json("GET", f"/executions/{quote(execution_id, safe='')}")
@@ -122,6 +143,12 @@ class AgentClient:
     def executions(self, **filters: Any) -> dict[str, Any]:
         """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
         return self._json("GET", "/executions?" + urlencode(filters))
+
+    def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Make a call that no other method stands for, with `content` as its JSON body if any; returns the reply."""
+        if content is None:
+            return self._json(method, path)
+        return self._json(method, path, body=json.dumps(content).encode(), headers={"Content-Type": "application/json"})
 
     def cancel(self, execution_id: str) -> dict[str, Any]:
         return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel")
@@ -147,14 +174,13 @@ class AgentClient:
         pause = 0.1
         while True:
             try:
-                for event in _parsed(open_stream(after)):
+                for batch in _batches(open_stream(after)):
                     lost_since, pause = None, 0.1
-                    if event is None:
-                        continue
-                    after = max(after, event.seq)
-                    yield event
-                    if event.final:
-                        return
+                    for event in map(_event, batch):
+                        after = max(after, event.seq)
+                        yield event
+                        if event.final:
+                            return
             except Untrusted:
                 raise
             except Unreachable:
@@ -231,21 +257,25 @@ def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, b
     return begin.encode(), f"\r\n--{boundary}--\r\n".encode()
 
 
-def _parsed(response: urllib3.BaseHTTPResponse) -> Iterator[Event | None]:
-    """The events of a stream; None for a comment, which says that the other side lives."""
+def _batches(response: urllib3.BaseHTTPResponse) -> Iterator[list[RawEvent]]:
+    """The events of a stream, as many at once as came; an empty list for a comment: the other side lives."""
     rest = b""
     try:
         with response:
             while data := cast(urllib3.HTTPResponse, response).read1(_PIECE):
                 *frames, rest = (rest + data).split(b"\n\n")
-                for frame in frames:
-                    yield _event(frame)
+                if frames:
+                    yield [raw for frame in frames if (raw := _raw_event(frame)) is not None]
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise Unreachable(f"The connection broke ({replies.reason(error)}).") from None
 
 
-def _event(frame: bytes) -> Event | None:
+def _raw_event(frame: bytes) -> RawEvent | None:
     fields = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line and not line.startswith(b":"))
     if b"data" not in fields:
         return None
-    return Event(int(fields[b"id"]), fields[b"event"].decode(), json.loads(fields[b"data"]))
+    return RawEvent(int(fields[b"id"]), fields[b"event"].decode(), fields[b"data"].decode())
+
+
+def _event(raw: RawEvent) -> Event:
+    return Event(raw.seq, raw.name, json.loads(raw.data))

@@ -1,4 +1,4 @@
-"""The configuration of one home, and the only place that reads the environment.
+"""The configuration of one home, an agent's or a hub's, and the only place that reads the environment.
 
 A flag wins over an environment variable, that over `config.toml` in the home, that over the default.
 """
@@ -12,10 +12,10 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from occ_app.errors import ConfigError
-from occ_app.settings import FLAGS, SETTINGS, secret
+from occ_app.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, secret
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
 
@@ -66,10 +66,31 @@ CLI_ENVIRONMENT_PREFIXES = (
     "VERTEX_REGION_",
 )
 
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What tells the two daemons apart: how a person calls it, where it lives, what runs it, what can be set."""
+
+    kind: str
+    name: str
+    command: str
+    home_variable: str
+    home: str
+    procfile: str
+    settings: tuple[Setting, ...]
+
+
+AGENT = Program("agent", "OCC", "occ", "OCC_HOME", "~/.occ", "Procfile", SETTINGS)
+HUB = Program("hub", "The hub", "occ hub", "OCC_HUB_HOME", "~/.occ-hub", "Procfile.hub", HUB_SETTINGS)
+
 
 @dataclass(frozen=True)
 class Config:
-    """All settings, checked. Times are in seconds, sizes in bytes."""
+    """All settings of an agent, checked. Times are in seconds, sizes in bytes."""
+
+    program: ClassVar[Program] = AGENT
 
     home: Path
     api_key: str | None = field(default=None, repr=False)
@@ -139,17 +160,68 @@ class Config:
             (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+@dataclass(frozen=True)
+class HubConfig(Config):
+    """All settings of a hub, checked. Limits of 0 on an execution's time leave it to the agent that runs it."""
+
+    program: ClassVar[Program] = HUB
+
+    http_port: int = 7700
+    timeout_seconds: float = 0
+    idle_timeout_seconds: float = 0
+    relays: int = 64
+    heartbeat_seconds: int = 30
+    wait_seconds: float = 3600
+    reconnect_seconds: float = 3600
+
+    @property
+    def zips(self) -> Path:
+        """The uploaded zips, each once under the SHA-256 of its content."""
+        return self.home / "zips"
+
+    def make_folders(self) -> None:
+        super().make_folders()
+        for folder in ("zips", "run/links"):
+            (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Config:
-    """Read all settings. `flags` maps names of settings to what the command line said (None: nothing).
+    """Read all settings of an agent. `flags` maps names of settings to what the command line said (None: nothing).
 
     Raises ConfigError naming the flag, the variable or the line of config.toml that is wrong.
     """
     environ = os.environ if environ is None else environ
-    home = home_folder(environ)
-    stored = _read_toml(home / "config.toml")
+    home, values = _read(AGENT, environ, flags or {})
+    values.setdefault("name", socket.gethostname())
+    values.setdefault("bind_address", "0.0.0.0" if values.get("remote_url") else "127.0.0.1")  # noqa: S104 - the product's documented default with a hub
+    values["tools"] = values.get("tools") or DEFAULT_TOOLS
+    for tool in values["tools"]:
+        if tool.startswith("-"):
+            raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
+    cli_environment = _cli_environment(environ, values.get("env_pass", ()))
+    return _checked(Config(home=home, cli_environment=cli_environment, **values))
+
+
+def load_daemon(kind: str) -> Config:
+    """Read all settings of a program of this kind, agent or hub."""
+    return load_hub() if kind == HUB.kind else load()
+
+
+def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> HubConfig:
+    """Read all settings of a hub, as `load` does an agent's."""
+    environ = os.environ if environ is None else environ
+    home, values = _read(HUB, environ, flags or {})
+    config = HubConfig(home=home, cli_environment=_cli_environment({}, ()) | _paths(environ), **values)
+    return _checked(config)
+
+
+def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The home, and what is set of the program's settings."""
+    home = home_folder(environ, program)
+    stored = _read_toml(home / "config.toml", program)
     values: dict[str, Any] = {}
-    for setting in SETTINGS:
-        flag = (flags or {}).get(setting.name)
+    for setting in program.settings:
+        flag = flags.get(setting.name)
         if flag is not None:
             source, raw = FLAGS.get(setting.name, f"--{setting.name.replace('_', '-')}"), str(flag)
         elif environ.get(setting.variable):
@@ -163,30 +235,28 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
         except ValueError as error:
             shown = "" if setting.parse is secret else f" {raw[:60]!r}"
             raise ConfigError(f"{source}{shown} cannot be used: {error}.") from None
-    return _completed(home, values, environ)
+    return home, values
 
 
-def _completed(home: Path, values: dict[str, Any], environ: Mapping[str, str]) -> Config:
-    values.setdefault("name", socket.gethostname())
-    values.setdefault("bind_address", "0.0.0.0" if values.get("remote_url") else "127.0.0.1")  # noqa: S104 - the product's documented default with a hub
-    values["tools"] = values.get("tools") or DEFAULT_TOOLS
-    for tool in values["tools"]:
-        if tool.startswith("-"):
-            raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
-    config = Config(home=home, cli_environment=_cli_environment(environ, values.get("env_pass", ())), **values)
+def _checked(config: C) -> C:
+    variables = {setting.name: setting.variable for setting in config.program.settings}
     if (config.tls_cert is None) != (config.tls_key is None):
-        raise ConfigError("A certificate needs its key: give both OCC_TLS_CERT and OCC_TLS_KEY, or neither.")
+        raise ConfigError(
+            f"A certificate needs its key: give both {variables['tls_cert']} and {variables['tls_key']}, or neither."
+        )
     if config.tls and config.tls_cert:
-        raise ConfigError("OCC_TLS=self-signed and OCC_TLS_CERT exclude each other; give one of them.")
+        raise ConfigError(
+            f"{variables['tls']}=self-signed and {variables['tls_cert']} exclude each other; give one of them."
+        )
     if config.timeout_seconds > config.max_timeout_seconds:
         raise ConfigError("OCC_TIMEOUT_SECONDS is above OCC_MAX_TIMEOUT_SECONDS; lower it or raise the maximum.")
     return config
 
 
-def home_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """The folder that holds everything OCC keeps: OCC_HOME, or ~/.occ."""
+def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGENT) -> Path:
+    """The folder that holds everything a daemon keeps: OCC_HOME, or ~/.occ; a hub's OCC_HUB_HOME, or ~/.occ-hub."""
     environ = os.environ if environ is None else environ
-    return Path(environ.get("OCC_HOME") or "~/.occ").expanduser().absolute()
+    return Path(environ.get(program.home_variable) or program.home).expanduser().absolute()
 
 
 def client_token() -> str | None:
@@ -206,14 +276,14 @@ def read_secret(value: str, source: str) -> str:
         raise ConfigError(f"{source} cannot be used: {error}.") from None
 
 
-def _read_toml(path: Path) -> dict[str, str]:
+def _read_toml(path: Path, program: Program) -> dict[str, str]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; mend it or move it away.") from None
-    known = {setting.name for setting in SETTINGS}
+    known = {setting.name for setting in program.settings}
     unknown = sorted(set(content) - known)
     if unknown:
         raise ConfigError(f"{path} has a setting OCC does not know: {unknown[0]}; docs/configuration.md lists them.")
@@ -234,14 +304,20 @@ def _cli_environment(environ: Mapping[str, str], more: Collection[str]) -> dict[
     return chosen
 
 
+def _paths(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a hub's processes need of the operator's environment: they run no CLI and reach no model."""
+    names = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    return {name: environ[name] for name in names if name in environ}
+
+
 def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
     """The environment of a daemon's process: all settings as resolved, and what the CLI may need.
 
     The API key goes only where `secrets` is true: to the process that registers.
     """
     environ = dict(config.cli_environment)
-    environ["OCC_HOME"] = str(config.home)
-    for setting in SETTINGS:
+    environ[config.program.home_variable] = str(config.home)
+    for setting in config.program.settings:
         value = getattr(config, setting.name)
         if value in (None, (), "") or (setting.parse is secret and not secrets):
             continue

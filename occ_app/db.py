@@ -18,7 +18,7 @@ from typing import Any
 from occ_app import errors
 from occ_app.resources import packaged
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 4
 BUSY_SECONDS = 5.0
 _POOLED = 8
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.01

@@ -12,7 +12,8 @@ OCCError
 └── RequestError           a request that cannot be served; carries the wire's `code` and `details`
     ├── InvalidRequest     well-formed but wrong
     │   └── ArchiveError   a zip that is not taken, with a ZIP_… code
-    ├── NotFound           no such workspace or execution
+    ├── Forbidden          known, but not allowed to do this
+    ├── NotFound           no such workspace, execution, agent or key
     ├── Conflict           it exists with another body, or is busy
     ├── TooLarge           over a size limit
     ├── QueueFull          as many executions wait as may
@@ -94,8 +95,15 @@ class ArchiveError(InvalidRequest):
         super().__init__(message, details, code)
 
 
+class Forbidden(RequestError):
+    """Raised when a caller is known and may not do what it asks for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("FORBIDDEN", message)
+
+
 class NotFound(RequestError):
-    """Raised when a workspace or an execution does not exist."""
+    """Raised when a workspace, an execution, an agent or a key does not exist, or is not the caller's to know."""
 
 
 class Conflict(RequestError):

@@ -1,24 +1,15 @@
-"""Executions: the rows every promise of OCC is kept by, and all SQL on them; their output is in events.py.
-
-States go queued → running → succeeded | failed | cancelled; a queued one may end without running. Each change is one
-UPDATE that names the state it starts from, so whoever loses a race learns it. The final event and the final state are
-one transaction, and nothing is ever appended after it.
-"""
+"""Executions: the rows every promise of OCC is kept by, as they are read; what changes them is in lifecycle.py."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
-import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from occ_app import errors, events
+from occ_app import errors
 from occ_app.db import Database
-from occ_app.identity import ProcessIdentity
-from occ_app.records import Execution, Outcome, Request
+from occ_app.records import Execution
 
 _COLUMNS = """
     x.*,
@@ -33,96 +24,6 @@ def iso_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def request_hash(body: Mapping[str, Any]) -> str:
-    """Tells whether two bodies ask for the same: SHA-256 of the canonical JSON."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def create(db: Database, request: Request, *, max_queue: int) -> tuple[Execution, bool]:
-    """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
-
-    Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
-
-    The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, QueueFull.
-    """
-    with db.write(durable=False) as connection:
-        existing = _one(connection, "x.execution_id = ?", (request.execution_id,))
-        if existing is not None:
-            if existing.request_hash != request.hash:
-                raise errors.Conflict(
-                    "EXECUTION_CONFLICT",
-                    f"Execution {request.execution_id} exists with another body; choose a new executionId.",
-                    {"executionId": request.execution_id},
-                )
-            return existing, False
-        workspace = connection.execute(
-            "SELECT 1 FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
-        ).fetchone()
-        if workspace is None:
-            raise workspace_not_found(request.workspace_id)
-        ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
-        if ahead >= max_queue:
-            raise errors.QueueFull(ahead)
-        number = connection.execute(
-            """
-            INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
-                idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at)
-            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)
-            """,
-            (
-                request.execution_id,
-                request.workspace_id,
-                request.hash,
-                request.prompt,
-                request.timeout_seconds,
-                request.idle_timeout_seconds,
-                request.model,
-                request.max_turns,
-                request.max_budget_usd,
-                request.session_id,
-                iso_now(),
-            ),
-        ).lastrowid
-        assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
-        said = events.to_json({"position": ahead, "timestamp": events.milliseconds()})
-        events.insert(connection, number, 1, [("queued", said)])
-        created = _one(connection, "x.number = ?", (number,))
-        assert created is not None  # noqa: S101 - inserted above, in this transaction
-        return created, True
-
-
-def workspace_not_found(workspace_id: str) -> errors.NotFound:
-    return errors.NotFound(
-        "WORKSPACE_NOT_FOUND",
-        f"There is no workspace {workspace_id}; upload it first with POST /workspace/init.",
-        {"workspaceId": workspace_id},
-    )
-
-
-def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
-    """Take the oldest queued execution whose workspace is idle, for `owner`, whichever id rang; None if there is none.
-
-    An execution is claimed once ever: the UPDATE starts from 'queued'. Not waited for on disk: the CLI gets its prompt
-    only after a `db.flush()`.
-    """
-    with db.write(durable=False) as connection:
-        row = connection.execute(
-            """
-            UPDATE executions SET state = 'running', started_at = ?, owner_boot_id = ?, owner_pid = ?, owner_start = ?,
-                deadline = ? + timeout_seconds
-            WHERE number = (
-                SELECT q.number FROM executions q
-                WHERE q.state = 'queued' AND NOT EXISTS (
-                    SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
-                ORDER BY q.number LIMIT 1)
-            RETURNING number
-            """,
-            (iso_now(), owner.boot_id, owner.pid, owner.start, time.monotonic()),
-        ).fetchone()
-        return None if row is None else _one(connection, "x.number = ?", (row["number"],))
-
-
 def claimable(db: Database) -> int:
     """How many executions could start right now, had they a worker: one for each idle workspace with a queue."""
     with db.read() as connection:
@@ -135,42 +36,6 @@ def claimable(db: Database) -> int:
     return count
 
 
-def finish(db: Database, number: int, outcome: Outcome) -> bool:
-    """End a running execution: the final event and the state in one transaction. False when it was over already."""
-    with db.write() as connection:
-        return _finish(connection, number, outcome, "running")
-
-
-def abandon_all(db: Database, outcome: Outcome) -> int:
-    """End whatever waits or runs, as far as these rows go; returns how many. For a copy of the rows without workers."""
-    with db.write() as connection:
-        rows = connection.execute(
-            "SELECT number, state FROM executions WHERE state IN ('queued', 'running')"
-        ).fetchall()
-        return sum(_finish(connection, row["number"], outcome, row["state"]) for row in rows)
-
-
-def request_stop(db: Database, execution_id: str, code: str, message: str) -> Execution:
-    """Ask that an execution ends with `code`. A queued one ends here; a running one by its worker, which must be rung.
-
-    Harmless when it is over. Raises NotFound.
-    """
-    with db.write() as connection:
-        execution = _one(connection, "x.execution_id = ?", (execution_id,))
-        if execution is None:
-            raise execution_not_found(execution_id)
-        if execution.state == "queued":
-            _finish(connection, execution.number, Outcome.failure(code, message), "queued")
-        elif execution.state == "running":
-            connection.execute(
-                "UPDATE executions SET stop_requested = coalesce(stop_requested, ?) WHERE number = ?",
-                (code, execution.number),
-            )
-        after = _one(connection, "x.number = ?", (execution.number,))
-        assert after is not None  # noqa: S101 - read above, in this transaction
-        return after
-
-
 def stop_requested(db: Database, number: int) -> str | None:
     """The error code somebody asked a running execution to end with."""
     with db.read() as connection:
@@ -178,13 +43,19 @@ def stop_requested(db: Database, number: int) -> str | None:
         return row["stop_requested"] if row else None
 
 
-def get(db: Database, execution_id: str) -> Execution:
-    """One execution. Raises NotFound."""
-    with db.read() as connection:
-        execution = _one(connection, "x.execution_id = ?", (execution_id,))
+def get(db: Database, execution_id: str, only: str | None = None) -> Execution:
+    """One execution. Raises NotFound, also for one that another key than `only` made."""
+    execution = find(db, execution_id, only)
     if execution is None:
         raise execution_not_found(execution_id)
     return execution
+
+
+def find(db: Database, execution_id: str, only: str | None = None) -> Execution | None:
+    """One execution, None where `get` raises."""
+    with db.read() as connection:
+        execution = one(connection, "x.execution_id = ?", (execution_id,))
+    return execution if execution is not None and only in (None, execution.key_id) else None
 
 
 def execution_not_found(execution_id: str) -> errors.NotFound:
@@ -195,11 +66,21 @@ def execution_not_found(execution_id: str) -> errors.NotFound:
     )
 
 
+def workspace_not_found(workspace_id: str) -> errors.NotFound:
+    return errors.NotFound(
+        "WORKSPACE_NOT_FOUND",
+        f"There is no workspace {workspace_id}; upload it first with POST /workspace/init.",
+        {"workspaceId": workspace_id},
+    )
+
+
 def listing(
     db: Database,
     *,
     state: str | None = None,
     workspace_id: str | None = None,
+    agent_id: str | None = None,
+    key_id: str | None = None,
     since: str | None = None,
     before: int | None = None,
     limit: int = 50,
@@ -209,6 +90,8 @@ def listing(
     for condition, value in (
         ("x.state = ?", state),
         ("x.workspace_id = ?", workspace_id),
+        ("x.agent_id = ?", agent_id),
+        ("x.key_id = ?", key_id),
         ("x.created_at >= ?", since),
         ("x.number < ?", before),
     ):
@@ -247,12 +130,6 @@ def oldest_stored(db: Database, before: str | None) -> int | None:
     return None if row is None else row["number"]
 
 
-def forget_prompt(db: Database, number: int) -> None:
-    """Take the prompt out of a finished execution, which marks it as forgotten."""
-    with db.write(durable=False) as connection:
-        connection.execute("UPDATE executions SET prompt = NULL WHERE number = ? AND last_seq IS NOT NULL", (number,))
-
-
 def counts(db: Database) -> tuple[int, int]:
     """How many run and how many wait."""
     with db.read() as connection:
@@ -263,39 +140,15 @@ def counts(db: Database) -> tuple[int, int]:
     return row["running"], row["queued"]
 
 
-def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str) -> bool:
-    seq = 1 + connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()[0]
-    data = outcome.data
-    won = connection.execute(
-        """
-        UPDATE executions SET state = ?, finished_at = ?, last_seq = ?, exit_code = ?, signal = ?, error_code = ?,
-            error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, usage = ?, num_turns = ?,
-            duration_ms = ?
-        WHERE number = ? AND state = ?
-        """,
-        (
-            outcome.state,
-            iso_now(),
-            seq,
-            data.get("exitCode"),
-            data.get("signal"),
-            data.get("code"),
-            data.get("message"),
-            data.get("sessionId"),
-            data.get("costUsd"),
-            None if outcome.usage is None else events.to_json(outcome.usage),
-            data.get("numTurns"),
-            data.get("durationMs"),
-            number,
-            from_state,
-        ),
-    ).rowcount
-    if won:
-        events.insert(connection, number, seq, [(outcome.event, events.to_json(data))])
-    return bool(won)
+def numbered(connection: sqlite3.Connection, number: int) -> Execution:
+    """The execution with this number, which exists, inside the caller's transaction."""
+    execution = one(connection, "x.number = ?", (number,))
+    assert execution is not None  # noqa: S101 - the caller has the number from a row
+    return execution
 
 
-def _one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:
+def one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:
+    """The execution that meets a condition on `x`, inside the caller's transaction; None when there is none."""
     row = connection.execute(f"SELECT {_COLUMNS} FROM executions x WHERE {condition}", values).fetchone()  # noqa: S608 - callers pass literals
     return None if row is None else _execution(row)
 
@@ -304,4 +157,5 @@ def _execution(row: sqlite3.Row) -> Execution:
     values = dict(row)
     values["last_seq"] = values.pop("newest_seq")
     values["usage"] = None if values["usage"] is None else json.loads(values["usage"])
+    values["wanted_labels"] = tuple(json.loads(values["wanted_labels"] or "[]"))
     return Execution(**values)

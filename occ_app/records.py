@@ -1,4 +1,4 @@
-"""An execution as a value: what was asked, its row, and how it ended. The SQL on them is in executions.py."""
+"""An execution as a value: what was asked, its row, and how it ended. The SQL is in executions.py and lifecycle.py."""
 
 from __future__ import annotations
 
@@ -27,11 +27,17 @@ class Request:
     max_budget_usd: float | None
     session_id: str | None
     hash: str
+    key_id: str | None = None  # on a hub: who asks, and where it is to run
+    agent: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it."""
+    """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it.
+
+    From `key_id` on: what only a hub has. `waits_for` says why it is not placed yet.
+    """
 
     number: int
     execution_id: str
@@ -66,6 +72,11 @@ class Execution:
     duration_ms: int | None
     last_seq: int
     position: int | None
+    key_id: str | None
+    agent_id: str | None
+    wanted_agent: str | None
+    wanted_labels: tuple[str, ...]
+    waits_for: str | None
 
     @property
     def over(self) -> bool:

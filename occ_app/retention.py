@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from occ_app import events, executions
+from occ_app import events, executions, lifecycle
 from occ_app.db import Database
 
 _STEP_EVENTS = 2000
@@ -70,5 +70,5 @@ def _forget(db: Database, number: int, deadline: float) -> int:
         deleted += step
         if time.monotonic() >= deadline:
             return deleted
-    executions.forget_prompt(db, number)
+    lifecycle.forget_prompt(db, number)
     return deleted

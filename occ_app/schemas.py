@@ -33,7 +33,8 @@ def _check_text(value: str) -> None:
         raise ValidationError("Must be Unicode text without lone surrogates.")
 
 
-def _check_one_line(value: str) -> None:
+def check_one_line(value: str) -> None:
+    """Raises ValidationError unless it is one line of text."""
     _check_text(value)
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
         raise ValidationError("Must be one line of text.")
@@ -78,7 +79,7 @@ class _Seconds(fields.Float):
         return super()._deserialize(value, *args, **kwargs)
 
 
-class _WholeNumber(fields.Integer):
+class WholeNumber(fields.Integer):
     """A JSON number without a fraction; true and "3" are none."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -91,7 +92,7 @@ class InitForm(_Request):
     """The text parts of POST /workspace/init; the zip is the file part `zip`."""
 
     workspace_id = Id(data_key="workspaceId", required=True)
-    name = fields.String(required=True, validate=[validate.Length(1, 200), _check_one_line])
+    name = fields.String(required=True, validate=[validate.Length(1, 200), check_one_line])
     process_policy = fields.String(
         data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse"])
     )
@@ -113,7 +114,7 @@ class ExecuteBody(_Request):
     timeout_seconds = _Seconds(data_key="timeoutSeconds")
     idle_timeout_seconds = _Seconds(data_key="idleTimeoutSeconds")
     model = fields.String(validate=_check_model, metadata={"pattern": MODEL_PATTERN})
-    max_turns = _WholeNumber(data_key="maxTurns", strict=True, validate=validate.Range(1, 10_000))
+    max_turns = WholeNumber(data_key="maxTurns", strict=True, validate=validate.Range(1, 10_000))
     max_budget_usd = _Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=_check_session, metadata={"pattern": UUID_PATTERN})
 
@@ -123,6 +124,7 @@ class ListQuery(_Request):
 
     state = fields.String(validate=validate.OneOf(STATES))
     workspace_id = Id(data_key="workspaceId")
+    agent_id = fields.String(data_key="agentId", validate=[validate.Length(1, 128), check_one_line])
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 1000))
     before = fields.Integer(validate=validate.Range(min=1, max=2**62))
 
@@ -161,6 +163,8 @@ class ExecutionRecord(Schema):
     num_turns = fields.Integer(data_key="numTurns", allow_none=True)
     duration_ms = fields.Integer(data_key="durationMs", allow_none=True)
     last_seq = fields.Integer(data_key="lastSeq")
+    agent_id = fields.String(data_key="agentId", allow_none=True)
+    waits_for = fields.String(data_key="waitsFor", allow_none=True)
 
 
 class ExecutionList(Schema):
@@ -187,6 +191,7 @@ class InitReply(Schema):
     files = fields.Integer()
     bytes = fields.Integer()
     skipped = fields.List(fields.Nested(SkippedEntry))
+    agent_id = fields.String(data_key="agentId", allow_none=True)
 
 
 class WorkspaceRecord(Schema):
@@ -201,6 +206,7 @@ class WorkspaceRecord(Schema):
     skipped = fields.List(fields.Nested(SkippedEntry))
     created_at = fields.String(data_key="createdAt")
     updated_at = fields.String(data_key="updatedAt")
+    agent_id = fields.String(data_key="agentId", allow_none=True)
 
 
 class WorkspaceList(Schema):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +38,8 @@ def _number(value: str) -> float:
     return number
 
 
-def _url(value: str) -> str:
+def http_url(value: str) -> str:
+    """An address to call, without a slash at its end. Raises ValueError saying what it must be."""
     parts = urlsplit(_text(value))
     try:
         parts.port  # noqa: B018 - reading it is the check: urlsplit raises for a port that is no number
@@ -95,15 +96,16 @@ def secret(value: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: the name it has in config.toml (its variable is OCC_ and the name in capitals), reader, meaning."""
+    """One setting: its name in config.toml, reader, meaning; its variable is the prefix and the name in capitals."""
 
     name: str
     parse: Callable[[str], Any]
     meaning: str
+    prefix: str = "OCC_"
 
     @property
     def variable(self) -> str:
-        return "OCC_" + self.name.upper()
+        return self.prefix + self.name.upper()
 
 
 # The flags that are not called as their setting.
@@ -113,10 +115,10 @@ _SIZE = _whole(1, 1 << 40)
 
 SETTINGS = (
     Setting("api_key", secret, "key to register with at the hub, or @FILE"),
-    Setting("remote_url", _url, "address of the hub; without one the agent is standalone"),
+    Setting("remote_url", http_url, "address of the hub; without one the agent is standalone"),
     Setting("workers", _whole(1, 256), "executions at once"),
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
-    Setting("public_url", _url, "address under which the hub can reach this agent"),
+    Setting("public_url", http_url, "address under which the hub can reach this agent"),
     Setting("bind_address", _text, "address to listen on; 127.0.0.1, or 0.0.0.0 with a hub"),
     Setting("tls", _only("self-signed"), "self-signed: serve with a certificate of the agent's own"),
     Setting("tls_cert", _file, "certificate to serve with, PEM"),
@@ -141,4 +143,18 @@ SETTINGS = (
     Setting("max_output_bytes", _SIZE, "stored output of one execution"),
     Setting("retention_days", _number, "days for which output and prompts are kept"),
     Setting("retention_bytes", _SIZE, "size of occ.db above which the oldest output goes"),
+)
+
+_OF_BOTH = (
+    *("http_port", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "allowed_hosts"),
+    *("max_timeout_seconds", "max_queue", "max_streams", "max_prompt_bytes", "max_upload_bytes"),
+    *("max_unpacked_bytes", "max_files", "retention_days", "retention_bytes"),
+)
+
+HUB_SETTINGS = (
+    *(replace(setting, prefix="OCC_HUB_") for setting in SETTINGS if setting.name in _OF_BOTH),
+    Setting("relays", _whole(1, 1000), "executions that run on agents at once", "OCC_HUB_"),
+    Setting("heartbeat_seconds", _whole(1, 300), "how often agents are to say that they live", "OCC_HUB_"),
+    Setting("wait_seconds", _number, "how long an execution waits for an agent that can take it", "OCC_HUB_"),
+    Setting("reconnect_seconds", _number, "how long a running execution's agent may be away", "OCC_HUB_"),
 )

@@ -25,13 +25,12 @@ from typing import IO, Any
 from honcho.environ import parse_procfile
 
 from occ_app import config as configuration
-from occ_app import daemon, db, salvage, sandbox, state, tls, workspaces
+from occ_app import daemon, db, registration, salvage, sandbox, state, tls, workspaces
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, StartFailed
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
 from occ_app.parts import Part, Probe
-from occ_app.registration import introduce
 from occ_app.resources import packaged
 
 log = logging.getLogger("occ.supervisor")
@@ -54,10 +53,21 @@ class Ready:
 
 
 class Supervisor:
-    """The daemon of one home; `run` returns the exit code when it is over."""
+    """The daemon of one home, an agent's or a hub's; `run` returns the exit code when it is over.
 
-    def __init__(self, config: Config, announce: Callable[[Ready], None], *, to_terminal: bool) -> None:
+    `introduce` makes it known, given its config and port, and returns what a person should be warned of.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        introduce: Callable[[Any, int], list[str]],
+        announce: Callable[[Ready], None],
+        *,
+        to_terminal: bool,
+    ) -> None:
         self._config = config
+        self._introduce = introduce
         self._announce = announce
         self._to_terminal = to_terminal
         self._stopping = False
@@ -95,7 +105,8 @@ class Supervisor:
                 other = daemon.find(self._config)
                 where = f" (pid {other.pid}, {other.url})" if other else ""
                 raise AlreadyRunning(
-                    f"OCC is already running in {self._config.home}{where}; `occ stop` ends it."
+                    f"{self._config.program.name} is already running in {self._config.home}{where};"
+                    f" `{self._config.program.command} stop` ends it."
                 ) from None
             yield
 
@@ -105,8 +116,8 @@ class Supervisor:
         self._warnings = salvage.put_unreadable_aside(self._config)
         state.check_private(self._config.state)
         daemon.take_work(self._config)
-        for folder in ("tail", "worker", "uploads"):
-            for path in (self._config.run / folder).iterdir():
+        for folder in ("tail", "worker", "uploads", "links"):
+            for path in (self._config.run / folder).glob("*"):
                 path.unlink(missing_ok=True)
         try:
             db.ensure_schema(self._config.database, self._config.home / "lock" / "migrate")
@@ -145,7 +156,7 @@ class Supervisor:
         daemon.write(self._config, self._place)
 
     def _serve(self, listener: socket.socket) -> int:
-        warnings = [*self._warnings, *introduce(self._config, listener.getsockname()[1])]
+        warnings = [*self._warnings, *self._introduce(self._config, listener.getsockname()[1])]
         self._parts = self._read_procfile(listener)
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
@@ -166,14 +177,14 @@ class Supervisor:
                         place = self._place
                         self._announce(Ready(place.url, str(self._config.logs), tuple(warnings), place.fingerprint))
                 if not started and time.monotonic() > deadline:
-                    raise StartFailed(f"OCC did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
+                    raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
         finally:
             self._stop()
             daemon.take_work(self._config)
         return 0
 
     def _read_procfile(self, listener: socket.socket) -> list[Part]:
-        procfile = parse_procfile(packaged("Procfile").read_text())
+        procfile = parse_procfile(packaged(self._config.program.procfile).read_text())
         parts = []
         for name, command in procfile.processes.items():
             environment = configuration.child_environment(self._config, secrets=name == "control")
@@ -259,8 +270,17 @@ def _open_log(path: Path) -> IO[bytes]:
     return path.open("ab")
 
 
+def introducing(config: Config) -> Callable[[Any, int], list[str]]:
+    """How a daemon of this kind makes itself known when it starts."""
+    if config.program is configuration.HUB:
+        from occ_app.hub import health  # an agent does without its memory
+
+        return health.introduce
+    return registration.introduce
+
+
 def main() -> int:
-    """`python -m occ_app.supervisor FD`: the background daemon, which tells how its start went as one line on FD."""
+    """`python -m occ_app.supervisor FD KIND`: the daemon in the background; a line on FD tells how its start went."""
     answer = os.fdopen(int(sys.argv[1]), "w")
     log_to_stderr()
 
@@ -273,7 +293,8 @@ def main() -> int:
         tell(asdict(ready))
 
     try:
-        return Supervisor(configuration.load(), announce, to_terminal=False).run()
+        config = configuration.load_daemon(sys.argv[2])
+        return Supervisor(config, introducing(config), announce, to_terminal=False).run()
     except OCCError as error:
         log.error("%s", error)
         tell({"error": type(error).__name__, "message": str(error)})

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,13 +32,18 @@ STATUS = {
     "BAD_REQUEST": 400,
     "INVALID_EVENT_ID": 400,
     "UNAUTHORIZED": 401,
+    "FORBIDDEN": 403,
     "FORBIDDEN_ORIGIN": 403,
+    "AGENT_NOT_FOUND": 404,
+    "KEY_NOT_FOUND": 404,
     "NOT_FOUND": 404,
     "WORKSPACE_NOT_FOUND": 404,
     "EXECUTION_NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,
     "EXECUTION_CONFLICT": 409,
     "WORKSPACE_BUSY": 409,
+    "WORKSPACE_CONFLICT": 409,
+    "WORKSPACE_ELSEWHERE": 409,
     "BODY_TOO_LARGE": 413,
     "UNSUPPORTED_MEDIA_TYPE": 415,
     "WRONG_HOST": 421,
@@ -47,6 +53,7 @@ STATUS = {
     "STOPPING": 503,
     "TOO_MANY_STREAMS": 503,
     "BUSY": 503,
+    "AGENT_UNREACHABLE": 503,
     "NO_SPACE": 507,
 }
 BODIES = 112
@@ -68,14 +75,42 @@ _HTTP_CODES = {
 }
 
 
-def guard(app: Flask, hosts: Collection[str], token: Callable[[], str | None]) -> None:
-    """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, a missing or wrong token."""
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from: on a hub one of its keys; on an agent, which has one token, whoever holds that."""
+
+    key_id: str | None = None
+    admin: bool = True
+
+    @property
+    def only(self) -> str | None:
+        """The key whose workspaces and executions this caller may see and use; None for all."""
+        return None if self.admin else self.key_id
+
+
+def guard(app: Flask, hosts: Collection[str], identify: Callable[[str], Caller | None]) -> None:
+    """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, whom `identify` does not know.
+
+    `identify` is given the bearer token, empty when there is none.
+    """
 
     @app.before_request
     def check() -> None:
         _check_host(hosts)
         _check_origin()
-        _check_token(token())
+        g.caller = _identified(identify)
+
+
+def caller() -> Caller:
+    """Who the request being answered comes from."""
+    found: Caller = g.caller
+    return found
+
+
+def same_secret(given: str, right: str) -> bool:
+    """Whether two secrets are equal, in a time that does not tell where they differ."""
+    # Compared as bytes: compare_digest refuses text that is not ASCII, and a header may hold anything.
+    return hmac.compare_digest(given.encode(), right.encode())
 
 
 def limit_bodies(app: Flask) -> None:
@@ -113,17 +148,27 @@ def _check_origin() -> None:
         raise errors.RequestError("FORBIDDEN_ORIGIN", "Pages of other sites may not call this agent.")
 
 
-def _check_token(token: str | None) -> None:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Compared as bytes: compare_digest refuses text that is not ASCII, and a header may hold anything.
-    right = token is not None and hmac.compare_digest(given.strip().encode(), token.encode())
-    if scheme.lower() != "bearer" or not right:
+def _identified(identify: Callable[[str], Caller | None]) -> Caller:
+    given = bearer()
+    found = identify(given)
+    if found is None:
         if given:
             log.warning("a wrong token came from %s", request.remote_addr)
             _slow_down()
-        raise errors.RequestError(
-            "UNAUTHORIZED", "Send the header Authorization: Bearer TOKEN; `occ token` on the agent's machine prints it."
-        )
+        raise unauthorized()
+    return found
+
+
+def bearer() -> str:
+    """The request's bearer token; empty when it has none."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def unauthorized(
+    message: str = "Send the header Authorization: Bearer TOKEN; `occ token` on the agent's machine prints it.",
+) -> errors.RequestError:
+    return errors.RequestError("UNAUTHORIZED", message)
 
 
 def _slow_down() -> None:

@@ -24,7 +24,11 @@ from occ_app.kernel import exchange, flush
 
 @dataclass(frozen=True)
 class Workspace:
-    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why."""
+    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why.
+
+    From `key_id` on: what only a hub has. `zip` is the stored zip's SHA-256, `upload` the job that brought it, and
+    `placed` the job whose zip the agent `agent_id` has.
+    """
 
     workspace_id: str
     name: str
@@ -35,42 +39,66 @@ class Workspace:
     skipped: list[dict[str, str]]
     created_at: str
     updated_at: str
+    key_id: str | None
+    agent_id: str | None
+    zip: str | None
+    upload: int | None
+    placed: int | None
 
 
 @dataclass(frozen=True)
-class Job:
-    """A row of `workspace_jobs`: a workspace to be made from `zip_path`."""
+class Upload:
+    """A workspace that is to be made from a zip; `policy` is overwrite or reuse, `key_id` the hub's key that asks."""
 
-    number: int
     workspace_id: str
     name: str
     description: str
     policy: str
-    zip_path: str
+    zip_path: Path
+    key_id: str | None = None
 
 
-def get(db: Database, workspace_id: str) -> Workspace:
-    """One workspace. Raises NotFound."""
+@dataclass(frozen=True)
+class Job:
+    """A row of `workspace_jobs`: an upload that is being worked on."""
+
+    number: int
+    upload: Upload
+
+
+def get(db: Database, workspace_id: str, only: str | None = None) -> Workspace:
+    """One workspace. Raises NotFound, also for one that another key than `only` made."""
     with db.read() as connection:
         row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
-    if row is None:
+    if row is None or only not in (None, row["key_id"]):
         raise workspace_not_found(workspace_id)
-    return _workspace(row)
+    return from_row(row)
 
 
-def listing(db: Database) -> list[Workspace]:
+def listing(db: Database, only: str | None = None) -> list[Workspace]:
+    """All workspaces, or those that the key `only` made, by id."""
     with db.read() as connection:
-        rows = connection.execute("SELECT * FROM workspaces ORDER BY workspace_id").fetchall()
-    return [_workspace(row) for row in rows]
+        rows = connection.execute(
+            "SELECT * FROM workspaces WHERE ? IS NULL OR key_id = ? ORDER BY workspace_id", (only, only)
+        ).fetchall()
+    return [from_row(row) for row in rows]
 
 
-def submit(db: Database, workspace_id: str, name: str, description: str, policy: str, zip_path: Path) -> int:
+def submit(db: Database, upload: Upload) -> int:
     """Note that a workspace is to be made; returns the job's number."""
     with db.write() as connection:
         number = connection.execute(
-            "INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, state, created_at)"
-            " VALUES (?, ?, ?, ?, ?, 'queued', ?)",
-            (workspace_id, name, description, policy, str(zip_path), iso_now()),
+            "INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, state, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'queued', ?)",
+            (
+                upload.workspace_id,
+                upload.name,
+                upload.description,
+                upload.policy,
+                str(upload.zip_path),
+                upload.key_id,
+                iso_now(),
+            ),
         ).lastrowid
     assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
     return number
@@ -116,23 +144,24 @@ def abandon_running(db: Database) -> list[int]:
 
 def run_job(db: Database, number: int, folder: Path, limits: archives.Limits) -> None:
     """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays."""
-    job = _take_job(db, number)
+    job = take_job(db, number)
     if job is None:
         return
     staging = folder / f".incoming-{number}"
+    upload = job.upload
     try:
-        if job.policy == "reuse" and _exists(db, job.workspace_id):
-            archives.unpack(Path(job.zip_path), None, limits)
+        if upload.policy == "reuse" and _exists(db, upload.workspace_id):
+            archives.unpack(upload.zip_path, None, limits)
             _reuse(db, job)
             return
         staging.mkdir(mode=0o700)
-        unpacked = archives.unpack(Path(job.zip_path), staging, limits)
+        unpacked = archives.unpack(upload.zip_path, staging, limits)
         flush(staging)  # what is answered with 200 survives a power cut
-        _put_in_place(db, job, staging, folder / job.workspace_id, unpacked)
+        _put_in_place(db, job, staging, folder / upload.workspace_id, unpacked)
     except errors.RequestError as error:
-        _fail(db, number, error)
+        fail(db, number, error)
     except OSError as error:
-        _fail(db, number, errors.unwritable(error))
+        fail(db, number, errors.unwritable(error))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -144,7 +173,7 @@ def delete(db: Database, workspace_id: str, folder: Path) -> None:
         row = connection.execute("SELECT path FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
         if row is None:
             raise workspace_not_found(workspace_id)
-        _refuse_busy(connection, workspace_id)
+        refuse_busy(connection, workspace_id)
         connection.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
         # The rename stands inside the transaction: no execution can be claimed between the check and it.
         if Path(row["path"]).exists():
@@ -159,14 +188,18 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _take_job(db: Database, number: int) -> Job | None:
+def take_job(db: Database, number: int) -> Job | None:
+    """Begin a job. None when it was begun or given up already."""
     with db.write() as connection:
         row = connection.execute(
             "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
-            " RETURNING number, workspace_id, name, description, policy, zip_path",
+            " RETURNING workspace_id, name, description, policy, zip_path, key_id",
             (number,),
         ).fetchone()
-    return None if row is None else Job(*row)
+    if row is None:
+        return None
+    asked = (row["workspace_id"], row["name"], row["description"], row["policy"])
+    return Job(number, Upload(*asked, Path(row["zip_path"]), row["key_id"]))
 
 
 def _exists(db: Database, workspace_id: str) -> bool:
@@ -176,15 +209,16 @@ def _exists(db: Database, workspace_id: str) -> bool:
 
 
 def _reuse(db: Database, job: Job) -> None:
-    workspace = get(db, job.workspace_id)
+    workspace = get(db, job.upload.workspace_id)
     with db.write() as connection:
-        _succeed(connection, job.number, workspace, reused=True)
+        succeed(connection, job.number, workspace, reused=True)
 
 
 def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: archives.Unpacked) -> None:
     now = iso_now()
+    upload = job.upload
     with db.write() as connection:
-        _refuse_busy(connection, job.workspace_id)
+        refuse_busy(connection, upload.workspace_id)
         connection.execute(
             """
             INSERT INTO workspaces
@@ -195,9 +229,9 @@ def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: 
                 updated_at = excluded.updated_at
             """,
             (
-                job.workspace_id,
-                job.name,
-                job.description,
+                upload.workspace_id,
+                upload.name,
+                upload.description,
                 str(place),
                 unpacked.files,
                 unpacked.bytes,
@@ -206,12 +240,13 @@ def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: 
                 now,
             ),
         )
-        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (job.workspace_id,)).fetchone()
-        _succeed(connection, job.number, _workspace(row), reused=False)
+        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (upload.workspace_id,)).fetchone()
+        succeed(connection, job.number, from_row(row), reused=False)
         _exchange(staging, place)
 
 
-def _refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:
+def refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:
+    """Raises Conflict while an execution runs in the workspace; inside the transaction that changes it."""
     row = connection.execute(
         "SELECT execution_id FROM executions WHERE workspace_id = ? AND state = 'running'", (workspace_id,)
     ).fetchone()
@@ -223,7 +258,8 @@ def _refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:
         )
 
 
-def _succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *, reused: bool) -> None:
+def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *, reused: bool) -> None:
+    """End a job well, in the caller's transaction. Raises Unavailable when it was given up meanwhile."""
     reply = {
         "status": "success",
         "workspaceId": workspace.workspace_id,
@@ -232,6 +268,7 @@ def _succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, 
         "files": workspace.files,
         "bytes": workspace.bytes,
         "skipped": workspace.skipped,
+        "agentId": workspace.agent_id,
     }
     won = connection.execute(
         "UPDATE workspace_jobs SET state = 'succeeded', result = ?, finished_at = ?"
@@ -243,7 +280,8 @@ def _succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, 
         raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
 
 
-def _fail(db: Database, number: int, error: errors.RequestError) -> None:
+def fail(db: Database, number: int, error: errors.RequestError) -> None:
+    """End a job with what its caller is to be told."""
     result: Mapping[str, Any] = {"code": error.code, "message": str(error), "details": error.details}
     with db.write() as connection:
         connection.execute(
@@ -263,7 +301,7 @@ def _exchange(staging: Path, place: Path) -> None:
     exchange(staging, place)
 
 
-def _workspace(row: sqlite3.Row) -> Workspace:
+def from_row(row: sqlite3.Row) -> Workspace:
     values = dict(row)
     values["skipped"] = json.loads(values["skipped"])
     return Workspace(**values)

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 from flask import Flask
 
+from occ_app import agent, archives, daemon, db, state, streams, tls, workspaces
 from occ_app import config as configuration
-from occ_app import daemon, db, state, streams, tls
 from occ_app.api import Parts, create_app
 from occ_app.config import Config
 from occ_app.doorbell import Ringer
@@ -18,9 +21,9 @@ from occ_app.logs import log_to_stderr
 from occ_app.server import Application
 from occ_app.state import TokenFile
 from occ_app.tail import Tail
+from occ_app.web import Caller, same_secret
+from occ_app.workspaces import Workspace
 from occ_worker import tasks
-from occ_worker.control import Control
-from occ_worker.listener import Worker
 from occ_worker.queues import open_queue
 
 
@@ -37,9 +40,12 @@ def make_app(config: Config) -> Flask:
             readers=Ringer(config.run / "tail"),
             workers=Ringer(config.run / "worker"),
             streams=streams.Streams(config.max_streams),
-            token=TokenFile(config.state).current,
-            execute=tasks.executions(open_queue(config, "executions"), _no_worker),
-            make_workspace=tasks.control(open_queue(config, "control"), _no_control),
+            identify=_holder_of(TokenFile(config.state)),
+            execute=tasks.executions(open_queue(config, "executions"), tasks.elsewhere),
+            make_workspace=tasks.control(open_queue(config, "control"), tasks.elsewhere),
+            health=lambda: agent.health(config, database),
+            pack=_pack,
+            delete_workspace=lambda workspace_id, _: workspaces.delete(database, workspace_id, config.workspaces),
         )
     )
     app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
@@ -47,12 +53,17 @@ def make_app(config: Config) -> Flask:
     return app
 
 
-def _no_worker() -> Worker:
-    raise RuntimeError("the web process puts executions in and runs none")
+def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
+    def identify(given: str) -> Caller | None:
+        right = token.current()
+        return Caller() if right is not None and same_secret(given, right) else None
+
+    return identify
 
 
-def _no_control() -> Control:
-    raise RuntimeError("the web process puts control jobs in and runs none")
+def _pack(workspace: Workspace, output: IO[bytes]) -> None:
+    for _ in archives.pack(Path(workspace.path), output):
+        pass
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from occ_app.errors import OCCError
 from occ_app.identity import own_identity
 from occ_app.kernel import become_subreaper, die_with_parent
 from occ_app.logs import log_to_stderr
-from occ_worker import claude, tasks
+from occ_worker import claude, runner, tasks
 from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.listener import GRACE_SECONDS, Worker
@@ -97,7 +97,7 @@ class _EachSecond(Scheduler):
     periodic_task_seconds = 1
 
 
-class _ControlConsumer(Consumer):
+class ControlConsumer(Consumer):
     scheduler_class = _EachSecond
 
     def stop(self, graceful: bool = False) -> None:
@@ -111,7 +111,7 @@ def run_executions(config: Config) -> None:
     """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""
     queue = open_queue(config, "executions")
     parts: list[Worker] = []
-    put = tasks.executions(queue, lambda: parts[0])
+    put = tasks.executions(queue, lambda: runner.run_next(parts[0]))
 
     @queue.on_startup()  # type: ignore[untyped-decorator]  # huey is untyped
     def open_parts() -> None:
@@ -158,7 +158,7 @@ def run_control(config: Config) -> None:
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
-    put = tasks.executions(executions_queue, _nobody)
+    put = tasks.executions(executions_queue, tasks.elsewhere)
     port = configuration.listening_port()
     link = _link(config, database, port)
     renew = link.renew if link else _nothing
@@ -172,7 +172,7 @@ def run_control(config: Config) -> None:
     )
     tasks.control(queue, lambda: control)
     control.settle_uploads()
-    consumer = _ControlConsumer(
+    consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
     consumer._stop_flag_timeout = 0.25
@@ -206,10 +206,6 @@ def _hub(config: Config, seconds: float) -> HubClient:
 
     assert config.remote_url is not None  # noqa: S101 - only an agent with a hub has heartbeats
     return HubClient(config.remote_url, seconds)
-
-
-def _nobody() -> Worker:
-    raise RuntimeError("the control process puts executions in and runs none")
 
 
 def main() -> None:

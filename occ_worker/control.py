@@ -9,9 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from occ_app import agent, archives, claude_cli, executions, retention, tail, workspaces
+from occ_app import agent, archives, claude_cli, executions, lifecycle, tail, workspaces
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -20,15 +19,14 @@ from occ_app.identity import boot_id
 from occ_app.records import Execution, Outcome
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.process import sweep_marked
+from occ_worker.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
 
 _OVERDUE_SECONDS = 30.0  # past its limit and grace, before a worker counts as stuck
-_FORGETTING_SECONDS = 5.0
-_CHECKPOINT_BYTES = 4 * 1024 * 1024
 
 
-class Control:
+class Control(Upkeep):
     """The control process's parts. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
 
     def __init__(
@@ -40,8 +38,7 @@ class Control:
         queued: Callable[[], int],
         ring: Callable[[], None],
     ) -> None:
-        self._config = config
-        self._db = db
+        super().__init__(config, db)
         self._readers = readers
         self._heartbeat = heartbeat
         self._queued = queued
@@ -113,26 +110,6 @@ class Control:
             "WORKER_LOST",
             "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
         )
-        if executions.finish(self._db, execution.number, outcome):
+        if lifecycle.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))
-
-    def forget(self) -> None:
-        """Delete output that retention says is too old or too much, for a few seconds at most."""
-        done = retention.enforce(
-            self._db, self._config.retention_days, self._config.retention_bytes, _FORGETTING_SECONDS
-        )
-        if done.executions:
-            log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
-
-    def log_is_long(self) -> bool:
-        """Whether the write-ahead log has grown enough to be moved into the database."""
-        with contextlib.suppress(FileNotFoundError):
-            return Path(f"{self._config.database}-wal").stat().st_size >= _CHECKPOINT_BYTES
-        return False
-
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the database; SQLite's own trigger is off (see db.py)."""
-        busy, _ = executions.counts(self._db)
-        with self._db.read() as connection:
-            connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()

@@ -8,7 +8,7 @@ import select
 import sqlite3
 from pathlib import Path
 
-from occ_app import claude_cli, daemon, executions, sandbox, tail, workspaces
+from occ_app import claude_cli, daemon, executions, lifecycle, sandbox, tail, workspaces
 from occ_app.errors import NotFound, OCCError
 from occ_app.records import Execution, Outcome
 from occ_worker import claude
@@ -22,7 +22,7 @@ def run_next(worker: Worker) -> bool:
     """Claim the oldest execution that can run and run it to its end. False when there was none."""
     if worker.stopping() or not daemon.takes_work(worker.config):
         return False
-    execution = executions.claim(worker.db, worker.identity)
+    execution = lifecycle.claim(worker.db, worker.identity)
     if execution is None:
         return False
     try:
@@ -44,7 +44,7 @@ def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
     """Write the end down, however long the disk is full or the database held; a stop leaves it to the next start."""
     while True:
         try:
-            executions.finish(worker.db, execution.number, outcome)
+            lifecycle.finish(worker.db, execution.number, outcome)
             break
         except OCCError as error:
             log.error("execution %s: its end cannot be stored yet: %s", execution.execution_id, error)

@@ -5,25 +5,32 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from huey import Huey
 
 from occ_app.db import translated
-from occ_worker import runner
-from occ_worker.control import Control
-from occ_worker.listener import Worker
+
+if TYPE_CHECKING:
+    from occ_worker.control import Control
+    from occ_worker.hub_control import HubControl
+    from occ_worker.upkeep import Upkeep
 
 
-def executions(queue: Huey, worker: Callable[[], Worker]) -> Callable[[str], None]:
-    """Define the job of the `executions` queue; `worker` gives the process's own parts when one runs."""
+def executions(queue: Huey, run_next: Callable[[], object]) -> Callable[[str], None]:
+    """Define the job of the `executions` queue; `run_next` runs the oldest execution that can run."""
 
     @queue.task(name="execute")  # type: ignore[untyped-decorator]  # huey is untyped
     def execute(_: str) -> None:
         """Run the oldest execution that can run, whichever one rang."""
-        runner.run_next(worker())
+        run_next()
 
     return _putter(queue, execute)
+
+
+def elsewhere() -> NoReturn:
+    """In a process that puts jobs in and runs none."""
+    raise RuntimeError("this process puts jobs in and runs none")
 
 
 def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
@@ -41,6 +48,37 @@ def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
     def reap() -> None:
         parts().reap()
 
+    _upkeep(queue, parts)
+
+    @queue.periodic_task(_every(60), name="probe_cli", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
+    def probe_cli() -> None:
+        parts().probe_cli()
+
+    return _putter(queue, make_workspace)
+
+
+def hub_control(queue: Huey, parts: Callable[[], HubControl]) -> Callable[[int], None]:
+    """Define the jobs of a hub's `control` queue; `parts` gives what they work with."""
+
+    @queue.task(name="make_workspace")  # type: ignore[untyped-decorator]  # huey is untyped
+    def make_workspace(number: int) -> None:
+        parts().make_workspace(number)
+
+    @queue.periodic_task(_every(2, lambda: parts().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    def reap() -> None:
+        parts().reap()
+
+    @queue.periodic_task(_every(2), name="reach", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    def reach() -> None:
+        parts().reach()
+
+    _upkeep(queue, parts)
+    return _putter(queue, make_workspace)
+
+
+def _upkeep(queue: Huey, parts: Callable[[], Upkeep]) -> None:
+    """Define the jobs that agents and hubs have in common."""
+
     @queue.periodic_task(_every(5, lambda: parts().log_is_long()), name="checkpoint", expires=5)  # type: ignore[untyped-decorator]  # huey is untyped
     def checkpoint() -> None:
         parts().checkpoint()
@@ -48,12 +86,6 @@ def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
     @queue.periodic_task(_every(60), name="forget", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
     def forget() -> None:
         parts().forget()
-
-    @queue.periodic_task(_every(60), name="probe_cli", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
-    def probe_cli() -> None:
-        parts().probe_cli()
-
-    return _putter(queue, make_workspace)
 
 
 def _putter(queue: Huey, task: Any) -> Callable[[Any], None]:

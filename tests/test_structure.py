@@ -23,6 +23,7 @@ DOMAIN = [
     "folders",
     "identity",
     "kernel",
+    "lifecycle",
     "link",
     "link_frames",
     "link_socket",
@@ -53,7 +54,7 @@ def test_the_worker_imports_the_app_and_only_the_wiring_imports_back() -> None:
         for path in SOURCES
         if path.is_relative_to(ROOT / "occ_app") and any(module.startswith("occ_worker") for module in imported(path))
     }
-    assert back == {"occ_app/wsgi.py"}
+    assert back == {"occ_app/wsgi.py", "occ_app/hub/wsgi.py"}
 
 
 def test_only_config_reads_the_environment() -> None:
@@ -65,7 +66,11 @@ def test_only_config_reads_the_environment() -> None:
 def test_sql_stands_in_its_few_modules() -> None:
     verbs = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.DOTALL)
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
-    assert with_sql == {f"occ_app/{module}.py" for module in ("agent", "events", "executions", "salvage", "workspaces")}
+    of_both = ("agent", "events", "executions", "lifecycle", "salvage", "workspaces")
+    of_the_hub = ("agents", "errands", "keys", "placement", "workspaces")
+    assert with_sql == {f"occ_app/{module}.py" for module in of_both} | {
+        f"occ_app/hub/{module}.py" for module in of_the_hub
+    }
 
 
 @pytest.mark.parametrize("module", DOMAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,22 +10,28 @@ from pathlib import Path
 from typing import IO, Any
 
 from flask import Flask, Request, current_app
+from marshmallow import Schema
 
-from occ_app import daemon, web
+from occ_app import daemon, records, schemas, web
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.errors import Unavailable
 from occ_app.streams import Streams
 from occ_app.tail import Tail
+from occ_app.workspaces import Workspace
 
 _FORM_OVERHEAD = 1 << 20
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the views work with. `readers` and `workers` ring whoever follows
-    or runs executions; `execute` and `make_workspace` put a job onto its queue."""
+    """What the views work with, an agent's or a hub's.
+
+    `readers` and `workers` ring whoever follows or runs executions; `execute` and `make_workspace` put a job onto its
+    queue; `pack` writes a workspace as it is now as a zip; `delete_workspace` removes one, of the given key if any;
+    `admit` looks at an execution before it is accepted.
+    """
 
     config: Config
     db: Database
@@ -32,18 +39,23 @@ class Parts:
     readers: Ringer
     workers: Ringer
     streams: Streams
-    token: Callable[[], str | None]
+    identify: Callable[[str], web.Caller | None]
     execute: Callable[[str], None]
     make_workspace: Callable[[int], None]
+    health: Callable[[], dict[str, Any]]
+    pack: Callable[[Workspace, IO[bytes]], None]
+    delete_workspace: Callable[[str, str | None], None]
+    execute_body: type[Schema] = schemas.ExecuteBody
+    admit: Callable[[sqlite3.Connection, records.Request], None] = lambda _connection, _request: None
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun."""
         if not daemon.takes_work(self.config):
-            raise Unavailable("STOPPING", "The agent is stopping; send this again when it is back.")
+            raise Unavailable("STOPPING", "It is stopping; send this again when it is back.")
 
 
 def create_app(parts: Parts) -> Flask:
-    """The WSGI application of one agent."""
+    """The WSGI application of one agent, and what a hub's begins with."""
     from occ_app.api import executions, health, openapi, workspaces
 
     app = Flask("occ_app", static_folder=None)
@@ -56,7 +68,7 @@ def create_app(parts: Parts) -> Flask:
     app.url_map.merge_slashes = False
     app.extensions["occ"] = parts
     app.request_class = _request_class(config.run / "uploads")
-    web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.token)
+    web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
     web.limit_bodies(app)
     web.answer_errors_in_json(app)
     for module in (health, workspaces, executions, openapi):

@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, Response, g, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
 
-from occ_app import errors, executions, schemas, streams, tail, web
+from occ_app import errors, executions, lifecycle, schemas, streams, tail, web
 from occ_app.api import Parts, parts
 from occ_app.records import Execution, Request
 
@@ -41,31 +41,25 @@ def _create(asked: Request) -> tuple[Execution, bool]:
         parts().refuse_when_stopping()
     except errors.Unavailable:
         # One that exists may still be followed to its end.
-        existing = executions.get(parts().db, asked.execution_id) if _exists(asked.execution_id) else None
+        existing = executions.find(parts().db, asked.execution_id, web.caller().only)
         if existing is not None and existing.request_hash == asked.hash:
             return existing, False
         raise
-    return executions.create(parts().db, asked, max_queue=parts().config.max_queue)
-
-
-def _exists(execution_id: str) -> bool:
-    try:
-        executions.get(parts().db, execution_id)
-    except errors.NotFound:
-        return False
-    return True
+    return lifecycle.create(
+        parts().db, asked, max_queue=parts().config.max_queue, admit=lambda connection: parts().admit(connection, asked)
+    )
 
 
 def _request() -> Request:
     """The body as a request, with the configured limits filled in."""
     body = web.json_body()
-    loaded = web.loaded(schemas.ExecuteBody, body)
+    loaded = web.loaded(parts().execute_body, body)
     config = parts().config
     if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
         raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
-            wire = web.schema_of(schemas.ExecuteBody).fields[name].data_key or name
+            wire = web.schema_of(parts().execute_body).fields[name].data_key or name
             message = f"Must be at most {config.max_timeout_seconds:g} (OCC_MAX_TIMEOUT_SECONDS)."
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
     return Request(
@@ -78,7 +72,10 @@ def _request() -> Request:
         max_turns=loaded.get("max_turns"),
         max_budget_usd=loaded.get("max_budget_usd"),
         session_id=loaded.get("session_id"),
-        hash=executions.request_hash(body),
+        hash=lifecycle.request_hash(body),
+        key_id=web.caller().key_id,
+        agent=loaded.get("agent"),
+        labels=tuple(loaded.get("labels", ())),
     )
 
 
@@ -91,7 +88,7 @@ def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
 def listing() -> Response:
     """Executions, newest first."""
     asked = web.query(schemas.ListQuery)
-    found, following = executions.listing(parts().db, **asked)
+    found, following = executions.listing(parts().db, key_id=web.caller().only, **asked)
     return web.json_response(page(found, following))
 
 
@@ -104,7 +101,9 @@ def page(found: list[Execution], following: int | None) -> Any:
 def show(execution_id: str) -> Response:
     """One execution as it stands."""
     web.query(schemas.NoQuery)
-    return web.json_response(web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id)))
+    return web.json_response(
+        web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id, web.caller().only))
+    )
 
 
 @bp.get("/executions/<execution_id>/events")
@@ -112,7 +111,7 @@ def events(execution_id: str) -> Response:
     """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
     asked = web.query(schemas.EventsQuery)
     after = web.cursor(asked.get("after"))
-    execution = executions.get(parts().db, execution_id)
+    execution = executions.get(parts().db, execution_id, web.caller().only)
     parts().streams.enter()
     try:
         return _stream(execution, after, follow=asked["follow"])
@@ -125,8 +124,12 @@ def events(execution_id: str) -> Response:
 def cancel(execution_id: str) -> Response:
     """End an execution; harmless when it is over."""
     web.query(schemas.NoQuery)
-    execution = executions.request_stop(
-        parts().db, execution_id, "EXECUTION_CANCELLED", "The execution was cancelled before it started."
+    execution = lifecycle.request_stop(
+        parts().db,
+        execution_id,
+        "EXECUTION_CANCELLED",
+        "The execution was cancelled before it started.",
+        web.caller().only,
     )
     parts().workers.ring(execution_id)
     parts().readers.ring(tail.execution_key(execution.number))
@@ -146,7 +149,8 @@ def add_websocket(app: Flask) -> None:
             if request.headers.get("Upgrade", "").lower() != "websocket":
                 raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
             g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
-            g.execution = executions.get(parts().db, (request.view_args or {})["execution_id"])
+            execution_id = (request.view_args or {})["execution_id"]
+            g.execution = executions.get(parts().db, execution_id, web.caller().only)
 
     @sock.route("/executions/<execution_id>/ws")  # type: ignore[untyped-decorator]  # flask-sock is untyped
     def websocket(connection: Any, execution_id: str) -> None:  # noqa: ARG001 - the URL has it; check_first used it

@@ -1,10 +1,10 @@
-"""GET /health: whether this agent is well, and what a person should look at if not."""
+"""GET /health: whether this agent or hub is well, and what a person should look at if not."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from occ_app import agent, schemas, web
+from occ_app import schemas, web
 from occ_app.api import parts
 
 bp = Blueprint("health", __name__)
@@ -12,6 +12,6 @@ bp = Blueprint("health", __name__)
 
 @bp.get("/health")
 def health() -> Response:
-    """How the agent is; 200 also when it is degraded."""
+    """How it is; 200 also when it is degraded."""
     web.query(schemas.NoQuery)
-    return web.json_response(agent.health(parts().config, parts().db))
+    return web.json_response(parts().health())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flask import Blueprint, Response, request, send_file
 
-from occ_app import archives, errors, schemas, tail, web, workspaces
+from occ_app import errors, schemas, tail, web, workspaces
 from occ_app.api import parts
 
 bp = Blueprint("workspaces", __name__)
@@ -38,7 +38,10 @@ def init() -> Response:
     if path.stat().st_size > parts().config.max_upload_bytes:
         raise errors.TooLarge(f"The zip is over {parts().config.max_upload_bytes} bytes; leave something out of it.")
     number = workspaces.submit(
-        parts().db, form["workspace_id"], form["name"], form["description"], form["process_policy"], path
+        parts().db,
+        workspaces.Upload(
+            form["workspace_id"], form["name"], form["description"], form["process_policy"], path, web.caller().key_id
+        ),
     )
     return _await_job(number)
 
@@ -76,21 +79,23 @@ def _await_job(number: int) -> Response:
 def listing() -> Response:
     """All workspaces, by id."""
     web.query(schemas.NoQuery)
-    return web.json_response(web.schema_of(schemas.WorkspaceList).dump({"workspaces": workspaces.listing(parts().db)}))
+    found = workspaces.listing(parts().db, web.caller().only)
+    return web.json_response(web.schema_of(schemas.WorkspaceList).dump({"workspaces": found}))
 
 
 @bp.get("/workspaces/<workspace_id>")
 def show(workspace_id: str) -> Response:
     """One workspace."""
     web.query(schemas.NoQuery)
-    return web.json_response(web.schema_of(schemas.WorkspaceRecord).dump(workspaces.get(parts().db, workspace_id)))
+    workspace = workspaces.get(parts().db, workspace_id, web.caller().only)
+    return web.json_response(web.schema_of(schemas.WorkspaceRecord).dump(workspace))
 
 
 @bp.delete("/workspaces/<workspace_id>")
 def delete(workspace_id: str) -> Response:
     """Remove a workspace and its files, unless an execution runs in it."""
     web.query(schemas.NoQuery)
-    workspaces.delete(parts().db, workspace_id, parts().config.workspaces)
+    parts().delete_workspace(workspace_id, web.caller().only)
     return web.json_response({"status": "success"})
 
 
@@ -98,13 +103,15 @@ def delete(workspace_id: str) -> Response:
 def archive(workspace_id: str) -> Response:
     """The workspace as it is now, as a zip."""
     web.query(schemas.NoQuery)
-    workspace = workspaces.get(parts().db, workspace_id)
+    workspace = workspaces.get(parts().db, workspace_id, web.caller().only)
     output = tempfile.TemporaryFile(dir=parts().config.run / "uploads")  # noqa: SIM115 - closed with the response
     try:
-        for _ in archives.pack(Path(workspace.path), output):
-            pass
+        parts().pack(workspace, output)
         output.seek(0)
     except OSError as error:
         output.close()
         raise errors.unwritable(error) from None
+    except errors.OCCError:
+        output.close()
+        raise
     return send_file(output, "application/zip", as_attachment=True, download_name=f"{workspace_id}.zip")

@@ -19,6 +19,7 @@ _MODULES = {
     "run": "run",
     "demo": "demo",
     "backup": "agent",
+    "hub": "hub",
 }
 
 
@@ -43,4 +44,5 @@ def occ() -> None:
     occ start    start the agent: an HTTP API that runs Claude Code on prompts
     occ run      send a folder and a prompt, watch the answer come
     occ jobs     what runs, waits and has run
+    occ hub      one address for many agents
     """

@@ -65,31 +65,21 @@ def jobs(
     if not found:
         click.echo("No executions." if not (state or workspace or since) else "No executions like that.")
         return
-    for line in _table(found):
-        click.echo(line)
+    output.table([("ID", "STATE", "WORKSPACE", "AGE", "TOOK", "COST", "PROMPT"), *map(_row, found)])
     if following is not None:
         output.note(f"There are more; --limit {min(limit * 2, 1000)} shows more of them.")
 
 
-def _table(found: list[Execution]) -> list[str]:
-    rows = [("ID", "STATE", "WORKSPACE", "AGE", "TOOK", "COST", "PROMPT")]
-    rows += [
-        (
-            execution.execution_id,
-            execution.state + (f" ({execution.position} ahead)" if execution.position else ""),
-            execution.workspace_id,
-            _since(execution.created_at),
-            _took(execution),
-            "" if execution.cost_usd is None else f"${execution.cost_usd:.4f}",
-            _short(output.printable(execution.prompt or "")),
-        )
-        for execution in found
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]).rstrip()
-        for row in rows
-    ]
+def _row(execution: Execution) -> tuple[str, ...]:
+    return (
+        execution.execution_id,
+        execution.state + (f" ({execution.position} ahead)" if execution.position else ""),
+        execution.workspace_id,
+        _since(execution.created_at),
+        _took(execution),
+        "" if execution.cost_usd is None else f"${execution.cost_usd:.4f}",
+        _short(output.printable(execution.prompt or "")),
+    )
 
 
 def _short(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +44,14 @@ def duration(seconds: float) -> str:
         if count:
             parts.append(f"{count:.0f} {name}")
     return " ".join(parts[:2])
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows in columns as wide as they need, the last one as long as it is."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())
 
 
 class Waiting:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -54,9 +55,9 @@ def start(foreground: bool, **flags: Any) -> None:
     if config.remote_url and not config.api_key:
         raise click.UsageError("A remote URL needs an API key: --api-key KEY, --api-key @FILE or OCC_API_KEY.")
     if foreground:
-        _run_here(config)
+        run_here(config, lambda told: tell_started(with_warnings(told, _exposure(config))))
         return
-    tell_started(start_daemon(config))
+    tell_started(with_warnings(start_daemon(config), _exposure(config)))
 
 
 def _settings(flags: dict[str, Any]) -> dict[str, Any]:
@@ -69,20 +70,25 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run_here(config: Config) -> None:
+def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Be the daemon, an agent's or a hub's, in this terminal; `tell` says that it serves."""
+    from occ_app import supervisor
     from occ_app.logs import log_to_stderr
-    from occ_app.supervisor import Ready, Supervisor
 
     log_to_stderr()
 
-    def announce(ready: Ready) -> None:
-        tell_started({**asdict(ready), "logs": "this terminal", "warnings": [*ready.warnings, *_exposure(config)]})
+    def announce(ready: supervisor.Ready) -> None:
+        tell({**asdict(ready), "logs": "this terminal"})
 
-    Supervisor(config, announce, to_terminal=True).run()
+    supervisor.Supervisor(config, supervisor.introducing(config), announce, to_terminal=True).run()
+
+
+def with_warnings(told: dict[str, Any], more: list[str]) -> dict[str, Any]:
+    return {**told, "warnings": [*told["warnings"], *more]}
 
 
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
-    """Start the daemon and wait until it answers. Returns its url, logs, warnings and certificate's fingerprint.
+    """Start a daemon, an agent's or a hub's, and wait until it answers. Returns its url, logs, warnings, fingerprint.
 
     `die_with` is the pid of this process when the daemon shall not outlive it. Raises what the daemon raised.
     """
@@ -97,7 +103,7 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
     read_end, write_end = os.pipe()
     with log_file as log:
         daemon = subprocess.Popen(
-            [sys.executable, "-m", "occ_app.supervisor", str(write_end)],
+            [sys.executable, "-m", "occ_app.supervisor", str(write_end), config.program.kind],
             env=configuration.child_environment(config, secrets=True),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -115,7 +121,6 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
     if "error" in told:
         daemon.wait()  # it is on its way out
         raise _as_raised(told["error"], told["message"])
-    told["warnings"] += _exposure(config)
     return told
 
 

@@ -1,1 +1,1 @@
-"""The coordination server: the face of OCC that knows many agents."""
+"""The hub: one place to drive every machine from."""

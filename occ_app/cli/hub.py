@@ -1,0 +1,251 @@
+"""occ hub start | stop | status | keys | agents: the hub of this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from typing import Any
+
+import click
+
+from occ_app import config as configuration
+from occ_app import daemon, errors, state
+from occ_app.cli import output
+from occ_app.cli.start import run_here, start_daemon, with_warnings
+from occ_app.config import HubConfig
+
+_AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
+
+
+@click.group()
+def hub() -> None:
+    """One address from which people and programs use all their agents."""
+
+
+@hub.command()
+@click.option("--port", metavar="PORT", help="Port of the API and the pages; 0 takes a free one.  [default: 7700]")
+@click.option("--bind-address", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--public-url", metavar="URL", help="Address under which agents and people reach this hub.")
+@click.option("--tls", metavar="self-signed", help="Serve with a certificate made here; its fingerprint is printed.")
+@click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")
+@click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
+@click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
+@click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
+def start(foreground: bool, **flags: Any) -> None:
+    """Start the hub in the background; returns when it answers."""
+    named = {name: flags[name] for name in _AS_NAMED}
+    hosts = ",".join(flags["allowed_host"]) or None
+    config = configuration.load_hub(flags={**named, "http_port": flags["port"], "allowed_hosts": hosts})
+    if foreground:
+        run_here(config, lambda told: _tell_started(config, with_warnings(told, _exposure(config))))
+        return
+    _tell_started(config, with_warnings(start_daemon(config), _exposure(config)))
+
+
+def _tell_started(config: HubConfig, told: dict[str, Any]) -> None:
+    click.echo(f"The hub is running at {config.public_url or told['url']}")
+    click.echo(f"  logs    {told['logs']}")
+    if told["fingerprint"]:
+        click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
+    click.echo("  add a machine   occ hub keys create NAME --for agent")
+    click.echo("  add a client    occ hub keys create NAME --for client")
+    for warning in told["warnings"]:
+        output.warn(warning)
+
+
+def _exposure(config: HubConfig) -> list[str]:
+    try:
+        local = ipaddress.ip_address(config.bind_address).is_loopback
+    except ValueError:
+        local = config.bind_address == "localhost"
+    if local and not config.public_url:
+        return ["It listens on this machine alone; --bind-address with TLS, or a proxy and --public-url, opens it."]
+    if local or config.tls or config.tls_cert:
+        return []
+    return [
+        f"Listening on {config.bind_address} without TLS: prompts, output and keys can be read on the network; add"
+        " --tls-cert and --tls-key, or put it behind a proxy that speaks TLS."
+    ]
+
+
+@hub.command()
+def stop() -> None:
+    """Stop the hub; what runs on agents goes on there and is taken up at the next start."""
+    config = configuration.load_hub()
+    running = daemon.find(config)
+    if running is None:
+        click.echo("The hub is not running.")
+        return
+    gentle = daemon.stop(config, running)
+    click.echo("The hub has stopped." if gentle else "The hub did not stop in time and was ended by force.")
+
+
+@hub.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(as_json: bool) -> int:
+    """Whether the hub runs, where, and how it is. Exit code 3 when it does not run."""
+    config = configuration.load_hub()
+    running = daemon.find(config)
+    places = {"home": str(config.home), "logs": str(config.logs)}
+    if running is None:
+        answer = json.dumps({"running": False, **places})
+        click.echo(answer if as_json else f"The hub is not running in {config.home}; `occ hub start` starts it.")
+        return 3
+    report: dict[str, Any] = {"running": True, "pid": running.pid, "url": config.public_url or running.url}
+    report |= {"host": running.host, "port": running.port, "tlsFingerprint": running.fingerprint, **places}
+    try:
+        health = _client(config, running).health()
+        report |= {name: health[name] for name in ("uptime", "workers", "queue", "problems")}
+    except (errors.Unreachable, errors.Refused) as error:
+        report["problems"] = [str(error)]
+    click.echo(json.dumps(report) if as_json else _status_text(report))
+    return 0 if "uptime" in report else 5
+
+
+def _status_text(report: dict[str, Any]) -> str:
+    lines = [f"The hub is running at {report['url']} (pid {report['pid']})"]
+    if "uptime" in report:
+        workers = report["workers"]
+        lines += [
+            f"  uptime     {output.duration(report['uptime'])}",
+            f"  workers    {workers['busy']} of {workers['total']} busy, {report['queue']['depth']} waiting",
+        ]
+    if report["tlsFingerprint"]:
+        lines.append(f"  tls        {report['tlsFingerprint']}")
+    lines += [f"  home       {report['home']}", f"  logs       {report['logs']}"]
+    return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
+
+
+def _client(config: HubConfig, running: daemon.Daemon) -> Any:
+    from occ_app.client import AgentClient
+
+    known = state.load(config.state)
+    return AgentClient(running.url, known.token if known else "", running.fingerprint)
+
+
+def hub_client() -> Any:
+    """A client of this machine's hub, as its operator. Raises NotRunning."""
+    config = configuration.load_hub()
+    running = daemon.find(config)
+    if running is None:
+        raise errors.NotRunning(f"The hub is not running in {config.home}; `occ hub start` starts it.")
+    return _client(config, running)
+
+
+@hub.group()
+def keys() -> None:
+    """The keys with which machines register and people and programs call."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--for", "kind", type=click.Choice(["agent", "client"]), required=True, help="What it opens.")
+@click.option("--admin", is_flag=True, help="A client that sees and uses what all keys made, and manages the hub.")
+@click.option(
+    "--most", type=click.IntRange(1), metavar="N", help="Machines it registers, or executions it has at once."
+)
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), metavar="DAYS", help="How long it is valid.")
+def create(name: str, kind: str, admin: bool, most: int | None, days: float | None) -> None:
+    """Make a key and print it; it is not shown again."""
+    if admin and kind == "agent":
+        raise click.UsageError("--admin is for a client's key.")
+    config = configuration.load_hub()
+    body = {"name": name, "for": kind, "admin": admin, "most": most, "days": days}
+    made = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
+    click.echo(made["key"])
+    url = _shown_url(config)
+    if kind == "agent":
+        output.note(f"on the machine to add:\n  occ start --api-key {made['key']} --remote-url {url}")
+    else:
+        output.note(f'where you work:\n  occ run --url {url} --token {made["key"]} "…"')
+
+
+def _shown_url(config: HubConfig) -> str:
+    running = daemon.find(config)
+    return config.public_url or (running.url if running else "URL")
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /keys answers.")
+def list_keys(as_json: bool) -> None:
+    """All keys, without what opens."""
+    told = hub_client().call("GET", "/keys")
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    rows = [
+        (
+            key["name"],
+            key["for"] + (", admin" if key["admin"] else ""),
+            "" if key["most"] is None else str(key["most"]),
+            key["createdAt"][:10],
+            "revoked" if key["revokedAt"] else (key["expiresAt"] or "")[:10],
+        )
+        for key in told["keys"]
+    ]
+    output.table([("NAME", "FOR", "MOST", "CREATED", "UNTIL"), *rows])
+
+
+@keys.command()
+@click.argument("name")
+def revoke(name: str) -> None:
+    """Refuse a key, and what registered with it, from now on."""
+    hub_client().call("POST", f"/keys/{_quoted(name)}/revoke")
+    click.echo(f"{name} is refused from now on.")
+
+
+@hub.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /agents answers.")
+@click.pass_context
+def agents(context: click.Context, as_json: bool) -> None:
+    """The machines: name, labels, state, how they are reached, workers, versions, last seen."""
+    if context.invoked_subcommand is not None:
+        return
+    told = hub_client().call("GET", "/agents")
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    rows = [
+        (
+            agent["name"],
+            agent["agentId"],
+            agent["state"],
+            agent["via"] or "-",
+            f"{agent['workers']['busy']}/{agent['workers']['total']}",
+            ",".join(agent["labels"]),
+            f"{agent['version']}, Claude {agent['claudeVersion'] or '-'}",
+            agent["lastSeenAt"],
+        )
+        for agent in told["agents"]
+    ]
+    output.table([("NAME", "ID", "STATE", "VIA", "BUSY", "LABELS", "VERSIONS", "LAST SEEN"), *rows])
+
+
+@agents.command()
+@click.argument("name")
+def drain(name: str) -> None:
+    """Place nothing more on a machine; what runs there goes on."""
+    hub_client().call("POST", f"/agents/{_quoted(name)}/drain")
+    click.echo(f"{name} is draining.")
+
+
+@agents.command()
+@click.argument("name")
+def resume(name: str) -> None:
+    """Place executions on a machine again."""
+    hub_client().call("POST", f"/agents/{_quoted(name)}/resume")
+    click.echo(f"{name} takes work again.")
+
+
+@agents.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Forget a machine: what it runs is lost to the hub, and its workspaces are placed anew from their zips."""
+    hub_client().call("DELETE", f"/agents/{_quoted(name)}")
+    click.echo(f"{name} is removed.")
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name, safe="")

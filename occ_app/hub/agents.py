@@ -1,0 +1,240 @@
+"""The machines of a hub, and all SQL on them: who is registered, who lives, who can take how much.
+
+An agent is online while its lease lasts: two heartbeats may be missed. That is computed whenever somebody asks, on the
+clock that counts from the hub's boot, and never remembered: nothing can look alive that has fallen silent.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from occ_app import errors
+from occ_app.db import Database
+from occ_app.events import to_json
+from occ_app.executions import iso_now
+from occ_app.hub.keys import Key
+from occ_app.identity import boot_id
+from occ_app.state import new_token
+
+PROTOCOL = 1
+_SLACK_SECONDS = 2.0  # beyond two intervals, for a beat on its way
+
+_COLUMNS = """
+    a.*,
+    (a.heard_boot_id = :boot AND :now - a.heard <= :lease AND a.status != 'stopping'
+     AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :today)) AS online,
+    (SELECT count(*) FROM executions x WHERE x.agent_id = a.agent_id AND x.state = 'running') AS placed
+"""
+_FROM = f"SELECT {_COLUMNS} FROM agents a JOIN keys k ON k.key_id = a.key_id"  # noqa: S608 - literals
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A row of `agents`. `placed` counts the hub's executions on it, `busy` is what its last beat said."""
+
+    agent_id: str
+    key_id: str
+    name: str
+    token: str = field(repr=False)
+    url: str | None
+    address: str
+    port: int
+    tls_fingerprint: str | None
+    workers: int
+    labels: tuple[str, ...]
+    version: str
+    platform: str
+    claude_version: str | None
+    registered_at: str
+    draining: bool
+    reachable: str | None
+    status: str
+    busy: int
+    waiting: int
+    running: tuple[str, ...]
+    last_seen_at: str
+    heard_boot_id: str
+    heard: float
+    online: bool
+    placed: int
+
+    @property
+    def state(self) -> str:
+        """offline, draining or online, in that order of weight."""
+        if not self.online:
+            return "offline"
+        return "draining" if self.draining else "online"
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since it was last heard; infinite when that was before the hub's machine started."""
+        return boottime() - self.heard if self.heard_boot_id == boot_id() else float("inf")
+
+
+def boottime() -> float:
+    """Seconds since this machine's boot, those it slept through included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Agents:
+    """The rows of one hub; `interval` is what it asks its agents to keep between heartbeats, in seconds."""
+
+    def __init__(self, db: Database, interval: float) -> None:
+        self._db = db
+        self.interval = interval
+
+    def register(self, key: Key, address: str, said: Mapping[str, Any]) -> Agent:
+        """Take an agent in, or a known one back under its id, with a new token; the old one is refused from now on.
+
+        `said` is the body of its registration. Raises Forbidden when the key may have no more machines.
+        """
+        with self._db.write() as connection:
+            agent_id = self._same_machine(connection, key, said["agent_id"])
+            if agent_id is None:
+                count = connection.execute("SELECT count(*) FROM agents WHERE key_id = ?", (key.key_id,)).fetchone()[0]
+                if key.most is not None and count >= key.most:
+                    raise errors.Forbidden(
+                        f"The key {key.name} is for {key.most} machines, and so many are registered."
+                    )
+                agent_id = f"agent-{secrets.token_hex(6)}"
+            connection.execute(
+                """
+                INSERT INTO agents (agent_id, key_id, name, token, url, address, port, tls_fingerprint, workers, labels,
+                    version, platform, claude_version, registered_at, status, last_seen_at, heard_boot_id, heard)
+                VALUES (:agent_id, :key_id, :name, :token, :url, :address, :port, :tls_fingerprint, :workers, :labels,
+                    :version, :platform, :claude_version, :now, 'healthy', :now, :boot, :heard)
+                ON CONFLICT (agent_id) DO UPDATE SET key_id = excluded.key_id, name = excluded.name,
+                    token = excluded.token, url = excluded.url, address = excluded.address, port = excluded.port,
+                    tls_fingerprint = excluded.tls_fingerprint, workers = excluded.workers, labels = excluded.labels,
+                    version = excluded.version, platform = excluded.platform, claude_version = excluded.claude_version,
+                    registered_at = excluded.registered_at, status = excluded.status, busy = 0, waiting = 0,
+                    running = '[]', last_seen_at = excluded.last_seen_at, heard_boot_id = excluded.heard_boot_id,
+                    heard = excluded.heard, reachable = NULL
+                """,
+                {
+                    **{name: said[name] for name in ("name", "url", "port", "tls_fingerprint", "workers")},
+                    **{name: said[name] for name in ("version", "platform", "claude_version")},
+                    "labels": to_json(said["labels"]),
+                    "agent_id": agent_id,
+                    "key_id": key.key_id,
+                    "token": new_token(),
+                    "address": address,
+                    "now": iso_now(),
+                    "boot": boot_id(),
+                    "heard": boottime(),
+                },
+            )
+            return self._one(connection, agent_id)
+
+    def beat(self, agent_id: str, token: str, said: Mapping[str, Any]) -> bool:
+        """Take a heartbeat in. False when this agent is not registered with this token, or its key is revoked."""
+        with self._db.write(durable=False) as connection:
+            return bool(
+                connection.execute(
+                    """
+                    UPDATE agents SET status = :status, busy = :busy, waiting = :waiting, running = :running,
+                        version = :version, last_seen_at = :now, heard_boot_id = :boot, heard = :heard
+                    WHERE agent_id = :agent_id AND token = :token AND key_id IN
+                        (SELECT key_id FROM keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :now))
+                    """,
+                    {
+                        "agent_id": agent_id,
+                        "token": token,
+                        "status": said["status"],
+                        "busy": said["workers"].get("busy", 0),
+                        "waiting": said["queue"].get("depth", 0),
+                        "running": to_json(said["executions"]),
+                        "version": said["version"],
+                        "now": iso_now(),
+                        "boot": boot_id(),
+                        "heard": boottime(),
+                    },
+                ).rowcount
+            )
+
+    def holds(self, agent_id: str, token: str) -> bool:
+        """Whether this token is that agent's, and its key valid."""
+        with self._db.read() as connection:
+            return (
+                connection.execute(
+                    "SELECT 1 FROM agents a JOIN keys k ON k.key_id = a.key_id WHERE a.agent_id = ? AND a.token = ?"
+                    " AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ?)",
+                    (agent_id, token, iso_now()),
+                ).fetchone()
+                is not None
+            )
+
+    def find(self, agent_id: str) -> Agent | None:
+        with self._db.read() as connection:
+            row = connection.execute(f"{_FROM} WHERE a.agent_id = :id", self._times(id=agent_id)).fetchone()
+        return None if row is None else _agent(row)
+
+    def named(self, name: str) -> Agent:
+        """The agent with this id or this name. Raises NotFound, also when several have the name."""
+        found = [agent for agent in self.listing() if name in (agent.agent_id, agent.name)]
+        exact = [agent for agent in found if agent.agent_id == name] or found
+        if len(exact) != 1:
+            why = "There is no agent" if not exact else f"There are {len(exact)} agents"
+            raise errors.NotFound("AGENT_NOT_FOUND", f"{why} {name}; GET /agents lists them by id.", {"agent": name})
+        return exact[0]
+
+    def listing(self) -> list[Agent]:
+        """All agents, by name."""
+        with self._db.read() as connection:
+            return self.listed(connection)
+
+    def listed(self, connection: sqlite3.Connection) -> list[Agent]:
+        """The same, inside the caller's transaction."""
+        rows = connection.execute(f"{_FROM} ORDER BY a.name, a.agent_id", self._times()).fetchall()
+        return [_agent(row) for row in rows]
+
+    def set_draining(self, agent_id: str, *, draining: bool) -> None:
+        """Place nothing more on an agent, or place on it again."""
+        with self._db.write() as connection:
+            connection.execute("UPDATE agents SET draining = ? WHERE agent_id = ?", (draining, agent_id))
+
+    def set_reachable(self, agent: Agent, how: str | None) -> None:
+        """Note whether the address of this registration answers; a later registration is not touched."""
+        with self._db.write(durable=False) as connection:
+            connection.execute(
+                "UPDATE agents SET reachable = ? WHERE agent_id = ? AND token = ? AND reachable IS NOT ?",
+                (how, agent.agent_id, agent.token, how),
+            )
+
+    def remove(self, agent_id: str) -> None:
+        """Forget an agent: its token is refused, and its workspaces are placed anew from their zips."""
+        with self._db.write() as connection:
+            connection.execute("DELETE FROM agents WHERE agent_id = ?", (agent_id,))
+            connection.execute("DELETE FROM errands WHERE agent_id = ?", (agent_id,))
+            connection.execute("UPDATE workspaces SET agent_id = NULL, placed = NULL WHERE agent_id = ?", (agent_id,))
+
+    def _same_machine(self, connection: sqlite3.Connection, key: Key, agent_id: str | None) -> str | None:
+        """The id under which a machine is known: registered with this key, or with one that is refused by now."""
+        row = connection.execute(
+            "SELECT 1 FROM agents a JOIN keys k ON k.key_id = a.key_id WHERE a.agent_id = ?"
+            " AND (a.key_id = ? OR k.revoked_at IS NOT NULL OR k.expires_at <= ?)",
+            (agent_id, key.key_id, iso_now()),
+        ).fetchone()
+        return None if row is None else agent_id
+
+    def _one(self, connection: sqlite3.Connection, agent_id: str) -> Agent:
+        return _agent(connection.execute(f"{_FROM} WHERE a.agent_id = :id", self._times(id=agent_id)).fetchone())
+
+    def _times(self, **more: Any) -> dict[str, Any]:
+        lease = 2 * self.interval + _SLACK_SECONDS
+        return {"boot": boot_id(), "now": boottime(), "lease": lease, "today": iso_now(), **more}
+
+
+def _agent(row: sqlite3.Row) -> Agent:
+    values = dict(row)
+    for name in ("labels", "running"):
+        values[name] = tuple(json.loads(values[name]))
+    for name in ("draining", "online"):
+        values[name] = bool(values[name])
+    return Agent(**values)

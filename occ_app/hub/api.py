@@ -1,0 +1,167 @@
+"""What the hub's HTTP API has beyond an agent's: registering and beating for agents, machines and keys for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flask import Blueprint, Response, current_app, request
+
+from occ_app import __version__, errors, executions, schemas, web
+from occ_app.api import parts
+from occ_app.config import HubConfig
+from occ_app.hub import keys
+from occ_app.hub import schemas as hub_schemas
+from occ_app.hub.agents import PROTOCOL, Agent, Agents
+from occ_app.hub.calls import Calls
+
+bp = Blueprint("hub", __name__)
+
+FROM_AGENTS = "/api/agents/"
+
+
+@dataclass(frozen=True)
+class HubParts:
+    """What these views work with beside the parts of every API."""
+
+    config: HubConfig
+    agents: Agents
+    calls: Calls
+
+
+def hub_parts() -> HubParts:
+    """The hub's parts of the application that answers this request."""
+    found: HubParts = current_app.extensions["occ_hub"]
+    return found
+
+
+@bp.post("/api/agents/register")
+def register() -> Response:
+    """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
+    key = keys.find(parts().db, web.bearer(), "agent")
+    if key is None:
+        raise web.unauthorized("Register with an agent's key; `occ hub keys create NAME --for agent` makes one.")
+    parts().refuse_when_stopping()
+    said = web.loaded(hub_schemas.Registration, web.json_body())
+    if said["protocol"] != PROTOCOL:
+        raise errors.RequestError(
+            "PROTOCOL_UNSUPPORTED",
+            f"This hub ({__version__}) speaks protocol {PROTOCOL} and the agent ({said['version']}) speaks"
+            f" {said['protocol']}; install versions of OCC that match.",
+            {"protocol": PROTOCOL},
+        )
+    agent = hub_parts().agents.register(key, request.remote_addr or "", said)
+    _look_for_work()
+    told = {"agent_id": agent.agent_id, "token": agent.token}
+    interval = hub_parts().config.heartbeat_seconds
+    return web.json_response(
+        web.schema_of(hub_schemas.Registered).dump({**told, "heartbeat_interval_seconds": interval}), 201
+    )
+
+
+@bp.post("/api/agents/<agent_id>/heartbeat")
+def heartbeat(agent_id: str) -> Response:
+    """Take an agent's sign of life."""
+    said = web.loaded(hub_schemas.Heartbeat, web.json_body())
+    if not hub_parts().agents.beat(agent_id, web.bearer(), said):
+        raise not_registered()
+    _look_for_work()
+    return web.json_response({})
+
+
+@bp.get("/agents")
+def listing() -> Response:
+    """All machines, by name."""
+    web.query(schemas.NoQuery)
+    found = [_record(agent) for agent in hub_parts().agents.listing()]
+    return web.json_response(web.schema_of(hub_schemas.AgentList).dump({"agents": found}))
+
+
+@bp.get("/agents/<agent_id>")
+def show(agent_id: str) -> Response:
+    """One machine, by its id or its name."""
+    web.query(schemas.NoQuery)
+    return _answer(hub_parts().agents.named(agent_id))
+
+
+@bp.post("/agents/<agent_id>/drain")
+def drain(agent_id: str) -> Response:
+    """Place nothing more on a machine; what runs there goes on."""
+    return _set_draining(agent_id, draining=True)
+
+
+@bp.post("/agents/<agent_id>/resume")
+def resume(agent_id: str) -> Response:
+    """Place executions on a machine again."""
+    return _set_draining(agent_id, draining=False)
+
+
+@bp.delete("/agents/<agent_id>")
+def remove(agent_id: str) -> Response:
+    """Forget a machine: its token is refused, what it runs is lost, its workspaces are placed anew."""
+    web.query(schemas.NoQuery)
+    only_admins()
+    hub_parts().agents.remove(hub_parts().agents.named(agent_id).agent_id)
+    parts().workers.ring(agent_id)
+    _look_for_work()
+    return web.json_response({"status": "success"})
+
+
+@bp.get("/keys")
+def list_keys() -> Response:
+    """All keys, without their secrets."""
+    web.query(schemas.NoQuery)
+    only_admins()
+    return web.json_response(web.schema_of(hub_schemas.KeyList).dump({"keys": keys.listing(parts().db)}))
+
+
+@bp.post("/keys")
+def create_key() -> Response:
+    """Make a key; the answer is the only one that has its secret."""
+    only_admins()
+    asked = web.loaded(hub_schemas.KeyBody, web.json_body())
+    try:
+        key, secret = keys.create(parts().db, asked.pop("name"), asked.pop("kind"), **asked)
+    except errors.ConfigError as error:
+        raise errors.InvalidRequest(str(error), {"name": ["In use."]}) from None
+    return web.json_response({**web.schema_of(hub_schemas.KeyRecord).dump(key), "key": secret}, 201)
+
+
+@bp.post("/keys/<name>/revoke")
+def revoke_key(name: str) -> Response:
+    """Refuse a key from now on, and whatever registered with it."""
+    web.query(schemas.NoQuery)
+    only_admins()
+    return web.json_response(web.schema_of(hub_schemas.KeyRecord).dump(keys.revoke(parts().db, name)))
+
+
+def only_admins() -> None:
+    """Raises Forbidden unless the caller's key is an admin's."""
+    if not web.caller().admin:
+        raise errors.Forbidden("This is for keys made with --admin; `occ hub` on the hub's machine does it, too.")
+
+
+def not_registered() -> errors.RequestError:
+    return web.unauthorized("This agent is not registered with this token; register again.")
+
+
+def _set_draining(agent_id: str, *, draining: bool) -> Response:
+    web.query(schemas.NoQuery)
+    only_admins()
+    agent = hub_parts().agents.named(agent_id)
+    hub_parts().agents.set_draining(agent.agent_id, draining=draining)
+    _look_for_work()
+    return _answer(hub_parts().agents.named(agent.agent_id))
+
+
+def _look_for_work() -> None:
+    """Wake a relay when something waits that may find an agent now."""
+    if executions.counts(parts().db)[1]:
+        parts().execute("")
+
+
+def _record(agent: Agent) -> dict[str, object]:
+    return hub_schemas.agent_record(agent, hub_parts().calls.via(agent))
+
+
+def _answer(agent: Agent) -> Response:
+    return web.json_response(web.schema_of(hub_schemas.AgentRecord).dump(_record(agent)))

@@ -1,0 +1,37 @@
+"""What a hub says of itself, and what it makes sure of when it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from occ_app import __version__, agent, daemon, executions, state
+from occ_app.config import HubConfig
+from occ_app.db import Database
+from occ_app.hub.agents import Agents
+
+
+def introduce(config: HubConfig, _: int) -> list[str]:
+    """Make sure of the token with which the commands on this machine call the hub; there is nothing to warn of."""
+    state.ensure(config.state)
+    return []
+
+
+def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
+    """The body of `/health`, as an agent's; its workers are those of all machines that are online."""
+    busy, waiting = executions.counts(db)
+    machines = [machine for machine in agents.listing() if machine.online]
+    problems = []
+    if not daemon.takes_work(config):
+        problems.append("It takes no new work: it is stopping.")
+    if waiting and not machines:
+        problems.append("Executions wait and no agent is online; `occ hub agents` lists them.")
+    return {
+        "status": "degraded" if problems else "healthy",
+        "version": __version__,
+        "uptime": agent.uptime(config.run / "daemon.json"),
+        "heartbeat": {"lastSuccessfulAt": None, "consecutiveFailures": 0, "seqNum": 0},
+        "workers": {"total": sum(machine.workers for machine in machines), "busy": busy},
+        "queue": {"depth": waiting},
+        "claude": {"version": None, "path": None},
+        "problems": problems,
+    }

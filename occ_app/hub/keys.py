@@ -1,0 +1,104 @@
+"""The keys of a hub, and all SQL on them: with one kind machines register, with the other people and programs call.
+
+A key is shown once, when it is made; kept is its SHA-256, which is enough to know it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from occ_app.db import Database
+from occ_app.errors import ConfigError, NotFound
+from occ_app.executions import iso_now
+
+KINDS = ("agent", "client")
+
+_VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row of `keys`. `most` limits an agent key's machines, a client key's executions that wait or run."""
+
+    key_id: str
+    name: str
+    kind: str
+    admin: bool
+    most: int | None
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+    @property
+    def valid(self) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > iso_now())
+
+
+def create(
+    db: Database, name: str, kind: str, *, admin: bool = False, most: int | None = None, days: float | None = None
+) -> tuple[Key, str]:
+    """Make a key; returns it and its secret, which is never told again. Raises ConfigError for a name in use."""
+    key_id, secret = f"key-{secrets.token_hex(6)}", f"occ_{kind}_{secrets.token_urlsafe(32)}"
+    expires = None
+    if days is not None:
+        expires = (datetime.now(UTC) + timedelta(days=days)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    try:
+        with db.write() as connection:
+            connection.execute(
+                "INSERT INTO keys (key_id, name, kind, admin, hash, most, created_at, expires_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (key_id, name, kind, admin, hashed(secret), most, iso_now(), expires),
+            )
+    except sqlite3.IntegrityError:
+        raise ConfigError(f"There is a key called {name} already; choose another name, or revoke that one.") from None
+    found = find(db, secret, kind)
+    assert found is not None  # noqa: S101 - inserted above
+    return found, secret
+
+
+def find(db: Database, secret: str, kind: str) -> Key | None:
+    """The valid key of this kind with this secret."""
+    # Looked up by its hash: how long that takes tells nothing of a secret that has 256 bits.
+    with db.read() as connection:
+        row = connection.execute(
+            f"SELECT * FROM keys WHERE hash = ? AND kind = ? AND {_VALID}",  # noqa: S608 - a literal
+            (hashed(secret), kind, iso_now()),
+        ).fetchone()
+    return None if row is None else _key(row)
+
+
+def get(db: Database, key_id: str) -> Key | None:
+    with db.read() as connection:
+        row = connection.execute("SELECT * FROM keys WHERE key_id = ?", (key_id,)).fetchone()
+    return None if row is None else _key(row)
+
+
+def listing(db: Database) -> list[Key]:
+    """All keys, the revoked ones too, oldest first."""
+    with db.read() as connection:
+        return [_key(row) for row in connection.execute("SELECT * FROM keys ORDER BY created_at, key_id").fetchall()]
+
+
+def revoke(db: Database, name: str) -> Key:
+    """Refuse a key, named or by its id, from now on, and whatever registered with it. Raises NotFound."""
+    with db.write() as connection:
+        row = connection.execute(
+            "UPDATE keys SET revoked_at = ? WHERE (name = ? OR key_id = ?) AND revoked_at IS NULL RETURNING *",
+            (iso_now(), name, name),
+        ).fetchone()
+    if row is None:
+        raise NotFound("KEY_NOT_FOUND", f"There is no key called {name} that could be revoked.", {"name": name})
+    return _key(row)
+
+
+def hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _key(row: sqlite3.Row) -> Key:
+    values = {name: row[name] for name in row.keys() if name != "hash"}  # noqa: SIM118 - a Row iterates over values
+    return Key(**{**values, "admin": bool(values["admin"])})

@@ -1,0 +1,164 @@
+"""Where an execution runs: which agent takes it, and all SQL on taking it up.
+
+A workspace lives on one agent from its first execution on; a first execution goes to the online agent with the most
+free workers. What nobody can take waits and says for what. Of many relays one wins: each change is an UPDATE that names
+the state it starts from.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from occ_app import errors, executions
+from occ_app.db import Database
+from occ_app.executions import iso_now
+from occ_app.hub.agents import Agent, Agents
+from occ_app.identity import ProcessIdentity
+from occ_app.records import Execution, Request
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An execution with the agent it is on; None when that agent was removed."""
+
+    execution: Execution
+    agent: Agent | None
+
+
+def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> None:
+    """Look whether an execution can be accepted, in the transaction that does.
+
+    Raises NotFound for a workspace of another key than `only`, Conflict when it lives on another agent than the one
+    asked for, QueueFull when the key has as many under way as it may.
+    """
+    row = connection.execute(
+        "SELECT key_id, agent_id FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
+    ).fetchone()
+    if only not in (None, row["key_id"]):
+        raise executions.workspace_not_found(request.workspace_id)
+    home = next((agent for agent in agents.listed(connection) if agent.agent_id == row["agent_id"]), None)
+    if home is not None and not _suits(home, request.agent, request.labels):
+        raise errors.Conflict(
+            "WORKSPACE_ELSEWHERE",
+            f"Workspace {request.workspace_id} lives on agent {home.name}; leave out `agent` and `labels`, or upload it"
+            " anew under another id.",
+            {"workspaceId": request.workspace_id, "agentId": home.agent_id},
+        )
+    limit = connection.execute("SELECT most FROM keys WHERE key_id = ?", (request.key_id,)).fetchone()
+    if limit is not None and limit["most"] is not None:
+        under_way = connection.execute(
+            "SELECT count(*) FROM executions WHERE key_id = ? AND state IN ('queued', 'running')", (request.key_id,)
+        ).fetchone()[0]
+        if under_way >= limit["most"]:
+            raise errors.QueueFull(under_way)
+
+
+def choose(execution: Execution, home: str | None, agents: Sequence[Agent], foreign: dict[str, int]) -> Agent | str:
+    """The agent to run an execution on, or what it waits for.
+
+    `home` is the id of the agent its workspace lives on, `foreign` counts by id what an agent runs for others.
+    """
+    if home is not None:
+        suitable = [agent for agent in agents if agent.agent_id == home]
+        what = f"agent {suitable[0].name}, where its workspace lives," if suitable else "its workspace's agent"
+    else:
+        suitable = [agent for agent in agents if _suits(agent, execution.wanted_agent, execution.wanted_labels)]
+        what = "an agent"
+        if execution.wanted_agent:
+            what = f"agent {suitable[0].name}" if suitable else f"agent {execution.wanted_agent}"
+        elif execution.wanted_labels:
+            what = f"an agent with the labels {', '.join(execution.wanted_labels)}"
+    ready = [agent for agent in suitable if agent.online and not agent.draining]
+    if not ready:
+        drained = any(agent.online for agent in suitable)
+        return f"{what} to take work again (it is draining)" if drained else f"{what} to be online"
+    best = max(ready, key=lambda agent: _free(agent, foreign))
+    return best if _free(best, foreign) > 0 else f"{what} to have a free worker"
+
+
+def claim(db: Database, agents: Agents, owner: ProcessIdentity) -> Placed | None:
+    """Take the oldest queued execution that an agent can take now, for a relay of process `owner`.
+
+    The others that were looked at are told what they wait for. Not waited for on disk: the agent is called only after
+    a `db.flush()`, since a placement that a power cut took back would run twice.
+    """
+    with db.write(durable=False) as connection:
+        machines = agents.listed(connection)
+        foreign = _foreign(connection, machines)
+        for row in connection.execute(
+            """
+            SELECT min(q.number) AS number, w.agent_id AS home FROM executions q
+            LEFT JOIN workspaces w ON w.workspace_id = q.workspace_id
+            WHERE q.state = 'queued' AND NOT EXISTS (
+                SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+            GROUP BY q.workspace_id ORDER BY 1
+            """
+        ).fetchall():
+            execution = executions.numbered(connection, row["number"])
+            chosen = choose(execution, row["home"], machines, foreign)
+            if isinstance(chosen, str):
+                _note_wait(connection, execution, chosen)
+                continue
+            connection.execute(
+                "UPDATE executions SET state = 'running', started_at = ?, agent_id = ?, waits_for = NULL,"
+                " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ? AND state = 'queued'",
+                (iso_now(), chosen.agent_id, owner.boot_id, owner.pid, owner.start, execution.number),
+            )
+            connection.execute(
+                "UPDATE workspaces SET agent_id = ? WHERE workspace_id = ? AND agent_id IS NULL",
+                (chosen.agent_id, execution.workspace_id),
+            )
+            return Placed(executions.numbered(connection, execution.number), chosen)
+    return None
+
+
+def take_up(db: Database, agents: Agents, owner: ProcessIdentity) -> Placed | None:
+    """Take over a running execution whose relay died with its process; None when there is none."""
+    for execution in executions.running(db):
+        former = execution.owner
+        if former is not None and former.alive():
+            continue
+        with db.write(durable=False) as connection:
+            won = connection.execute(
+                "UPDATE executions SET owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ?"
+                " AND state = 'running' AND owner_pid IS ? AND owner_start IS ?",
+                (owner.boot_id, owner.pid, owner.start, execution.number, execution.owner_pid, execution.owner_start),
+            ).rowcount
+        if won:
+            return Placed(execution, agents.find(execution.agent_id or ""))
+    return None
+
+
+def orphans(db: Database) -> int:
+    """How many running executions have lost their relay."""
+    return sum(execution.owner is None or not execution.owner.alive() for execution in executions.running(db))
+
+
+def _suits(agent: Agent, wanted: str | None, labels: Sequence[str]) -> bool:
+    return wanted in (None, agent.agent_id) and set(labels) <= set(agent.labels)
+
+
+def _free(agent: Agent, foreign: dict[str, int]) -> int:
+    return agent.workers - agent.placed - foreign.get(agent.agent_id, 0)
+
+
+def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[str, int]:
+    """What each agent said that it runs and that this hub did not place there."""
+    counts = {}
+    for agent in machines:
+        ids = ",".join("?" * len(agent.running))
+        known = connection.execute(
+            f"SELECT count(*) FROM executions WHERE execution_id IN ({ids})",  # noqa: S608 - question marks
+            agent.running,
+        ).fetchone()[0]
+        counts[agent.agent_id] = len(agent.running) - known
+    return counts
+
+
+def _note_wait(connection: sqlite3.Connection, execution: Execution, waits_for: str) -> None:
+    if execution.waits_for != waits_for:
+        connection.execute(
+            "UPDATE executions SET waits_for = ? WHERE number = ? AND state = 'queued'", (waits_for, execution.number)
+        )

@@ -1,0 +1,162 @@
+"""Every body on the hub's wire that an agent does not have: registrations, beats, machines, keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+
+from occ_app import schemas
+from occ_app.schemas import WholeNumber, check_one_line
+from occ_app.settings import http_url
+
+_LABEL: list[Callable[[str], object]] = [validate.Length(1, 100), check_one_line]
+
+
+def _check_url(value: str) -> None:
+    try:
+        http_url(value)
+    except ValueError as error:
+        raise ValidationError(f"{str(error).capitalize()}.") from None
+
+
+class _FromAgent(Schema):
+    """What an agent says; a newer one may say more."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class Registration(_FromAgent):
+    """The body of POST /api/agents/register."""
+
+    protocol = WholeNumber(required=True)
+    agent_id = fields.String(data_key="agentId", allow_none=True, load_default=None, validate=validate.Length(max=128))
+    name = fields.String(required=True, validate=[validate.Length(1, 200), check_one_line])
+    version = fields.String(required=True, validate=[validate.Length(max=100), check_one_line])
+    platform = fields.String(load_default="", validate=[validate.Length(max=100), check_one_line])
+    url = fields.String(allow_none=True, load_default=None, validate=[validate.Length(max=2000), _check_url])
+    port = WholeNumber(required=True, validate=validate.Range(1, 65535))
+    tls_fingerprint = fields.String(
+        data_key="tlsFingerprint",
+        allow_none=True,
+        load_default=None,
+        validate=validate.Regexp(r"\A([0-9A-Fa-f]{2}:?){32}\Z", error="Must be a SHA-256 fingerprint."),
+    )
+    workers = WholeNumber(required=True, validate=validate.Range(1, 10_000))
+    labels = fields.List(fields.String(validate=_LABEL), load_default=list, validate=validate.Length(max=100))
+    claude_version = fields.String(
+        data_key="claudeVersion", allow_none=True, load_default=None, validate=validate.Length(max=100)
+    )
+
+
+class Registered(Schema):
+    """The answer to a registration."""
+
+    agent_id = fields.String(data_key="agentId")
+    token = fields.String()
+    heartbeat_interval_seconds = fields.Integer(data_key="heartbeatIntervalSeconds")
+
+
+class _BeatWorkers(_FromAgent):
+    total = WholeNumber()
+    busy = WholeNumber(validate=validate.Range(0, 10_000))
+
+
+class _BeatQueue(_FromAgent):
+    depth = WholeNumber(validate=validate.Range(0, 10_000_000))
+
+
+class Heartbeat(_FromAgent):
+    """The body of POST /api/agents/{id}/heartbeat."""
+
+    seq_num = WholeNumber(data_key="seqNum", required=True)
+    status = fields.String(required=True, validate=[validate.Length(1, 50), check_one_line])
+    version = fields.String(load_default="", validate=validate.Length(max=100))
+    workers = fields.Nested(_BeatWorkers, load_default=dict)
+    queue = fields.Nested(_BeatQueue, load_default=dict)
+    executions = fields.List(
+        fields.String(validate=validate.Length(max=128)), load_default=list, validate=validate.Length(max=10_000)
+    )
+
+
+class Empty(Schema):
+    """An answer that says no more than that it went well."""
+
+
+class AgentRecord(Schema):
+    """A machine as it stands. `via` is how the hub reaches it: direct, link, or null while it cannot."""
+
+    agent_id = fields.String(data_key="agentId")
+    name = fields.String()
+    labels = fields.List(fields.String())
+    state = fields.String(validate=validate.OneOf(["online", "draining", "offline"]))
+    via = fields.String(allow_none=True, validate=validate.OneOf(["direct", "link"]))
+    workers = fields.Nested(schemas.WorkerState)
+    queue = fields.Nested(schemas.QueueState)
+    status = fields.String()
+    version = fields.String()
+    platform = fields.String()
+    claude_version = fields.String(data_key="claudeVersion", allow_none=True)
+    registered_at = fields.String(data_key="registeredAt")
+    last_seen_at = fields.String(data_key="lastSeenAt")
+
+
+class AgentList(Schema):
+    """All machines, by name."""
+
+    agents = fields.List(fields.Nested(AgentRecord))
+
+
+class KeyBody(Schema):
+    """The body of POST /keys."""
+
+    name = fields.String(required=True, validate=[validate.Length(1, 100), check_one_line])
+    kind = fields.String(required=True, data_key="for", validate=validate.OneOf(["agent", "client"]))
+    admin = fields.Boolean(load_default=False)
+    most = WholeNumber(validate=validate.Range(1, 1_000_000))
+    days = fields.Float(validate=validate.Range(min=0, min_inclusive=False, max=100_000))
+
+
+class KeyRecord(Schema):
+    """A key without its secret."""
+
+    key_id = fields.String(data_key="keyId")
+    name = fields.String()
+    kind = fields.String(data_key="for")
+    admin = fields.Boolean()
+    most = fields.Integer(allow_none=True)
+    created_at = fields.String(data_key="createdAt")
+    expires_at = fields.String(data_key="expiresAt", allow_none=True)
+    revoked_at = fields.String(data_key="revokedAt", allow_none=True)
+
+
+class KeyMade(KeyRecord):
+    """A new key with its secret, which is told this once."""
+
+    key = fields.String()
+
+
+class KeyList(Schema):
+    """All keys, the revoked ones too."""
+
+    keys = fields.List(fields.Nested(KeyRecord))
+
+
+class HubExecuteBody(schemas.ExecuteBody):
+    """The body of POST /execute on a hub: an agent's, and where to run."""
+
+    agent = fields.String(validate=[validate.Length(1, 200), check_one_line])
+    labels = fields.List(fields.String(validate=_LABEL), validate=validate.Length(max=100))
+
+
+def agent_record(agent: Any, via: str | None) -> dict[str, Any]:
+    """An agent's row as its record is made of."""
+    return {
+        **{name: getattr(agent, name) for name in ("agent_id", "name", "labels", "state", "status", "version")},
+        **{name: getattr(agent, name) for name in ("platform", "claude_version", "registered_at", "last_seen_at")},
+        "via": via,
+        "workers": {"total": agent.workers, "busy": max(agent.busy, agent.placed)},
+        "queue": {"depth": agent.waiting},
+    }

@@ -1,0 +1,144 @@
+"""The workspaces of a hub: their zips, each stored once by its content, and which agent has which.
+
+The first execution places a workspace: its agent gets the zip, and from then on the files live there. The zip stays,
+for an agent that is removed, and for a workspace that was uploaded anew and not run since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from occ_app import archives, errors, workspaces
+from occ_app.config import HubConfig
+from occ_app.db import Database
+from occ_app.events import to_json
+from occ_app.executions import iso_now, workspace_not_found
+from occ_app.hub import errands
+from occ_app.workspaces import Job, Workspace
+
+_PIECE = 1 << 20
+_YOUNG_SECONDS = 600.0  # a zip that no row names may belong to an upload that is just being written down
+
+
+def zip_path(config: HubConfig, workspace: Workspace) -> Path:
+    """The stored zip of a workspace."""
+    return config.zips / f"{workspace.zip}.zip"
+
+
+def run_job(db: Database, number: int, config: HubConfig) -> None:
+    """Check and store the zip of an upload and write down how that went, as workspaces.run_job does on an agent."""
+    job = workspaces.take_job(db, number)
+    if job is None:
+        return
+    staging = config.zips / f".incoming-{number}"
+    try:
+        limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
+        unpacked = archives.unpack(job.upload.zip_path, None, limits)
+        digest = _copy(job.upload.zip_path, staging)
+        os.replace(staging, config.zips / f"{digest}.zip")
+        _sync(config.zips)
+        _write_down(db, job, digest, unpacked)
+    except errors.RequestError as error:
+        workspaces.fail(db, number, error)
+    except OSError as error:
+        workspaces.fail(db, number, errors.unwritable(error))
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def placed(db: Database, workspace: Workspace, agent_id: str, path: str) -> None:
+    """Note that its agent has this upload's files, at this path."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspaces SET placed = ?, path = ? WHERE workspace_id = ? AND agent_id = ? AND upload = ?",
+            (workspace.upload, path, workspace.workspace_id, agent_id, workspace.upload),
+        )
+
+
+def missing(db: Database, workspace: Workspace, agent_id: str) -> None:
+    """Note that its agent does not have its files any more, so that it gets them again."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspaces SET placed = NULL WHERE workspace_id = ? AND agent_id = ?",
+            (workspace.workspace_id, agent_id),
+        )
+
+
+def delete(db: Database, workspace_id: str, only: str | None) -> None:
+    """Remove a workspace, and have its agent delete the files. Raises NotFound, or Conflict while it is in use."""
+    with db.write() as connection:
+        row = connection.execute(
+            "SELECT agent_id, key_id FROM workspaces WHERE workspace_id = ?", (workspace_id,)
+        ).fetchone()
+        if row is None or only not in (None, row["key_id"]):
+            raise workspace_not_found(workspace_id)
+        workspaces.refuse_busy(connection, workspace_id)
+        connection.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
+        if row["agent_id"] is not None:
+            errands.delete_workspace(connection, row["agent_id"], workspace_id)
+
+
+def remove_unused_zips(db: Database, config: HubConfig) -> None:
+    """Delete the zips that no workspace is made of any more."""
+    with db.read() as connection:
+        used = {row["zip"] for row in connection.execute("SELECT DISTINCT zip FROM workspaces").fetchall()}
+    for path in config.zips.glob("*.zip"):
+        with suppress(FileNotFoundError):
+            if path.stem not in used and time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
+                path.unlink()
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file so that it is on the disk; returns the SHA-256 of its content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as write:
+        while piece := read.read(_PIECE):
+            digest.update(piece)
+            write.write(piece)
+        write.flush()
+        os.fsync(write.fileno())
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked) -> None:
+    upload, now = job.upload, iso_now()
+    with db.write() as connection:
+        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (upload.workspace_id,)).fetchone()
+        if row is not None and row["key_id"] != upload.key_id and upload.key_id is not None:
+            raise errors.Conflict(
+                "WORKSPACE_CONFLICT",
+                f"The id {upload.workspace_id} is taken; choose another workspaceId.",
+                {"workspaceId": upload.workspace_id},
+            )
+        if row is not None and upload.policy == "reuse":
+            workspaces.succeed(connection, job.number, workspaces.from_row(row), reused=True)
+            return
+        workspaces.refuse_busy(connection, upload.workspace_id)
+        row = connection.execute(
+            """
+            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
+                updated_at, key_id, zip, upload)
+            VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
+                files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
+                updated_at = excluded.updated_at, zip = excluded.zip, upload = excluded.upload
+            RETURNING *
+            """,
+            (
+                *(upload.workspace_id, upload.name, upload.description, unpacked.files, unpacked.bytes),
+                *(to_json(list(unpacked.skipped)), now, now, upload.key_id, digest, job.number),
+            ),
+        ).fetchone()
+        workspaces.succeed(connection, job.number, workspaces.from_row(row), reused=False)

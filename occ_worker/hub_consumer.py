@@ -1,0 +1,172 @@
+"""The hub's two consumer processes: `python -m occ_worker.hub_consumer executions` and `… control`.
+
+As on an agent one consumes `executions` and one `control`. A relay waits for the network and computes nothing, so
+relays are threads of one process; each is started by a job, which ends when there is nothing that could be started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+
+from huey.consumer import Consumer
+
+from occ_app import config as configuration
+from occ_app import daemon, db, executions
+from occ_app.config import HubConfig
+from occ_app.doorbell import Doorbell, Ringer
+from occ_app.errors import OCCError
+from occ_app.hub import placement
+from occ_app.hub.agents import Agents
+from occ_app.hub.calls import Calls
+from occ_app.identity import own_identity
+from occ_app.logs import log_to_stderr
+from occ_worker import tasks
+from occ_worker.consumer import CONTROL_THREADS, ControlConsumer
+from occ_worker.hub_control import HubControl
+from occ_worker.queues import open_queue
+from occ_worker.relay import Relay, Relaying, cancel_requested
+
+log = logging.getLogger("occ.relay")
+
+_LOOK_SECONDS = 2.0  # how often a cancel is looked for even if nobody rang
+
+
+class Relays:
+    """The relays of one process: at most `relays` threads, each for one execution, and one that hears the bell."""
+
+    def __init__(self, config: HubConfig, database: db.Database) -> None:
+        self._config = config
+        self._identity = own_identity()
+        self._places = threading.BoundedSemaphore(config.relays)
+        self._happened = threading.Condition()
+        self._stopping = threading.Event()
+        self._bell = Doorbell(config.run / "worker")
+        agents = Agents(database, config.heartbeat_seconds)
+        self._parts = Relaying(
+            config=config,
+            db=database,
+            agents=agents,
+            calls=Calls(agents, config.run / "links"),
+            readers=Ringer(config.run / "tail"),
+            rest=self._rest,
+            stopping=self._stopping.is_set,
+        )
+
+    def start(self, ring_queue: Callable[[], None]) -> None:
+        """Begin to hear the bell; `ring_queue` puts a job in that looks for more to relay."""
+        self._ring_queue = ring_queue
+        threading.Thread(target=self._listen, name="bell", daemon=True).start()
+
+    def stop(self) -> None:
+        """Have every relay leave its row to the next process; they are not waited for."""
+        self._stopping.set()
+        with self._happened:
+            self._happened.notify_all()
+
+    def start_due(self) -> None:
+        """Start a relay for every execution that can be taken up or placed now, while there are places."""
+        parts = self._parts
+        while not self._stopping.is_set() and self._places.acquire(blocking=False):
+            try:
+                placed = placement.take_up(parts.db, parts.agents, self._identity)
+                if placed is None and daemon.takes_work(self._config):
+                    placed = placement.claim(parts.db, parts.agents, self._identity)
+            except BaseException:
+                self._places.release()
+                raise
+            if placed is None:
+                self._places.release()
+                return
+            relay = Relay(parts, placed.execution)
+            threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
+
+    def _run(self, relay: Relay) -> None:
+        try:
+            relay.run()
+        except Exception:
+            log.exception("a relay met a fault of OCC; its execution is taken up again")
+        finally:
+            self._places.release()
+            with contextlib.suppress(OCCError):  # control looks for what waits, too
+                self._ring_queue()
+
+    def _rest(self, seconds: float) -> None:
+        with self._happened:
+            self._happened.wait(seconds)
+
+    def _listen(self) -> None:
+        """Pass cancels on, and wake relays that wait, when somebody rang."""
+        told: set[str] = set()
+        while not self._stopping.is_set():
+            select.select([self._bell], [], [], _LOOK_SECONDS)
+            rings, _ = self._bell.rings()
+            if rings:
+                with self._happened:
+                    self._happened.notify_all()
+            try:
+                cancel_requested(self._parts, told)
+            except OCCError as error:
+                log.error("cancels cannot be looked for: %s", error)
+
+
+def run_executions(config: HubConfig) -> None:
+    """Consume the executions queue until SIGTERM; what is being relayed then is taken up by the next process."""
+    database = db.Database(config.database)
+    queue = open_queue(config, "executions")
+    relays = Relays(config, database)
+    put = tasks.executions(queue, relays.start_due)
+    relays.start(lambda: put(""))
+    if any(executions.counts(database)):
+        put("")
+    consumer = Consumer(
+        queue, workers=1, worker_type="thread", periodic=False, graceful_signal="TERM", shutdown_timeout=1
+    )
+    consumer._stop_flag_timeout = 0.25
+    consumer.run()
+    relays.stop()
+    logging.shutdown()
+    os._exit(0)  # a relay that waits for its agent would be waited for; every row is as it should be
+
+
+def run_control(config: HubConfig) -> None:
+    """Consume the control queue until SIGTERM."""
+    database = db.Database(config.database)
+    queue = open_queue(config, "control")
+    executions_queue = open_queue(config, "executions")
+    put = tasks.executions(executions_queue, tasks.elsewhere)
+    agents = Agents(database, config.heartbeat_seconds)
+    control = HubControl(
+        config,
+        database,
+        agents,
+        Calls(agents, config.run / "links"),
+        Ringer(config.run / "tail"),
+        queued=executions_queue.pending_count,
+        ring=lambda: put(""),
+    )
+    tasks.hub_control(queue, lambda: control)
+    control.settle_uploads()
+    consumer = ControlConsumer(
+        queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
+    )
+    consumer._stop_flag_timeout = 0.25
+    consumer.run()
+
+
+def main() -> None:
+    config = configuration.load_hub()
+    log_to_stderr()
+    logging.getLogger("huey").setLevel(logging.WARNING)
+    config.make_folders()
+    db.ensure_schema(config.database, config.home / "lock" / "migrate")
+    {"executions": run_executions, "control": run_control}[sys.argv[1]](config)
+
+
+if __name__ == "__main__":
+    main()

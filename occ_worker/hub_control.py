@@ -1,0 +1,123 @@
+"""What the hub's control process does: storing zips, finding ways to agents, and ending what waits too long."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from occ_app import executions, lifecycle, tail, workspaces
+from occ_app.config import HubConfig
+from occ_app.db import Database
+from occ_app.doorbell import Ringer
+from occ_app.errors import Refused, Unreachable
+from occ_app.hub import errands, placement
+from occ_app.hub import workspaces as hub_workspaces
+from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.calls import Calls
+from occ_app.records import Outcome
+from occ_worker.upkeep import Upkeep
+
+log = logging.getLogger("occ.control")
+
+_PROBE_AGAIN_SECONDS = 30.0
+
+
+class HubControl(Upkeep):
+    """The control process's parts. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+
+    def __init__(
+        self,
+        config: HubConfig,
+        db: Database,
+        agents: Agents,
+        calls: Calls,
+        readers: Ringer,
+        queued: Callable[[], int],
+        ring: Callable[[], None],
+    ) -> None:
+        super().__init__(config, db)
+        self._hub = config
+        self._agents = agents
+        self._calls = calls
+        self._readers = readers
+        self._queued = queued
+        self._ring = ring
+        self._waiting_since: dict[int, float] = {}
+        self._probed: dict[str, float] = {}
+        self._reaching = threading.Lock()
+        self._slow = threading.Semaphore(2)  # checking zips holds at most half of the threads
+
+    def settle_uploads(self) -> None:
+        """Undo what a killed predecessor had begun, and tell those who wait."""
+        for number in workspaces.abandon_running(self._db):
+            self._readers.ring(tail.job_key(number))
+        for path in self._hub.zips.glob(".incoming-*"):
+            path.unlink(missing_ok=True)
+
+    def make_workspace(self, number: int) -> None:
+        with self._slow:
+            hub_workspaces.run_job(self._db, number, self._hub)
+        self._readers.ring(tail.job_key(number))
+
+    def under_way(self) -> bool:
+        return any(executions.counts(self._db))
+
+    def reap(self) -> None:
+        """Wake a relay for what waits or has lost its own, and end what has waited too long."""
+        _, waiting = executions.counts(self._db)
+        if (waiting or placement.orphans(self._db)) and self._queued() == 0:
+            self._ring()
+        self._end_overdue()
+
+    def _end_overdue(self) -> None:
+        # Counted from when this process first saw it: no clock change ends it, and a hub's restart is patient.
+        queued, _ = executions.listing(self._db, state="queued", limit=self._hub.max_queue)
+        now = time.monotonic()
+        self._waiting_since = {x.number: self._waiting_since.get(x.number, now) for x in queued}
+        for execution in queued:
+            if now - self._waiting_since[execution.number] < self._hub.wait_seconds:
+                continue
+            why = execution.waits_for or "executions of its workspace that came before"
+            outcome = Outcome.failure("NO_AGENT", f"It waited {self._hub.wait_seconds:g} s for {why}.")
+            if lifecycle.give_up(self._db, execution.number, outcome):
+                self._readers.ring(tail.execution_key(execution.number))
+
+    def reach(self) -> None:
+        """Find out which agents answer at their address, and run the errands of those that can be reached."""
+        if not self._reaching.acquire(blocking=False):
+            return
+        try:
+            machines = {agent.agent_id: agent for agent in self._agents.listing() if agent.online}
+            for agent in machines.values():
+                self._probe(agent)
+            for errand in errands.waiting(self._db):
+                if errand.agent_id in machines:
+                    self._run(errand, machines[errand.agent_id])
+        finally:
+            self._reaching.release()
+
+    def _probe(self, agent: Agent) -> None:
+        now = time.monotonic()
+        if agent.reachable is not None or now < self._probed.get(agent.token, 0.0) + _PROBE_AGAIN_SECONDS:
+            return
+        self._probed[agent.token] = now
+        if self._calls.probe(agent):
+            log.info("agent %s answers at its address", agent.agent_id)
+            self._ring()
+
+    def _run(self, errand: errands.Errand, agent: Agent) -> None:
+        try:
+            self._calls.client(agent).call(errand.method, errand.path)
+        except Unreachable:
+            return
+        except Refused as refusal:
+            if refusal.status != 404:
+                return  # busy, or about to stop: again in a moment
+        errands.done(self._db, errand)
+
+    def forget(self) -> None:
+        """Forget old output as an agent does, and the zips that nothing is made of any more."""
+        super().forget()
+        hub_workspaces.remove_unused_zips(self._db, self._hub)

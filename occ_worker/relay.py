@@ -1,0 +1,224 @@
+"""One execution on its way through the hub: its agent gets the work, and what the agent says becomes the hub's rows.
+
+The agent numbers the events, beginning with `queued`, which the hub has stored already; so the hub's rows and the
+agent's are numbered alike, and a relay that breaks goes on after the newest row, whichever process it lives in. The
+execution's id is the same on both sides, so that whatever is asked twice runs once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from occ_app import events, executions, lifecycle, tail, workspaces
+from occ_app.client import AgentClient, RawEvent
+from occ_app.config import HubConfig
+from occ_app.db import Database
+from occ_app.doorbell import Ringer
+from occ_app.errors import NotFound, OCCError, Refused, Unreachable
+from occ_app.hub import errands
+from occ_app.hub import workspaces as hub_workspaces
+from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.calls import Calls
+from occ_app.records import Execution, Outcome
+
+log = logging.getLogger("occ.relay")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FEW = 50  # events that a ring carries; more are a burst, which readers fetch
+# What an agent may answer while it is well or about to be: asked again, and not taken for an answer.
+_PASSING = (401, 403, 408, 421, 425, 429, 500, 502, 503, 504, 507)
+
+
+@dataclass(frozen=True)
+class Relaying:
+    """What the relays of one process work with. `rest` waits up to so many seconds, or until something happened that
+    may concern them; `stopping` tells whether the process is to end."""
+
+    config: HubConfig
+    db: Database
+    agents: Agents
+    calls: Calls
+    readers: Ringer
+    rest: Callable[[float], None]
+    stopping: Callable[[], bool]
+
+
+class Relay:
+    """The relay of one execution, which its agent `agent_id` runs or is to run."""
+
+    def __init__(self, parts: Relaying, execution: Execution) -> None:
+        self._parts = parts
+        self._execution = execution
+        self._seq = execution.last_seq
+        self._lost_since: float | None = None
+        self._sent_anew = False
+
+    def run(self) -> None:
+        """Relay to the end and write it down, however often the agent or the database is away.
+
+        When the process is to stop the row stays as it is, for the next process to take up.
+        """
+        parts, pause = self._parts, _FIRST_PAUSE
+        while not parts.stopping():
+            before = self._seq
+            try:
+                outcome = self._try()
+                if outcome is not None:
+                    self._end(outcome)
+                    return
+            except (Unreachable, Refused) as error:
+                log.info("execution %s: %s", self._execution.execution_id, error)
+            except OCCError as error:
+                log.error("execution %s cannot be stored yet: %s", self._execution.execution_id, error)
+            pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
+            parts.rest(pause)
+
+    def _try(self) -> Outcome | None:
+        """Relay over one connection. Returns how the execution ended; None when that is not known yet."""
+        agent = self._parts.agents.find(self._execution.agent_id or "")
+        if agent is None:
+            return Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
+        try:
+            outcome = self._relay(agent, self._parts.calls.client(agent))
+        except Refused as refusal:
+            if refusal.status not in _PASSING:
+                return self._refused(refusal, agent)
+            self._lost_since = None if refusal.status in (429, 503) else self._lost_since
+            raise
+        except Unreachable:
+            self._parts.calls.broke(agent)
+            lost = self._lost_since = self._lost_since or time.monotonic()
+            if time.monotonic() - lost > self._parts.config.reconnect_seconds:
+                errands.cancel(self._parts.db, agent.agent_id, self._execution.execution_id)
+                seconds = self._parts.config.reconnect_seconds
+                return Outcome.failure("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
+            raise
+        return outcome
+
+    def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
+        body = None
+        if self._seq <= 1:  # nothing but `queued`: the agent may not have heard of it
+            if self._cancelled(client):
+                return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
+            if not self._place(agent, client):
+                return Outcome.failure("WORKSPACE_MISSING", "Its workspace was removed before this could start.")
+            body = self._body()
+            self._parts.db.flush()  # the agent hears of nothing that a power cut could place elsewhere
+        for batch in client.batches(self._execution.execution_id, self._seq, body):
+            self._lost_since = None
+            outcome = self._store(batch)
+            if outcome is not None or self._parts.stopping():
+                return outcome
+        raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
+
+    def _cancelled(self, client: AgentClient) -> bool:
+        """Whether somebody ended it before the agent heard of it."""
+        if executions.stop_requested(self._parts.db, self._execution.number) is None:
+            return False
+        try:
+            client.cancel(self._execution.execution_id)
+        except Refused as refusal:
+            return refusal.status == 404
+        return False
+
+    def _place(self, agent: Agent, client: AgentClient) -> bool:
+        """Give the agent the workspace unless it has it. False when there is no such workspace any more."""
+        db = self._parts.db
+        try:
+            workspace = workspaces.get(db, self._execution.workspace_id)
+        except NotFound:
+            return False
+        if workspace.placed != workspace.upload:
+            with hub_workspaces.zip_path(self._parts.config, workspace).open("rb") as archive:
+                reply = client.upload(
+                    workspace.workspace_id, archive, name=workspace.name, description=workspace.description
+                )
+            hub_workspaces.placed(db, workspace, agent.agent_id, str(reply.get("path", "")))
+        return True
+
+    def _body(self) -> dict[str, Any]:
+        """What the agent is asked; what the client left open, the agent decides."""
+        execution = self._execution
+        given = {
+            "timeoutSeconds": execution.timeout_seconds,
+            "idleTimeoutSeconds": execution.idle_timeout_seconds,
+            "model": execution.requested_model,
+            "maxTurns": execution.max_turns,
+            "maxBudgetUsd": execution.max_budget_usd,
+            "sessionId": execution.resume_session_id,
+        }
+        asked = {"executionId": execution.execution_id, "workspaceId": execution.workspace_id}
+        return {**asked, "prompt": execution.prompt, **{name: value for name, value in given.items() if value}}
+
+    def _refused(self, refusal: Refused, agent: Agent) -> Outcome | None:
+        """What an agent's refusal means; None when asking again may help."""
+        if refusal.code == "WORKSPACE_NOT_FOUND" and not self._sent_anew:
+            self._sent_anew = True
+            workspace = workspaces.get(self._parts.db, self._execution.workspace_id)
+            hub_workspaces.missing(self._parts.db, workspace, agent.agent_id)
+            return None
+        if refusal.code == "WORKSPACE_BUSY":
+            return None  # something the hub did not send runs in it
+        if refusal.code == "EXECUTION_NOT_FOUND":
+            return Outcome.failure("AGENT_LOST", f"Agent {agent.name} does not know this execution any more.")
+        return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
+
+    def _store(self, batch: Sequence[RawEvent]) -> Outcome | None:
+        """Store what is new of a batch. Returns how the execution ended when its final event is in it."""
+        fresh = list[tuple[str, str]]()
+        for event in batch:
+            if event.final:
+                self._append(fresh)
+                return _outcome(event)
+            if event.name == "gap":
+                # The agent has forgotten these; whoever reads the hub's rows is told so in the same way.
+                self._append(fresh)
+                fresh, self._seq = [], event.seq
+            elif event.seq > self._seq + len(fresh):
+                fresh.append((event.name, event.data))
+        self._append(fresh)
+        return None
+
+    def _append(self, fresh: list[tuple[str, str]]) -> None:
+        if not fresh:
+            return
+        number = self._execution.number
+        events.append(self._parts.db, number, self._seq + 1, fresh)
+        self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
+        self._seq += len(fresh)
+
+    def _end(self, outcome: Outcome) -> None:
+        lifecycle.finish(self._parts.db, self._execution.number, outcome)
+        self._ring(b"")
+        log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
+
+    def _ring(self, news: bytes) -> None:
+        self._parts.readers.ring(tail.execution_key(self._execution.number), news)
+
+
+def _outcome(event: RawEvent) -> Outcome:
+    """An agent's final event as an outcome."""
+    data = json.loads(event.data)
+    state = "succeeded" if event.name == "complete" else "failed"
+    if data.get("code") == "EXECUTION_CANCELLED":
+        state = "cancelled"
+    return Outcome(state, event.name, data, data.get("usage"))
+
+
+def cancel_requested(parts: Relaying, told: set[str]) -> None:
+    """Tell agents of the executions that somebody asked to end; `told` keeps those that were told."""
+    for execution in executions.running(parts.db):
+        if execution.stop_requested is None or execution.execution_id in told:
+            continue
+        agent = parts.agents.find(execution.agent_id or "")
+        try:
+            if agent is not None:
+                parts.calls.client(agent).cancel(execution.execution_id)
+                told.add(execution.execution_id)
+        except (Unreachable, Refused) as error:
+            log.info("execution %s is to be cancelled: %s", execution.execution_id, error)

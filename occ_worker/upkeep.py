@@ -1,0 +1,44 @@
+"""What the control process of an agent and of a hub both do for their database: forgetting, and short logs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from occ_app import executions, retention
+from occ_app.config import Config
+from occ_app.db import Database
+
+log = logging.getLogger("occ.control")
+
+_FORGETTING_SECONDS = 5.0
+_CHECKPOINT_BYTES = 4 * 1024 * 1024
+
+
+class Upkeep:
+    """The keeping of one database."""
+
+    def __init__(self, config: Config, db: Database) -> None:
+        self._config = config
+        self._db = db
+
+    def forget(self) -> None:
+        """Delete output that retention says is too old or too much, for a few seconds at most."""
+        done = retention.enforce(
+            self._db, self._config.retention_days, self._config.retention_bytes, _FORGETTING_SECONDS
+        )
+        if done.executions:
+            log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
+
+    def log_is_long(self) -> bool:
+        """Whether the write-ahead log has grown enough to be moved into the database."""
+        with contextlib.suppress(FileNotFoundError):
+            return Path(f"{self._config.database}-wal").stat().st_size >= _CHECKPOINT_BYTES
+        return False
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database; SQLite's own trigger is off (see db.py)."""
+        busy, _ = executions.counts(self._db)
+        with self._db.read() as connection:
+            connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()
