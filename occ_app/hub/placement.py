@@ -30,8 +30,8 @@ class Placed:
 def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> None:
     """Look whether an execution can be accepted, in the transaction that does.
 
-    Raises NotFound for a workspace of another key than `only` and for an agent nobody knows, Conflict when it lives on another agent than the one
-    asked for, QueueFull when the key has as many under way as it may.
+    Raises NotFound for a workspace of another key than `only` and for an agent nobody knows, Conflict when it lives on
+    another agent than the one asked for, QueueFull when the key has as many under way as it may.
     """
     row = connection.execute(
         "SELECT key_id, agent_id FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
