@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import urllib3
 
 from occ_app import db
@@ -120,7 +121,12 @@ class Hub:
 
     def part(self, command: str) -> list[int]:
         """The ids of this hub's processes whose command line has `command` in it."""
-        return [process.pid for process in processes_with(self.marker) if command in " ".join(process.cmdline())]
+        found = []
+        for process in processes_with(self.marker):
+            with contextlib.suppress(psutil.Error):  # one that was just going
+                if command in " ".join(process.cmdline()):
+                    found.append(process.pid)
+        return found
 
     @property
     def marker(self) -> bytes:
