@@ -110,6 +110,11 @@ class Hub:
             return pool.request(method, self.url + path, body=body, headers=sent, redirect=False, timeout=30)
 
     @property
+    def token(self) -> str:
+        """What opens everything: the key of an admin."""
+        return self.client_key
+
+    @property
     def database(self) -> db.Database:
         return db.Database(self.home / "occ.db")
 
