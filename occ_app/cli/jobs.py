@@ -148,7 +148,7 @@ def search(query: str, limit: int, as_json: bool) -> None:
         output.note(f"There are more; --limit {min(limit * 2, 100)} shows more of them.")
     if found.unindexed:
         output.note(
-            f"{found.unindexed} that ended last are not searched yet; they are once the agent has run for a while."
+            f"Not searched yet, as it ended last: {found.unindexed}. That comes by itself while the daemon runs."
         )
 
 

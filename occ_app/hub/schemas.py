@@ -8,7 +8,7 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from occ_app import schemas
-from occ_app.schemas import WholeNumber, check_one_line
+from occ_app.fields import WholeNumber, check_one_line
 from occ_app.settings import http_url
 
 _LABEL: list[Callable[[str], object]] = [validate.Length(1, 100), check_one_line]
