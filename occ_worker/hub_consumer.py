@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from huey.consumer import Consumer
 
+from occ_app import agent, daemon, db, executions
 from occ_app import config as configuration
-from occ_app import daemon, db, executions
 from occ_app.config import HubConfig
 from occ_app.doorbell import Doorbell, Ringer
 from occ_app.errors import OCCError
@@ -46,6 +46,8 @@ class Relays:
         self._places = threading.BoundedSemaphore(config.relays)
         self._happened = threading.Condition()
         self._stopping = threading.Event()
+        self._relays: set[Relay] = set()
+        self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
         agents = Agents(database, config.heartbeat_seconds)
         self._parts = Relaying(
@@ -87,11 +89,13 @@ class Relays:
             threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
 
     def _run(self, relay: Relay) -> None:
+        self._relays.add(relay)
         try:
             relay.run()
         except Exception:
             log.exception("a relay met a fault of OCC; its execution is taken up again")
         finally:
+            self._relays.discard(relay)
             self._places.release()
             with contextlib.suppress(OCCError):  # control looks for what waits, too
                 self._ring_queue()
@@ -110,9 +114,20 @@ class Relays:
                 with self._happened:
                     self._happened.notify_all()
             try:
-                cancel_requested(self._parts, told)
+                if self._relays:
+                    cancel_requested(self._parts, told)
+                self._note()
             except OCCError as error:
                 log.error("cancels cannot be looked for: %s", error)
+
+    def _note(self) -> None:
+        """Note for /metrics how the relays are, when that has changed."""
+        relays = list(self._relays)
+        lag = max((relay.take_lag() for relay in relays), default=0.0)
+        told = {"relays": len(relays), "away": sum(relay.away for relay in relays), "lagSeconds": round(lag, 3)}
+        if told != self._noted:
+            agent.note(self._parts.db, "relays", told)
+            self._noted = told
 
 
 def run_executions(config: HubConfig) -> None:

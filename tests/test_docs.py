@@ -15,11 +15,11 @@ from pathlib import Path
 import click
 import pytest
 
-from occ_app import archives, config, web
+from occ_app import archives, config, search, web
 from occ_app.cli.commands import occ as occ_command
 from occ_app.settings import SETTINGS
 from tests import hub as hubs
-from tests.conftest import Occ, make_zip, shared_agent, steps
+from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -293,6 +293,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
         while next(running).name != "output":
             pass
         next(client.execute("work", "later"))
+        wait_until(lambda: not search.waiting(agent.database), "what is over to be found by a search")
         yield agent
 
 

@@ -80,8 +80,13 @@ def _request() -> Request:
 
 
 def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
-    follower = streams.Follower(parts().db, parts().tail, execution, after)
-    return streams.event_stream(parts().tail, follower, parts().streams, follow=follow)
+    return streams.event_stream(parts().tail, follower(execution, after), parts().streams, follow=follow)
+
+
+def follower(execution: Execution, after: int) -> streams.Follower:
+    """The caller as a reader of an execution."""
+    open_streams, key_id = parts().streams, web.caller().key_id
+    return streams.Follower(parts().db, parts().tail, execution, after, refused=lambda: open_streams.refuses(key_id))
 
 
 @bp.get("/executions")
@@ -154,7 +159,7 @@ def add_websocket(app: Flask) -> None:
 
     @sock.route("/executions/<execution_id>/ws")  # type: ignore[untyped-decorator]  # flask-sock is untyped
     def websocket(connection: Any, execution_id: str) -> None:  # noqa: ARG001 - the URL has it; check_first used it
-        _send_events(connection, parts(), streams.Follower(parts().db, parts().tail, g.execution, g.after))
+        _send_events(connection, parts(), follower(g.execution, g.after))
 
 
 def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> None:
