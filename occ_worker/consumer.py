@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from occ_worker.link_client import LinkClient
 
 CONTROL_THREADS = 4
+LINK_SECONDS = 9.0  # for the other parts to say their last over the link; who stops the daemon waits less
 
 
 class _Stop:
@@ -177,11 +178,12 @@ def run_control(config: Config) -> None:
     )
     consumer._stop_flag_timeout = 0.25
     if link:
+        sys.setswitchinterval(0.001)  # else unpacking an upload keeps the link's thread waiting for 5 ms at a time
         link.start()
     consumer.run()
     control.last_heartbeat()
     if link:
-        link.stop()
+        link.stop(LINK_SECONDS)
 
 
 def _link(config: Config, database: db.Database, port: int) -> LinkClient | None:
