@@ -15,6 +15,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 CURSOR_PATTERN = r"^([0-9]{1,18})?$"
+ONE_LINE_PATTERN = r"^[^\u0000-\u001f\u007f]*$"
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}$"
 
 STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
@@ -69,9 +70,11 @@ class _Request(Schema):
         ordered = True
 
 
-class _Seconds(fields.Float):
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=10_000_000), **kwargs)
+class Amount(fields.Float):
+    """A JSON number above 0 and at most `most`; true and "3" are none."""
+
+    def __init__(self, most: float, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=most), **kwargs)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, (bool, str)):
@@ -79,8 +82,16 @@ class _Seconds(fields.Float):
         return super()._deserialize(value, *args, **kwargs)
 
 
+class _Seconds(Amount):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(10_000_000, **kwargs)
+
+
 class WholeNumber(fields.Integer):
     """A JSON number without a fraction; true and "3" are none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(strict=True, **kwargs)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, (bool, str)):
@@ -114,7 +125,7 @@ class ExecuteBody(_Request):
     timeout_seconds = _Seconds(data_key="timeoutSeconds")
     idle_timeout_seconds = _Seconds(data_key="idleTimeoutSeconds")
     model = fields.String(validate=_check_model, metadata={"pattern": MODEL_PATTERN})
-    max_turns = WholeNumber(data_key="maxTurns", strict=True, validate=validate.Range(1, 10_000))
+    max_turns = WholeNumber(data_key="maxTurns", validate=validate.Range(1, 10_000))
     max_budget_usd = _Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=_check_session, metadata={"pattern": UUID_PATTERN})
 

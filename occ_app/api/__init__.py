@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,8 @@ class Parts:
 
     `readers` and `workers` ring whoever follows or runs executions; `execute` and `make_workspace` put a job onto its
     queue; `pack` writes a workspace as it is now as a zip; `delete_workspace` removes one, of the given key if any;
-    `admit` looks at an execution before it is accepted.
+    `admit` looks at an execution before it is accepted. `contracts` describes the endpoints that are not every API's,
+    as api/openapi.py does, and `title` the whole.
     """
 
     config: Config
@@ -47,6 +48,8 @@ class Parts:
     delete_workspace: Callable[[str, str | None], None]
     execute_body: type[Schema] = schemas.ExecuteBody
     admit: Callable[[sqlite3.Connection, records.Request], None] = lambda _connection, _request: None
+    title: str = "OCC agent"
+    contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun."""

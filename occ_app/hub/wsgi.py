@@ -57,6 +57,8 @@ def make_app(config: HubConfig) -> Flask:
             delete_workspace=lambda workspace_id, only: hub_workspaces.delete(database, workspace_id, only),
             execute_body=HubExecuteBody,
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().only),
+            title="OCC hub",
+            contracts=api.CONTRACTS,
         )
     )
     app.extensions["occ_hub"] = api.HubParts(config, agents, calls)
