@@ -24,6 +24,7 @@ from occ_app.errors import Refused, Unreachable, Untrusted
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
+_RELAYED_SILENCE_SECONDS = 22.0  # the same for a hub, which is there to notice
 _PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
 _PIECE = 1 << 16
 
@@ -119,8 +120,8 @@ class AgentClient:
         An empty list is a sign of life. For whoever passes events on and takes a broken stream up by itself.
         """
         if body is not None:
-            return _batches(self._open_execute(body, after))
-        return _batches(self._open_events(execution_id, after))
+            return _batches(self._open_execute(body, after, _RELAYED_SILENCE_SECONDS))
+        return _batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
     def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
         """Yield an execution's events above `after`; to the last one, or to what is there without `follow`."""
@@ -129,13 +130,17 @@ class AgentClient:
             return (_event(raw) for batch in stored for raw in batch)
         return self._follow(lambda after: self._open_events(execution_id, after), after)
 
-    def _open_execute(self, body: Mapping[str, Any], after: int) -> urllib3.BaseHTTPResponse:
+    def _open_execute(
+        self, body: Mapping[str, Any], after: int, seconds: float = _SILENCE_SECONDS
+    ) -> urllib3.BaseHTTPResponse:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
-        return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers)
+        return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers, read_seconds=seconds)
 
-    def _open_events(self, execution_id: str, after: int, query: str = "") -> urllib3.BaseHTTPResponse:
+    def _open_events(
+        self, execution_id: str, after: int, query: str = "", seconds: float = _SILENCE_SECONDS
+    ) -> urllib3.BaseHTTPResponse:
         path = f"/executions/{quote(execution_id, safe='')}/events{query}"
-        return self._open("GET", path, headers={"Last-Event-ID": str(after)})
+        return self._open("GET", path, headers={"Last-Event-ID": str(after)}, read_seconds=seconds)
 
     def execution(self, execution_id: str) -> dict[str, Any]:
         return self._json("GET", f"/executions/{quote(execution_id, safe='')}")
@@ -143,6 +148,14 @@ class AgentClient:
     def executions(self, **filters: Any) -> dict[str, Any]:
         """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
         return self._json("GET", "/executions?" + urlencode(filters))
+
+    def search(self, query: str, **paging: int) -> dict[str, Any]:
+        """One page of executions that say `query`, newest first; paging as on the wire: limit, before."""
+        return self._json("GET", "/search?" + urlencode({"q": query, **paging}))
+
+    def usage(self, by: str = "day", **span: str) -> dict[str, Any]:
+        """What executions took, by day, workspace, agent or key; span as on the wire: since, until."""
+        return self._json("GET", "/usage?" + urlencode({"by": by, **span}))
 
     def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Make a call that no other method stands for, with `content` as its JSON body if any; returns the reply."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
 def become_subreaper() -> None:
     """From now on orphans below this process become its children."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def allow_many_files(most: int = 65536) -> None:
+    """Let this process open as many files as it may, up to `most`; the usual 1,024 are few for a server."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def flush(path: Path) -> None:

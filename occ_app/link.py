@@ -33,7 +33,7 @@ from occ_app.loop import Loop
 log = logging.getLogger("occ.link")
 
 PING_SECONDS = 20.0
-MOST_STREAMS = 1024
+MOST_STREAMS = 768  # an agent serves 728 requests at once unless it is told otherwise, and may have 1,024 files open
 _SILENT_PINGS = 2.5  # without a sign of life, until the other side counts as gone
 _TURN = 32  # frames taken from local sockets before the others of the loop have their turn
 
@@ -75,6 +75,7 @@ class Link:
         self._websocket.give_up_after(_SILENT_PINGS * self._ping_seconds)
         self._loop.at(self._next_ping, self._tick)
         self._step(self._take_messages, self._websocket.received)
+        self._step(self._take_messages, self._websocket.receive)  # TLS may hold what came with the handshake's end
 
     def open(self, local: socket.socket) -> None:
         """Open a stream for this local socket, which is the link's from now on."""
@@ -157,9 +158,11 @@ class Link:
 
     def _serve_locals(self) -> None:
         for _ in range(_TURN):
+            if self._websocket.full:
+                return
             # One at a time: epoll goes round those that are ready, also when this ends in the middle of them.
             ready = self._locals.poll(0, 1)
-            if not ready or self._websocket.full:
+            if not ready:
                 return
             for descriptor, mask in ready:
                 stream = self._by_descriptor[descriptor]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import os
 import select
 import time
 from collections import deque
 from collections.abc import Callable
 
+log = logging.getLogger("occ.loop")
+
 
 class Loop:
-    """`run` is the thread's work. All but `soon` and `stop` is to be called from that thread, or before it runs."""
+    """`run` is the thread's work; what it calls may raise, which is logged.
+
+    All but `soon` and `stop` is to be called from that thread, or before it runs.
+    """
 
     def __init__(self) -> None:
         self._poll = select.epoll()
@@ -58,7 +64,7 @@ class Loop:
             for descriptor, mask in self._poll.poll(self._until_due()):
                 happened = self._happened.get(descriptor)
                 if happened is not None:
-                    happened(mask)
+                    _call(happened, mask)
             self._call_what_is_due()
         self._call_soon()
 
@@ -73,11 +79,18 @@ class Loop:
     def _call_what_is_due(self) -> None:
         self._call_soon()
         while self._later and self._later[0][0] <= time.monotonic():
-            heapq.heappop(self._later)[2]()
+            _call(heapq.heappop(self._later)[2])
 
     def _call_soon(self) -> None:
         for _ in range(len(self._soon)):
-            self._soon.popleft()()
+            _call(self._soon.popleft())
 
     def _alarm_heard(self) -> None:
         os.eventfd_read(self._alarm)
+
+
+def _call(callback: Callable[..., None], *arguments: int) -> None:
+    try:
+        callback(*arguments)
+    except Exception:
+        log.exception("a fault of OCC")  # of one, and the thread must go on for all others

@@ -56,7 +56,8 @@ def reason(error: BaseException) -> str:
         cause = cause.reason
     if isinstance(cause, urllib3.exceptions.NameResolutionError):
         return "its name is not known"
-    if isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)):
+    refused = isinstance(cause, urllib3.exceptions.NewConnectionError)  # which urllib3 derives from its timeouts
+    if not refused and isinstance(cause, (urllib3.exceptions.TimeoutError, TimeoutError)):
         return "no answer in time"
     inner = cause.__cause__ or cause.__context__ or cause
     return (getattr(inner, "strerror", None) or type(inner).__name__).lower()

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from occ_app import events, executions, lifecycle
+from occ_app import events, executions, lifecycle, search
 from occ_app.db import Database
 
 _STEP_EVENTS = 2000
@@ -65,6 +65,7 @@ def older_than(days: float) -> str:
 
 def _forget(db: Database, number: int, deadline: float) -> int:
     """Delete one execution's events but the final one, a step at a time; the prompt goes last."""
+    search.forget(db, number)  # before the text, so that nothing finds what is half gone
     deleted = 0
     while step := events.purge(db, number, _STEP_EVENTS):
         deleted += step

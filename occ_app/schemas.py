@@ -7,6 +7,7 @@ in Python snake_case.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
@@ -17,6 +18,11 @@ UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 CURSOR_PATTERN = r"^([0-9]{1,18})?$"
 ONE_LINE_PATTERN = r"^[^\u0000-\u001f\u007f]*$"
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}$"
+
+MOMENT_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
+)
+MOST_QUERY = 1000
 
 STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -97,6 +103,24 @@ class WholeNumber(fields.Integer):
         if isinstance(value, (bool, str)):
             raise ValidationError("Must be a whole number.")
         return super()._deserialize(value, *args, **kwargs)
+
+
+class _Moment(fields.String):
+    """A day or a time, ISO 8601; without an offset it is UTC. Read as times stand in the rows."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(metadata={"pattern": MOMENT_PATTERN}, **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, *args, **kwargs)
+        try:
+            if not re.fullmatch(MOMENT_PATTERN, text):
+                raise ValueError(text)
+            moment = datetime.fromisoformat(text)
+            moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise ValidationError("Must be a day or a time as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class InitForm(_Request):
@@ -183,6 +207,84 @@ class ExecutionList(Schema):
 
     executions = fields.List(fields.Nested(ExecutionRecord))
     next = fields.Integer(allow_none=True)
+
+
+class SearchQuery(_Request):
+    """The query of GET /search."""
+
+    q = fields.String(
+        required=True, validate=[validate.Length(max=MOST_QUERY), _check_prompt], metadata={"pattern": r"\S"}
+    )
+    limit = fields.Integer(load_default=20, validate=validate.Range(1, 100))
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+class SnippetPiece(Schema):
+    """A piece of text; `hit` when it is what was looked for."""
+
+    text = fields.String()
+    hit = fields.Boolean()
+
+
+class SearchSnippet(Schema):
+    """The text around the first hit in a prompt or an output; its pieces joined are that text."""
+
+    where = fields.String(data_key="in", validate=validate.OneOf(["prompt", "output"]))
+    pieces = fields.List(fields.Nested(SnippetPiece))
+
+
+class SearchResult(Schema):
+    """An execution that was found, and where."""
+
+    execution = fields.Nested(ExecutionRecord)
+    snippets = fields.List(fields.Nested(SearchSnippet))
+
+
+class SearchResults(Schema):
+    """A page of what was found, newest first; `unindexed` counts what is over and not searched yet."""
+
+    results = fields.List(fields.Nested(SearchResult))
+    next = fields.Integer(allow_none=True)
+    unindexed = fields.Integer()
+
+
+class UsageQuery(_Request):
+    """The query of GET /usage: executions accepted from `since` on and before `until`."""
+
+    by = fields.String(load_default="day", validate=validate.OneOf(["day", "workspace", "agent", "key"]))
+    since = _Moment()
+    until = _Moment()
+
+
+class Usage(Schema):
+    """What a group of executions took; money, tokens, turns and time are of what is over."""
+
+    executions = fields.Integer()
+    states = fields.Dict(keys=fields.String(validate=validate.OneOf(STATES)), values=fields.Integer())
+    cost_usd = fields.Float(data_key="costUsd")
+    input_tokens = fields.Integer(data_key="inputTokens")
+    output_tokens = fields.Integer(data_key="outputTokens")
+    cache_read_tokens = fields.Integer(data_key="cacheReadTokens")
+    cache_creation_tokens = fields.Integer(data_key="cacheCreationTokens")
+    turns = fields.Integer()
+    run_seconds = fields.Float(data_key="runSeconds")
+
+
+class UsageGroup(Schema):
+    """One day, workspace, agent or key; `group` is null for executions that have none."""
+
+    group = fields.String(allow_none=True)
+    name = fields.String(allow_none=True)
+    usage = fields.Nested(Usage)
+
+
+class UsageReport(Schema):
+    """Days newest first, everything else the dearest first; `omitted` groups are only in the total."""
+
+    by = fields.String()
+    groups = fields.List(fields.Nested(UsageGroup))
+    omitted = fields.Integer()
+    total = fields.Nested(Usage)
 
 
 class SkippedEntry(Schema):

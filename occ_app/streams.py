@@ -53,6 +53,11 @@ class Streams:
         with self._lock:
             self._open -= 1
 
+    @property
+    def open(self) -> int:
+        """How many are open."""
+        return self._open
+
 
 class Follower:
     """One reader of one execution, over any transport: events in order from a cursor to the final one.

@@ -254,6 +254,7 @@ def error_body(code: str, message: str, details: Mapping[str, Any] | None = None
 def error_response(
     code: str, message: str, details: Mapping[str, Any] | None = None, status: int | None = None
 ) -> Response:
+    g.refusal = code  # for whoever counts them
     status = status or STATUS.get(code, 422 if code.startswith("ZIP_") else 500)
     response = Response(error_body(code, message, details), status, content_type="application/json")
     if status == 401:

@@ -12,7 +12,7 @@ from typing import IO
 
 from flask import Flask
 
-from occ_app import agent, archives, daemon, db, state, streams, tls, workspaces
+from occ_app import agent, archives, daemon, db, metrics, state, streams, tls, workspaces
 from occ_app import config as configuration
 from occ_app.api import Parts, create_app
 from occ_app.config import Config
@@ -46,6 +46,7 @@ def make_app(config: Config) -> Flask:
             health=lambda: agent.health(config, database),
             pack=_pack,
             delete_workspace=lambda workspace_id, _: workspaces.delete(database, workspace_id, config.workspaces),
+            measures=(metrics.of_agent(config, database),),
         )
     )
     app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,

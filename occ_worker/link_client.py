@@ -77,6 +77,7 @@ class LinkClient:
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
+        self._note(False)
         while not self._stopping:
             self._wake.clear()
             begun, longest = time.monotonic(), False
@@ -132,11 +133,11 @@ class LinkClient:
 
     def _dial(self) -> socket.socket:
         """A connection to this agent's own API, which need not be there yet."""
-        family = socket.AF_INET6 if ":" in self._own[0] else socket.AF_INET
+        family, *_, address = socket.getaddrinfo(*self._own, type=socket.SOCK_STREAM)[0]
         local = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            local.connect(self._own)
+            local.connect(address)
         except BlockingIOError:
             return local
         except OSError:

@@ -114,6 +114,8 @@ class Relay:
             outcome = self._store(batch)
             if outcome is not None or self._parts.stopping():
                 return outcome
+            if not batch and self._parts.agents.find(agent.agent_id) is None:
+                return None  # a sign of life of a machine that was removed meanwhile
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
 
     def _cancelled(self, client: AgentClient) -> bool:

@@ -83,6 +83,10 @@ def _upkeep(queue: Huey, parts: Callable[[], Upkeep]) -> None:
     def checkpoint() -> None:
         parts().checkpoint()
 
+    @queue.periodic_task(_every(2, lambda: parts().unindexed()), name="index", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    def index() -> None:
+        parts().index()
+
     @queue.periodic_task(_every(60), name="forget", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
     def forget() -> None:
         parts().forget()

@@ -1,4 +1,4 @@
-"""What the control process of an agent and of a hub both do for their database: forgetting, and short logs."""
+"""What the control process of an agent and of a hub both do for their database: search, forgetting, short logs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import contextlib
 import logging
 from pathlib import Path
 
-from occ_app import executions, retention
+from occ_app import executions, retention, search
 from occ_app.config import Config
 from occ_app.db import Database
+from occ_app.errors import OCCError
 
 log = logging.getLogger("occ.control")
 
 _FORGETTING_SECONDS = 5.0
+_INDEXING_SECONDS = 1.0
 _CHECKPOINT_BYTES = 4 * 1024 * 1024
 
 
@@ -22,6 +24,16 @@ class Upkeep:
     def __init__(self, config: Config, db: Database) -> None:
         self._config = config
         self._db = db
+
+    def unindexed(self) -> bool:
+        """Whether anything is over that a search does not find yet."""
+        with contextlib.suppress(OCCError):  # a held database; there is a next time
+            return search.waiting(self._db)
+        return False
+
+    def index(self) -> None:
+        """Let searches find what is over, for a second at most; the next call goes on."""
+        search.index_some(self._db, _INDEXING_SECONDS)
 
     def forget(self) -> None:
         """Delete output that retention says is too old or too much, for a few seconds at most."""

@@ -128,17 +128,7 @@ class Occ:
 
     def processes(self) -> list[psutil.Process]:
         """Every live process that belongs to this home, by its environment."""
-        found = []
-        marker = f"OCC_HOME={self.home}\0".encode()
-        for pid in psutil.pids():
-            try:
-                if marker in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
-                    process = psutil.Process(pid)
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        found.append(process)
-            except (OSError, psutil.Error):
-                continue
-        return found
+        return processes_with(f"OCC_HOME={self.home}\0".encode())
 
     def commands(self) -> dict[int, str]:
         """Their command lines by process id, of those that live long enough to be asked."""
@@ -158,6 +148,20 @@ class Occ:
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted((self.home / "logs").glob("*.log")))
+
+
+def processes_with(marker: bytes) -> list[psutil.Process]:
+    """Every live process whose environment has this in it."""
+    found = []
+    for pid in psutil.pids():
+        try:
+            if marker in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        except (OSError, psutil.Error):
+            continue
+    return found
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A small coordination server in a process of its own, on OCC's real server: it registers agents and takes their links.
 
-`python -m tests.link_hub FD FOLDER PING` serves on the socket FD; the links' sockets stand in FOLDER.
+`python -m tests.link_hub FD FOLDER PING [CHAIN KEY]` serves on the socket FD; the links' sockets stand in FOLDER.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from occ_app.errors import RequestError
 from occ_app.hub.links import Links, add_link
 from occ_app.logs import log_to_stderr
 from occ_app.server import Application
+from occ_app.tls import Certificate
 from tests.conftest import wait_until
 
 
@@ -91,10 +92,12 @@ class LinkHub:
     log: Path
     listener: socket.socket
     ping_seconds: float
+    certificate: tuple[Path, Path] | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         arguments = [str(self.listener.fileno()), str(self.folder), str(self.ping_seconds)]
+        arguments += map(str, self.certificate or ())
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.link_hub", *arguments],
@@ -122,7 +125,7 @@ class LinkHub:
         return wait_until(lambda: next(iter(parent.children()), None), "the serving process")
 
     def call(self, method: str, path: str, **body: Any) -> Any:
-        with urllib3.PoolManager(retries=urllib3.Retry(3, backoff_factor=0.1)) as pool:
+        with urllib3.PoolManager(retries=urllib3.Retry(3, backoff_factor=0.1), cert_reqs="CERT_NONE") as pool:
             answer = pool.request(method, self.url + path, json=body if method == "POST" else None, timeout=20)
         return json.loads(answer.data)
 
@@ -143,13 +146,13 @@ class LinkHub:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, ping_seconds: float = 20.0) -> Iterator[LinkHub]:
+def serve(folder: Path, ping_seconds: float = 20.0, certificate: tuple[Path, Path] | None = None) -> Iterator[LinkHub]:
     """A hub for the time of the block, its links' sockets in a folder with a name longer than a socket's address."""
     deep = folder / ("deep-" + "x" * 100) / "links"
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         os.set_inheritable(listener.fileno(), True)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        hub = LinkHub(url, deep, folder / "hub.log", listener, ping_seconds)
+        url = f"{'https' if certificate else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        hub = LinkHub(url, deep, folder / "hub.log", listener, ping_seconds, certificate)
         hub.start()
         try:
             hub.known()
@@ -159,9 +162,10 @@ def serve(folder: Path, ping_seconds: float = 20.0) -> Iterator[LinkHub]:
 
 
 def main() -> None:
-    descriptor, folder, ping_seconds = sys.argv[1:]
+    descriptor, folder, ping_seconds, *certificate = sys.argv[1:]
     log_to_stderr()
-    Application(lambda: make_app(Path(folder), float(ping_seconds)), f"fd://{descriptor}", 300, None).run()
+    shown = Certificate(Path(certificate[0]), Path(certificate[1]), "") if certificate else None
+    Application(lambda: make_app(Path(folder), float(ping_seconds)), f"fd://{descriptor}", 300, shown).run()
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from typing import Any
 import click
 import pytest
 
-from occ_app import archives, config, web
+from occ_app import archives, config, search, web
 from occ_app.cli.commands import occ as occ_command
 from occ_app.settings import HUB_SETTINGS, SETTINGS, Setting
 from tests import hub as hubs
-from tests.conftest import Occ, make_zip, shared_agent, steps
+from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
 from tests.hub_daemon import hub_in
 
 ROOT = Path(__file__).parents[1]
@@ -345,6 +345,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
         while next(running).name != "output":
             pass
         next(client.execute("work", "later"))
+        wait_until(lambda: not search.waiting(agent.database), "what is over to be found by a search")
         yield agent
 
 

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import urllib3
+from wsproto.events import BytesMessage
 
-from tests import link_hub
-from tests.conftest import Occ
+from occ_app.client import AgentClient
+from occ_app.errors import Unreachable
+from occ_app.link_frames import OPEN, SUBPROTOCOL, Frame, decode
+from occ_worker.link_client import connect
+from tests import link_hub, wire
+from tests.conftest import Occ, make_zip, output, steps, wait_until
 from tests.link_hub import LinkHub
+from tests.test_tls import make_certificate
+
+# The test's own questions to a hub with TLS; the agent's are what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 
 
 @pytest.fixture
@@ -18,15 +40,277 @@ def hub(tmp_path: Path) -> Iterator[LinkHub]:
         yield hub
 
 
-def start(occ: Occ, hub: LinkHub, *arguments: str) -> Occ:
-    occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", *arguments, OCC_API_KEY="made-up")
+def start(occ: Occ, hub: LinkHub, *arguments: str, url: str = "", **environment: str) -> Occ:
+    arguments = ("--remote-url", url or hub.url, "--bind-address", "127.0.0.1", *arguments)
+    occ.start(*arguments, OCC_API_KEY="made-up", **environment)
     hub.linked()
     return occ
+
+
+def incompressible(size: int) -> io.BytesIO:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
+        zipped.writestr("large", os.urandom(size))
+    archive.seek(0)
+    return archive
 
 
 def test_a_call_of_the_hub_reaches_an_agent_that_listens_on_loopback_alone(occ: Occ, hub: LinkHub) -> None:
     start(occ, hub)
     client = hub.client()
     assert client.health()["status"] == "healthy"
-    assert client.workspaces() == []
+    client.upload("work", make_zip({"notes.txt": "buy milk\n"}))
+    assert output(list(client.execute("work", "hello"))) == "You said: hello"
+    back = io.BytesIO()
+    client.archive("work", back)
+    assert zipfile.ZipFile(back).read("notes.txt") == b"buy milk\n"
+    assert stat.S_IMODE((hub.folder / "agent-1").stat().st_mode) == 0o600
     client.close()
+
+
+def test_an_agent_with_tls_is_called_with_tls_and_its_fingerprint(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub, "--tls", "self-signed")
+    client = hub.client(pin=occ.pin)
+    assert client.health()["status"] == "healthy"
+    wrong = hub.client(pin="AB" * 32)
+    with pytest.raises(Unreachable, match="another certificate"):
+        wrong.health()
+    client.close()
+    wrong.close()
+
+
+def test_a_hub_with_tls_is_linked_with_when_its_certificate_is_trusted(occ: Occ, tmp_path: Path) -> None:
+    chain, key = make_certificate(tmp_path)
+    with link_hub.serve(tmp_path, certificate=(chain, key)) as hub:
+        start(occ, hub, SSL_CERT_FILE=str(chain))
+        client = hub.client()
+        assert client.upload("large", incompressible(20_000_000))["bytes"] == 20_000_000
+        client.archive("large", back := io.BytesIO())
+        assert back.tell() > 20_000_000
+        client.close()
+        with pytest.raises(Unreachable, match="certificate"):
+            connect(hub.url, "agent-1", "token")
+
+
+def test_streams_and_a_large_upload_go_beside_each_other(occ: Occ, hub: LinkHub, tmp_path: Path) -> None:
+    """A hundred streams of events, an upload of nearly 100 MB, and calls: each comes on while the others do."""
+    start(occ, hub, OCC_WORKERS="1")
+    gate, client = tmp_path / "gate", hub.client()
+    client.upload("work", make_zip({"README.md": "hello\n"}))
+    spoken = steps({"say": "begun "}, {"wait": str(gate)}, {"say": "word ", "times": 50, "every": 0.01}, {"say": "end"})
+    running = client.execute("work", spoken, executionId="long")
+    while next(running).name != "output":
+        pass
+    texts = list[str]()
+
+    def follow() -> None:
+        follower = hub.client()
+        texts.append(output(list(follower.events("long"))))
+        follower.close()
+
+    followers = [threading.Thread(target=follow) for _ in range(100)]
+    for follower in followers:
+        follower.start()
+    uploaded = dict[str, Any]()
+    archive = incompressible(99_000_000)
+    sender = hub.client()
+    upload = threading.Thread(target=lambda: uploaded.update(sender.upload("large", archive)))
+    upload.start()
+    wait_until(lambda: archive.tell() > 10_000_000, "the upload to be under way")
+    calls = 0
+    while archive.tell() < 80_000_000:
+        assert client.execution("long")["state"] == "running"
+        calls += 1
+    assert calls >= 3  # answered in the middle of the upload, each
+    gate.touch()
+    for follower in followers:
+        follower.join(60)
+    upload.join(60)
+    assert texts == ["begun " + "word " * 50 + "end"] * 100
+    assert uploaded["bytes"] == 99_000_000
+    assert output(list(running)) == "word " * 50 + "end"
+    sender.close()
+    client.close()
+
+
+def test_a_caller_that_reads_nothing_costs_little_and_stops_nobody(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    client = hub.client()
+    client.upload("large", incompressible(60_000_000))
+    before = hub.server.memory_info().rss
+    with contextlib.ExitStack() as open_calls:
+        for _ in range(5):
+            pool = link_pool(hub)
+            open_calls.callback(pool.clear)
+            headers = {"Authorization": f"Bearer {occ.token}"}
+            pool.request("GET", "http://127.0.0.1/workspaces/large/archive", headers=headers, preload_content=False)
+        for _ in range(20):
+            assert client.health()["workers"]["total"] == 2
+        assert hub.server.memory_info().rss < before + 30_000_000
+    client.close()
+
+
+def link_pool(hub: LinkHub) -> urllib3.PoolManager:
+    from occ_app.through import pools
+
+    return pools(hub.folder / "agent-1", retries=False)
+
+
+def test_a_link_that_breaks_is_made_again_and_a_stream_goes_on(occ: Occ, hub: LinkHub, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with wire.to(hub.url) as line:
+        start(occ, hub, url=line.url)
+        client = hub.client()
+        client.upload("work", make_zip({"README.md": "hello\n"}))
+        running = client.execute("work", steps({"say": "one "}, {"wait": str(gate)}, {"say": "two"}), executionId="x")
+        events = [next(running)]
+        while events[-1].name != "output":
+            events.append(next(running))
+        line.cut()
+        wait_until(lambda: hub.known()["connected"] == [], "the link to be lost")
+        gate.touch()
+        events += running
+        assert output(events) == "one two"
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert client.health()["status"] == "healthy"
+        client.close()
+
+
+def test_a_proxy_that_cuts_what_is_idle_does_not_cut_the_link(occ: Occ, tmp_path: Path) -> None:
+    with link_hub.serve(tmp_path, ping_seconds=0.3) as hub, wire.to(hub.url, idle_seconds=1.5) as line:
+        start(occ, hub, url=line.url)
+        attempts = hub.known()["attempts"]
+        # Registrations and beats keep no connection, so whatever is cut for its silence would be the link.
+        begun = time.monotonic()
+        wait_until(lambda: time.monotonic() > begun + 4, "the proxy to have had time")
+        known = hub.known()
+        assert (known["connected"], known["attempts"]) == (["agent-1"], attempts)
+        client = hub.client()
+        assert client.health()["status"] == "healthy"
+        client.close()
+
+
+def test_a_hub_that_restarts_and_knows_nobody_is_registered_with_and_linked_anew(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    hub.stop()
+    assert not (hub.folder / "agent-1").exists()
+    hub.start()
+    hub.linked()
+    client = hub.client()
+    assert client.health()["status"] == "healthy"
+    client.close()
+
+
+def test_a_new_token_is_used_at_once(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    old = hub.known()
+    hub.behave(tokens={"agent-1": "another"})
+    wait_until(lambda: hub.known()["registrations"] > old["registrations"], "a registration")
+    wait_until(lambda: hub.known()["attempts"] > old["attempts"], "a link with the new token")
+    client = hub.client()
+    wait_until(lambda: succeeds(client), "a call with the new token")
+    client.close()
+
+
+def succeeds(client: AgentClient) -> bool:
+    with contextlib.suppress(Unreachable):
+        return bool(client.health())
+    return False
+
+
+def test_a_newer_link_takes_the_place_of_the_older(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    known = hub.known()
+    connection, framing = connect(hub.url, "agent-1", known["tokens"]["agent-1"])
+    connection.settimeout(20)
+    wait_until(lambda: "a newer link took its place" in occ.logs(), "the agent to hear of it")
+    # Calls come to the newer one, until the agent is back and is the newer one in its turn.
+    client = hub.client()
+    call = threading.Thread(target=lambda: succeeds(client))
+    call.start()
+    with connection:
+        framing.receive_data(connection.recv(1000))
+        messages = [event.data for event in framing.events() if isinstance(event, BytesMessage)]
+        assert decode(messages[0]) == Frame(1, OPEN)
+        wait_until(lambda: hub.known()["attempts"] > known["attempts"] + 1, "the agent to link again")
+        wait_until(lambda: connection.recv(1000), "our link to end")
+    call.join()
+    wait_until(lambda: succeeds(client), "calls to reach the agent")
+    client.close()
+
+
+@pytest.mark.parametrize(("code", "status"), [("UNAUTHORIZED", 401), ("NOT_FOUND", 404), ("BUSY", 503)])
+def test_a_hub_that_refuses_links_disturbs_nothing_and_is_told_of_once(
+    occ: Occ, hub: LinkHub, code: str, status: int
+) -> None:
+    hub.behave(refuse=code)
+    occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY="made-up")
+    wait_until(lambda: f"answers {status}" in occ.logs(), "the refusal to be told of")
+    if status == 503:
+        wait_until(lambda: hub.known()["attempts"] >= 2, "another attempt")
+        hub.behave(refuse=None)
+        hub.linked()
+    assert occ.client.health()["status"] == "healthy"
+    assert occ.logs().count("does not link this agent") == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Authorization": "Bearer wrong", "Sec-WebSocket-Protocol": SUBPROTOCOL}, 401),
+        ({"Sec-WebSocket-Protocol": "occ-link.2"}, 426),
+        ({}, 426),
+        ({"Sec-WebSocket-Protocol": SUBPROTOCOL, "Sec-WebSocket-Version": "7"}, 400),
+        ({"Sec-WebSocket-Protocol": SUBPROTOCOL, "Upgrade": "h2c"}, 400),
+    ],
+)
+def test_a_refusal_is_json_before_the_upgrade(hub: LinkHub, headers: dict[str, str], status: int) -> None:
+    hub.behave(tokens={"agent-1": "right"})
+    sent = {
+        "Authorization": "Bearer right",
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Version": "13",
+    }
+    with urllib3.PoolManager(retries=False) as pool:
+        answer = pool.request("GET", f"{hub.url}/api/agents/agent-1/link", headers=sent | headers, timeout=10)
+    assert answer.status == status, answer.data
+    assert json.loads(answer.data)["status"] == "error"
+    assert hub.known()["connected"] == []
+
+
+def test_an_agent_that_is_not_linked_is_unreachable_with_a_reason(tmp_path: Path) -> None:
+    client = AgentClient("http://127.0.0.1", "token", through=tmp_path / "agent-9")
+    with pytest.raises(Unreachable, match="not linked"):
+        client.health()
+
+
+def test_a_stop_ends_the_link_at_once_and_leaves_nothing(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    server = hub.server
+    occ.stop()
+    wait_until(lambda: hub.known()["connected"] == [], "the hub to notice", 2)
+    assert list(hub.folder.iterdir()) == []
+    idle = (server.num_fds(), server.num_threads())
+    start(occ, hub)
+    occ.stop()
+    wait_until(lambda: hub.known()["connected"] == [], "the hub to notice", 2)
+    wait_until(lambda: (server.num_fds(), server.num_threads()) <= (idle[0], idle[1] + 2), "nothing to be left")
+
+
+def test_a_hub_that_hangs_does_not_hold_up_a_stop(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    server: psutil.Process = hub.server
+    server.suspend()
+    try:
+        begun = time.monotonic()
+        occ.stop()
+        assert time.monotonic() - begun < 10
+    finally:
+        server.resume()
+
+
+def test_a_standalone_agent_does_without_the_memory_of_websockets() -> None:
+    program = "import sys, occ_worker.consumer; sys.exit('wsproto' in sys.modules or 'urllib3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

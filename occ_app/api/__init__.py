@@ -17,6 +17,7 @@ from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.errors import Unavailable
+from occ_app.metrics import Measure, Refusals, common
 from occ_app.streams import Streams
 from occ_app.tail import Tail
 from occ_app.workspaces import Workspace
@@ -30,8 +31,8 @@ class Parts:
 
     `readers` and `workers` ring whoever follows or runs executions; `execute` and `make_workspace` put a job onto its
     queue; `pack` writes a workspace as it is now as a zip; `delete_workspace` removes one, of the given key if any;
-    `admit` looks at an execution before it is accepted. `contracts` describes the endpoints that are not every API's,
-    as api/openapi.py does, and `title` the whole.
+    `admit` looks at an execution before it is accepted; `measures` give what only an agent or only a hub can tell.
+    `contracts` describes the endpoints that are not every API's, as api/openapi.py does, and `title` the whole.
     """
 
     config: Config
@@ -48,6 +49,7 @@ class Parts:
     delete_workspace: Callable[[str, str | None], None]
     execute_body: type[Schema] = schemas.ExecuteBody
     admit: Callable[[sqlite3.Connection, records.Request], None] = lambda _connection, _request: None
+    measures: tuple[Measure, ...] = ()
     title: str = "OCC agent"
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -59,7 +61,7 @@ class Parts:
 
 def create_app(parts: Parts) -> Flask:
     """The WSGI application of one agent, and what a hub's begins with."""
-    from occ_app.api import executions, health, openapi, workspaces
+    from occ_app.api import executions, health, metrics, openapi, search, usage, workspaces
 
     app = Flask("occ_app", static_folder=None)
     config = parts.config
@@ -74,7 +76,10 @@ def create_app(parts: Parts) -> Flask:
     web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
     web.limit_bodies(app)
     web.answer_errors_in_json(app)
-    for module in (health, workspaces, executions, openapi):
+    refusals = Refusals()
+    metrics.count_refusals(app, refusals)
+    app.extensions["occ_measures"] = (common(parts.db, parts.streams, refusals), *parts.measures)
+    for module in (health, workspaces, executions, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)
     return app
@@ -83,6 +88,12 @@ def create_app(parts: Parts) -> Flask:
 def parts() -> Parts:
     """The parts of the application that answers this request."""
     found: Parts = current_app.extensions["occ"]
+    return found
+
+
+def measures() -> tuple[Measure, ...]:
+    """What can be measured of the application that answers this request."""
+    found: tuple[Measure, ...] = current_app.extensions["occ_measures"]
     return found
 
 

@@ -40,6 +40,9 @@ _CONTRACTS: dict[str, dict[str, Any]] = {
     "executions.show": {"reply": schemas.ExecutionRecord},
     "executions.events": {"query": schemas.EventsQuery, "content": _STREAM, "resumes": True},
     "executions.cancel": {"reply": schemas.ExecutionRecord, "status": 202},
+    "search.find": {"query": schemas.SearchQuery, "reply": schemas.SearchResults},
+    "usage.report": {"query": schemas.UsageQuery, "reply": schemas.UsageReport},
+    "metrics.metrics": {"content": {"text/plain": {"schema": {"type": "string"}}}},
     "openapi.openapi": {"content": {"application/json": {"schema": {"type": "object"}}}},
 }
 

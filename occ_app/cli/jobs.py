@@ -14,6 +14,7 @@ import click
 
 from occ_app import config as configuration
 from occ_app import daemon, errors, events, executions, retention
+from occ_app import search as searching
 from occ_app.cli import output
 from occ_app.cli.agent import local_client
 from occ_app.config import Config
@@ -112,6 +113,35 @@ def show(execution_id: str, as_json: bool) -> None:
     for name, value in record.items():
         if value is not None:
             click.echo(f"{name.ljust(width)}  {value if isinstance(value, (str, int, float)) else json.dumps(value)}")
+
+
+@jobs.command()
+@click.argument("query")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="At most this many.")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /search answers.")
+def search(query: str, limit: int, as_json: bool) -> None:
+    """Executions that say something in prompt or output: words, "a phrase", the begin* of a word. All must be there."""
+    found = searching.find(_database(), query, limit=limit)
+    if as_json:
+        from occ_app import schemas
+
+        click.echo(json.dumps(schemas.SearchResults().dump(found)))
+        return
+    if not found.results:
+        click.echo("No executions like that.")
+    for result in found.results:
+        execution = result.execution
+        told = (execution.execution_id, execution.state, execution.workspace_id, _since(execution.created_at))
+        click.echo("  ".join(told))
+        for snippet in result.snippets:
+            text = "".join(output.highlighted(piece.text, hit=piece.hit) for piece in snippet.pieces)
+            click.echo(f"  {snippet.where}: {text}")
+    if found.next is not None:
+        output.note(f"There are more; --limit {min(limit * 2, 100)} shows more of them.")
+    if found.unindexed:
+        output.note(
+            f"{found.unindexed} that ended last are not searched yet; they are once the agent has run for a while."
+        )
 
 
 @jobs.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -148,6 +149,13 @@ def _subject(given: Any) -> str:
 def printable(text: str) -> str:
     """One line of text that a terminal only shows."""
     return " ".join(text.translate(_CONTROLS).split())
+
+
+def highlighted(text: str, *, hit: bool) -> str:
+    """A piece of a line, bold on a terminal where it is what was looked for."""
+    shown = re.sub(r"\s+", " ", text.translate(_CONTROLS))
+    bold = hit and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return click.style(shown, bold=True) if bold else shown
 
 
 def outcome(final: Event | None) -> int:

@@ -77,6 +77,11 @@ class Agent:
         return boottime() - self.heard if self.heard_boot_id == boot_id() else float("inf")
 
 
+def unknown_agent(name: str, count: int = 0) -> errors.NotFound:
+    why = f"There are {count} agents" if count else "There is no agent"
+    return errors.NotFound("AGENT_NOT_FOUND", f"{why} {name}; GET /agents lists them by id.", {"agent": name})
+
+
 def boottime() -> float:
     """Seconds since this machine's boot, those it slept through included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -180,8 +185,7 @@ class Agents:
         found = [agent for agent in self.listing() if name in (agent.agent_id, agent.name)]
         exact = [agent for agent in found if agent.agent_id == name] or found
         if len(exact) != 1:
-            why = "There is no agent" if not exact else f"There are {len(exact)} agents"
-            raise errors.NotFound("AGENT_NOT_FOUND", f"{why} {name}; GET /agents lists them by id.", {"agent": name})
+            raise unknown_agent(name, len(exact))
         return exact[0]
 
     def listing(self) -> list[Agent]:

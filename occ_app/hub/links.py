@@ -26,6 +26,7 @@ from wsproto.utilities import ProtocolError
 
 from occ_app.doorbell import short_path
 from occ_app.errors import RequestError
+from occ_app.kernel import allow_many_files
 from occ_app.link import GOING_AWAY, PING_SECONDS, Link
 from occ_app.link_frames import SUBPROTOCOL
 from occ_app.link_socket import LinkSocket
@@ -43,7 +44,8 @@ class Links:
     """All links of this process, in one thread that begins with the first of them."""
 
     def __init__(self, folder: Path, ping_seconds: float = PING_SECONDS) -> None:
-        """`folder` is made; what a killed predecessor left in it goes."""
+        """`folder` is made; what a killed predecessor left in it goes. Each link and each call takes open files."""
+        allow_many_files()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()

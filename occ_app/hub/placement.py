@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from occ_app import errors, executions
 from occ_app.db import Database
 from occ_app.executions import iso_now
-from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.agents import Agent, Agents, unknown_agent
 from occ_app.identity import ProcessIdentity
 from occ_app.records import Execution, Request
 
@@ -30,15 +30,18 @@ class Placed:
 def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> None:
     """Look whether an execution can be accepted, in the transaction that does.
 
-    Raises NotFound for a workspace of another key than `only`, Conflict when it lives on another agent than the one
-    asked for, QueueFull when the key has as many under way as it may.
+    Raises NotFound for a workspace of another key than `only` and for an agent nobody knows, Conflict when it lives on
+    another agent than the one asked for, QueueFull when the key has as many under way as it may.
     """
     row = connection.execute(
         "SELECT key_id, agent_id FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
     ).fetchone()
     if only not in (None, row["key_id"]):
         raise executions.workspace_not_found(request.workspace_id)
-    home = next((agent for agent in agents.listed(connection) if agent.agent_id == row["agent_id"]), None)
+    machines = agents.listed(connection)
+    if request.agent and not any(_suits(agent, request.agent, ()) for agent in machines):
+        raise unknown_agent(request.agent)
+    home = next((agent for agent in machines if agent.agent_id == row["agent_id"]), None)
     if home is not None and not _suits(home, request.agent, request.labels):
         raise errors.Conflict(
             "WORKSPACE_ELSEWHERE",
@@ -137,7 +140,7 @@ def orphans(db: Database) -> int:
 
 
 def _suits(agent: Agent, wanted: str | None, labels: Sequence[str]) -> bool:
-    return wanted in (None, agent.agent_id) and set(labels) <= set(agent.labels)
+    return wanted in (None, agent.agent_id, agent.name) and set(labels) <= set(agent.labels)
 
 
 def _free(agent: Agent, foreign: dict[str, int]) -> int:

@@ -1,0 +1,153 @@
+"""`python -m benchmarks.link [--idle N] [--seconds S]`: what the link between an agent and its hub costs.
+
+The same agent is called directly and through the link, in turn or at once: small calls, an upload of 100 MB, and 20
+streams of 50 events a second, each followed on both ways. Then N idle links are held and the hub's process is watched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.measure import Row
+from benchmarks.report import idle_table, table
+from occ_app.client import AgentClient
+from occ_app.link import Link
+from occ_app.link_socket import LinkSocket
+from occ_app.loop import Loop
+from occ_worker.link_client import connect
+from tests import link_hub
+from tests.conftest import make_zip, occ_in, steps
+from tests.link_hub import LinkHub
+
+_CALLS = 300
+_UPLOADS = 3
+_UPLOAD_BYTES = 99_000_000
+_STREAMS, _PER_SECOND = 20, 50
+
+
+def main() -> int:
+    """Run it. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.link")
+    parser.add_argument("--idle", type=int, default=200, help="idle links to hold")
+    parser.add_argument("--seconds", type=float, default=30, help="how long they are watched, and the streams go on")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="occ-bench-") as scratch:
+        folder = Path(scratch)
+        with link_hub.serve(folder) as hub, occ_in(folder, OCC_WORKERS=str(_STREAMS), OCC_API_KEY="made-up") as occ:
+            occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1")
+            hub.linked()
+            ways = {"direct": occ.client, "occ": hub.client()}
+            rows = [_small_calls(ways), _uploads(ways), *_events(ways, min(asked.seconds, 15.0))]
+        print(table(rows))
+        (folder / "idle").mkdir()
+        with link_hub.serve(folder / "idle") as hub:
+            print(f"\nWithout a link, then with {asked.idle} idle ones:\n")
+            hub.behave(tokens={f"idle-{number}": "token" for number in range(asked.idle)})
+            costs = processes.watch([hub.server], 5.0)
+            with _idle_links(hub, asked.idle):
+                time.sleep(2.0)  # the handshakes are over, and their threads idle
+                costs += processes.watch([hub.server], asked.seconds)
+                print(idle_table(costs))
+                print(f"\nthreads of the hub's serving process: {hub.server.num_threads()}")
+    return 0
+
+
+def _small_calls(ways: dict[str, AgentClient]) -> Row:
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(_CALLS + 20):
+        for name, client in ways.items():
+            begun = time.perf_counter()
+            client.health()
+            if number >= 20:
+                samples[name].append(1000 * (time.perf_counter() - begun))
+    return Row("GET /health, one after the other", "ms", samples)
+
+
+def _uploads(ways: dict[str, AgentClient]) -> Row:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
+        zipped.writestr("large", os.urandom(_UPLOAD_BYTES))
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(_UPLOADS):
+        for name, client in ways.items():
+            archive.seek(0)
+            begun = time.perf_counter()
+            client.upload("large", archive)
+            samples[name].append(time.perf_counter() - begun)
+    return Row("upload of 99 MB, to the reply", "s", samples)
+
+
+def _events(ways: dict[str, AgentClient], seconds: float) -> list[Row]:
+    """Each execution is followed on both ways at once; the same event's arrival is compared."""
+    times = int(seconds * _PER_SECOND)
+    spoken = steps({"sleep": 2}, {"say": "x" * 40, "times": times, "every": 1 / _PER_SECOND})
+    direct = ways["direct"]
+    for number in range(_STREAMS):
+        direct.upload(f"lane-{number}", make_zip({"README.md": "hello\n"}))
+    arrived: dict[tuple[str, int], dict[int, float]] = {}
+
+    def follow(way: str, number: int) -> None:
+        seen = arrived[way, number] = {}
+        for event in ways[way].events(f"exec-{number}"):
+            seen[event.seq] = time.perf_counter()
+
+    for number in range(_STREAMS):
+        next(direct.execute(f"lane-{number}", spoken, executionId=f"exec-{number}"))
+    threads = [threading.Thread(target=follow, args=(way, n)) for n in range(_STREAMS) for way in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # The first events are there when a follower comes, and tell nothing.
+    later = [
+        1000 * (arrived["occ", number][seq] - at)
+        for number in range(_STREAMS)
+        for seq, at in arrived["direct", number].items()
+        if seq > 5
+    ]
+    name = f"{_STREAMS} streams of {_PER_SECOND} events/s: how much later over the link"
+    return [Row(name, "ms", {"occ": later}, "about 1")]
+
+
+@contextmanager
+def _idle_links(hub: LinkHub, count: int) -> Iterator[None]:
+    """So many agents' ends, all in one thread of this process."""
+    loop = Loop()
+    links: list[Link] = []
+    ended: list[str] = []
+    with ExitStack() as at_the_end:
+        at_the_end.callback(loop.close)
+        for number in range(count):
+            connection, framing = connect(hub.url, f"idle-{number}", "token")
+            links.append(Link(loop, LinkSocket(connection, framing), ended.append, _no_api))
+            loop.soon(links[-1].begin)
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        yield
+        assert not ended, ended
+        loop.soon(lambda: _close(links))
+        loop.stop()
+        thread.join()
+
+
+def _close(links: Sequence[Link]) -> None:
+    for link in links:
+        link.close("measured")
+
+
+def _no_api() -> None:
+    raise ConnectionRefusedError
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

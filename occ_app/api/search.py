@@ -1,0 +1,18 @@
+"""GET /search: the executions whose prompt or output says something."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from occ_app import schemas, search, web
+from occ_app.api import parts
+
+bp = Blueprint("search", __name__)
+
+
+@bp.get("/search")
+def find() -> Response:
+    """Executions that are over and have all these words in prompt or output, newest first."""
+    asked = web.query(schemas.SearchQuery)
+    found = search.find(parts().db, asked["q"], web.caller().only, asked["limit"], asked.get("before"))
+    return web.json_response(web.schema_of(schemas.SearchResults).dump(found))

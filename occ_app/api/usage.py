@@ -1,0 +1,19 @@
+"""GET /usage: what executions took."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from occ_app import schemas, usage, web
+from occ_app.api import parts
+
+bp = Blueprint("usage", __name__)
+
+
+@bp.get("/usage")
+def report() -> Response:
+    """What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
+    asked = web.query(schemas.UsageQuery)
+    return web.json_response(
+        web.schema_of(schemas.UsageReport).dump(usage.report(parts().db, only=web.caller().only, **asked))
+    )

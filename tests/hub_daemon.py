@@ -1,0 +1,146 @@
+"""A real hub and real agents for the tests: each a daemon in a folder of its own, gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from occ_app import db
+from occ_app.client import AgentClient
+from tests.conftest import Occ, occ_in, processes_with, wait_until
+
+
+@dataclass
+class Hub:
+    """The `occ hub` commands with a home of their own, the hub they start, and its agents."""
+
+    home: Path
+    environment: dict[str, str]
+    stack: contextlib.ExitStack
+    url: str = ""
+    agent_key: str = ""
+    client_key: str = ""
+    clients: list[AgentClient] = field(default_factory=list)
+
+    def command(self, *arguments: str, check: bool = True, seconds: float = 60, **environment: str) -> Any:
+        """Run `occ hub …` and return what it said."""
+        done = subprocess.run(
+            [sys.executable, "-m", "occ_app.cli", "hub", *arguments],
+            env=self.environment | environment,
+            cwd=self.home.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr + done.stdout
+        if check:
+            assert done.returncode == 0, (done.returncode, done.stdout, done.stderr, self.logs())
+        return done
+
+    def start(self, *arguments: str, **environment: str) -> Hub:
+        """Start it on the port it had, with a key of each kind the first time."""
+        self.environment |= environment
+        port = self.url.rpartition(":")[2] or "0"
+        self.command("start", "--port", port, *arguments)
+        self.url = json.loads(self.command("status", "--json").stdout)["url"]
+        if not self.agent_key:
+            self.agent_key, self.client_key = self.key("machines", "agent"), self.key("tester", "client", "--admin")
+        return self
+
+    def stop(self) -> None:
+        self.command("stop")
+
+    def key(self, name: str, kind: str, *options: str) -> str:
+        """A new key."""
+        return str(self.command("keys", "create", name, "--for", kind, *options).stdout.strip())
+
+    @property
+    def client(self) -> AgentClient:
+        return self.client_with(self.client_key)
+
+    def client_with(self, key: str) -> AgentClient:
+        client = AgentClient(self.url, key)
+        self.clients.append(client)
+        return client
+
+    def agent(self, name: str, *arguments: str, **environment: str) -> Occ:
+        """A new machine that was started with this hub; waited for until the hub can use it."""
+        program = self.home.parent / "fake-claude"
+        variables = {"OCC_API_KEY": self.agent_key, "OCC_REMOTE_URL": self.url, "OCC_NAME": name}
+        variables |= {"OCC_BIND_ADDRESS": "127.0.0.1", "OCC_HUB_HOME": ""}
+        user = self.home.parent / f"{name}-user"
+        user.mkdir(exist_ok=True)
+        occ = self.stack.enter_context(
+            occ_in(
+                user,
+                home=self.home.parent / name,
+                program=program if program.exists() else None,
+                **(variables | environment),
+            )
+        )
+        occ.start(*arguments)
+        wait_until(lambda: self.seen(name)["via"], f"{name} is reached by the hub")
+        return occ
+
+    def seen(self, name: str) -> dict[str, Any]:
+        """The hub's record of an agent."""
+        return self.client.call("GET", f"/agents/{name}")
+
+    def request(
+        self, method: str, path: str, *, json_body: Any = None, token: str | None = None, **headers: str
+    ) -> urllib3.BaseHTTPResponse:
+        """One raw call, with the admin's key unless another secret is given."""
+        sent = {"Authorization": f"Bearer {self.client_key if token is None else token}"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        body = None if json_body is None else json.dumps(json_body).encode()
+        if body is not None:
+            sent.setdefault("Content-Type", "application/json")
+        with urllib3.PoolManager(retries=False) as pool:
+            return pool.request(method, self.url + path, body=body, headers=sent, redirect=False, timeout=30)
+
+    @property
+    def database(self) -> db.Database:
+        return db.Database(self.home / "occ.db")
+
+    def part(self, command: str) -> list[int]:
+        """The ids of this hub's processes whose command line has `command` in it."""
+        return [process.pid for process in processes_with(self.marker) if command in " ".join(process.cmdline())]
+
+    @property
+    def marker(self) -> bytes:
+        return f"OCC_HUB_HOME={self.home}\0".encode()
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted((self.home / "logs").glob("*.log")))
+
+
+@contextlib.contextmanager
+def hub_in(folder: Path, **environment: str) -> Iterator[Hub]:
+    """The command, not started yet; afterwards the hub and its agents are stopped, and nothing of them may be left."""
+    home = folder / "hub"
+    base = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "OCC_HUB_HOME": str(home)}
+    with contextlib.ExitStack() as stack:
+        hub = Hub(home, base | {"OCC_HUB_HEARTBEAT_SECONDS": "1"} | environment, stack)
+        try:
+            yield hub
+        finally:
+            for client in hub.clients:
+                client.close()
+            stack.close()
+            if (home / "run").exists():
+                hub.command("stop", check=False)
+            left = processes_with(hub.marker)
+            for process in left:
+                process.kill()
+        assert not left, "processes of the hub were left behind"

@@ -1,0 +1,343 @@
+"""The hub with real agents: what an agent does alone, it does through a hub, and more."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from occ_app.client import AgentClient, Event
+from occ_app.errors import Refused
+from tests.conftest import make_zip, names, output, steps, wait_until
+from tests.hub_daemon import Hub, hub_in
+
+WAITING = [{"say": "begun "}, {"wait": "go"}, {"say": "done"}]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A running hub without machines."""
+    with hub_in(tmp_path) as hub:
+        yield hub.start()
+
+
+def run(client: AgentClient, prompt: str, workspace: str = "work", **options: object) -> list[Event]:
+    return list(client.execute(workspace, prompt, **options))
+
+
+def begun(client: AgentClient, prompt: str, execution_id: str, workspace: str = "work", **options: object):
+    """Start a prompt and wait for its first text; returns the stream and what came."""
+    stream = client.execute(workspace, prompt, executionId=execution_id, **options)
+    seen = [next(stream)]
+    while seen[-1].name != "output":
+        seen.append(next(stream))
+    return stream, seen
+
+
+def let_go(agent_home: Path, workspace: str = "work") -> None:
+    """Let a prompt that waits go on."""
+    (agent_home / "workspaces" / workspace / "go").touch()
+
+
+def test_what_an_agent_says_comes_through_the_hub_event_for_event(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    through = run(hub.client, steps({"say": "one "}, {"say": "two"}), executionId="e1")
+    direct = list(box.client.events("e1"))
+    assert output(through) == "one two"
+    assert through[1:] == direct[1:]
+    assert [event.seq for event in through] == list(range(1, len(through) + 1))
+    record = hub.client.execution("e1")
+    assert record["state"] == "succeeded"
+    assert record["agentId"] == hub.seen("box")["agentId"]
+    assert record["costUsd"] == 0.25
+
+
+def test_the_same_request_again_follows_the_same_execution_on_hub_and_agent(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    first = run(hub.client, steps({"say": "once"}), executionId="e1")
+    assert run(hub.client, steps({"say": "once"}), executionId="e1") == first
+    assert len(box.client.executions()["executions"]) == 1
+    with pytest.raises(Refused) as refused:
+        run(hub.client, steps({"say": "other"}), executionId="e1")
+    assert refused.value.code == "EXECUTION_CONFLICT"
+
+
+def test_a_machine_is_online_while_it_beats_and_keeps_its_id_when_it_returns(hub: Hub) -> None:
+    box = hub.agent("box", "--label", "gpu")
+    seen = hub.seen("box")
+    assert (seen["state"], seen["via"], seen["labels"], seen["workers"]["total"]) == ("online", "direct", ["gpu"], 2)
+    box.stop()
+    assert hub.seen("box")["state"] == "offline"  # its last beat said so
+    box.start()
+    wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")
+    assert hub.seen("box")["agentId"] == seen["agentId"]
+    for process in box.processes():
+        process.kill()
+    assert hub.seen("box")["state"] == "online"
+    wait_until(lambda: hub.seen("box")["state"] == "offline", "two beats were missed", 8)
+    box.start()
+    wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")
+    assert hub.seen("box")["agentId"] == seen["agentId"]
+
+
+def test_a_workspace_lives_where_it_first_ran(hub: Hub) -> None:
+    hub.agent("one", OCC_WORKERS="1")
+    two = hub.agent("two", OCC_WORKERS="3", OCC_LABELS="gpu,eu")
+    reply = hub.client.upload("work", make_zip({"a.txt": "a"}))
+    assert reply["agentId"] is None
+    run(hub.client, steps({"write": "b.txt", "text": "b"}), executionId="e1")
+    at = hub.client.workspace("work")
+    assert at["agentId"] == hub.seen("two")["agentId"]  # it had the most free workers
+    assert at["path"] == str(two.home / "workspaces" / "work")
+    assert (two.home / "workspaces" / "work" / "b.txt").read_text() == "b"
+    for wanted in ({"agent": "one"}, {"labels": ["us"]}):
+        with pytest.raises(Refused) as refused:
+            run(hub.client, "hello", **wanted)
+        assert (refused.value.status, refused.value.code) == (409, "WORKSPACE_ELSEWHERE")
+    assert output(run(hub.client, "hello", agent="two", labels=["eu"]))
+    packed = io.BytesIO()
+    hub.client.archive("work", packed)
+    assert zipfile.ZipFile(packed).read("b.txt") == b"b"
+
+
+def test_labels_and_names_choose_the_machine(hub: Hub) -> None:
+    hub.agent("one", "--label", "eu", OCC_WORKERS="5")
+    hub.agent("two", "--label", "eu", "--label", "gpu", OCC_WORKERS="1")
+    for number, (wanted, expected) in enumerate(
+        [({"labels": ["gpu"]}, "two"), ({"labels": ["eu"]}, "one"), ({"agent": "two"}, "two")]
+    ):
+        hub.client.upload(f"w{number}", make_zip({"a.txt": "a"}))
+        run(hub.client, "hello", f"w{number}", executionId=f"e{number}", **wanted)
+        assert hub.client.execution(f"e{number}")["agentId"] == hub.seen(expected)["agentId"]
+    with pytest.raises(Refused) as refused:
+        run(hub.client, "hello", "w0", agent="nobody")
+    assert (refused.value.status, refused.value.code) == (404, "AGENT_NOT_FOUND")
+
+
+def test_what_no_machine_can_take_waits_and_says_for_what(hub: Hub) -> None:
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    stream = hub.client.execute("work", "hello", executionId="e1", labels=["gpu"])
+    assert next(stream).name == "queued"
+    wait_until(lambda: hub.client.execution("e1")["waitsFor"], "the reason")
+    assert hub.client.execution("e1")["waitsFor"] == "an agent with the labels gpu to be online"
+    box = hub.agent("box", "--label", "gpu", OCC_WORKERS="1")
+    assert names(list(stream))[-1] == "complete"
+    hub.client.upload("other", make_zip({"a.txt": "a"}))
+    busy, _ = begun(hub.client, steps(*WAITING), "e2")
+    waiting = hub.client.execute("other", "hello", executionId="e3")
+    assert next(waiting).name == "queued"
+    wait_until(lambda: hub.client.execution("e3")["waitsFor"] == "an agent to have a free worker", "the reason")
+    let_go(box.home)
+    assert names(list(busy))[-1] == names(list(waiting))[-1] == "complete"
+    assert hub.client.execution("e3")["waitsFor"] is None
+
+
+def test_who_waits_too_long_for_a_machine_is_told_so(tmp_path: Path) -> None:
+    with hub_in(tmp_path, OCC_HUB_WAIT_SECONDS="1") as hub:
+        hub.start()
+        hub.client.upload("work", make_zip({"a.txt": "a"}))
+        final = run(hub.client, "hello")[-1]
+        assert final.data["code"] == "NO_AGENT"
+        assert "an agent to be online" in final.data["message"]
+
+
+def test_a_cancel_travels(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    stream, _ = begun(hub.client, steps(*WAITING), "e1")
+    waiting = hub.client.execute("work", "hello", executionId="e2")
+    assert next(waiting).name == "queued"
+    hub.client.cancel("e2")
+    assert list(waiting)[-1].data["code"] == "EXECUTION_CANCELLED"
+    hub.client.cancel("e1")
+    assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
+    assert hub.client.execution("e1")["state"] == box.client.execution("e1")["state"] == "cancelled"
+    assert [x["executionId"] for x in box.client.executions()["executions"]] == ["e1"]
+
+
+def test_what_other_keys_made_is_not_there(hub: Hub) -> None:
+    hub.agent("box")
+    mine, other = (hub.client_with(hub.key(name, "client")) for name in ("mine", "other"))
+    mine.upload("work", make_zip({"a.txt": "a"}))
+    run(mine, "hello", executionId="e1")
+    for call in (
+        lambda: other.execution("e1"),
+        lambda: other.cancel("e1"),
+        lambda: list(other.events("e1")),
+        lambda: other.workspace("work"),
+        lambda: other.delete_workspace("work"),
+        lambda: other.archive("work", io.BytesIO()),
+        lambda: run(other, "hello"),
+    ):
+        with pytest.raises(Refused) as refused:
+            call()
+        assert refused.value.status == 404
+    with pytest.raises(Refused) as refused:
+        other.upload("work", make_zip({"b.txt": "b"}))
+    assert refused.value.code == "WORKSPACE_CONFLICT"
+    assert other.executions()["executions"] == other.workspaces() == []
+    assert [x["executionId"] for x in mine.executions()["executions"]] == ["e1"]
+    assert [x["executionId"] for x in hub.client.executions()["executions"]] == ["e1"]  # an admin's key
+    for call in (("GET", "/keys"), ("POST", "/agents/box/drain"), ("DELETE", "/agents/box")):
+        with pytest.raises(Refused) as refused:
+            mine.call(*call)
+        assert (refused.value.status, refused.value.code) == (403, "FORBIDDEN")
+
+
+def test_keys_are_limited_and_a_revoked_one_is_refused_at_once(hub: Hub) -> None:
+    box = hub.agent("box")
+    limited = hub.client_with(hub.key("limited", "client", "--most", "1"))
+    limited.upload("work", make_zip({"a.txt": "a"}))
+    stream, _ = begun(limited, steps(*WAITING), "e1")
+    with pytest.raises(Refused) as refused:
+        run(limited, "hello")
+    assert (refused.value.status, refused.value.code) == (429, "QUEUE_FULL")
+    hub.command("keys", "revoke", "limited")
+    with pytest.raises(Refused) as refused:
+        limited.executions()
+    assert refused.value.status == 401
+    let_go(box.home)
+    del stream
+    hub.command("keys", "revoke", "machines")
+    wait_until(lambda: hub.seen("box")["state"] == "offline", "its key is refused")
+    wait_until(lambda: hub.seen("box")["via"] != "link", "its link is cut")
+    assert hub.request("POST", "/api/agents/register", json_body={}, token=hub.agent_key).status == 401
+    listed = hub.command("keys", "list").stdout
+    assert listed.count("revoked") == 2
+    assert "occ_" not in listed
+
+
+def test_an_agent_key_is_for_so_many_machines(hub: Hub) -> None:
+    hub.agent_key = hub.key("one-machine", "agent", "--most", "1")
+    box = hub.agent("box")
+    box.stop()
+    box.start()  # the same machine counts once
+    second = {"OCC_HOME": str(hub.home.parent / "second"), "OCC_NAME": "second"}
+    refused = box.command("start", check=False, **second)
+    assert refused.returncode == 4
+    assert "is for 1 machines" in refused.stderr
+
+
+def test_a_version_the_hub_cannot_speak_to_is_refused_with_a_sentence(hub: Hub) -> None:
+    body = {"protocol": 2, "name": "box", "version": "9", "port": 1, "workers": 1}
+    reply = hub.request("POST", "/api/agents/register", json_body=body, token=hub.agent_key)
+    assert reply.status == 426
+    assert reply.json()["code"] == "PROTOCOL_UNSUPPORTED"
+    assert "install versions of OCC that match" in reply.json()["message"]
+
+
+def test_a_draining_machine_finishes_and_takes_nothing_more(hub: Hub) -> None:
+    box = hub.agent("box")
+    for workspace in ("work", "other"):
+        hub.client.upload(workspace, make_zip({"a.txt": "a"}))
+    stream, _ = begun(hub.client, steps(*WAITING), "e1")
+    hub.command("agents", "drain", "box")
+    assert "draining" in hub.command("agents").stdout
+    waiting = hub.client.execute("other", "hello", executionId="e2")
+    assert next(waiting).name == "queued"
+    wait_until(lambda: "draining" in (hub.client.execution("e2")["waitsFor"] or ""), "the reason")
+    let_go(box.home)
+    assert list(stream)[-1].name == "complete"
+    assert hub.client.execution("e2")["state"] == "queued"
+    hub.command("agents", "resume", "box")
+    assert list(waiting)[-1].name == "complete"
+
+
+def test_a_removed_machine_is_refused_and_its_workspaces_are_placed_anew(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    stream, _ = begun(hub.client, steps(*WAITING), "e1")
+    hub.command("agents", "remove", "box")
+    assert list(stream)[-1].data["code"] == "AGENT_LOST"
+    box.stop()
+    hub.agent("other")
+    run(hub.client, "hello", executionId="e2")
+    assert hub.client.workspace("work")["agentId"] == hub.seen("other")["agentId"]
+
+
+def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "old"}))
+    run(hub.client, "hello")
+    place = box.home / "workspaces" / "work" / "a.txt"
+    assert place.read_text() == "old"
+    assert hub.client.upload("work", make_zip({"a.txt": "new"}), policy="reuse")["reused"]
+    run(hub.client, "hello")
+    assert place.read_text() == "old"
+    hub.client.upload("work", make_zip({"a.txt": "new"}))
+    run(hub.client, "hello")
+    assert place.read_text() == "new"
+    stored = list((hub.home / "zips").glob("*.zip"))
+    hub.client.upload("same", make_zip({"a.txt": "new"}))
+    assert list((hub.home / "zips").glob("*.zip")) == stored  # the same content is kept once
+    hub.client.delete_workspace("work")
+    wait_until(lambda: not place.exists(), "the agent deleted it, too")
+
+
+def test_a_machine_that_only_the_link_reaches_does_everything(hub: Hub) -> None:
+    box = hub.agent("box", OCC_BIND_ADDRESS="127.0.0.2")  # the hub sees it come from 127.0.0.1
+    assert hub.seen("box")["via"] == "link"
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    stream, seen = begun(hub.client, steps(*WAITING), "e1")
+    let_go(box.home)
+    assert output(seen + list(stream)) == "begun done"
+    stream, _ = begun(hub.client, steps({"say": "x"}, {"wait": "never"}), "e2")
+    hub.client.cancel("e2")
+    assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
+    packed = io.BytesIO()
+    hub.client.archive("work", packed)
+    assert "a.txt" in zipfile.ZipFile(packed).namelist()
+
+
+def test_a_hub_killed_in_the_middle_goes_on_where_its_rows_end(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    stream, seen = begun(hub.client, steps({"say": "w", "times": 50, "every": 0.02}, *WAITING), "e1")
+    for victim in ("hub_consumer executions", "hub.wsgi", "supervisor"):
+        for pid in hub.part(victim):
+            os.kill(pid, signal.SIGKILL)
+        if victim == "supervisor":
+            wait_until(lambda: not hub.part("occ_"), "everything of it ended")
+            hub.start()
+        wait_until(lambda: hub.request("GET", "/health").status == 200, "it serves again")
+    let_go(box.home)
+    events = seen + list(stream)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert output(events) == "w" * 50 + "begun done"
+    assert events[1:] == list(box.client.events("e1"))[1:]
+
+
+def test_a_machine_that_was_away_goes_on_where_it_was(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    stream, seen = begun(hub.client, steps(*WAITING), "e1")
+    for process in box.processes():
+        process.kill()
+    box.start()
+    final = list(stream)[-1]
+    assert final.data["code"] == "WORKER_LOST"  # the agent's own word: it is not run again
+    assert hub.client.execution("e1")["lastSeq"] == len(seen) + 1
+
+
+def test_a_machine_that_stays_away_loses_its_execution_and_is_told_so_when_it_returns(tmp_path: Path) -> None:
+    with hub_in(tmp_path, OCC_HUB_RECONNECT_SECONDS="1") as hub:
+        hub.start()
+        box = hub.agent("box")
+        hub.client.upload("work", make_zip({"a.txt": "a"}))
+        stream, _ = begun(hub.client, steps(*WAITING), "e1")
+        hub_side = [pid for pid, line in box.commands().items() if "wsgi" in line or "control" in line]
+        for pid in hub_side:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert list(stream)[-1].data["code"] == "AGENT_LOST"
+        finally:
+            for pid in hub_side:
+                os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is cancelled there")
