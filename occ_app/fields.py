@@ -12,6 +12,7 @@ from marshmallow import ValidationError, fields, validate
 ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 CURSOR_PATTERN = r"^([0-9]{1,18})?$"
+ONE_LINE_PATTERN = r"^[^\u0000-\u001f\u007f]*$"
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}$"
 MOMENT_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
@@ -60,9 +61,11 @@ class Id(fields.String):
         super().__init__(validate=check_id, metadata={"pattern": ID_PATTERN}, **kwargs)
 
 
-class Seconds(fields.Float):
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=10_000_000), **kwargs)
+class Amount(fields.Float):
+    """A JSON number above 0 and at most `most`; true and "3" are none."""
+
+    def __init__(self, most: float, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=most), **kwargs)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, (bool, str)):
@@ -70,8 +73,18 @@ class Seconds(fields.Float):
         return super()._deserialize(value, *args, **kwargs)
 
 
+class Seconds(Amount):
+    """A span of time in seconds."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(10_000_000, **kwargs)
+
+
 class WholeNumber(fields.Integer):
     """A JSON number without a fraction; true and "3" are none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(strict=True, **kwargs)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, (bool, str)):

@@ -60,7 +60,7 @@ class ExecuteBody(_Request):
     timeout_seconds = Seconds(data_key="timeoutSeconds")
     idle_timeout_seconds = Seconds(data_key="idleTimeoutSeconds")
     model = fields.String(validate=check_model, metadata={"pattern": MODEL_PATTERN})
-    max_turns = WholeNumber(data_key="maxTurns", strict=True, validate=validate.Range(1, 10_000))
+    max_turns = WholeNumber(data_key="maxTurns", validate=validate.Range(1, 10_000))
     max_budget_usd = Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
 

@@ -11,20 +11,23 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from occ_app import archives, config, search, web
 from occ_app.cli.commands import occ as occ_command
-from occ_app.settings import SETTINGS
+from occ_app.settings import HUB_SETTINGS, SETTINGS, Setting
 from tests import hub as hubs
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
+from tests.hub_daemon import hub_in
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-WEBSOCKET = "GET /executions/{id}/ws"  # OpenAPI has no words for it
+WEBSOCKET, LINK = "GET /executions/{id}/ws", "GET /api/agents/{id}/link"  # OpenAPI has no words for these
+HUBS_API = "\n## The hub's API\n"
 PAGES = {"README.md": README, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text()} | DOCS
 
 
@@ -77,22 +80,32 @@ def test_the_readme_names_every_option_and_no_other() -> None:
     assert told - known == set()
 
 
-def test_the_settings_table_is_the_code_s() -> None:
-    told = table(README, r"`OCC_[A-Z_]+`")
-    assert list(told) == [setting.variable for setting in SETTINGS]
-    defaults = {field.name: field.default for field in fields(config.Config)}
-    for setting in SETTINGS:
+@pytest.mark.parametrize(
+    ("settings", "kind", "command"),
+    [(SETTINGS, config.Config, "occ start"), (HUB_SETTINGS, config.HubConfig, "occ hub start")],
+    ids=["agent", "hub"],
+)
+def test_the_settings_tables_are_the_code_s(
+    settings: tuple[Setting, ...], kind: type[config.Config], command: str
+) -> None:
+    told = table(README, r"`OCC_HUB_[A-Z_]+`" if kind is config.HubConfig else r"`OCC_(?!HUB_)[A-Z_]+`")
+    assert list(told) == [setting.variable for setting in settings]
+    defaults = {field.name: field.default for field in fields(kind)}
+    for setting in settings:
         default = defaults[setting.name]
         if isinstance(default, (int, float)) and not isinstance(default, bool):
             assert told[setting.variable][1] == f"{default:g}" or told[setting.variable][1] == str(default)
-    assert told["OCC_TOOLS"][1] == ",".join(config.DEFAULT_TOOLS)
-    start = dict(commands())["occ start"]
     flags = {row[0].strip("`") for row in told.values() if row[0]}
-    assert flags == options(start) - {"--foreground"}
+    assert flags == options(dict(commands())[command]) - {"--foreground"}
+
+
+def test_the_tools_in_the_settings_table_are_the_code_s() -> None:
+    assert table(README, "`OCC_TOOLS`")["OCC_TOOLS"][1] == ",".join(config.DEFAULT_TOOLS)
 
 
 def test_every_variable_the_docs_name_is_read_by_the_code() -> None:
-    known = {setting.variable for setting in SETTINGS} | {"OCC_HOME", "OCC_TOKEN", "OCC_EXECUTION_ID"}
+    known = {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
+    known |= {"OCC_HOME", "OCC_HUB_HOME", "OCC_TOKEN", "OCC_EXECUTION_ID"}
     told = {name for page in PAGES.values() for name in re.findall(r"\bOCC_[A-Z_]+\b", page)}
     assert told == known
 
@@ -104,17 +117,45 @@ def test_the_variables_that_reach_the_cli_are_listed() -> None:
     assert {name for name in told if not name.startswith("OCC_")} == known
 
 
-@pytest.mark.parametrize("page", ["README.md", "protocol.md"])
-def test_every_address_is_listed(audited: Occ, page: str) -> None:
-    document = audited.request("GET", "/openapi.json").json()
-    wire = {
+def served(document: dict[str, Any]) -> set[str]:
+    """The addresses that an OpenAPI document describes, whatever their parts are called."""
+    return {
         f"{method.upper()} {re.sub(r'{.*?}', '{id}', path)}"
         for path, operations in document["paths"].items()
         for method in operations
         if method in ("get", "post", "delete")
     }
-    told = set(re.findall(r"\b((?:GET|POST|DELETE) /[a-z{}/._]*[a-z}])", PAGES[page]))
+
+
+def named(text: str) -> set[str]:
+    """The addresses that a text names, as `served` writes them."""
+    found = re.findall(r"\b((?:GET|POST|DELETE) /[a-zA-Z{}/._]*[a-z}])", text)
+    return {re.sub(r"{.*?}", "{id}", address) for address in found}
+
+
+def apart(page: str) -> tuple[str, str]:
+    """A page without its section on the hub's API, and that section."""
+    before, _, rest = page.partition(HUBS_API)
+    section, _, after = rest.partition("\n## ")
+    return before + after, section
+
+
+@pytest.mark.parametrize("page", ["README.md", "protocol.md"])
+def test_every_address_is_listed(audited: Occ, page: str) -> None:
+    wire = served(audited.request("GET", "/openapi.json").json())
+    told = named(apart(PAGES[page])[0])
     assert {address for address in told if " /api/" not in address} == wire | {WEBSOCKET}
+
+
+def test_every_address_of_the_hub_is_listed(audited: Occ, tmp_path: Path) -> None:
+    with hub_in(tmp_path) as hub:
+        document = hub.start().request("GET", "/openapi.json").json()
+    assert document["info"]["title"] == "OCC hub"
+    of_agents = served(audited.request("GET", "/openapi.json").json())
+    page, section = apart(DOCS["protocol.md"])
+    told = (named(section) - of_agents) | {address for address in named(page) if " /api/" in address}
+    assert told == (served(document) - of_agents) | {LINK}
+    assert of_agents <= served(document)
 
 
 def test_the_error_codes_are_the_code_s() -> None:
@@ -215,6 +256,17 @@ def test_the_quick_start_with_a_hub_works(shell: Occ) -> None:
         run(shell, f"export OCC_BIND_ADDRESS=127.0.0.1 HUB_KEY={hubs.API_KEY}\n{script}")
         assert len(hub.registrations) == 1
         shell.stop()
+
+
+def test_the_example_with_a_hub_of_its_own_works_word_for_word(shell: Occ, free_port: int, tmp_path: Path) -> None:
+    shell.environment |= {"OCC_HUB_HOME": str(tmp_path / "occ-hub"), "OCC_BIND_ADDRESS": "127.0.0.1"}
+    shell.environment |= {"OCC_HUB_HTTP_PORT": str(free_port)}
+    try:
+        told = run(shell, block("run: own hub").replace("7700", str(free_port)))
+        assert "You said: What is in here?" in told
+        assert "The hub has stopped." in run(shell, "occ stop; occ hub stop")
+    finally:
+        shell.command("hub", "stop", check=False)
 
 
 def test_the_example_with_tls_works_word_for_word(shell: Occ, free_port: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +32,7 @@ class Parts:
     `readers` and `workers` ring whoever follows or runs executions; `execute` and `make_workspace` put a job onto its
     queue; `pack` writes a workspace as it is now as a zip; `delete_workspace` removes one, of the given key if any;
     `admit` looks at an execution before it is accepted; `measures` give what only an agent or only a hub can tell.
+    `contracts` describes the endpoints that are not every API's, as api/openapi.py does, and `title` the whole.
     """
 
     config: Config
@@ -49,6 +50,8 @@ class Parts:
     execute_body: type[Schema] = schemas.ExecuteBody
     admit: Callable[[sqlite3.Connection, records.Request], None] = lambda _connection, _request: None
     measures: tuple[Measure, ...] = ()
+    title: str = "OCC agent"
+    contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun."""

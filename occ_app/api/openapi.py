@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app
 from marshmallow import Schema
 
 from occ_app import __version__, fields, schemas, web
+from occ_app.api import Parts, parts
 
 bp = Blueprint("openapi", __name__)
 
@@ -24,7 +26,8 @@ _EVENT = {
 _STREAM = {"text/event-stream": {"schema": _EVENT}}
 _ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 
-# What each endpoint takes and answers; the rest (paths, methods, summaries) is read off the routes.
+# What each endpoint takes and answers; the rest (paths, methods, summaries) is read off the routes. What only a hub
+# has arrives with its parts.
 _CONTRACTS: dict[str, dict[str, Any]] = {
     "health.health": {"reply": schemas.Health},
     "workspaces.init": {"form": schemas.InitUpload, "reply": schemas.InitReply},
@@ -32,7 +35,7 @@ _CONTRACTS: dict[str, dict[str, Any]] = {
     "workspaces.show": {"reply": schemas.WorkspaceRecord},
     "workspaces.delete": {"reply": schemas.Deleted},
     "workspaces.archive": {"content": _ZIP},
-    "executions.execute": {"body": schemas.ExecuteBody, "content": _STREAM, "resumes": True},
+    "executions.execute": {"content": _STREAM, "resumes": True},
     "executions.listing": {"query": schemas.ListQuery, "reply": schemas.ExecutionList},
     "executions.show": {"reply": schemas.ExecutionRecord},
     "executions.events": {"query": schemas.EventsQuery, "content": _STREAM, "resumes": True},
@@ -48,19 +51,21 @@ _CONTRACTS: dict[str, dict[str, Any]] = {
 def openapi() -> Response:
     """This document."""
     web.query(schemas.NoQuery)
-    return web.json_response(document(current_app))
+    return web.json_response(document(current_app, parts()))
 
 
-def document(app: Flask) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of an agent."""
+def document(app: Flask, parts: Parts) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of an agent or a hub."""
     from apispec import APISpec
     from apispec.ext.marshmallow import MarshmallowPlugin
 
-    spec = APISpec("OCC agent", __version__, "3.1.0", plugins=[MarshmallowPlugin(schema_name_resolver=_schema_name)])
+    contracts = {**_CONTRACTS, **parts.contracts}
+    contracts["executions.execute"] = {**contracts["executions.execute"], "body": parts.execute_body}
+    spec = APISpec(parts.title, __version__, "3.1.0", plugins=[MarshmallowPlugin(schema_name_resolver=_schema_name)])
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
     spec.options["security"] = [{"bearer": []}]
     for rule in app.url_map.iter_rules():
-        contract = _CONTRACTS.get(rule.endpoint)
+        contract = contracts.get(rule.endpoint)
         if contract is None:
             continue
         view = app.view_functions[rule.endpoint]
@@ -71,7 +76,7 @@ def document(app: Flask) -> dict[str, Any]:
     return dict(spec.to_dict())
 
 
-def _operation(contract: dict[str, Any], summary: str, name: str, arguments: list[str]) -> dict[str, Any]:
+def _operation(contract: Mapping[str, Any], summary: str, name: str, arguments: list[str]) -> dict[str, Any]:
     content = contract.get("content") or {"application/json": {"schema": contract["reply"]}}
     operation: dict[str, Any] = {
         "operationId": name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 
@@ -18,6 +19,20 @@ from occ_app.hub.links import Links
 bp = Blueprint("hub", __name__)
 
 FROM_AGENTS = "/api/agents/"
+
+# What each of these takes and answers, as occ_app/api/openapi.py describes them.
+CONTRACTS: dict[str, dict[str, Any]] = {
+    "hub.register": {"body": hub_schemas.Registration, "reply": hub_schemas.Registered, "status": 201},
+    "hub.heartbeat": {"body": hub_schemas.Heartbeat, "reply": hub_schemas.Empty},
+    "hub.listing": {"reply": hub_schemas.AgentList},
+    "hub.show": {"reply": hub_schemas.AgentRecord},
+    "hub.drain": {"reply": hub_schemas.AgentRecord},
+    "hub.resume": {"reply": hub_schemas.AgentRecord},
+    "hub.remove": {"reply": schemas.Deleted},
+    "hub.list_keys": {"reply": hub_schemas.KeyList},
+    "hub.create_key": {"body": hub_schemas.KeyBody, "reply": hub_schemas.KeyMade, "status": 201},
+    "hub.revoke_key": {"reply": hub_schemas.KeyRecord},
+}
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,8 @@ def create_key() -> Response:
     """Make a key; the answer is the only one that has its secret."""
     only_admins()
     asked = web.loaded(hub_schemas.KeyBody, web.json_body())
+    if asked["admin"] and asked["kind"] == "agent":
+        raise errors.InvalidRequest("Only a client's key can be an admin's.", {"admin": ["Not for an agent."]})
     try:
         key, secret = keys.create(parts().db, asked.pop("name"), asked.pop("kind"), **asked)
     except errors.ConfigError as error:

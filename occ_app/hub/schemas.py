@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from occ_app import schemas
-from occ_app.fields import WholeNumber, check_one_line
+from occ_app.fields import ONE_LINE_PATTERN, Amount, WholeNumber, check_one_line
 from occ_app.settings import http_url
 
-_LABEL: list[Callable[[str], object]] = [validate.Length(1, 100), check_one_line]
+FINGERPRINT_PATTERN = r"^([0-9A-Fa-f]{2}:?){32}$"
+
+
+class _Line(fields.String):
+    """One line of text, of so many characters."""
+
+    def __init__(self, least: int, most: int, **kwargs: Any) -> None:
+        checks: list[Callable[[str], object]] = [validate.Length(least, most), check_one_line]
+        super().__init__(validate=checks, metadata={"pattern": ONE_LINE_PATTERN}, **kwargs)
 
 
 def _check_url(value: str) -> None:
@@ -19,6 +28,11 @@ def _check_url(value: str) -> None:
         http_url(value)
     except ValueError as error:
         raise ValidationError(f"{str(error).capitalize()}.") from None
+
+
+def _check_fingerprint(value: str) -> None:
+    if not re.fullmatch(FINGERPRINT_PATTERN, value):
+        raise ValidationError("Must be a SHA-256 fingerprint.")
 
 
 class _FromAgent(Schema):
@@ -33,19 +47,25 @@ class Registration(_FromAgent):
 
     protocol = WholeNumber(required=True)
     agent_id = fields.String(data_key="agentId", allow_none=True, load_default=None, validate=validate.Length(max=128))
-    name = fields.String(required=True, validate=[validate.Length(1, 200), check_one_line])
-    version = fields.String(required=True, validate=[validate.Length(max=100), check_one_line])
-    platform = fields.String(load_default="", validate=[validate.Length(max=100), check_one_line])
-    url = fields.String(allow_none=True, load_default=None, validate=[validate.Length(max=2000), _check_url])
+    name = _Line(1, 200, required=True)
+    version = _Line(0, 100, required=True)
+    platform = _Line(0, 100, load_default="")
+    url = fields.String(
+        allow_none=True,
+        load_default=None,
+        validate=[validate.Length(max=2000), _check_url],
+        metadata={"description": "http:// or https://, a host, and a port or a path if wanted"},
+    )
     port = WholeNumber(required=True, validate=validate.Range(1, 65535))
     tls_fingerprint = fields.String(
         data_key="tlsFingerprint",
         allow_none=True,
         load_default=None,
-        validate=validate.Regexp(r"\A([0-9A-Fa-f]{2}:?){32}\Z", error="Must be a SHA-256 fingerprint."),
+        validate=_check_fingerprint,
+        metadata={"pattern": FINGERPRINT_PATTERN},
     )
     workers = WholeNumber(required=True, validate=validate.Range(1, 10_000))
-    labels = fields.List(fields.String(validate=_LABEL), load_default=list, validate=validate.Length(max=100))
+    labels = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=100))
     claude_version = fields.String(
         data_key="claudeVersion", allow_none=True, load_default=None, validate=validate.Length(max=100)
     )
@@ -72,7 +92,7 @@ class Heartbeat(_FromAgent):
     """The body of POST /api/agents/{id}/heartbeat."""
 
     seq_num = WholeNumber(data_key="seqNum", required=True)
-    status = fields.String(required=True, validate=[validate.Length(1, 50), check_one_line])
+    status = _Line(1, 50, required=True)
     version = fields.String(load_default="", validate=validate.Length(max=100))
     workers = fields.Nested(_BeatWorkers, load_default=dict)
     queue = fields.Nested(_BeatQueue, load_default=dict)
@@ -112,11 +132,11 @@ class AgentList(Schema):
 class KeyBody(Schema):
     """The body of POST /keys."""
 
-    name = fields.String(required=True, validate=[validate.Length(1, 100), check_one_line])
+    name = _Line(1, 100, required=True)
     kind = fields.String(required=True, data_key="for", validate=validate.OneOf(["agent", "client"]))
-    admin = fields.Boolean(load_default=False)
+    admin = fields.Boolean(load_default=False, truthy={True}, falsy={False})  # no words that mean yes
     most = WholeNumber(validate=validate.Range(1, 1_000_000))
-    days = fields.Float(validate=validate.Range(min=0, min_inclusive=False, max=100_000))
+    days = Amount(100_000)
 
 
 class KeyRecord(Schema):
@@ -147,8 +167,8 @@ class KeyList(Schema):
 class HubExecuteBody(schemas.ExecuteBody):
     """The body of POST /execute on a hub: an agent's, and where to run."""
 
-    agent = fields.String(validate=[validate.Length(1, 200), check_one_line])
-    labels = fields.List(fields.String(validate=_LABEL), validate=validate.Length(max=100))
+    agent = _Line(1, 200)
+    labels = fields.List(_Line(1, 100), validate=validate.Length(max=100))
 
 
 def agent_record(agent: Any, via: str | None) -> dict[str, Any]:
