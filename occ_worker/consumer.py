@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huey.consumer import Consumer, ProcessEnvironment, Scheduler
+from huey.consumer import Consumer, ForkSafeFlag, ProcessEnvironment, Scheduler, ThreadEnvironment, WorkerRecycle
+from huey.consumer import Worker as HueyWorker
 
 from occ_app import config as configuration
 from occ_app import db
@@ -85,7 +86,30 @@ class _NoProcess:
         return False
 
 
-class _ExecutionsConsumer(Consumer):
+class _OneUntilTold(HueyWorker):
+    """A worker process's loop, which ends when that process is told to."""
+
+    def loop(self, now: Any = None) -> None:
+        super().loop(now)
+        if self.huey.stop.set:
+            raise WorkerRecycle
+
+
+class _StoppedAtOnce(Consumer):
+    """Huey looks now and then whether a signal came; here the signal also wakes whoever waits for the stop."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._stop_flag_timeout = 1.0  # between looks at the workers' health
+
+    def _handle_signal(self, signum: int, frame: Any) -> None:
+        super()._handle_signal(signum, frame)
+        self.stop_flag.set()
+
+
+class _ExecutionsConsumer(_StoppedAtOnce):
+    worker_class = _OneUntilTold
+
     def get_environment(self, _: str) -> _WorkerEnvironment:
         return _WorkerEnvironment(self._graceful_sig, self._interrupt_sig)
 
@@ -94,14 +118,21 @@ class _EachSecond(Scheduler):
     periodic_task_seconds = 1
 
 
-class _ControlConsumer(Consumer):
+class _ControlEnvironment(ThreadEnvironment):
+    def get_stop_flag(self) -> ForkSafeFlag:
+        """A pipe: unlike a lock, a signal's handler may set it whatever it interrupts."""
+        return ForkSafeFlag()
+
+
+class _ControlConsumer(_StoppedAtOnce):
     scheduler_class = _EachSecond
 
-    def stop(self, graceful: bool = False) -> None:
-        """Stop, and wake the threads that wait for a job, so that none is waited for."""
-        self.stop_flag.set()
-        self.huey.storage.ring(CONTROL_THREADS)
-        super().stop(graceful)
+    def get_environment(self, _: str) -> _ControlEnvironment:
+        return _ControlEnvironment(self._graceful_sig, self._interrupt_sig)
+
+    def start(self) -> None:
+        self.huey.storage.wake = self.stop_flag._r  # those that wait for a job hear of the stop, too
+        super().start()
 
 
 def run_executions(config: Config) -> None:
@@ -145,7 +176,6 @@ def run_executions(config: Config) -> None:
         graceful_signal="TERM",
         shutdown_timeout=GRACE_SECONDS,
     )
-    consumer._stop_flag_timeout = 0.25
     gc.freeze()  # what is there now is shared by all workers, as long as no collection writes to it
     consumer.run()
 
@@ -169,7 +199,6 @@ def run_control(config: Config) -> None:
     consumer = _ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
-    consumer._stop_flag_timeout = 0.25
     consumer.run()
     control.last_heartbeat()
 
