@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from flask import Flask
 
@@ -19,9 +20,10 @@ from occ_app.server import Application
 from occ_app.state import TokenFile
 from occ_app.tail import Tail
 from occ_worker import tasks
-from occ_worker.control import Control
-from occ_worker.listener import Worker
 from occ_worker.queues import open_queue
+
+if TYPE_CHECKING:
+    from occ_worker.control import Control
 
 
 def make_app(config: Config) -> Flask:
@@ -47,7 +49,7 @@ def make_app(config: Config) -> Flask:
     return app
 
 
-def _no_worker() -> Worker:
+def _no_worker() -> None:
     raise RuntimeError("the web process puts executions in and runs none")
 
 

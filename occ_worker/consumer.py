@@ -24,7 +24,7 @@ from occ_app.doorbell import Doorbell, Ringer
 from occ_app.identity import own_identity
 from occ_app.kernel import become_subreaper, die_with_parent
 from occ_app.logs import log_to_stderr
-from occ_worker import claude, tasks
+from occ_worker import claude, runner, tasks
 from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.listener import GRACE_SECONDS, Worker
@@ -139,7 +139,7 @@ def run_executions(config: Config) -> None:
     """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""
     queue = open_queue(config, "executions")
     parts: list[Worker] = []
-    put = tasks.executions(queue, lambda: parts[0])
+    put = tasks.executions(queue, lambda: runner.run_next(parts[0]))
 
     @queue.on_startup()  # type: ignore[untyped-decorator]  # huey is untyped
     def open_parts() -> None:
@@ -210,7 +210,7 @@ def _hub(config: Config, seconds: float) -> HubClient:
     return HubClient(config.remote_url, seconds)
 
 
-def _nobody() -> Worker:
+def _nobody() -> None:
     raise RuntimeError("the control process puts executions in and runs none")
 
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huey import Huey
 
 from occ_app.db import translated
-from occ_worker import runner
-from occ_worker.control import Control
-from occ_worker.listener import Worker
+
+if TYPE_CHECKING:  # whoever only puts jobs in, as the web process does, needs none of what runs them
+    from occ_worker.control import Control
 
 
-def executions(queue: Huey, worker: Callable[[], Worker]) -> Callable[[str], None]:
-    """Define the job of the `executions` queue; `worker` gives the process's own parts when one runs."""
+def executions(queue: Huey, run_next: Callable[[], object]) -> Callable[[str], None]:
+    """Define the job of the `executions` queue: `run_next` runs the oldest execution that can run, whichever rang."""
 
     @queue.task(name="execute")  # type: ignore[untyped-decorator]  # huey is untyped
     def execute(_: str) -> None:
-        """Run the oldest execution that can run, whichever one rang."""
-        runner.run_next(worker())
+        run_next()
 
     return _putter(queue, execute)
 
