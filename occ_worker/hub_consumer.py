@@ -14,8 +14,6 @@ import sys
 import threading
 from collections.abc import Callable
 
-from huey.consumer import Consumer
-
 from occ_app import agent, daemon, db, executions
 from occ_app import config as configuration
 from occ_app.config import HubConfig
@@ -27,7 +25,8 @@ from occ_app.hub.calls import Calls
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
 from occ_worker import tasks
-from occ_worker.consumer import CONTROL_THREADS, ControlConsumer
+from occ_worker.consumer import CONTROL_THREADS
+from occ_worker.consumers import ControlConsumer, ThreadsConsumer
 from occ_worker.hub_control import HubControl
 from occ_worker.queues import open_queue
 from occ_worker.relay import Relay, Relaying, cancel_requested
@@ -139,10 +138,9 @@ def run_executions(config: HubConfig) -> None:
     relays.start(lambda: put(""))
     if any(executions.counts(database)):
         put("")
-    consumer = Consumer(
+    consumer = ThreadsConsumer(
         queue, workers=1, worker_type="thread", periodic=False, graceful_signal="TERM", shutdown_timeout=1
     )
-    consumer._stop_flag_timeout = 0.25
     consumer.run()
     relays.stop()
     logging.shutdown()
@@ -170,7 +168,6 @@ def run_control(config: HubConfig) -> None:
     consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
-    consumer._stop_flag_timeout = 0.25
     consumer.run()
 
 
