@@ -103,7 +103,7 @@ class ControlConsumer(Consumer):
     def stop(self, graceful: bool = False) -> None:
         """Stop, and wake the threads that wait for a job, so that none is waited for."""
         self.stop_flag.set()
-        self.huey.storage.ring(CONTROL_THREADS)
+        self.huey.storage.ring(self.workers)
         super().stop(graceful)
 
 
