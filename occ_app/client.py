@@ -76,8 +76,9 @@ class AgentClient:
     def close(self) -> None:
         self._pool.clear()
 
-    def health(self) -> dict[str, Any]:
-        return self._json("GET", "/health")
+    def health(self, seconds: float = 60) -> dict[str, Any]:
+        """How it is, asked for at most about so many seconds."""
+        return self._json("GET", "/health", read_seconds=seconds)
 
     def upload(
         self,
@@ -238,7 +239,7 @@ class AgentClient:
                 headers={**self._headers, **(headers or {})},
                 preload_content=False,
                 redirect=False,
-                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds),
+                timeout=urllib3.Timeout(connect=min(_CONNECT_SECONDS, read_seconds), read=read_seconds),
             )
         except urllib3.exceptions.SSLError as error:
             raise Untrusted(self._distrust(error)) from None

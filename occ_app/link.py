@@ -11,8 +11,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 
 from occ_app.link_frames import (
     DATA,
@@ -63,6 +62,7 @@ class Link:
         self._streams: dict[int, Stream] = {}
         self._newest = 0  # the highest number of a stream so far; those below that are not in `_streams` are over
         self._over = False
+        self._finishing = ""
         # The local sockets stand in an epoll of their own: they can be let rest all at once, and it goes round them.
         self._locals = select.epoll()
         self._by_descriptor: dict[int, Stream] = {}
@@ -89,6 +89,14 @@ class Link:
             self._newest += 1
             self._step(self._add, self._newest, local)
 
+    def finish(self, reason: str) -> None:
+        """End the link when all its streams have ended on this side and the other side has heard what they said.
+
+        What a caller there does not take into its socket is lost, as with any end of a link.
+        """
+        self._finishing = reason
+        self._step(lambda: None)
+
     def close(self, reason: str, code: int = NORMAL) -> None:
         """End the link and all its streams, at once."""
         if self._over:
@@ -111,6 +119,8 @@ class Link:
         try:
             work(*arguments)
             if not self._over:
+                if self._finishing and all(stream.ended for stream in self._streams.values()):
+                    self._websocket.say_goodbye(GOING_AWAY, self._finishing)
                 self._websocket.flush()
                 self._wait()
         except Violation as violation:
@@ -212,7 +222,7 @@ class Link:
 
     # -- from the other side to the local sockets
 
-    def _take_messages(self, messages: Callable[[], list[bytes]]) -> None:
+    def _take_messages(self, messages: Callable[[], Iterable[bytes]]) -> None:
         for message in messages():
             self._take(decode(message))
 
@@ -232,7 +242,7 @@ class Link:
         elif frame.kind == END:
             self._try(stream, stream.finish)
         else:
-            self._try(stream, partial(stream.grant, increment(frame)))
+            self._try(stream, stream.grant, increment(frame))
 
     def _opened(self, number: int) -> None:
         if self._dial is None or number <= self._newest:

@@ -48,6 +48,7 @@ class LinkSocket:
         self._framing = framing
         self._unsent = bytearray()
         self._parts = bytearray()  # of a message that has not come whole
+        self._leaving = False  # the last message was put
         self.heard = time.monotonic()
 
     def fileno(self) -> int:
@@ -84,23 +85,28 @@ class LinkSocket:
                 return
             del self._unsent[:sent]
 
-    def receive(self) -> list[bytes]:
-        """The messages that came, after one look at the connection."""
+    def receive(self) -> Iterator[bytes]:
+        """The messages that came, after one look at the connection; those before its end are there."""
         try:
             data = self._socket.recv(_AT_ONCE)
             while data and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
                 data += self._socket.recv(_AT_ONCE)  # epoll does not know of what is decrypted already
         except _LATER:
-            return []
+            return iter(())
         if not data:
             raise ConnectionResetError("the other side closed the connection")
         self.heard = time.monotonic()
         self._framing.receive_data(data)
         return self.received()
 
-    def received(self) -> list[bytes]:
+    def received(self) -> Iterator[bytes]:
         """The messages that are there already."""
-        return [message for event in self._framing.events() if (message := self._understood(event)) is not None]
+        return (message for event in self._framing.events() if (message := self._understood(event)) is not None)
+
+    def say_goodbye(self, code: int, reason: str) -> None:
+        """Put this as the last message; the other side closes when it has come to it."""
+        self._put(CloseConnection(code=code, reason=reason))
+        self._leaving = True
 
     def close(self, code: int, reason: str) -> None:
         """Say goodbye if that can be done at once, and close the connection."""
@@ -110,6 +116,8 @@ class LinkSocket:
         self._socket.close()
 
     def _put(self, event: Event) -> None:
+        if self._leaving:
+            return
         self._unsent += self._framing.send(event)
         if len(self._unsent) > _TOO_MUCH:
             raise Violation("it does not read what it is sent")

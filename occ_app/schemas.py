@@ -6,121 +6,32 @@ in Python snake_case.
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
-from typing import Any
+from marshmallow import RAISE, Schema, fields, validate
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
-
-# As OpenAPI writes them. They are matched whole, since Python's $ also takes a newline at the end.
-ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
-UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
-CURSOR_PATTERN = r"^([0-9]{1,18})?$"
-ONE_LINE_PATTERN = r"^[^\u0000-\u001f\u007f]*$"
-MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}$"
-
-MOMENT_PATTERN = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
+from occ_app.fields import (
+    CURSOR_PATTERN,
+    MODEL_PATTERN,
+    UUID_PATTERN,
+    Id,
+    Moment,
+    Seconds,
+    WholeNumber,
+    check_model,
+    check_one_line,
+    check_prompt,
+    check_session,
+    check_text,
 )
+
 MOST_QUERY = 1000
 
 STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
-
-
-def _check_id(value: str) -> None:
-    if not re.fullmatch(ID_PATTERN, value):
-        raise ValidationError(
-            "Must be 1 to 128 letters, digits, dots, underscores or hyphens, begin with a letter or digit "
-            "and not end with a dot."
-        )
-
-
-def _check_text(value: str) -> None:
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
-        raise ValidationError("Must be Unicode text without lone surrogates.")
-
-
-def check_one_line(value: str) -> None:
-    """Raises ValidationError unless it is one line of text."""
-    _check_text(value)
-    if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise ValidationError("Must be one line of text.")
-
-
-def _check_prompt(value: str) -> None:
-    _check_text(value)
-    if not value.strip():
-        raise ValidationError("Must not be empty.")
-
-
-def _check_model(value: str) -> None:
-    if not re.fullmatch(MODEL_PATTERN, value):
-        raise ValidationError("Must be the name of a model.")
-
-
-def _check_session(value: str) -> None:
-    if not re.fullmatch(UUID_PATTERN, value):
-        raise ValidationError("Must be a session's UUID, as an execution's sessionId tells it.")
-
-
-class Id(fields.String):
-    """The id of a workspace or an execution."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(validate=_check_id, metadata={"pattern": ID_PATTERN}, **kwargs)
 
 
 class _Request(Schema):
     class Meta:
         unknown = RAISE
         ordered = True
-
-
-class Amount(fields.Float):
-    """A JSON number above 0 and at most `most`; true and "3" are none."""
-
-    def __init__(self, most: float, **kwargs: Any) -> None:
-        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=most), **kwargs)
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(value, (bool, str)):
-            raise ValidationError("Must be a number.")
-        return super()._deserialize(value, *args, **kwargs)
-
-
-class _Seconds(Amount):
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(10_000_000, **kwargs)
-
-
-class WholeNumber(fields.Integer):
-    """A JSON number without a fraction; true and "3" are none."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(strict=True, **kwargs)
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(value, (bool, str)):
-            raise ValidationError("Must be a whole number.")
-        return super()._deserialize(value, *args, **kwargs)
-
-
-class _Moment(fields.String):
-    """A day or a time, ISO 8601; without an offset it is UTC. Read as times stand in the rows."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(metadata={"pattern": MOMENT_PATTERN}, **kwargs)
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        text = super()._deserialize(value, *args, **kwargs)
-        try:
-            if not re.fullmatch(MOMENT_PATTERN, text):
-                raise ValueError(text)
-            moment = datetime.fromisoformat(text)
-            moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-        except (ValueError, OverflowError):
-            raise ValidationError("Must be a day or a time as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class InitForm(_Request):
@@ -131,7 +42,7 @@ class InitForm(_Request):
     process_policy = fields.String(
         data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse"])
     )
-    description = fields.String(load_default="", validate=[validate.Length(max=10_000), _check_text])
+    description = fields.String(load_default="", validate=[validate.Length(max=10_000), check_text])
 
 
 class InitUpload(InitForm):
@@ -145,13 +56,13 @@ class ExecuteBody(_Request):
 
     execution_id = Id(data_key="executionId", required=True)
     workspace_id = Id(data_key="workspaceId", required=True)
-    prompt = fields.String(required=True, validate=_check_prompt, metadata={"pattern": r"\S"})
-    timeout_seconds = _Seconds(data_key="timeoutSeconds")
-    idle_timeout_seconds = _Seconds(data_key="idleTimeoutSeconds")
-    model = fields.String(validate=_check_model, metadata={"pattern": MODEL_PATTERN})
+    prompt = fields.String(required=True, validate=check_prompt, metadata={"pattern": r"\S"})
+    timeout_seconds = Seconds(data_key="timeoutSeconds")
+    idle_timeout_seconds = Seconds(data_key="idleTimeoutSeconds")
+    model = fields.String(validate=check_model, metadata={"pattern": MODEL_PATTERN})
     max_turns = WholeNumber(data_key="maxTurns", validate=validate.Range(1, 10_000))
-    max_budget_usd = _Seconds(data_key="maxBudgetUsd")
-    session_id = fields.String(data_key="sessionId", validate=_check_session, metadata={"pattern": UUID_PATTERN})
+    max_budget_usd = Seconds(data_key="maxBudgetUsd")
+    session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
 
 
 class ListQuery(_Request):
@@ -213,7 +124,7 @@ class SearchQuery(_Request):
     """The query of GET /search."""
 
     q = fields.String(
-        required=True, validate=[validate.Length(max=MOST_QUERY), _check_prompt], metadata={"pattern": r"\S"}
+        required=True, validate=[validate.Length(max=MOST_QUERY), check_prompt], metadata={"pattern": r"\S"}
     )
     limit = fields.Integer(load_default=20, validate=validate.Range(1, 100))
     before = fields.Integer(validate=validate.Range(min=1, max=2**62))
@@ -252,8 +163,8 @@ class UsageQuery(_Request):
     """The query of GET /usage: executions accepted from `since` on and before `until`."""
 
     by = fields.String(load_default="day", validate=validate.OneOf(["day", "workspace", "agent", "key"]))
-    since = _Moment()
-    until = _Moment()
+    since = Moment()
+    until = Moment()
 
 
 class Usage(Schema):

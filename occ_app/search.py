@@ -19,7 +19,7 @@ from occ_app.db import Database
 from occ_app.records import Execution
 
 MOST_CHARACTERS = 1_000_000  # of a prompt and of an output; what follows is not searched
-_STEP_EXECUTIONS, _STEP_CHARACTERS = 50, 200_000  # one transaction, some milliseconds
+_STEP_EXECUTIONS, _STEP_CHARACTERS = 50, 50_000  # one transaction, some milliseconds
 _BEFORE_HIT, _AFTER_HIT = 60, 180  # characters of a snippet
 _WINDOW, _OVERLAP = 2000, 200
 _TOKENIZE = "tokenize = 'unicode61 remove_diacritics 2'"  # as the migrations made the index

@@ -7,8 +7,11 @@ thread.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
+import os
+import signal
 import socket
 import ssl
 import struct
@@ -21,9 +24,9 @@ from flask import Flask
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.http import wsgi
+from gunicorn.sock import create_sockets
 from gunicorn.workers import gthread
 
-from occ_app.kernel import die_with_parent
 from occ_app.streams import HandedOver
 from occ_app.tls import Certificate
 from occ_app.tls_server import IO_SECONDS, say_goodbye, server_context
@@ -38,10 +41,13 @@ SPARE_THREADS = BODIES + 16  # beside the streams: those that read bodies, and a
 _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop would cost them time
 _HEAD_SECONDS = 20.0
 _LONGEST_WAITED_FOR = 16384  # a longer head is read as it comes
+_HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
 
 
 class Worker(gthread.ThreadWorker):
     """gunicorn's thread worker, with timeouts on each read and write and closing done where it blocks nobody."""
+
+    _next_look = 0.0
 
     def handle(self, conn: Any) -> Any:
         limit = struct.pack("ll", IO_SECONDS, 0)
@@ -69,9 +75,22 @@ class Worker(gthread.ThreadWorker):
             conn.close = _already_closed
         return kept
 
+    def init_signals(self) -> None:
+        super().init_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop
+
     def run(self) -> None:
+        gc.freeze()  # what is there now stays, and need not be looked through again and again
         super().run()
+        faulthandler.cancel_dump_traceback_later()
         self._to_the_application("occ_on_end")
+
+    def notify(self) -> None:
+        """The loop goes round, as it does once a second. When it stops, the process ends and says where it hung."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOKED_AFTER_SECONDS
+            faulthandler.dump_traceback_later(_HUNG_SECONDS, exit=True)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A stop: let every stream send what is stored and end, instead of being cut at the time limit."""
@@ -156,13 +175,8 @@ class Application(BaseApplication):
             "worker_class": Worker,
             "threads": streams + SPARE_THREADS,
             "worker_connections": streams + 2 * SPARE_THREADS + 1000,
-            "timeout": 60,
             "graceful_timeout": STOP_SECONDS,
             "keepalive": 15,
-            "control_socket_disable": True,  # it would be shared by every gunicorn of this user
-            # What is there now is shared with the worker, as long as no collection writes to it.
-            "pre_fork": _share_memory,
-            "post_fork": _die_with_master,
             "loglevel": "warning",
             "errorlog": "-",
         }
@@ -184,12 +198,9 @@ class Application(BaseApplication):
     def load(self) -> Flask:
         return self._make_app()
 
-
-def _share_memory(_: Any, __: Any) -> None:
-    gc.collect()
-    gc.freeze()
-
-
-def _die_with_master(_: Any, worker: Any) -> None:
-    """In the worker: go when the master is killed, since its successor serves the same socket."""
-    die_with_parent(worker.ppid)
+    def run(self) -> None:
+        """Serve in this very process, to its end: what gunicorn's master does for its workers, the supervisor does."""
+        logger = self.cfg.logger_class(self.cfg)
+        worker = Worker(1, os.getppid(), create_sockets(self.cfg, logger), self, self.cfg.timeout, self.cfg, logger)
+        worker.pid = os.getpid()
+        worker.init_process()

@@ -38,7 +38,15 @@ class Streams:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open = 0
+        self._refused: set[str] = set()
         self._lock = threading.Lock()
+
+    def refuse(self, key_id: str) -> None:
+        """End the streams that this key opened, within a second or, for a WebSocket, fifteen."""
+        self._refused.add(key_id)
+
+    def refuses(self, key_id: str | None) -> bool:
+        return key_id in self._refused
 
     def enter(self) -> None:
         """Take a place. Raises Unavailable when there is none."""
@@ -65,7 +73,16 @@ class Follower:
     Use it as a context manager; `batches` yields lists of events, and an empty list where a keep-alive is due.
     """
 
-    def __init__(self, db: Database, tailing: Tail, execution: Execution, after: int) -> None:
+    def __init__(
+        self,
+        db: Database,
+        tailing: Tail,
+        execution: Execution,
+        after: int,
+        refused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`refused` tells whether its client may not read any more."""
+        self.refused = refused
         self._db = db
         self._tail = tailing
         self._execution = execution
@@ -114,7 +131,7 @@ class Follower:
         if over is not None:
             yield [over]
             return
-        while not self.gone:
+        while not self.gone and not self.refused():
             batch = self.ready()
             if batch:
                 yield batch
@@ -197,6 +214,9 @@ class LiveStream:
 
     def push(self) -> None:
         if self._ended:
+            return
+        if self._follower.refused():
+            self._end()
             return
         try:
             if not self._unsent:

@@ -37,6 +37,7 @@ log = logging.getLogger("occ.supervisor")
 
 START_SECONDS = 30.0
 WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final event
+CONTROL_SECONDS = 0.5  # more than the others at least, for the last bytes of a link
 WEB_SECONDS = 3.3  # to send every stream its last events
 CRASHES = 5
 _LARGEST_LOG = 10_000_000
@@ -238,16 +239,21 @@ class Supervisor:
         self._stopping = True
 
     def _stop(self) -> None:
-        """End every part: those that run executions first, so that their last events still reach the readers."""
+        """End every part: those that run executions first, so that their last events still reach the readers.
+
+        Control is waited for last: a hub reads those events over the link that it holds.
+        """
+        begun = time.monotonic()
         daemon.refuse_work(self._config)
-        web = [part for part in self._parts if part.name == "web"]
-        others = [part for part in self._parts if part.name != "web"]
-        for part in others:
+        named = {name: [part for part in self._parts if part.name == name] for name in ("web", "control")}
+        workers = [part for part in self._parts if part.name not in named]
+        for part in (*workers, *named["control"]):
             part.signal_group(signal.SIGTERM)
-        self._await_parts(others, WORKERS_SECONDS)
-        for part in web:
+        self._await_parts(workers, WORKERS_SECONDS)
+        for part in named["web"]:
             part.send_signal(signal.SIGTERM)
-        self._await_parts(web, WEB_SECONDS)
+        self._await_parts(named["web"], WEB_SECONDS)
+        self._await_parts(named["control"], max(CONTROL_SECONDS, begun + WORKERS_SECONDS - time.monotonic()))
 
     def _await_parts(self, parts: list[Part], seconds: float) -> None:
         """Wait until all have ended, at most `seconds`, then kill what is left of their groups."""

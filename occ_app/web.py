@@ -23,7 +23,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from marshmallow import Schema, ValidationError
 from werkzeug.exceptions import HTTPException
 
-from occ_app import errors, schemas
+from occ_app import errors, fields
 
 log = logging.getLogger("occ.web")
 
@@ -317,7 +317,7 @@ def cursor(after: str | None) -> int:
     """Where a reader wants to go on: Last-Event-ID, or the query's `after`. Raises INVALID_EVENT_ID."""
     header = request.headers.get("Last-Event-ID")
     for value in (header, after):
-        if value is not None and not re.fullmatch(schemas.CURSOR_PATTERN, value):
+        if value is not None and not re.fullmatch(fields.CURSOR_PATTERN, value):
             raise errors.RequestError(
                 "INVALID_EVENT_ID", "Last-Event-ID and `after` must be the id of an event: a whole number, 0 or more."
             )

@@ -1,21 +1,13 @@
-"""The two consumer processes: `python -m occ_worker.consumer executions` and `… control`.
-
-Huey starts, watches and replaces the workers. What is changed here: children die with their parent, a stop is heard
-at once, and periodic jobs are looked at each second.
-"""
+"""The agent's two consumer processes: `python -m occ_worker.consumer executions` and `… control`."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import logging
-import os
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from huey.consumer import Consumer, ProcessEnvironment, Scheduler
+from typing import TYPE_CHECKING
 
 from occ_app import agent, daemon, db
 from occ_app import config as configuration
@@ -23,9 +15,10 @@ from occ_app.config import Config
 from occ_app.doorbell import Doorbell, Ringer
 from occ_app.errors import OCCError
 from occ_app.identity import own_identity
-from occ_app.kernel import become_subreaper, die_with_parent
+from occ_app.kernel import become_subreaper
 from occ_app.logs import log_to_stderr
 from occ_worker import claude, runner, tasks
+from occ_worker.consumers import ControlConsumer, ProcessesConsumer
 from occ_worker.control import Control
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.listener import GRACE_SECONDS, Worker
@@ -37,74 +30,7 @@ if TYPE_CHECKING:
     from occ_worker.link_client import LinkClient
 
 CONTROL_THREADS = 4
-
-
-class _Stop:
-    """Set by SIGTERM in a worker; `descriptor` becomes readable, so that whatever waits wakes."""
-
-    def __init__(self) -> None:
-        self.descriptor, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.set = False
-
-    def __call__(self, *_: Any) -> None:
-        if not self.set:
-            self.set = True
-            os.write(self._write, b"\0")
-
-
-class _WorkerEnvironment(ProcessEnvironment):
-    """Forked workers that die with the consumer and take SIGTERM as "end your execution and leave"."""
-
-    def __init__(self, *signals: Any) -> None:
-        super().__init__(*signals)
-        self._parent = os.getpid()
-
-    def init_child(self, process: Any) -> None:
-        die_with_parent(self._parent)
-        stop = _Stop()
-        process.huey.stop = stop
-        process.huey.storage.wake = stop.descriptor
-        signal.signal(signal.SIGTERM, stop)
-        for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are the supervisor's to handle
-            signal.signal(ignored, signal.SIG_IGN)
-
-    def create_process(self, runnable: Any, name: str) -> Any:
-        return _NoProcess() if name == "Scheduler" else super().create_process(runnable, name)
-
-    def is_alive(self, process: Any) -> bool:
-        return isinstance(process, _NoProcess) or super().is_alive(process)
-
-
-class _NoProcess:
-    """Stands where Huey has a process for jobs that are due later: this queue has none of them, and memory is dear."""
-
-    pid = None
-
-    def start(self) -> None: ...
-
-    def join(self, timeout: float | None = None) -> None: ...
-
-    def is_alive(self) -> bool:
-        return False
-
-
-class _ExecutionsConsumer(Consumer):
-    def get_environment(self, _: str) -> _WorkerEnvironment:
-        return _WorkerEnvironment(self._graceful_sig, self._interrupt_sig)
-
-
-class _EachSecond(Scheduler):
-    periodic_task_seconds = 1
-
-
-class ControlConsumer(Consumer):
-    scheduler_class = _EachSecond
-
-    def stop(self, graceful: bool = False) -> None:
-        """Stop, and wake the threads that wait for a job, so that none is waited for."""
-        self.stop_flag.set()
-        self.huey.storage.ring(self.workers)
-        super().stop(graceful)
+LINK_SECONDS = 9.0  # for the other parts to say their last over the link; who stops the daemon waits less
 
 
 def run_executions(config: Config) -> None:
@@ -138,7 +64,7 @@ def run_executions(config: Config) -> None:
         parts[0].launcher.close()
         parts[0].bell.close()
 
-    consumer = _ExecutionsConsumer(
+    consumer = ProcessesConsumer(
         queue,
         workers=config.workers,
         worker_type="process",
@@ -148,7 +74,6 @@ def run_executions(config: Config) -> None:
         graceful_signal="TERM",
         shutdown_timeout=GRACE_SECONDS,
     )
-    consumer._stop_flag_timeout = 0.25
     gc.freeze()  # what is there now is shared by all workers, as long as no collection writes to it
     consumer.run()
 
@@ -175,13 +100,13 @@ def run_control(config: Config) -> None:
     consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
-    consumer._stop_flag_timeout = 0.25
     if link:
+        sys.setswitchinterval(0.001)  # else unpacking an upload keeps the link's thread waiting for 5 ms at a time
         link.start()
     consumer.run()
     control.last_heartbeat()
     if link:
-        link.stop()
+        link.stop(LINK_SECONDS)
 
 
 def _link(config: Config, database: db.Database, port: int) -> LinkClient | None:

@@ -14,10 +14,8 @@ import sys
 import threading
 from collections.abc import Callable
 
-from huey.consumer import Consumer
-
+from occ_app import agent, daemon, db, executions
 from occ_app import config as configuration
-from occ_app import daemon, db, executions
 from occ_app.config import HubConfig
 from occ_app.doorbell import Doorbell, Ringer
 from occ_app.errors import OCCError
@@ -27,7 +25,8 @@ from occ_app.hub.calls import Calls
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
 from occ_worker import tasks
-from occ_worker.consumer import ControlConsumer
+from occ_worker.consumer import CONTROL_THREADS
+from occ_worker.consumers import ControlConsumer, ThreadsConsumer
 from occ_worker.deliveries import PLACES, Deliveries
 from occ_worker.delivery import PATIENCE, Patience
 from occ_worker.hub_control import HubControl
@@ -36,7 +35,6 @@ from occ_worker.relay import Relay, Relaying, cancel_requested
 
 log = logging.getLogger("occ.relay")
 
-_CONTROL_THREADS = 4 + PLACES  # slow receivers hold only those that are there for them
 _LOOK_SECONDS = 2.0  # how often a cancel is looked for even if nobody rang
 
 
@@ -49,6 +47,8 @@ class Relays:
         self._places = threading.BoundedSemaphore(config.relays)
         self._happened = threading.Condition()
         self._stopping = threading.Event()
+        self._relays: set[Relay] = set()
+        self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
         agents = Agents(database, config.heartbeat_seconds)
         self._parts = Relaying(
@@ -90,11 +90,13 @@ class Relays:
             threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
 
     def _run(self, relay: Relay) -> None:
+        self._relays.add(relay)
         try:
             relay.run()
         except Exception:
             log.exception("a relay met a fault of OCC; its execution is taken up again")
         finally:
+            self._relays.discard(relay)
             self._places.release()
             with contextlib.suppress(OCCError):  # control looks for what waits, too
                 self._ring_queue()
@@ -113,9 +115,20 @@ class Relays:
                 with self._happened:
                     self._happened.notify_all()
             try:
-                cancel_requested(self._parts, told)
+                if self._relays:
+                    cancel_requested(self._parts, told)
+                self._note()
             except OCCError as error:
                 log.error("cancels cannot be looked for: %s", error)
+
+    def _note(self) -> None:
+        """Note for /metrics how the relays are, when that has changed."""
+        relays = list(self._relays)
+        lag = max((relay.take_lag() for relay in relays), default=0.0)
+        told = {"relays": len(relays), "away": sum(relay.away for relay in relays), "lagSeconds": round(lag, 3)}
+        if told != self._noted:
+            agent.note(self._parts.db, "relays", told)
+            self._noted = told
 
 
 def run_executions(config: HubConfig) -> None:
@@ -127,10 +140,9 @@ def run_executions(config: HubConfig) -> None:
     relays.start(lambda: put(""))
     if any(executions.counts(database)):
         put("")
-    consumer = Consumer(
+    consumer = ThreadsConsumer(
         queue, workers=1, worker_type="thread", periodic=False, graceful_signal="TERM", shutdown_timeout=1
     )
-    consumer._stop_flag_timeout = 0.25
     consumer.run()
     relays.stop()
     logging.shutdown()
@@ -157,9 +169,8 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
     tasks.hub_control(queue, lambda: control)
     control.settle_uploads()
     consumer = ControlConsumer(
-        queue, workers=_CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
+        queue, workers=CONTROL_THREADS + PLACES, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
-    consumer._stop_flag_timeout = 0.25
     consumer.run()
 
 

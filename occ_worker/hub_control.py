@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from occ_app import executions, lifecycle, retention, tail, workspaces
 from occ_app.config import HubConfig
@@ -22,7 +24,16 @@ from occ_worker.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
 
-_PROBE_AGAIN_SECONDS = 30.0
+_PROBES_AT_ONCE = 8
+_FIRST_PROBE_PAUSE, _LONGEST_PROBE_PAUSE = 15.0, 900.0
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """When an address that does not answer is asked again, on the monotonic clock, and how long the pause was."""
+
+    again_at: float
+    pause: float
 
 
 class HubControl(Upkeep):
@@ -48,7 +59,7 @@ class HubControl(Upkeep):
         self._queued = queued
         self._ring = ring
         self._waiting_since: dict[int, float] = {}
-        self._probed: dict[str, float] = {}
+        self._probed: dict[str, _Probed] = {}  # by token, so that a new registration is asked at once
         self._reaching = threading.Lock()
         self._slow = threading.Semaphore(2)  # checking zips holds at most half of the threads
 
@@ -93,22 +104,32 @@ class HubControl(Upkeep):
             return
         try:
             machines = {agent.agent_id: agent for agent in self._agents.listing() if agent.online}
-            for agent in machines.values():
-                self._probe(agent)
+            self._probe([agent for agent in machines.values() if self._to_be_probed(agent)])
             for errand in errands.waiting(self._db):
                 if errand.agent_id in machines:
                     self._run(errand, machines[errand.agent_id])
         finally:
             self._reaching.release()
 
-    def _probe(self, agent: Agent) -> None:
-        now = time.monotonic()
-        if agent.reachable is not None or now < self._probed.get(agent.token, 0.0) + _PROBE_AGAIN_SECONDS:
+    def _to_be_probed(self, agent: Agent) -> bool:
+        probed = self._probed.get(agent.token)
+        return agent.reachable is None and (probed is None or time.monotonic() >= probed.again_at)
+
+    def _probe(self, due: list[Agent]) -> None:
+        """Ask some agents at their addresses, several at once: one behind a firewall takes seconds to say nothing."""
+        if not due:
             return
-        self._probed[agent.token] = now
-        if self._calls.probe(agent):
-            log.info("agent %s answers at its address", agent.agent_id)
-            self._ring()
+        with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+            answers = list(pool.map(self._calls.probe, due[: 2 * _PROBES_AT_ONCE]))
+        for agent, answered in zip(due, answers, strict=False):
+            if answered:
+                self._probed.pop(agent.token, None)
+                log.info("agent %s answers at its address", agent.agent_id)
+                self._ring()
+                continue
+            former = self._probed.get(agent.token)
+            pause = min(2 * former.pause, _LONGEST_PROBE_PAUSE) if former else _FIRST_PROBE_PAUSE
+            self._probed[agent.token] = _Probed(time.monotonic() + pause, pause)
 
     def _run(self, errand: errands.Errand, agent: Agent) -> None:
         try:

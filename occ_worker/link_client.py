@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -56,6 +57,7 @@ class LinkClient:
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._loop: Loop | None = None  # while there is a link
+        self._link: Link | None = None
         self._stopping = False
         self._told = ""
 
@@ -69,9 +71,17 @@ class LinkClient:
             if self._loop is not None:
                 self._loop.stop()
 
-    def stop(self, seconds: float = 0.5) -> None:
-        """End the link; waits at most so long for its thread, which ends with the process."""
+    def stop(self, patience: float = 0.0, seconds: float = 0.3) -> None:
+        """End the link: when its streams have ended, or after `patience`. Its thread is waited for `seconds` more."""
         self._stopping = True
+        with self._lock:
+            self._wake.set()
+            if self._loop is not None and self._link is not None:
+                self._loop.soon(partial(self._link.finish, "the agent is stopping"))
+                ending = patience
+            else:
+                ending = 0.0
+        self._thread.join(ending)
         self.renew()
         self._thread.join(seconds)
 
@@ -118,7 +128,7 @@ class LinkClient:
 
         link = Link(loop, LinkSocket(connection, framing), ended, self._dial, self._ping_seconds)
         with self._lock:
-            self._loop = None if self._wake.is_set() else loop
+            self._loop, self._link = (None, None) if self._wake.is_set() else (loop, link)
         try:
             if self._loop is not None:
                 self._tell(f"linked with the hub as {known.agent_id}", True)
@@ -126,7 +136,7 @@ class LinkClient:
                 loop.run()
         finally:
             with self._lock:
-                self._loop = None
+                self._loop = self._link = None
             link.close("the agent is stopping" if self._stopping else "the agent registered anew")
             loop.close()
         return f"the link ended: {why[0]}"

@@ -76,6 +76,7 @@ class Listener:
         self._signalled = 0
         self._leaving_since: float | None = None  # since its result, or since it closed its output
         self._overstayed = False
+        self._exited = False
         begun = time.monotonic()
         self._deadline = begun + execution.timeout_seconds
         self._heard = self._looked = begun
@@ -83,7 +84,7 @@ class Listener:
         self._selector.register(child.stdin, selectors.EVENT_WRITE, self._write)
         self._selector.register(child.stdout, selectors.EVENT_READ, self._read_output)
         self._selector.register(child.stderr, selectors.EVENT_READ, self._read_stderr)
-        self._selector.register(child.exited, selectors.EVENT_READ, lambda: None)
+        self._selector.register(child.exited, selectors.EVENT_READ, self._note_exit)
         self._selector.register(worker.bell, selectors.EVENT_READ, self._look)
         self._selector.register(worker.wake, selectors.EVENT_READ, self._wake)
 
@@ -91,7 +92,7 @@ class Listener:
         """Give the CLI its prompt and listen until it is gone, then say how it went."""
         with self._selector:
             log.info("execution %s started", self._execution.execution_id)
-            while self._child.returncode() is None:
+            while not self._exited:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 self._check_clock()
@@ -162,6 +163,9 @@ class Listener:
             self._stderr = (self._stderr + data)[-_STDERR_KEPT:]
         if data == b"":
             self._forget(self._child.stderr)
+
+    def _note_exit(self) -> None:
+        self._exited = self._child.returncode() is not None
 
     def _wake(self) -> None:
         self._selector.unregister(self._worker.wake)  # it stays readable; _check_clock sees that the daemon stops

@@ -57,6 +57,17 @@ class Relay:
         self._seq = execution.last_seq
         self._lost_since: float | None = None
         self._sent_anew = False
+        self._lag_seconds = 0.0
+
+    @property
+    def away(self) -> bool:
+        """Whether its agent does not answer now."""
+        return self._lost_since is not None
+
+    def take_lag(self) -> float:
+        """The longest time from an event to its row since the last call, in seconds, by the clocks of both machines."""
+        lag, self._lag_seconds = self._lag_seconds, 0.0
+        return lag
 
     def run(self) -> None:
         """Relay to the end and write it down, however often the agent or the database is away.
@@ -193,6 +204,9 @@ class Relay:
         events.append(self._parts.db, number, self._seq + 1, fresh)
         self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
         self._seq += len(fresh)
+        said = json.loads(fresh[0][1]).get("timestamp")
+        if isinstance(said, int):
+            self._lag_seconds = max(self._lag_seconds, (events.milliseconds() - said) / 1000)
 
     def _end(self, outcome: Outcome) -> None:
         lifecycle.finish(self._parts.db, self._execution.number, outcome)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import urllib3
 
 from occ_app import db
@@ -110,12 +111,22 @@ class Hub:
             return pool.request(method, self.url + path, body=body, headers=sent, redirect=False, timeout=30)
 
     @property
+    def token(self) -> str:
+        """What opens everything: the key of an admin."""
+        return self.client_key
+
+    @property
     def database(self) -> db.Database:
         return db.Database(self.home / "occ.db")
 
     def part(self, command: str) -> list[int]:
         """The ids of this hub's processes whose command line has `command` in it."""
-        return [process.pid for process in processes_with(self.marker) if command in " ".join(process.cmdline())]
+        found = []
+        for process in processes_with(self.marker):
+            with contextlib.suppress(psutil.Error):  # one that was just going
+                if command in " ".join(process.cmdline()):
+                    found.append(process.pid)
+        return found
 
     @property
     def marker(self) -> bytes:

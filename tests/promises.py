@@ -143,8 +143,7 @@ VICTIMS = (
     "a worker",
     "the executions consumer",
     "its whole group",
-    "the web master",
-    "the web worker",
+    "web",
     "control",
     "the supervisor",
     "everything",
@@ -177,11 +176,11 @@ def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
         return [supervisor.pid, *(process.pid for process in supervisor.children(recursive=True) if _is_occ(process))]
     if victim == "the supervisor":
         return [supervisor.pid]
-    part = {"the web master": web, "the web worker": web, "control": control}.get(victim, consumer)
+    part = {"web": web, "control": control}.get(victim, consumer)
     if part is None:
         return []
     children = [child.pid for child in part.children()]
-    if victim in ("a worker", "the web worker"):
+    if victim == "a worker":
         return [random.choice(children)] if children else []  # noqa: S311 - a test's choice
     return [part.pid, *children] if victim == "its whole group" else [part.pid]
 

@@ -16,7 +16,7 @@ from tests.conftest import Occ, free_port_number, occ_in, stand_in, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, serves
 
 WORKERS = 4
-PART = {"the web master": "web", "the executions consumer": "executions", "its whole group": "executions"}
+PART = {"the executions consumer": "executions", "its whole group": "executions"}
 CLIENTS = 8
 
 

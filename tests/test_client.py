@@ -121,7 +121,7 @@ def test_a_stream_outlives_a_restart_of_the_agent_s_web_part(agent: Occ, tmp_pat
     gate = tmp_path / "gate"
     prompt = steps({"say": "before "}, {"wait": str(gate)}, {"say": "after"})
     stream, seen = agent.under_way(prompt, "restart")
-    assert kill(agent, "the web master")
+    assert kill(agent, "web")
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, stream)
         wait_until(lambda: _serves(agent), "the agent to serve again")

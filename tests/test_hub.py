@@ -341,3 +341,36 @@ def test_a_machine_that_stays_away_loses_its_execution_and_is_told_so_when_it_re
             for pid in hub_side:
                 os.kill(pid, signal.SIGCONT)
         wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is cancelled there")
+
+
+def test_a_revoked_key_s_streams_end(hub: Hub) -> None:
+    hub.agent("box")
+    client = hub.client_with(hub.key("brief", "client"))
+    client.upload("work", make_zip({"a.txt": "a"}))
+    stream, _ = begun(client, steps(*WAITING), "e1")
+    hub.command("keys", "revoke", "brief")
+    with pytest.raises(Refused) as refused:
+        list(stream)  # the connection is ended, and taking it up again is refused
+    assert refused.value.status == 401
+    hub.client.cancel("e1")
+
+
+def test_the_hub_measures_its_machines_and_relays(hub: Hub) -> None:
+    hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    run(hub.client, "hello")
+    told = hub.request("GET", "/metrics").data.decode()
+    for line in ('occ_agent_online{agent="agent-', 'occ_agents_reached{via="direct"} 1.0', "occ_relays 0.0"):
+        assert line in told
+    assert hub.request("GET", "/metrics", token=hub.key("other", "client")).status == 403
+
+
+def test_the_commands_of_an_agent_look_at_the_hub_too(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    run(hub.client, steps({"say": "needle"}), executionId="e1")
+    environment = {"OCC_HUB_HOME": str(hub.home), "OCC_HOME": str(hub.home.parent / "none")}
+    assert "e1" in box.command("jobs", "--hub", **environment).stdout
+    assert box.command("jobs", "--hub", "tail", "e1", **environment).stdout == "needle\n"
+    wait_until(lambda: "e1" in box.command("jobs", "--hub", "search", "needle", **environment).stdout, "it is indexed")
+    assert "e1 is succeeded" in box.command("jobs", "--hub", "cancel", "e1", **environment).stdout

@@ -19,7 +19,7 @@ from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 RECOVERY_SECONDS = 5.0
 
-HARMLESS = {"the web master", "the web worker", "control"}
+HARMLESS = {"web", "control"}
 STRAY = ({"spawn": "session"},)
 
 

@@ -299,6 +299,23 @@ def test_a_stop_ends_the_link_at_once_and_leaves_nothing(occ: Occ, hub: LinkHub)
     wait_until(lambda: (server.num_fds(), server.num_threads()) <= (idle[0], idle[1] + 2), "nothing to be left")
 
 
+def test_the_last_events_of_a_stop_still_go_over_the_link(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    client = hub.client()
+    client.upload("work", make_zip({"README.md": "hello\n"}))
+    begun = steps({"stubborn": True}, {"say": "on"}, {"sleep": 60})
+    running = client.execute("work", begun, executionId="long")
+    while next(running).name != "output":
+        pass
+    stop = threading.Thread(target=occ.stop)
+    stop.start()
+    last = list(running)[-1]
+    # It came while the agent was stopping: afterwards nobody would have answered.
+    assert (last.name, last.data["code"]) == ("error", "DAEMON_STOPPED")
+    stop.join()
+    client.close()
+
+
 def test_a_hub_that_hangs_does_not_hold_up_a_stop(occ: Occ, hub: LinkHub) -> None:
     start(occ, hub)
     server: psutil.Process = hub.server

@@ -295,6 +295,18 @@ def test_more_streams_than_a_link_has_are_refused_and_the_others_go_on(
             assert exactly(api, 5) == b"hello"
 
 
+def test_a_link_that_is_to_finish_lets_its_streams_say_all_they_have(pair: Pair) -> None:
+    caller, api = pair.stream()
+    content = os.urandom(100_000)  # no more than a local socket takes from a link that is over
+    with caller:
+        pair.agent.loop.soon(lambda: pair.agent.link.finish("stopping"))
+        sender = in_thread(lambda: (api.sendall(content), api.close()))
+        assert read_all(caller) == content
+        sender.join()
+        wait_until(lambda: pair.hub.why and pair.agent.why, "both ends to be over")
+        assert pair.hub.why == ["stopping"]
+
+
 def test_the_end_of_a_link_leaves_nothing() -> None:
     def descriptors() -> int:
         return psutil.Process().num_fds()

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from occ_app import schemas
+from occ_app import fields
 from occ_app.archives import Limits, unpack
 from occ_app.errors import ArchiveError
 from occ_worker.lines import Lines
@@ -82,7 +82,7 @@ def test_any_damage_to_an_archive_is_survived(changes: list[tuple[int, int]]) ->
 def test_an_id_is_taken_exactly_when_the_contract_says_so(value: str) -> None:
     allowed = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value) is not None and not value.endswith(".")
     try:
-        schemas.Id().deserialize(value)
+        fields.Id().deserialize(value)
     except ValidationError:
         assert not allowed
     else:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.hub_soak import soak as hub_soak
 from tests.soak import soak
 
 
 def test_a_minute_of_load_and_kills_loses_and_doubles_nothing(tmp_path: Path) -> None:
     print("\n" + soak(tmp_path, float(os.environ.get("SOAK_SECONDS", "60"))))
+
+
+def test_kills_of_a_hub_and_its_agents_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
+    print("\n" + hub_soak(tmp_path, int(os.environ.get("HUB_SOAK_KILLS", "12"))))

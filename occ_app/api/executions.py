@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import select
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from flask import Blueprint, Flask, Response, g, request
-from flask_sock import Sock
-from simple_websocket import ConnectionClosed
 
 from occ_app import errors, executions, lifecycle, schemas, streams, tail, web
 from occ_app.api import Parts, parts
@@ -80,8 +80,13 @@ def _request() -> Request:
 
 
 def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
-    follower = streams.Follower(parts().db, parts().tail, execution, after)
-    return streams.event_stream(parts().tail, follower, parts().streams, follow=follow)
+    return streams.event_stream(parts().tail, follower(execution, after), parts().streams, follow=follow)
+
+
+def follower(execution: Execution, after: int) -> streams.Follower:
+    """The caller as a reader of an execution."""
+    open_streams, key_id = parts().streams, web.caller().key_id
+    return streams.Follower(parts().db, parts().tail, execution, after, refused=lambda: open_streams.refuses(key_id))
 
 
 @bp.get("/executions")
@@ -140,7 +145,6 @@ def add_websocket(app: Flask) -> None:
     """GET /executions/{id}/ws: the same events, one JSON object a message."""
     # A ping more often than the server's limit on silence, which would cut an idle socket otherwise.
     app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 5, "max_message_size": 4096}
-    sock = Sock(app)
 
     @app.before_request
     def check_first() -> None:
@@ -152,12 +156,34 @@ def add_websocket(app: Flask) -> None:
             execution_id = (request.view_args or {})["execution_id"]
             g.execution = executions.get(parts().db, execution_id, web.caller().only)
 
-    @sock.route("/executions/<execution_id>/ws")  # type: ignore[untyped-decorator]  # flask-sock is untyped
-    def websocket(connection: Any, execution_id: str) -> None:  # noqa: ARG001 - the URL has it; check_first used it
-        _send_events(connection, parts(), streams.Follower(parts().db, parts().tail, g.execution, g.after))
+    @app.get("/executions/<execution_id>/ws", websocket=True)
+    def websocket(execution_id: str) -> Any:  # noqa: ARG001 - the URL has it; check_first used it
+        return _websocket_view()()
+
+
+@cache
+def _websocket_view() -> Callable[[], Any]:
+    """What speaks WebSocket, loaded when somebody first does: a tenth of the web process's memory and start."""
+    from flask_sock import Sock
+
+    routes = dict[str, Callable[[], Any]]()
+
+    class Keeper:
+        """Takes the view flask-sock makes, which the application has under an address already."""
+
+        def route(self, path: str, **_: Any) -> Callable[[Callable[[], Any]], None]:
+            return lambda view: routes.update({path: view})
+
+    @Sock().route("/", bp=Keeper())  # type: ignore[untyped-decorator]  # flask-sock is untyped
+    def speak(connection: Any) -> None:
+        _send_events(connection, parts(), follower(g.execution, g.after))
+
+    return routes["/"]
 
 
 def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> None:
+    from simple_websocket import ConnectionClosed
+
     parts.streams.enter()
     try:
         with follower:

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app
 from marshmallow import Schema
 
-from occ_app import __version__, schemas, web
+from occ_app import __version__, fields, schemas, web
 from occ_app.api import Parts, parts
 
 bp = Blueprint("openapi", __name__)
@@ -92,7 +92,7 @@ def _operation(contract: Mapping[str, Any], summary: str, name: str, arguments: 
     if "query" in contract:
         operation["parameters"].append({"in": "query", "schema": contract["query"]})
     if "resumes" in contract:
-        last = {"type": "string", "pattern": schemas.CURSOR_PATTERN}
+        last = {"type": "string", "pattern": fields.CURSOR_PATTERN}
         operation["parameters"].append({"in": "header", "name": "Last-Event-ID", "schema": last})
     if "body" in contract:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": contract["body"]}}}

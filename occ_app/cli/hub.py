@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from occ_app.cli import output
 from occ_app.cli.start import run_here, start_daemon, with_warnings
 from occ_app.cli.webhooks import webhooks
 from occ_app.config import HubConfig
+
+if TYPE_CHECKING:
+    from occ_app.client import AgentClient
 
 _AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
 
@@ -120,14 +123,14 @@ def _status_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
 
 
-def _client(config: HubConfig, running: daemon.Daemon) -> Any:
+def _client(config: HubConfig, running: daemon.Daemon) -> AgentClient:
     from occ_app.client import AgentClient
 
     known = state.load(config.state)
     return AgentClient(running.url, known.token if known else "", running.fingerprint)
 
 
-def hub_client() -> Any:
+def hub_client() -> AgentClient:
     """A client of this machine's hub, as its operator. Raises NotRunning."""
     config = configuration.load_hub()
     running = daemon.find(config)

@@ -22,7 +22,7 @@ from occ_app.db import Database
 from occ_app.records import FINAL_STATES, STATES, Execution
 
 if TYPE_CHECKING:
-    from occ_app.client import Event
+    from occ_app.client import AgentClient, Event
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -49,12 +49,20 @@ class Since(click.ParamType[str]):
 @click.option("--workspace", metavar="ID", help="Only those of this workspace.")
 @click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
+@click.option("--hub", is_flag=True, help="Look at this machine's hub instead of its agent; goes for every subcommand.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /executions answers.")
 @click.pass_context
 def jobs(
-    context: click.Context, state: str | None, workspace: str | None, since: str | None, limit: int, as_json: bool
+    context: click.Context,
+    state: str | None,
+    workspace: str | None,
+    since: str | None,
+    limit: int,
+    hub: bool,
+    as_json: bool,
 ) -> None:
     """What runs, waits and has run, newest first."""
+    context.obj = "hub" if hub else "agent"
     if context.invoked_subcommand is not None:
         return
     found, following = executions.listing(_database(), state=state, workspace_id=workspace, since=since, limit=limit)
@@ -140,7 +148,7 @@ def search(query: str, limit: int, as_json: bool) -> None:
         output.note(f"There are more; --limit {min(limit * 2, 100)} shows more of them.")
     if found.unindexed:
         output.note(
-            f"{found.unindexed} that ended last are not searched yet; they are once the agent has run for a while."
+            f"Not searched yet, as it ended last: {found.unindexed}. That comes by itself while the daemon runs."
         )
 
 
@@ -152,9 +160,9 @@ def tail(execution_id: str, follow: bool, as_json: bool) -> int:
     """The output of one execution; with --follow as it comes."""
     database = _database()
     execution = executions.get(database, execution_id)
-    config = configuration.load()
+    config = _config()
     if follow and not execution.over and daemon.find(config) is not None:
-        shown: Iterable[Event] = local_client().events(execution_id)
+        shown: Iterable[Event] = _client().events(execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
     final = print_events(shown, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
@@ -190,7 +198,7 @@ def print_events(shown: Iterable[Event], *, as_json: bool, waiting: str) -> Even
 @click.argument("execution_id", metavar="ID")
 def cancel(execution_id: str) -> None:
     """End one execution; harmless when it is over. Needs the agent to run."""
-    answer = local_client().cancel(execution_id)
+    answer = _client().cancel(execution_id)
     over = answer["state"] in FINAL_STATES
     click.echo(f"{execution_id} is {answer['state']}." if over else f"{execution_id} is being cancelled.")
 
@@ -199,16 +207,30 @@ def cancel(execution_id: str) -> None:
 @click.option("--older-than", type=Since(), required=True, help="Forget what was over longer ago: 12h, 30d, 4w.")
 def prune(older_than: str) -> None:
     """Forget the output and prompts of old executions; their ids, states and outcomes stay."""
-    config = configuration.load()
+    config = _config()
     done = retention.prune(Database(_existing(config)), older_than, math.inf)
     click.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
 
 
+def _config() -> Config:
+    """The settings of this machine's agent, or with --hub of its hub."""
+    return configuration.load_daemon(click.get_current_context().obj)
+
+
+def _client() -> AgentClient:
+    if click.get_current_context().obj == "hub":
+        from occ_app.cli.hub import hub_client
+
+        return hub_client()
+    return local_client()
+
+
 def _existing(config: Config) -> Path:
     if not config.database.exists():
-        raise errors.NotRunning(f"There is no database in {config.home}; `occ start` makes one.")
+        command = config.program.command
+        raise errors.NotRunning(f"There is no database in {config.home}; `{command} start` makes one.")
     return config.database
 
 
 def _database() -> Database:
-    return Database(_existing(configuration.load()), readonly=True)
+    return Database(_existing(_config()), readonly=True)

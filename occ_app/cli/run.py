@@ -36,7 +36,9 @@ _LARGE_BYTES = 5_000_000
 @click.option("--model", metavar="MODEL", help="Model to use.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
-@click.option("--url", metavar="URL", help="Agent to send it to.  [default: the one of this machine]")
+@click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
+@click.option("--label", metavar="LABEL", multiple=True, help="On a hub: what the machine must have; may be repeated.")
+@click.option("--url", metavar="URL", help="Agent or hub to send it to.  [default: the agent of this machine]")
 @click.option("--token", metavar="TOKEN", help="Its token; @FILE reads it from a file, OCC_TOKEN works too.")
 @click.option("--pin", metavar="FINGERPRINT", help="The TLS certificate to trust, and no other.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
@@ -48,6 +50,8 @@ def run(
     model: str | None,
     timeout: float | None,
     max_turns: int | None,
+    agent: str | None,
+    label: tuple[str, ...],
     url: str | None,
     token: str | None,
     pin: str | None,
@@ -63,7 +67,8 @@ def run(
         workspace = upload(client, folder)
         output.note(f"workspace {workspace}")
     execution_id = f"run-{uuid.uuid4()}"
-    given = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
+    given: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
+    given |= {"agent": agent, "labels": list(label) or None}
     options = {name: value for name, value in given.items() if value is not None}
     events = client.execute(workspace, prompt, executionId=execution_id, **options)
     try:

@@ -14,6 +14,7 @@ from occ_app.hub import keys
 from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
 from occ_app.hub.calls import Calls
+from occ_app.hub.links import Links
 
 bp = Blueprint("hub", __name__)
 
@@ -41,6 +42,7 @@ class HubParts:
     config: HubConfig
     agents: Agents
     calls: Calls
+    links: Links
 
 
 def hub_parts() -> HubParts:
@@ -115,8 +117,10 @@ def remove(agent_id: str) -> Response:
     """Forget a machine: its token is refused, what it runs is lost, its workspaces are placed anew."""
     web.query(schemas.NoQuery)
     only_admins()
-    hub_parts().agents.remove(hub_parts().agents.named(agent_id).agent_id)
-    parts().workers.ring(agent_id)
+    agent = hub_parts().agents.named(agent_id)
+    hub_parts().agents.remove(agent.agent_id)
+    hub_parts().links.drop(agent.agent_id)
+    parts().workers.ring(agent.agent_id)
     _look_for_work()
     return web.json_response({"status": "success"})
 
@@ -148,7 +152,12 @@ def revoke_key(name: str) -> Response:
     """Refuse a key from now on, and whatever registered with it."""
     web.query(schemas.NoQuery)
     only_admins()
-    return web.json_response(web.schema_of(hub_schemas.KeyRecord).dump(keys.revoke(parts().db, name)))
+    key = keys.revoke(parts().db, name)
+    parts().streams.refuse(key.key_id)
+    for agent in hub_parts().agents.listing():
+        if agent.key_id == key.key_id:
+            hub_parts().links.drop(agent.agent_id)
+    return web.json_response(web.schema_of(hub_schemas.KeyRecord).dump(key))
 
 
 def only_admins() -> None:

@@ -17,6 +17,7 @@ from occ_app.hub.agents import Agent, Agents
 log = logging.getLogger("occ.hub")
 
 _CLIENTS = 500
+_PROBE_SECONDS = 3.0
 
 
 class Calls:
@@ -62,7 +63,7 @@ class Calls:
             check_address(url, agent.address)
             client = AgentClient(url, agent.token, agent.tls_fingerprint)
             try:
-                client.health()
+                client.health(_PROBE_SECONDS)
             finally:
                 client.close()
         except OCCError as error:

@@ -75,6 +75,12 @@ class Links:
         """The agents that are linked now."""
         return set(self._linked)
 
+    def drop(self, agent_id: str) -> None:
+        """End this agent's link, if it has one: it may not have it any more."""
+        with self._lock:
+            if self._started and not self._closed:
+                self._loop.soon(partial(self._drop, agent_id))
+
     def close(self) -> None:
         """End every link and the thread; harmless when that is done."""
         with self._lock:
@@ -135,6 +141,11 @@ class Links:
         if agent_id not in self._linked:
             (self._folder / agent_id).unlink(missing_ok=True)
         log.info("a link of agent %s ended: %s", agent_id, reason)
+
+    def _drop(self, agent_id: str) -> None:
+        link = self._linked.get(agent_id)
+        if link is not None:
+            link.close("the agent is not registered any more", GOING_AWAY)
 
     def _end_all(self) -> None:
         for link in list(self._linked.values()):

@@ -9,7 +9,7 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from occ_app import schemas
-from occ_app.schemas import ONE_LINE_PATTERN, Amount, WholeNumber, check_one_line
+from occ_app.fields import ONE_LINE_PATTERN, Amount, WholeNumber, check_one_line
 from occ_app.settings import http_url
 
 FINGERPRINT_PATTERN = r"^([0-9A-Fa-f]{2}:?){32}$"

@@ -18,7 +18,7 @@ from occ_app import daemon, db, errors, state, streams, tls
 from occ_app.api import Parts, create_app
 from occ_app.config import HubConfig
 from occ_app.doorbell import Ringer
-from occ_app.hub import api, health, keys, placement
+from occ_app.hub import api, health, keys, measures, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agents
 from occ_app.hub.calls import Calls
@@ -56,14 +56,15 @@ def make_app(config: HubConfig) -> Flask:
             pack=lambda workspace, output: _pack(config, agents, calls, workspace, output),
             delete_workspace=lambda workspace_id, only: hub_workspaces.delete(database, workspace_id, only),
             execute_body=HubExecuteBody,
+            measures=(measures.of_hub(database, agents, calls),),
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().only),
             title="OCC hub",
             contracts=api.CONTRACTS,
         )
     )
-    app.extensions["occ_hub"] = api.HubParts(config, agents, calls)
-    app.register_blueprint(api.bp)
     links = Links(config.run / "links")
+    app.extensions["occ_hub"] = api.HubParts(config, agents, calls, links)
+    app.register_blueprint(api.bp)
     add_link(app, links, partial(_admit_link, agents))
 
     def stop() -> None:

@@ -1,0 +1,41 @@
+"""What a hub has to tell Prometheus beyond what agents and hubs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from occ_app import agent
+from occ_app.db import Database
+from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.calls import Calls
+from occ_app.metrics import Histogram, Measure, Metric, gauge
+
+
+def of_hub(db: Database, agents: Agents, calls: Calls) -> Measure:
+    """The measure of a hub: its machines, and how far its relays are behind them."""
+
+    def measure() -> Iterable[Metric | Histogram]:
+        machines = agents.listing()
+
+        def each(name: str, meaning: str, value: Callable[[Agent], float]) -> Metric:
+            values: dict[tuple[str, ...], float] = {(m.agent_id, m.name): value(m) for m in machines}
+            return Metric(name, meaning, values, ("agent", "name"))
+
+        yield each("occ_agent_online", "Whether an agent's lease lasts.", lambda m: m.online)
+        # Infinite for one that was last heard before the hub's machine started, which Prometheus can show.
+        yield each("occ_agent_lease_age_seconds", "Seconds since an agent was heard.", lambda m: m.silent_seconds)
+        yield each("occ_agent_workers", "Executions an agent can run at once.", lambda m: m.workers)
+        yield each("occ_agent_workers_busy", "Executions an agent runs.", lambda m: max(m.busy, m.placed))
+        ways = [calls.via(machine) or "none" for machine in machines if machine.online]
+        reached: dict[tuple[str, ...], float] = {(way,): ways.count(way) for way in ("direct", "link", "none")}
+        yield Metric("occ_agents_reached", "Agents that are online, by how the hub reaches them.", reached, ("via",))
+        relays = agent.noted(db, "relays")
+        yield gauge("occ_relays", "Executions that are being relayed.", relays.get("relays", 0))
+        yield gauge("occ_relays_away", "Of these, those whose agent does not answer now.", relays.get("away", 0))
+        yield gauge(
+            "occ_relay_lag_seconds",
+            "From an agent's event to its row on the hub, by both clocks: the longest of the last look.",
+            relays.get("lagSeconds", 0),
+        )
+
+    return measure

@@ -1,0 +1,120 @@
+"""Huey's consumers as OCC runs them: children die with their parent, a stop is heard at once, and periodic jobs are
+looked at each second. Huey itself starts, watches and replaces the workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from huey.consumer import Consumer, ForkSafeFlag, ProcessEnvironment, Scheduler, ThreadEnvironment, WorkerRecycle
+from huey.consumer import Worker as HueyWorker
+
+from occ_app.kernel import die_with_parent
+
+
+class _Stop:
+    """Set by SIGTERM in a worker; `descriptor` becomes readable, so that whatever waits wakes."""
+
+    def __init__(self) -> None:
+        self.descriptor, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.set = False
+
+    def __call__(self, *_: Any) -> None:
+        if not self.set:
+            self.set = True
+            os.write(self._write, b"\0")
+
+
+class _WorkerEnvironment(ProcessEnvironment):
+    """Forked workers that die with the consumer and take SIGTERM as "end your execution and leave"."""
+
+    def __init__(self, *signals: Any) -> None:
+        super().__init__(*signals)
+        self._parent = os.getpid()
+
+    def init_child(self, process: Any) -> None:
+        die_with_parent(self._parent)
+        stop = _Stop()
+        process.huey.stop = stop
+        process.huey.storage.wake = stop.descriptor
+        signal.signal(signal.SIGTERM, stop)
+        for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are the supervisor's to handle
+            signal.signal(ignored, signal.SIG_IGN)
+
+    def create_process(self, runnable: Any, name: str) -> Any:
+        return _NoProcess() if name == "Scheduler" else super().create_process(runnable, name)
+
+    def is_alive(self, process: Any) -> bool:
+        return isinstance(process, _NoProcess) or super().is_alive(process)
+
+
+class _NoProcess:
+    """Stands where Huey has a process for jobs that are due later: this queue has none of them, and memory is dear."""
+
+    pid = None
+
+    def start(self) -> None: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+    def is_alive(self) -> bool:
+        return False
+
+
+class _OneUntilTold(HueyWorker):
+    """A worker process's loop, which ends when that process is told to."""
+
+    def loop(self, now: Any = None) -> None:
+        super().loop(now)
+        if self.huey.stop.set:
+            raise WorkerRecycle
+
+
+class _StoppedAtOnce(Consumer):
+    """Huey looks now and then whether a signal came; here the signal also wakes whoever waits for the stop."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._stop_flag_timeout = 1.0  # between looks at the workers' health
+
+    def _handle_signal(self, signum: int, frame: Any) -> None:
+        super()._handle_signal(signum, frame)
+        self.stop_flag.set()
+
+
+class ProcessesConsumer(_StoppedAtOnce):
+    """A consumer whose workers are processes, which die with it."""
+
+    worker_class = _OneUntilTold
+
+    def get_environment(self, _: str) -> _WorkerEnvironment:
+        return _WorkerEnvironment(self._graceful_sig, self._interrupt_sig)
+
+
+class _EachSecond(Scheduler):
+    periodic_task_seconds = 1
+
+
+class _ThreadsEnvironment(ThreadEnvironment):
+    def get_stop_flag(self) -> ForkSafeFlag:
+        """A pipe: unlike a lock, a signal's handler may set it whatever it interrupts."""
+        return ForkSafeFlag()
+
+
+class ThreadsConsumer(_StoppedAtOnce):
+    """A consumer whose workers are threads."""
+
+    def get_environment(self, _: str) -> _ThreadsEnvironment:
+        return _ThreadsEnvironment(self._graceful_sig, self._interrupt_sig)
+
+    def start(self) -> None:
+        self.huey.storage.wake = self.stop_flag._r  # those that wait for a job hear of the stop, too
+        super().start()
+
+
+class ControlConsumer(ThreadsConsumer):
+    """One that looks each second which periodic jobs are due; Huey's own looks once a minute."""
+
+    scheduler_class = _EachSecond
