@@ -27,6 +27,8 @@ from occ_app.logs import log_to_stderr
 from occ_worker import tasks
 from occ_worker.consumer import CONTROL_THREADS
 from occ_worker.consumers import ControlConsumer, ThreadsConsumer
+from occ_worker.deliveries import PLACES, Deliveries
+from occ_worker.delivery import PATIENCE, Patience
 from occ_worker.hub_control import HubControl
 from occ_worker.queues import open_queue
 from occ_worker.relay import Relay, Relaying, cancel_requested
@@ -147,8 +149,8 @@ def run_executions(config: HubConfig) -> None:
     os._exit(0)  # a relay that waits for its agent would be waited for; every row is as it should be
 
 
-def run_control(config: HubConfig) -> None:
-    """Consume the control queue until SIGTERM."""
+def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
+    """Consume the control queue until SIGTERM; `patience` is the one with the receivers of webhooks."""
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
@@ -160,13 +162,14 @@ def run_control(config: HubConfig) -> None:
         agents,
         Calls(agents, config.run / "links"),
         Ringer(config.run / "tail"),
+        Deliveries(database, patience),
         queued=executions_queue.pending_count,
         ring=lambda: put(""),
     )
     tasks.hub_control(queue, lambda: control)
     control.settle_uploads()
     consumer = ControlConsumer(
-        queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
+        queue, workers=CONTROL_THREADS + PLACES, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
     consumer.run()
 
@@ -175,6 +178,7 @@ def main() -> None:
     config = configuration.load_hub()
     log_to_stderr()
     logging.getLogger("huey").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what is wrong with an answer is told by whoever asked
     config.make_folders()
     db.ensure_schema(config.database, config.home / "lock" / "migrate")
     {"executions": run_executions, "control": run_control}[sys.argv[1]](config)

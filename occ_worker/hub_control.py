@@ -1,4 +1,4 @@
-"""What the hub's control process does: storing zips, finding ways to agents, and ending what waits too long."""
+"""What the hub's control process does: storing zips, ways to agents, webhooks, and ending what waits too long."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from occ_app import executions, lifecycle, tail, workspaces
+from occ_app import executions, lifecycle, retention, tail, workspaces
 from occ_app.config import HubConfig
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.errors import Refused, Unreachable
-from occ_app.hub import errands, placement
+from occ_app.hub import errands, placement, webhooks
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent, Agents
 from occ_app.hub.calls import Calls
 from occ_app.records import Outcome
+from occ_worker.deliveries import Deliveries
 from occ_worker.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
@@ -45,10 +46,12 @@ class HubControl(Upkeep):
         agents: Agents,
         calls: Calls,
         readers: Ringer,
+        deliveries: Deliveries,
         queued: Callable[[], int],
         ring: Callable[[], None],
     ) -> None:
         super().__init__(config, db)
+        self.deliveries = deliveries
         self._hub = config
         self._agents = agents
         self._calls = calls
@@ -139,6 +142,7 @@ class HubControl(Upkeep):
         errands.done(self._db, errand)
 
     def forget(self) -> None:
-        """Forget old output as an agent does, and the zips that nothing is made of any more."""
+        """Forget old output as an agent does, old deliveries, and the zips that nothing is made of any more."""
         super().forget()
+        webhooks.forget(self._db, retention.older_than(self._hub.retention_days))
         hub_workspaces.remove_unused_zips(self._db, self._hub)

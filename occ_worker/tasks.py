@@ -72,6 +72,17 @@ def hub_control(queue: Huey, parts: Callable[[], HubControl]) -> Callable[[int],
     def reach() -> None:
         parts().reach()
 
+    @queue.task(name="deliver")  # type: ignore[untyped-decorator]  # huey is untyped
+    def deliver(number: int) -> None:
+        parts().deliveries.deliver(number, _putter(queue, deliver))
+
+    def due() -> bool:
+        return parts().deliveries.due()
+
+    @queue.periodic_task(_every(2, due), name="deliver_due", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    def deliver_due() -> None:
+        parts().deliveries.put_due(_putter(queue, deliver))
+
     _upkeep(queue, parts)
     return _putter(queue, make_workspace)
 

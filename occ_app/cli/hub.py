@@ -1,4 +1,4 @@
-"""occ hub start | stop | status | keys | agents: the hub of this machine."""
+"""occ hub start | stop | status | keys | agents | webhooks: the hub of this machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from occ_app import config as configuration
 from occ_app import daemon, errors, state
 from occ_app.cli import output
 from occ_app.cli.start import run_here, start_daemon, with_warnings
+from occ_app.cli.webhooks import webhooks
 from occ_app.config import HubConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
 @click.group()
 def hub() -> None:
     """One address from which people and programs use all their agents."""
+
+
+hub.add_command(webhooks)
 
 
 @hub.command()

@@ -6,14 +6,12 @@ agent elsewhere, and link-local ones, where clouds keep their secrets.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from occ_app.client import AgentClient
 from occ_app.errors import OCCError, Unreachable
+from occ_app.hub import addresses
 from occ_app.hub.agents import Agent, Agents
 
 log = logging.getLogger("occ.hub")
@@ -85,25 +83,10 @@ def address(agent: Agent) -> str:
 
 def check_address(url: str, peer: str) -> None:
     """Raises Unreachable for an address that must not be called for an agent that registered from `peer`."""
-    parts = urlsplit(url)
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
-    except OSError:
-        raise Unreachable(f"The host of {url} is not known.") from None
-    here = _address(peer).is_loopback
-    for *_, place in found:
-        target = _address(str(place[0]))
-        if target.is_link_local or target.is_multicast or target.is_unspecified:
-            raise Unreachable(f"{url} is an address that is never called.")
-        if target.is_loopback and not here:
-            raise Unreachable(f"{url} is this machine, and the agent is elsewhere.")
+    here = addresses.address(peer).is_loopback
+    if any(target.is_loopback for target in addresses.resolved(url)) and not here:
+        raise Unreachable(f"{url} is this machine, and the agent is elsewhere.")
 
 
 def _scheme(agent: Agent) -> str:
     return "https" if agent.tls_fingerprint else "http"
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    found = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None)
-    return mapped or found

@@ -1,0 +1,97 @@
+"""occ hub webhooks: who is told of executions that are over; works on the database, also while the hub is down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from occ_app import config as configuration
+from occ_app import errors
+from occ_app.cli import output
+from occ_app.db import Database
+from occ_app.hub import webhooks as rows
+
+
+@click.group()
+def webhooks() -> None:
+    """The URLs that are told when an execution is over, with a signature."""
+
+
+@webhooks.command()
+@click.argument("url")
+@click.option("--key", metavar="NAME", help="Tell only of executions of this client's key.  [default: of all]")
+def add(url: str, key: str | None) -> None:
+    """Have a URL told of what ends from now on; prints the id and the secret that signs, which is not shown again."""
+    made, secret = rows.add(_database(), url, key)
+    click.echo(f"id      {made.webhook_id}\nsecret  {secret}")
+    host = urlsplit(url).hostname or ""
+    if url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
+        output.warn("Without https:// prompts and outcomes can be read on the network.")
+
+
+@webhooks.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_webhooks(as_json: bool) -> None:
+    """All webhooks, without their secrets."""
+    found = rows.listing(_database())
+    if as_json:
+        told = [{"webhookId": w.webhook_id, "url": w.url, "key": w.key, "createdAt": w.created_at} for w in found]
+        click.echo(json.dumps({"webhooks": told}))
+        return
+    lines = [(w.webhook_id, w.key or "(all)", w.created_at[:10], w.url) for w in found]
+    output.table([("ID", "KEY", "CREATED", "URL"), *lines])
+
+
+@webhooks.command()
+@click.argument("webhook_id", metavar="ID")
+def remove(webhook_id: str) -> None:
+    """Tell a URL no more; what waits to be told it is dropped."""
+    rows.remove(_database(), webhook_id)
+    click.echo(f"{webhook_id} is removed.")
+
+
+@webhooks.command()
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def log(limit: int, as_json: bool) -> None:
+    """The deliveries, newest first: how often each was tried, what came of it, and when it is tried again."""
+    found = list(map(_record, rows.log(_database(), limit)))
+    if as_json:
+        click.echo(json.dumps({"deliveries": found}))
+        return
+    header = ("DELIVERY", "WEBHOOK", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
+    output.table([header, *map(_row, found)])
+
+
+def _record(delivery: rows.Delivery) -> dict[str, Any]:
+    return {
+        "deliveryId": rows.delivery_id(delivery.number),
+        "webhookId": delivery.webhook_id,
+        "executionId": delivery.execution_id,
+        "state": delivery.state,
+        "attempts": delivery.attempts,
+        "status": delivery.status,
+        "problem": delivery.problem,
+        "nextAt": delivery.next_at,
+        "createdAt": delivery.created_at,
+        "finishedAt": delivery.finished_at,
+    }
+
+
+def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    answer = record["problem"] or ("" if record["status"] is None else str(record["status"]))
+    return (
+        *(record["deliveryId"], record["webhookId"], record["executionId"], record["state"], str(record["attempts"])),
+        *(record["nextAt"] or "", answer),
+    )
+
+
+def _database() -> Database:
+    config = configuration.load_hub()
+    if not config.database.exists():
+        raise errors.NotRunning(f"There is no database in {config.home}; `occ hub start` makes one.")
+    return Database(config.database)

@@ -1,0 +1,215 @@
+"""The webhooks of a hub, and all SQL on them: who is told of executions that are over, and how each telling went.
+
+A trigger makes a delivery in the very transaction that ends an execution, so none is forgotten. A delivery is claimed
+by one UPDATE for as long as the attempt may take; if whoever claimed it dies it becomes due again. So it is made at
+least once, each time under the same id.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import sqlite3
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from occ_app import executions
+from occ_app.db import Database
+from occ_app.errors import ConfigError, NotFound
+from occ_app.executions import iso_now
+from occ_app.hub import addresses
+from occ_app.records import Execution
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A row of `webhooks` without its secret. `key` is the name of the key whose executions it is told; None: all."""
+
+    webhook_id: str
+    url: str
+    key: str | None
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A delivery that is about to be made: where to, signed with what, of which execution; `attempts` counts this."""
+
+    number: int
+    attempts: int
+    webhook_id: str
+    url: str
+    secret: str = field(repr=False)
+    execution: Execution
+
+    @property
+    def delivery_id(self) -> str:
+        return delivery_id(self.number)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A row of `deliveries` as a person looks at it. `status` and `problem` are those of the last attempt."""
+
+    number: int
+    webhook_id: str
+    execution_id: str
+    state: str
+    attempts: int
+    status: int | None
+    problem: str | None
+    next_at: str | None
+    created_at: str
+    finished_at: str | None
+
+
+def delivery_id(number: int) -> str:
+    """What a receiver knows a delivery by, however often it is made."""
+    return f"delivery-{number}"
+
+
+def check_url(url: str) -> str:
+    """The URL as it is. Raises ConfigError for one that no delivery could go to."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for one that is no number
+    except ValueError:
+        raise ConfigError(f"{url} is no URL; it must look like https://example.com/path.") from None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain or parts.fragment or parts.username:
+        raise ConfigError(f"{url} cannot be called; it must look like https://example.com/path, without user or #.")
+    try:
+        literal = ipaddress.ip_address(parts.hostname)
+    except ValueError:
+        return url
+    if addresses.never_called(addresses.address(str(literal))):
+        raise ConfigError(f"{url} is an address that is never called.")
+    return url
+
+
+def add(db: Database, url: str, key: str | None = None) -> tuple[Webhook, str]:
+    """Have a URL told of executions that end from now on; of those of the client's key called `key`, or of all.
+
+    Returns it and the secret that signs, which is never told again. Raises NotFound for an unknown key.
+    """
+    webhook_id, secret = f"webhook-{secrets.token_hex(6)}", f"occ_webhook_{secrets.token_urlsafe(32)}"
+    with db.write() as connection:
+        key_id = None if key is None else _client_key(connection, key)
+        connection.execute(
+            "INSERT INTO webhooks (webhook_id, url, secret, key_id, created_at) VALUES (?, ?, ?, ?, ?)",
+            (webhook_id, check_url(url), secret, key_id, iso_now()),
+        )
+    return next(webhook for webhook in listing(db) if webhook.webhook_id == webhook_id), secret
+
+
+def listing(db: Database) -> list[Webhook]:
+    """All webhooks, oldest first."""
+    with db.read() as connection:
+        rows = connection.execute(
+            "SELECT w.webhook_id, w.url, k.name, w.created_at FROM webhooks w LEFT JOIN keys k ON k.key_id = w.key_id"
+            " ORDER BY w.created_at, w.webhook_id"
+        ).fetchall()
+    return [Webhook(*row) for row in rows]
+
+
+def remove(db: Database, webhook_id: str) -> None:
+    """Tell a URL no more, also not of what waits to be told. Raises NotFound."""
+    with db.write() as connection:
+        if not connection.execute("DELETE FROM webhooks WHERE webhook_id = ?", (webhook_id,)).rowcount:
+            raise NotFound(
+                "NOT_FOUND",
+                f"There is no webhook {webhook_id}; `occ hub webhooks list` lists them.",
+                {"webhookId": webhook_id},
+            )
+        connection.execute("DELETE FROM deliveries WHERE webhook_id = ? AND state = 'waiting'", (webhook_id,))
+
+
+def log(db: Database, limit: int) -> list[Delivery]:
+    """The newest deliveries, newest first."""
+    with db.read() as connection:
+        rows = connection.execute(
+            """
+            SELECT d.number, d.webhook_id, x.execution_id, d.state, d.attempts, d.status, d.problem, d.next_at,
+                d.created_at, d.finished_at
+            FROM deliveries d JOIN executions x ON x.number = d.execution ORDER BY d.number DESC LIMIT ?
+            """,
+            (limit,),
+        ).fetchall()
+    return [Delivery(*row) for row in rows]
+
+
+def due(db: Database, now: str) -> list[tuple[str, int]]:
+    """Each webhook that has something due at `now`, an ISO time, with the number of what was due first."""
+    with db.read() as connection:
+        rows = connection.execute(
+            "SELECT webhook_id, number, min(next_at) FROM deliveries WHERE state = 'waiting' AND next_at <= ?"
+            " GROUP BY webhook_id",
+            (now,),
+        ).fetchall()
+    return [(row["webhook_id"], row["number"]) for row in rows]
+
+
+def claim(db: Database, number: int, now: str, until: str) -> Claimed | None:
+    """Take a delivery that is due at `now` for an attempt that lasts no longer than to `until`, both ISO times.
+
+    None when somebody else has it, it was made already, or its webhook was removed.
+    """
+    with db.write(durable=False) as connection:
+        row = connection.execute(
+            "UPDATE deliveries SET attempts = attempts + 1, next_at = ?"
+            " WHERE number = ? AND state = 'waiting' AND next_at <= ? RETURNING *",
+            (until, number, now),
+        ).fetchone()
+        if row is None:
+            return None
+        webhook = connection.execute(
+            "SELECT url, secret FROM webhooks WHERE webhook_id = ?", (row["webhook_id"],)
+        ).fetchone()
+        execution = executions.numbered(connection, row["execution"])
+    return Claimed(number, row["attempts"], row["webhook_id"], webhook["url"], webhook["secret"], execution)
+
+
+def delivered(db: Database, claimed: Claimed, status: int) -> bool:
+    """Write down that it arrived. False when it is not this attempt's to say any more."""
+    return _settle(db, claimed, "delivered", status, None, None)
+
+
+def failed(db: Database, claimed: Claimed, status: int | None, problem: str, next_at: str | None) -> bool:
+    """Write down that it did not arrive: it is tried again at `next_at`, an ISO time, or never (None)."""
+    return _settle(db, claimed, "failed" if next_at is None else "waiting", status, problem, next_at)
+
+
+def forget(db: Database, before: str) -> int:
+    """Forget deliveries that were over before `before`, an ISO time; returns how many."""
+    with db.write(durable=False) as connection:
+        return connection.execute(
+            "DELETE FROM deliveries WHERE state != 'waiting' AND finished_at < ?", (before,)
+        ).rowcount
+
+
+def _settle(
+    db: Database, claimed: Claimed, state: str, status: int | None, problem: str | None, next_at: str | None
+) -> bool:
+    with db.write() as connection:
+        return bool(
+            connection.execute(
+                "UPDATE deliveries SET state = ?, status = ?, problem = ?, next_at = ?, finished_at = ?"
+                " WHERE number = ? AND state = 'waiting' AND attempts = ?",
+                (
+                    *(state, status, problem, next_at, None if state == "waiting" else iso_now()),
+                    *(claimed.number, claimed.attempts),
+                ),
+            ).rowcount
+        )
+
+
+def _client_key(connection: sqlite3.Connection, name: str) -> str:
+    row = connection.execute(
+        "SELECT key_id FROM keys WHERE (name = ? OR key_id = ?) AND kind = 'client' AND revoked_at IS NULL",
+        (name, name),
+    ).fetchone()
+    if row is None:
+        raise NotFound(
+            "KEY_NOT_FOUND", f"There is no client's key called {name}; `occ hub keys list` lists them.", {"name": name}
+        )
+    return str(row["key_id"])
