@@ -95,6 +95,7 @@ class Config:
     home: Path
     api_key: str | None = field(default=None, repr=False)
     remote_url: str | None = None
+    remote_pin: str | None = None
     workers: int = 5
     http_port: int = 0
     public_url: str | None = None

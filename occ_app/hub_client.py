@@ -27,10 +27,12 @@ class Registration:
 class HubClient:
     """What an agent calls on its hub: small JSON replies, no redirects, bounded in time."""
 
-    def __init__(self, url: str, seconds: float = 10.0) -> None:
+    def __init__(self, url: str, seconds: float = 10.0, pin: str | None = None) -> None:
+        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for."""
         self.url = url
         self._seconds = seconds
-        self._pool = urllib3.PoolManager(retries=False, maxsize=1)
+        trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
+        self._pool = urllib3.PoolManager(retries=False, maxsize=1, **trust)
 
     def register(self, api_key: str, body: Mapping[str, Any]) -> Registration:
         """Announce this agent. Raises Refused or Unreachable."""

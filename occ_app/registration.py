@@ -32,7 +32,7 @@ def introduce(config: Config, port: int) -> list[str]:
         from occ_app.hub_client import HubClient
 
         try:
-            register(config, HubClient(config.remote_url), port, cli)
+            register(config, HubClient(config.remote_url, pin=config.remote_pin), port, cli)
             registration = {"registered": True}
         except Refused as refusal:
             if refusal.status in (401, 403, 426):

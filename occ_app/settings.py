@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +68,12 @@ def _only(choice: str) -> Callable[[str], str]:
     return parse
 
 
+def _pin(value: str) -> str:
+    if not re.fullmatch(r"([0-9A-Fa-f]{2}:?){32}", value.strip()):
+        raise ValueError("it must be the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
+    return value.strip()
+
+
 def _names(value: str) -> tuple[str, ...]:
     names = _list(value)
     for name in names:
@@ -116,6 +123,7 @@ _SIZE = _whole(1, 1 << 40)
 SETTINGS = (
     Setting("api_key", secret, "key to register with at the hub, or @FILE"),
     Setting("remote_url", http_url, "address of the hub; without one the agent is standalone"),
+    Setting("remote_pin", _pin, "SHA-256 fingerprint of the hub's certificate, when that is one of its own"),
     Setting("workers", _whole(1, 256), "executions at once"),
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
     Setting("public_url", http_url, "address under which the hub can reach this agent"),

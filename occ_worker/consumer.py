@@ -119,7 +119,8 @@ def _link(config: Config, database: db.Database, port: int) -> LinkClient | None
         with contextlib.suppress(OCCError):  # a held database; the next change is told
             agent.note(database, "link", {"connected": connected})
 
-    return LinkClient(config.remote_url, config.state, (daemon.local_host(config.bind_address), port), note)
+    own = (daemon.local_host(config.bind_address), port)
+    return LinkClient(config.remote_url, config.state, own, note, config.remote_pin)
 
 
 def _nothing() -> None:
@@ -130,7 +131,7 @@ def _hub(config: Config, seconds: float) -> HubClient:
     from occ_app.hub_client import HubClient
 
     assert config.remote_url is not None  # noqa: S101 - only an agent with a hub has heartbeats
-    return HubClient(config.remote_url, seconds)
+    return HubClient(config.remote_url, seconds, config.remote_pin)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ One thread connects, serves the link to its end, and connects again after a paus
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import socket
@@ -38,7 +39,8 @@ _LARGEST_ANSWER = 64 * 1024
 
 
 class LinkClient:
-    """The link of one control process. `own` is the address of this agent's API, `note` is told of each change."""
+    """The link of one control process. `own` is the address of this agent's API, `note` is told of each change,
+    `pin` is the fingerprint of the only certificate of the hub to trust."""
 
     def __init__(
         self,
@@ -46,9 +48,11 @@ class LinkClient:
         state_file: Path,
         own: tuple[str, int],
         note: Callable[[bool], None],
+        pin: str | None = None,
         ping_seconds: float = PING_SECONDS,
     ) -> None:
         self._remote_url = remote_url
+        self._pin = pin
         self._state_file = state_file
         self._own = own
         self._note = note
@@ -118,7 +122,7 @@ class LinkClient:
 
     def _linked(self, known: state.State) -> str:
         """Connect and serve the link to its end; returns why it ended. Raises Refused, Unreachable or OSError."""
-        connection, framing = connect(self._remote_url, known.agent_id or "", known.token)
+        connection, framing = connect(self._remote_url, known.agent_id or "", known.token, self._pin)
         loop = Loop()
         why = list[str]()
 
@@ -164,8 +168,10 @@ class LinkClient:
         self._note(connected)
 
 
-def connect(remote_url: str, agent_id: str, token: str) -> tuple[socket.socket, WSConnection]:
+def connect(remote_url: str, agent_id: str, token: str, pin: str | None = None) -> tuple[socket.socket, WSConnection]:
     """A WebSocket to the hub's address for this agent's link, its handshake done.
+
+    `pin` is the SHA-256 fingerprint of the only certificate to trust.
 
     Raises Refused when the hub answers with an error, Unreachable when it does not answer as a hub does.
     """
@@ -176,8 +182,7 @@ def connect(remote_url: str, agent_id: str, token: str) -> tuple[socket.socket, 
         connection = socket.create_connection(address, timeout=_CONNECT_SECONDS)
         try:
             if secure:
-                context = ssl.create_default_context()
-                connection = context.wrap_socket(connection, server_hostname=parts.hostname)
+                connection = _secured(connection, parts.hostname, pin)
             request = Request(
                 host=parts.netloc.rpartition("@")[2],
                 target=f"{parts.path.rstrip('/')}/api/agents/{quote(agent_id, safe='')}/link",
@@ -191,6 +196,19 @@ def connect(remote_url: str, agent_id: str, token: str) -> tuple[socket.socket, 
     except (OSError, ProtocolError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise Unreachable(f"The hub at {remote_url} does not answer ({reason}).") from None
+
+
+def _secured(connection: socket.socket, host: str | None, pin: str | None) -> ssl.SSLSocket:
+    """The connection with TLS on it. Raises OSError for a certificate that is not to be trusted."""
+    context = ssl.create_default_context()
+    if pin is None:
+        return context.wrap_socket(connection, server_hostname=host)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    secured = context.wrap_socket(connection, server_hostname=host)
+    shown = hashlib.sha256(secured.getpeercert(binary_form=True) or b"").hexdigest()
+    if shown != pin.replace(":", "").lower():
+        raise ssl.SSLError("it shows another certificate than the pinned one")
+    return secured
 
 
 _USER_AGENT = f"occ/{__version__}".encode()

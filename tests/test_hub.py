@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 from occ_app.client import AgentClient, Event
 from occ_app.errors import Refused, Unreachable
 from occ_app.hub.calls import check_address
-from tests.conftest import make_zip, names, output, steps, wait_until
+from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
 
 WAITING = [{"say": "begun "}, {"wait": "go"}, {"say": "done"}]
@@ -418,3 +419,24 @@ def test_addresses_that_may_be_called() -> None:
     check_address("http://127.0.0.1:1", "127.0.0.1")
     check_address("http://10.0.0.5:1", "10.0.0.5")
     check_address("https://192.168.1.2", "10.0.0.5")
+
+
+def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path) -> None:
+    hub.stop()
+    hub.environment["OCC_HUB_TLS"] = "self-signed"
+    hub.start()
+    pin = json.loads(hub.command("status", "--json").stdout)["tlsFingerprint"]
+    told = hub.command("keys", "create", "more", "--for", "agent").stderr
+    assert f"--remote-url {hub.url} --remote-pin {pin}" in told
+    client = AgentClient(hub.url, hub.client_key, pin)
+    hub.clients.append(client)
+    settings = {"OCC_API_KEY": hub.agent_key, "OCC_REMOTE_URL": hub.url, "OCC_NAME": "box"}
+    with occ_in(tmp_path, home=tmp_path / "box", OCC_BIND_ADDRESS="127.0.0.2", **settings) as box:
+        wrong = box.command("start", OCC_REMOTE_PIN="AA:" * 31 + "AA")
+        assert "registering in the background" in wrong.stderr
+        assert client.call("GET", "/agents")["agents"] == []
+        box.stop()
+        box.start(OCC_REMOTE_PIN=pin)
+        wait_until(lambda: [a["via"] for a in client.call("GET", "/agents")["agents"]] == ["link"], "it is linked")
+        client.upload("work", make_zip({"a.txt": "a"}))
+        assert output(run(client, steps({"say": "secret"}))) == "secret"

@@ -163,10 +163,13 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
     click.echo(made["key"])
     running = daemon.find(config)
     url = _shown_url(config, running.url if running else "URL")
+    pin = running.fingerprint if running and config.tls else None  # nobody vouches for it
     if kind == "agent":
-        output.note(f"on the machine to add:\n  occ start --api-key {made['key']} --remote-url {url}")
+        trust = f" --remote-pin {pin}" if pin else ""
+        output.note(f"on the machine to add:\n  occ start --api-key {made['key']} --remote-url {url}{trust}")
     else:
-        output.note(f'where you work:\n  occ run --url {url} --token {made["key"]} "…"')
+        trust = f" --pin {pin}" if pin else ""
+        output.note(f'where you work:\n  occ run --url {url} --token {made["key"]}{trust} "…"')
 
 
 def _shown_url(config: HubConfig, url: str) -> str:

@@ -20,7 +20,7 @@ from occ_app.config import Config
 
 # The flags that are called as their setting and take a value.
 _AS_NAMED = (
-    *("api_key", "remote_url", "workers", "public_url", "bind_address"),
+    *("api_key", "remote_url", "remote_pin", "workers", "public_url", "bind_address"),
     *("tls", "tls_cert", "tls_key", "name", "sandbox"),
 )
 
@@ -28,6 +28,7 @@ _AS_NAMED = (
 @click.command()
 @click.option("--api-key", metavar="KEY", help="Key to register with at the hub; @FILE reads it from a file.")
 @click.option("--remote-url", metavar="URL", help="The hub to register with. Without one the agent is standalone.")
+@click.option("--remote-pin", metavar="FINGERPRINT", help="The hub's TLS certificate to trust, and no other.")
 @click.option("--workers", metavar="N", help="Executions at once.  [default: 5]")
 @click.option("--port", metavar="PORT", help="Port of the API; 0 takes a free one.  [default: 0]")
 @click.option("--public-url", metavar="URL", help="Address under which the hub can reach this agent.")
