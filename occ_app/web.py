@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from flask import json as flask_json
 from gunicorn.http.errors import NoMoreData, ParseException
 from marshmallow import Schema, ValidationError
@@ -153,8 +153,7 @@ def _identified(identify: Callable[[str], Caller | None]) -> Caller:
     found = identify(given)
     if found is None:
         if given:
-            log.warning("a wrong token came from %s", request.remote_addr)
-            _slow_down()
+            slow_down()
         raise unauthorized()
     return found
 
@@ -171,8 +170,9 @@ def unauthorized(
     return errors.RequestError("UNAUTHORIZED", message)
 
 
-def _slow_down() -> None:
-    """Make guessing slow, for as many at once as leaves threads for everybody else."""
+def slow_down() -> None:
+    """Note a wrong secret and make guessing slow, for as many at once as leaves threads for everybody else."""
+    log.warning("a wrong token came from %s", request.remote_addr)
     if _guessing.acquire(blocking=False):
         try:
             time.sleep(_GUESS_SECONDS)
@@ -202,13 +202,17 @@ def own_hosts(public_url: str | None, allowed: Collection[str]) -> frozenset[str
     return frozenset(names)
 
 
-def answer_errors_in_json(app: Flask) -> None:
-    """Turn whatever is raised while answering into the one error body."""
+def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None = None) -> None:
+    """Turn whatever is raised while answering into one kind of reply: the error body, or what `answer` makes.
+
+    `answer` takes what `error_response` takes.
+    """
+    answer = answer or error_response
 
     @app.errorhandler(errors.OCCError)
     def refused(error: errors.OCCError) -> Response:
         if isinstance(error, errors.RequestError):
-            return error_response(error.code, str(error), error.details)
+            return answer(error.code, str(error), error.details)
         return unexpected(error)
 
     @app.errorhandler(HTTPException)
@@ -217,7 +221,7 @@ def answer_errors_in_json(app: Flask) -> None:
         code, message = _HTTP_CODES.get(status, _HTTP_CODES[400] if status < 500 else ("INTERNAL", ""))
         if status >= 500:
             return unexpected(error)
-        response = error_response(code, message, status=status if status in _HTTP_CODES else 400)
+        response = answer(code, message, status=status if status in _HTTP_CODES else 400)
         for name, value in error.get_headers():
             if name == "Allow":
                 response.headers[name] = value
@@ -227,23 +231,21 @@ def answer_errors_in_json(app: Flask) -> None:
     @app.errorhandler(ParseException)
     def broken_body(_: Exception) -> Response:
         # A chunked body is parsed only when it is read, so what is wrong with it comes out here.
-        return error_response(*_HTTP_CODES[400])
+        return answer(*_HTTP_CODES[400])
 
     @app.errorhandler(OSError)
     def failed(error: OSError) -> Response:
         if error.errno in (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET):
-            return error_response(*_HTTP_CODES[400])  # the body did not come, or not in time
+            return answer(*_HTTP_CODES[400])  # the body did not come, or not in time
         if error.errno in _HOME_TROUBLE:
             refusal = errors.unwritable(error)
-            return error_response(refusal.code, str(refusal))
+            return answer(refusal.code, str(refusal))
         return unexpected(error)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.path, exc_info=error)
-        return error_response(
-            "INTERNAL", "The agent met a fault of its own; its log logs/web.log says more.", status=500
-        )
+        return answer("INTERNAL", "The agent met a fault of its own; its log logs/web.log says more.", status=500)
 
 
 def error_body(code: str, message: str, details: Mapping[str, Any] | None = None) -> bytes:
@@ -255,13 +257,18 @@ def error_response(
     code: str, message: str, details: Mapping[str, Any] | None = None, status: int | None = None
 ) -> Response:
     g.refusal = code  # for whoever counts them
-    status = status or STATUS.get(code, 422 if code.startswith("ZIP_") else 500)
+    status = status or status_of(code)
     response = Response(error_body(code, message, details), status, content_type="application/json")
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     if status in RETRY_AFTER_SECONDS:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
     return response
+
+
+def status_of(code: str) -> int:
+    """The HTTP status that goes with an error code."""
+    return STATUS.get(code, 422 if code.startswith("ZIP_") else 500)
 
 
 def json_body() -> Any:

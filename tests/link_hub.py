@@ -44,7 +44,7 @@ class _Known:
 def make_app(folder: Path, ping_seconds: float) -> Flask:
     app = Flask(__name__, static_folder=None)
     known, links = _Known(), Links(folder, ping_seconds)
-    web.answer_errors_in_json(app)
+    web.answer_errors(app)
 
     def admit(agent_id: str) -> None:
         known.attempts += 1

@@ -17,6 +17,8 @@ DIRECT = [
     ("flask", "3.1.1", "CVE-2025-47278"),
     ("flask", "3.1.3", "GHSA-68rp-wp8r-4726"),
     ("gunicorn", "23.0.0", "CVE-2024-6827"),
+    ("jinja2", "3.1.6", "CVE-2025-27516"),
+    ("markdown-it-py", "2.2.0", "CVE-2023-26303"),
     ("marshmallow", "4.1.2", "CVE-2025-68480"),
     ("urllib3", "2.5.0", "CVE-2025-50181"),
     ("urllib3", "2.6.0", "CVE-2025-66471"),
@@ -26,7 +28,6 @@ DIRECT = [
 # What those bring along; there is no floor of ours to raise, so what was installed is looked at.
 INDIRECT = [
     ("werkzeug", "3.0.6", "CVE-2024-49767"),
-    ("jinja2", "3.1.6", "CVE-2025-27516"),
     ("h11", "0.16.0", "CVE-2025-43859"),
 ]
 

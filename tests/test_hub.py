@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from occ_app.client import AgentClient, Event
-from occ_app.errors import Refused
+from occ_app.errors import Refused, Unreachable
+from occ_app.hub.calls import check_address
 from tests.conftest import make_zip, names, output, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
 
@@ -78,8 +79,8 @@ def test_a_machine_is_online_while_it_beats_and_keeps_its_id_when_it_returns(hub
     box.start()
     wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")
     assert hub.seen("box")["agentId"] == seen["agentId"]
-    for process in box.processes():
-        process.kill()
+    for process in sorted(box.processes(), key=lambda process: "control" not in process.cmdline()):
+        process.kill()  # what would say a last word first
     assert hub.seen("box")["state"] == "online"
     wait_until(lambda: hub.seen("box")["state"] == "offline", "two beats were missed", 8)
     box.start()
@@ -374,3 +375,46 @@ def test_the_commands_of_an_agent_look_at_the_hub_too(hub: Hub) -> None:
     assert box.command("jobs", "--hub", "tail", "e1", **environment).stdout == "needle\n"
     wait_until(lambda: "e1" in box.command("jobs", "--hub", "search", "needle", **environment).stdout, "it is indexed")
     assert "e1 is succeeded" in box.command("jobs", "--hub", "cancel", "e1", **environment).stdout
+
+
+def test_each_kind_of_key_opens_its_own_addresses(hub: Hub) -> None:
+    box = hub.agent("box")
+    body = {"protocol": 1, "name": "box", "version": "9", "port": 1, "workers": 1}
+    assert hub.request("POST", "/api/agents/register", json_body=body, token=hub.client_key).status == 401
+    beat = {"seqNum": 1, "status": "healthy"}
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade |= {"Sec-WebSocket-Key": "bWFkZS11cC1ieXRlcy4uLg==", "Sec-WebSocket-Protocol": "occ-link.1"}
+    agent_id = hub.seen("box")["agentId"]
+    for token in (hub.client_key, hub.agent_key, "", "wrong"):
+        path = f"/api/agents/{agent_id}/heartbeat"
+        assert hub.request("POST", path, json_body=beat, token=token).status == 401
+        assert hub.request("GET", f"/api/agents/{agent_id}/link", token=token, **upgrade).status == 401
+    assert hub.request("POST", f"/api/agents/{agent_id}/heartbeat", json_body=beat, token=box.token).status == 200
+    for token in (hub.agent_key, box.token, "", "wrong"):
+        for path in ("/health", "/executions", "/agents", "/keys", "/metrics", "/openapi.json"):
+            assert hub.request("GET", path, token=token).status == 401
+
+
+@pytest.mark.parametrize(
+    ("url", "peer"),
+    [
+        ("http://169.254.169.254:80", "10.0.0.5"),
+        ("http://[fe80::1]:80", "10.0.0.5"),
+        ("http://127.0.0.1:7700", "10.0.0.5"),
+        ("http://localhost:7700", "10.0.0.5"),
+        ("http://[::ffff:127.0.0.1]:80", "10.0.0.5"),
+        ("http://[::ffff:169.254.169.254]:80", "127.0.0.1"),
+        ("http://0.0.0.0:80", "10.0.0.5"),
+        ("http://224.0.0.1:80", "10.0.0.5"),
+        ("http://no-such-host.invalid:80", "10.0.0.5"),
+    ],
+)
+def test_addresses_that_are_never_called(url: str, peer: str) -> None:
+    with pytest.raises(Unreachable):
+        check_address(url, peer)
+
+
+def test_addresses_that_may_be_called() -> None:
+    check_address("http://127.0.0.1:1", "127.0.0.1")
+    check_address("http://10.0.0.5:1", "10.0.0.5")
+    check_address("https://192.168.1.2", "10.0.0.5")

@@ -64,6 +64,8 @@ def test_the_wheel_puts_nothing_but_its_packages_into_site_packages(installed: P
     (site,) = (installed.parent.parent / "lib").glob("python3*/site-packages")
     assert (site / "occ_app" / "_migrations" / "migrations.py").exists()
     assert (site / "occ_app" / "Procfile").exists()
+    for name in ("static/hub.css", "static/hub.js", "static/icon.svg", "templates/home.html", "templates/run.html"):
+        assert (site / "occ_app" / "hub" / name).exists()
     assert not (site / "migrations").exists()
     assert not (site / "tests").exists()
 

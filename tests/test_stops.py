@@ -104,6 +104,18 @@ def test_a_stop_while_it_starts_leaves_nothing(occ: Occ) -> None:
         wait_until(lambda: not occ.processes(), "nothing to be left")
 
 
+def test_a_worker_that_is_told_to_leave_leaves_and_is_replaced(promises: Promises) -> None:
+    occ = promises.occ
+    parts = psutil.Process(supervisor(occ)).children()
+    consumer = next(part for part in parts if part.cmdline()[-1:] == ["executions"])
+    workers = {child.pid for child in consumer.children()}
+    told = min(workers)
+    os.kill(told, signal.SIGTERM)
+    wait_until(lambda: not psutil.pid_exists(told), "it to leave")
+    wait_until(lambda: len({child.pid for child in consumer.children()}) == len(workers), "another to come")
+    promises.check()
+
+
 def test_a_hang_up_does_not_stop_the_background_daemon(promises: Promises) -> None:
     occ = promises.occ
     os.kill(supervisor(occ), signal.SIGHUP)

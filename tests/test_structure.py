@@ -70,7 +70,7 @@ def test_sql_stands_in_its_few_modules() -> None:
     verbs = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.DOTALL)
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
     of_both = ("agent", "events", "executions", "lifecycle", "salvage", "search", "tally", "usage", "workspaces")
-    of_the_hub = ("agents", "errands", "keys", "placement", "webhooks", "workspaces")
+    of_the_hub = ("agents", "errands", "keys", "logins", "placement", "webhooks", "workspaces")
     assert with_sql == {f"occ_app/{module}.py" for module in of_both} | {
         f"occ_app/hub/{module}.py" for module in of_the_hub
     }

@@ -75,7 +75,7 @@ def create_app(parts: Parts) -> Flask:
     app.request_class = _request_class(config.run / "uploads")
     web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
     web.limit_bodies(app)
-    web.answer_errors_in_json(app)
+    web.answer_errors(app)
     refusals = Refusals()
     metrics.count_refusals(app, refusals)
     app.extensions["occ_measures"] = (common(parts.db, parts.streams, refusals), *parts.measures)

@@ -21,19 +21,24 @@ bp = Blueprint("executions", __name__)
 def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again: follow what runs."""
     after = web.cursor(None)
-    asked = _request()
+    asked = asked_for(web.json_body())
     parts().streams.enter()
     try:
-        execution, created = _create(asked)
-        if created:
-            with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
-                parts().execute(execution.execution_id)
-        # A worker may be starting the CLI already; the client is told only what no power cut takes back.
-        parts().db.flush()
-        return _stream(execution, after, follow=True)
+        return stream(start(asked), after, follow=True)
     except BaseException:
         parts().streams.leave()
         raise
+
+
+def start(asked: Request) -> Execution:
+    """Accept an execution and wake a worker; it is on the disk when this returns. Raises what lifecycle.create does."""
+    execution, created = _create(asked)
+    if created:
+        with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
+            parts().execute(execution.execution_id)
+    # A worker may be starting the CLI already; the client is told only what no power cut takes back.
+    parts().db.flush()
+    return execution
 
 
 def _create(asked: Request) -> tuple[Execution, bool]:
@@ -50,9 +55,8 @@ def _create(asked: Request) -> tuple[Execution, bool]:
     )
 
 
-def _request() -> Request:
-    """The body as a request, with the configured limits filled in."""
-    body = web.json_body()
+def asked_for(body: Any) -> Request:
+    """The body as a request, with the configured limits filled in. Raises InvalidRequest and TooLarge."""
     loaded = web.loaded(parts().execute_body, body)
     config = parts().config
     if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
@@ -79,7 +83,8 @@ def _request() -> Request:
     )
 
 
-def _stream(execution: Execution, after: int, *, follow: bool) -> Response:
+def stream(execution: Execution, after: int, *, follow: bool) -> Response:
+    """The events of an execution as server-sent events; the caller took a place among the streams."""
     return streams.event_stream(parts().tail, follower(execution, after), parts().streams, follow=follow)
 
 
@@ -119,7 +124,7 @@ def events(execution_id: str) -> Response:
     execution = executions.get(parts().db, execution_id, web.caller().only)
     parts().streams.enter()
     try:
-        return _stream(execution, after, follow=asked["follow"])
+        return stream(execution, after, follow=asked["follow"])
     except BaseException:
         parts().streams.leave()
         raise
@@ -129,6 +134,11 @@ def events(execution_id: str) -> Response:
 def cancel(execution_id: str) -> Response:
     """End an execution; harmless when it is over."""
     web.query(schemas.NoQuery)
+    return web.json_response(web.schema_of(schemas.ExecutionRecord).dump(stop(execution_id)), 202)
+
+
+def stop(execution_id: str) -> Execution:
+    """Ask that an execution of the caller's ends, and wake whoever runs or follows it. Raises NotFound."""
     execution = lifecycle.request_stop(
         parts().db,
         execution_id,
@@ -138,7 +148,7 @@ def cancel(execution_id: str) -> Response:
     )
     parts().workers.ring(execution_id)
     parts().readers.ring(tail.execution_key(execution.number))
-    return web.json_response(web.schema_of(schemas.ExecutionRecord).dump(execution), 202)
+    return execution
 
 
 def add_websocket(app: Flask) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flask import Blueprint, Response, request, send_file
+from werkzeug.datastructures import FileStorage
 
 from occ_app import errors, schemas, tail, web, workspaces
 from occ_app.api import parts
@@ -33,6 +36,14 @@ def init() -> Response:
     upload = request.files.get("zip")
     if upload is None:
         raise errors.InvalidRequest("The file part `zip` is missing.", {"zip": ["Missing file part."]})
+    return web.json_response(make(form, upload))
+
+
+def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
+    """Make a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
+
+    Raises RequestError with what is wrong with the zip, Unavailable when it took too long.
+    """
     upload.stream.flush()
     path = Path(upload.stream.name or "")
     if path.stat().st_size > parts().config.max_upload_bytes:
@@ -46,8 +57,8 @@ def init() -> Response:
     return _await_job(number)
 
 
-def _await_job(number: int) -> Response:
-    """Put the job in and answer with what came of it."""
+def _await_job(number: int) -> dict[str, Any]:
+    """Put the job in and return what came of it."""
     key = tail.job_key(number)
     channel = parts().tail.join(key)
     try:
@@ -72,7 +83,7 @@ def _await_job(number: int) -> Response:
         raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
     if state == "failed":
         raise errors.RequestError(result["code"], result["message"], result["details"])
-    return web.json_response(result)
+    return result
 
 
 @bp.get("/workspaces")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from occ_app import agent as agent_notes
 from occ_app import config as configuration
 from occ_app import daemon, errors, executions, state
 from occ_app.cli import output
@@ -94,6 +95,7 @@ def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], boo
         "agentId": known.agent_id if known else None,
     }
     places = {"home": str(config.home), "logs": str(config.logs)}
+    report["linked"] = agent_notes.noted(Database(config.database, readonly=True), "link").get("connected")
     try:
         health = AgentClient(running.url, known.token if known else "", running.fingerprint).health()
     except (errors.Unreachable, errors.Refused) as error:
@@ -111,6 +113,8 @@ def _status_text(report: dict[str, Any]) -> str:
             f"  workers    {workers['busy']} of {workers['total']} busy, {report['queue']['depth']} waiting",
             f"  heartbeat  {_beat_text(report['agentId'], beat)}",
         ]
+    if report["linked"] is not None:
+        lines.append(f"  link       {'held' if report['linked'] else 'broken; it is tried again'}")
     if report["tlsFingerprint"]:
         lines.append(f"  tls        {report['tlsFingerprint']}")
     lines += [f"  home       {report['home']}", f"  logs       {report['logs']}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,7 +51,7 @@ def start(foreground: bool, **flags: Any) -> None:
 
 
 def _tell_started(config: HubConfig, told: dict[str, Any]) -> None:
-    click.echo(f"The hub is running at {config.public_url or told['url']}")
+    click.echo(f"The hub is running at {_shown_url(config, told['url'])}")
     click.echo(f"  logs    {told['logs']}")
     if told["fingerprint"]:
         click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
@@ -98,7 +99,7 @@ def status(as_json: bool) -> int:
         answer = json.dumps({"running": False, **places})
         click.echo(answer if as_json else f"The hub is not running in {config.home}; `occ hub start` starts it.")
         return 3
-    report: dict[str, Any] = {"running": True, "pid": running.pid, "url": config.public_url or running.url}
+    report: dict[str, Any] = {"running": True, "pid": running.pid, "url": _shown_url(config, running.url)}
     report |= {"host": running.host, "port": running.port, "tlsFingerprint": running.fingerprint, **places}
     try:
         health = _client(config, running).health()
@@ -160,16 +161,25 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
     body = {"name": name, "for": kind, "admin": admin, "most": most, "days": days}
     made = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
     click.echo(made["key"])
-    url = _shown_url(config)
+    running = daemon.find(config)
+    url = _shown_url(config, running.url if running else "URL")
     if kind == "agent":
         output.note(f"on the machine to add:\n  occ start --api-key {made['key']} --remote-url {url}")
     else:
         output.note(f'where you work:\n  occ run --url {url} --token {made["key"]} "…"')
 
 
-def _shown_url(config: HubConfig) -> str:
-    running = daemon.find(config)
-    return config.public_url or (running.url if running else "URL")
+def _shown_url(config: HubConfig, url: str) -> str:
+    """The address to give to other machines: the public one, or one that this machine has on a network."""
+    if config.public_url:
+        return config.public_url
+    if config.bind_address not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return url
+    import psutil
+
+    addresses = (address for found in psutil.net_if_addrs().values() for address in found)
+    outward = [a.address for a in addresses if a.family == socket.AF_INET and not a.address.startswith("127.")]
+    return url.replace("127.0.0.1", outward[0]) if outward else url
 
 
 @keys.command("list")
@@ -221,7 +231,7 @@ def agents(context: click.Context, as_json: bool) -> None:
             f"{agent['workers']['busy']}/{agent['workers']['total']}",
             ",".join(agent["labels"]),
             f"{agent['version']}, Claude {agent['claudeVersion'] or '-'}",
-            agent["lastSeenAt"],
+            f"{output.since(agent['lastSeenAt'])} ago",
         )
         for agent in told["agents"]
     ]

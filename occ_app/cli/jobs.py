@@ -84,7 +84,7 @@ def _row(execution: Execution) -> tuple[str, ...]:
         execution.execution_id,
         execution.state + (f" ({execution.position} ahead)" if execution.position else ""),
         execution.workspace_id,
-        _since(execution.created_at),
+        output.since(execution.created_at),
         _took(execution),
         "" if execution.cost_usd is None else f"${execution.cost_usd:.4f}",
         _short(output.printable(execution.prompt or "")),
@@ -93,10 +93,6 @@ def _row(execution: Execution) -> tuple[str, ...]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 48 else text[:47] + "…"
-
-
-def _since(moment: str) -> str:
-    return output.duration((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
 def _took(execution: Execution) -> str:
@@ -139,7 +135,7 @@ def search(query: str, limit: int, as_json: bool) -> None:
         click.echo("No executions like that.")
     for result in found.results:
         execution = result.execution
-        told = (execution.execution_id, execution.state, execution.workspace_id, _since(execution.created_at))
+        told = (execution.execution_id, execution.state, execution.workspace_id, output.since(execution.created_at))
         click.echo("  ".join(told))
         for snippet in result.snippets:
             text = "".join(output.highlighted(piece.text, hit=piece.hit) for piece in snippet.pieces)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,6 +46,11 @@ def duration(seconds: float) -> str:
         if count:
             parts.append(f"{count:.0f} {name}")
     return " ".join(parts[:2])
+
+
+def since(moment: str) -> str:
+    """How long ago an ISO time was."""
+    return duration((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:

@@ -18,11 +18,12 @@ from occ_app import daemon, db, errors, state, streams, tls
 from occ_app.api import Parts, create_app
 from occ_app.config import HubConfig
 from occ_app.doorbell import Ringer
-from occ_app.hub import api, health, keys, measures, placement
+from occ_app.hub import api, health, keys, measures, pages, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agents
 from occ_app.hub.calls import Calls
 from occ_app.hub.links import Links, add_link
+from occ_app.hub.pages.door import visitor
 from occ_app.hub.schemas import HubExecuteBody
 from occ_app.logs import log_to_stderr
 from occ_app.server import Application
@@ -65,6 +66,7 @@ def make_app(config: HubConfig) -> Flask:
     links = Links(config.run / "links")
     app.extensions["occ_hub"] = api.HubParts(config, agents, calls, links)
     app.register_blueprint(api.bp)
+    pages.add_pages(app)
     add_link(app, links, partial(_admit_link, agents))
 
     def stop() -> None:
@@ -77,11 +79,16 @@ def make_app(config: HubConfig) -> Flask:
 
 
 def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller | None]:
-    """Who calls: a client's key, or whoever can read the hub's own token. What agents call asks for itself."""
+    """Who calls: a client's key, or whoever can read the hub's own token; for a page, whose cookie it is.
+
+    What agents call asks for itself.
+    """
 
     def identify(given: str) -> Caller | None:
         if request.path.startswith(api.FROM_AGENTS):
             return Caller(admin=False)
+        if pages.asked_for():
+            return visitor(database)
         token = own.current()
         if token is not None and same_secret(given, token):
             return Caller()

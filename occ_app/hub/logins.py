@@ -1,0 +1,57 @@
+"""Logins of the hub's pages, and all SQL on them: which cookie stands for which key, and until when.
+
+A cookie is as secret as the key it was got with; kept is its SHA-256. A login ends with its key, at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from occ_app.db import Database
+from occ_app.executions import iso_now
+from occ_app.hub.keys import Key, hashed
+
+DAYS = 30
+
+
+@dataclass(frozen=True)
+class Login:
+    """A valid login: the key behind it, and the token that its forms carry."""
+
+    key_id: str
+    key_name: str
+    admin: bool
+    csrf: str
+
+
+def begin(db: Database, key: Key) -> str:
+    """Log a key in; returns the cookie, which is never told again. Logins that have expired go."""
+    cookie = secrets.token_urlsafe(32)
+    expires = (datetime.now(UTC) + timedelta(days=DAYS)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    with db.write() as connection:
+        connection.execute("DELETE FROM logins WHERE expires_at <= ?", (iso_now(),))
+        connection.execute(
+            "INSERT INTO logins (hash, key_id, csrf, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
+            (hashed(cookie), key.key_id, secrets.token_urlsafe(32), iso_now(), expires),
+        )
+    return cookie
+
+
+def find(db: Database, cookie: str) -> Login | None:
+    """The login this cookie stands for; None when it or its key is not valid any more."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT l.key_id, k.name AS key_name, k.admin, l.csrf FROM logins l JOIN keys k ON k.key_id = l.key_id"
+            " WHERE l.hash = :hash AND l.expires_at > :now AND k.kind = 'client' AND k.revoked_at IS NULL"
+            " AND (k.expires_at IS NULL OR k.expires_at > :now)",
+            {"hash": hashed(cookie), "now": iso_now()},
+        ).fetchone()
+    return None if row is None else Login(row["key_id"], row["key_name"], bool(row["admin"]), row["csrf"])
+
+
+def end(db: Database, cookie: str) -> None:
+    """Log out; harmless when that is done."""
+    with db.write() as connection:
+        connection.execute("DELETE FROM logins WHERE hash = ?", (hashed(cookie),))

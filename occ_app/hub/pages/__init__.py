@@ -1,0 +1,90 @@
+"""The hub's pages for people with a browser, made on the server; hub.js only spares reloading them.
+
+Pages have addresses of their own and are asked for with a cookie that opens nothing else; the API takes no cookie.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask, Response, g, render_template, request
+
+from occ_app import __version__, web
+from occ_app.hub.pages import door, home, runs, shown
+
+bp = Blueprint("pages", __name__, template_folder="../templates", static_folder="../static", static_url_path="/static")
+for room in (door, home, runs):
+    bp.register_blueprint(room.bp)
+
+_HEADERS = {
+    # No script and no style but the two files, nothing from elsewhere, in nobody's frame.
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self';"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    # Not `no-referrer`: with it browsers say `Origin: null` even to the page's own host, and Origin is checked.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_TITLES = {401: "Please log in", 403: "Not allowed", 404: "Nothing here", 413: "Too large", 503: "Not right now"}
+_SENTENCES = {
+    "UNAUTHORIZED": "You are not logged in any more. Log in, then go back and try again.",
+    "NOT_FOUND": "There is no page at this address.",
+    "METHOD_NOT_ALLOWED": "This address does not take that.",
+    "EXECUTION_NOT_FOUND": "There is no such execution, or it belongs to another key.",
+    "INTERNAL": "The hub met a fault of its own; its log logs/web.log says more.",
+    "WRONG_HOST": "This hub does not answer to that host name; use its address, or start it with --allowed-host.",
+}
+
+
+def add_pages(app: Flask) -> None:
+    """Serve the pages."""
+    app.register_blueprint(bp)
+    for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.size, shown.beginning):
+        app.add_template_filter(function)
+
+
+def asked_for() -> bool:
+    """Whether the request is for a page, and so comes with a cookie if with anything."""
+    return bp.name in request.blueprints
+
+
+@bp.before_request
+def check_form() -> None:
+    """Refuse a form that was not made for this login."""
+    if request.method == "POST" and request.endpoint not in door.OPEN:
+        door.check_csrf()
+
+
+@bp.after_request
+def add_headers(response: Response) -> Response:
+    response.headers.update(_HEADERS)
+    static = request.endpoint == f"{bp.name}.static"
+    response.headers["Cache-Control"] = "no-cache" if static else "no-store"
+    return response
+
+
+@bp.app_context_processor
+def common() -> dict[str, object]:
+    """What every page shows or sends."""
+    return {"login": g.get("login"), "version": __version__}
+
+
+@bp.route("/runs/<path:_>", methods=["GET", "POST"])
+def nowhere(_: str) -> Response:
+    """What looks like an address of an execution and is none."""
+    return error_page("NOT_FOUND", "")
+
+
+def error_page(code: str, message: str, _: object = None, status: int | None = None) -> Response:
+    """A refusal as a page; who asks for a whole page without being logged in is sent to where one logs in."""
+    g.refusal = code  # for whoever counts them
+    status = status or web.status_of(code)
+    if code == "UNAUTHORIZED" and request.endpoint in door.LEAD_BACK:
+        return door.go_and_log_in()
+    title = _TITLES.get(status, "That did not work")
+    page = render_template("error.html", title=title, message=_SENTENCES.get(code, message), code=code)
+    response = Response(page, status)
+    if status in web.RETRY_AFTER_SECONDS:
+        response.headers["Retry-After"] = str(web.RETRY_AFTER_SECONDS[status])
+    return response
+
+
+web.answer_errors(bp, error_page)

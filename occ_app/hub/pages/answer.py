@@ -1,0 +1,188 @@
+"""An execution's events as what a page shows of them: texts and tool calls in order, and how far that goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from markupsafe import Markup
+
+from occ_app import events
+from occ_app.db import Database
+from occ_app.hub.pages import markdown
+from occ_app.records import Execution
+
+_MOST_EVENTS = 30_000
+_MOST_BYTES = 1_000_000
+_MOST_OF_A_TOOL = 20_000
+_SUBJECTS = ("file_path", "notebook_path", "pattern", "path", "command", "url", "query", "description", "prompt")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was said in one go; `first` is the number of its first event."""
+
+    first: int
+    text: str
+    live: bool = False
+
+    kind = "text"
+
+    @property
+    def html(self) -> Markup:
+        return markdown.html(self.text, live=self.live)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool call; `result` is None until it came."""
+
+    first: int
+    name: str
+    subject: str
+    input: str
+    result: str | None = None
+    is_error: bool = False
+    cut: bool = False
+
+    kind = "tool"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence about what is not shown."""
+
+    first: int
+    text: str
+
+    kind = "note"
+
+
+Block = Text | Tool | Note
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Blocks up to the event `last`. Those up to `stable` will never change; `status` is what it does just now."""
+
+    blocks: tuple[Block, ...]
+    last: int
+    stable: int
+    status: str
+    over: bool
+
+
+def read(db: Database, execution: Execution, after: int = 0, folder: str = "") -> Answer:
+    """What is stored after an event; where that is more than a page can show, its end.
+
+    `folder` is that of the workspace: paths in it are told from there.
+    """
+    reader = _Reader(after, folder)
+    start = max(after, execution.last_seq - _MOST_EVENTS)
+    if start > after:
+        reader.leave_out(start)
+    while batch := events.after(db, execution.number, start):
+        missing = events.gap(start, batch[0])
+        if missing is not None:
+            reader.take(missing)
+        for event in batch:
+            reader.take(event)
+        start = batch[-1].seq
+    return reader.answer(over=execution.over)
+
+
+class _Reader:
+    """Puts events together to blocks, in their order."""
+
+    def __init__(self, after: int, folder: str) -> None:
+        self._folder = folder.rstrip("/") + "/"
+        self._blocks: list[Block] = []
+        self._said: list[str] = []  # of the text that is the last block
+        self._open: dict[str, int] = {}  # tool calls without a result, by id: their places in the list
+        self._bytes = 0
+        self._last = after
+        self._status = ""
+
+    def take(self, event: events.Event) -> None:
+        self._bytes += len(event.data)
+        if self._bytes > _MOST_BYTES:
+            self.leave_out(event.seq - 1)
+        data = json.loads(event.data)
+        self._last = event.seq
+        if event.name == "output":
+            self._say(event.seq, data["chunk"])
+        elif event.name == "tool":
+            self._use(event.seq, data)
+        elif event.name == "gap":
+            self._add(Note(event.seq, f"Events {data['fromSeq']} to {data['toSeq']} are gone: {data['reason']}."))
+        if event.name == "status":
+            self._status = data["message"] or {"compacting": "Compacting the conversation"}.get(data["state"], "")
+        else:
+            self._status = ""
+
+    def leave_out(self, up_to: int) -> None:
+        """Forget what came so far: the end of a long answer tells more than its beginning."""
+        self._blocks, self._said, self._open, self._bytes = [], [], {}, 0
+        text = "The beginning of this answer is left out, because it is long; `occ jobs tail` and the API have it all."
+        self._blocks.append(Note(up_to, text))
+
+    def answer(self, *, over: bool) -> Answer:
+        self._close_text()
+        if over:
+            return Answer(tuple(self._blocks), self._last, self._last, "", over=True)
+        unfinished = [self._blocks[place].first for place in self._open.values()]
+        if self._blocks and isinstance(self._blocks[-1], Text):
+            unfinished.append(self._blocks[-1].first)
+            self._blocks[-1] = replace(self._blocks[-1], live=True)
+        else:
+            self._blocks.append(Text(self._last + 1, "", live=True))  # where the next words will stand
+        stable = min(unfinished) - 1 if unfinished else self._last
+        return Answer(tuple(self._blocks), self._last, stable, self._status, over=False)
+
+    def _say(self, seq: int, chunk: str) -> None:
+        if not self._said:
+            self._blocks.append(Text(seq, ""))
+        self._said.append(chunk)
+
+    def _close_text(self) -> None:
+        if self._said:
+            last = self._blocks[-1]
+            assert isinstance(last, Text)  # noqa: S101 - it was put there when the first of these was said
+            self._blocks[-1] = replace(last, text="".join(self._said))
+            self._said = []
+
+    def _add(self, block: Block) -> None:
+        self._close_text()
+        self._blocks.append(block)
+
+    def _use(self, seq: int, data: dict[str, Any]) -> None:
+        if "name" in data:
+            self._open[data["toolUseId"]] = len(self._blocks)
+            given = _shown(data["input"])
+            cut = bool(data.get("truncated")) or len(given) > _MOST_OF_A_TOOL
+            subject = _subject(data["input"]).removeprefix(self._folder)
+            self._add(Tool(seq, data["name"], subject, given[:_MOST_OF_A_TOOL], cut=cut))
+            return
+        place = self._open.pop(data["toolUseId"], None)
+        if place is None:  # its call is not among the events any more
+            self._add(Tool(seq, "Tool", "", ""))
+            place = len(self._blocks) - 1
+        called = self._blocks[place]
+        assert isinstance(called, Tool)  # noqa: S101 - `_open` has the places of tools
+        result = _shown(data["result"])
+        cut = called.cut or bool(data.get("truncated")) or len(result) > _MOST_OF_A_TOOL
+        self._blocks[place] = replace(called, result=result[:_MOST_OF_A_TOOL], is_error=data["isError"], cut=cut)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _subject(given: Any) -> str:
+    """The part of a tool's input that says what it is about."""
+    if isinstance(given, dict):
+        for name in _SUBJECTS:
+            if isinstance(given.get(name), str):
+                return str(given[name])
+    return ""

@@ -1,0 +1,180 @@
+"""The first page: a form that starts an execution, the executions, the machines."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from flask import Blueprint, Response, render_template, request
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from werkzeug.datastructures import FileStorage
+
+from occ_app import errors, executions, schemas, web, workspaces
+from occ_app.api import executions as executions_api
+from occ_app.api import parts
+from occ_app.api import workspaces as workspaces_api
+from occ_app.fields import Id
+from occ_app.hub.api import hub_parts
+from occ_app.hub.pages import door, shown
+
+bp = Blueprint("home", __name__)
+
+_PAGE = 20
+_FIELDS = {"prompt": "Prompt", "workspaceId": "Workspace", "labels": "Labels", "model": "Model", "sessionId": "Session"}
+_EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": "", "session": ""}
+
+
+class _Query(Schema):
+    """What narrows the list of executions; anything else in the address is passed over."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    state = fields.String(validate=validate.OneOf(schemas.STATES))
+    workspace = Id()
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+@bp.get("/")
+def show() -> str:
+    """The whole page."""
+    asked = _query()
+    return _page({"workspace": asked.get("workspace", "")}, asked)
+
+
+@bp.get("/lists")
+def lists() -> str:
+    """The two lists alone, for the script."""
+    return render_template("_lists.html", **_lists(_query()))
+
+
+@bp.get("/runs")
+def back() -> Response:
+    """Where the address of a refused form leads when it is opened again."""
+    return door.go("/")
+
+
+@bp.post("/runs")
+def start() -> Response:
+    """Start an execution in a workspace, there already or in the form; the same form again: the same execution."""
+    given = {name: value.replace("\r\n", "\n") for name, value in request.form.items()}
+    try:
+        return door.go(f"/runs/{_start(given)}")
+    except errors.RequestError as error:
+        response = Response(_page(given, {}, _told(error)), web.status_of(error.code))
+        for status, seconds in web.RETRY_AFTER_SECONDS.items():
+            if response.status_code == status:
+                response.headers["Retry-After"] = str(seconds)
+        return response
+
+
+def _start(given: dict[str, str]) -> str:
+    """The id of the execution the form asks for. A workspace that was made for it is in `given` afterwards."""
+    run_id = _loaded_id(given.get("run", ""))
+    if executions.find(parts().db, run_id, web.caller().only) is not None:
+        return run_id
+    upload = request.files.get("zip")
+    if upload is not None and not upload.filename:
+        upload = None  # the field was left empty
+    if (upload is None) == (not given.get("workspace")):
+        raise errors.InvalidRequest("Choose a zip or a workspace, one of them.")
+    name = PurePath((upload.filename if upload else None) or "workspace").stem
+    # The same form sent twice names the same workspace.
+    workspace_id = given["workspace"] if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
+    asked = executions_api.asked_for(_body(given, run_id, workspace_id))
+    parts().refuse_when_stopping()
+    if upload is not None:
+        _make(workspace_id, name, upload)
+        given["workspace"] = workspace_id
+    return executions_api.start(asked).execution_id
+
+
+def _make(workspace_id: str, name: str, upload: FileStorage) -> None:
+    said = {"workspaceId": workspace_id, "name": name[:200].strip() or workspace_id, "processPolicy": "overwrite"}
+    workspaces_api.make(web.loaded(schemas.InitForm, said), upload)
+
+
+def _plain(name: str) -> str:
+    return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "workspace")[:100]
+
+
+def _body(given: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str, Any]:
+    """The form as the body of POST /execute."""
+    labels = [label.strip() for label in given.get("labels", "").split(",") if label.strip()]
+    optional = {
+        "agent": given.get("agent"),
+        "labels": labels,
+        "model": given.get("model", "").strip(),
+        "sessionId": given.get("session"),
+    }
+    body = {"executionId": run_id, "workspaceId": workspace_id, "prompt": given.get("prompt", "")}
+    return body | {name: value for name, value in optional.items() if value}
+
+
+def _loaded_id(given: str) -> str:
+    if not re.fullmatch(r"page-[0-9a-f]{12}", given):
+        raise errors.InvalidRequest("This form is not one of the hub's pages; reload the page.")
+    return given
+
+
+def _told(error: errors.RequestError) -> list[str]:
+    """What went wrong, in sentences for a person in front of the form."""
+    if error.code != "INVALID_REQUEST" or not error.details:
+        return [str(error)]
+    told = []
+    for field, reasons in error.details.items():
+        flat = reasons.values() if isinstance(reasons, dict) else [reasons]
+        words = " ".join(str(word) for reason in flat for word in (reason if isinstance(reason, list) else [reason]))
+        told.append(f"{_FIELDS.get(field, field)}: {words}")
+    return told
+
+
+def _page(given: Mapping[str, str], asked: Mapping[str, Any], problems: list[str] | None = None) -> str:
+    found = _lists(asked)
+    return render_template(
+        "home.html",
+        **found,
+        problems=problems,
+        given=_EMPTY | dict(given),
+        run=given.get("run") or new_run(),
+        workspaces=workspaces.listing(parts().db, web.caller().only),
+    )
+
+
+def new_run() -> str:
+    """The id under which a form starts its execution, however often it is sent."""
+    return f"page-{uuid.uuid4().hex[:12]}"
+
+
+def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
+    machines = hub_parts().agents.listing()
+    found, following = executions.listing(
+        parts().db,
+        key_id=web.caller().only,
+        state=asked.get("state"),
+        workspace_id=asked.get("workspace"),
+        before=asked.get("before"),
+        limit=_PAGE,
+    )
+    return {
+        "machines": machines,
+        "via": {machine.agent_id: hub_parts().calls.via(machine) for machine in machines},
+        "names": {machine.agent_id: machine.name for machine in machines},
+        "executions": found,
+        "took": {one.execution_id: shown.since(one.started_at, one.finished_at) for one in found},
+        "next": following,
+        "asked": asked,
+        "states": schemas.STATES,
+    }
+
+
+def _query() -> dict[str, Any]:
+    """What the address asks for; a wrong value narrows nothing."""
+    try:
+        return dict(web.schema_of(_Query).load({name: value for name, value in request.args.items() if value}))
+    except ValidationError as wrong:
+        valid: dict[str, Any] = wrong.valid_data  # type: ignore[assignment]  # a dict, since one object was loaded
+        return valid

@@ -1,0 +1,151 @@
+"""Claude's Markdown as HTML that cannot inject: no HTML of its own, no images, no links but to the web and to mail.
+
+This is the only place where a text becomes markup; a browser is given what comes out of it, also while it streams.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from functools import cache
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup
+
+_CUT_BYTES = 8_000  # from here on a blank line begins a new piece,
+_PLAIN_BYTES = 32_000  # and a piece over this is shown as it is: a few constructs take the square of their length
+_MOST_BYTES = 250_000
+
+_TAIL = "\ue0f0"  # of the private use area; taken out of whatever comes
+_TAIL_HTML = '<span class="tail"></span>'
+_SAFE_LINK = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
+
+_Rule = Callable[[RendererHTML, Sequence[Token], int, Any, MutableMapping[str, Any]], str]
+
+
+def html(text: str, *, live: bool = False) -> Markup:
+    """The text as HTML. With `live` there is an empty element of class `tail` where what follows would stand."""
+    text = text.replace(_TAIL, "") + (_TAIL if live else "")
+    if len(text) > _MOST_BYTES:
+        return _finished(_plain(text))
+    return _finished("".join(_one(piece) for piece in _pieces(text)))
+
+
+def _finished(made: str) -> Markup:
+    return Markup(made.replace(_TAIL, ""))  # noqa: S704 - made by the rules below, which escape every text
+
+
+def _one(piece: str) -> str:
+    return str(_parser().render(piece)) if len(piece) <= _PLAIN_BYTES else _plain(piece)
+
+
+def _plain(text: str) -> str:
+    return f'<p class="plain">{_escaped(text)}</p>'
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text cut at blank lines outside of code, so that the time to render it grows no faster than it does."""
+    begun, length, fence = list[str](), 0, ""
+    for line in text.splitlines(keepends=True):
+        begun.append(line)
+        length += len(line)
+        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
+        if mark is not None:
+            fence = mark[1] if not fence else ("" if mark[1].startswith(fence) else fence)
+        elif length >= _CUT_BYTES and not fence and not line.strip():
+            yield "".join(begun)
+            begun, length = [], 0
+    yield "".join(begun)
+
+
+@cache
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
+    for name, rule in _RULES.items():
+        parser.add_render_rule(name, rule)
+    return parser
+
+
+def _escaped(text: str) -> str:
+    return escapeHtml(text).replace(_TAIL, _TAIL_HTML)
+
+
+def _text(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    return _escaped(tokens[index].content)
+
+
+def _code_inline(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    return f"<code>{_escaped(tokens[index].content)}</code>"
+
+
+def _code(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    return f'<pre tabindex="0"><code>{_escaped(tokens[index].content)}</code></pre>\n'
+
+
+def _link_open(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    return _opening(str(tokens[index].attrGet("href") or ""))
+
+
+def _link_close(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    # The one that opened it is the nearest before: links do not stand in links.
+    opened = next(token for token in reversed(tokens[:index]) if token.type == "link_open")
+    return _closing(str(opened.attrGet("href") or ""))
+
+
+def _image(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    source = str(tokens[index].attrGet("src") or "")
+    return f"{_opening(source)}{_escaped(tokens[index].content or source)}{_closing(source)}"
+
+
+def _opening(target: str) -> str:
+    """The start of a link; of plain emphasis where the target is a file or worse."""
+    if not _SAFE_LINK.match(target):
+        return "<em>"
+    return f'<a href="{escapeHtml(target)}" rel="noopener noreferrer nofollow" target="_blank">'
+
+
+def _closing(target: str) -> str:
+    return "</a>" if _SAFE_LINK.match(target) else "</em>"
+
+
+def _heading(closing: str) -> _Rule:
+    def rule(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+        # The page has headings of its own above these.
+        level = min(int(tokens[index].tag[1:]) + 2, 6)
+        return f"<{closing}h{level}>"
+
+    return rule
+
+
+def _cell(name: str) -> _Rule:
+    def rule(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
+        # Alignment comes as a style, which the pages' policy forbids.
+        side = re.search(r"text-align:(right|center)", str(tokens[index].attrGet("style") or ""))
+        return f'<{name} class="{side[1]}">' if side else f"<{name}>"
+
+    return rule
+
+
+def _fixed(markup: str) -> _Rule:
+    return lambda *_: markup
+
+
+_RULES: dict[str, _Rule] = {
+    "text": _text,
+    "code_inline": _code_inline,
+    "code_block": _code,
+    "fence": _code,
+    "link_open": _link_open,
+    "link_close": _link_close,
+    "image": _image,
+    "heading_open": _heading(""),
+    "heading_close": _heading("/"),
+    "th_open": _cell("th"),
+    "td_open": _cell("td"),
+    "table_open": _fixed('<div class="scroll" tabindex="0"><table>'),
+    "table_close": _fixed("</table></div>"),
+}

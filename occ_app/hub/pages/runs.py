@@ -1,0 +1,109 @@
+"""The page of one execution: what it was asked, what it says as it says it, what came of it; cancel, and go on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flask import Blueprint, Response, render_template, request
+
+from occ_app import errors, executions, web, workspaces
+from occ_app.api import executions as executions_api
+from occ_app.api import parts
+from occ_app.api import workspaces as workspaces_api
+from occ_app.fields import CURSOR_PATTERN
+from occ_app.hub.api import hub_parts
+from occ_app.hub.pages import answer, door, shown
+from occ_app.hub.pages.home import new_run
+from occ_app.records import Execution
+from occ_app.workspaces import Workspace
+
+bp = Blueprint("runs", __name__, url_prefix="/runs/<execution_id>")
+
+_WORDS = {
+    "queued": "Waiting",
+    "running": "Running",
+    "succeeded": "Done",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+}
+
+
+@bp.get("")
+def show(execution_id: str) -> str:
+    """The whole page, with all there is now; it shows the same without the script, which only goes on from here."""
+    return render_template("run.html", **_shown(_execution(execution_id), 0))
+
+
+@bp.get("/answer")
+def rest(execution_id: str) -> str:
+    """The changing parts alone, for the script: the state, and the answer after an event."""
+    after = request.args.get("after", "0")
+    if not re.fullmatch(CURSOR_PATTERN, after):
+        raise errors.RequestError("INVALID_EVENT_ID", "`after` must be the number of an event.")
+    return render_template("_answer.html", fragment=True, **_shown(_execution(execution_id), int(after or 0)))
+
+
+@bp.get("/events")
+def events(execution_id: str) -> Response:
+    """The events as they come: what GET /executions/{id}/events answers, for whoever has the cookie."""
+    after = web.cursor(request.args.get("after"))
+    execution = _execution(execution_id)
+    parts().streams.enter()
+    try:
+        return executions_api.stream(execution, after, follow=True)
+    except BaseException:
+        parts().streams.leave()
+        raise
+
+
+@bp.get("/files")
+def files(execution_id: str) -> Response:
+    """The files of its workspace as they are now, as a zip."""
+    return workspaces_api.archive(_execution(execution_id).workspace_id)
+
+
+@bp.post("/cancel")
+def cancel(execution_id: str) -> Response:
+    """End it."""
+    return door.go(f"/runs/{executions_api.stop(execution_id).execution_id}")
+
+
+def _execution(execution_id: str) -> Execution:
+    return executions.get(parts().db, execution_id, web.caller().only)
+
+
+def _workspace(execution: Execution) -> Workspace | None:
+    """Its workspace, unless that is gone or, by now, somebody else's."""
+    try:
+        return workspaces.get(parts().db, execution.workspace_id, web.caller().only)
+    except errors.NotFound:
+        return None
+
+
+def _before(execution: Execution) -> Execution | None:
+    """What runs in the workspace of one that waits."""
+    if execution.state != "queued":
+        return None
+    only, workspace_id = web.caller().only, execution.workspace_id
+    found, _ = executions.listing(parts().db, state="running", workspace_id=workspace_id, key_id=only, limit=1)
+    return found[0] if found else None
+
+
+def _shown(execution: Execution, after: int) -> dict[str, Any]:
+    # In this order: what ends it between the two is in the answer, and the script asks again for the state.
+    workspace = _workspace(execution)
+    found = answer.read(parts().db, execution, after, workspace.path if workspace else "")
+    agent = hub_parts().agents.find(execution.agent_id) if execution.agent_id else None
+    return {
+        "execution": execution,
+        "answer": found,
+        "workspace": workspace,
+        "goes_on": execution.over and execution.session_id and workspace is not None,
+        "run": new_run(),
+        "before": _before(execution),
+        "machine": agent.name if agent else None,
+        "word": "Stopping" if execution.stop_requested and not execution.over else _WORDS[execution.state],
+        "elapsed": shown.since(execution.started_at, execution.finished_at),
+        "waited": shown.since(execution.created_at, execution.started_at or execution.finished_at),
+    }

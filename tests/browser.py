@@ -1,0 +1,194 @@
+"""A real browser for the tests: headless Chromium, spoken to over its DevTools protocol, without a driver between."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from simple_websocket import Client
+
+from tests.conftest import wait_until
+
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    *("--force-device-scale-factor=1", "--remote-debugging-port=0", "--remote-allow-origins=*"),
+)
+
+
+def program() -> str:
+    """Chromium's path. Where there is none the test is skipped, loudly, and on CI it fails."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        reason = "THE PAGES ARE NOT TESTED IN A BROWSER: install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+class Page:
+    """One page of a browser, and what a person does with it. `requests` and `errors` are what happened on it."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = Client.connect(address)
+        self._ids = itertools.count(1)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Page.bringToFront")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """One call of the DevTools protocol."""
+        number = next(self._ids)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            said = json.loads(self._socket.receive(timeout=30))
+            if said.get("id") == number:
+                assert "error" not in said, (method, said)
+                return dict(said["result"])
+            self._hear(said)
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        if said["method"] == "Runtime.exceptionThrown":
+            self.errors.append(json.dumps(said["params"]["exceptionDetails"]))
+        elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
+            self.errors.append(f"{said['params']['entry']['text']} {said['params']['entry'].get('url')}")
+        elif said["method"] == "Network.requestWillBeSent":
+            self.requests.append(said["params"]["request"]["url"])
+
+    def js(self, expression: str) -> Any:
+        """The value of a JavaScript expression on the page; None while the page changes."""
+        try:
+            found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        except AssertionError as error:
+            if "context" in str(error):
+                return None
+            raise
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def without_scripts(self) -> None:
+        """From the next page on none of its scripts runs."""
+        self.call("Emulation.setScriptExecutionDisabled", value=True)
+
+    def wait(self, expression: str, seconds: float = 15) -> None:
+        """Wait until a JavaScript expression is true."""
+        wait_until(lambda: self.js(f"Boolean({expression})"), expression, seconds)
+
+    def go(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.settled()
+
+    def reload(self) -> None:
+        self.js("window.old = true")
+        self.call("Page.reload")
+        self.wait("window.old !== true")
+        self.settled()
+
+    def settled(self) -> None:
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def text(self, selector: str = "body") -> str:
+        """What a person reads there."""
+        return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+
+    def shows(self, text: str, selector: str = "body", seconds: float = 15) -> None:
+        """Wait until a text is there to be read."""
+        self.wait(f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})", seconds)
+
+    def fill(self, selector: str, text: str) -> None:
+        """Type a text into a field that is empty, key by key as far as the page can tell."""
+        self.js(f"document.querySelector({json.dumps(selector)}).focus()")
+        self.call("Input.insertText", text=text)
+
+    def click(self, selector: str) -> None:
+        """Click with the mouse in the middle of an element, which must be there to be clicked."""
+        found = json.dumps(selector)
+        self.js(f"document.querySelector({found}).scrollIntoView({{block: 'center'}})")
+        place = self.js(
+            f"(() => {{ const r = document.querySelector({found}).getBoundingClientRect();"
+            " return [r.x + r.width / 2, r.y + r.height / 2] })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+
+    def choose(self, selector: str, path: Path) -> None:
+        """Choose a file in a file field."""
+        node = self.call("DOM.querySelector", nodeId=self.call("DOM.getDocument")["root"]["nodeId"], selector=selector)
+        self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
+
+    def window(self, width: int, height: int, *, phone: bool = False, dark: bool = False, still: bool = False) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        features += [{"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}]
+        self.call("Emulation.setEmulatedMedia", features=features)
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(taken["data"]))
+
+    def close(self) -> None:
+        self.call("Page.close")
+        self._socket.close()
+
+
+class Browser:
+    """A running browser, whose pages share their cookies."""
+
+    def __init__(self, port: int) -> None:
+        self._address = f"http://127.0.0.1:{port}"
+        self._pages: list[Page] = []
+
+    def page(self) -> Page:
+        with urllib3.PoolManager(retries=False) as pool:
+            opened = pool.request("PUT", f"{self._address}/json/new?about:blank", timeout=30).json()
+        page = Page(opened["webSocketDebuggerUrl"])
+        page.window(1280, 900)
+        self._pages.append(page)
+        return page
+
+    def close(self) -> None:
+        for page in self._pages:
+            with contextlib.suppress(Exception):
+                page.close()
+
+
+@contextlib.contextmanager
+def browser_in(folder: Path) -> Iterator[Browser]:
+    """A browser with an empty profile of its own for the time of the block."""
+    profile = folder / "profile"
+    process = subprocess.Popen(
+        [program(), *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    told = profile / "DevToolsActivePort"
+    try:
+        wait_until(lambda: told.exists() and told.read_text().count("\n"), "Chromium to listen", 30)
+        browser = Browser(int(told.read_text().split("\n")[0]))
+        yield browser
+        browser.close()
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        # Its helpers write into the profile until they have gone.
+        wait_until(lambda: shutil.rmtree(profile, ignore_errors=True) or not profile.exists(), "the profile to go")

@@ -1,0 +1,315 @@
+"""The hub's pages as a person has them: a real browser, a real hub, a real agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser import Browser, Page, browser_in
+from tests.conftest import Occ, make_zip, steps, wait_until
+from tests.hub_daemon import Hub, hub_in
+
+REFUSED = "Failed to load resource: the server responded with a status of 4"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser_in(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with hub_in(tmp_path_factory.mktemp("pages")) as hub:
+        yield hub.start()
+
+
+@pytest.fixture(scope="module")
+def box(hub: Hub) -> Occ:
+    """The hub's machine; on the hub is the workspace `work`."""
+    box = hub.agent("box", OCC_WORKERS="4", OCC_LABELS="linux,gpu")
+    hub.client.upload("work", make_zip({"README.md": "hello\n"}))
+    return box
+
+
+@pytest.fixture
+def page(browser: Browser, hub: Hub, box: Occ) -> Iterator[Page]:
+    """The hub's first page in a browser that is logged in; afterwards nothing may have gone wrong on it."""
+    page = browser.page()
+    log_in(page, hub)
+    yield page
+    assert [error for error in page.errors if not error.startswith(REFUSED)] == []
+    assert all(address.startswith((hub.url, "about:", "data:")) for address in page.requests)
+    page.close()
+
+
+def log_in(page: Page, hub: Hub) -> None:
+    page.go(f"{hub.url}/login")
+    page.fill("#key", hub.client_key)
+    page.click("button.main")
+    page.shows("What is to be done?")
+    page.settled()
+
+
+def start(page: Page, prompt: str, zip_path: Path | None = None, workspace: str = "work") -> str:
+    """Fill in the form, send it, and return the execution's id once its page is there."""
+    page.fill("#prompt", prompt)
+    if zip_path is not None:
+        page.choose("#zip", zip_path)
+    else:
+        page.js(f"document.querySelector('#workspace').value = {json.dumps(workspace)}")
+    page.click("#start button.main")
+    page.wait("location.pathname.startsWith('/runs/page-')")
+    page.settled()
+    return str(page.js("location.pathname.split('/')[2]"))
+
+
+def zipped(folder: Path, name: str = "notes.zip") -> Path:
+    path = folder / name
+    path.write_bytes(make_zip({"notes.txt": "buy milk\n"}).read())
+    return path
+
+
+def waiting(name: str) -> str:
+    """A prompt that waits after its first words until `let_go` is called with the same name."""
+    return steps({"say": "begun **and** "}, {"wait": name}, {"say": "ended."})
+
+
+def let_go(box: Occ, name: str, workspace: str = "work") -> None:
+    (box.home / "workspaces" / workspace / name).touch()
+
+
+def on(execution_id: str, hub: Hub) -> str:
+    return str(hub.client.execution(execution_id)["workspaceId"])
+
+
+def test_a_zip_is_uploaded_run_and_watched_and_a_reload_loses_nothing(
+    page: Page, hub: Hub, box: Occ, tmp_path: Path
+) -> None:
+    many = [{"say": f"word{number} ", "every": 0.02} for number in range(40)]
+    execution_id = start(page, steps(*many, {"wait": "go"}, *many, {"say": "\n\n**bold end**"}), zipped(tmp_path))
+    workspace = on(execution_id, hub)
+    page.shows("word3 ", "#answer")
+    grown = [len(page.text("#answer"))]
+    wait_until(lambda: grown[-1] < len(page.text("#answer")), "the text to grow")
+    page.shows("Running", ".now")
+    page.reload()
+    page.shows("word39", "#answer")
+    let_go(box, "go", workspace)
+    page.shows("Done", ".now")
+    expected = " ".join(f"word{number}" for number in [*range(40), *range(40)])
+    assert page.text("#answer").split("\n")[0].strip() == expected
+    assert page.js("document.querySelector('#answer strong').textContent") == "bold end"
+    assert "$0.25" in page.text(".outcome")
+    assert "1 turn" in page.text(".outcome")
+    assert page.js("document.querySelector('#cancel').hidden")
+
+
+def test_what_grew_live_is_what_a_reload_shows(page: Page, box: Occ) -> None:
+    text = "# Title\n\n- one\n- two\n\n```py\nx = 1\n\ny = 2\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\nAn *end*.\n\n"
+    said = [{"say": piece, "every": 0.01} for piece in (text[i : i + 3] for i in range(0, len(text), 3))]
+    tool = {"tool": "Read", "input": {"file_path": "notes.txt"}, "result": "buy milk"}
+    broken = {"tool": "Bash", "input": {"command": "false"}, "result": "exit 1", "error": True}
+    start(page, steps(*said, tool, *said, broken, tool, *said, {"result": {}}))
+    page.shows("Done", ".now")
+    markup = "document.querySelector('#answer').innerHTML.replace(/\\s+/g, ' ').replaceAll('> <', '><').trim()"
+    live = page.js(markup)
+    page.reload()
+    assert page.js(markup) == live
+    assert page.js("document.querySelectorAll('#answer h3, #answer li, #answer pre code, #answer table').length") == 15
+    assert (
+        page.js("[...document.querySelectorAll('.tool summary b')].map(b => b.textContent).join()") == "Read,Bash,Read"
+    )
+
+
+def test_text_is_there_before_its_markdown_is(page: Page, box: Occ) -> None:
+    """What has come is shown at once where the Markdown goes on, without waiting for the server to render it."""
+    page.call("Network.setBlockedURLs", urls=["*/answer?*"])
+    start(page, steps({"say": "plain "}, {"sleep": 0.5}, {"say": "and "}, {"say": "more"}, {"wait": "go-3"}))
+    page.shows("plain and more", "#answer")
+    page.call("Network.setBlockedURLs", urls=[])
+    let_go(box, "go-3")
+    page.shows("Done", ".now")
+    assert page.text("#answer").strip() == "plain and more"
+    page.errors.clear()  # the requests that were blocked
+
+
+def test_a_tool_is_folded_and_stays_open_while_the_answer_goes_on(page: Page, box: Occ) -> None:
+    tool = {"tool": "Read", "input": {"file_path": "notes.txt"}, "result": "buy milk"}
+    start(
+        page, steps({"say": "I look.\n\n"}, tool, {"say": "Now "}, {"wait": "go-4"}, {"say": "done."}, {"result": {}})
+    )
+    page.shows("notes.txt", ".tool summary")
+    assert "buy milk" not in page.text("#answer")
+    page.click(".tool summary")
+    page.shows("buy milk", ".tool")
+    let_go(box, "go-4")
+    page.shows("Now done.", "#answer")
+    page.shows("Done", ".now")
+    assert page.js("document.querySelector('.tool').open")
+
+
+def test_cancel_ends_it(page: Page, hub: Hub, box: Occ) -> None:
+    execution_id = start(page, steps({"say": "begun"}, {"sleep": 60}))
+    page.shows("begun", "#answer")
+    page.click("#cancel button")
+    page.shows("Cancelled", ".now")
+    page.shows("Cancelled after", ".outcome")
+    assert hub.client.execution(execution_id)["state"] == "cancelled"
+    assert "begun" in page.text("#answer")
+
+
+def test_what_waits_says_for_what_and_begins_by_itself(page: Page, hub: Hub, box: Occ, browser: Browser) -> None:
+    start(page, waiting("go-6"))
+    page.shows("begun and", "#answer")
+    other = browser.page()
+    other.go(hub.url)
+    start(other, "and then")
+    other.shows("Begins when what runs in its workspace is over", ".status")
+    other.shows("Waiting", ".now")
+    let_go(box, "go-6")
+    other.shows("You said: and then", "#answer")
+    other.shows("Done", ".now")
+
+
+def test_an_error_is_told_with_its_code(page: Page, box: Occ) -> None:
+    start(page, steps({"say": "hm"}, {"exit": 3}))
+    page.shows("Failed", ".now")
+    page.shows("CLAUDE_EXIT", ".outcome")
+
+
+def test_one_goes_on_where_it_ended(page: Page, hub: Hub, box: Occ) -> None:
+    first = start(page, "one")
+    page.shows("Done", ".now")
+    page.fill("#prompt", "two")
+    page.click("#start button.main")
+    page.shows("You said: two", "#answer")
+    assert page.js("location.pathname") != f"/runs/{first}"
+
+
+def test_a_hub_that_comes_back_goes_on_where_it_was(page: Page, hub: Hub, box: Occ) -> None:
+    start(page, waiting("go-9"))
+    page.shows("begun and", "#answer")
+    hub.stop()
+    hub.start()
+    let_go(box, "go-9")
+    page.wait("document.querySelector('.now').innerText.includes('Done')", 40)
+    assert page.text("#answer").strip() == "begun and ended."
+    page.errors.clear()  # that it was away
+
+
+def test_a_refused_upload_leaves_the_form_as_it_was(page: Page, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"no zip")
+    page.fill("#prompt", "keep me")
+    page.click("#start button.main")
+    page.shows("Choose a zip or a workspace first.", "#problem")
+    page.choose("#zip", broken)
+    page.shows("broken.zip", "#chosen")
+    page.click("#start button.main")
+    page.shows("zip", "#problem")
+    page.wait("document.activeElement.id === 'problem' && !document.querySelector('#start button.main').disabled")
+    assert page.js("document.querySelector('#prompt').value") == "keep me"
+    assert page.js("document.querySelector('#zip').files[0].name") == "broken.zip"
+    assert page.js("location.pathname") == "/"
+
+
+def test_a_zip_can_be_dropped_anywhere(page: Page) -> None:
+    page.js(
+        "(() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'dropped.zip'));"
+        " for (const name of ['dragover', 'drop'])"
+        " document.body.dispatchEvent(new DragEvent(name, {dataTransfer: data, bubbles: true, cancelable: true})) })()"
+    )
+    page.shows("dropped.zip", "#chosen")
+    assert page.js("document.querySelector('#zip').files.length") == 1
+
+
+def test_the_lists_follow_by_themselves_and_lose_neither_scroll_nor_focus(page: Page, hub: Hub, box: Occ) -> None:
+    page.window(1280, 500)
+    page.reload()
+    page.js("document.querySelector('nav[aria-label] a').focus(); window.scrollTo(0, 150)")
+    events = hub.client.execute("work", waiting("go-12"), executionId="seen-by-itself")
+    while next(events).name != "output":
+        pass
+    page.wait("document.querySelector('a[href=\"/runs/seen-by-itself\"] .state.running')")
+    page.wait("document.querySelector('.machines .load').innerText.includes('1 of 4')")
+    let_go(box, "go-12")
+    page.wait("document.querySelector('a[href=\"/runs/seen-by-itself\"] .state.succeeded')")
+    assert page.js("window.scrollY") == 150
+    assert page.js("document.activeElement.innerText") == "all"
+
+
+def test_the_pages_work_without_a_script(page: Page, hub: Hub, box: Occ, tmp_path: Path) -> None:
+    page.without_scripts()
+    page.reload()
+    page.fill("#prompt", waiting("go-13"))
+    page.choose("#zip", zipped(tmp_path))
+    page.click("#start button.main")
+    page.wait("location.pathname.startsWith('/runs/page-')")
+    page.shows("begun and", "#answer", 30)  # it loads itself anew
+    page.click("#cancel button")
+    page.shows("Cancelled", ".now", 30)
+
+
+def test_nothing_hostile_runs_in_the_browser(page: Page, hub: Hub, box: Occ) -> None:
+    evil = "<img src=x onerror=alert(1)><script>alert(1)</script>"
+    tool = {"tool": evil, "input": {"path": evil}, "result": evil}
+    start(page, steps({"say": evil}, {"sleep": 0.3}, {"say": f"\n\n{evil}"}, tool, {"say": evil}, {"exit": 1}))
+    page.shows("Failed", ".now")
+    page.click(".tool summary")
+    assert page.js("document.querySelectorAll('script').length") == 1
+    assert page.js("document.querySelectorAll('img').length") == 1  # the hub's own sign
+    assert page.text("#answer").count("<script>alert(1)</script>") >= 4
+
+
+def test_every_field_has_its_label_and_every_button_its_name(page: Page) -> None:
+    unnamed = (
+        "[...document.querySelectorAll('input:not([type=hidden]), select, textarea')]"
+        ".filter(field => !field.hidden && !field.labels.length).map(field => field.outerHTML)"
+    )
+    assert page.js(unnamed) == []
+    assert page.js("[...document.querySelectorAll('button, a')].filter(one => !one.innerText.trim()).length") == 0
+    assert page.js("document.documentElement.lang") == "en"
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/runs/wide", "/runs/none"])
+def test_a_phone_shows_everything_without_scrolling_sideways(page: Page, hub: Hub, box: Occ, path: str) -> None:
+    word = "verylongname" * 10
+    if path == "/runs/wide":
+        hub.client.upload(word[:120], make_zip({"a": "a"}))
+        table = f"|{word}|b|\n|---|---|\n|{word * 3}|{'x ' * 100}|\n\n```\n{word * 5}\n```\n\n{word * 5}"
+        tool = {"tool": f"mcp__{word}", "input": {"command": word * 9}, "result": word * 50}
+        list(hub.client.execute(word[:120], steps({"say": table}, tool), executionId="wide", model=word))
+    page.window(360, 640, phone=True)
+    page.go(hub.url + path)
+    assert page.js("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_what_it_stands_on(page: Page, dark: bool) -> None:
+    """The contrast of WCAG's level AA, for each colour that is used for text."""
+    page.window(1280, 900, dark=dark)
+    wanted = ("--ink", "--quiet", "--accent", "--good", "--bad", "--paper", "--card", "--sunk", "--on-accent")
+    colours = page.js(
+        f"{json.dumps(wanted)}.map(name => {{ const s = document.createElement('i'); document.body.append(s);"
+        " s.style.color = `var(${name})`; const c = getComputedStyle(s).color; s.remove(); return c })"
+    )
+    light = dict(zip(wanted, map(luminance, colours), strict=True))
+    for text in ("--ink", "--quiet", "--accent", "--good", "--bad"):
+        for ground in ("--paper", "--card"):
+            assert contrast(light[text], light[ground]) >= 4.5, (text, ground)
+    assert contrast(light["--ink"], light["--sunk"]) >= 4.5
+    assert contrast(light["--on-accent"], light["--accent"]) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
