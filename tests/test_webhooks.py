@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from occ_app.errors import ConfigError, NotFound, Unreachable
-from occ_app.hub import keys, webhooks
+from occ_app.hub import addresses, keys, webhooks
 from occ_worker import delivery
 from tests.conftest import make_zip, steps, wait_until
 from tests.hub_daemon import hub_in
@@ -286,6 +286,8 @@ def test_only_https_with_a_trusted_certificate_is_spoken(tmp_path: Path) -> None
         "https://exa mple.com/",
         "http://169.254.169.254/latest/meta-data/",
         "http://[::ffff:169.254.169.254]/",
+        "http://[64:ff9b::a9fe:a9fe]/",
+        "http://[2002:a9fe:a9fe::]/",
         "http://[fd00:ec2::254]/",
         "http://[fe80::1]/",
         "http://0.0.0.0/",
@@ -306,6 +308,21 @@ def test_an_address_is_looked_at_again_when_it_is_called(control: Control) -> No
     assert claimed is not None
     with pytest.raises(Unreachable, match="never called"):
         delivery.send(claimed, 1.0)
+
+
+def test_a_name_that_leads_elsewhere_at_the_last_moment_is_sent_nothing(
+    control: Control, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhooks.add(control.db, receiver.url)
+    control.finish("e1")
+    claimed = claim(control)
+    assert claimed is not None
+    # Stands for a name server that gives another address to the second who asks.
+    monkeypatch.setattr(addresses, "resolved", lambda url: [])
+    monkeypatch.setattr(addresses, "never_called", lambda target: target.is_loopback)
+    with pytest.raises(Unreachable):
+        delivery.send(claimed, 1.0)
+    assert receiver.calls == []
 
 
 def claim(control: Control) -> webhooks.Claimed | None:

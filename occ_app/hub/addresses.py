@@ -12,6 +12,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # What clouds answer at beside the link-local addresses.
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def resolved(url: str) -> list[Address]:
@@ -35,5 +36,8 @@ def never_called(target: Address) -> bool:
 def address(text: str) -> Address:
     """An address as the system writes it; an IPv4 one in IPv6's clothes is taken as what it is."""
     found = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None)
-    return mapped or found
+    if isinstance(found, ipaddress.IPv6Address):
+        if found in _NAT64:
+            return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        return found.ipv4_mapped or found.sixtofour or found
+    return found
