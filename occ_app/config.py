@@ -6,65 +6,18 @@ A flag wins over an environment variable, that over `config.toml` in the home, t
 from __future__ import annotations
 
 import os
-import pwd
 import socket
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from occ_app import cli_environment
 from occ_app.errors import ConfigError
 from occ_app.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, secret
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
-
-# What reaches the CLI from the operator's environment: how to find the model, how to get out, where its files are.
-# Everything else stays behind; docs/configuration.md lists them by purpose.
-CLI_ENVIRONMENT = frozenset(
-    [
-        "PATH",
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "LANG",
-        "LANGUAGE",
-        "TZ",
-        "TMPDIR",
-        "CLAUDE_CONFIG_DIR",
-        "CLAUDE_CODE_OAUTH_TOKEN",
-        "CLAUDE_CODE_MAX_OUTPUT_TOKENS",
-        "CLAUDE_CODE_CLIENT_CERT",
-        "CLAUDE_CODE_CLIENT_KEY",
-        "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE",
-        "API_TIMEOUT_MS",
-        "MAX_THINKING_TOKENS",
-        "CLOUD_ML_REGION",
-        "GOOGLE_APPLICATION_CREDENTIALS",
-        "GOOGLE_CLOUD_PROJECT",
-        "GCLOUD_PROJECT",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
-        "all_proxy",
-        "NODE_EXTRA_CA_CERTS",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-    ]
-)
-CLI_ENVIRONMENT_PREFIXES = (
-    "ANTHROPIC_",
-    "AWS_",
-    "CLAUDE_CODE_USE_",
-    "CLAUDE_CODE_SKIP_",
-    "LC_",
-    "VERTEX_REGION_",
-)
 
 C = TypeVar("C", bound="Config")
 
@@ -199,8 +152,8 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
     for tool in values["tools"]:
         if tool.startswith("-"):
             raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
-    cli_environment = _cli_environment(environ, values.get("env_pass", ()))
-    return _checked(Config(home=home, cli_environment=cli_environment, **values))
+    reaching = cli_environment.chosen(environ, values.get("env_pass", ()))
+    return _checked(Config(home=home, cli_environment=reaching, **values))
 
 
 def load_daemon(kind: str) -> Config:
@@ -212,7 +165,7 @@ def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] 
     """Read all settings of a hub, as `load` does an agent's."""
     environ = os.environ if environ is None else environ
     home, values = _read(HUB, environ, flags or {})
-    config = HubConfig(home=home, cli_environment=_cli_environment({}, ()) | _paths(environ), **values)
+    config = HubConfig(home=home, cli_environment=cli_environment.chosen({}, ()) | _paths(environ), **values)
     return _checked(config)
 
 
@@ -291,18 +244,6 @@ def _read_toml(path: Path, program: Program) -> dict[str, str]:
     return {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()
     }
-
-
-def _cli_environment(environ: Mapping[str, str], more: Collection[str]) -> dict[str, str]:
-    chosen = {
-        name: value
-        for name, value in environ.items()
-        if name in CLI_ENVIRONMENT or name in more or name.startswith(CLI_ENVIRONMENT_PREFIXES)
-    }
-    # Without HOME the CLI falls back to the password file; saying it outright keeps what runs and what is seen alike.
-    chosen.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
-    chosen.setdefault("PATH", os.defpath)
-    return chosen
 
 
 def _paths(environ: Mapping[str, str]) -> dict[str, str]:

@@ -27,6 +27,9 @@ from gunicorn.http import wsgi
 from gunicorn.sock import create_sockets
 from gunicorn.workers import gthread
 
+from occ_app import daemon, db, state, tls
+from occ_app.config import Config, inherited_socket
+from occ_app.logs import log_to_stderr
 from occ_app.streams import HandedOver
 from occ_app.tls import Certificate
 from occ_app.tls_server import IO_SECONDS, say_goodbye, server_context
@@ -162,6 +165,21 @@ def _framing_status(exc: Exception) -> tuple[int, str]:
     if not type(exc).__module__.startswith(("gunicorn.http", "ssl")):
         return 500, "INTERNAL"
     return 400, "BAD_REQUEST"
+
+
+def serve(config: Config, make_app: Callable[[], Flask]) -> None:
+    """Be the web process of an agent or a hub, on the socket the supervisor bound or, under a plain Procfile runner, on
+    the configured address."""
+    log_to_stderr()
+    logging.getLogger("huey").setLevel(logging.WARNING)
+    config.make_folders()
+    db.ensure_schema(config.database, config.home / "lock" / "migrate")
+    descriptor = inherited_socket()
+    if descriptor is None:
+        state.ensure(config.state)
+        daemon.take_work(config)
+    bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
+    Application(make_app, bind, config.max_streams, tls.certificate(config)).run()
 
 
 class Application(BaseApplication):

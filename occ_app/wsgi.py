@@ -5,23 +5,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from flask import Flask
 
-from occ_app import agent, archives, daemon, db, metrics, state, streams, tls, workspaces
+from occ_app import agent, archives, db, metrics, streams, workspaces
 from occ_app import config as configuration
 from occ_app.api import Parts, create_app
+from occ_app.callers import Caller, same_secret
 from occ_app.config import Config
 from occ_app.doorbell import Ringer
-from occ_app.logs import log_to_stderr
-from occ_app.server import Application
+from occ_app.server import serve
 from occ_app.state import TokenFile
 from occ_app.tail import Tail
-from occ_app.web import Caller, same_secret
 from occ_app.workspaces import Workspace
 from occ_worker import tasks
 from occ_worker.queues import open_queue
@@ -69,16 +67,7 @@ def _pack(workspace: Workspace, output: IO[bytes]) -> None:
 
 def main() -> None:
     config = configuration.load()
-    log_to_stderr()
-    logging.getLogger("huey").setLevel(logging.WARNING)
-    config.make_folders()
-    db.ensure_schema(config.database, config.home / "lock" / "migrate")
-    descriptor = configuration.inherited_socket()
-    if descriptor is None:
-        state.ensure(config.state)
-        daemon.take_work(config)
-    bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
-    Application(lambda: make_app(config), bind, config.max_streams, tls.certificate(config)).run()
+    serve(config, lambda: make_app(config))
 
 
 if __name__ == "__main__":

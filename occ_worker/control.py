@@ -18,6 +18,7 @@ from occ_app.errors import OCCError
 from occ_app.identity import boot_id
 from occ_app.records import Execution, Outcome
 from occ_worker.heartbeat import Heartbeat
+from occ_worker.places import Places
 from occ_worker.process import sweep_marked
 from occ_worker.upkeep import Upkeep
 
@@ -44,7 +45,7 @@ class Control(Upkeep):
         self._queued = queued
         self._ring = ring
         self._reaping = threading.Lock()
-        self._slow = threading.Semaphore(2)  # unpacking holds at most half of the threads, so a beat finds one
+        self._uploads = Places(2, self._unpack)  # at most half of the threads, so that a beat finds one
 
     def settle_uploads(self) -> None:
         """Undo what a killed predecessor had begun, and tell those who wait."""
@@ -53,9 +54,11 @@ class Control(Upkeep):
         workspaces.remove_leftovers(self._config.workspaces)
 
     def make_workspace(self, number: int) -> None:
+        self._uploads.take(number)
+
+    def _unpack(self, number: int) -> None:
         limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)
-        with self._slow:
-            workspaces.run_job(self._db, number, self._config.workspaces, limits)
+        workspaces.run_job(self._db, number, self._config.workspaces, limits)
         self._readers.ring(tail.job_key(number))
 
     def heartbeat_due(self) -> bool:

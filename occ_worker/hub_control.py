@@ -20,6 +20,7 @@ from occ_app.hub.agents import Agent, Agents
 from occ_app.hub.calls import Calls
 from occ_app.records import Outcome
 from occ_worker.deliveries import Deliveries
+from occ_worker.places import Places
 from occ_worker.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
@@ -61,7 +62,7 @@ class HubControl(Upkeep):
         self._waiting_since: dict[int, float] = {}
         self._probed: dict[str, _Probed] = {}  # by token, so that a new registration is asked at once
         self._reaching = threading.Lock()
-        self._slow = threading.Semaphore(2)  # checking zips holds at most half of the threads
+        self._uploads = Places(2, self._store)  # at most half of the threads
 
     def settle_uploads(self) -> None:
         """Undo what a killed predecessor had begun, and tell those who wait."""
@@ -71,8 +72,10 @@ class HubControl(Upkeep):
             path.unlink(missing_ok=True)
 
     def make_workspace(self, number: int) -> None:
-        with self._slow:
-            hub_workspaces.run_job(self._db, number, self._hub)
+        self._uploads.take(number)
+
+    def _store(self, number: int) -> None:
+        hub_workspaces.run_job(self._db, number, self._hub)
         self._readers.ring(tail.job_key(number))
 
     def under_way(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 
-from occ_app import archives, config, search, web
+from occ_app import archives, cli_environment, config, search, web
 from occ_app.cli.commands import occ as occ_command
 from occ_app.settings import HUB_SETTINGS, SETTINGS, Setting
 from tests import hub as hubs
@@ -112,7 +112,7 @@ def test_every_variable_the_docs_name_is_read_by_the_code() -> None:
 
 def test_the_variables_that_reach_the_cli_are_listed() -> None:
     told = set(re.findall(r"`([A-Z][A-Z_]+\*?)`", DOCS["configuration.md"]))
-    known = set(config.CLI_ENVIRONMENT) | {f"{prefix}*" for prefix in config.CLI_ENVIRONMENT_PREFIXES}
+    known = set(cli_environment.NAMES) | {f"{prefix}*" for prefix in cli_environment.PREFIXES}
     known -= {name for name in known if name.islower()}
     assert {name for name in told if not name.startswith("OCC_")} == known
 

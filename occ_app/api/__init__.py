@@ -12,7 +12,7 @@ from typing import IO, Any
 from flask import Flask, Request, current_app
 from marshmallow import Schema
 
-from occ_app import daemon, records, schemas, web
+from occ_app import callers, daemon, records, schemas, web
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -41,7 +41,7 @@ class Parts:
     readers: Ringer
     workers: Ringer
     streams: Streams
-    identify: Callable[[str], web.Caller | None]
+    identify: Callable[[str], callers.Caller | None]
     execute: Callable[[str], None]
     make_workspace: Callable[[int], None]
     health: Callable[[], dict[str, Any]]
@@ -73,7 +73,7 @@ def create_app(parts: Parts) -> Flask:
     app.url_map.merge_slashes = False
     app.extensions["occ"] = parts
     app.request_class = _request_class(config.run / "uploads")
-    web.guard(app, web.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
+    callers.guard(app, callers.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
     web.limit_bodies(app)
     web.answer_errors(app)
     refusals = Refusals()

@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, g, request
 
-from occ_app import errors, executions, lifecycle, schemas, streams, tail, web
+from occ_app import callers, errors, executions, lifecycle, schemas, streams, tail, web
 from occ_app.api import Parts, parts
 from occ_app.records import Execution, Request
 
@@ -46,7 +46,7 @@ def _create(asked: Request) -> tuple[Execution, bool]:
         parts().refuse_when_stopping()
     except errors.Unavailable:
         # One that exists may still be followed to its end.
-        existing = executions.find(parts().db, asked.execution_id, web.caller().only)
+        existing = executions.find(parts().db, asked.execution_id, callers.caller().only)
         if existing is not None and existing.request_hash == asked.hash:
             return existing, False
         raise
@@ -77,7 +77,7 @@ def asked_for(body: Any) -> Request:
         max_budget_usd=loaded.get("max_budget_usd"),
         session_id=loaded.get("session_id"),
         hash=lifecycle.request_hash(body),
-        key_id=web.caller().key_id,
+        key_id=callers.caller().key_id,
         agent=loaded.get("agent"),
         labels=tuple(loaded.get("labels", ())),
     )
@@ -90,7 +90,7 @@ def stream(execution: Execution, after: int, *, follow: bool) -> Response:
 
 def follower(execution: Execution, after: int) -> streams.Follower:
     """The caller as a reader of an execution."""
-    open_streams, key_id = parts().streams, web.caller().key_id
+    open_streams, key_id = parts().streams, callers.caller().key_id
     return streams.Follower(parts().db, parts().tail, execution, after, refused=lambda: open_streams.refuses(key_id))
 
 
@@ -98,7 +98,7 @@ def follower(execution: Execution, after: int) -> streams.Follower:
 def listing() -> Response:
     """Executions, newest first."""
     asked = web.query(schemas.ListQuery)
-    found, following = executions.listing(parts().db, key_id=web.caller().only, **asked)
+    found, following = executions.listing(parts().db, key_id=callers.caller().only, **asked)
     return web.json_response(page(found, following))
 
 
@@ -112,7 +112,7 @@ def show(execution_id: str) -> Response:
     """One execution as it stands."""
     web.query(schemas.NoQuery)
     return web.json_response(
-        web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id, web.caller().only))
+        web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id, callers.caller().only))
     )
 
 
@@ -121,7 +121,7 @@ def events(execution_id: str) -> Response:
     """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
     asked = web.query(schemas.EventsQuery)
     after = web.cursor(asked.get("after"))
-    execution = executions.get(parts().db, execution_id, web.caller().only)
+    execution = executions.get(parts().db, execution_id, callers.caller().only)
     parts().streams.enter()
     try:
         return stream(execution, after, follow=asked["follow"])
@@ -144,7 +144,7 @@ def stop(execution_id: str) -> Execution:
         execution_id,
         "EXECUTION_CANCELLED",
         "The execution was cancelled before it started.",
-        web.caller().only,
+        callers.caller().only,
     )
     parts().workers.ring(execution_id)
     parts().readers.ring(tail.execution_key(execution.number))
@@ -164,7 +164,7 @@ def add_websocket(app: Flask) -> None:
                 raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
             g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
             execution_id = (request.view_args or {})["execution_id"]
-            g.execution = executions.get(parts().db, execution_id, web.caller().only)
+            g.execution = executions.get(parts().db, execution_id, callers.caller().only)
 
     @app.get("/executions/<execution_id>/ws", websocket=True)
     def websocket(execution_id: str) -> Any:  # noqa: ARG001 - the URL has it; check_first used it

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, g
 
-from occ_app import errors, schemas, web
+from occ_app import callers, errors, schemas, web
 from occ_app.api import measures
 from occ_app.metrics import Histogram, Measure, Metric, Refusals
 
@@ -21,7 +21,7 @@ bp = Blueprint("metrics", __name__)
 def metrics() -> Response:
     """What can be measured, as Prometheus reads it."""
     web.query(schemas.NoQuery)
-    if web.caller().only is not None:
+    if callers.caller().only is not None:
         raise errors.Forbidden("Metrics tell of everybody's executions; use an admin's key.")
     # Loaded when somebody asks for it first; without Prometheus it is never needed.
     from prometheus_client import CollectorRegistry, ProcessCollector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from occ_app import schemas, search, web
+from occ_app import callers, schemas, search, web
 from occ_app.api import parts
 
 bp = Blueprint("search", __name__)
@@ -14,5 +14,5 @@ bp = Blueprint("search", __name__)
 def find() -> Response:
     """Executions that are over and have all these words in prompt or output, newest first."""
     asked = web.query(schemas.SearchQuery)
-    found = search.find(parts().db, asked["q"], web.caller().only, asked["limit"], asked.get("before"))
+    found = search.find(parts().db, asked["q"], callers.caller().only, asked["limit"], asked.get("before"))
     return web.json_response(web.schema_of(schemas.SearchResults).dump(found))

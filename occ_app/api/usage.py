@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from occ_app import schemas, usage, web
+from occ_app import callers, schemas, usage, web
 from occ_app.api import parts
 
 bp = Blueprint("usage", __name__)
@@ -15,5 +15,5 @@ def report() -> Response:
     """What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
     asked = web.query(schemas.UsageQuery)
     return web.json_response(
-        web.schema_of(schemas.UsageReport).dump(usage.report(parts().db, only=web.caller().only, **asked))
+        web.schema_of(schemas.UsageReport).dump(usage.report(parts().db, only=callers.caller().only, **asked))
     )

@@ -11,7 +11,7 @@ from typing import Any
 from flask import Blueprint, Response, request, send_file
 from werkzeug.datastructures import FileStorage
 
-from occ_app import errors, schemas, tail, web, workspaces
+from occ_app import callers, errors, schemas, tail, web, workspaces
 from occ_app.api import parts
 
 bp = Blueprint("workspaces", __name__)
@@ -51,7 +51,12 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
     number = workspaces.submit(
         parts().db,
         workspaces.Upload(
-            form["workspace_id"], form["name"], form["description"], form["process_policy"], path, web.caller().key_id
+            form["workspace_id"],
+            form["name"],
+            form["description"],
+            form["process_policy"],
+            path,
+            callers.caller().key_id,
         ),
     )
     return _await_job(number)
@@ -90,7 +95,7 @@ def _await_job(number: int) -> dict[str, Any]:
 def listing() -> Response:
     """All workspaces, by id."""
     web.query(schemas.NoQuery)
-    found = workspaces.listing(parts().db, web.caller().only)
+    found = workspaces.listing(parts().db, callers.caller().only)
     return web.json_response(web.schema_of(schemas.WorkspaceList).dump({"workspaces": found}))
 
 
@@ -98,7 +103,7 @@ def listing() -> Response:
 def show(workspace_id: str) -> Response:
     """One workspace."""
     web.query(schemas.NoQuery)
-    workspace = workspaces.get(parts().db, workspace_id, web.caller().only)
+    workspace = workspaces.get(parts().db, workspace_id, callers.caller().only)
     return web.json_response(web.schema_of(schemas.WorkspaceRecord).dump(workspace))
 
 
@@ -106,7 +111,7 @@ def show(workspace_id: str) -> Response:
 def delete(workspace_id: str) -> Response:
     """Remove a workspace and its files, unless an execution runs in it."""
     web.query(schemas.NoQuery)
-    parts().delete_workspace(workspace_id, web.caller().only)
+    parts().delete_workspace(workspace_id, callers.caller().only)
     return web.json_response({"status": "success"})
 
 
@@ -114,7 +119,7 @@ def delete(workspace_id: str) -> Response:
 def archive(workspace_id: str) -> Response:
     """The workspace as it is now, as a zip."""
     web.query(schemas.NoQuery)
-    workspace = workspaces.get(parts().db, workspace_id, web.caller().only)
+    workspace = workspaces.get(parts().db, workspace_id, callers.caller().only)
     output = tempfile.TemporaryFile(dir=parts().config.run / "uploads")  # noqa: SIM115 - closed with the response
     try:
         parts().pack(workspace, output)

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 
-from occ_app import __version__, errors, executions, schemas, web
+from occ_app import __version__, callers, errors, executions, schemas, web
 from occ_app.api import parts
 from occ_app.config import HubConfig
 from occ_app.hub import keys
@@ -54,9 +54,9 @@ def hub_parts() -> HubParts:
 @bp.post("/api/agents/register")
 def register() -> Response:
     """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
-    key = keys.find(parts().db, web.bearer(), "agent")
+    key = keys.find(parts().db, callers.bearer(), "agent")
     if key is None:
-        raise web.unauthorized("Register with an agent's key; `occ hub keys create NAME --for agent` makes one.")
+        raise callers.unauthorized("Register with an agent's key; `occ hub keys create NAME --for agent` makes one.")
     parts().refuse_when_stopping()
     said = web.loaded(hub_schemas.Registration, web.json_body())
     if said["protocol"] != PROTOCOL:
@@ -79,7 +79,7 @@ def register() -> Response:
 def heartbeat(agent_id: str) -> Response:
     """Take an agent's sign of life."""
     said = web.loaded(hub_schemas.Heartbeat, web.json_body())
-    if not hub_parts().agents.beat(agent_id, web.bearer(), said):
+    if not hub_parts().agents.beat(agent_id, callers.bearer(), said):
         raise not_registered()
     _look_for_work()
     return web.json_response({})
@@ -162,12 +162,12 @@ def revoke_key(name: str) -> Response:
 
 def only_admins() -> None:
     """Raises Forbidden unless the caller's key is an admin's."""
-    if not web.caller().admin:
+    if not callers.caller().admin:
         raise errors.Forbidden("This is for keys made with --admin; `occ hub` on the hub's machine does it, too.")
 
 
 def not_registered() -> errors.RequestError:
-    return web.unauthorized("This agent is not registered with this token; register again.")
+    return callers.unauthorized("This agent is not registered with this token; register again.")
 
 
 def _set_draining(agent_id: str, *, draining: bool) -> Response:

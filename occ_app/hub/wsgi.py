@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +13,9 @@ from typing import IO
 from flask import Flask, request
 
 from occ_app import config as configuration
-from occ_app import daemon, db, errors, state, streams, tls
+from occ_app import db, errors, streams
 from occ_app.api import Parts, create_app
+from occ_app.callers import Caller, bearer, caller, same_secret
 from occ_app.config import HubConfig
 from occ_app.doorbell import Ringer
 from occ_app.hub import api, health, keys, measures, pages, placement
@@ -25,11 +25,9 @@ from occ_app.hub.calls import Calls
 from occ_app.hub.links import Links, add_link
 from occ_app.hub.pages.door import visitor
 from occ_app.hub.schemas import HubExecuteBody
-from occ_app.logs import log_to_stderr
-from occ_app.server import Application
+from occ_app.server import serve
 from occ_app.state import TokenFile
 from occ_app.tail import Tail
-from occ_app.web import Caller, bearer, caller, same_secret
 from occ_app.workspaces import Workspace
 from occ_worker import tasks
 from occ_worker.queues import open_queue
@@ -122,16 +120,7 @@ def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace,
 
 def main() -> None:
     config = configuration.load_hub()
-    log_to_stderr()
-    logging.getLogger("huey").setLevel(logging.WARNING)
-    config.make_folders()
-    db.ensure_schema(config.database, config.home / "lock" / "migrate")
-    descriptor = configuration.inherited_socket()
-    if descriptor is None:
-        state.ensure(config.state)
-        daemon.take_work(config)
-    bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
-    Application(lambda: make_app(config), bind, config.max_streams, tls.certificate(config)).run()
+    serve(config, lambda: make_app(config))
 
 
 if __name__ == "__main__":

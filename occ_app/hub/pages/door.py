@@ -8,12 +8,12 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from occ_app import errors, web
+from occ_app import callers, errors
 from occ_app.api import parts
+from occ_app.callers import Caller
 from occ_app.db import Database
 from occ_app.hub import keys, logins
 from occ_app.hub.logins import Login
-from occ_app.web import Caller
 
 bp = Blueprint("door", __name__)
 
@@ -41,7 +41,7 @@ def visitor(db: Database) -> Caller | None:
 def check_csrf() -> None:
     """Raises Forbidden unless the form carries the token of this login."""
     login: Login = g.login
-    if not web.same_secret(request.form.get("csrf", ""), login.csrf):
+    if not callers.same_secret(request.form.get("csrf", ""), login.csrf):
         raise errors.Forbidden("This form is not of your present login. Go back, reload the page and send it again.")
 
 
@@ -65,7 +65,7 @@ def log_in() -> Response:
     after = request.form.get("next", "/")
     key = keys.find(parts().db, request.form.get("key", "").strip(), "client")
     if key is None:
-        web.slow_down()
+        callers.slow_down()
         problem = "This is not a valid client key."
         return Response(render_template("login.html", next=after, problem=problem), 401)
     response = go(after if re.fullmatch(_NEXT, after) else "/")

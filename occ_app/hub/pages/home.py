@@ -12,7 +12,7 @@ from flask import Blueprint, Response, render_template, request
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from werkzeug.datastructures import FileStorage
 
-from occ_app import errors, executions, schemas, web, workspaces
+from occ_app import callers, errors, executions, schemas, web, workspaces
 from occ_app.api import executions as executions_api
 from occ_app.api import parts
 from occ_app.api import workspaces as workspaces_api
@@ -74,7 +74,7 @@ def start() -> Response:
 def _start(given: dict[str, str]) -> str:
     """The id of the execution the form asks for. A workspace that was made for it is in `given` afterwards."""
     run_id = _loaded_id(given.get("run", ""))
-    if executions.find(parts().db, run_id, web.caller().only) is not None:
+    if executions.find(parts().db, run_id, callers.caller().only) is not None:
         return run_id
     upload = request.files.get("zip")
     if upload is not None and not upload.filename:
@@ -140,7 +140,7 @@ def _page(given: Mapping[str, str], asked: Mapping[str, Any], problems: list[str
         problems=problems,
         given=_EMPTY | dict(given),
         run=given.get("run") or new_run(),
-        workspaces=workspaces.listing(parts().db, web.caller().only),
+        workspaces=workspaces.listing(parts().db, callers.caller().only),
     )
 
 
@@ -153,7 +153,7 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
     machines = hub_parts().agents.listing()
     found, following = executions.listing(
         parts().db,
-        key_id=web.caller().only,
+        key_id=callers.caller().only,
         state=asked.get("state"),
         workspace_id=asked.get("workspace"),
         before=asked.get("before"),

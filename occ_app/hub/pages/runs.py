@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 
-from occ_app import errors, executions, web, workspaces
+from occ_app import callers, errors, executions, web, workspaces
 from occ_app.api import executions as executions_api
 from occ_app.api import parts
 from occ_app.api import workspaces as workspaces_api
@@ -70,13 +70,13 @@ def cancel(execution_id: str) -> Response:
 
 
 def _execution(execution_id: str) -> Execution:
-    return executions.get(parts().db, execution_id, web.caller().only)
+    return executions.get(parts().db, execution_id, callers.caller().only)
 
 
 def _workspace(execution: Execution) -> Workspace | None:
     """Its workspace, unless that is gone or, by now, somebody else's."""
     try:
-        return workspaces.get(parts().db, execution.workspace_id, web.caller().only)
+        return workspaces.get(parts().db, execution.workspace_id, callers.caller().only)
     except errors.NotFound:
         return None
 
@@ -85,7 +85,7 @@ def _before(execution: Execution) -> Execution | None:
     """What runs in the workspace of one that waits."""
     if execution.state != "queued":
         return None
-    only, workspace_id = web.caller().only, execution.workspace_id
+    only, workspace_id = callers.caller().only, execution.workspace_id
     found, _ = executions.listing(parts().db, state="running", workspace_id=workspace_id, key_id=only, limit=1)
     return found[0] if found else None
 

@@ -1,0 +1,136 @@
+"""Who calls: what is refused before anything else is looked at, a wrong Host, a foreign Origin, an unknown caller."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from flask import Flask, g, request
+
+from occ_app import errors
+
+log = logging.getLogger("occ.web")
+
+_GUESS_SECONDS = 0.1
+_guessing = threading.BoundedSemaphore(16)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from: on a hub one of its keys; on an agent, which has one token, whoever holds that."""
+
+    key_id: str | None = None
+    admin: bool = True
+
+    @property
+    def only(self) -> str | None:
+        """The key whose workspaces and executions this caller may see and use; None for all."""
+        return None if self.admin else self.key_id
+
+
+def guard(app: Flask, hosts: Collection[str], identify: Callable[[str], Caller | None]) -> None:
+    """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, whom `identify` does not know.
+
+    `identify` is given the bearer token, empty when there is none.
+    """
+
+    @app.before_request
+    def check() -> None:
+        _check_host(hosts)
+        _check_origin()
+        g.caller = _identified(identify)
+
+
+def caller() -> Caller:
+    """Who the request being answered comes from."""
+    found: Caller = g.caller
+    return found
+
+
+def same_secret(given: str, right: str) -> bool:
+    """Whether two secrets are equal, in a time that does not tell where they differ."""
+    # Compared as bytes: compare_digest refuses text that is not ASCII, and a header may hold anything.
+    return hmac.compare_digest(given.encode(), right.encode())
+
+
+def _check_host(hosts: Collection[str]) -> None:
+    name = _hostname(request.environ.get("HTTP_HOST", ""))
+    if name is None or not (_is_address(name) or name in hosts):
+        raise errors.RequestError(
+            "WRONG_HOST",
+            "This agent does not answer to that Host; use its address, or name the host with --allowed-host.",
+        )
+
+
+def _check_origin() -> None:
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return
+    own = request.environ.get("HTTP_HOST", "")
+    if urlsplit(origin).netloc.lower() != own.lower():
+        raise errors.RequestError("FORBIDDEN_ORIGIN", "Pages of other sites may not call this agent.")
+
+
+def _identified(identify: Callable[[str], Caller | None]) -> Caller:
+    given = bearer()
+    found = identify(given)
+    if found is None:
+        if given:
+            slow_down()
+        raise unauthorized()
+    return found
+
+
+def bearer() -> str:
+    """The request's bearer token; empty when it has none."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def unauthorized(
+    message: str = (
+        "Send the header Authorization: Bearer TOKEN; `occ token` prints an agent's,"
+        " and `occ hub keys create` makes a hub's."
+    ),
+) -> errors.RequestError:
+    return errors.RequestError("UNAUTHORIZED", message)
+
+
+def slow_down() -> None:
+    """Note a wrong secret and make guessing slow, for as many at once as leaves threads for everybody else."""
+    log.warning("a wrong token came from %s", request.remote_addr)
+    if _guessing.acquire(blocking=False):
+        try:
+            time.sleep(_GUESS_SECONDS)
+        finally:
+            _guessing.release()
+
+
+def _hostname(host: str) -> str | None:
+    """The name in a Host header, without the port; None when it is not one."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host)
+    return match.group(1).strip("[]").lower().rstrip(".") if match else None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def own_hosts(public_url: str | None, allowed: Collection[str]) -> frozenset[str]:
+    """The Host names an agent answers to, besides every IP address."""
+    names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed)}
+    if public_url:
+        names.add((urlsplit(public_url).hostname or "").lower())
+    return frozenset(names)

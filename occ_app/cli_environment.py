@@ -1,0 +1,65 @@
+"""Which of the operator's variables reach the Claude Code CLI. What reads the environment is config.py."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Collection, Mapping
+
+# What reaches the CLI from the operator's environment: how to find the model, how to get out, where its files are.
+# Everything else stays behind; docs/configuration.md lists them by purpose.
+NAMES = frozenset(
+    [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "CLAUDE_CONFIG_DIR",
+        "CLAUDE_CODE_OAUTH_TOKEN",
+        "CLAUDE_CODE_MAX_OUTPUT_TOKENS",
+        "CLAUDE_CODE_CLIENT_CERT",
+        "CLAUDE_CODE_CLIENT_KEY",
+        "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE",
+        "API_TIMEOUT_MS",
+        "MAX_THINKING_TOKENS",
+        "CLOUD_ML_REGION",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_CLOUD_PROJECT",
+        "GCLOUD_PROJECT",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "all_proxy",
+        "NODE_EXTRA_CA_CERTS",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ]
+)
+PREFIXES = (
+    "ANTHROPIC_",
+    "AWS_",
+    "CLAUDE_CODE_USE_",
+    "CLAUDE_CODE_SKIP_",
+    "LC_",
+    "VERTEX_REGION_",
+)
+
+
+def chosen(environ: Mapping[str, str], more: Collection[str]) -> dict[str, str]:
+    """The variables of `environ` that reach the CLI, those named in `more` included."""
+    found = {
+        name: value for name, value in environ.items() if name in NAMES or name in more or name.startswith(PREFIXES)
+    }
+    # Without HOME the CLI falls back to the password file; saying it outright keeps what runs and what is seen alike.
+    found.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
+    found.setdefault("PATH", os.defpath)
+    return found
