@@ -22,7 +22,6 @@ SCHEMA_VERSION = 4
 BUSY_SECONDS = 5.0
 _POOLED = 8
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.01
-_FIRST_SECONDS = 0.05  # that the first of a line asks before the others may, too
 
 
 class _Connection(sqlite3.Connection):
@@ -35,14 +34,11 @@ class Database:
     """A SQLite file opened as often as it is used at once; safe to share between threads.
 
     Connections are lent for one read or one transaction, so that a thousand waiting streams hold none. After a
-    fork the child starts with an empty pool: a connection must not cross a fork. Processes that write much name the
-    same file as `turns`: they stand in line for its lock, whose end wakes the next, where SQLite would have all of them
-    ask again and again.
+    fork the child starts with an empty pool: a connection must not cross a fork.
     """
 
-    def __init__(self, path: Path, *, readonly: bool = False, turns: Path | None = None) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
-        self._turns = None if turns is None else os.open(turns, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._readonly = readonly
         self._idle: dict[bool, list[_Connection]] = {False: [], True: []}  # for reading, and for writing
         self._lock = threading.Lock()
@@ -78,7 +74,7 @@ class Database:
             if not self._turn.acquire(timeout=BUSY_SECONDS):
                 raise sqlite3.OperationalError("database is locked")
             try:
-                self._begin(connection, deadline)
+                begin(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -86,29 +82,11 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
             finally:
-                if self._turns is not None:
-                    fcntl.flock(self._turns, fcntl.LOCK_UN)
                 self._turn.release()
         except sqlite3.DatabaseError as error:
             raise translated(error) from error
         finally:
             self._give_back(connection, writing=True)
-
-    def _begin(self, connection: _Connection, deadline: float) -> None:
-        """Begin to write, as the first of the line if there is one; `write` lets the next of it go on."""
-
-        def ask() -> object:
-            return connection.execute("BEGIN IMMEDIATE")
-
-        if self._turns is not None:
-            fcntl.flock(self._turns, fcntl.LOCK_EX)
-            try:
-                begin(ask, min(deadline, time.monotonic() + _FIRST_SECONDS))
-                return
-            except sqlite3.OperationalError:
-                # Held for long by somebody who is not in the line: then let everybody ask, and give up in time.
-                fcntl.flock(self._turns, fcntl.LOCK_UN)
-        begin(ask, deadline)
 
     def flush(self) -> None:
         """Wait until every commit so far is on the disk. Raises as `write`.

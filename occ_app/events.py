@@ -13,6 +13,7 @@ from typing import Any
 from occ_app.db import Database
 
 FINAL_EVENTS = ("complete", "error")
+MOST = 1000  # that are read at once
 
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -69,7 +70,7 @@ def from_news(told: bytes) -> list[Event]:
     return [Event(seq, name, data) for seq, (name, data) in enumerate(pairs, int(first_seq))]
 
 
-def after(db: Database, number: int, seq: int, limit: int = 1000) -> list[Event]:
+def after(db: Database, number: int, seq: int, limit: int = MOST) -> list[Event]:
     """Up to `limit` events above `seq`, in order."""
     with db.read() as connection:
         rows = connection.execute(

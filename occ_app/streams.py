@@ -119,6 +119,8 @@ class Follower:
         """What is there now."""
         while batch := events.after(self._db, self._execution.number, self._after):
             yield self._told(batch)
+            if len(batch) < events.MOST:
+                return  # that was all; asking would say so, and costs a look into the table
 
     def ready(self) -> list[events.Event]:
         """The next events, at once; empty when there are none yet."""

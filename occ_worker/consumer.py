@@ -48,7 +48,7 @@ def run_executions(config: Config) -> None:
         parts.append(
             Worker(
                 config=config,
-                db=db.Database(config.database, turns=config.home / "lock" / "write"),
+                db=db.Database(config.database),
                 identity=own_identity(),
                 readers=Ringer(config.run / "tail"),
                 bell=Doorbell(config.run / "worker"),

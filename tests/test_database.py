@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -52,59 +50,6 @@ def test_a_writer_gives_up_on_one_that_never_ends(database: Database, monkeypatc
         assert time.monotonic() - begun >= 0.2
     with database.write() as connection:
         connection.execute("UPDATE counts SET n = 1")
-
-
-def test_who_stands_in_line_goes_on_when_the_first_is_done_or_dies(database: Database, tmp_path: Path) -> None:
-    # A lock of this kind belongs to an open file: two databases in one process are as two processes.
-    first, second = (Database(database.path, turns=tmp_path / "turns") for _ in range(2))
-    order = list[str]()
-
-    def write() -> None:
-        with second.write(durable=False):
-            order.append("second")
-
-    waiting = threading.Thread(target=write)
-    with first.write(durable=False):
-        waiting.start()
-        waiting.join(0.2)
-        order.append("first")
-    waiting.join()
-    assert order == ["first", "second"]
-    hold = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, 2); print(flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "turns"], stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    waiting = threading.Thread(target=write)
-    waiting.start()
-    waiting.join(0.2)
-    assert order == ["first", "second"]
-    holder.kill()
-    holder.communicate()
-    waiting.join()
-    assert order == ["first", "second", "second"]
-
-
-def test_who_stands_in_line_gives_up_on_who_does_not(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(db, "BUSY_SECONDS", 0.3)
-    line = [Database(database.path, turns=tmp_path / "turns") for _ in range(3)]
-    took = list[float]()
-
-    def write(own: Database) -> None:
-        begun = time.monotonic()
-        with pytest.raises(errors.Unavailable), own.write():
-            pass
-        took.append(time.monotonic() - begun)
-
-    threads = [threading.Thread(target=write, args=(own,)) for own in line]
-    with database.write(durable=False):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(took) == 3
-    assert max(took) < 3 * 0.3  # they wait at the same time, and not for each other
 
 
 def test_who_flushes_at_once_shares_the_flush(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
