@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,6 +200,35 @@ def test_a_hub_that_comes_back_goes_on_where_it_was(page: Page, hub: Hub, box: O
     page.wait("document.querySelector('.now').innerText.includes('Done')", 40)
     assert page.text("#answer").strip() == "begun and ended."
     page.errors.clear()  # that it was away
+
+
+def test_a_page_nobody_sees_leaves_its_connection_to_others_and_catches_up(page: Page, hub: Hub, box: Occ) -> None:
+    """A browser has six connections for a hub: with as many executions in its tabs nothing else would load."""
+    start(page, waiting("go-unseen"))
+    page.shows("begun and", "#answer")
+    assert streams(hub) == 1
+    see(page, seen=False)
+    wait_until(lambda: streams(hub) == 0, "the stream to end")
+    let_go(box, "go-unseen")
+    wait_until(lambda: hub.client.executions(limit=1)["executions"][0]["state"] == "succeeded", "it is done")
+    assert page.text("#answer").strip() == "begun and"
+    see(page, seen=True)
+    page.shows("begun and ended.", "#answer")
+    page.shows("Done", ".now")
+
+
+def see(page: Page, *, seen: bool) -> None:
+    """Turn to the page, or away from it."""
+    hidden = json.dumps(not seen)
+    page.js(f"Object.defineProperty(document, 'hidden', {{value: {hidden}, configurable: true}})")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def streams(hub: Hub) -> int:
+    """How many streams of this hub are open."""
+    found = re.search(r"^occ_streams_open (\d+)", hub.request("GET", "/metrics").data.decode(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 def test_a_refused_upload_leaves_the_form_as_it_was(page: Page, tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ function follow(run) {
   let asking = false;
   let again = false;
   let spoken = "";
+  let lost = false;
   let clock = { at: performance.now(), seconds: Number(answer.dataset.elapsed) };
 
   const isOver = () => "over" in answer.dataset;
@@ -204,6 +205,7 @@ function follow(run) {
       const old = run.querySelector(`[data-part="${part.dataset.part}"]`);
       if (old.innerHTML !== part.innerHTML || old.className !== part.className) old.replaceWith(part);
     }
+    lost = false;
     clock = { at: performance.now(), seconds: Number(answer.dataset.elapsed) };
     document.title = document.title.replace(/^\w+/, answer.dataset.word);
     if (isOver()) finish();
@@ -239,7 +241,9 @@ function follow(run) {
   }
 
   function listen() {
+    source?.close();
     source = new EventSource(`${address}/events?after=${newest}`);
+    source.addEventListener("open", () => lost && refresh());
     source.addEventListener("output", (event) => {
       if (!take(event)) return;
       const text = JSON.parse(event.data).chunk;
@@ -257,15 +261,18 @@ function follow(run) {
           take(event);
           clearTimeout(timer);
           refresh();
-        } else if (source.readyState === EventSource.CLOSED) {
-          // Not a break, which the browser mends itself, but a refusal: find out, then try anew.
-          setTimeout(async () => {
-            await refresh();
-            if (!isOver()) listen();
-          }, 3000);
+        } else {
+          lost = true;
+          run.querySelector("[data-part=status]").textContent = "The connection broke; it is tried again.";
+          // A break is mended by the browser. After a refusal: find out why, then try anew.
+          if (source.readyState === EventSource.CLOSED) setTimeout(() => refresh().then(resume), 3000);
         }
       });
     }
+  }
+
+  function resume() {
+    if (!isOver() && !document.hidden && source.readyState === EventSource.CLOSED) listen();
   }
 
   function finish() {
@@ -279,11 +286,13 @@ function follow(run) {
 
   cancel.addEventListener("submit", async (event) => {
     event.preventDefault();
-    cancel.querySelector("button").disabled = true;
+    const button = cancel.querySelector("button");
+    button.disabled = true;
     try {
-      await fetch(cancel.action, { method: "POST", body: new FormData(cancel), redirect: "manual" });
+      const done = await fetch(cancel.action, { method: "POST", body: new FormData(cancel), redirect: "manual" });
+      button.disabled = done.type === "opaqueredirect";
     } catch {
-      cancel.querySelector("button").disabled = false;
+      button.disabled = false;
     }
     refresh();
   });
@@ -293,6 +302,12 @@ function follow(run) {
   }, 100);
   // Its place among those that wait is no event.
   whileSeen(3000, () => answer.dataset.state === "queued" && soon(0));
+  // A browser has six connections for a hub; pages nobody sees leave theirs to the others, and only look how it stands.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) source.close();
+    else resume();
+  });
+  setInterval(() => document.hidden && !isOver() && soon(0), 15000);
   listen();
 }
 
