@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from occ_app.errors import Refused
+from tests import websockets
 from tests.conftest import Occ, make_zip, names, output, steps, wait_until
 
 
@@ -333,35 +334,25 @@ def test_fifty_readers_see_the_same_events(agent: Occ, tmp_path) -> None:
 
 
 def test_the_websocket_carries_the_same_events(agent: Occ) -> None:
-    import simple_websocket
-
     events = agent.run(steps({"say": "x", "times": 20}), executionId="over-ws")
-    headers = {"Authorization": f"Bearer {agent.token}"}
     url = agent.url.replace("http", "ws") + "/executions/over-ws/ws"
-    socket = simple_websocket.Client(url, headers=headers)
-    received = [json.loads(socket.receive(timeout=10)) for _ in events]
+    received = [json.loads(message) for message in websockets.messages(url, agent.token)]
     assert [(m["id"], m["event"], m["data"]) for m in received] == [(e.seq, e.name, e.data) for e in events]
-    with pytest.raises(simple_websocket.ConnectionClosed):
-        socket.receive(timeout=10)
 
 
 def test_a_websocket_follows_what_still_runs(agent: Occ, tmp_path) -> None:
-    import simple_websocket
-
     gate = tmp_path / "gate"
     runner = threading.Thread(
         target=agent.run, args=(steps({"wait": str(gate)}, {"say": "late"}),), kwargs={"executionId": "live-ws"}
     )
     runner.start()
     wait_until(lambda: exists(agent, "live-ws"), "it to be accepted")
-    socket = simple_websocket.Client(
-        agent.url.replace("http", "ws") + "/executions/live-ws/ws", headers={"Authorization": f"Bearer {agent.token}"}
-    )
-    assert json.loads(socket.receive(timeout=10))["event"] == "queued"
+    url = agent.url.replace("http", "ws") + "/executions/live-ws/ws"
+    messages = map(json.loads, websockets.messages(url, agent.token))
+    assert next(messages)["event"] == "queued"
     gate.touch()
-    received = []
-    while not received or received[-1]["event"] != "complete":
-        received.append(json.loads(socket.receive(timeout=10)))
+    received = list(messages)
+    assert received[-1]["event"] == "complete"
     assert "late" in [message["data"].get("chunk") for message in received]
     runner.join()
 
