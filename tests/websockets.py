@@ -1,4 +1,4 @@
-"""A WebSocket client for the tests that takes what comes with the handshake's answer, as simple_websocket's does not."""
+"""A WebSocket client for the tests that takes what comes with the handshake's answer, unlike simple_websocket's."""
 
 from __future__ import annotations
 
