@@ -27,6 +27,7 @@ _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a si
 _RELAYED_SILENCE_SECONDS = 22.0  # the same for a hub, which is there to notice
 _PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
 _PIECE = 1 << 16
+_LONGEST_EVENT = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,8 @@ def _batches(response: urllib3.BaseHTTPResponse) -> Iterator[list[RawEvent]]:
         with response:
             while data := cast(urllib3.HTTPResponse, response).read1(_PIECE):
                 *frames, rest = (rest + data).split(b"\n\n")
+                if len(rest) > _LONGEST_EVENT:
+                    raise ValueError("an event without an end")
                 if frames:
                     yield [raw for frame in frames if (raw := _raw_event(frame)) is not None]
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:

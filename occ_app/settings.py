@@ -156,7 +156,7 @@ SETTINGS = (
 _OF_BOTH = (
     *("http_port", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "allowed_hosts"),
     *("max_timeout_seconds", "max_queue", "max_streams", "max_prompt_bytes", "max_upload_bytes"),
-    *("max_unpacked_bytes", "max_files", "retention_days", "retention_bytes"),
+    *("max_unpacked_bytes", "max_files", "max_output_bytes", "retention_days", "retention_bytes"),
 )
 
 HUB_SETTINGS = (

@@ -29,6 +29,7 @@ from occ_app.records import Execution, Outcome
 log = logging.getLogger("occ.relay")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FAULTS = 5  # of OCC's own, until an execution is given up
 _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 # What an agent may answer while it is well or about to be: asked again, and not taken for an answer.
 _PASSING = (401, 403, 408, 421, 425, 429, 500, 502, 503, 504, 507)
@@ -57,6 +58,7 @@ class Relay:
         self._seq = execution.last_seq
         self._lost_since: float | None = None
         self._sent_anew = False
+        self._bytes = 0
         self._lag_seconds = 0.0
 
     @property
@@ -74,7 +76,7 @@ class Relay:
 
         When the process is to stop the row stays as it is, for the next process to take up.
         """
-        parts, pause = self._parts, _FIRST_PAUSE
+        parts, pause, faults = self._parts, _FIRST_PAUSE, 0
         while not parts.stopping():
             before = self._seq
             try:
@@ -86,6 +88,12 @@ class Relay:
                 log.info("execution %s: %s", self._execution.execution_id, error)
             except OCCError as error:
                 log.error("execution %s cannot be stored yet: %s", self._execution.execution_id, error)
+            except Exception:
+                faults += 1
+                log.exception("execution %s met a fault of OCC", self._execution.execution_id)
+                if faults >= _FAULTS:
+                    self._end(self._given_up("INTERNAL", "The hub failed to relay this; its worker's log says why."))
+                    return
             pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
             parts.rest(pause)
 
@@ -104,11 +112,10 @@ class Relay:
         except Unreachable:
             self._parts.calls.broke(agent)
             lost = self._lost_since = self._lost_since or time.monotonic()
-            if time.monotonic() - lost > self._parts.config.reconnect_seconds:
-                errands.cancel(self._parts.db, agent.agent_id, self._execution.execution_id)
-                seconds = self._parts.config.reconnect_seconds
-                return Outcome.failure("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
-            raise
+            seconds = self._parts.config.reconnect_seconds
+            if time.monotonic() - lost <= seconds:
+                raise
+            return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
         return outcome
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
@@ -125,6 +132,9 @@ class Relay:
             outcome = self._store(batch)
             if outcome is not None or self._parts.stopping():
                 return outcome
+            if self._bytes > self._parts.config.max_output_bytes:
+                most = self._parts.config.max_output_bytes
+                return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {most} bytes.")
             if not batch and self._parts.agents.find(agent.agent_id) is None:
                 return None  # a sign of life of a machine that was removed meanwhile
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
@@ -204,9 +214,15 @@ class Relay:
         events.append(self._parts.db, number, self._seq + 1, fresh)
         self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
         self._seq += len(fresh)
+        self._bytes += sum(len(data) for _, data in fresh)
         said = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(said, int):
             self._lag_seconds = max(self._lag_seconds, (events.milliseconds() - said) / 1000)
+
+    def _given_up(self, code: str, message: str) -> Outcome:
+        """The outcome of an execution that its agent may still run, and is to end when it can be told."""
+        errands.cancel(self._parts.db, self._execution.agent_id or "", self._execution.execution_id)
+        return Outcome.failure(code, message)
 
     def _end(self, outcome: Outcome) -> None:
         lifecycle.finish(self._parts.db, self._execution.number, outcome)

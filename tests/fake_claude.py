@@ -48,7 +48,8 @@ def main():
     threading.Thread(target=obey_interrupts, daemon=True).start()
     for step in steps:
         run(step)
-    if not any(key in step for step in steps for key in ("result", "exit", "kill")):
+    ends = [step for step in steps if "tool" not in step]
+    if not any(key in step for step in ends for key in ("result", "exit", "kill")):
         run({"result": {}})
 
 

@@ -441,3 +441,13 @@ def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path)
         wait_until(lambda: [a["via"] for a in client.call("GET", "/agents")["agents"]] == ["link"], "it is linked")
         client.upload("work", make_zip({"a.txt": "a"}))
         assert output(run(client, steps({"say": "secret"}))) == "secret"
+
+
+def test_output_beyond_the_hub_s_limit_ends_the_execution_on_the_agent_too(tmp_path: Path) -> None:
+    with hub_in(tmp_path, OCC_HUB_MAX_OUTPUT_BYTES="2000") as hub:
+        hub.start()
+        box = hub.agent("box")
+        hub.client.upload("work", make_zip({"a.txt": "a"}))
+        said = {"say": "x" * 100, "times": 1000, "every": 0.01}
+        assert run(hub.client, steps(said), executionId="e1")[-1].data["code"] == "OUTPUT_LIMIT"
+        wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is ended there")
