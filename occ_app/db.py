@@ -201,11 +201,11 @@ def translated(error: sqlite3.Error) -> errors.OCCError:
     return errors.OCCError(f"The database answered: {text}.")
 
 
-def ensure_schema(path: Path, lock: Path) -> None:
+def ensure_schema(path: Path, lock: Path, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Bring occ.db to the schema of this version; done once, under a lock, by whoever starts first.
 
-    sqlite-utils' migrations are not safe to apply from several processes at once, hence the lock.
-    Raises SchemaTooNew when the file was written by a newer OCC.
+    sqlite-utils' migrations are not safe to apply from several processes at once, hence the lock. `meanwhile` is done
+    while another process works on it, if there is work. Raises SchemaTooNew when a newer OCC wrote the file.
     """
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -220,10 +220,10 @@ def ensure_schema(path: Path, lock: Path) -> None:
         finally:
             connection.close()
         if version < SCHEMA_VERSION:
-            _migrate_apart(path)
+            _migrate_apart(path, meanwhile)
 
 
-def _migrate_apart(path: Path) -> None:
+def _migrate_apart(path: Path, meanwhile: Callable[[], None]) -> None:
     """Migrate in a process of its own: what it loads for that would stay in a daemon's memory for months.
 
     Raises StartFailed when that fails; the reason is on stderr.
@@ -236,6 +236,7 @@ def _migrate_apart(path: Path) -> None:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
+    meanwhile()
     if os.waitpid(pid, 0)[1] != 0:
         raise errors.StartFailed(f"{path} cannot be brought to this version; logs/daemon.log says why.")
 

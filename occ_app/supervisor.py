@@ -91,9 +91,12 @@ class Supervisor:
             with listener:
                 self._identity = own_identity()
                 self._write_place(listener)
+                self._parts = self._read_procfile(listener)
                 try:
                     return self._serve(listener)
                 finally:
+                    self._stop()
+                    daemon.take_work(self._config)
                     daemon.remove(self._config)
 
     @contextlib.contextmanager
@@ -112,7 +115,7 @@ class Supervisor:
             yield
 
     def _clean(self) -> None:
-        """Settle what an earlier daemon left: its processes, its half-done work, its schema."""
+        """Settle what an earlier daemon left: its processes and its files."""
         daemon.end_parts(self._config, WORKERS_SECONDS)
         self._warnings = salvage.put_unreadable_aside(self._config)
         state.check_private(self._config.state)
@@ -120,8 +123,18 @@ class Supervisor:
         for folder in ("tail", "worker", "uploads", "links"):
             for path in (self._config.run / folder).glob("*"):
                 path.unlink(missing_ok=True)
+        workspaces.remove_leftovers(self._config.workspaces)
+
+    def _prepare_database(self, listener: socket.socket) -> None:
+        """Bring the rows to this version and settle what an earlier daemon left half done in them."""
+        web = next(part for part in self._parts if part.name == "web")
+
+        def load_web() -> None:
+            # It loads for as long as a new database takes to be made, and then waits for the same lock.
+            self._start_due(listener.fileno(), only=web)
+
         try:
-            db.ensure_schema(self._config.database, self._config.home / "lock" / "migrate")
+            db.ensure_schema(self._config.database, self._config.home / "lock" / "migrate", load_web)
             database = db.Database(self._config.database)
             workspaces.abandon_all(database)
             database.close()
@@ -129,7 +142,6 @@ class Supervisor:
             raise
         except Exception as error:
             raise StartFailed(f"{self._config.database} cannot be used: {error}") from error
-        workspaces.remove_leftovers(self._config.workspaces)
 
     def _bind(self) -> socket.socket:
         host, port = self._config.bind_address, self._config.http_port
@@ -157,31 +169,27 @@ class Supervisor:
         daemon.write(self._config, self._place)
 
     def _serve(self, listener: socket.socket) -> int:
+        self._prepare_database(listener)
         warnings = [*self._warnings, *self._introduce(self._config, listener.getsockname()[1])]
-        self._parts = self._read_procfile(listener)
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
         started = False
-        try:
-            while not self._stopping:
-                self._start_due(listener.fileno())
-                if not started and probe is None:
-                    probe = self._probe(listener)
-                answered = None if probe is None else probe.answer()
-                if probe is None or answered is None:
-                    self._wait(probe)
-                    self._watch_children()
-                else:
-                    probe.close()
-                    probe, started = None, answered
-                    if started:
-                        place = self._place
-                        self._announce(Ready(place.url, str(self._config.logs), tuple(warnings), place.fingerprint))
-                if not started and time.monotonic() > deadline:
-                    raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
-        finally:
-            self._stop()
-            daemon.take_work(self._config)
+        while not self._stopping:
+            self._start_due(listener.fileno())
+            if not started and probe is None:
+                probe = self._probe(listener)
+            answered = None if probe is None else probe.answer()
+            if probe is None or answered is None:
+                self._wait(probe)
+                self._watch_children()
+            else:
+                probe.close()
+                probe, started = None, answered
+                if started:
+                    place = self._place
+                    self._announce(Ready(place.url, str(self._config.logs), tuple(warnings), place.fingerprint))
+            if not started and time.monotonic() > deadline:
+                raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
         return 0
 
     def _read_procfile(self, listener: socket.socket) -> list[Part]:
@@ -197,9 +205,10 @@ class Supervisor:
             parts.append(Part(name, command, environment, output))
         return parts
 
-    def _start_due(self, descriptor: int) -> None:
+    def _start_due(self, descriptor: int, only: Part | None = None) -> None:
+        """Start what is to be started now, of all parts or of one."""
         started = False
-        for part in self._parts:
+        for part in self._parts if only is None else [only]:
             if part.restart_at is not None and part.restart_at <= time.monotonic():
                 part.start(descriptor)
                 started = True
