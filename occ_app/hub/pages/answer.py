@@ -36,12 +36,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool call; `result` is None until it came."""
+    """A tool call: what it was given, by name, and its result, which is None until it came."""
 
     first: int
     name: str
     subject: str
-    input: str
+    given: tuple[tuple[str, str], ...] = ()
     result: str | None = None
     is_error: bool = False
     cut: bool = False
@@ -159,14 +159,15 @@ class _Reader:
     def _use(self, seq: int, data: dict[str, Any]) -> None:
         if "name" in data:
             self._open[data["toolUseId"]] = len(self._blocks)
-            given = _shown(data["input"])
-            cut = bool(data.get("truncated")) or len(given) > _MOST_OF_A_TOOL
+            given = _given(data["input"])
+            cut = bool(data.get("truncated")) or any(len(text) > _MOST_OF_A_TOOL for _, text in given)
             subject = _subject(data["input"]).removeprefix(self._folder)
-            self._add(Tool(seq, data["name"], subject, given[:_MOST_OF_A_TOOL], cut=cut))
+            shortened = tuple((name, text[:_MOST_OF_A_TOOL]) for name, text in given)
+            self._add(Tool(seq, data["name"], subject, shortened, cut=cut))
             return
         place = self._open.pop(data["toolUseId"], None)
         if place is None:  # its call is not among the events any more
-            self._add(Tool(seq, "Tool", "", ""))
+            self._add(Tool(seq, "Tool", ""))
             place = len(self._blocks) - 1
         called = self._blocks[place]
         assert isinstance(called, Tool)  # noqa: S101 - `_open` has the places of tools
@@ -177,6 +178,13 @@ class _Reader:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _given(given: Any) -> list[tuple[str, str]]:
+    """A tool's input as pairs of name and text, so that a text of several lines is shown as such."""
+    if not isinstance(given, dict):
+        return [("", _shown(given))]
+    return [(name, _shown(value)) for name, value in given.items()]
 
 
 def _subject(given: Any) -> str:

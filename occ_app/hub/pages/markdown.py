@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -39,6 +39,7 @@ def _finished(made: str) -> Markup:
     return Markup(made.replace(_TAIL, ""))  # noqa: S704 - made by the rules below, which escape every text
 
 
+@lru_cache(maxsize=64)  # while a long answer streams only its last piece is new
 def _one(piece: str) -> str:
     return str(_parser().render(piece)) if len(piece) <= _PLAIN_BYTES else _plain(piece)
 
