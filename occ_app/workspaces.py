@@ -268,8 +268,9 @@ def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *
         "files": workspace.files,
         "bytes": workspace.bytes,
         "skipped": workspace.skipped,
-        "agentId": workspace.agent_id,
     }
+    if workspace.zip is not None:  # on a hub, which tells where it is
+        reply["agentId"] = workspace.agent_id
     won = connection.execute(
         "UPDATE workspace_jobs SET state = 'succeeded', result = ?, finished_at = ?"
         " WHERE number = ? AND state = 'running'",
