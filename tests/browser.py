@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import urllib3
-from simple_websocket import Client
+from simple_websocket import Client, ConnectionClosed
 
 from tests.conftest import wait_until
 
@@ -142,7 +142,8 @@ class Page:
 
     def close(self) -> None:
         self.call("Page.close")
-        self._socket.close()
+        with contextlib.suppress(ConnectionClosed):  # the browser may be there first
+            self._socket.close()
 
 
 class Browser:

@@ -273,11 +273,13 @@ def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub: Hub) -
     assert hub.client.upload("work", make_zip({"a.txt": "new"}), policy="reuse")["reused"]
     run(hub.client, "hello")
     assert place.read_text() == "old"
-    hub.client.upload("work", make_zip({"a.txt": "new"}))
+    anew = make_zip({"a.txt": "new"})
+    hub.client.upload("work", anew)
     run(hub.client, "hello")
     assert place.read_text() == "new"
     stored = list((hub.home / "zips").glob("*.zip"))
-    hub.client.upload("same", make_zip({"a.txt": "new"}))
+    anew.seek(0)
+    hub.client.upload("same", anew)
     assert list((hub.home / "zips").glob("*.zip")) == stored  # the same content is kept once
     hub.client.delete_workspace("work")
     wait_until(lambda: not place.exists(), "the agent deleted it, too")
