@@ -287,10 +287,21 @@ def test_the_curl_examples_work_word_for_word(shell: Occ, free_port: int, tmp_pa
 
 def test_the_python_example_works_word_for_word(shell: Occ) -> None:
     shell.start()
-    environment = shell.environment | {"AGENT": shell.url, "TOKEN": shell.token}
+    python_example(shell, shell.url, shell.token)
+
+
+def test_the_python_example_works_against_a_hub_too(shell: Occ, tmp_path: Path) -> None:
+    with hub_in(tmp_path) as hub:
+        hub.start()
+        hub.agent("box")
+        python_example(shell, hub.url, hub.key("example", "client"))
+
+
+def python_example(shell: Occ, url: str, token: str) -> None:
+    """Run the README's example against an agent or a hub."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block("run: python")],
-        env=environment,
+        env=shell.environment | {"AGENT": url, "TOKEN": token},
         capture_output=True,
         text=True,
         timeout=60,
