@@ -200,6 +200,7 @@ def m003_hub(db: Database) -> None:
         "ALTER TABLE executions ADD COLUMN waits_for TEXT",
         "CREATE INDEX executions_by_key ON executions (key_id, number) WHERE key_id IS NOT NULL",
         "CREATE INDEX executions_by_agent ON executions (agent_id, number) WHERE agent_id IS NOT NULL",
+        "CREATE INDEX executions_placed ON executions (agent_id) WHERE state = 'running'",
         "ALTER TABLE workspace_jobs ADD COLUMN key_id TEXT",
         "ALTER TABLE workspaces ADD COLUMN key_id TEXT",
         "ALTER TABLE workspaces ADD COLUMN agent_id TEXT",  # where it lives, from its first execution on

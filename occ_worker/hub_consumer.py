@@ -77,16 +77,16 @@ class Relays:
         parts = self._parts
         while not self._stopping.is_set() and self._places.acquire(blocking=False):
             try:
-                placed = placement.take_up(parts.db, parts.agents, self._identity)
-                if placed is None and daemon.takes_work(self._config):
-                    placed = placement.claim(parts.db, parts.agents, self._identity)
+                execution = placement.take_up(parts.db, self._identity)
+                if execution is None and daemon.takes_work(self._config):
+                    execution = placement.claim(parts.db, parts.agents, self._identity)
             except BaseException:
                 self._places.release()
                 raise
-            if placed is None:
+            if execution is None:
                 self._places.release()
                 return
-            relay = Relay(parts, placed.execution)
+            relay = Relay(parts, execution)
             threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
 
     def _run(self, relay: Relay) -> None:

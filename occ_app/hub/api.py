@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Blueprint, Response, current_app, request
@@ -43,6 +43,7 @@ class HubParts:
     agents: Agents
     calls: Calls
     links: Links
+    room: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # as the agents' last beats said it
 
 
 def hub_parts() -> HubParts:
@@ -81,7 +82,10 @@ def heartbeat(agent_id: str) -> Response:
     said = web.loaded(hub_schemas.Heartbeat, web.json_body())
     if not hub_parts().agents.beat(agent_id, callers.bearer(), said):
         raise not_registered()
-    _look_for_work()
+    room = (said["status"], said["workers"].get("busy"))
+    if hub_parts().room.get(agent_id) != room:
+        hub_parts().room[agent_id] = room
+        _look_for_work()
     return web.json_response({})
 
 

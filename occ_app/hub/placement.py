@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from occ_app import errors, executions
 from occ_app.db import Database
@@ -17,14 +16,6 @@ from occ_app.executions import iso_now
 from occ_app.hub.agents import Agent, Agents, unknown_agent
 from occ_app.identity import ProcessIdentity
 from occ_app.records import Execution, Request
-
-
-@dataclass(frozen=True)
-class Placed:
-    """An execution with the agent it is on; None when that agent was removed."""
-
-    execution: Execution
-    agent: Agent | None
 
 
 def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> None:
@@ -81,43 +72,63 @@ def choose(execution: Execution, home: str | None, agents: Sequence[Agent], fore
     return best if _free(best, foreign) > 0 else f"{what} to have a free worker"
 
 
-def claim(db: Database, agents: Agents, owner: ProcessIdentity) -> Placed | None:
+def claim(db: Database, agents: Agents, owner: ProcessIdentity) -> Execution | None:
     """Take the oldest queued execution that an agent can take now, for a relay of process `owner`.
 
-    The others that were looked at are told what they wait for. Not waited for on disk: the agent is called only after
-    a `db.flush()`, since a placement that a power cut took back would run twice.
+    The others that were looked at are told what they wait for. Called by one thread of one process at a time, or two
+    could fill the same worker. Not waited for on disk: the agent is called only after a `db.flush()`, since a placement
+    that a power cut took back would run twice.
     """
-    with db.write(durable=False) as connection:
+    waiting: list[tuple[str, int]] = []
+    found: tuple[Execution, Agent] | None = None
+    with db.read() as connection:
         machines = agents.listed(connection)
         foreign = _foreign(connection, machines)
-        for row in connection.execute(
-            """
-            SELECT min(q.number) AS number, w.agent_id AS home FROM executions q
-            LEFT JOIN workspaces w ON w.workspace_id = q.workspace_id
-            WHERE q.state = 'queued' AND NOT EXISTS (
-                SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
-            GROUP BY q.workspace_id ORDER BY 1
-            """
-        ).fetchall():
-            execution = executions.numbered(connection, row["number"])
-            chosen = choose(execution, row["home"], machines, foreign)
-            if isinstance(chosen, str):
-                _note_wait(connection, execution, chosen)
-                continue
-            connection.execute(
-                "UPDATE executions SET state = 'running', started_at = ?, agent_id = ?, waits_for = NULL,"
-                " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ? AND state = 'queued'",
-                (iso_now(), chosen.agent_id, owner.boot_id, owner.pid, owner.start, execution.number),
-            )
-            connection.execute(
-                "UPDATE workspaces SET agent_id = ? WHERE workspace_id = ? AND agent_id IS NULL",
-                (chosen.agent_id, execution.workspace_id),
-            )
-            return Placed(executions.numbered(connection, execution.number), chosen)
-    return None
+        for number, home in _first_of_each_workspace(connection):
+            execution = executions.numbered(connection, number)
+            chosen = choose(execution, home, machines, foreign)
+            if not isinstance(chosen, str):
+                found = execution, chosen
+                break
+            if execution.waits_for != chosen:
+                waiting.append((chosen, number))
+    if waiting:
+        _note_waits(db, waiting)
+    return None if found is None else _take(db, *found, owner)
 
 
-def take_up(db: Database, agents: Agents, owner: ProcessIdentity) -> Placed | None:
+def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, str | None]]:
+    """The numbers of what could start if it had an agent, oldest first, each with the agent its workspace lives on."""
+    rows = connection.execute(
+        """
+        SELECT min(q.number) AS number, w.agent_id AS home FROM executions q
+        LEFT JOIN workspaces w ON w.workspace_id = q.workspace_id
+        WHERE q.state = 'queued' AND NOT EXISTS (
+            SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+        GROUP BY q.workspace_id ORDER BY 1
+        """
+    ).fetchall()
+    return [(row["number"], row["home"]) for row in rows]
+
+
+def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdentity) -> Execution | None:
+    """Claim and place, which an UPDATE can lose to a cancel; then None."""
+    with db.write(durable=False) as connection:
+        won = connection.execute(
+            "UPDATE executions SET state = 'running', started_at = ?, agent_id = ?, waits_for = NULL,"
+            " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ? AND state = 'queued'",
+            (iso_now(), agent.agent_id, owner.boot_id, owner.pid, owner.start, execution.number),
+        ).rowcount
+        if not won:
+            return None
+        connection.execute(
+            "UPDATE workspaces SET agent_id = ? WHERE workspace_id = ? AND agent_id IS NULL",
+            (agent.agent_id, execution.workspace_id),
+        )
+        return executions.numbered(connection, execution.number)
+
+
+def take_up(db: Database, owner: ProcessIdentity) -> Execution | None:
     """Take over a running execution whose relay died with its process; None when there is none."""
     for execution in executions.running(db):
         former = execution.owner
@@ -130,7 +141,7 @@ def take_up(db: Database, agents: Agents, owner: ProcessIdentity) -> Placed | No
                 (owner.boot_id, owner.pid, owner.start, execution.number, execution.owner_pid, execution.owner_start),
             ).rowcount
         if won:
-            return Placed(execution, agents.find(execution.agent_id or ""))
+            return execution
     return None
 
 
@@ -160,8 +171,7 @@ def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[
     return counts
 
 
-def _note_wait(connection: sqlite3.Connection, execution: Execution, waits_for: str) -> None:
-    if execution.waits_for != waits_for:
-        connection.execute(
-            "UPDATE executions SET waits_for = ? WHERE number = ? AND state = 'queued'", (waits_for, execution.number)
-        )
+def _note_waits(db: Database, waiting: Sequence[tuple[str, int]]) -> None:
+    """Write down what executions wait for, each with its number."""
+    with db.write(durable=False) as connection:
+        connection.executemany("UPDATE executions SET waits_for = ? WHERE number = ? AND state = 'queued'", waiting)
