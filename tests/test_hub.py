@@ -453,3 +453,12 @@ def test_output_beyond_the_hub_s_limit_ends_the_execution_on_the_agent_too(tmp_p
         said = {"say": "x" * 100, "times": 1000, "every": 0.01}
         assert run(hub.client, steps(said), executionId="e1")[-1].data["code"] == "OUTPUT_LIMIT"
         wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is ended there")
+
+
+def test_what_agents_send_is_small_and_read_only_from_those_that_are_known(hub: Hub) -> None:
+    box = hub.agent("box")
+    path = f"/api/agents/{hub.seen('box')['agentId']}/heartbeat"
+    large = {"seqNum": 1, "status": "healthy", "more": "x" * 2_000_000}
+    assert hub.request("POST", path, json_body=large, token=box.token).status == 413
+    assert hub.request("POST", path, json_body=large, token="wrong").status == 401
+    assert hub.request("POST", "/api/agents/register", json_body=large, token=hub.agent_key).status == 413

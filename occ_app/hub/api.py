@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Blueprint, Response, current_app, request
+from marshmallow import Schema
 
 from occ_app import __version__, callers, errors, executions, schemas, web
 from occ_app.api import parts
@@ -19,6 +20,7 @@ from occ_app.hub.links import Links
 bp = Blueprint("hub", __name__)
 
 FROM_AGENTS = "/api/agents/"
+_LARGEST_BODY = 1 << 20
 
 # What each of these takes and answers, as occ_app/api/openapi.py describes them.
 CONTRACTS: dict[str, dict[str, Any]] = {
@@ -59,7 +61,7 @@ def register() -> Response:
     if key is None:
         raise callers.unauthorized("Register with an agent's key; `occ hub keys create NAME --for agent` makes one.")
     parts().refuse_when_stopping()
-    said = web.loaded(hub_schemas.Registration, web.json_body())
+    said = _said(hub_schemas.Registration)
     if said["protocol"] != PROTOCOL:
         raise errors.RequestError(
             "PROTOCOL_UNSUPPORTED",
@@ -79,7 +81,9 @@ def register() -> Response:
 @bp.post("/api/agents/<agent_id>/heartbeat")
 def heartbeat(agent_id: str) -> Response:
     """Take an agent's sign of life."""
-    said = web.loaded(hub_schemas.Heartbeat, web.json_body())
+    if not hub_parts().agents.holds(agent_id, callers.bearer()):
+        raise not_registered()
+    said = _said(hub_schemas.Heartbeat)
     if not hub_parts().agents.beat(agent_id, callers.bearer(), said):
         raise not_registered()
     room = (said["status"], said["workers"].get("busy"))
@@ -172,6 +176,12 @@ def only_admins() -> None:
 
 def not_registered() -> errors.RequestError:
     return callers.unauthorized("This agent is not registered with this token; register again.")
+
+
+def _said(kind: type[Schema]) -> dict[str, Any]:
+    """What an agent says, which is never much."""
+    request.max_content_length = _LARGEST_BODY
+    return web.loaded(kind, web.json_body())
 
 
 def _set_draining(agent_id: str, *, draining: bool) -> Response:
