@@ -91,7 +91,9 @@ class Hub:
             )
         )
         occ.start(*arguments)
-        wait_until(lambda: self.seen(name)["via"], f"{name} is reached by the hub")
+        # The hub sees it come from 127.0.0.1, so that elsewhere its address does not answer.
+        way = "direct" if (variables | environment)["OCC_BIND_ADDRESS"] == "127.0.0.1" else "link"
+        wait_until(lambda: self.seen(name)["via"] == way, f"{name} is reached by the hub")
         return occ
 
     def seen(self, name: str) -> dict[str, Any]:
