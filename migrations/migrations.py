@@ -198,6 +198,7 @@ def m003_hub(db: Database) -> None:
         "ALTER TABLE executions ADD COLUMN wanted_agent TEXT",
         "ALTER TABLE executions ADD COLUMN wanted_labels TEXT",  # JSON
         "ALTER TABLE executions ADD COLUMN waits_for TEXT",
+        "ALTER TABLE executions ADD COLUMN offered INTEGER",  # 1 once its agent may have heard of it
         "CREATE INDEX executions_by_key ON executions (key_id, number) WHERE key_id IS NOT NULL",
         "CREATE INDEX executions_by_agent ON executions (agent_id, number) WHERE agent_id IS NOT NULL",
         "CREATE INDEX executions_placed ON executions (agent_id) WHERE state = 'running'",
@@ -206,7 +207,7 @@ def m003_hub(db: Database) -> None:
         "ALTER TABLE workspaces ADD COLUMN agent_id TEXT",  # where it lives, from its first execution on
         "ALTER TABLE workspaces ADD COLUMN zip TEXT",  # SHA-256 of the stored zip
         "ALTER TABLE workspaces ADD COLUMN upload INTEGER",  # the job that brought the newest zip
-        "ALTER TABLE workspaces ADD COLUMN placed INTEGER",  # the job whose zip its agent has
+        "ALTER TABLE workspaces ADD COLUMN placed INTEGER",  # the job whose zip its agent has; 0: offered
     ):
         db.execute(statement)
 

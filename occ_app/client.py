@@ -116,13 +116,20 @@ class AgentClient:
 
         return self._follow(lambda after: self._open_execute(body, after), 0)
 
-    def batches(self, execution_id: str, after: int, body: Mapping[str, Any] | None = None) -> Iterator[list[RawEvent]]:
+    def batches(
+        self, execution_id: str, after: int, body: Mapping[str, Any] | None = None, *, new: bool = False
+    ) -> Iterator[list[RawEvent]]:
         """An execution's events above `after`, as many at once as came, over one connection; with `body` it is started.
 
         An empty list is a sign of life. For whoever passes events on and takes a broken stream up by itself.
+        With `new` one that exists already is refused.
         """
         if body is not None:
-            return _batches(self._open_execute(body, after, _RELAYED_SILENCE_SECONDS))
+            response = self._open_execute(body, after, _RELAYED_SILENCE_SECONDS)
+            if new and response.headers.get("OCC-Execution") == "existing":
+                response.close()
+                raise Refused(f"it has an execution {execution_id} of its own; choose another id.", 409)
+            return _batches(response)
         return _batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
     def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:

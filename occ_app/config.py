@@ -213,6 +213,11 @@ def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGE
     return Path(environ.get(program.home_variable) or program.home).expanduser().absolute()
 
 
+def homes() -> tuple[Path, Path]:
+    """Where an agent and a hub of this machine keep their secrets."""
+    return home_folder(), home_folder(program=HUB)
+
+
 def client_token() -> str | None:
     """The token that `occ run` sends to another agent: OCC_TOKEN, or @FILE in it.
 

@@ -1,29 +1,29 @@
-"""Which files of a folder go into an upload: all but .git and what .gitignore files leave out."""
+"""Which files of a folder go into an upload: all but .git, OCC's own homes, and what .gitignore files leave out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
 
-def files_to_send(folder: Path) -> Iterator[Path]:
-    """The files and empty folders below `folder`, in order, links and special files left out."""
-    yield from _walk(folder, [])
+def files_to_send(folder: Path, never: Collection[Path] = ()) -> Iterator[Path]:
+    """The files and empty folders below `folder`, in order, links, special files and the folders `never` left out."""
+    yield from _walk(folder, [], {path.resolve() for path in never})
 
 
-def _walk(folder: Path, rules: list[tuple[Path, GitIgnoreSpec]]) -> Iterator[Path]:
+def _walk(folder: Path, rules: list[tuple[Path, GitIgnoreSpec]], never: Collection[Path]) -> Iterator[Path]:
     ignore = folder / ".gitignore"
     if ignore.is_file():
         lines = ignore.read_text(encoding="utf-8", errors="replace").splitlines()
         rules = [*rules, (folder, GitIgnoreSpec.from_lines(lines))]
     for path in sorted(folder.iterdir()):
-        if path.name == ".git" or path.is_symlink() or _ignored(path, rules):
+        if path.name == ".git" or path.is_symlink() or path in never or _ignored(path, rules):
             continue
         if path.is_dir():
             yield path
-            yield from _walk(path, rules)
+            yield from _walk(path, rules, never)
         elif path.is_file():
             yield path
 

@@ -165,7 +165,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         """
         UPDATE executions SET state = ?, finished_at = ?, last_seq = ?, exit_code = ?, signal = ?, error_code = ?,
             error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, usage = ?, num_turns = ?,
-            duration_ms = ?
+            duration_ms = ?, waits_for = NULL
         WHERE number = ? AND state = ?
         """,
         (

@@ -36,7 +36,8 @@ class Request:
 class Execution:
     """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it.
 
-    From `key_id` on: what only a hub has. `waits_for` says why it is not placed yet.
+    From `key_id` on: what only a hub has. `waits_for` says why it is not placed yet, `offered` whether its agent may
+    have heard of it.
     """
 
     number: int
@@ -77,6 +78,7 @@ class Execution:
     wanted_agent: str | None
     wanted_labels: tuple[str, ...]
     waits_for: str | None
+    offered: int | None
 
     @property
     def over(self) -> bool:

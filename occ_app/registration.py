@@ -27,7 +27,7 @@ def introduce(config: Config, port: int) -> list[str]:
     cli = claude_cli.probe(config) if config.remote_url else claude_cli.Cli(claude_cli.find(config), None)
     if cli.path is None:
         warnings.append(claude_cli.missing(config))
-    registration: dict[str, Any] = {"registered": False, "problem": "this agent is standalone"}
+    registration: dict[str, Any] = {"registered": False, "standalone": not config.remote_url}
     if config.remote_url:
         from occ_app.hub_client import HubClient
 

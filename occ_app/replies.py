@@ -43,11 +43,21 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
     try:
         content = json.loads(cast(urllib3.HTTPResponse, response).read(_LARGEST))
         message, code = str(content["message"])[:1000], str(content["code"])
+        if code == "INVALID_REQUEST" and isinstance(content.get("details"), dict) and content["details"]:
+            message = _each(content["details"])
+        elif response.status == 401:
+            message = f"{who} does not take this token or key: it is wrong, expired or revoked."
     except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError):
         message, code = f"{who} answered {response.status}; check the address and the token.", ""
     finally:
         response.close()
     return Refused(message, response.status, code, float(after) if after.isdigit() else None)
+
+
+def _each(details: dict[str, Any]) -> str:
+    """What is wrong with each field, as one sentence a person can use without seeing the request."""
+    told = (f"{name}: {value[0] if isinstance(value, list) and value else value}" for name, value in details.items())
+    return f"It was refused. {' '.join(told)}"[:1000]
 
 
 def reason(error: BaseException) -> str:

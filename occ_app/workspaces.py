@@ -27,7 +27,7 @@ class Workspace:
     """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why.
 
     From `key_id` on: what only a hub has. `zip` is the stored zip's SHA-256, `upload` the job that brought it, and
-    `placed` the job whose zip the agent `agent_id` has.
+    `placed` the job whose zip the agent `agent_id` has: None, none of the hub's; 0, one that may have arrived.
     """
 
     workspace_id: str

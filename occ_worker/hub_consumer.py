@@ -48,6 +48,7 @@ class Relays:
         self._happened = threading.Condition()
         self._stopping = threading.Event()
         self._relays: set[Relay] = set()
+        self._removed: set[str] = set()
         self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
         agents = Agents(database, config.heartbeat_seconds)
@@ -58,6 +59,7 @@ class Relays:
             calls=Calls(agents, config.run / "links"),
             readers=Ringer(config.run / "tail"),
             rest=self._rest,
+            removed=self._removed,
             stopping=self._stopping.is_set,
         )
 
@@ -115,11 +117,16 @@ class Relays:
                 with self._happened:
                     self._happened.notify_all()
             try:
+                # A ring carries the id of an execution or of an agent.
+                self._removed |= {key for key, _ in rings if key.startswith("agent-") and self._is_removed(key)}
                 if self._relays:
                     cancel_requested(self._parts, told)
                 self._note()
             except OCCError as error:
                 log.error("cancels cannot be looked for: %s", error)
+
+    def _is_removed(self, agent_id: str) -> bool:
+        return self._parts.agents.find(agent_id) is None
 
     def _note(self) -> None:
         """Note for /metrics how the relays are, when that has changed."""

@@ -7,10 +7,11 @@ execution's id is the same on both sides, so that whatever is asked twice runs o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from occ_app.config import HubConfig
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.errors import NotFound, OCCError, Refused, Unreachable
-from occ_app.hub import errands
+from occ_app.hub import errands, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent, Agents
 from occ_app.hub.calls import Calls
@@ -38,7 +39,7 @@ _PASSING = (401, 403, 408, 421, 425, 429, 500, 502, 503, 504, 507)
 @dataclass(frozen=True)
 class Relaying:
     """What the relays of one process work with. `rest` waits up to so many seconds, or until something happened that
-    may concern them; `stopping` tells whether the process is to end."""
+    may concern them; `removed` has the ids of removed agents; `stopping` tells whether the process is to end."""
 
     config: HubConfig
     db: Database
@@ -46,6 +47,7 @@ class Relaying:
     calls: Calls
     readers: Ringer
     rest: Callable[[float], None]
+    removed: Container[str]
     stopping: Callable[[], bool]
 
 
@@ -58,6 +60,7 @@ class Relay:
         self._seq = execution.last_seq
         self._lost_since: float | None = None
         self._sent_anew = False
+        self._offered = bool(execution.offered)
         self._bytes = 0
         self._lag_seconds = 0.0
 
@@ -119,25 +122,40 @@ class Relay:
         return outcome
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
-        body = None
+        body, new = None, False
         if self._seq <= 1:  # nothing but `queued`: the agent may not have heard of it
             if self._cancelled(client):
                 return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
-            if not self._place(agent, client):
-                return Outcome.failure("WORKSPACE_MISSING", "Its workspace was removed before this could start.")
-            body = self._body()
-            self._parts.db.flush()  # the agent hears of nothing that a power cut could place elsewhere
-        for batch in client.batches(self._execution.execution_id, self._seq, body):
+            hindrance = self._place(agent, client)
+            if hindrance is not None:
+                return hindrance
+            body, new = self._body(), not self._offered
+            # The agent hears of nothing that a power cut could place elsewhere, and what it has of this id before it
+            # was offered any is somebody else's.
+            placement.offer(self._parts.db, self._execution)
+            self._offered = True
+        for batch in client.batches(self._execution.execution_id, self._seq, body, new=new):
             self._lost_since = None
-            outcome = self._store(batch)
+            outcome = self._store(batch) or self._over_limit()
             if outcome is not None or self._parts.stopping():
                 return outcome
-            if self._bytes > self._parts.config.max_output_bytes:
-                most = self._parts.config.max_output_bytes
-                return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {most} bytes.")
-            if not batch and self._parts.agents.find(agent.agent_id) is None:
-                return None  # a sign of life of a machine that was removed meanwhile
+            if self._is_removed(agent, sign_of_life=not batch):
+                with contextlib.suppress(Unreachable, Refused):
+                    client.cancel(self._execution.execution_id)
+                return None
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
+
+    def _over_limit(self) -> Outcome | None:
+        most = self._parts.config.max_output_bytes
+        if self._bytes <= most:
+            return None
+        return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {most} bytes.")
+
+    def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
+        """Whether somebody removed the agent; looked up only when there is nothing else to do."""
+        if agent.agent_id in self._parts.removed:
+            return True
+        return sign_of_life and self._parts.agents.find(agent.agent_id) is None
 
     def _cancelled(self, client: AgentClient) -> bool:
         """Whether somebody ended it before the agent heard of it."""
@@ -149,20 +167,29 @@ class Relay:
             return refusal.status == 404
         return False
 
-    def _place(self, agent: Agent, client: AgentClient) -> bool:
-        """Give the agent the workspace unless it has it. False when there is no such workspace any more."""
+    def _place(self, agent: Agent, client: AgentClient) -> Outcome | None:
+        """Give the agent the workspace unless it has it. Returns why that cannot be, if so."""
         db = self._parts.db
         try:
             workspace = workspaces.get(db, self._execution.workspace_id)
         except NotFound:
-            return False
-        if workspace.placed != workspace.upload:
-            with hub_workspaces.zip_path(self._parts.config, workspace).open("rb") as archive:
-                reply = client.upload(
-                    workspace.workspace_id, archive, name=workspace.name, description=workspace.description
+            return Outcome.failure("WORKSPACE_MISSING", "Its workspace was removed before this could start.")
+        if workspace.placed == workspace.upload:
+            return None
+        if workspace.placed is None:
+            if _has(client, workspace.workspace_id):
+                return Outcome.failure(
+                    "AGENT_REFUSED",
+                    f"Agent {agent.name} has a workspace {workspace.workspace_id} that is not this hub's; upload under"
+                    " another id, or delete it there.",
                 )
-            hub_workspaces.placed(db, workspace, agent.agent_id, str(reply.get("path", "")))
-        return True
+            hub_workspaces.offer(db, workspace, agent.agent_id)
+        with hub_workspaces.zip_path(self._parts.config, workspace).open("rb") as archive:
+            reply = client.upload(
+                workspace.workspace_id, archive, name=workspace.name, description=workspace.description
+            )
+        hub_workspaces.placed(db, workspace, agent.agent_id, str(reply.get("path", "")))
+        return None
 
     def _body(self) -> dict[str, Any]:
         """What the agent is asked; what the client left open, the agent decides."""
@@ -231,6 +258,17 @@ class Relay:
 
     def _ring(self, news: bytes) -> None:
         self._parts.readers.ring(tail.execution_key(self._execution.number), news)
+
+
+def _has(client: AgentClient, workspace_id: str) -> bool:
+    """Whether an agent has a workspace of this id."""
+    try:
+        client.workspace(workspace_id)
+    except Refused as refusal:
+        if refusal.status == 404:
+            return False
+        raise
+    return True
 
 
 def _outcome(event: RawEvent) -> Outcome:

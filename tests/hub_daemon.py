@@ -93,11 +93,12 @@ class Hub:
         occ.start(*arguments)
         # The hub sees it come from 127.0.0.1, so that elsewhere its address does not answer.
         way = "direct" if (variables | environment)["OCC_BIND_ADDRESS"] == "127.0.0.1" else "link"
-        wait_until(lambda: self.seen(name)["via"] == way, f"{name} is reached by the hub")
+        agent_id = json.loads(occ.command("status", "--json").stdout)["agentId"]
+        wait_until(lambda: self.seen(agent_id)["via"] == way, f"{name} is reached by the hub")
         return occ
 
     def seen(self, name: str) -> dict[str, Any]:
-        """The hub's record of an agent."""
+        """The hub's record of an agent, by its name or id."""
         return self.client.call("GET", f"/agents/{name}")
 
     def request(

@@ -368,6 +368,16 @@ def test_run_in_a_missing_workspace_is_refused(agent: Occ) -> None:
     assert "no workspace nope" in done.stderr
 
 
+def test_a_run_never_sends_a_home_of_occ(agent: Occ, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a note")
+    done = agent.command("run", "--dir", str(tmp_path), "hello", OCC_HUB_HOME=str(tmp_path / "user"))
+    workspace = re.search(r"workspace (\S+)", done.stderr)
+    assert workspace is not None
+    sent = {path.name for path in (agent.home / "workspaces" / workspace.group(1)).iterdir()}
+    assert "notes.txt" in sent
+    assert not sent & {"occ-home", "user"}
+
+
 def test_an_empty_folder_is_told_in_a_sentence(agent: Occ, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = agent.command("run", "hi", "--dir", str(tmp_path / "empty"), check=False)

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,16 +254,78 @@ def test_a_draining_machine_finishes_and_takes_nothing_more(hub: Hub) -> None:
     assert list(waiting)[-1].name == "complete"
 
 
-def test_a_removed_machine_is_refused_and_its_workspaces_are_placed_anew(hub: Hub) -> None:
+def test_a_removed_machine_ends_what_it_ran_and_its_workspaces_are_placed_anew(hub: Hub) -> None:
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
-    stream, _ = begun(hub.client, steps(*WAITING), "e1")
-    hub.command("agents", "remove", "box")
+    stream, _ = begun(hub.client, steps({"say": "on and on ", "times": 10_000, "every": 0.05}), "e1")
+    assert "registers anew" in hub.command("agents", "remove", "box").stdout
     assert list(stream)[-1].data["code"] == "AGENT_LOST"
+    wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is ended there")
     box.stop()
     hub.agent("other")
-    run(hub.client, "hello", executionId="e2")
+    run(hub.client, "hello", executionId="e2", agent="other")
     assert hub.client.workspace("work")["agentId"] == hub.seen("other")["agentId"]
+
+
+def test_what_an_agent_has_of_its_own_is_neither_taken_for_the_hub_s_nor_overwritten(hub: Hub) -> None:
+    box = hub.agent("box")
+    box.workspace("work", {"local.txt": "local"})
+    box.workspace("mine", {"local.txt": "local"})
+    box.run("hello", "mine", executionId="e1")
+    hub.client.upload("work", make_zip({"hub.txt": "hub"}))
+    final = run(hub.client, "hello")[-1]
+    assert final.data["code"] == "AGENT_REFUSED"
+    assert "is not this hub's" in final.data["message"]
+    assert [path.name for path in (box.home / "workspaces" / "work").iterdir()] == ["local.txt"]
+    hub.client.upload("theirs", make_zip({"hub.txt": "hub"}))
+    assert output(run(hub.client, "hello", "theirs", executionId="e2"))
+    box.run("hello", "theirs", executionId="e3")
+    for taken, told in (("e1", "choose a new executionId"), ("e3", "of its own; choose another id")):
+        final = run(hub.client, "hello", "theirs", executionId=taken)[-1]
+        assert final.data["code"] == "AGENT_REFUSED"
+        assert told in final.data["message"]
+
+
+def test_a_name_that_two_machines_have_is_refused(hub: Hub) -> None:
+    hub.agent("one", OCC_NAME="same")
+    hub.agent("two", OCC_NAME="same")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    with pytest.raises(Refused) as refused:
+        run(hub.client, "hello", agent="same")
+    assert "There are 2 agents same" in str(refused.value)
+
+
+def test_the_commands_say_what_a_hub_s_execution_waits_for(hub: Hub, tmp_path: Path) -> None:
+    box = hub.agent("box")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "a.txt").write_text("a")
+    where = ("--url", hub.url, "--token", hub.client_key)
+    run_it = subprocess.Popen(
+        [sys.executable, "-m", "occ_app.cli", "run", *where, "--dir", str(project), "--label", "gpu", "hello"],
+        env=box.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert run_it.stderr is not None
+    said = ""
+    while "waiting for an agent with the labels gpu to be online" not in said:
+        line = run_it.stderr.readline()
+        assert line, said
+        said += line
+    listed = box.command("jobs", "--hub", OCC_HUB_HOME=str(hub.home)).stdout
+    assert "queued (waits for an agent with the labels gpu to be online)" in listed
+    execution_id = hub.client.executions()["executions"][0]["executionId"]
+    assert f"{execution_id} is cancelled." in box.command("jobs", "cancel", execution_id, *where).stdout
+    rest = run_it.communicate(timeout=30)[1]
+    assert run_it.returncode == 130, rest
+    assert hub.client.execution(execution_id)["waitsFor"] is None
+    done = box.command("run", *where, "--dir", str(project), "hello")
+    assert f"occ run --url {hub.url} --token … --workspace" in done.stderr
+    last = hub.client.executions()["executions"][0]["executionId"]
+    assert box.command("jobs", "tail", last, *where).stdout == done.stdout
 
 
 def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub: Hub) -> None:

@@ -24,21 +24,27 @@ def execute() -> Response:
     asked = asked_for(web.json_body())
     parts().streams.enter()
     try:
-        return stream(start(asked), after, follow=True)
+        execution, created = start(asked)
+        response = stream(execution, after, follow=True)
+        response.headers["OCC-Execution"] = "created" if created else "existing"
+        return response
     except BaseException:
         parts().streams.leave()
         raise
 
 
-def start(asked: Request) -> Execution:
-    """Accept an execution and wake a worker; it is on the disk when this returns. Raises what lifecycle.create does."""
+def start(asked: Request) -> tuple[Execution, bool]:
+    """Accept an execution and wake a worker; it is on the disk when this returns. Returns it and whether it is new.
+
+    Raises what lifecycle.create does.
+    """
     execution, created = _create(asked)
     if created:
         with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
             parts().execute(execution.execution_id)
     # A worker may be starting the CLI already; the client is told only what no power cut takes back.
     parts().db.flush()
-    return execution
+    return execution, created
 
 
 def _create(asked: Request) -> tuple[Execution, bool]:

@@ -95,7 +95,10 @@ def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], boo
         "agentId": known.agent_id if known else None,
     }
     places = {"home": str(config.home), "logs": str(config.logs)}
-    report["linked"] = agent_notes.noted(Database(config.database, readonly=True), "link").get("connected")
+    notes = Database(config.database, readonly=True)
+    registration = agent_notes.noted(notes, "registration")
+    report["standalone"] = bool(registration.get("standalone"))
+    report["linked"] = None if report["standalone"] else agent_notes.noted(notes, "link").get("connected")
     try:
         health = AgentClient(running.url, known.token if known else "", running.fingerprint).health()
     except (errors.Unreachable, errors.Refused) as error:
@@ -111,7 +114,7 @@ def _status_text(report: dict[str, Any]) -> str:
         lines += [
             f"  uptime     {output.duration(report['uptime'])}",
             f"  workers    {workers['busy']} of {workers['total']} busy, {report['queue']['depth']} waiting",
-            f"  heartbeat  {_beat_text(report['agentId'], beat)}",
+            f"  heartbeat  {_beat_text(report, beat)}",
         ]
     if report["linked"] is not None:
         lines.append(f"  link       {'held' if report['linked'] else 'broken; it is tried again'}")
@@ -121,11 +124,13 @@ def _status_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
 
 
-def _beat_text(agent_id: str | None, beat: dict[str, Any]) -> str:
-    if agent_id is None:
+def _beat_text(report: dict[str, Any], beat: dict[str, Any]) -> str:
+    if report["standalone"]:
         return "none, this agent is standalone"
+    if report["agentId"] is None:
+        return "none yet, the hub has not registered this agent"
     last = beat["lastSuccessfulAt"] or "never"
-    return f"last {last} as {agent_id}" + (
+    return f"last {last} as {report['agentId']}" + (
         f", {beat['consecutiveFailures']} failures since" if beat["consecutiveFailures"] else ""
     )
 

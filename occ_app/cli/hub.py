@@ -55,6 +55,7 @@ def _tell_started(config: HubConfig, told: dict[str, Any]) -> None:
     click.echo(f"  logs    {told['logs']}")
     if told["fingerprint"]:
         click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
+    click.echo("  pages           the same address in a browser")
     click.echo("  add a machine   occ hub keys create NAME --for agent")
     click.echo("  add a client    occ hub keys create NAME --for client")
     for warning in told["warnings"]:
@@ -260,9 +261,9 @@ def resume(name: str) -> None:
 @agents.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Forget a machine: what it runs is lost to the hub, and its workspaces are placed anew from their zips."""
+    """Forget a machine: what it runs is ended, and its workspaces are placed anew from their zips."""
     hub_client().call("DELETE", f"/agents/{_quoted(name)}")
-    click.echo(f"{name} is removed.")
+    click.echo(f"{name} is removed. While it runs it registers anew; stop it there, or revoke its key.")
 
 
 def _quoted(name: str) -> str:

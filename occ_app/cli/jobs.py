@@ -15,7 +15,7 @@ import click
 from occ_app import config as configuration
 from occ_app import daemon, errors, events, executions, retention
 from occ_app import search as searching
-from occ_app.cli import output
+from occ_app.cli import output, remote
 from occ_app.cli.agent import local_client
 from occ_app.config import Config
 from occ_app.db import Database
@@ -49,7 +49,9 @@ class Since(click.ParamType[str]):
 @click.option("--workspace", metavar="ID", help="Only those of this workspace.")
 @click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
-@click.option("--hub", is_flag=True, help="Look at this machine's hub instead of its agent; goes for every subcommand.")
+@click.option(
+    "--hub", is_flag=True, help="Look at this machine's hub instead of its agent; stands before a subcommand."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /executions answers.")
 @click.pass_context
 def jobs(
@@ -82,13 +84,19 @@ def jobs(
 def _row(execution: Execution) -> tuple[str, ...]:
     return (
         execution.execution_id,
-        execution.state + (f" ({execution.position} ahead)" if execution.position else ""),
+        _state(execution),
         execution.workspace_id,
         output.since(execution.created_at),
         _took(execution),
         "" if execution.cost_usd is None else f"${execution.cost_usd:.4f}",
         _short(output.printable(execution.prompt or "")),
     )
+
+
+def _state(execution: Execution) -> str:
+    if execution.waits_for:
+        return f"{execution.state} (waits for {execution.waits_for})"
+    return execution.state + (f" ({execution.position} ahead)" if execution.position else "")
 
 
 def _short(text: str) -> str:
@@ -150,10 +158,16 @@ def search(query: str, limit: int, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("execution_id", metavar="ID")
+@remote.options("Agent or hub to ask.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the execution is over; its outcome is the exit code.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
-def tail(execution_id: str, follow: bool, as_json: bool) -> int:
+def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token: str | None, pin: str | None) -> int:
     """The output of one execution; with --follow as it comes."""
+    remote.check_pin(url, pin)
+    if url is not None:
+        told = remote.client(url, token, pin).events(execution_id, follow=follow)
+        final = print_events(told, as_json=as_json, waiting=f"{execution_id} is followed")
+        return output.outcome(final) if follow else 0
     database = _database()
     execution = executions.get(database, execution_id)
     config = _config()
@@ -192,9 +206,11 @@ def print_events(shown: Iterable[Event], *, as_json: bool, waiting: str) -> Even
 
 @jobs.command()
 @click.argument("execution_id", metavar="ID")
-def cancel(execution_id: str) -> None:
+@remote.options("Agent or hub to ask.")
+def cancel(execution_id: str, url: str | None, token: str | None, pin: str | None) -> None:
     """End one execution; harmless when it is over. Needs the agent to run."""
-    answer = _client().cancel(execution_id)
+    remote.check_pin(url, pin)
+    answer = (_client() if url is None else remote.client(url, token, pin)).cancel(execution_id)
     over = answer["state"] in FINAL_STATES
     click.echo(f"{execution_id} is {answer['state']}." if over else f"{execution_id} is being cancelled.")
 

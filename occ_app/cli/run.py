@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import sys
 import tempfile
+import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,12 +17,13 @@ import click
 
 from occ_app import config as configuration
 from occ_app import errors
-from occ_app.cli import output
+from occ_app.cli import output, remote
 from occ_app.cli.agent import local_client
 from occ_app.cli.jobs import print_events
 from occ_app.client import AgentClient, Event
 
 _LARGE_BYTES = 5_000_000
+_LOOK_SECONDS = 2.0
 
 
 @click.command()
@@ -38,9 +42,7 @@ _LARGE_BYTES = 5_000_000
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: what the machine must have; may be repeated.")
-@click.option("--url", metavar="URL", help="Agent or hub to send it to.  [default: the agent of this machine]")
-@click.option("--token", metavar="TOKEN", help="Its token; @FILE reads it from a file, OCC_TOKEN works too.")
-@click.option("--pin", metavar="FINGERPRINT", help="The TLS certificate to trust, and no other.")
+@remote.options("Agent or hub to send it to.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def run(
     prompt: str,
@@ -72,26 +74,19 @@ def run(
     options = {name: value for name, value in given.items() if value is not None}
     events = client.execute(workspace, prompt, executionId=execution_id, **options)
     try:
-        final = print_events(events, as_json=as_json, waiting="Claude is working")
+        with _telling_what_it_waits_for(client, execution_id):
+            final = print_events(events, as_json=as_json, waiting="Claude is working")
     except KeyboardInterrupt:
-        return _interrupted(client, execution_id)
+        return _interrupted(client, execution_id, remote.again(url, pin))
     if not as_json:
         output.summary(final)
-        _tell_session(final, workspace)
+        _tell_session(final, workspace, remote.again(url, pin))
     return output.outcome(final)
 
 
 def _client(url: str | None, token: str | None, pin: str | None) -> AgentClient:
-    if pin is not None and not (url or "").startswith("https://"):
-        raise click.UsageError("--pin is for an agent with TLS: give its --url https://… too.")
-    if pin is not None and not re.fullmatch(r"([0-9A-Fa-f]{2}:?){32}", pin):
-        raise click.UsageError("--pin wants the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
-    if url is None:
-        return local_client()
-    secret = configuration.read_secret(token, "--token") if token else configuration.client_token()
-    if secret is None:
-        raise click.UsageError("An agent's URL needs its token: --token TOKEN, --token @FILE or OCC_TOKEN.")
-    return AgentClient(url, secret, pin)
+    remote.check_pin(url, pin)
+    return local_client() if url is None else remote.client(url, token, pin)
 
 
 def upload(client: AgentClient, folder: Path) -> str:
@@ -113,7 +108,7 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
     from occ_app.archives import pack
     from occ_app.folders import files_to_send
 
-    paths = list(files_to_send(folder))
+    paths = list(files_to_send(folder, configuration.homes()))
     if not paths:
         raise errors.InvalidRequest(f"{folder} has no files to send; choose another --dir.")
     size = sum(path.stat().st_size for path in paths if path.is_file())
@@ -127,7 +122,32 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
             bar.update(done)
 
 
-def _interrupted(client: AgentClient, execution_id: str) -> int:
+@contextlib.contextmanager
+def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterator[None]:
+    """Meanwhile say what a hub's execution waits for, while it does: a machine may not come for an hour."""
+    done = threading.Event()
+
+    def look() -> None:
+        told = None
+        while not done.wait(_LOOK_SECONDS):
+            with contextlib.suppress(errors.OCCError):
+                record = client.execution(execution_id)
+                if record["state"] != "queued":
+                    return
+                if record.get("waitsFor") not in (None, told):
+                    told = record["waitsFor"]
+                    output.note(f"waiting for {told}; Ctrl-C leaves it or cancels it")
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _interrupted(client: AgentClient, execution_id: str, again: str) -> int:
     """Ask what is to become of the execution; without a terminal to ask on it is left running."""
     try:
         client.execution(execution_id)
@@ -142,11 +162,11 @@ def _interrupted(client: AgentClient, execution_id: str) -> int:
         client.cancel(execution_id)
         click.echo("occ: cancelled.", err=True)
     else:
-        click.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}` shows it.", err=True)
+        click.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
     return 130
 
 
-def _tell_session(final: Event | None, workspace: str) -> None:
+def _tell_session(final: Event | None, workspace: str, again: str) -> None:
     session: Any = final.data.get("sessionId") if final else None
     if session:
-        output.note(f'go on with: occ run --workspace {workspace} --session {session} "…"')
+        output.note(f'go on with: occ run{again} --workspace {workspace} --session {session} "…"')

@@ -30,8 +30,12 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only
     if only not in (None, row["key_id"]):
         raise executions.workspace_not_found(request.workspace_id)
     machines = agents.listed(connection)
-    if request.agent and not any(_suits(agent, request.agent, ()) for agent in machines):
-        raise unknown_agent(request.agent)
+    if request.agent:
+        meant = [agent for agent in machines if agent.agent_id == request.agent] or [
+            agent for agent in machines if agent.name == request.agent
+        ]
+        if len(meant) != 1:
+            raise unknown_agent(request.agent, len(meant))
     home = next((agent for agent in machines if agent.agent_id == row["agent_id"]), None)
     if home is not None and not _suits(home, request.agent, request.labels):
         raise errors.Conflict(
@@ -46,7 +50,12 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only
             "SELECT count(*) FROM executions WHERE key_id = ? AND state IN ('queued', 'running')", (request.key_id,)
         ).fetchone()[0]
         if under_way >= limit["most"]:
-            raise errors.QueueFull(under_way)
+            raise errors.RequestError(
+                "QUEUE_FULL",
+                f"This key may have {limit['most']} executions waiting or running at once, and has as many; wait for"
+                " one, or cancel one.",
+                {"most": limit["most"]},
+            )
 
 
 def choose(execution: Execution, home: str | None, agents: Sequence[Agent], foreign: dict[str, int]) -> Agent | str:
@@ -143,6 +152,12 @@ def take_up(db: Database, owner: ProcessIdentity) -> Execution | None:
         if won:
             return execution
     return None
+
+
+def offer(db: Database, execution: Execution) -> None:
+    """Note that its agent may hear of an execution from now on; on the disk when this returns."""
+    with db.write() as connection:
+        connection.execute("UPDATE executions SET offered = 1 WHERE number = ?", (execution.number,))
 
 
 def orphans(db: Database) -> int:

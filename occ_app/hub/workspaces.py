@@ -50,6 +50,15 @@ def run_job(db: Database, number: int, config: HubConfig) -> None:
         staging.unlink(missing_ok=True)
 
 
+def offer(db: Database, workspace: Workspace, agent_id: str) -> None:
+    """Note that its agent may have a folder of the hub's for it from now on."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspaces SET placed = 0 WHERE workspace_id = ? AND agent_id = ? AND placed IS NULL",
+            (workspace.workspace_id, agent_id),
+        )
+
+
 def placed(db: Database, workspace: Workspace, agent_id: str, path: str) -> None:
     """Note that its agent has this upload's files, at this path."""
     with db.write() as connection:

@@ -89,7 +89,8 @@ def _start(given: dict[str, str]) -> str:
     if upload is not None:
         _make(workspace_id, name, upload)
         given["workspace"] = workspace_id
-    return executions_api.start(asked).execution_id
+    execution, _ = executions_api.start(asked)
+    return execution.execution_id
 
 
 def _make(workspace_id: str, name: str, upload: FileStorage) -> None:

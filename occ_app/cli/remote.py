@@ -1,0 +1,59 @@
+"""An agent or a hub elsewhere, as a command's options name it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from occ_app import config as configuration
+from occ_app.settings import http_url
+
+if TYPE_CHECKING:
+    from occ_app.client import AgentClient
+
+_FINGERPRINT = r"([0-9A-Fa-f]{2}:?){32}"
+
+
+def options(what: str) -> Callable[[Any], Any]:
+    """The options --url, --token and --pin; `what` says what the URL is for."""
+
+    def add(command: Any) -> Any:
+        for option in (
+            click.option("--pin", metavar="FINGERPRINT", help="The TLS certificate to trust, and no other."),
+            click.option("--token", metavar="TOKEN", help="Its token or key; @FILE reads a file, OCC_TOKEN works too."),
+            click.option("--url", metavar="URL", help=f"{what}  [default: the agent of this machine]"),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def client(url: str, token: str | None, pin: str | None) -> AgentClient:
+    """A client of the agent or hub that the options name."""
+    from occ_app.client import AgentClient
+
+    try:
+        url = http_url(url)
+    except ValueError as error:
+        raise click.UsageError(f"--url {url[:60]!r} cannot be used: {error}.") from None
+    secret = configuration.read_secret(token, "--token") if token else configuration.client_token()
+    if secret is None:
+        raise click.UsageError("A URL needs its token or key: --token TOKEN, --token @FILE or OCC_TOKEN.")
+    return AgentClient(url, secret, pin)
+
+
+def check_pin(url: str | None, pin: str | None) -> None:
+    """Raises UsageError for a pin that nothing can be held to."""
+    if pin is not None and not (url or "").startswith("https://"):
+        raise click.UsageError("--pin is for an address with TLS: give its --url https://… too.")
+    if pin is not None and not re.fullmatch(_FINGERPRINT, pin):
+        raise click.UsageError("--pin wants the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
+
+
+def again(url: str | None, pin: str | None) -> str:
+    """What a command that is printed for later needs to reach the same place; the token stays out of it."""
+    return (f" --url {url} --token …" if url else "") + (f" --pin {pin}" if pin else "")
