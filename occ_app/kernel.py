@@ -55,3 +55,10 @@ def exchange(one: Path, other: Path) -> None:
     if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(other))
+
+
+def give_back_memory() -> None:
+    """Return to the system what this process has freed; glibc keeps it for later, which for a daemon may be never."""
+    trim = getattr(_libc, "malloc_trim", None)  # musl has none, and keeps less
+    if trim is not None:
+        trim(0)

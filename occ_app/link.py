@@ -159,6 +159,8 @@ class Link:
         silent_at = self._websocket.heard + _SILENT_PINGS * self._ping_seconds
         if now >= silent_at:
             raise ConnectionResetError(f"nothing was heard for {now - self._websocket.heard:.0f} s")
+        # What was heard says as much as an answer would, so of two ends one pings at a time.
+        self._next_ping = max(self._next_ping, self._websocket.heard + self._ping_seconds)
         if now >= self._next_ping:
             self._websocket.ping()
             self._next_ping = now + self._ping_seconds

@@ -26,7 +26,8 @@ from occ_worker.upkeep import Upkeep
 log = logging.getLogger("occ.control")
 
 _PROBES_AT_ONCE = 8
-_FIRST_PROBE_PAUSE, _LONGEST_PROBE_PAUSE = 15.0, 900.0
+_FIRST_PROBE_PAUSE, _LONGEST_PROBE_PAUSE = 5.0, 900.0
+_LINKED_PROBE_PAUSE = 120.0  # once it failed twice: nothing hangs on it
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class HubControl(Upkeep):
         self._ring = ring
         self._waiting_since: dict[int, float] = {}
         self._probed: dict[str, _Probed] = {}  # by token, so that a new registration is asked at once
+        self._newest: str | None = None  # registration that was seen
+        self._next_probe = 0.0
         self._reaching = threading.Lock()
         self._uploads = Places(2, self._store)  # at most half of the threads
 
@@ -101,11 +104,20 @@ class HubControl(Upkeep):
             if lifecycle.give_up(self._db, execution.number, outcome):
                 self._readers.ring(tail.execution_key(execution.number))
 
+    def to_be_reached(self) -> bool:
+        """Whether an address is to be asked or an errand to be run."""
+        newest = self._agents.newest()
+        if newest != self._newest or time.monotonic() >= self._next_probe:
+            self._newest = newest
+            return True
+        return bool(errands.waiting(self._db))
+
     def reach(self) -> None:
         """Find out which agents answer at their address, and run the errands of those that can be reached."""
         if not self._reaching.acquire(blocking=False):
             return
         try:
+            self._next_probe = time.monotonic() + _FIRST_PROBE_PAUSE
             machines = {agent.agent_id: agent for agent in self._agents.listing() if agent.online}
             self._probe([agent for agent in machines.values() if self._to_be_probed(agent)])
             for errand in errands.waiting(self._db):
@@ -124,6 +136,8 @@ class HubControl(Upkeep):
             return
         with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
             answers = list(pool.map(self._calls.probe, due[: 2 * _PROBES_AT_ONCE]))
+        if len(due) > 2 * _PROBES_AT_ONCE:
+            self._next_probe = 0.0
         for agent, answered in zip(due, answers, strict=False):
             if answered:
                 self._probed.pop(agent.token, None)
@@ -132,6 +146,8 @@ class HubControl(Upkeep):
                 continue
             former = self._probed.get(agent.token)
             pause = min(2 * former.pause, _LONGEST_PROBE_PAUSE) if former else _FIRST_PROBE_PAUSE
+            if former and self._calls.via(agent):
+                pause = max(pause, _LINKED_PROBE_PAUSE)
             self._probed[agent.token] = _Probed(time.monotonic() + pause, pause)
 
     def _run(self, errand: errands.Errand, agent: Agent) -> None:

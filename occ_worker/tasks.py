@@ -68,7 +68,7 @@ def hub_control(queue: Huey, parts: Callable[[], HubControl]) -> Callable[[int],
     def reap() -> None:
         parts().reap()
 
-    @queue.periodic_task(_every(2), name="reach", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(2, lambda: parts().to_be_reached()), name="reach", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reach() -> None:
         parts().reach()
 

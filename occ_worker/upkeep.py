@@ -10,6 +10,7 @@ from occ_app import executions, retention, search
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.errors import OCCError
+from occ_app.kernel import give_back_memory
 
 log = logging.getLogger("occ.control")
 
@@ -33,7 +34,8 @@ class Upkeep:
 
     def index(self) -> None:
         """Let searches find what is over, for a second at most; the next call goes on."""
-        search.index_some(self._db, _INDEXING_SECONDS)
+        if search.index_some(self._db, _INDEXING_SECONDS):
+            give_back_memory()  # a long answer takes many times its size while it is indexed
 
     def forget(self) -> None:
         """Delete output that retention says is too old or too much, for a few seconds at most."""

@@ -188,6 +188,12 @@ class Agents:
             raise unknown_agent(name, len(exact))
         return exact[0]
 
+    def newest(self) -> str | None:
+        """When the newest registration came; tells whether there is one that was not seen."""
+        with self._db.read() as connection:
+            newest: str | None = connection.execute("SELECT max(registered_at) FROM agents").fetchone()[0]
+        return newest
+
     def listing(self) -> list[Agent]:
         """All agents, by name."""
         with self._db.read() as connection:
