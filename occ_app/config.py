@@ -269,6 +269,8 @@ def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
         if value in (None, (), "") or (setting.parse is secret and not secrets):
             continue
         environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
+    # glibc would give each of many threads a heap of its own, and never take one back.
+    environ["MALLOC_ARENA_MAX"] = "2"
     for name in ("VIRTUAL_ENV", "PYTHONPATH"):
         if name in os.environ:
             environ[name] = os.environ[name]

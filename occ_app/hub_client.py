@@ -58,6 +58,7 @@ class HubClient:
             "Authorization": f"Bearer {secret}",
             "Content-Type": "application/json",
             "User-Agent": f"occ/{__version__}",
+            "Connection": "close",  # the next call is half a minute away, and the hub has many agents
         }
         try:
             response = self._pool.request(
