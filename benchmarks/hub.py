@@ -16,21 +16,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measure, processes
 from benchmarks.capture import Capture, Prompt
+from benchmarks.link import idle_links
 from benchmarks.measure import Row, percentile
 from benchmarks.report import idle_table, table
 from benchmarks.targets import Stream, compile_stub, over_http
 from occ_app.hub_client import HubClient
-from occ_app.link import Link
-from occ_app.link_socket import LinkSocket
-from occ_app.loop import Loop
-from occ_worker.link_client import connect
 from tests.conftest import make_zip, processes_with
 from tests.hub_daemon import Hub, hub_in
 
@@ -124,7 +121,7 @@ def _many(hub: Hub, seconds: float) -> str:
     hub_processes = processes_with(hub.marker)
     before = processes.watch(hub_processes, 5.0)
     machines = _registered(hub, _LINKED)
-    with _linked(hub, machines), _beating(hub, machines):
+    with idle_links(hub.url, machines), _beating(hub, machines):
         time.sleep(30.0)  # the handshakes are over, and each address was asked once
         costs = processes.watch(hub_processes, seconds)
     with _beating(hub, machines + _registered(hub, _BEATING - _LINKED)) as took:
@@ -154,27 +151,6 @@ def _registered(hub: Hub, count: int) -> list[tuple[str, str]]:
         told = client.register(hub.agent_key, {**said, "name": f"made-up-{number}", "port": 1})
         found.append((told.agent_id, told.token))
     return found
-
-
-@contextmanager
-def _linked(hub: Hub, machines: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Those machines' ends of their links, all in one thread of this process."""
-    loop = Loop()
-    links: list[Link] = []
-    ended: list[str] = []
-    with ExitStack() as at_the_end:
-        at_the_end.callback(loop.close)
-        for agent_id, token in machines:
-            connection, framing = connect(hub.url, agent_id, token)
-            links.append(Link(loop, LinkSocket(connection, framing), ended.append, _no_api))
-            loop.soon(links[-1].begin)
-        thread = threading.Thread(target=loop.run)
-        thread.start()
-        yield
-        assert not ended, ended
-        loop.soon(lambda: _close(links))
-        loop.stop()
-        thread.join()
 
 
 @contextmanager
@@ -209,15 +185,6 @@ def _beat(url: str, agent_id: str, token: str, number: int, note: Callable[[floa
     begun = time.perf_counter()
     HubClient(url).beat(agent_id, token, {**body, "queue": {"depth": 0}, "executions": []})
     note(1000 * (time.perf_counter() - begun))
-
-
-def _close(links: Sequence[Link]) -> None:
-    for link in links:
-        link.close("measured")
-
-
-def _no_api() -> None:
-    raise ConnectionRefusedError
 
 
 if __name__ == "__main__":

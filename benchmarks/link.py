@@ -27,7 +27,6 @@ from occ_app.loop import Loop
 from occ_worker.link_client import connect
 from tests import link_hub
 from tests.conftest import make_zip, occ_in, steps
-from tests.link_hub import LinkHub
 
 _CALLS = 300
 _UPLOADS = 3
@@ -52,9 +51,10 @@ def main() -> int:
         (folder / "idle").mkdir()
         with link_hub.serve(folder / "idle") as hub:
             print(f"\nWithout a link, then with {asked.idle} idle ones:\n")
-            hub.behave(tokens={f"idle-{number}": "token" for number in range(asked.idle)})
+            machines = [(f"idle-{number}", "token") for number in range(asked.idle)]
+            hub.behave(tokens=dict(machines))
             costs = processes.watch([hub.server], 5.0)
-            with _idle_links(hub, asked.idle):
+            with idle_links(hub.url, machines):
                 time.sleep(2.0)  # the handshakes are over, and their threads idle
                 costs += processes.watch([hub.server], asked.seconds)
                 print(idle_table(costs))
@@ -120,15 +120,15 @@ def _events(ways: dict[str, AgentClient], seconds: float) -> list[Row]:
 
 
 @contextmanager
-def _idle_links(hub: LinkHub, count: int) -> Iterator[None]:
-    """So many agents' ends, all in one thread of this process."""
+def idle_links(url: str, machines: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Machines' ends of their links with the hub at `url`, each an id and a token, all in one thread of ours."""
     loop = Loop()
     links: list[Link] = []
     ended: list[str] = []
     with ExitStack() as at_the_end:
         at_the_end.callback(loop.close)
-        for number in range(count):
-            connection, framing = connect(hub.url, f"idle-{number}", "token")
+        for agent_id, token in machines:
+            connection, framing = connect(url, agent_id, token)
             links.append(Link(loop, LinkSocket(connection, framing), ended.append, _no_api))
             loop.soon(links[-1].begin)
         thread = threading.Thread(target=loop.run)

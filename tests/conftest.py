@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,22 @@ def steps(*steps: dict[str, Any]) -> str:
     return json.dumps(steps)
 
 
+def run_occ(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float) -> Any:
+    """Run `occ` in a folder and return what it said, which may be anything but a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "occ_app.cli", *arguments],
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
 @dataclass
 class Occ:
     """The `occ` command with a home of its own, and the agent it starts."""
@@ -67,17 +83,7 @@ class Occ:
 
     def command(self, *arguments: str, check: bool = True, seconds: float = 60, **environment: str) -> Any:
         """Run `occ` and return what it said."""
-        done = subprocess.run(
-            [sys.executable, "-m", "occ_app.cli", *arguments],
-            env=self.environment | environment,
-            cwd=self.home.parent,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr + done.stdout
+        done = run_occ(arguments, self.environment | environment, self.home.parent, seconds)
         if check:
             assert done.returncode == 0, (done.returncode, done.stdout, done.stderr, self.logs())
         return done

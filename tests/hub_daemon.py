@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,7 @@ import urllib3
 
 from occ_app import db
 from occ_app.client import AgentClient
-from tests.conftest import Occ, occ_in, processes_with, wait_until
+from tests.conftest import Occ, occ_in, processes_with, run_occ, wait_until
 
 
 @dataclass
@@ -34,17 +32,7 @@ class Hub:
 
     def command(self, *arguments: str, check: bool = True, seconds: float = 60, **environment: str) -> Any:
         """Run `occ hub …` and return what it said."""
-        done = subprocess.run(
-            [sys.executable, "-m", "occ_app.cli", "hub", *arguments],
-            env=self.environment | environment,
-            cwd=self.home.parent,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr + done.stdout
+        done = run_occ(("hub", *arguments), self.environment | environment, self.home.parent, seconds)
         if check:
             assert done.returncode == 0, (done.returncode, done.stdout, done.stderr, self.logs())
         return done
