@@ -255,7 +255,11 @@ class AgentClient:
             reason = replies.reason(error)
             raise Unreachable(f"{self.url} does not answer ({reason}); is the agent running there?") from None
         if response.status >= 300:
-            raise replies.refusal(response, self.url)
+            refusal = replies.refusal(response, self.url)
+            if refusal.status == 401:  # its own sentence is for whoever makes requests by hand
+                message = f"{self.url} does not take this token or key: it is wrong, expired or revoked."
+                raise Refused(message, 401, refusal.code)
+            raise refusal
         return response
 
     def _distrust(self, error: urllib3.exceptions.SSLError) -> str:

@@ -45,8 +45,6 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
         message, code = str(content["message"])[:1000], str(content["code"])
         if code == "INVALID_REQUEST" and isinstance(content.get("details"), dict) and content["details"]:
             message = _each(content["details"])
-        elif response.status == 401:
-            message = f"{who} does not take this token or key: it is wrong, expired or revoked."
     except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError):
         message, code = f"{who} answered {response.status}; check the address and the token.", ""
     finally:
