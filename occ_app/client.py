@@ -257,8 +257,8 @@ class AgentClient:
         if response.status >= 300:
             refusal = replies.refusal(response, self.url)
             if refusal.status == 401:  # its own sentence is for whoever makes requests by hand
-                message = f"{self.url} does not take this token or key: it is wrong, expired or revoked."
-                raise Refused(message, 401, refusal.code)
+                why = "it is wrong, expired or revoked; `occ token` on an agent's machine prints its token"
+                raise Refused(f"{self.url} does not take this token or key: {why}.", 401, refusal.code)
             raise refusal
         return response
 
