@@ -583,3 +583,15 @@ def test_named_variables_reach_the_cli_and_others_do_not(occ: Occ, tmp_path: Pat
     assert occ.token not in (tmp_path / "seen").read_text()
     refused = occ.command("start", check=False, OCC_ENV_PASS="OCC_API_KEY")
     assert refused.returncode == 2
+
+
+def test_status_tells_a_standalone_agent_from_one_whose_hub_is_away(occ: Occ, free_port: int) -> None:
+    occ.start()
+    alone = occ.command("status").stdout
+    assert "this agent is standalone" in alone
+    assert "  link  " not in alone
+    occ.stop()
+    occ.start("--api-key", "made-up", "--remote-url", f"http://127.0.0.1:{free_port}", "--bind-address", "127.0.0.1")
+    waiting = occ.command("status").stdout
+    assert "the hub has not registered this agent" in waiting
+    assert "this agent is standalone" not in waiting
