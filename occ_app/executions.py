@@ -103,7 +103,7 @@ def listing(
             f"SELECT {_COLUMNS} FROM executions x WHERE {' AND '.join(conditions)} ORDER BY x.number DESC LIMIT ?",  # noqa: S608 - the conditions are the literals above
             (*values, limit + 1),
         ).fetchall()
-    found = [_execution(row) for row in rows[:limit]]
+    found = [from_row(row) for row in rows[:limit]]
     return found, found[-1].number if len(rows) > limit else None
 
 
@@ -113,7 +113,7 @@ def running(db: Database) -> list[Execution]:
         rows = connection.execute(
             f"SELECT {_COLUMNS} FROM executions x WHERE x.state = 'running' ORDER BY x.number"  # noqa: S608 - no values in it
         ).fetchall()
-    return [_execution(row) for row in rows]
+    return [from_row(row) for row in rows]
 
 
 def oldest_stored(db: Database, before: str | None) -> int | None:
@@ -150,10 +150,11 @@ def numbered(connection: sqlite3.Connection, number: int) -> Execution:
 def one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:
     """The execution that meets a condition on `x`, inside the caller's transaction; None when there is none."""
     row = connection.execute(f"SELECT {_COLUMNS} FROM executions x WHERE {condition}", values).fetchone()  # noqa: S608 - callers pass literals
-    return None if row is None else _execution(row)
+    return None if row is None else from_row(row)
 
 
-def _execution(row: sqlite3.Row) -> Execution:
+def from_row(row: sqlite3.Row) -> Execution:
+    """A row of `executions` with its `newest_seq` and `position`, as a value."""
     values = dict(row)
     values["last_seq"] = values.pop("newest_seq")
     values["usage"] = None if values["usage"] is None else json.loads(values["usage"])

@@ -50,6 +50,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_folder(path: Path) -> None:
+    """Have what was created, renamed or removed in a folder on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def exchange(one: Path, other: Path) -> None:
     """Swap two paths in one atomic step. Raises OSError."""
     if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:

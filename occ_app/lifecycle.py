@@ -16,7 +16,7 @@ from typing import Any
 
 from occ_app import errors, events
 from occ_app.db import Database
-from occ_app.executions import execution_not_found, iso_now, one, workspace_not_found
+from occ_app.executions import execution_not_found, from_row, iso_now, one, workspace_not_found
 from occ_app.identity import ProcessIdentity
 from occ_app.records import Execution, Outcome, Request
 
@@ -55,12 +55,13 @@ def create(
         ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if ahead >= max_queue:
             raise errors.QueueFull(ahead)
-        number = connection.execute(
+        row = connection.execute(
             """
             INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
                 idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
                 key_id, wanted_agent, wanted_labels)
             VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            RETURNING *, 1 AS newest_seq, ? AS position
             """,
             (
                 request.execution_id,
@@ -77,14 +78,12 @@ def create(
                 request.key_id,
                 request.agent,
                 events.to_json(request.labels) if request.labels else None,
+                ahead,
             ),
-        ).lastrowid
-        assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
+        ).fetchall()[0]
         said = events.to_json({"position": ahead, "timestamp": events.milliseconds()})
-        events.insert(connection, number, 1, [("queued", said)])
-        created = one(connection, "x.number = ?", (number,))
-        assert created is not None  # noqa: S101 - inserted above, in this transaction
-        return created, True
+        events.insert(connection, row["number"], 1, [("queued", said)])
+        return from_row(row), True
 
 
 def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
@@ -94,7 +93,7 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
     only after a `db.flush()`.
     """
     with db.write(durable=False) as connection:
-        row = connection.execute(
+        rows = connection.execute(
             """
             UPDATE executions SET state = 'running', started_at = ?, owner_boot_id = ?, owner_pid = ?, owner_start = ?,
                 deadline = ? + timeout_seconds
@@ -103,11 +102,11 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
                 WHERE q.state = 'queued' AND NOT EXISTS (
                     SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
                 ORDER BY q.number LIMIT 1)
-            RETURNING number
+            RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq, NULL AS position
             """,
             (iso_now(), owner.boot_id, owner.pid, owner.start, time.monotonic()),
-        ).fetchone()
-        return None if row is None else one(connection, "x.number = ?", (row["number"],))
+        ).fetchall()
+        return from_row(rows[0]) if rows else None
 
 
 def finish(db: Database, number: int, outcome: Outcome) -> bool:

@@ -19,7 +19,7 @@ from occ_app import archives, errors
 from occ_app.db import Database
 from occ_app.events import to_json
 from occ_app.executions import iso_now, workspace_not_found
-from occ_app.kernel import exchange, flush
+from occ_app.kernel import exchange, flush, flush_folder
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ def delete(db: Database, workspace_id: str, folder: Path) -> None:
         # The rename stands inside the transaction: no execution can be claimed between the check and it.
         if Path(row["path"]).exists():
             os.rename(row["path"], trash)
+            flush_folder(folder)
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -243,6 +244,8 @@ def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: 
         row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (upload.workspace_id,)).fetchone()
         succeed(connection, job.number, from_row(row), reused=False)
         _exchange(staging, place)
+        # Before the commit, which flushes the database alone: a row without its folder would be an upload lost.
+        flush_folder(place.parent)
 
 
 def refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:

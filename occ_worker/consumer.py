@@ -96,6 +96,7 @@ def run_control(config: Config) -> None:
         ring=lambda: put(""),
     )
     tasks.control(queue, lambda: control)
+    control.make_room_for_log()
     control.settle_uploads()
     consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1

@@ -174,6 +174,7 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
         ring=lambda: put(""),
     )
     tasks.hub_control(queue, lambda: control)
+    control.make_room_for_log()
     control.settle_uploads()
     consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS + PLACES, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1

@@ -91,6 +91,7 @@ class Listener:
     def outcome(self) -> Outcome:
         """Give the CLI its prompt and listen until it is gone, then say how it went."""
         with self._selector:
+            self._write()
             log.info("execution %s started", self._execution.execution_id)
             while not self._exited:
                 for key, _ in self._selector.select(self._patience()):

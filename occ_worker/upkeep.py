@@ -16,7 +16,7 @@ log = logging.getLogger("occ.control")
 
 _FORGETTING_SECONDS = 5.0
 _INDEXING_SECONDS = 1.0
-_CHECKPOINT_BYTES = 4 * 1024 * 1024
+_LOG_BYTES = 4 * 1024 * 1024
 
 
 class Upkeep:
@@ -25,6 +25,11 @@ class Upkeep:
     def __init__(self, config: Config, db: Database) -> None:
         self._config = config
         self._db = db
+
+    def make_room_for_log(self) -> None:
+        """Let the write-ahead log have its room before it is needed; done at the start, and after each checkpoint."""
+        with contextlib.suppress(OCCError, OSError):  # a full disk, say; without it all is a little slower
+            self._db.make_room_for_log(_LOG_BYTES)
 
     def unindexed(self) -> bool:
         """Whether anything is over that a search does not find yet."""
@@ -48,7 +53,7 @@ class Upkeep:
     def log_is_long(self) -> bool:
         """Whether the write-ahead log has grown enough to be moved into the database."""
         with contextlib.suppress(FileNotFoundError):
-            return Path(f"{self._config.database}-wal").stat().st_size >= _CHECKPOINT_BYTES
+            return Path(f"{self._config.database}-wal").stat().st_size > _LOG_BYTES
         return False
 
     def checkpoint(self) -> None:
@@ -56,3 +61,5 @@ class Upkeep:
         busy, _ = executions.counts(self._db)
         with self._db.read() as connection:
             connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()
+        if not busy:
+            self.make_room_for_log()

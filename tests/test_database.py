@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -88,6 +90,34 @@ def test_a_flush_without_the_log_of_commits_is_told(database: Database, tmp_path
     (tmp_path / "test.db-wal").unlink()
     with pytest.raises(errors.Unavailable, match="cannot write"):
         database.flush()
+
+
+def test_a_log_that_has_its_room_beforehand_holds_the_rows_and_does_not_grow(
+    database: Database, tmp_path: Path
+) -> None:
+    writer = threading.Thread(target=_count_up, args=(database, 200))
+    writer.start()
+    database.make_room_for_log(2 << 20)  # while others write to it
+    writer.join()
+    assert (tmp_path / "test.db-wal").stat().st_size == 2 << 20
+    with contextlib.closing(sqlite3.connect(tmp_path / "test.db")) as beside:
+        assert beside.execute("SELECT n FROM counts").fetchone()[0] == 200
+        assert beside.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+def test_a_log_with_room_is_read_after_a_crash(database: Database, tmp_path: Path) -> None:
+    database.make_room_for_log(1 << 20)
+    _count_up(database, 20)
+    for end in ("", "-wal"):  # without the index to the log, which is in memory
+        shutil.copy(tmp_path / f"test.db{end}", tmp_path / f"copy.db{end}")
+    with contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        assert copy.execute("SELECT n FROM counts").fetchone()[0] == 20
+
+
+def _count_up(database: Database, times: int) -> None:
+    for _ in range(times):
+        with database.write(durable=False) as connection:
+            connection.execute("UPDATE counts SET n = n + 1")
 
 
 def test_the_migration_leaves_nothing_of_itself_in_the_process(tmp_path: Path) -> None:

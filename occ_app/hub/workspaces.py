@@ -18,6 +18,7 @@ from occ_app.db import Database
 from occ_app.events import to_json
 from occ_app.executions import iso_now, workspace_not_found
 from occ_app.hub import errands
+from occ_app.kernel import flush_folder
 from occ_app.workspaces import Job, Workspace
 
 _PIECE = 1 << 20
@@ -40,7 +41,7 @@ def run_job(db: Database, number: int, config: HubConfig) -> None:
         unpacked = archives.unpack(job.upload.zip_path, None, limits)
         digest = _copy(job.upload.zip_path, staging)
         os.replace(staging, config.zips / f"{digest}.zip")
-        _sync(config.zips)
+        flush_folder(config.zips)
         _write_down(db, job, digest, unpacked)
     except errors.RequestError as error:
         workspaces.fail(db, number, error)
@@ -111,14 +112,6 @@ def _copy(source: Path, target: Path) -> str:
         write.flush()
         os.fsync(write.fileno())
     return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked) -> None:
