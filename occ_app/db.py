@@ -212,14 +212,18 @@ def translated(error: sqlite3.Error) -> errors.OCCError:
     return errors.OCCError(f"The database answered: {text}.")
 
 
-def ensure_schema(path: Path, lock: Path, meanwhile: Callable[[], None] = lambda: None) -> None:
+def ensure_schema(
+    path: Path, lock: Path, meanwhile: Callable[[], None] = lambda: None, settle: Callable[[], None] = lambda: None
+) -> None:
     """Bring occ.db to the schema of this version; done once, under a lock, by whoever starts first.
 
     sqlite-utils' migrations are not safe to apply from several processes at once, hence the lock. `meanwhile` is done
-    while another process works on it, if there is work. Raises SchemaTooNew when a newer OCC wrote the file.
+    first, to start what loads for as long as this takes; `settle` last, before any other process goes on. Raises
+    SchemaTooNew when a newer OCC wrote the file.
     """
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        meanwhile()
         connection = connect(path)
         try:
             version: int = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -231,10 +235,11 @@ def ensure_schema(path: Path, lock: Path, meanwhile: Callable[[], None] = lambda
         finally:
             connection.close()
         if version < SCHEMA_VERSION:
-            _migrate_apart(path, meanwhile)
+            _migrate_apart(path)
+        settle()
 
 
-def _migrate_apart(path: Path, meanwhile: Callable[[], None]) -> None:
+def _migrate_apart(path: Path) -> None:
     """Migrate in a process of its own: what it loads for that would stay in a daemon's memory for months.
 
     Raises StartFailed when that fails; the reason is on stderr.
@@ -247,7 +252,6 @@ def _migrate_apart(path: Path, meanwhile: Callable[[], None]) -> None:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    meanwhile()
     if os.waitpid(pid, 0)[1] != 0:
         raise errors.StartFailed(f"{path} cannot be brought to this version; logs/daemon.log says why.")
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +22,8 @@ class State:
 
 
 def new_token() -> str:
+    import secrets  # here and below: most processes only read, and a start waits for what they load
+
     return "occ_" + secrets.token_urlsafe(32)
 
 
@@ -59,6 +59,8 @@ def check_private(path: Path) -> None:
 
 def save(path: Path, state: State) -> None:
     """Replace the state atomically; readable by its owner only."""
+    import tempfile
+
     content = {
         "agentId": state.agent_id,
         "token": state.token,

@@ -25,7 +25,7 @@ from typing import IO, Any
 from honcho.environ import parse_procfile
 
 from occ_app import config as configuration
-from occ_app import daemon, db, registration, salvage, sandbox, state, tls, workspaces
+from occ_app import daemon, db, salvage, sandbox, state, tls
 from occ_app.config import Config
 from occ_app.errors import AlreadyRunning, OCCError, StartFailed
 from occ_app.identity import own_identity
@@ -123,25 +123,23 @@ class Supervisor:
         for folder in ("tail", "worker", "uploads", "links"):
             for path in (self._config.run / folder).glob("*"):
                 path.unlink(missing_ok=True)
-        workspaces.remove_leftovers(self._config.workspaces)
 
-    def _prepare_database(self, listener: socket.socket) -> None:
-        """Bring the rows to this version and settle what an earlier daemon left half done in them."""
-        web = next(part for part in self._parts if part.name == "web")
-
-        def load_web() -> None:
-            # It loads for as long as a new database takes to be made, and then waits for the same lock.
-            self._start_due(listener.fileno(), only=web)
-
+    def _prepare_database(self, meanwhile: Callable[[], None]) -> None:
+        """Bring the rows to this version and settle what an earlier daemon left half done, before anybody serves."""
         try:
-            db.ensure_schema(self._config.database, self._config.home / "lock" / "migrate", load_web)
-            database = db.Database(self._config.database)
-            workspaces.abandon_all(database)
-            database.close()
+            db.ensure_schema(self._config.database, self._config.home / "lock" / "migrate", meanwhile, self._settle)
         except StartFailed:
             raise
         except Exception as error:
             raise StartFailed(f"{self._config.database} cannot be used: {error}") from error
+
+    def _settle(self) -> None:
+        from occ_app import workspaces  # loaded while the web process loads
+
+        workspaces.remove_leftovers(self._config.workspaces)
+        database = db.Database(self._config.database)
+        workspaces.abandon_all(database)
+        database.close()
 
     def _bind(self) -> socket.socket:
         host, port = self._config.bind_address, self._config.http_port
@@ -169,13 +167,15 @@ class Supervisor:
         daemon.write(self._config, self._place)
 
     def _serve(self, listener: socket.socket) -> int:
-        self._prepare_database(listener)
+        # Alone at first: it takes the longest to load, and it is what whoever starts the daemon waits for.
+        web = next(part for part in self._parts if part.name == "web")
+        self._prepare_database(lambda: self._start_due(listener.fileno(), only=web))
         warnings = [*self._warnings, *self._introduce(self._config, listener.getsockname()[1])]
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
         started = False
         while not self._stopping:
-            self._start_due(listener.fileno())
+            self._start_due(listener.fileno(), only=None if started else web)
             if not started and probe is None:
                 probe = self._probe(listener)
             answered = None if probe is None else probe.answer()
@@ -285,13 +285,16 @@ def _open_log(path: Path) -> IO[bytes]:
     return path.open("ab")
 
 
-def introducing(config: Config) -> Callable[[Any, int], list[str]]:
-    """How a daemon of this kind makes itself known when it starts."""
+def introduce(config: Any, port: int) -> list[str]:
+    """Make a daemon of its kind known when it starts; returns what a person should be warned of."""
+    # Loaded while the web process loads, and of the two only what is needed.
     if config.program is configuration.HUB:
-        from occ_app.hub import health  # an agent does without its memory
+        from occ_app.hub import health
 
-        return health.introduce
-    return registration.introduce
+        return health.introduce(config, port)
+    from occ_app import registration
+
+    return registration.introduce(config, port)
 
 
 def main() -> int:
@@ -309,7 +312,7 @@ def main() -> int:
 
     try:
         config = configuration.load_daemon(sys.argv[2])
-        return Supervisor(config, introducing(config), announce, to_terminal=False).run()
+        return Supervisor(config, introduce, announce, to_terminal=False).run()
     except OCCError as error:
         log.error("%s", error)
         tell({"error": type(error).__name__, "message": str(error)})

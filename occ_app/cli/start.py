@@ -81,7 +81,7 @@ def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
     def announce(ready: supervisor.Ready) -> None:
         tell({**asdict(ready), "logs": "this terminal"})
 
-    supervisor.Supervisor(config, supervisor.introducing(config), announce, to_terminal=True).run()
+    supervisor.Supervisor(config, supervisor.introduce, announce, to_terminal=True).run()
 
 
 def with_warnings(told: dict[str, Any], more: list[str]) -> dict[str, Any]:
