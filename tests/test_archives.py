@@ -209,18 +209,41 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, cut: int) -> None:
     assert refused(tmp_path, content[:-cut]) == "ZIP_CORRUPT"
 
 
-def test_damage_in_the_last_entry_is_found(tmp_path: Path) -> None:
-    content = bytearray(zipped((entry("a", method=0), b"a" * 100), (entry("z", method=0), b"z" * 100)))
-    content[content.index(b"z" * 100) + 50] ^= 1
+SHORT_AND_LONG = pytest.mark.parametrize("size", [100, 200_000])  # which are read in two ways
+
+
+@SHORT_AND_LONG
+def test_damage_in_the_last_entry_is_found(tmp_path: Path, size: int) -> None:
+    content = bytearray(zipped((entry("a", method=0), b"a" * size), (entry("z", method=0), b"z" * size)))
+    content[content.index(b"z" * size) + 50] ^= 1
     assert refused(tmp_path, bytes(content)) == "ZIP_CORRUPT"
 
 
-def patched(content: bytes, local: int, central: int, value: int) -> bytes:
-    """The archive with a 16-bit field of its first entry changed in both of its headers."""
+@SHORT_AND_LONG
+@pytest.mark.parametrize("off", [-1, 1, 50_000])
+def test_a_size_that_is_not_the_content_s_is_refused(tmp_path: Path, size: int, off: int) -> None:
+    content = os.urandom(size // 2) + b"0" * (size // 2)
+    assert refused(tmp_path, patched(zipped(("a", content)), 22, 24, size + off, "<I")) == "ZIP_CORRUPT"
+
+
+@SHORT_AND_LONG
+def test_a_stream_that_is_cut_is_refused(tmp_path: Path, size: int) -> None:
+    archive = zipped(("a", os.urandom(size)))
+    (told,) = struct.unpack("<I", archive[18:22])
+    assert refused(tmp_path, patched(archive, 18, 20, told - 3, "<I")) == "ZIP_CORRUPT"
+
+
+@SHORT_AND_LONG
+def test_patched_data_is_refused(tmp_path: Path, size: int) -> None:
+    assert refused(tmp_path, patched(zipped(("a", b"x" * size)), 6, 8, 0x20)) == "ZIP_UNSUPPORTED"
+
+
+def patched(content: bytes, local: int, central: int, value: int, kind: str = "<H") -> bytes:
+    """The archive with a field of its first entry, of 16 bits or as `kind` says, changed in both of its headers."""
     changed = bytearray(content)
     for signature, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
         place = changed.index(signature) + offset
-        changed[place : place + 2] = struct.pack("<H", value)
+        struct.pack_into(kind, changed, place, value)
     return bytes(changed)
 
 
@@ -252,8 +275,10 @@ def test_data_before_after_or_a_second_directory_is_refused(tmp_path: Path) -> N
     assert refused(tmp_path, outer + b"trailing bytes").startswith("ZIP_")
 
 
-def test_a_name_that_differs_between_the_two_headers_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path, zipped(("name_a", b"x")).replace(b"name_a", b"name_b", 1)) == "ZIP_CORRUPT"
+@SHORT_AND_LONG
+def test_a_name_that_differs_between_the_two_headers_is_refused(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    assert refused(tmp_path, zipped(("name_a", content)).replace(b"name_a", b"name_b", 1)) == "ZIP_CORRUPT"
 
 
 def test_an_empty_archive_is_refused(tmp_path: Path) -> None:

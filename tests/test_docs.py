@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 
-from occ_app import archives, cli_environment, config, search, web
+from occ_app import archive_checks, archives, cli_environment, config, search, web
 from occ_app.cli.commands import occ as occ_command
 from occ_app.settings import HUB_SETTINGS, SETTINGS, Setting
 from tests import hub as hubs
@@ -164,7 +164,8 @@ def test_the_error_codes_are_the_code_s() -> None:
         name: int(status) for status, (cell,) in told.items() for name in re.findall(r"`([A-Z]+_?[A-Z_]*[A-Z])`", cell)
     }
     assert listed == web.STATUS
-    zips = set(re.findall(r'"(ZIP_[A-Z_]+)"', Path(archives.__file__).read_text()))
+    sources = [Path(module.__file__).read_text() for module in (archives, archive_checks)]
+    zips = set(re.findall(r'"(ZIP_[A-Z_]+)"', "".join(sources)))
     assert set(re.findall(r"`(ZIP_[A-Z_]+[A-Z])`", DOCS["protocol.md"])) == zips
 
 

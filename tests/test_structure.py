@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("occ_app/**/*.py"), *ROOT.glob("occ_worker/**/*.py")])
 DOMAIN = [
+    "archive_checks",
     "archives",
     "db",
     "doorbell",
