@@ -6,7 +6,7 @@ import json
 import select
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +17,6 @@ from occ_app.cli import output
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell
-
-if TYPE_CHECKING:
-    from occ_app.client import AgentClient
 
 
 @click.command()
@@ -162,15 +159,3 @@ def rotate() -> None:
     renewed = replace(known, token=state.new_token())
     state.save(config.state, renewed)
     click.echo(renewed.token)
-
-
-def local_client() -> AgentClient:
-    """A client of this machine's agent. Raises NotRunning."""
-    from occ_app.client import AgentClient
-
-    config = configuration.load()
-    running = daemon.find(config)
-    known = state.load(config.state)
-    if running is None or known is None:
-        raise errors.NotRunning(f"OCC is not running in {config.home}; `occ start` starts it.")
-    return AgentClient(running.url, known.token, running.fingerprint)

@@ -116,7 +116,8 @@ def _show(config: Config, url: str) -> None:
     client = AgentClient(url, known.token)
     workspace = _send_project(config, client)
     click.echo(f"> {PROMPT}\n")
-    final = output.show_events(client.execute(workspace, PROMPT), waiting="Claude is reading the project")
+    events = client.execute(workspace, PROMPT)
+    final = output.print_events(events, as_json=False, waiting="Claude is reading the project")
     output.summary(final)
     output.outcome(final)
     occ = f"{sys.executable} -m occ_app.cli" if sys.argv[0].endswith("__main__.py") else sys.argv[0]

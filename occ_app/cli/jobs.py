@@ -16,7 +16,6 @@ from occ_app import config as configuration
 from occ_app import daemon, errors, events, executions, retention
 from occ_app import search as searching
 from occ_app.cli import output, remote
-from occ_app.cli.agent import local_client
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.records import FINAL_STATES, STATES, Execution
@@ -166,7 +165,7 @@ def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token:
     remote.check_pin(url, pin)
     if url is not None:
         told = remote.client(url, token, pin).events(execution_id, follow=follow)
-        final = print_events(told, as_json=as_json, waiting=f"{execution_id} is followed")
+        final = output.print_events(told, as_json=as_json, waiting=f"{execution_id} is followed")
         return output.outcome(final) if follow else 0
     database = _database()
     execution = executions.get(database, execution_id)
@@ -175,7 +174,7 @@ def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token:
         shown: Iterable[Event] = _client().events(execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
-    final = print_events(shown, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
+    final = output.print_events(shown, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
     return output.outcome(final) if follow else 0
 
 
@@ -192,16 +191,6 @@ def _event(event: events.Event) -> Event:
     from occ_app.client import Event
 
     return Event(event.seq, event.name, json.loads(event.data))
-
-
-def print_events(shown: Iterable[Event], *, as_json: bool, waiting: str) -> Event | None:
-    """Print events for a person, or each as one line of JSON. Returns the final event."""
-    if not as_json:
-        return output.show_events(shown, waiting=waiting)
-    last: Event | None = None
-    for last in shown:
-        click.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
-    return last if last is not None and last.final else None
 
 
 @jobs.command()
@@ -234,7 +223,7 @@ def _client() -> AgentClient:
         from occ_app.cli.hub import hub_client
 
         return hub_client()
-    return local_client()
+    return remote.local_client()
 
 
 def _existing(config: Config) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -97,7 +98,17 @@ class Waiting:
                 return
 
 
-def show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
+def print_events(shown: Iterable[Event], *, as_json: bool, waiting: str) -> Event | None:
+    """Print events for a person, or each as one line of JSON. Returns the final event."""
+    if not as_json:
+        return _show_events(shown, waiting=waiting)
+    last: Event | None = None
+    for last in shown:
+        click.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
+    return last if last is not None and last.final else None
+
+
+def _show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
     """Print an execution as it comes, its text to standard output, the rest to standard error; returns the end."""
     last: Event | None = None
     in_line = False

@@ -1,4 +1,4 @@
-"""An agent or a hub elsewhere, as a command's options name it."""
+"""The agent or hub that a command talks to: the agent of this machine, or what its options name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from occ_app import config as configuration
+from occ_app import daemon, errors, state
 from occ_app.settings import http_url
 
 if TYPE_CHECKING:
@@ -44,6 +45,18 @@ def client(url: str, token: str | None, pin: str | None) -> AgentClient:
     if secret is None:
         raise click.UsageError("A URL needs its token or key: --token TOKEN, --token @FILE or OCC_TOKEN.")
     return AgentClient(url, secret, pin)
+
+
+def local_client() -> AgentClient:
+    """A client of this machine's agent. Raises NotRunning."""
+    from occ_app.client import AgentClient
+
+    config = configuration.load()
+    running = daemon.find(config)
+    known = state.load(config.state)
+    if running is None or known is None:
+        raise errors.NotRunning(f"OCC is not running in {config.home}; `occ start` starts it.")
+    return AgentClient(running.url, known.token, running.fingerprint)
 
 
 def check_pin(url: str | None, pin: str | None) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import secrets
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,8 +16,6 @@ import click
 from occ_app import config as configuration
 from occ_app import errors
 from occ_app.cli import output, remote
-from occ_app.cli.agent import local_client
-from occ_app.cli.jobs import print_events
 from occ_app.client import AgentClient, Event
 
 _LARGE_BYTES = 5_000_000
@@ -75,7 +71,7 @@ def run(
     events = client.execute(workspace, prompt, executionId=execution_id, **options)
     try:
         with _telling_what_it_waits_for(client, execution_id):
-            final = print_events(events, as_json=as_json, waiting="Claude is working")
+            final = output.print_events(events, as_json=as_json, waiting="Claude is working")
     except KeyboardInterrupt:
         return _interrupted(client, execution_id, remote.again(url, pin))
     if not as_json:
@@ -86,11 +82,14 @@ def run(
 
 def _client(url: str | None, token: str | None, pin: str | None) -> AgentClient:
     remote.check_pin(url, pin)
-    return local_client() if url is None else remote.client(url, token, pin)
+    return remote.local_client() if url is None else remote.client(url, token, pin)
 
 
 def upload(client: AgentClient, folder: Path) -> str:
     """Send a folder as a new workspace; returns the workspace's id."""
+    import secrets  # like the next: who goes on in a workspace does not wait for them
+    import tempfile
+
     folder = folder.resolve()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "workspace"
     workspace_id = f"{plain[:100]}-{secrets.token_hex(4)}"
