@@ -45,10 +45,13 @@ def run_executions(config: Config) -> None:
         become_subreaper()
         launcher = Launcher(claude.environment(config))
         launcher.prepare()
+        database = db.Database(config.database)
+        with contextlib.suppress(OCCError), database.write(durable=False):
+            pass  # a connection is slow to open; this one is there before the first execution
         parts.append(
             Worker(
                 config=config,
-                db=db.Database(config.database),
+                db=database,
                 identity=own_identity(),
                 readers=Ringer(config.run / "tail"),
                 bell=Doorbell(config.run / "worker"),
