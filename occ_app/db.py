@@ -120,6 +120,11 @@ class Database:
             log.write(bytes(max(0, size - log.tell())))
         self.flush()
 
+    def disk_is_full(self) -> bool:
+        """Whether its disk has no byte left; the log has room of its own for a while, but what follows has not."""
+        disk = os.statvfs(self.path.parent)
+        return disk.f_blocks > 0 and disk.f_bavail == 0  # a tmpfs without a limit has none
+
     def used_bytes(self) -> int:
         """The bytes of the file that hold something; the rest is used again before the file grows."""
         with self.read() as connection:

@@ -34,7 +34,7 @@ def create(
     Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, QueueFull, and what `admit` raises, which may look at the rows before one is added.
+    unknown workspace, NoSpace, QueueFull, and what `admit` raises, which may look at the rows before one is added.
     """
     with db.write(durable=False) as connection:
         existing = one(connection, "x.execution_id = ?", (request.execution_id,))
@@ -51,6 +51,8 @@ def create(
         ).fetchone()
         if workspace is None:
             raise workspace_not_found(request.workspace_id)
+        if db.disk_is_full():
+            raise errors.NoSpace
         admit(connection)
         ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if ahead >= max_queue:
