@@ -92,7 +92,7 @@ def _pieces(file: IO[bytes], zipped: zipfile.ZipFile, entry: Entry) -> Iterable[
 
 
 def _short(descriptor: int, entry: Entry) -> bytes:
-    """A short file's content: zipfile takes three times as long, for its objects and locks around each file."""
+    """A short file's content: zipfile takes twice as long, for its objects and locks around each."""
     info = entry.info
     block = os.pread(descriptor, entry.end - info.header_offset, info.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack_from(block)
