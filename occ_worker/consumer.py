@@ -46,8 +46,8 @@ def run_executions(config: Config) -> None:
         launcher = Launcher(claude.environment(config))
         launcher.prepare()
         database = db.Database(config.database)
-        with contextlib.suppress(OCCError), database.write(durable=False):
-            pass  # a connection is slow to open; this one is there before the first execution
+        with contextlib.suppress(OCCError):  # a held database; the first execution opens them then
+            database.prepare()
         parts.append(
             Worker(
                 config=config,

@@ -54,6 +54,16 @@ def test_a_writer_gives_up_on_one_that_never_ends(database: Database, monkeypatc
         connection.execute("UPDATE counts SET n = 1")
 
 
+def test_who_prepared_opens_no_connection_for_the_first_row(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.prepare()
+    monkeypatch.setattr(db, "connect", None)
+    with database.read() as connection, database.write() as writing:
+        assert writing is not connection
+        assert connection.execute("SELECT n FROM counts").fetchone()[0] == 0
+
+
 def test_who_flushes_at_once_shares_the_flush(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go, flushes = threading.Event(), threading.Event(), list[int]()
 
@@ -77,10 +87,43 @@ def test_who_flushes_at_once_shares_the_flush(database: Database, monkeypatch: p
     assert 2 <= len(flushes) < len(threads)  # the first, and at least one that began when the others had come
 
 
-def test_each_transaction_is_as_durable_as_it_asks_for(database: Database) -> None:
-    for durable, mode in ((True, 2), (False, 1), (False, 1), (True, 2)):
-        with database.write(durable=durable) as connection:
-            assert connection.execute("PRAGMA synchronous").fetchone()[0] == mode
+def test_a_transaction_waits_for_the_disk_if_it_asks_for_that(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = list[str]()
+    monkeypatch.setattr(os, "fdatasync", lambda number: flushed.append(os.readlink(f"/proc/self/fd/{number}")))
+    with database.write(durable=False) as connection:
+        connection.execute("UPDATE counts SET n = 1")
+    assert flushed == []
+    with database.write() as connection:
+        connection.execute("UPDATE counts SET n = 2")
+        assert flushed == []
+    assert flushed == [f"{database.path}-wal"]
+
+
+def test_others_write_while_one_waits_for_the_disk(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, go = threading.Event(), threading.Event()
+
+    def slow(_: int) -> None:
+        waiting.set()
+        go.wait()
+
+    def change() -> None:
+        with database.write() as connection:
+            connection.execute("UPDATE counts SET n = n + 1")
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    thread = threading.Thread(target=change)
+    thread.start()
+    waiting.wait()
+    for other in (database, Database(database.path)):  # in the same process, and as another process would
+        with other.write(durable=False) as connection:
+            connection.execute("UPDATE counts SET n = n + 1")
+    assert thread.is_alive()
+    go.set()
+    thread.join()
+    with database.read() as connection:
+        assert connection.execute("SELECT n FROM counts").fetchone()[0] == 3
 
 
 def test_a_flush_without_the_log_of_commits_is_told(database: Database, tmp_path: Path) -> None:
