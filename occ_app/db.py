@@ -104,10 +104,9 @@ class Database:
             self._flushes_done = self._flushes_begun
 
     def prepare(self) -> None:
-        """Have connections open, with the schema read, which takes the first who needs one some milliseconds."""
-        for opened in (self.read, lambda: self.write(durable=False)):
-            with opened() as connection:
-                connection.execute("PRAGMA table_info(sqlite_master)")  # any table that it has to know
+        """Have a connection of each kind open, which takes the first who needs one some milliseconds."""
+        with self.read(), self.write(durable=False):
+            pass
 
     def make_room_for_log(self, size: int) -> None:
         """Let the write-ahead log be `size` bytes long from the start, filled with zeros, which SQLite passes over.
