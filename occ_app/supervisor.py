@@ -134,11 +134,11 @@ class Supervisor:
             raise StartFailed(f"{self._config.database} cannot be used: {error}") from error
 
     def _settle(self) -> None:
-        from occ_app import workspaces  # loaded while the web process loads
+        from occ_app import uploads, workspaces  # loaded while the web process loads
 
         workspaces.remove_leftovers(self._config.workspaces)
         database = db.Database(self._config.database)
-        workspaces.abandon_all(database)
+        uploads.abandon_all(database)
         database.close()
 
     def _bind(self) -> socket.socket:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from occ_app import agent, archives, claude_cli, executions, lifecycle, tail, workspaces
+from occ_app import agent, archives, claude_cli, executions, lifecycle, tail, uploads, workspaces
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -49,7 +49,7 @@ class Control(Upkeep):
 
     def settle_uploads(self) -> None:
         """Undo what a killed predecessor had begun, and tell those who wait."""
-        for number in workspaces.abandon_running(self._db):
+        for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
         workspaces.remove_leftovers(self._config.workspaces)
 
@@ -58,7 +58,7 @@ class Control(Upkeep):
 
     def _unpack(self, number: int) -> None:
         limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)
-        workspaces.run_job(self._db, number, self._config.workspaces, limits)
+        uploads.run(self._db, number, self._config.workspaces, limits)
         self._readers.ring(tail.job_key(number))
 
     def heartbeat_due(self) -> bool:

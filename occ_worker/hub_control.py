@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from occ_app import executions, lifecycle, retention, tail, workspaces
+from occ_app import executions, lifecycle, retention, tail, uploads
 from occ_app.config import HubConfig
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -69,7 +69,7 @@ class HubControl(Upkeep):
 
     def settle_uploads(self) -> None:
         """Undo what a killed predecessor had begun, and tell those who wait."""
-        for number in workspaces.abandon_running(self._db):
+        for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
         for path in self._hub.zips.glob(".incoming-*"):
             path.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class HubControl(Upkeep):
         self._uploads.take(number)
 
     def _store(self, number: int) -> None:
-        hub_workspaces.run_job(self._db, number, self._hub)
+        hub_workspaces.store(self._db, number, self._hub)
         self._readers.ring(tail.job_key(number))
 
     def under_way(self) -> bool:

@@ -70,7 +70,18 @@ def test_only_config_reads_the_environment() -> None:
 def test_sql_stands_in_its_few_modules() -> None:
     verbs = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.DOTALL)
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
-    of_both = ("agent", "events", "executions", "lifecycle", "salvage", "search", "tally", "usage", "workspaces")
+    of_both = (
+        "agent",
+        "events",
+        "executions",
+        "lifecycle",
+        "salvage",
+        "search",
+        "tally",
+        "uploads",
+        "usage",
+        "workspaces",
+    )
     of_the_hub = ("agents", "errands", "keys", "logins", "placement", "webhooks", "workspaces")
     of_the_queue = {"occ_worker/queues.py"}  # the queue's own table
     assert with_sql == of_the_queue | {f"occ_app/{module}.py" for module in of_both} | {

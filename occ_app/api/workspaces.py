@@ -11,7 +11,7 @@ from typing import Any
 from flask import Blueprint, Response, request, send_file
 from werkzeug.datastructures import FileStorage
 
-from occ_app import callers, errors, schemas, tail, web, workspaces
+from occ_app import callers, errors, schemas, tail, uploads, web, workspaces
 from occ_app.api import parts
 
 bp = Blueprint("workspaces", __name__)
@@ -48,9 +48,9 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
     path = Path(upload.stream.name or "")
     if path.stat().st_size > parts().config.max_upload_bytes:
         raise errors.TooLarge(f"The zip is over {parts().config.max_upload_bytes} bytes; leave something out of it.")
-    number = workspaces.submit(
+    number = uploads.submit(
         parts().db,
-        workspaces.Upload(
+        uploads.Upload(
             form["workspace_id"],
             form["name"],
             form["description"],
@@ -71,16 +71,16 @@ def _await_job(number: int) -> dict[str, Any]:
         deadline = time.monotonic() + INIT_SECONDS
         while True:
             rings = channel.rings
-            state, result = workspaces.job_result(parts().db, number)
+            state, result = uploads.result(parts().db, number)
             if state not in ("queued", "running"):
                 break
             left = deadline - time.monotonic()
             if left <= 0 or parts().tail.closed:
-                workspaces.abandon(parts().db, number)
+                uploads.abandon(parts().db, number)
                 continue
             parts().tail.wait(channel, lambda seen=rings: channel.rings > seen, min(left, 2.0))  # type: ignore[misc]  # mypy does not infer the default
     except errors.OCCError:
-        workspaces.abandon(parts().db, number)
+        uploads.abandon(parts().db, number)
         raise
     finally:
         parts().tail.leave(key)

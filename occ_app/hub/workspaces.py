@@ -12,14 +12,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from occ_app import archives, errors, workspaces
+from occ_app import archives, errors, uploads, workspaces
 from occ_app.config import HubConfig
 from occ_app.db import Database
 from occ_app.events import to_json
 from occ_app.executions import iso_now, workspace_not_found
 from occ_app.hub import errands
 from occ_app.kernel import flush_folder
-from occ_app.workspaces import Job, Workspace
+from occ_app.uploads import Job
+from occ_app.workspaces import Workspace
 
 _PIECE = 1 << 20
 _YOUNG_SECONDS = 600.0  # a zip that no row names may belong to an upload that is just being written down
@@ -30,25 +31,26 @@ def zip_path(config: HubConfig, workspace: Workspace) -> Path:
     return config.zips / f"{workspace.zip}.zip"
 
 
-def run_job(db: Database, number: int, config: HubConfig) -> None:
-    """Check and store the zip of an upload and write down how that went, as workspaces.run_job does on an agent."""
-    job = workspaces.take_job(db, number)
+def store(db: Database, number: int, config: HubConfig) -> None:
+    """Check and store the zip of an upload and write down how that went, as uploads.run does on an agent."""
+    job = uploads.take(db, number)
     if job is None:
         return
     staging = config.zips / f".incoming-{number}"
     try:
-        limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
-        unpacked = archives.unpack(job.upload.zip_path, None, limits)
-        digest = _copy(job.upload.zip_path, staging)
-        os.replace(staging, config.zips / f"{digest}.zip")
+        try:
+            limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
+            unpacked = archives.unpack(job.upload.zip_path, None, limits)
+            digest = _copy(job.upload.zip_path, staging)
+            os.replace(staging, config.zips / f"{digest}.zip")
+        finally:
+            staging.unlink(missing_ok=True)  # who is told of a failure finds its bytes free again
         flush_folder(config.zips)
         _write_down(db, job, digest, unpacked)
     except errors.RequestError as error:
-        workspaces.fail(db, number, error)
+        uploads.fail(db, number, error)
     except OSError as error:
-        workspaces.fail(db, number, errors.unwritable(error))
-    finally:
-        staging.unlink(missing_ok=True)
+        uploads.fail(db, number, errors.unwritable(error))
 
 
 def offer(db: Database, workspace: Workspace, agent_id: str) -> None:
@@ -125,7 +127,7 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
                 {"workspaceId": upload.workspace_id},
             )
         if row is not None and upload.policy == "reuse":
-            workspaces.succeed(connection, job.number, workspaces.from_row(row), reused=True)
+            uploads.succeed(connection, job.number, workspaces.from_row(row), reused=True)
             return
         workspaces.refuse_busy(connection, upload.workspace_id)
         row = connection.execute(
@@ -143,4 +145,4 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
                 *(to_json(list(unpacked.skipped)), now, now, upload.key_id, digest, job.number),
             ),
         ).fetchone()
-        workspaces.succeed(connection, job.number, workspaces.from_row(row), reused=False)
+        uploads.succeed(connection, job.number, workspaces.from_row(row), reused=False)
