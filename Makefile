@@ -10,7 +10,7 @@ run: $(VENV)/.installed
 	@$(BIN)/occ demo
 
 test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest -n 4 --dist loadfile  # most of a test is waiting
+	$(BIN)/python -m pytest -n 4 --dist loadfile --max-worker-restart 0  # most of a test is waiting
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import growth, measure, report
 from benchmarks.capture import Broken
-from benchmarks.measure import Plan, Results
+from benchmarks.rows import FULL, QUICK, Plan, Results
 from benchmarks.targets import Direct, Occ, Relay, compile_stub
 
 WORKERS = 5
@@ -29,7 +29,7 @@ def main() -> int:
     """Run it. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="fewer samples, in under half a minute")
-    plan = measure.QUICK if parser.parse_args().quick else measure.FULL
+    plan = QUICK if parser.parse_args().quick else FULL
     signal.signal(signal.SIGTERM, _interrupted)
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(plan.limit_seconds)

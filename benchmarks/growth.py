@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.capture import Prompt
-from benchmarks.measure import SIZE_BYTES, Plan, Row, read
+from benchmarks.measure import SIZE_BYTES
+from benchmarks.rows import Plan, Row
+from benchmarks.streams import read
 from benchmarks.targets import Occ
 
 FEW, MANY = 100, 100_000

@@ -21,12 +21,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure, processes
+from benchmarks import processes, streams
 from benchmarks.capture import Capture, Prompt
 from benchmarks.link import idle_links
-from benchmarks.measure import Row, percentile
 from benchmarks.report import idle_table, table
-from benchmarks.targets import Stream, compile_stub, over_http
+from benchmarks.rows import Row, percentile
+from benchmarks.streams import Stream, over_http
+from benchmarks.targets import compile_stub
 from occ_app.hub_client import HubClient
 from tests.conftest import make_zip, processes_with
 from tests.hub_daemon import Hub, hub_in
@@ -101,7 +102,7 @@ def _added(hub: Hub, stub: Path) -> str:
     missing = 0
     for number in range(_ROUNDS + 1):
         for api in apis:
-            runs = measure.together([api.begin(prompt, lane) for lane in range(_STREAMS)])
+            runs = streams.together([api.begin(prompt, lane) for lane in range(_STREAMS)])
             missing += sum(run.lost + run.damaged for run in runs)
             if number > 0:  # the first round places the workspaces
                 latencies[api.name] += [ms for run in runs for ms in run.latencies_ms]

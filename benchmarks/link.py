@@ -16,10 +16,11 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from benchmarks import processes
-from benchmarks.measure import Row
 from benchmarks.report import idle_table, table
+from benchmarks.rows import Row
 from occ_app.client import AgentClient
 from occ_app.link import Link
 from occ_app.link_socket import LinkSocket
@@ -145,7 +146,7 @@ def _close(links: Sequence[Link]) -> None:
         link.close("measured")
 
 
-def _no_api() -> None:
+def _no_api() -> NoReturn:
     raise ConnectionRefusedError
 
 

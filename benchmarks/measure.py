@@ -2,97 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import selectors
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks import processes, zips
 from benchmarks.capture import Broken, Prompt, Run
-from benchmarks.targets import Occ, Relay, Stream, Target
+from benchmarks.rows import Plan, Row
+from benchmarks.streams import read, together
+from benchmarks.targets import Occ, Relay, Target
 from occ_app import archives
 
 SIZE_BYTES = 40
 LONGEST_ROW_SECONDS = 20.0  # after which no further round is begun, so that a slow target ends the row and not the run
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured: the whole run takes a few minutes, the quick one fewer."""
-
-    name: str
-    starts: int
-    runs: int
-    rounds: int
-    seconds_at_50: int
-    seconds_at_1000: int
-    burst_events: int
-    idle_seconds: float
-    limit_seconds: int
-
-
-FULL = Plan("full", 3, 50, 3, 4, 3, 50_000, 12.0, 600)
-QUICK = Plan("quick", 1, 15, 1, 2, 2, 50_000, 5.0, 300)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: the samples of each target, `unit` ms, s, MB, %, count or events/s."""
-
-    name: str
-    unit: str
-    samples: dict[str, list[float]]
-    aim: str = ""
-    note: str = ""
-
-    def ratio(self, target: str, base: str, percent: float = 50) -> float | None:
-        """How many times the percentile of `base` a target's is; None when either is missing."""
-        if target not in self.samples or base not in self.samples:
-            return None
-        other = percentile(self.samples[base], percent)
-        return percentile(self.samples[target], percent) / other if other else None
-
-
-@dataclass
-class Results:
-    """All that one run of the benchmark found."""
-
-    rows: list[Row] = field(default_factory=list)
-    idle: list[processes.Cost] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        rows = [
-            {
-                "name": row.name,
-                "unit": row.unit,
-                "aim": row.aim,
-                "targets": {
-                    target: {
-                        "p50": percentile(samples, 50),
-                        "p99": percentile(samples, 99),
-                        "samples": len(samples),
-                        "worst": max(samples),
-                    }
-                    for target, samples in row.samples.items()
-                },
-            }
-            for row in self.rows
-        ]
-        return {"rows": rows, "idle": [asdict(cost) for cost in self.idle]}
-
-
-def percentile(samples: Sequence[float], percent: float) -> float:
-    """The smallest sample that `percent` of all do not exceed."""
-    ordered = sorted(samples)
-    return ordered[max(0, -(-len(ordered) * int(percent) // 100) - 1)]
 
 
 def starting(make: Callable[[str], Occ], relay: Callable[[], Relay], plan: Plan) -> tuple[Occ, list[Row]]:
@@ -245,12 +172,9 @@ def uploads(occ: Occ, scratch: Path) -> list[Row]:
     for name, archive in (("100 MB", zips.large(scratch)), ("20,000 small files", zips.many(scratch))):
         samples: dict[str, list[float]] = {"unzip": [], "occ": []}
         sent: dict[str, list[float]] = {"unzip": samples["unzip"], "occ": []}
-        ways: list[tuple[list[float], Callable[[Path], object]]] = [
-            (
-                samples["unzip"],
-                lambda folder, zipped=archive: subprocess.run([unzip, "-q", zipped, "-d", folder], check=True),
-            ),
-            (samples["occ"], lambda folder, zipped=archive: archives.unpack(zipped, folder, limits)),
+        ways: list[tuple[list[float], Callable[[Path, Path], object]]] = [
+            (samples["unzip"], lambda zipped, folder: subprocess.run([unzip, "-q", zipped, "-d", folder], check=True)),
+            (samples["occ"], lambda zipped, folder: archives.unpack(zipped, folder, limits)),
         ]
         # Removed only when all is measured: ext4 looks in vain through thousands of inodes that have just become free.
         unpacked = scratch / "unpacked"
@@ -259,7 +183,7 @@ def uploads(occ: Occ, scratch: Path) -> list[Row]:
             for times, unpack in ways if turn % 2 else reversed(ways):  # what comes second finds a busier disk
                 os.sync()
                 begun = time.monotonic()
-                unpack(unpacked / f"{len(times)}-{times is samples['occ']}")
+                unpack(archive, unpacked / f"{len(times)}-{times is samples['occ']}")
                 times.append(time.monotonic() - begun)
             with archive.open("rb") as file:
                 sent["occ"].append(occ.upload(f"{archive.stem}-{turn}", file))
@@ -273,27 +197,6 @@ def fresh_memory(occ: Occ) -> Row:
     """Memory before the first execution."""
     total = sum(processes.pss_mb(process) for process in occ.processes())
     return Row("memory of all processes (PSS), before the first execution", "MB", {"occ": [total]}, "< 120 MB")
-
-
-def read(stream: Stream) -> Run:
-    """Read one stream to its end."""
-    with stream:
-        while stream.take():
-            pass
-    return stream.finish()
-
-
-def together(streams: Sequence[Stream]) -> list[Run]:
-    """Read many streams at the same time, each to its end. All are parsed only then."""
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for stream in streams:
-            stack.enter_context(stream)
-            selector.register(stream.descriptor, selectors.EVENT_READ, stream)
-        while selector.get_map():
-            for key, _ in selector.select():
-                if not key.data.take():
-                    selector.unregister(key.fileobj)
-    return [stream.finish() for stream in streams]
 
 
 def _interleaved(targets: Sequence[Target], prompt: Prompt, rounds: int) -> dict[str, list[Run]]:

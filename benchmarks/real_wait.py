@@ -15,8 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.measure import Row
 from benchmarks.report import table
+from benchmarks.rows import Row
 from benchmarks.targets import Occ
 from tests import model_api, real_cli
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Plan, Results, Row, percentile
 from benchmarks.processes import Cost
+from benchmarks.rows import Plan, Results, Row, percentile
 
 RESULTS = Path(__file__).with_name("results")
 BASES = ("relay", "unzip", "empty", "claude")  # what a row is compared with: the first of these it has

@@ -13,16 +13,17 @@ import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Protocol
 
 import psutil
 
 from benchmarks import processes
-from benchmarks.capture import READ_BYTES, Broken, Capture, Prompt, Run
+from benchmarks.capture import READ_BYTES, Broken, Capture, Prompt
+from benchmarks.streams import Stream, await_answer, over_http
 from occ_app import state
 from occ_app.client import AgentClient
 
@@ -276,56 +277,6 @@ class Occ:
         logs = sorted((self.home / "logs").glob("*.log"))
         texts = [(log.name, log.read_text(errors="replace").strip()) for log in logs]
         return "; ".join(f"{name}: {text.splitlines()[-1]}" for name, text in texts if text)
-
-
-@dataclass
-class Stream:
-    """One stream under way: where its bytes come from, how it is read to its end, and what it was."""
-
-    capture: Capture
-    descriptor: int
-    read: Callable[[], bytes]
-    last: bytes
-    finish: Callable[[], Run]
-    close: Callable[[], None]
-    execution_id: str = ""
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def take(self) -> bool:
-        """Read what is there. False when that was the end."""
-        return self.capture.take(self.read(), self.last)
-
-
-def over_http(capture: Capture, address: tuple[str, int], request: bytes, finish: Callable[[], Run]) -> Stream:
-    """Send a request whose response is the stream."""
-    connection = socket.create_connection(address)
-    connection.sendall(request)
-    return Stream(
-        capture, connection.fileno(), lambda: connection.recv(READ_BYTES), b"\r\n0\r\n\r\n", finish, connection.close
-    )
-
-
-def await_answer(address: tuple[str, int], request: str, failed: Callable[[], bool] = lambda: False) -> None:
-    """Ask until there is an answer of 200, for a server that has just been started. Raises Broken when none comes."""
-    deadline = time.monotonic() + COMMAND_SECONDS
-    while time.monotonic() < deadline:
-        last_try = failed()
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=COMMAND_SECONDS) as connection:
-            connection.sendall(request.encode())
-            answer = connection.recv(READ_BYTES)
-            if answer.startswith(b"HTTP/1.1 200 "):
-                while connection.recv(READ_BYTES):
-                    pass
-                return
-        if last_try:
-            return  # what failed says why
-        time.sleep(0.002)  # there is nothing to wait on before it listens
-    raise Broken(f"nothing answers on port {address[1]}")
 
 
 def _free_port() -> int:

@@ -12,47 +12,21 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, cast
 from urllib.parse import quote, urlencode
 
 import urllib3
 
-from occ_app import __version__, replies
+from occ_app import __version__, replies, sse
 from occ_app.errors import Refused, Unreachable, Untrusted
+from occ_app.sse import Event, RawEvent
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
 _RELAYED_SILENCE_SECONDS = 22.0  # the same for a hub, which is there to notice
 _PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
 _PIECE = 1 << 16
-_LONGEST_EVENT = 16 << 20
-
-
-@dataclass(frozen=True)
-class Event:
-    """One event of an execution: `seq` counts 1, 2, 3 …; `data` is its object."""
-
-    seq: int
-    name: str
-    data: dict[str, Any]
-
-    @property
-    def final(self) -> bool:
-        return self.name in ("complete", "error")
-
-
-class RawEvent(NamedTuple):
-    """One event as it stands on the wire: `data` is its JSON text."""
-
-    seq: int
-    name: str
-    data: str
-
-    @property
-    def final(self) -> bool:
-        return self.name in ("complete", "error")
 
 
 class AgentClient:
@@ -129,14 +103,14 @@ class AgentClient:
             if new and response.headers.get("OCC-Execution") == "existing":
                 response.close()
                 raise Refused(f"it has an execution {execution_id} of its own; choose another id.", 409)
-            return _batches(response)
-        return _batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
+            return sse.batches(response)
+        return sse.batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
     def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
         """Yield an execution's events above `after`; to the last one, or to what is there without `follow`."""
         if not follow:
-            stored = _batches(self._open_events(execution_id, after, "?follow=0"))
-            return (_event(raw) for batch in stored for raw in batch)
+            stored = sse.batches(self._open_events(execution_id, after, "?follow=0"))
+            return (sse.parsed(raw) for batch in stored for raw in batch)
         return self._follow(lambda after: self._open_events(execution_id, after), after)
 
     def _open_execute(
@@ -196,9 +170,9 @@ class AgentClient:
         pause = 0.1
         while True:
             try:
-                for batch in _batches(open_stream(after)):
+                for batch in sse.batches(open_stream(after)):
                     lost_since, pause = None, 0.1
-                    for event in map(_event, batch):
+                    for event in map(sse.parsed, batch):
                         after = max(after, event.seq)
                         yield event
                         if event.final:
@@ -281,29 +255,3 @@ def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, b
     begin += f'--{boundary}\r\nContent-Disposition: form-data; name="zip"; filename="workspace.zip"\r\n'
     begin += "Content-Type: application/zip\r\n\r\n"
     return begin.encode(), f"\r\n--{boundary}--\r\n".encode()
-
-
-def _batches(response: urllib3.BaseHTTPResponse) -> Iterator[list[RawEvent]]:
-    """The events of a stream, as many at once as came; an empty list for a comment: the other side lives."""
-    rest = b""
-    try:
-        with response:
-            while data := cast(urllib3.HTTPResponse, response).read1(_PIECE):
-                *frames, rest = (rest + data).split(b"\n\n")
-                if len(rest) > _LONGEST_EVENT:
-                    raise ValueError("an event without an end")
-                if frames:
-                    yield [raw for frame in frames if (raw := _raw_event(frame)) is not None]
-    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        raise Unreachable(f"The connection broke ({replies.reason(error)}).") from None
-
-
-def _raw_event(frame: bytes) -> RawEvent | None:
-    fields = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line and not line.startswith(b":"))
-    if b"data" not in fields:
-        return None
-    return RawEvent(int(fields[b"id"]), fields[b"event"].decode(), fields[b"data"].decode())
-
-
-def _event(raw: RawEvent) -> Event:
-    return Event(raw.seq, raw.name, json.loads(raw.data))

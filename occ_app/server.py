@@ -18,7 +18,7 @@ import struct
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from flask import Flask
 from gunicorn import util
@@ -30,7 +30,6 @@ from gunicorn.workers import gthread
 from occ_app import daemon, db, state, tls
 from occ_app.config import Config, inherited_socket
 from occ_app.logs import log_to_stderr
-from occ_app.streams import HandedOver
 from occ_app.tls import Certificate
 from occ_app.tls_server import IO_SECONDS, say_goodbye, server_context
 from occ_app.web import BODIES, error_body
@@ -45,6 +44,20 @@ _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop 
 _HEAD_SECONDS = 20.0
 _LONGEST_WAITED_FOR = 16384  # a longer head is read as it comes
 _HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
+
+
+class Successor(Protocol):
+    """What serves a connection after the server's thread: `begin` is called when that has let go of it."""
+
+    def begin(self) -> None: ...
+
+
+class HandedOver(BaseException):
+    """Leaves the server's thread with the connection: from here on another serves it. Nobody's error."""
+
+    def __init__(self, stream: Successor) -> None:
+        super().__init__("handed over")
+        self.stream = stream
 
 
 class Worker(gthread.ThreadWorker):

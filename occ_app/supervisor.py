@@ -8,7 +8,6 @@ the leader of a session of its own, and get SIGTERM from the kernel if the super
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -19,19 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any
-
-from honcho.environ import parse_procfile
+from typing import Any
 
 from occ_app import config as configuration
-from occ_app import daemon, db, salvage, sandbox, state, tls
+from occ_app import daemon, readiness, sandbox, state, tls
 from occ_app.config import Config
-from occ_app.errors import AlreadyRunning, OCCError, StartFailed
+from occ_app.errors import OCCError, StartFailed
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
 from occ_app.parts import Part, Probe
-from occ_app.resources import packaged
 
 log = logging.getLogger("occ.supervisor")
 
@@ -40,7 +35,6 @@ WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final ev
 CONTROL_SECONDS = 0.5  # more than the others at least, for the last bytes of a link
 WEB_SECONDS = 3.3  # to send every stream its last events
 CRASHES = 5
-_LARGEST_LOG = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -83,74 +77,21 @@ class Supervisor:
     def run(self) -> int:
         """Bring the daemon up, keep it up, take it down. Until it is up raises StartFailed, AlreadyRunning, Refused."""
         self._config.make_folders()
-        with self._lock():
-            self._clean()
+        with readiness.lock(self._config):
+            self._warnings = readiness.clean(self._config, WORKERS_SECONDS)
             self._certificate = tls.certificate(self._config)
             sandbox.check(self._config)
-            listener = self._bind()
+            listener = readiness.bind(self._config)
             with listener:
                 self._identity = own_identity()
                 self._write_place(listener)
-                self._parts = self._read_procfile(listener)
+                self._parts = readiness.read_procfile(self._config, listener, to_terminal=self._to_terminal)
                 try:
                     return self._serve(listener)
                 finally:
                     self._stop()
                     daemon.take_work(self._config)
                     daemon.remove(self._config)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Any:
-        path = self._config.home / "lock" / "daemon.lock"
-        with path.open("a") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                other = daemon.find(self._config)
-                where = f" (pid {other.pid}, {other.url})" if other else ""
-                raise AlreadyRunning(
-                    f"{self._config.program.name} is already running in {self._config.home}{where};"
-                    f" `{self._config.program.command} stop` ends it."
-                ) from None
-            yield
-
-    def _clean(self) -> None:
-        """Settle what an earlier daemon left: its processes and its files."""
-        daemon.end_parts(self._config, WORKERS_SECONDS)
-        self._warnings = salvage.put_unreadable_aside(self._config)
-        state.check_private(self._config.state)
-        daemon.take_work(self._config)
-        for folder in ("tail", "worker", "uploads", "links"):
-            for path in (self._config.run / folder).glob("*"):
-                path.unlink(missing_ok=True)
-
-    def _prepare_database(self, meanwhile: Callable[[], None]) -> None:
-        """Bring the rows to this version and settle what an earlier daemon left half done, before anybody serves."""
-        try:
-            db.ensure_schema(self._config.database, self._config.home / "lock" / "migrate", meanwhile, self._settle)
-        except StartFailed:
-            raise
-        except Exception as error:
-            raise StartFailed(f"{self._config.database} cannot be used: {error}") from error
-
-    def _settle(self) -> None:
-        from occ_app import uploads, workspaces  # loaded while the web process loads
-
-        workspaces.remove_leftovers(self._config.workspaces)
-        database = db.Database(self._config.database)
-        uploads.abandon_all(database)
-        database.close()
-
-    def _bind(self) -> socket.socket:
-        host, port = self._config.bind_address, self._config.http_port
-        try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-            return socket.create_server((host, port), family=family, backlog=2048)
-        except socket.gaierror:
-            raise StartFailed(f"{host} is no address of this machine; choose another --bind-address.") from None
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise StartFailed(f"Cannot listen on {host}:{port} ({reason}); choose another --port.") from None
 
     def _write_place(self, listener: socket.socket) -> None:
         port = listener.getsockname()[1]
@@ -169,7 +110,7 @@ class Supervisor:
     def _serve(self, listener: socket.socket) -> int:
         # Alone at first: it takes the longest to load, and it is what whoever starts the daemon waits for.
         web = next(part for part in self._parts if part.name == "web")
-        self._prepare_database(lambda: self._start_due(listener.fileno(), only=web))
+        readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), only=web))
         warnings = [*self._warnings, *self._introduce(self._config, listener.getsockname()[1])]
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
@@ -191,19 +132,6 @@ class Supervisor:
             if not started and time.monotonic() > deadline:
                 raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
         return 0
-
-    def _read_procfile(self, listener: socket.socket) -> list[Part]:
-        procfile = parse_procfile(packaged(self._config.program.procfile).read_text())
-        parts = []
-        for name, command in procfile.processes.items():
-            environment = configuration.child_environment(self._config, secrets=name == "control")
-            environment |= {
-                "OCC_LISTEN_FD": str(listener.fileno()),
-                "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
-            }
-            output = None if self._to_terminal else _open_log(self._config.logs / f"{name}.log")
-            parts.append(Part(name, command, environment, output))
-        return parts
 
     def _start_due(self, descriptor: int, only: Part | None = None) -> None:
         """Start what is to be started now, of all parts or of one."""
@@ -275,14 +203,6 @@ class Supervisor:
                 os.read(self._wake, 4096)
         for part in parts:
             part.signal_group(signal.SIGKILL)
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    """A log to append to; a long one is put aside as NAME.log.1 first."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > _LARGEST_LOG:
-            path.replace(path.with_suffix(".log.1"))
-    return path.open("ab")
 
 
 def introduce(config: Any, port: int) -> list[str]:

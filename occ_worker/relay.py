@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from occ_app import events, executions, lifecycle, tail, workspaces
-from occ_app.client import AgentClient, RawEvent
+from occ_app.client import AgentClient
 from occ_app.config import HubConfig
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
@@ -26,6 +26,7 @@ from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent, Agents
 from occ_app.hub.calls import Calls
 from occ_app.records import Execution, Outcome
+from occ_app.sse import RawEvent
 
 log = logging.getLogger("occ.relay")
 

@@ -1,4 +1,4 @@
-"""What the CLI's lines mean as events, and what its result says of the outcome.
+"""What the CLI's lines mean as events.
 
 Read off versions 2.1.197 and 2.1.330; lines of an unknown type or shape are counted and passed over, so that a newer
 CLI loses what OCC does not know and nothing else.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from occ_app.events import milliseconds, to_json
 from occ_app.records import Outcome
-
-CHUNK_BYTES = 64 * 1024
+from occ_worker import texts, verdict
 
 Event = tuple[str, str]
 """The event's name and its data, a JSON object as text."""
@@ -47,7 +46,7 @@ class Translator:
     def events(self, line: bytes) -> list[Event]:
         """The events one line means; unknown and unreadable lines mean none."""
         delta = _TEXT_DELTA.fullmatch(line)
-        if delta is not None and not self._surrogate and 0 < len(delta[1]) <= CHUNK_BYTES:
+        if delta is not None and not self._surrogate and 0 < len(delta[1]) <= texts.CHUNK_BYTES:
             with contextlib.suppress(UnicodeDecodeError):
                 event = ("output", f'{{"chunk":"{delta[1].decode()}","timestamp":{milliseconds()}}}')
                 self._streamed.add(self._message_id)
@@ -89,8 +88,8 @@ class Translator:
         if not text.isascii():
             if "\ud800" <= text[-1] <= "\udbff":
                 text, self._surrogate = text[:-1], text[-1]
-            text = _whole_characters(text)
-        return [_output(piece) for piece in _pieces(text)] if text else []
+            text = texts.whole_characters(text)
+        return [_output(piece) for piece in texts.pieces(text)] if text else []
 
     def _flush(self) -> list[_Said]:
         """What waited for the other half of a character that did not come."""
@@ -124,9 +123,9 @@ class Translator:
         if kind == "init" and self.init is None:
             self.init = content
             data = {
-                "sessionId": _text_of(content.get("session_id")),
-                "model": _text_of(content.get("model")),
-                "claudeVersion": _text_of(content.get("claude_code_version")),
+                "sessionId": texts.text_of(content.get("session_id")),
+                "model": texts.text_of(content.get("model")),
+                "claudeVersion": texts.text_of(content.get("claude_code_version")),
                 "timestamp": milliseconds(),
             }
             return [("started", data)]
@@ -154,42 +153,7 @@ class Translator:
 
     def outcome(self) -> Outcome | None:
         """What the CLI's result line decides; None when there was none."""
-        result = self.result
-        if result is None:
-            return None
-        told = {
-            "sessionId": _text_of(result.get("session_id")),
-            "costUsd": _number_of(result.get("total_cost_usd")),
-            "numTurns": _number_of(result.get("num_turns")),
-            "durationMs": _number_of(result.get("duration_ms")),
-        }
-        usage = _storable(result.get("usage"))
-        if result.get("is_error") is False:
-            data = {
-                "exitCode": 0,
-                "timestamp": milliseconds(),
-                **told,
-                "usage": usage,
-                "permissionDenials": _storable(result.get("permission_denials")) or [],
-            }
-            return Outcome("succeeded", "complete", data, usage)
-        code, message = _failure(result, self._error)
-        failed = Outcome.failure(code, message, **told)
-        return Outcome(failed.state, failed.event, failed.data, usage)
-
-
-def _text_of(value: object) -> str | None:
-    """A text that can be stored; None for anything else, whatever a newer CLI may say there."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else None
-
-
-def _storable(value: Any) -> Any:
-    """The value with every lone surrogate in it replaced: no database and no strict client takes one."""
-    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
-
-
-def _number_of(value: object) -> int | float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 62 else None
+        return None if self.result is None else verdict.of_result(self.result, self._error)
 
 
 _HANDLERS = {
@@ -201,42 +165,6 @@ _HANDLERS = {
     "result": Translator._result,
 }
 
-_ADVICE = {
-    "CLAUDE_AUTH": "log in with `claude` on the agent's machine, or set ANTHROPIC_API_KEY there.",
-    "RATE_LIMITED": "try again when the limit has passed.",
-    "API_UNAVAILABLE": "the model's API has trouble or cannot be reached; try again later.",
-    "MAX_TURNS": "send the session's next prompt to go on, or raise maxTurns.",
-    "MAX_BUDGET": "raise maxBudgetUsd to go on.",
-    "SESSION_NOT_FOUND": "a session goes on only in the workspace where it began; leave sessionId out to begin anew.",
-}
-
-
-def _failure(result: Mapping[str, Any], error: str) -> tuple[str, str]:
-    """The wire's code and a sentence for an unsuccessful result; `subtype` says "success" even on API errors."""
-    said = str(result.get("result") or "; ".join(map(str, result.get("errors") or [])) or result.get("subtype"))
-    code = _failure_code(result, error, said)
-    advice = f" To go on: {_ADVICE[code]}" if code in _ADVICE else ""
-    return code, f"Claude Code said: {_whole_characters(said)[:2000].rstrip('.')}.{advice}"
-
-
-def _failure_code(result: Mapping[str, Any], error: str, said: str) -> str:
-    status = result.get("api_error_status")
-    subtype = result.get("subtype")
-    if subtype == "error_max_turns":
-        return "MAX_TURNS"
-    if subtype == "error_max_budget_usd":
-        return "MAX_BUDGET"
-    if "No conversation found" in said or "is not a valid UUID" in said:
-        return "SESSION_NOT_FOUND"
-    if status in (401, 403) or error in ("authentication_failed", "oauth_org_not_allowed") or "Not logged in" in said:
-        return "CLAUDE_AUTH"
-    if status == 429 or error == "rate_limit":
-        return "RATE_LIMITED"
-    unreachable = "Unable to connect" in said or "Connection error" in said
-    if (isinstance(status, int) and status >= 500) or error in ("server_error", "overloaded") or unreachable:
-        return "API_UNAVAILABLE"
-    return "CLAUDE_ERROR"
-
 
 def _output(chunk: str) -> _Said:
     return ("output", {"chunk": chunk, "timestamp": milliseconds()})
@@ -247,7 +175,7 @@ def _status(state: str, message: str) -> _Said:
 
 
 def _tool_use(block: Mapping[str, Any]) -> _Said:
-    value, truncated = _cut(block.get("input"))
+    value, truncated = texts.cut(block.get("input"))
     data = {"toolUseId": block["id"], "name": block["name"], "input": value, "timestamp": milliseconds()}
     return ("tool", data | ({"truncated": True} if truncated else {}))
 
@@ -258,7 +186,7 @@ def _tool_result(block: Mapping[str, Any]) -> _Said:
         content = "\n".join(
             part["text"] if part.get("type") == "text" else f"[{part.get('type', 'unknown')}]" for part in content
         )
-    value, truncated = _cut("" if content is None else content)
+    value, truncated = texts.cut("" if content is None else content)
     data = {
         "toolUseId": block["tool_use_id"],
         "result": value,
@@ -266,53 +194,3 @@ def _tool_result(block: Mapping[str, Any]) -> _Said:
         "timestamp": milliseconds(),
     }
     return ("tool", data | ({"truncated": True} if truncated else {}))
-
-
-def _cut(value: Any) -> tuple[Any, bool]:
-    """A value of at most 64 KiB, and whether it was cut: long texts keep their beginning, and the shape stays."""
-    value = _clean(value)
-    if len(to_json(value).encode()) <= CHUNK_BYTES:
-        return value, False
-    if isinstance(value, str):
-        return next(_pieces(value)), True
-    if isinstance(value, dict):
-        texts = sum(isinstance(item, str) for item in value.values()) or 1
-        room = CHUNK_BYTES // texts
-        kept = {k: next(_pieces(v, room), "") if isinstance(v, str) else v for k, v in value.items()}
-        if len(to_json(kept).encode()) <= 2 * CHUNK_BYTES:
-            return kept, True
-    return next(_pieces(to_json(value))), True
-
-
-def _clean(value: Any) -> Any:
-    """The same value with no lone surrogate in any text of it."""
-    if isinstance(value, str):
-        return _whole_characters(value)
-    if isinstance(value, dict):
-        return {_whole_characters(str(key)): _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list) else value
-
-
-_LONE = re.compile("[\ud800-\udfff]")
-
-
-def _whole_characters(text: str) -> str:
-    """Text whose surrogate pairs are joined and whose lone surrogates are U+FFFD."""
-    if text.isascii() or not _LONE.search(text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _pieces(text: str, room: int = CHUNK_BYTES) -> Iterator[str]:
-    """The text in pieces of at most `room` bytes of UTF-8, cut between characters."""
-    if len(text) * 4 <= room:
-        yield text
-        return
-    encoded = text.encode()
-    start = 0
-    while start < len(encoded):
-        end = min(start + room, len(encoded))
-        while end < len(encoded) and encoded[end] & 0xC0 == 0x80:
-            end -= 1
-        yield encoded[start:end].decode()
-        start = end

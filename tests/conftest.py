@@ -22,7 +22,8 @@ import pytest
 import urllib3
 
 from occ_app import db
-from occ_app.client import AgentClient, Event
+from occ_app.client import AgentClient
+from occ_app.sse import Event
 from tests import model_api, real_cli
 
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")

@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 
 from occ_app import daemon, events, executions
-from occ_app.client import AgentClient, Event
+from occ_app.client import AgentClient
 from occ_app.config import load
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.records import Execution
+from occ_app.sse import Event
 from tests.conftest import Occ, output, steps, wait_until
 
 GRACE_SECONDS = 5.0

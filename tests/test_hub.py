@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.client import AgentClient, Event
+from occ_app.client import AgentClient
 from occ_app.errors import Refused, Unreachable
 from occ_app.hub.calls import check_address
+from occ_app.sse import Event
 from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
 

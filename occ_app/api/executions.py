@@ -12,6 +12,7 @@ from flask import Blueprint, Flask, Response, g, request
 
 from occ_app import callers, errors, executions, lifecycle, schemas, streams, tail, web
 from occ_app.api import Parts, parts
+from occ_app.event_stream import event_stream
 from occ_app.records import Execution, Request
 
 bp = Blueprint("executions", __name__)
@@ -91,7 +92,7 @@ def asked_for(body: Any) -> Request:
 
 def stream(execution: Execution, after: int, *, follow: bool) -> Response:
     """The events of an execution as server-sent events; the caller took a place among the streams."""
-    return streams.event_stream(parts().tail, follower(execution, after), parts().streams, follow=follow)
+    return event_stream(parts().tail, follower(execution, after), parts().streams, follow=follow)
 
 
 def follower(execution: Execution, after: int) -> streams.Follower:

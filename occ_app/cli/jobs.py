@@ -21,7 +21,8 @@ from occ_app.db import Database
 from occ_app.records import FINAL_STATES, STATES, Execution
 
 if TYPE_CHECKING:
-    from occ_app.client import AgentClient, Event
+    from occ_app.client import AgentClient
+    from occ_app.sse import Event
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -188,7 +189,7 @@ def stored_events(database: Database, execution: Execution) -> Iterator[events.E
 
 
 def _event(event: events.Event) -> Event:
-    from occ_app.client import Event
+    from occ_app.sse import Event
 
     return Event(event.seq, event.name, json.loads(event.data))
 

@@ -16,7 +16,8 @@ import click
 from occ_app import config as configuration
 from occ_app import errors
 from occ_app.cli import output, remote
-from occ_app.client import AgentClient, Event
+from occ_app.client import AgentClient
+from occ_app.sse import Event
 
 _LARGE_BYTES = 5_000_000
 _LOOK_SECONDS = 2.0

@@ -31,7 +31,7 @@ from occ_app.link import GOING_AWAY, PING_SECONDS, Link
 from occ_app.link_frames import SUBPROTOCOL
 from occ_app.link_socket import LinkSocket
 from occ_app.loop import Loop
-from occ_app.streams import HandedOver
+from occ_app.server import HandedOver
 
 log = logging.getLogger("occ.links")
 
