@@ -97,6 +97,20 @@ def refusals(answer: urllib3.BaseHTTPResponse) -> str:
 # ---- Getting in
 
 
+def test_an_address_that_is_nobody_s_is_a_page_for_a_browser_and_json_for_all_others(
+    hub: Hub, visitor: Visitor
+) -> None:
+    as_json = Visitor(hub.url).get("/nosuchpage")
+    assert (as_json.status, as_json.json()["code"]) == (401, "UNAUTHORIZED")
+    for somebody, leads_to in ((visitor, 'href="/"'), (Visitor(hub.url), 'href="/login"')):
+        page = somebody.get("/nosuchpage", Accept="text/html,*/*;q=0.8")
+        assert page.status == 404
+        assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+        assert "no page at this address" in page.data.decode()
+        assert f'class="button" {leads_to}' in page.data.decode()
+    assert visitor.get("/executions", Accept="text/html").json()["code"] == "UNAUTHORIZED"  # a cookie opens no API
+
+
 def test_the_cookie_is_for_this_host_and_for_no_script(hub: Hub) -> None:
     told = Visitor(hub.url).log_in(hub.client_key).headers["Set-Cookie"]
     attributes = {part.strip() for part in told.split(";")[1:]}

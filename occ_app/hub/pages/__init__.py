@@ -5,9 +5,13 @@ Pages have addresses of their own and are asked for with a cookie that opens not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from flask import Blueprint, Flask, Response, g, render_template, request
 
 from occ_app import __version__, web
+from occ_app.api import parts
 from occ_app.hub.pages import door, home, runs, shown
 
 bp = Blueprint("pages", __name__, template_folder="../templates", static_folder="../static", static_url_path="/static")
@@ -39,6 +43,7 @@ def add_pages(app: Flask) -> None:
     app.register_blueprint(bp)
     for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.size, shown.beginning):
         app.add_template_filter(function)
+    web.answer_errors(app, _refusal_outside)
 
 
 def asked_for() -> bool:
@@ -85,6 +90,16 @@ def error_page(code: str, message: str, _: object = None, status: int | None = N
     if status in web.RETRY_AFTER_SECONDS:
         response.headers["Retry-After"] = str(web.RETRY_AFTER_SECONDS[status])
     return response
+
+
+def _refusal_outside(
+    code: str, message: str, details: Mapping[str, Any] | None = None, status: int | None = None
+) -> Response:
+    """A refusal of anything that is no page: as the API says it, but for a browser at an address that is nobody's."""
+    if request.endpoint is not None or "text/html" not in request.headers.get("Accept", ""):
+        return web.error_response(code, message, details, status)
+    door.visitor(parts().db)  # whoever is logged in is led to the first page, others to where one logs in
+    return add_headers(error_page("NOT_FOUND" if code == "UNAUTHORIZED" else code, message))
 
 
 web.answer_errors(bp, error_page)
