@@ -148,7 +148,7 @@ def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterat
 
 
 def _interrupted(client: AgentClient, execution_id: str, again: str) -> int:
-    """Ask what is to become of the execution; without a terminal to ask on it is left running."""
+    """Ask what is to become of the execution; without a terminal, and at another Ctrl-C, it is left running."""
     try:
         client.execution(execution_id)
     except errors.Refused:
@@ -157,7 +157,9 @@ def _interrupted(client: AgentClient, execution_id: str, again: str) -> int:
     choice = "l"
     if sys.stdin.isatty():
         click.echo(err=True)
-        choice = click.prompt("Leave it running or cancel it?", type=click.Choice(["l", "c"]), default="l", err=True)
+        with contextlib.suppress(click.Abort):
+            choices = click.Choice(["l", "c"])
+            choice = click.prompt("Leave it running or cancel it?", type=choices, default="l", err=True)
     if choice == "c":
         client.cancel(execution_id)
         click.echo("occ: cancelled.", err=True)
