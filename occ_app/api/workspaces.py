@@ -88,6 +88,8 @@ def _await_job(number: int) -> dict[str, Any]:
         raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
     if state == "failed":
         raise errors.RequestError(result["code"], result["message"], result["details"])
+    # Its rows are seen here as soon as control has committed them, which may still be waiting for the disk.
+    parts().db.flush()
     return result
 
 
