@@ -80,6 +80,18 @@ def after(db: Database, number: int, seq: int, limit: int = MOST) -> list[Event]
     return [Event(*row) for row in rows]
 
 
+def settled(db: Database, number: int, seq: int, known: int, limit: int = MOST) -> list[Event]:
+    """The same, for whoever tells them on: a final event above `known` is on the disk when this returns.
+
+    It is seen from its commit on, when who wrote it may still be waiting for the disk; nobody shall hear of an end that
+    a power cut takes back.
+    """
+    found = after(db, number, seq, limit)
+    if found and found[-1].final and found[-1].seq > known:
+        db.flush()
+    return found
+
+
 def newest(db: Database, number: int) -> int:
     """The seq of an execution's newest event; 0 when there is none."""
     with db.read() as connection:

@@ -111,8 +111,11 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
         return from_row(rows[0]) if rows else None
 
 
-def finish(db: Database, number: int, outcome: Outcome) -> bool:
-    """End a running execution: the final event and the state in one transaction. False when it was over already."""
+def finish(db: Database, number: int, outcome: Outcome) -> int:
+    """End a running execution: the final event and the state in one transaction.
+
+    Returns the seq of the final event; 0 when it was over already.
+    """
     with db.write() as connection:
         return _finish(connection, number, outcome, "running")
 
@@ -120,7 +123,7 @@ def finish(db: Database, number: int, outcome: Outcome) -> bool:
 def give_up(db: Database, number: int, outcome: Outcome) -> bool:
     """End an execution that still waits. False when it does not any more."""
     with db.write() as connection:
-        return _finish(connection, number, outcome, "queued")
+        return _finish(connection, number, outcome, "queued") > 0
 
 
 def abandon_all(db: Database, outcome: Outcome) -> int:
@@ -129,7 +132,7 @@ def abandon_all(db: Database, outcome: Outcome) -> int:
         rows = connection.execute(
             "SELECT number, state FROM executions WHERE state IN ('queued', 'running')"
         ).fetchall()
-        return sum(_finish(connection, row["number"], outcome, row["state"]) for row in rows)
+        return sum(_finish(connection, row["number"], outcome, row["state"]) > 0 for row in rows)
 
 
 def request_stop(db: Database, execution_id: str, code: str, message: str, only: str | None = None) -> Execution:
@@ -159,7 +162,7 @@ def forget_prompt(db: Database, number: int) -> None:
         connection.execute("UPDATE executions SET prompt = NULL WHERE number = ? AND last_seq IS NOT NULL", (number,))
 
 
-def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str) -> bool:
+def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str) -> int:
     seq = 1 + connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()[0]
     data = outcome.data
     won = connection.execute(
@@ -188,4 +191,4 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     ).rowcount
     if won:
         events.insert(connection, number, seq, [(outcome.event, events.to_json(data))])
-    return bool(won)
+    return seq if won else 0

@@ -106,3 +106,7 @@ class Outcome:
         state = "cancelled" if code == "EXECUTION_CANCELLED" else "failed"
         kept = {key: value for key, value in extra.items() if value is not None}
         return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": events.milliseconds()})
+
+    def news(self, seq: int) -> bytes:
+        """Its final event as a ring carries it; nothing for seq 0, when something else ended the execution."""
+        return events.news(seq, [(self.event, events.to_json(self.data))]) if seq else b""

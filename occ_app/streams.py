@@ -98,7 +98,8 @@ class Follower:
 
     def stored(self) -> Iterator[list[events.Event]]:
         """What is there now."""
-        while batch := events.after(self._db, self._execution.number, self._after):
+        known = self._execution.last_seq if self._execution.over else 0
+        while batch := events.settled(self._db, self._execution.number, self._after, known):
             yield self._told(batch)
             if len(batch) < events.MOST:
                 return  # that was all; asking would say so, and costs a look into the table

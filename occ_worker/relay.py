@@ -253,8 +253,8 @@ class Relay:
         return Outcome.failure(code, message)
 
     def _end(self, outcome: Outcome) -> None:
-        lifecycle.finish(self._parts.db, self._execution.number, outcome)
-        self._ring(b"")
+        seq = lifecycle.finish(self._parts.db, self._execution.number, outcome)
+        self._ring(outcome.news(seq))
         log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
 
     def _ring(self, news: bytes) -> None:

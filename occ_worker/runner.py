@@ -44,14 +44,14 @@ def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
     """Write the end down, however long the disk is full or the database held; a stop leaves it to the next start."""
     while True:
         try:
-            lifecycle.finish(worker.db, execution.number, outcome)
+            seq = lifecycle.finish(worker.db, execution.number, outcome)
             break
         except OCCError as error:
             log.error("execution %s: its end cannot be stored yet: %s", execution.execution_id, error)
         if worker.stopping():
             return
         select.select([worker.wake], [], [], RETRY_SECONDS)
-    worker.readers.ring(tail.execution_key(execution.number))
+    worker.readers.ring(tail.execution_key(execution.number), outcome.news(seq))
     log.info("execution %s %s", execution.execution_id, outcome.data.get("code", outcome.state))
     with contextlib.suppress(OCCError):  # control looks for what waits, too
         if executions.claimable(worker.db):

@@ -223,15 +223,49 @@ def test_who_missed_rings_learns_that_there_were_more(tmp_path: Path) -> None:
     bell.close()
 
 
-def test_the_tail_takes_news_that_join_on_and_reads_what_does_not(tmp_path: Path) -> None:
-    connection = db.connect(tmp_path / "tail.db")
+def with_events(path: Path, last: int) -> Database:
+    """A database with the table of events, in which execution 3 has some."""
+    connection = db.connect(path)
     connection.execute("CREATE TABLE events (execution INTEGER, seq INTEGER, event TEXT, data TEXT)")
     connection.executemany(
-        "INSERT INTO events VALUES (3, ?, 'output', ?)", [(seq, f'"stored {seq}"') for seq in range(1, 11)]
+        "INSERT INTO events VALUES (3, ?, 'output', ?)", [(seq, f'"stored {seq}"') for seq in range(1, last + 1)]
     )
     connection.close()
+    return Database(path)
+
+
+def test_the_tail_tells_no_end_that_is_not_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = with_events(tmp_path / "tail.db", 2)
+    with rows.write(durable=False) as connection:
+        events.insert(connection, 3, 3, [("complete", "{}")])
+    flushing, go = threading.Event(), threading.Event()
+
+    def slow(_: int) -> None:
+        flushing.set()
+        go.wait()
+
+    monkeypatch.setattr(os, "fdatasync", slow)
     (tmp_path / "bells").mkdir()
-    tail, ringer = Tail(Database(tmp_path / "tail.db"), tmp_path / "bells"), Ringer(tmp_path / "bells")
+    tail, ringer = Tail(rows, tmp_path / "bells"), Ringer(tmp_path / "bells")
+    channel = tail.join("e3", 1)
+    tail.start()
+    ringer.ring("e3")  # before whoever wrote the end has waited for the disk
+    assert flushing.wait(5)
+    assert channel.newest == 1
+    go.set()
+    wait_until(lambda: channel.newest == 3, "the end to be told")
+    monkeypatch.setattr(os, "fdatasync", None)
+    assert [event.name for event in tail.next_events(channel, 3, 1)] == ["output", "complete"]
+    assert [event.seq for event in events.settled(rows, 3, 0, known=3)] == [1, 2, 3]
+    tail.close()
+    tail.join_thread()
+    ringer.close()
+
+
+def test_the_tail_takes_news_that_join_on_and_reads_what_does_not(tmp_path: Path) -> None:
+    rows = with_events(tmp_path / "tail.db", 10)
+    (tmp_path / "bells").mkdir()
+    tail, ringer = Tail(rows, tmp_path / "bells"), Ringer(tmp_path / "bells")
     channel = tail.join("e3", 2)
     tail.start()
 
