@@ -399,6 +399,8 @@ def test_ctrl_c_asks_whether_to_leave_it_running(agent: Occ, answer: str, state:
     read_until(terminal, b"some text")
     os.write(terminal, b"\x03")
     read_until(terminal, b"cancel it?")
+    # A signal that comes just before Python reads is seen only after the next key.
+    wait_until(lambda: Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x0"], "the answer to be read")
     os.write(terminal, answer.encode())
     said = read_until(terminal, b"cancelled." if state == "cancelled" else b"shows it.")
     assert b"run-" in said or state == "cancelled"
