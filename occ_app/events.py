@@ -125,7 +125,7 @@ def purge(db: Database, number: int, most: int) -> int:
 
 def gap(after: int, following: Event) -> Event | None:
     """What tells a reader at `after` that events before `following` were removed; None when none were."""
-    if following.seq == after + 1:
+    if following.seq <= after + 1:
         return None
     data = {"fromSeq": after + 1, "toSeq": following.seq - 1, "reason": "removed by retention"}
     return Event(following.seq - 1, "gap", to_json(data))

@@ -72,7 +72,8 @@ class Follower:
         self.gone = False
 
     def __enter__(self) -> Follower:
-        self._channel = self._tail.join(self._key, self._execution.last_seq)
+        # The final event counts as news, for others who follow and have not heard of the end.
+        self._channel = self._tail.join(self._key, self._execution.last_seq - self._execution.over)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,8 +87,8 @@ class Follower:
 
     @property
     def behind(self) -> bool:
-        """Whether more than what it had is known to be there."""
-        return self._after < self._channel.newest
+        """Whether more than what it had is known to be there, or the end."""
+        return self._after < self._channel.newest or self._channel.over
 
     def join(self, reader: Live) -> None:
         """Have the tail call this reader's `push` at news."""

@@ -47,6 +47,11 @@ class Channel:
         self.recent: deque[events.Event] = deque(maxlen=_RECENT)
         self.live: set[Live] = set()
 
+    @property
+    def over(self) -> bool:
+        """Whether the newest event is the final one."""
+        return bool(self.recent) and self.recent[-1].final
+
 
 class Tail:
     """The listening thread and its channels; `start` it once in a process, `close` it to let every reader go."""
@@ -97,8 +102,13 @@ class Tail:
                 del self._channels[key]
 
     def next_events(self, channel: Channel, number: int, after: int) -> list[events.Event]:
-        """The next events of execution `number` above `after`, at once; empty when there are none yet."""
+        """The next events of execution `number` above `after`, at once; empty when there are none yet.
+
+        The final one is told whatever `after` is: a reader may have what a power cut took from the table.
+        """
         with channel.changed:
+            if channel.over:
+                after = min(after, channel.newest - 1)
             if channel.recent and channel.recent[0].seq <= after + 1:
                 first = after + 1 - channel.recent[0].seq
                 return list(itertools.islice(channel.recent, first, None))

@@ -110,6 +110,22 @@ def test_the_final_event_is_sent_even_to_a_reader_beyond_it(agent: Occ, after: i
     assert list(agent.client.events("over", after=len(events) + after)) == [events[-1]]
 
 
+def test_a_reader_that_is_ahead_is_told_the_end_when_it_comes(agent: Occ, tmp_path) -> None:
+    gate = tmp_path / "gate"
+    stream, _ = agent.under_way(steps({"say": "now"}, {"wait": str(gate)}), "behind")
+    ahead, sent = agent.client.batches("behind", 1000), []
+    assert next(ahead) == []  # it follows
+    url = agent.url.replace("http", "ws") + "/executions/behind/ws?after=1000"
+    reader = threading.Thread(target=lambda: sent.extend(websockets.messages(url, agent.token)), daemon=True)
+    reader.start()
+    wait_until(lambda: b"\nocc_streams_open 3" in agent.request("GET", "/metrics").data, "all three to read")
+    gate.touch()
+    final = list(stream)[-1]
+    assert [(event.seq, event.name) for event in next(ahead)] == [(final.seq, "complete")]
+    reader.join(20)
+    assert [json.loads(message)["data"] for message in sent] == [final.data]
+
+
 def test_without_follow_the_stream_ends_at_what_is_there(agent: Occ, tmp_path) -> None:
     gate = tmp_path / "gate"
     stream = agent.client.execute("work", steps({"say": "now"}, {"wait": str(gate)}), executionId="paused")

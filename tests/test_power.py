@@ -131,7 +131,7 @@ def test_what_was_acknowledged_survives_a_power_cut(occ: Occ, disk: Disk, tmp_pa
     for round_ in range(ROUNDS):
         cut = threading.Event()
         arguments = [(occ, 10 * round_ + client, cut, promises.accepted, uploaded) for client in range(3)]
-        threads = [threading.Thread(target=write_until_cut, args=each) for each in arguments]
+        threads = [threading.Thread(target=write_until_cut, args=each, daemon=True) for each in arguments]
         for thread in threads:
             thread.start()
         threading.Event().wait(random.uniform(0.3, 1.5))  # noqa: S311 - any instant
@@ -139,7 +139,8 @@ def test_what_was_acknowledged_survives_a_power_cut(occ: Occ, disk: Disk, tmp_pa
         lose_power(occ, disk)
         occ.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads), "a client waits for an execution that is over"
         promises.check()
         known = {each["workspaceId"]: each for each in occ.client.workspaces()}
         for workspace, files in uploaded.items():
