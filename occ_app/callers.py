@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from flask import Flask, g, request
@@ -63,7 +64,7 @@ def same_secret(given: str, right: str) -> bool:
 
 def _check_host(hosts: Collection[str]) -> None:
     name = _hostname(request.environ.get("HTTP_HOST", ""))
-    if name is None or not (_is_address(name) or name in hosts):
+    if name is None or not (name in hosts or _is_address(name)):
         raise errors.RequestError(
             "WRONG_HOST",
             "This agent does not answer to that Host; use its address, or name the host with --allowed-host.",
@@ -120,6 +121,7 @@ def _hostname(host: str) -> str | None:
     return match.group(1).strip("[]").lower().rstrip(".") if match else None
 
 
+@lru_cache(maxsize=64)
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

@@ -10,6 +10,7 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -94,10 +95,15 @@ class Config:
     def pid_file(self) -> Path:
         return self.home / "daemon.pid"
 
-    @property
+    @cached_property
     def run(self) -> Path:
         """What lives only as long as the daemon: doorbells, uploads under way, daemon.json."""
         return self.home / "run"
+
+    @cached_property  # asked for at each execution
+    def stopping(self) -> Path:
+        """There from the beginning of a stop to the next start."""
+        return self.run / "stopping"
 
     @property
     def logs(self) -> Path:

@@ -85,15 +85,15 @@ def end_parts(config: Config, seconds: float) -> None:
 
 def refuse_work(config: Config) -> None:
     """From now on new work is refused with 503 and nothing that waits is started."""
-    (config.run / "stopping").touch()
+    config.stopping.touch()
 
 
 def take_work(config: Config) -> None:
-    (config.run / "stopping").unlink(missing_ok=True)
+    config.stopping.unlink(missing_ok=True)
 
 
 def takes_work(config: Config) -> bool:
-    return not (config.run / "stopping").exists()
+    return not config.stopping.exists()
 
 
 def stop(config: Config, daemon: Daemon) -> bool:

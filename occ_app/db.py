@@ -33,6 +33,7 @@ class Database:
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
+        self._folder, self._log = str(path.parent), f"{path}-wal"
         self._readonly = readonly
         self._idle: dict[bool, list[sqlite3.Connection]] = {False: [], True: []}  # for reading, and for writing
         self._lock = threading.Lock()
@@ -94,7 +95,7 @@ class Database:
                 return
             self._flushes_begun += 1
             try:
-                descriptor = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     os.fdatasync(descriptor)  # what SQLite itself does at the end of a commit that is FULL
                 finally:
@@ -114,14 +115,14 @@ class Database:
         A flush of a file that has grown waits for the file system's journal too; one of a file that has not takes
         half of that.
         """
-        with self.write(durable=False), Path(f"{self.path}-wal").open("ab", buffering=0) as log:
+        with self.write(durable=False), Path(self._log).open("ab", buffering=0) as log:
             # Nobody else adds to it during a transaction.
             log.write(bytes(max(0, size - log.tell())))
         self.flush()
 
     def disk_is_full(self) -> bool:
         """Whether its disk has no byte left; the log has room of its own for a while, but what follows has not."""
-        disk = os.statvfs(self.path.parent)
+        disk = os.statvfs(self._folder)
         return disk.f_blocks > 0 and disk.f_bavail == 0  # a tmpfs without a limit has none
 
     def used_bytes(self) -> int:

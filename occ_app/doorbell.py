@@ -35,11 +35,12 @@ class Doorbell:
     def rings(self) -> tuple[list[tuple[str, bytes]], bool]:
         """The keys rung for since the last call, each with its news, and whether that were all; never waits."""
         rung = list[tuple[str, bytes]]()
-        with contextlib.suppress(BlockingIOError):
-            while True:
+        while True:
+            try:
                 key, _, news = self._socket.recv(_LONGEST).partition(b"\n")
-                rung.append((key.decode(), news))
-        return rung, len(rung) < _QUEUE
+            except BlockingIOError:
+                return rung, len(rung) < _QUEUE
+            rung.append((key.decode(), news))
 
     def hush(self) -> None:
         """Forget what was rung for."""

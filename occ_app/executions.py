@@ -158,5 +158,5 @@ def from_row(row: sqlite3.Row) -> Execution:
     values = dict(row)
     values["last_seq"] = values.pop("newest_seq")
     values["usage"] = None if values["usage"] is None else json.loads(values["usage"])
-    values["wanted_labels"] = tuple(json.loads(values["wanted_labels"] or "[]"))
+    values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
     return Execution(**values)

@@ -66,14 +66,10 @@ class Worker(gthread.ThreadWorker):
     _next_look = 0.0
 
     def handle(self, conn: Any) -> Any:
-        limit = struct.pack("ll", IO_SECONDS, 0)
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A reader that takes nothing lets a send creep on while the kernel's buffer grows; this ends that.
-        conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
-        if not conn.initialized and not self.cfg.is_ssl and not _head_is_here(conn):
-            return gthread._DEFER  # to the loop, where waiting takes no thread
+        if not conn.initialized and not self.cfg.is_ssl:
+            if not _head_is_here(conn):
+                return gthread._DEFER  # to the loop, where waiting takes no thread
+            conn.data_ready = True  # gunicorn need not look
         try:
             kept = super().handle(conn)
         except HandedOver as handed:
@@ -142,6 +138,16 @@ class Worker(gthread.ThreadWorker):
             log.debug("a client was gone before it was told of its mistake")
 
 
+def _limit_waiting(listener: Any) -> None:
+    """Give every connection that a listener will accept its limits: Linux hands a listener's options on."""
+    limit = struct.pack("ll", IO_SECONDS, 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A reader that takes nothing lets a send creep on while the kernel's buffer grows; this ends that.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
+
+
 def _head_is_here(conn: Any) -> bool:
     """Whether a new connection's request head has come whole, so that a thread can read it without waiting.
 
@@ -162,7 +168,8 @@ def _head_is_here(conn: Any) -> bool:
     # Woken without anything new: the client has closed its side.
     known = len(seen) in (0, before, _LONGEST_WAITED_FOR)
     if known or b"\r\n\r\n" in seen or not seen[:1].isalpha():
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        if before >= 0:
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         return True
     conn.occ_head = begun, len(seen)
     # The loop is woken by one byte more than this, and not again and again by these.
@@ -232,6 +239,9 @@ class Application(BaseApplication):
     def run(self) -> None:
         """Serve in this very process, to its end: what gunicorn's master does for its workers, the supervisor does."""
         logger = self.cfg.logger_class(self.cfg)
-        worker = Worker(1, os.getppid(), create_sockets(self.cfg, logger), self, self.cfg.timeout, self.cfg, logger)
+        listeners = create_sockets(self.cfg, logger)
+        for listener in listeners:
+            _limit_waiting(listener)
+        worker = Worker(1, os.getppid(), listeners, self, self.cfg.timeout, self.cfg, logger)
         worker.pid = os.getpid()
         worker.init_process()

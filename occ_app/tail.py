@@ -46,11 +46,7 @@ class Channel:
         self.newest = newest
         self.recent: deque[events.Event] = deque(maxlen=_RECENT)
         self.live: set[Live] = set()
-
-    @property
-    def over(self) -> bool:
-        """Whether the newest event is the final one."""
-        return bool(self.recent) and self.recent[-1].final
+        self.over = False  # the newest event is the final one
 
 
 class Tail:
@@ -202,7 +198,8 @@ class Tail:
             if fresh and fresh[0].seq != channel.newest + 1:
                 channel.recent.clear()
             channel.recent.extend(fresh)
-            channel.newest = fresh[-1].seq if fresh else channel.newest
+            if fresh:
+                channel.newest, channel.over = fresh[-1].seq, fresh[-1].final
             channel.rings += 1
             channel.changed.notify_all()
         for reader in tuple(channel.live):

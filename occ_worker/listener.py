@@ -92,7 +92,6 @@ class Listener:
         """Give the CLI its prompt and listen until it is gone, then say how it went."""
         with self._selector:
             self._write()  # before anything else: the CLI may have loaded, and wait for its prompt
-            log.info("execution %s started", self._execution.execution_id)
             while not self._exited:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()

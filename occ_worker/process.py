@@ -16,7 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import psutil
@@ -29,6 +29,8 @@ MARKER = "OCC_EXECUTION_ID"
 _F_SETPIPE_SZ = 1031
 _PIPE_BYTES = 1 << 20
 _OOM_SCORE = b"500"  # under memory pressure the kernel ends the CLI before the daemon
+
+_quoted = lru_cache(maxsize=256)(shlex.quote)  # almost all words of a command are those of the one before
 
 
 class Launcher:
@@ -105,8 +107,8 @@ class Child:
 
     def become(self, argv: Sequence[str], folder: Path, execution_id: str) -> None:
         """Tell it what to become. Raises ValueError for a line break in what it is told."""
-        marked = f"unset PWD OLDPWD && export {MARKER}={shlex.quote(execution_id)}"
-        line = f"{shlex.join(['cd', '--', str(folder)])} && {marked} && exec {shlex.join(argv)}"
+        marked = f"unset PWD OLDPWD && export {MARKER}={_quoted(execution_id)}"
+        line = f"cd -- {_quoted(str(folder))} && {marked} && exec {' '.join(map(_quoted, argv))}"
         if "\n" in line:
             raise ValueError(f"a line break in {line!r}")
         with contextlib.suppress(BrokenPipeError):  # its exit says the same

@@ -75,6 +75,7 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
     )
     try:
         listener = Listener(worker, execution, child)
+        log.info("execution %s started", execution.execution_id)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
         worker.db.flush()
         return listener.outcome()

@@ -6,7 +6,6 @@ CLI loses what OCC does not know and nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -47,10 +46,15 @@ class Translator:
         """The events one line means; unknown and unreadable lines mean none."""
         delta = _TEXT_DELTA.fullmatch(line)
         if delta is not None and not self._surrogate and 0 < len(delta[1]) <= texts.CHUNK_BYTES:
-            with contextlib.suppress(UnicodeDecodeError):
-                event = ("output", f'{{"chunk":"{delta[1].decode()}","timestamp":{milliseconds()}}}')
-                self._streamed.add(self._message_id)
-                return [event]
+            try:
+                text = delta[1].decode()
+            except UnicodeDecodeError:
+                return self._other(line)
+            self._streamed.add(self._message_id)
+            return [("output", f'{{"chunk":"{text}","timestamp":{milliseconds()}}}')]
+        return self._other(line)
+
+    def _other(self, line: bytes) -> list[Event]:
         return [(name, to_json(data)) for name, data in self._parsed(line)]
 
     def _parsed(self, line: bytes) -> list[_Said]:

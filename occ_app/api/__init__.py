@@ -59,11 +59,17 @@ class Parts:
             raise Unavailable("STOPPING", "It is stopping; send this again when it is back.")
 
 
+class _Application(Flask):
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Every view as it is: none is asynchronous, and Flask would ask that of each anew at every request."""
+        return func
+
+
 def create_app(parts: Parts) -> Flask:
     """The WSGI application of one agent, and what a hub's begins with."""
     from occ_app.api import executions, health, metrics, openapi, search, usage, workspaces
 
-    app = Flask("occ_app", static_folder=None)
+    app = _Application("occ_app", static_folder=None)
     config = parts.config
     # An upload is the largest body; a JSON body is held to the prompt's limit where it is read.
     app.config["MAX_CONTENT_LENGTH"] = max(config.max_upload_bytes, 6 * config.max_prompt_bytes) + _FORM_OVERHEAD

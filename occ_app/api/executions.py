@@ -39,38 +39,39 @@ def start(asked: Request) -> tuple[Execution, bool]:
 
     Raises what lifecycle.create does.
     """
-    execution, created = _create(asked)
+    own = parts()
+    execution, created = _create(own, asked)
     if created:
         with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
-            parts().execute(execution.execution_id)
+            own.execute(execution.execution_id)
     # A worker may be starting the CLI already; the client is told only what no power cut takes back.
-    parts().db.flush()
+    own.db.flush()
     return execution, created
 
 
-def _create(asked: Request) -> tuple[Execution, bool]:
+def _create(own: Parts, asked: Request) -> tuple[Execution, bool]:
     try:
-        parts().refuse_when_stopping()
+        own.refuse_when_stopping()
     except errors.Unavailable:
         # One that exists may still be followed to its end.
-        existing = executions.find(parts().db, asked.execution_id, callers.caller().only)
+        existing = executions.find(own.db, asked.execution_id, callers.caller().only)
         if existing is not None and existing.request_hash == asked.hash:
             return existing, False
         raise
     return lifecycle.create(
-        parts().db, asked, max_queue=parts().config.max_queue, admit=lambda connection: parts().admit(connection, asked)
+        own.db, asked, max_queue=own.config.max_queue, admit=lambda connection: own.admit(connection, asked)
     )
 
 
 def asked_for(body: Any) -> Request:
     """The body as a request, with the configured limits filled in. Raises InvalidRequest and TooLarge."""
-    loaded = web.loaded(parts().execute_body, body)
-    config = parts().config
+    own = parts()
+    loaded, config = web.loaded(own.execute_body, body), own.config
     if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
         raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
-            wire = web.schema_of(parts().execute_body).fields[name].data_key or name
+            wire = web.schema_of(own.execute_body).fields[name].data_key or name
             message = f"Must be at most {config.max_timeout_seconds:g} (OCC_MAX_TIMEOUT_SECONDS)."
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
     return Request(
