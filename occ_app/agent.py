@@ -29,9 +29,9 @@ def noted(db: Database, key: str) -> dict[str, Any]:
     return {} if row is None else dict(json.loads(row["value"]))
 
 
-def heartbeat(db: Database) -> dict[str, Any]:
-    """The heartbeat as `/health` shows it; a standalone agent has none: null, 0, 0."""
-    kept = noted(db, "heartbeat")
+def heartbeat(config: Config, db: Database) -> dict[str, Any]:
+    """The heartbeat as `/health` shows it; a standalone agent has none, whatever it once had: null, 0, 0."""
+    kept = noted(db, "heartbeat") if config.remote_url else {}
     return {
         "lastSuccessfulAt": kept.get("lastSuccessfulAt"),
         "consecutiveFailures": kept.get("consecutiveFailures", 0),
@@ -42,7 +42,7 @@ def heartbeat(db: Database) -> dict[str, Any]:
 def health(config: Config, db: Database) -> dict[str, Any]:
     """The body of `/health`: what runs, what waits, and in `problems` what a person should look at."""
     busy, waiting = executions.counts(db)
-    beat = heartbeat(db)
+    beat = heartbeat(config, db)
     claude = noted(db, "claude")
     problems = []
     if claude and claude["path"] is None:

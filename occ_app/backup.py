@@ -40,6 +40,9 @@ def write(config: Config, target: Path) -> int:
         os.link(partial, target)  # unlike a rename this never replaces a file
     except FileExistsError:
         raise StartFailed(f"{target} exists already; choose another name for the backup.") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StartFailed(f"{target} cannot be written ({reason}); choose another place for the backup.") from None
     finally:
         partial.unlink(missing_ok=True)
     return target.stat().st_size

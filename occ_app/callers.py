@@ -86,6 +86,7 @@ def _identified(identify: Callable[[str], Caller | None]) -> Caller:
     if found is None:
         if given:
             slow_down()
+            raise unauthorized("This token or key is wrong, expired or revoked; `occ token` prints an agent's.")
         raise unauthorized()
     return found
 

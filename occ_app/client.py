@@ -224,26 +224,18 @@ class AgentClient:
                 timeout=urllib3.Timeout(connect=min(_CONNECT_SECONDS, read_seconds), read=read_seconds),
             )
         except urllib3.exceptions.SSLError as error:
-            raise Untrusted(self._distrust(error)) from None
+            raise Untrusted(replies.distrust(error, self.url, "--pin")) from None
         except urllib3.exceptions.HTTPError as error:
             reason = replies.reason(error)
             raise Unreachable(f"{self.url} does not answer ({reason}); is the agent running there?") from None
         if response.status >= 300:
             refusal = replies.refusal(response, self.url)
             if refusal.status == 401:  # its own sentence is for whoever makes requests by hand
-                why = "it is wrong, expired or revoked; `occ token` on an agent's machine prints its token"
-                raise Refused(f"{self.url} does not take this token or key: {why}.", 401, refusal.code)
+                why = "it is wrong, expired or revoked"
+                where = "`occ token` prints an agent's, `occ hub keys create` makes a hub's"
+                raise Refused(f"{self.url} does not take this token or key: {why}; {where}.", 401, refusal.code)
             raise refusal
         return response
-
-    def _distrust(self, error: urllib3.exceptions.SSLError) -> str:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return f"{self.url} shows a certificate that is not trusted here; give the fingerprint it has with --pin."
-        if "ingerprint" in str(error):
-            return (
-                f"{self.url} shows another certificate than the pinned one: it was made anew, or someone is in between."
-            )
-        return f"{self.url} does not speak TLS as it should; is it an http:// address?"
 
 
 def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, bytes]:

@@ -224,11 +224,15 @@ def homes() -> tuple[Path, Path]:
     return home_folder(), home_folder(program=HUB)
 
 
-def client_token() -> str | None:
-    """The token that `occ run` sends to another agent: OCC_TOKEN, or @FILE in it.
+def unknown_variables() -> list[str]:
+    """Variables that look like settings of OCC and are none."""
+    others = {AGENT.home_variable, HUB.home_variable, "OCC_TOKEN", "OCC_EXECUTION_ID"}
+    known = others | {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
+    return sorted(name for name in os.environ if name.startswith("OCC_") and name not in known)
 
-    Raises ConfigError when it cannot be read.
-    """
+
+def client_token() -> str | None:
+    """The token for another agent: OCC_TOKEN, or @FILE in it. Raises ConfigError when it cannot be read."""
     value = os.environ.get("OCC_TOKEN")
     return read_secret(value, "OCC_TOKEN") if value else None
 
@@ -251,7 +255,9 @@ def _read_toml(path: Path, program: Program) -> dict[str, str]:
     known = {setting.name for setting in program.settings}
     unknown = sorted(set(content) - known)
     if unknown:
-        raise ConfigError(f"{path} has a setting OCC does not know: {unknown[0]}; docs/configuration.md lists them.")
+        raise ConfigError(
+            f"{path} has a setting OCC does not know: {unknown[0]}; the README lists them under Settings."
+        )
     return {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()
     }

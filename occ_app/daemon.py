@@ -28,6 +28,8 @@ class Daemon:
     port: int
     url: str
     fingerprint: str | None = None  # of its TLS certificate
+    self_signed: bool = False  # so that nobody vouches for it
+    public_url: str | None = None
 
     @property
     def identity(self) -> ProcessIdentity:

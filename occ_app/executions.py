@@ -61,7 +61,7 @@ def find(db: Database, execution_id: str, only: str | None = None) -> Execution 
 def execution_not_found(execution_id: str) -> errors.NotFound:
     return errors.NotFound(
         "EXECUTION_NOT_FOUND",
-        f"There is no execution {execution_id}; GET /executions lists those there are.",
+        f"There is no execution {execution_id}; `occ jobs`, or GET /executions, lists those there are.",
         {"executionId": execution_id},
     )
 
@@ -69,7 +69,7 @@ def execution_not_found(execution_id: str) -> errors.NotFound:
 def workspace_not_found(workspace_id: str) -> errors.NotFound:
     return errors.NotFound(
         "WORKSPACE_NOT_FOUND",
-        f"There is no workspace {workspace_id}; upload it first with POST /workspace/init.",
+        f"There is no workspace {workspace_id}; `occ run --dir` uploads one, and so does POST /workspace/init.",
         {"workspaceId": workspace_id},
     )
 

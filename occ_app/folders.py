@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
 
-def files_to_send(folder: Path, never: Collection[Path] = ()) -> Iterator[Path]:
-    """The files and empty folders below `folder`, in order, links, special files and the folders `never` left out."""
-    yield from _walk(folder, [], {path.resolve() for path in never})
+def files_to_send(
+    folder: Path, never: Collection[Path] = (), link: Callable[[Path], object] = lambda _: None
+) -> Iterator[Path]:
+    """The files and empty folders below `folder`, in order, links, special files and the folders `never` left out.
+
+    `link` is called with each link that is left out.
+    """
+    yield from _walk(folder, [], {path.resolve() for path in never}, link)
 
 
-def _walk(folder: Path, rules: list[tuple[Path, GitIgnoreSpec]], never: Collection[Path]) -> Iterator[Path]:
+def _walk(
+    folder: Path, rules: list[tuple[Path, GitIgnoreSpec]], never: Collection[Path], link: Callable[[Path], object]
+) -> Iterator[Path]:
     ignore = folder / ".gitignore"
     if ignore.is_file():
         lines = ignore.read_text(encoding="utf-8", errors="replace").splitlines()
         rules = [*rules, (folder, GitIgnoreSpec.from_lines(lines))]
     for path in sorted(folder.iterdir()):
-        if path.name == ".git" or path.is_symlink() or path in never or _ignored(path, rules):
+        if path.name == ".git" or path in never or _ignored(path, rules):
             continue
-        if path.is_dir():
+        if path.is_symlink():
+            link(path)
+        elif path.is_dir():
             yield path
-            yield from _walk(path, rules, never)
+            yield from _walk(path, rules, never, link)
         elif path.is_file():
             yield path
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import urllib3
 
 from occ_app import __version__, replies
-from occ_app.errors import Unreachable
+from occ_app.errors import Unreachable, Untrusted
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class HubClient:
                 redirect=False,
                 timeout=urllib3.Timeout(total=self._seconds),
             )
+        except urllib3.exceptions.SSLError as error:
+            raise Untrusted(replies.distrust(error, f"The hub at {self.url}", "--remote-pin")) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(f"The hub at {self.url} does not answer ({replies.reason(error)}).") from None
         if not 200 <= response.status < 300:

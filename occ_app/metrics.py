@@ -99,7 +99,7 @@ def of_agent(config: Config, db: Database) -> Measure:
     def measure() -> Iterable[Metric]:
         yield gauge("occ_workers", "Executions that can run at once.", config.workers)
         yield gauge("occ_workers_busy", "Executions that run.", executions.counts(db)[0])
-        beat = agent.heartbeat(db)
+        beat = agent.heartbeat(config, db)
         failures = beat["consecutiveFailures"]
         yield gauge("occ_heartbeat_consecutive_failures", "Heartbeats in a row that the hub did not take.", failures)
         if beat["lastSuccessfulAt"] is not None:

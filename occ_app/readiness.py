@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,8 +83,9 @@ def bind(config: Config) -> socket.socket:
     except socket.gaierror:
         raise StartFailed(f"{host} is no address of this machine; choose another --bind-address.") from None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StartFailed(f"Cannot listen on {host}:{port} ({reason}); choose another --port.") from None
+        what = "--bind-address" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        reason = os.strerror(error.errno or 0).lower()  # its own text says the address again
+        raise StartFailed(f"Cannot listen on {host}:{port} ({reason}); choose another {what}.") from None
 
 
 def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:

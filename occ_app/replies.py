@@ -52,6 +52,15 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
     return Refused(message, response.status, code, float(after) if after.isdigit() else None)
 
 
+def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
+    """Why nothing was sent to an address with TLS; `option` is the one that names a certificate to trust."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"{url} shows a certificate that is not trusted here; give the fingerprint it has with {option}."
+    if "ingerprint" in str(error):
+        return f"{url} shows another certificate than the pinned one: it was made anew, or someone is in between."
+    return f"{url} does not speak TLS as it should; is it an http:// address?"
+
+
 def _each(details: dict[str, Any]) -> str:
     """What is wrong with each field, as one sentence a person can use without seeing the request."""
     told = (f"{name}: {value[0] if isinstance(value, list) and value else value}" for name, value in details.items())

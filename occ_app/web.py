@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Response, current_app, g, request
 from flask import json as flask_json
 from gunicorn.http.errors import NoMoreData, ParseException
 from marshmallow import Schema, ValidationError
@@ -62,7 +62,11 @@ _HTTP_CODES = {
     400: ("BAD_REQUEST", "The request could not be read; check it against docs/protocol.md."),
     404: ("NOT_FOUND", "There is nothing at this address; GET /openapi.json lists what there is."),
     405: ("METHOD_NOT_ALLOWED", "This address does not take that method; GET /openapi.json lists those it takes."),
-    413: ("BODY_TOO_LARGE", "The body is larger than this agent accepts."),
+    413: (
+        "BODY_TOO_LARGE",
+        "The body is over the {most} bytes that are taken here; send less, or raise OCC_MAX_UPLOAD_BYTES (on a hub"
+        " OCC_HUB_MAX_UPLOAD_BYTES).",
+    ),
     415: ("UNSUPPORTED_MEDIA_TYPE", "The body has the wrong content type; docs/protocol.md names the right one."),
 }
 
@@ -103,6 +107,7 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
         code, message = _HTTP_CODES.get(status, _HTTP_CODES[400] if status < 500 else ("INTERNAL", ""))
         if status >= 500:
             return unexpected(error)
+        message = message.format(most=current_app.config["MAX_CONTENT_LENGTH"])
         response = answer(code, message, status=status if status in _HTTP_CODES else 400)
         for name, value in error.get_headers():
             if name == "Allow":

@@ -47,7 +47,7 @@ class _WorkerEnvironment(ProcessEnvironment):
         return _NoProcess() if name == "Scheduler" else super().create_process(runnable, name)
 
     def is_alive(self, process: Any) -> bool:
-        return isinstance(process, _NoProcess) or super().is_alive(process)
+        return process.is_alive() if isinstance(process, _NoProcess) else super().is_alive(process)
 
 
 class _NoProcess:
@@ -55,12 +55,16 @@ class _NoProcess:
 
     pid = None
 
+    def __init__(self) -> None:
+        self._alive = True  # until it is waited for: Huey starts anew what dies, and at the end counts what lives
+
     def start(self) -> None: ...
 
-    def join(self, timeout: float | None = None) -> None: ...
+    def join(self, timeout: float | None = None) -> None:  # noqa: ARG002 - Huey's shape
+        self._alive = False
 
     def is_alive(self) -> bool:
-        return False
+        return self._alive
 
 
 class _OneUntilTold(HueyWorker):

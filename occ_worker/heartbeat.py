@@ -99,7 +99,7 @@ class Heartbeat:
         if known is None or known.agent_id is None:
             self._registered = False
             return
-        kept = agent.heartbeat(self._db)
+        kept = agent.heartbeat(self._config, self._db)
         sequence = kept["seqNum"] + 1
         body = self._body(sequence, status)
         result = {**kept, "seqNum": sequence}

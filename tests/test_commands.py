@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from occ_app import executions
-from tests.conftest import Occ, make_zip, steps, wait_until
+from tests.conftest import Occ, make_zip, run_occ, steps, wait_until
 
 
 def test_start_prints_where_it_is_and_answers_when_it_returns(occ: Occ) -> None:
@@ -198,6 +198,7 @@ def test_a_broken_config_file_is_named_in_a_sentence(occ: Occ, content: str, tol
         (["--port", "http"], "--port"),
         (["--workers", "-1"], "--workers"),
         (["--bind-address", "no.such.address.invalid"], "--bind-address"),
+        (["--bind-address", "192.0.2.1"], "choose another --bind-address"),
         (["--api-key", "@/no/such/file"], "file"),
         (["--nonsense"], "nonsense"),
     ],
@@ -235,6 +236,10 @@ def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
 def test_an_exposed_agent_says_so_once(occ: Occ) -> None:
     started = occ.command("start", "--bind-address", "0.0.0.0")
     assert started.stderr.count("without TLS") == 1
+
+
+def test_a_variable_that_is_no_setting_is_named_at_the_start(occ: Occ) -> None:
+    assert "OCC_WORKER is set and is no setting" in occ.command("start", OCC_WORKER="3").stderr
 
 
 def test_a_newer_database_is_refused_with_the_version(occ: Occ) -> None:
@@ -378,6 +383,60 @@ def test_a_run_never_sends_a_home_of_occ(agent: Occ, tmp_path: Path) -> None:
     assert not sent & {"occ-home", "user"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([""], "prompt is empty"),
+        (["-"], "prompt is empty"),
+        (["hi", "--workspace", "work", "--dir", "."], "give one of them"),
+        (["hi", "--session", "5f0c5f3e-3f0d-4b0e-9a52-0d3f6a1c2b3d"], "--workspace"),
+        (["hi", "--dir", "occ-home"], "OCC's own"),
+    ],
+)
+def test_a_run_that_makes_no_sense_sends_nothing(agent: Occ, arguments: list[str], told: str) -> None:
+    done = agent.command("run", *arguments, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert len(agent.client.workspaces()) == 1
+
+
+def test_a_whole_home_is_sent_only_when_it_is_named(agent: Occ, tmp_path: Path) -> None:
+    (tmp_path / "user" / "notes.txt").write_text("private")
+    done = run_occ(["run", "hi"], agent.environment, tmp_path / "user", 60)
+    assert done.returncode == 2
+    assert "your home folder" in done.stderr
+    assert agent.command("run", "hi", "--dir", "user").stdout == "You said: hi\n"
+
+
+def test_a_refused_run_leaves_no_workspace(agent: Occ, project: Path) -> None:
+    done = agent.command("run", "hi", "--dir", str(project), "--timeout", "999999", check=False)
+    assert done.returncode == 4
+    assert "timeoutSeconds" in done.stderr
+    labelled = agent.command("run", "hi", "--dir", str(project), "--label", "gpu", check=False)
+    assert "are for a hub" in labelled.stderr
+    assert [workspace["workspaceId"] for workspace in agent.client.workspaces()] == ["work"]
+
+
+def test_a_prompt_is_read_from_standard_input(agent: Occ) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work", "-"],
+        env=agent.environment,
+        input="two\nlines",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "You said: two\nlines\n"
+
+
+def test_links_that_are_not_sent_are_named(agent: Occ, project: Path) -> None:
+    (project / "src" / "passwd").symlink_to("/etc/passwd")
+    (project / "build" / "ignored").symlink_to("/etc/passwd")
+    told = agent.command("run", "hi", "--dir", str(project)).stderr
+    assert "links are not followed: src/passwd\n" in told
+
+
 def test_an_empty_folder_is_told_in_a_sentence(agent: Occ, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = agent.command("run", "hi", "--dir", str(tmp_path / "empty"), check=False)
@@ -427,7 +486,7 @@ def test_a_terminal_shows_progress_until_the_first_text(agent: Occ, tmp_path: Pa
         arguments = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work"]
         prompt = steps({"wait": str(gate)}, {"say": "text \x1b[31m\n"})
         os.execve(sys.executable, [*arguments, prompt], agent.environment | {"TERM": "xterm"})
-    read_until(terminal, b"Claude is working")
+    read_until(terminal, b"waiting for the answer")
     gate.touch()
     seen = read_until(terminal, b"done")
     assert b"text [31m" in seen, "a terminal is not made to obey the answer"

@@ -447,7 +447,7 @@ def test_the_commands_of_an_agent_look_at_the_hub_too(hub: Hub) -> None:
     assert "e1" in box.command("jobs", "--hub", **environment).stdout
     assert box.command("jobs", "--hub", "tail", "e1", **environment).stdout == "needle\n"
     wait_until(lambda: "e1" in box.command("jobs", "--hub", "search", "needle", **environment).stdout, "it is indexed")
-    assert "e1 is succeeded" in box.command("jobs", "--hub", "cancel", "e1", **environment).stdout
+    assert "e1 was over already: succeeded" in box.command("jobs", "--hub", "cancel", "e1", **environment).stdout
 
 
 def test_each_kind_of_key_opens_its_own_addresses(hub: Hub) -> None:
@@ -495,8 +495,7 @@ def test_addresses_that_may_be_called() -> None:
 
 def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path) -> None:
     hub.stop()
-    hub.environment["OCC_HUB_TLS"] = "self-signed"
-    hub.start()
+    hub.start("--tls", "self-signed")
     pin = json.loads(hub.command("status", "--json").stdout)["tlsFingerprint"]
     told = hub.command("keys", "create", "more", "--for", "agent").stderr
     assert f"--remote-url {hub.url} --remote-pin {pin}" in told
@@ -504,6 +503,9 @@ def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path)
     hub.clients.append(client)
     settings = {"OCC_API_KEY": hub.agent_key, "OCC_REMOTE_URL": hub.url, "OCC_NAME": "box"}
     with occ_in(tmp_path, home=tmp_path / "box", OCC_BIND_ADDRESS="127.0.0.2", **settings) as box:
+        unpinned = box.command("start")
+        assert "--remote-pin" in unpinned.stderr
+        box.stop()
         wrong = box.command("start", OCC_REMOTE_PIN="AA:" * 31 + "AA")
         assert "registering in the background" in wrong.stderr
         assert client.call("GET", "/agents")["agents"] == []

@@ -112,6 +112,10 @@ def test_the_heartbeat_is_told_by_its_age_and_its_failures(occ: Occ) -> None:
         hub.beat_with = 500
         wait_until(lambda: scrape(occ)["occ_heartbeat_consecutive_failures"] >= 2, "two refused heartbeats")
         assert scrape(occ)["occ_heartbeat_age_seconds"] > 1
+        occ.stop()
+        occ.start()  # by itself from now on
+        assert "occ_heartbeat_age_seconds" not in scrape(occ)
+        assert occ.client.health()["heartbeat"]["lastSuccessfulAt"] is None
 
 
 def test_the_documented_metrics_are_those_there_are(occ: Occ) -> None:

@@ -52,6 +52,7 @@ def test_a_stop_ends_the_most_stubborn_within_ten_seconds_and_keeps_what_waits(p
     done = occ.command("stop")
     assert time.monotonic() - begun < 10
     assert "OCC has stopped." in done.stdout
+    assert "timeout" not in (occ.home / "logs" / "worker.log").read_text().lower()
     assert not occ.processes()
     assert promises.strays({"stubborn"}) == []
     occ.start()

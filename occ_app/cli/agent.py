@@ -22,7 +22,7 @@ from occ_app.doorbell import Doorbell
 @click.command()
 @click.option("--drain", is_flag=True, help="Take no new work and wait for what runs; Ctrl-C takes work again.")
 def stop(drain: bool) -> None:
-    """Stop the agent: what runs is ended, at most 10 s are waited, then force is used. Nothing of it stays."""
+    """Stop the agent and all that it runs. At most 10 s are waited, then force is used. Nothing of it stays."""
     config = configuration.load()
     running = daemon.find(config)
     if running is None:
@@ -53,7 +53,7 @@ def _drain(config: Config) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def backup(file: Path) -> None:
-    """Write a backup of this agent to FILE, a .tar.gz, while it runs; unpacked into an empty home it is the agent."""
+    """Write a backup of this agent to FILE. It is a .tar.gz; unpacked into an empty home it is the agent."""
     from occ_app import backup as backups
 
     config = configuration.load()
@@ -147,7 +147,7 @@ def token(context: click.Context) -> None:
 
 @token.command()
 def rotate() -> None:
-    """Make a new token and print it; the old one is refused from then on, without a restart."""
+    """Make a new token and print it. The old one is refused from then on, without a restart."""
     config = configuration.load()
     known = state.load(config.state)
     if known is None:

@@ -39,8 +39,9 @@ _PROJECT = {
 
 @click.command()
 def demo() -> None:
-    """Show OCC at work: an agent on loopback, a small project sent to it, one prompt answered as you watch.
+    """Show OCC at work.
 
+    An agent on loopback, a small project sent to it, one prompt answered as you watch.
     Uses the Claude Code of this machine; where there is none, or nobody is logged in, a simulated one that says so.
     Serves until Ctrl-C and leaves nothing behind.
     """

@@ -51,7 +51,7 @@ def start(foreground: bool, **flags: Any) -> None:
 
 
 def _tell_started(config: HubConfig, told: dict[str, Any]) -> None:
-    click.echo(f"The hub is running at {_shown_url(config, told['url'])}")
+    click.echo(f"The hub is running at {_shown_url(told['url'], config.bind_address, config.public_url)}")
     click.echo(f"  logs    {told['logs']}")
     if told["fingerprint"]:
         click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
@@ -79,7 +79,7 @@ def _exposure(config: HubConfig) -> list[str]:
 
 @hub.command()
 def stop() -> None:
-    """Stop the hub; what runs on agents goes on there and is taken up at the next start."""
+    """Stop the hub. What runs on agents goes on there and is taken up at the next start."""
     config = configuration.load_hub()
     running = daemon.find(config)
     if running is None:
@@ -100,7 +100,7 @@ def status(as_json: bool) -> int:
         answer = json.dumps({"running": False, **places})
         click.echo(answer if as_json else f"The hub is not running in {config.home}; `occ hub start` starts it.")
         return 3
-    report: dict[str, Any] = {"running": True, "pid": running.pid, "url": _shown_url(config, running.url)}
+    report: dict[str, Any] = {"running": True, "pid": running.pid, "url": _address(running)}
     report |= {"host": running.host, "port": running.port, "tlsFingerprint": running.fingerprint, **places}
     try:
         health = _client(config, running).health()
@@ -134,16 +134,21 @@ def _client(config: HubConfig, running: daemon.Daemon) -> AgentClient:
 
 def hub_client() -> AgentClient:
     """A client of this machine's hub, as its operator. Raises NotRunning."""
+    return _client(configuration.load_hub(), _running())
+
+
+def _running() -> daemon.Daemon:
+    """This machine's hub. Raises NotRunning."""
     config = configuration.load_hub()
     running = daemon.find(config)
     if running is None:
         raise errors.NotRunning(f"The hub is not running in {config.home}; `occ hub start` starts it.")
-    return _client(config, running)
+    return running
 
 
 @hub.group()
 def keys() -> None:
-    """The keys with which machines register and people and programs call."""
+    """The keys of machines, people and programs."""
 
 
 @keys.command()
@@ -158,13 +163,12 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
     """Make a key and print it; it is not shown again."""
     if admin and kind == "agent":
         raise click.UsageError("--admin is for a client's key.")
-    config = configuration.load_hub()
     body = {"name": name, "for": kind, "admin": admin, "most": most, "days": days}
     made = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
     click.echo(made["key"])
-    running = daemon.find(config)
-    url = _shown_url(config, running.url if running else "URL")
-    pin = running.fingerprint if running and config.tls else None  # nobody vouches for it
+    running = _running()
+    url = _address(running)
+    pin = running.fingerprint if running.self_signed else None  # nobody vouches for it
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
         output.note(f"on the machine to add:\n  occ start --api-key {made['key']} --remote-url {url}{trust}")
@@ -173,11 +177,15 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
         output.note(f'where you work:\n  occ run --url {url} --token {made["key"]}{trust} "…"')
 
 
-def _shown_url(config: HubConfig, url: str) -> str:
+def _address(running: daemon.Daemon) -> str:
+    return _shown_url(running.url, running.host, running.public_url)
+
+
+def _shown_url(url: str, host: str, public_url: str | None) -> str:
     """The address to give to other machines: the public one, or one that this machine has on a network."""
-    if config.public_url:
-        return config.public_url
-    if config.bind_address not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+    if public_url:
+        return public_url
+    if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return url
     import psutil
 
@@ -219,7 +227,7 @@ def revoke(name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /agents answers.")
 @click.pass_context
 def agents(context: click.Context, as_json: bool) -> None:
-    """The machines: name, labels, state, how they are reached, workers, versions, last seen."""
+    """The machines. Their names, ids, states, how they are reached, workers, labels, versions, when last seen."""
     if context.invoked_subcommand is not None:
         return
     told = hub_client().call("GET", "/agents")
@@ -261,7 +269,7 @@ def resume(name: str) -> None:
 @agents.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Forget a machine: what it runs is ended, and its workspaces are placed anew from their zips."""
+    """Forget a machine. What it runs is ended, and its workspaces are placed anew from their zips."""
     hub_client().call("DELETE", f"/agents/{_quoted(name)}")
     click.echo(f"{name} is removed. While it runs it registers anew; stop it there, or revoke its key.")
 

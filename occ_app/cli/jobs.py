@@ -18,7 +18,7 @@ from occ_app import search as searching
 from occ_app.cli import output, remote
 from occ_app.config import Config
 from occ_app.db import Database
-from occ_app.records import FINAL_STATES, STATES, Execution
+from occ_app.records import STATES, Execution
 
 if TYPE_CHECKING:
     from occ_app.client import AgentClient
@@ -132,7 +132,7 @@ def show(execution_id: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="At most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /search answers.")
 def search(query: str, limit: int, as_json: bool) -> None:
-    """Executions that say something in prompt or output: words, "a phrase", the begin* of a word. All must be there."""
+    """Find executions by their prompt or output. By words, "a phrase", the begin* of a word; all must be there."""
     found = searching.find(_database(), query, limit=limit)
     if as_json:
         from occ_app import schemas
@@ -152,7 +152,7 @@ def search(query: str, limit: int, as_json: bool) -> None:
         output.note(f"There are more; --limit {min(limit * 2, 100)} shows more of them.")
     if found.unindexed:
         output.note(
-            f"Not searched yet, as it ended last: {found.unindexed}. That comes by itself while the daemon runs."
+            f"Not searched yet: the {found.unindexed} that ended last; a running daemon gets to them within seconds."
         )
 
 
@@ -201,14 +201,14 @@ def cancel(execution_id: str, url: str | None, token: str | None, pin: str | Non
     """End one execution; harmless when it is over. Needs the agent to run."""
     remote.check_pin(url, pin)
     answer = (_client() if url is None else remote.client(url, token, pin)).cancel(execution_id)
-    over = answer["state"] in FINAL_STATES
-    click.echo(f"{execution_id} is {answer['state']}." if over else f"{execution_id} is being cancelled.")
+    told = {"running": "is being cancelled", "cancelled": "is cancelled"}
+    click.echo(f"{execution_id} {told.get(answer['state']) or 'was over already: ' + answer['state']}.")
 
 
 @jobs.command()
 @click.option("--older-than", type=Since(), required=True, help="Forget what was over longer ago: 12h, 30d, 4w.")
 def prune(older_than: str) -> None:
-    """Forget the output and prompts of old executions; their ids, states and outcomes stay."""
+    """Forget the prompts and output of old executions. Their ids, states and outcomes stay."""
     config = _config()
     done = retention.prune(Database(_existing(config)), older_than, math.inf)
     click.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")

@@ -29,7 +29,6 @@ _LOOK_SECONDS = 2.0
     "--dir",
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path(),
     help="Folder to send as a new workspace; .gitignore is honoured.  [default: .]",
 )
 @click.option("--workspace", metavar="ID", help="Go on in this workspace instead of sending a folder.")
@@ -43,7 +42,7 @@ _LOOK_SECONDS = 2.0
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def run(
     prompt: str,
-    folder: Path,
+    folder: Path | None,
     workspace: str | None,
     session: str | None,
     model: str | None,
@@ -59,11 +58,14 @@ def run(
     """Send a folder and PROMPT to an agent and watch the answer come.
 
     The folder becomes a new workspace named after it; nothing is ever overwritten. The exit code is the execution's
-    outcome. Ctrl-C asks whether to leave it running.
+    outcome. Ctrl-C asks whether to leave it running. With - as PROMPT it is read from standard input.
     """
+    prompt = _prompt(prompt)
+    _check_place(folder, workspace, session)
     client = _client(url, token, pin)
+    sent = workspace is None
     if workspace is None:
-        workspace = upload(client, folder)
+        workspace = upload(client, folder or _here())
         output.note(f"workspace {workspace}")
     execution_id = f"run-{uuid.uuid4()}"
     given: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
@@ -72,13 +74,44 @@ def run(
     events = client.execute(workspace, prompt, executionId=execution_id, **options)
     try:
         with _telling_what_it_waits_for(client, execution_id):
-            final = output.print_events(events, as_json=as_json, waiting="Claude is working")
+            final = output.print_events(events, as_json=as_json, waiting="waiting for the answer")
+    except errors.Refused as refusal:
+        if sent:  # for this prompt alone; what runs in one keeps it
+            with contextlib.suppress(errors.OCCError):
+                client.delete_workspace(workspace)
+        if (agent or label) and "Unknown field" in str(refusal):
+            raise click.UsageError("--agent and --label are for a hub, and this is an agent; leave them out.") from None
+        raise
     except KeyboardInterrupt:
         return _interrupted(client, execution_id, remote.again(url, pin))
     if not as_json:
         output.summary(final)
         _tell_session(final, workspace, remote.again(url, pin))
     return output.outcome(final)
+
+
+def _prompt(given: str) -> str:
+    prompt = sys.stdin.read() if given == "-" else given
+    if not prompt.strip():
+        raise click.UsageError("The prompt is empty; say what is to be done.")
+    return prompt
+
+
+def _check_place(folder: Path | None, workspace: str | None, session: str | None) -> None:
+    if workspace is not None and folder is not None:
+        raise click.UsageError(
+            "--workspace goes on in what is there already, and --dir sends a new one: give one of them."
+        )
+    if workspace is None and session is not None:
+        raise click.UsageError("A session is one of a workspace: give its --workspace too.")
+
+
+def _here() -> Path:
+    """The folder to send when none is named; a person's whole home goes nowhere by mistake."""
+    folder = Path.cwd()
+    if folder == Path.home().resolve():
+        raise click.UsageError("This is your home folder, with everything in it; go to a project, or name a --dir.")
+    return folder
 
 
 def _client(url: str | None, token: str | None, pin: str | None) -> AgentClient:
@@ -92,6 +125,8 @@ def upload(client: AgentClient, folder: Path) -> str:
     import tempfile
 
     folder = folder.resolve()
+    if folder in {home.resolve() for home in configuration.homes()}:
+        raise click.UsageError(f"{folder} is OCC's own, with its token in it; choose another --dir.")
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "workspace"
     workspace_id = f"{plain[:100]}-{secrets.token_hex(4)}"
     with tempfile.TemporaryFile() as archive:
@@ -108,7 +143,12 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
     from occ_app.archives import pack
     from occ_app.folders import files_to_send
 
-    paths = list(files_to_send(folder, configuration.homes()))
+    links = list[Path]()
+    paths = list(files_to_send(folder, configuration.homes(), links.append))
+    if links:
+        names = ", ".join(str(path.relative_to(folder)) for path in links[:5])
+        more = f" and {len(links) - 5} more" if len(links) > 5 else ""
+        output.note(f"left out, since links are not followed: {output.printable(names)}{more}")
     if not paths:
         raise errors.InvalidRequest(f"{folder} has no files to send; choose another --dir.")
     size = sum(path.stat().st_size for path in paths if path.is_file())

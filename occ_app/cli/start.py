@@ -85,7 +85,8 @@ def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
 
 
 def with_warnings(told: dict[str, Any], more: list[str]) -> dict[str, Any]:
-    return {**told, "warnings": [*told["warnings"], *more]}
+    unknown = [f"{name} is set and is no setting of OCC." for name in configuration.unknown_variables()]
+    return {**told, "warnings": [*told["warnings"], *more, *unknown]}
 
 
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:

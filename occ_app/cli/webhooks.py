@@ -18,14 +18,14 @@ from occ_app.hub import webhooks as rows
 
 @click.group()
 def webhooks() -> None:
-    """The URLs that are told when an execution is over, with a signature."""
+    """URLs that are told when an execution is over."""
 
 
 @webhooks.command()
 @click.argument("url")
 @click.option("--key", metavar="NAME", help="Tell only of executions of this client's key.  [default: of all]")
 def add(url: str, key: str | None) -> None:
-    """Have a URL told of what ends from now on; prints the id and the secret that signs, which is not shown again."""
+    """Have a URL told of what ends from now on. Prints the id and the secret that signs, which is not shown again."""
     made, secret = rows.add(_database(), url, key)
     click.echo(f"id      {made.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
@@ -58,7 +58,7 @@ def remove(webhook_id: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def log(limit: int, as_json: bool) -> None:
-    """The deliveries, newest first: how often each was tried, what came of it, and when it is tried again."""
+    """The deliveries, newest first. How often each was tried, what came of it, and when it is tried again."""
     found = list(map(_record, rows.log(_database(), limit)))
     if as_json:
         click.echo(json.dumps({"deliveries": found}))

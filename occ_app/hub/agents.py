@@ -79,7 +79,8 @@ class Agent:
 
 def unknown_agent(name: str, count: int = 0) -> errors.NotFound:
     why = f"There are {count} agents" if count else "There is no agent"
-    return errors.NotFound("AGENT_NOT_FOUND", f"{why} {name}; GET /agents lists them by id.", {"agent": name})
+    message = f"{why} {name}; `occ hub agents`, or GET /agents, lists them with the ids that tell them apart."
+    return errors.NotFound("AGENT_NOT_FOUND", message, {"agent": name})
 
 
 def boottime() -> float:
