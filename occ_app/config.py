@@ -199,15 +199,12 @@ def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]
 
 
 def _checked(config: C) -> C:
-    variables = {setting.name: setting.variable for setting in config.program.settings}
     if (config.tls_cert is None) != (config.tls_key is None):
         raise ConfigError(
-            f"A certificate needs its key: give both {variables['tls_cert']} and {variables['tls_key']}, or neither."
+            "A certificate needs its key: give both --tls-cert and --tls-key (or those two settings), or none."
         )
     if config.tls and config.tls_cert:
-        raise ConfigError(
-            f"{variables['tls']}=self-signed and {variables['tls_cert']} exclude each other; give one of them."
-        )
+        raise ConfigError("--tls self-signed and --tls-cert exclude each other, as settings too; give one of them.")
     if config.timeout_seconds > config.max_timeout_seconds:
         raise ConfigError("OCC_TIMEOUT_SECONDS is above OCC_MAX_TIMEOUT_SECONDS; lower it or raise the maximum.")
     return config

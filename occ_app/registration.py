@@ -43,7 +43,7 @@ def introduce(config: Config, port: int) -> list[str]:
         if not registration["registered"]:
             warnings.append(f"{registration['problem']} Serving without it and registering in the background.")
     elif config.api_key:
-        warnings.append("OCC_API_KEY is not used: without a remote URL this agent is standalone.")
+        warnings.append("The API key is not used: without --remote-url (OCC_REMOTE_URL) this agent is standalone.")
     state.ensure(config.state)
     agent.note(Database(config.database), "registration", registration)
     return warnings

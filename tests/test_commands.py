@@ -211,7 +211,7 @@ def test_wrong_usage_is_told_in_a_sentence(occ: Occ, arguments: list[str], told:
 
 
 def test_an_api_key_without_a_hub_is_unused_and_said_so(occ: Occ) -> None:
-    assert "OCC_API_KEY is not used" in occ.command("start", "--api-key", "made-up").stderr
+    assert "The API key is not used" in occ.command("start", "--api-key", "made-up").stderr
 
 
 def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
@@ -256,7 +256,7 @@ def test_jobs_lists_filters_and_shows(agent: Occ) -> None:
     agent.run("the first prompt", executionId="one")
     agent.run(steps({"exit": 2}), executionId="two")
     everything = agent.command("jobs").stdout
-    assert re.search(r"two +failed +work", everything)
+    assert re.search(r"two +failed \(CLAUDE_EXIT\) +work", everything)
     assert re.search(r"one +succeeded +work.*\$0\.2500.*the first prompt", everything)
     assert "two" not in agent.command("jobs", "--state", "succeeded").stdout
     assert "No executions" in agent.command("jobs", "--workspace", "other").stdout

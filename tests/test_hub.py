@@ -214,6 +214,8 @@ def test_keys_are_limited_and_a_revoked_one_is_refused_at_once(hub: Hub) -> None
     wait_until(lambda: hub.seen("box")["state"] == "offline", "its key is refused")
     wait_until(lambda: hub.seen("box")["via"] != "link", "its link is cut")
     assert hub.request("POST", "/api/agents/register", json_body={}, token=hub.agent_key).status == 401
+    hub.key("brief", "client", "--days", "0.000001")
+    wait_until(lambda: "expired" in hub.command("keys", "list").stdout, "its day is over")
     listed = hub.command("keys", "list").stdout
     assert listed.count("revoked") == 2
     assert "occ_" not in listed
@@ -498,7 +500,7 @@ def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path)
     hub.start("--tls", "self-signed")
     pin = json.loads(hub.command("status", "--json").stdout)["tlsFingerprint"]
     told = hub.command("keys", "create", "more", "--for", "agent").stderr
-    assert f"--remote-url {hub.url} --remote-pin {pin}" in told
+    assert f"--api-key KEY --remote-url {hub.url} --remote-pin {pin}" in told
     client = AgentClient(hub.url, hub.client_key, pin)
     hub.clients.append(client)
     settings = {"OCC_API_KEY": hub.agent_key, "OCC_REMOTE_URL": hub.url, "OCC_NAME": "box"}

@@ -108,10 +108,12 @@ def test_an_interrupted_drain_takes_work_again(agent: Occ, tmp_path: Path) -> No
     gate = tmp_path / "gate"
     stream = agent.client.execute("work", steps({"say": "on"}, {"wait": str(gate)}), executionId="running")
     wait_until(lambda: next(stream).name == "output", "it to be under way")
-    drain = subprocess.Popen([sys.executable, "-m", "occ_app.cli", "stop", "--drain"], env=agent.environment)
+    command = [sys.executable, "-m", "occ_app.cli", "stop", "--drain"]
+    drain = subprocess.Popen(command, env=agent.environment, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: agent.client.health()["status"] == "degraded", "the drain to begin")
     drain.send_signal(signal.SIGINT)
-    assert drain.wait(10) == 130
+    assert "it takes work again" in drain.communicate(timeout=10)[1]
+    assert drain.returncode == 130
     gate.touch()
     assert list(stream)[-1].name == "complete"
     assert agent.run("again")[-1].name == "complete"

@@ -54,9 +54,11 @@ class Parts:
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def refuse_when_stopping(self) -> None:
-        """Raises Unavailable once `occ stop` has begun."""
+        """Raises Unavailable once `occ stop` has begun, with --drain too."""
         if not daemon.takes_work(self.config):
-            raise Unavailable("STOPPING", "It is stopping; send this again when it is back.")
+            raise Unavailable(
+                "STOPPING", "It takes no new work, as it is stopping or being drained; send this again when it is back."
+            )
 
 
 class _Application(Flask):

@@ -45,6 +45,7 @@ def _drain(config: Config) -> None:
                 bell.hush()
     except KeyboardInterrupt:
         daemon.take_work(config)
+        click.echo("occ: not stopped; it takes work again.", err=True)
         raise
     finally:
         bell.close()

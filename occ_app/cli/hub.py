@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
+import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -168,13 +170,14 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
     click.echo(made["key"])
     running = _running()
     url = _address(running)
+    key = made["key"] if sys.stdout.isatty() else "KEY"  # whoever catches it does not want it on the screen
     pin = running.fingerprint if running.self_signed else None  # nobody vouches for it
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
-        output.note(f"on the machine to add:\n  occ start --api-key {made['key']} --remote-url {url}{trust}")
+        output.note(f"on the machine to add:\n  occ start --api-key {key} --remote-url {url}{trust}")
     else:
         trust = f" --pin {pin}" if pin else ""
-        output.note(f'where you work:\n  occ run --url {url} --token {made["key"]}{trust} "…"')
+        output.note(f'where you work:\n  occ run --url {url} --token {key}{trust} "…"')
 
 
 def _address(running: daemon.Daemon) -> str:
@@ -208,11 +211,21 @@ def list_keys(as_json: bool) -> None:
             key["for"] + (", admin" if key["admin"] else ""),
             "" if key["most"] is None else str(key["most"]),
             key["createdAt"][:10],
-            "revoked" if key["revokedAt"] else (key["expiresAt"] or "")[:10],
+            _until(key),
         )
         for key in told["keys"]
     ]
     output.table([("NAME", "FOR", "MOST", "CREATED", "UNTIL"), *rows])
+
+
+def _until(key: dict[str, Any]) -> str:
+    """The day it expires, or why it opens nothing any more."""
+    if key["revokedAt"]:
+        return "revoked"
+    if key["expiresAt"] is None:
+        return ""
+    over = datetime.fromisoformat(key["expiresAt"]) <= datetime.now(UTC)
+    return "expired" if over else str(key["expiresAt"][:10])
 
 
 @keys.command()

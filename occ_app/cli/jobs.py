@@ -96,6 +96,8 @@ def _row(execution: Execution) -> tuple[str, ...]:
 def _state(execution: Execution) -> str:
     if execution.waits_for:
         return f"{execution.state} (waits for {execution.waits_for})"
+    if execution.state == "failed":
+        return f"failed ({execution.error_code})"
     return execution.state + (f" ({execution.position} ahead)" if execution.position else "")
 
 

@@ -151,7 +151,9 @@ def create_key() -> Response:
     try:
         key, secret = keys.create(parts().db, asked.pop("name"), asked.pop("kind"), **asked)
     except errors.ConfigError as error:
-        raise errors.InvalidRequest(str(error), {"name": ["In use."]}) from None
+        raise errors.InvalidRequest(
+            str(error), {"name": ["In use; choose another, or revoke that key first."]}
+        ) from None
     return web.json_response({**web.schema_of(hub_schemas.KeyRecord).dump(key), "key": secret}, 201)
 
 
