@@ -42,7 +42,9 @@ def write(config: Config, target: Path) -> int:
         raise StartFailed(f"{target} exists already; choose another name for the backup.") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise StartFailed(f"{target} cannot be written ({reason}); choose another place for the backup.") from None
+        if error.filename in (None, str(partial), str(target)):
+            raise StartFailed(f"{target} cannot be written ({reason}); choose another place for the backup.") from None
+        raise StartFailed(f"{error.filename} cannot be copied ({reason}); see to it and try again.") from None
     finally:
         partial.unlink(missing_ok=True)
     return target.stat().st_size

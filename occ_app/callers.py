@@ -86,7 +86,10 @@ def _identified(identify: Callable[[str], Caller | None]) -> Caller:
     if found is None:
         if given:
             slow_down()
-            raise unauthorized("This token or key is wrong, expired or revoked; `occ token` prints an agent's.")
+            raise unauthorized(
+                "This token or key is wrong, expired or revoked; `occ token` prints an agent's, `occ hub keys create`"
+                " makes a hub's."
+            )
         raise unauthorized()
     return found
 

@@ -83,9 +83,10 @@ def bind(config: Config) -> socket.socket:
     except socket.gaierror:
         raise StartFailed(f"{host} is no address of this machine; choose another --bind-address.") from None
     except OSError as error:
-        what = "--bind-address" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        what = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--bind-address"
         reason = os.strerror(error.errno or 0).lower()  # its own text says the address again
-        raise StartFailed(f"Cannot listen on {host}:{port} ({reason}); choose another {what}.") from None
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise StartFailed(f"Cannot listen on {place} ({reason}); choose another {what}.") from None
 
 
 def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:

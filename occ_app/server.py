@@ -66,6 +66,12 @@ class Worker(gthread.ThreadWorker):
     _next_look = 0.0
 
     def handle(self, conn: Any) -> Any:
+        limit = struct.pack("ll", IO_SECONDS, 0)
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A reader that takes nothing lets a send creep on while the kernel's buffer grows; this ends that.
+        conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
         if not conn.initialized and not self.cfg.is_ssl:
             if not _head_is_here(conn):
                 return gthread._DEFER  # to the loop, where waiting takes no thread
@@ -136,16 +142,6 @@ class Worker(gthread.ThreadWorker):
             send(head.encode() + body)
         except OSError:
             log.debug("a client was gone before it was told of its mistake")
-
-
-def _limit_waiting(listener: Any) -> None:
-    """Give every connection that a listener will accept its limits: Linux hands a listener's options on."""
-    limit = struct.pack("ll", IO_SECONDS, 0)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A reader that takes nothing lets a send creep on while the kernel's buffer grows; this ends that.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
 
 
 def _head_is_here(conn: Any) -> bool:
@@ -239,9 +235,6 @@ class Application(BaseApplication):
     def run(self) -> None:
         """Serve in this very process, to its end: what gunicorn's master does for its workers, the supervisor does."""
         logger = self.cfg.logger_class(self.cfg)
-        listeners = create_sockets(self.cfg, logger)
-        for listener in listeners:
-            _limit_waiting(listener)
-        worker = Worker(1, os.getppid(), listeners, self, self.cfg.timeout, self.cfg, logger)
+        worker = Worker(1, os.getppid(), create_sockets(self.cfg, logger), self, self.cfg.timeout, self.cfg, logger)
         worker.pid = os.getpid()
         worker.init_process()

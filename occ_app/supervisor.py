@@ -104,7 +104,7 @@ class Supervisor:
             port,
             daemon.url_for(self._config.bind_address, port, secure=self._certificate is not None),
             self._certificate.fingerprint if self._certificate else None,
-            self._certificate is not None and self._certificate.chain == self._certificate.key,
+            self._config.tls is not None,
             self._config.public_url,
         )
         daemon.write(self._config, self._place)

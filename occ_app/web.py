@@ -50,6 +50,8 @@ STATUS = {
     "AGENT_UNREACHABLE": 503,
     "NO_SPACE": 507,
 }
+_FORM_TOO_LARGE = "The form has a field of over a megabyte, or too many; put long text into a file of the zip."
+
 BODIES = 112
 _BODY_PATIENCE_SECONDS = 10.0
 
@@ -107,7 +109,10 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
         code, message = _HTTP_CODES.get(status, _HTTP_CODES[400] if status < 500 else ("INTERNAL", ""))
         if status >= 500:
             return unexpected(error)
-        message = message.format(most=current_app.config["MAX_CONTENT_LENGTH"])
+        if status == 413:
+            most = current_app.config["MAX_CONTENT_LENGTH"]
+            within = request.content_length is not None and request.content_length <= most
+            message = _FORM_TOO_LARGE if within else message.format(most=most)
         response = answer(code, message, status=status if status in _HTTP_CODES else 400)
         for name, value in error.get_headers():
             if name == "Allow":

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from occ_app import executions
+from occ_app.cli.run import _take_back
 from tests.conftest import Occ, make_zip, run_occ, steps, wait_until
 
 
@@ -362,7 +363,10 @@ def test_run_against_a_url_needs_its_token(agent: Occ, tmp_path: Path) -> None:
     wrong = agent.command(*url, "--token", "wrong", check=False, **elsewhere)
     assert wrong.returncode == 4
     assert "occ token" in wrong.stderr
-    gone = agent.command("run", "hi", "--url", "http://127.0.0.1:9", "--token", "x", check=False, **elsewhere)
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "file").touch()
+    nobody = ["--url", "http://127.0.0.1:9", "--token", "x"]
+    gone = agent.command("run", "hi", "--dir", "some", *nobody, check=False, **elsewhere)
     assert gone.returncode == 5
     assert agent.command("run", "hi", check=False, **elsewhere).returncode == 3
 
@@ -404,7 +408,8 @@ def test_a_whole_home_is_sent_only_when_it_is_named(agent: Occ, tmp_path: Path) 
     (tmp_path / "user" / "notes.txt").write_text("private")
     done = run_occ(["run", "hi"], agent.environment, tmp_path / "user", 60)
     assert done.returncode == 2
-    assert "your home folder" in done.stderr
+    assert "whole home" in done.stderr
+    assert run_occ(["run", "hi"], agent.environment, tmp_path, 60).returncode == 2
     assert agent.command("run", "hi", "--dir", "user").stdout == "You said: hi\n"
 
 
@@ -417,17 +422,22 @@ def test_a_refused_run_leaves_no_workspace(agent: Occ, project: Path) -> None:
     assert [workspace["workspaceId"] for workspace in agent.client.workspaces()] == ["work"]
 
 
-def test_a_prompt_is_read_from_standard_input(agent: Occ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work", "-"],
-        env=agent.environment,
-        input="two\nlines",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout == "You said: two\nlines\n"
+def test_what_was_accepted_keeps_its_workspace_whatever_is_refused_later(agent: Occ) -> None:
+    agent.run("hi", executionId="accepted")
+    _take_back(agent.client, "work", "accepted")
+    assert len(agent.client.workspaces()) == 1
+    _take_back(agent.client, "work", "never-accepted")
+    assert agent.client.workspaces() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "told"), [(b"two\nlines", 0, b"You said: two\nlines\n"), (b"\xff\xfe", 2, b"")]
+)
+def test_a_prompt_is_read_from_standard_input(agent: Occ, given: bytes, code: int, told: bytes) -> None:
+    command = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work", "-"]
+    done = subprocess.run(command, env=agent.environment, input=given, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, told)
+    assert b"fault" not in done.stderr
 
 
 def test_links_that_are_not_sent_are_named(agent: Occ, project: Path) -> None:

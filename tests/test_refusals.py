@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from urllib3.filepost import encode_multipart_formdata
 
 from tests.conftest import Occ, make_zip, raw, shared_agent, steps, wait_until
@@ -384,3 +385,10 @@ def test_while_another_program_holds_the_database_it_is_busy(occ: Occ) -> None:
         response = occ.request("POST", "/execute", json_body=EXECUTE)
         assert (response.status, response.json()["code"]) == (503, "BUSY")
     assert occ.run("x")[-1].name == "complete"
+
+
+def test_a_form_of_too_many_fields_is_not_called_too_large(served: Occ) -> None:
+    body, kind = urllib3.encode_multipart_formdata({f"f{number}": "x" for number in range(30)})
+    response = served.request("POST", "/workspace/init", body=body, Content_Type=kind)
+    assert (response.status, response.json()["code"]) == (413, "BODY_TOO_LARGE")
+    assert "too many" in response.json()["message"]

@@ -194,7 +194,7 @@ def _shown_url(url: str, host: str, public_url: str | None) -> str:
 
     addresses = (address for found in psutil.net_if_addrs().values() for address in found)
     outward = [a.address for a in addresses if a.family == socket.AF_INET and not a.address.startswith("127.")]
-    return url.replace("127.0.0.1", outward[0]) if outward else url
+    return url.replace("127.0.0.1", outward[0]).replace("[::1]", outward[0]) if outward else url
 
 
 @keys.command("list")

@@ -76,9 +76,8 @@ def run(
         with _telling_what_it_waits_for(client, execution_id):
             final = output.print_events(events, as_json=as_json, waiting="waiting for the answer")
     except errors.Refused as refusal:
-        if sent:  # for this prompt alone; what runs in one keeps it
-            with contextlib.suppress(errors.OCCError):
-                client.delete_workspace(workspace)
+        if sent:
+            _take_back(client, workspace, execution_id)
         if (agent or label) and "Unknown field" in str(refusal):
             raise click.UsageError("--agent and --label are for a hub, and this is an agent; leave them out.") from None
         raise
@@ -90,8 +89,21 @@ def run(
     return output.outcome(final)
 
 
+def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
+    """Remove what was sent for a prompt that was not accepted; one that was keeps its files, whatever was refused."""
+    with contextlib.suppress(errors.OCCError):
+        try:
+            client.execution(execution_id)
+        except errors.Refused as unknown:
+            if unknown.code == "EXECUTION_NOT_FOUND":
+                client.delete_workspace(workspace)
+
+
 def _prompt(given: str) -> str:
-    prompt = sys.stdin.read() if given == "-" else given
+    try:
+        prompt = sys.stdin.buffer.read().decode() if given == "-" else given
+    except (AttributeError, OSError, UnicodeDecodeError):
+        raise click.UsageError("With - the prompt is read from standard input, which is closed or no UTF-8.") from None
     if not prompt.strip():
         raise click.UsageError("The prompt is empty; say what is to be done.")
     return prompt
@@ -109,8 +121,14 @@ def _check_place(folder: Path | None, workspace: str | None, session: str | None
 def _here() -> Path:
     """The folder to send when none is named; a person's whole home goes nowhere by mistake."""
     folder = Path.cwd()
-    if folder == Path.home().resolve():
-        raise click.UsageError("This is your home folder, with everything in it; go to a project, or name a --dir.")
+    try:
+        home = Path.home().resolve()
+    except RuntimeError:  # a user without one
+        return folder
+    if home.is_relative_to(folder):
+        raise click.UsageError(
+            "Your whole home folder would be sent; go to a project, or name what to send with --dir."
+        )
     return folder
 
 
