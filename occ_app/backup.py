@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import tarfile
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 from occ_app import lifecycle
 from occ_app.config import Config
 from occ_app.db import Database
-from occ_app.errors import StartFailed
+from occ_app.new_file import new_file
 from occ_app.records import Outcome
 
 _UNDER_WAY = Outcome.failure(
@@ -27,26 +26,14 @@ def write(config: Config, target: Path) -> int:
     Unpacked into an empty home it is that agent again. What waited or ran at that instant is over in the copy, with
     WORKER_LOST: the original went on with it, and a prompt never runs twice.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with tempfile.TemporaryDirectory(dir=config.run) as folder:
-            snapshot = Path(folder) / "occ.db"
-            _snapshot(config.database, snapshot)
-            with tarfile.open(partial, "x:gz", compresslevel=3) as archive:
-                archive.add(snapshot, "occ.db")
-                for name in ("state.json", "config.toml", "workspaces"):
-                    if (config.home / name).exists():
-                        archive.add(config.home / name, name, filter=_without_leftovers)
-        os.link(partial, target)  # unlike a rename this never replaces a file
-    except FileExistsError:
-        raise StartFailed(f"{target} exists already; choose another name for the backup.") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        if error.filename in (None, str(partial), str(target)):
-            raise StartFailed(f"{target} cannot be written ({reason}); choose another place for the backup.") from None
-        raise StartFailed(f"{error.filename} cannot be copied ({reason}); see to it and try again.") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(target) as output, tempfile.TemporaryDirectory(dir=config.run) as folder:
+        snapshot = Path(folder) / "occ.db"
+        _snapshot(config.database, snapshot)
+        with tarfile.open(fileobj=output, mode="w:gz", compresslevel=3) as archive:
+            archive.add(snapshot, "occ.db")
+            for name in ("state.json", "config.toml", "workspaces"):
+                if (config.home / name).exists():
+                    archive.add(config.home / name, name, filter=_without_leftovers)
     return target.stat().st_size
 
 

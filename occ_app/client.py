@@ -161,8 +161,13 @@ class AgentClient:
     def archive(self, workspace_id: str, output: IO[bytes]) -> None:
         """Write the workspace, as it is now, to `output` as a zip."""
         response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive")
-        for piece in response.stream(_PIECE):
-            output.write(piece)
+        try:
+            for piece in response.stream(_PIECE):
+                output.write(piece)
+        except urllib3.exceptions.HTTPError as error:
+            raise Unreachable(f"{self.url} broke off its answer ({replies.reason(error)}).") from None
+        finally:
+            response.release_conn() if response.closed else response.close()
 
     def _follow(self, open_stream: Any, after: int) -> Iterator[Event]:
         """Yield events to the final one, opening the stream anew after the last seen event whenever it breaks."""

@@ -6,6 +6,7 @@ OCCError
 ├── NotRunning             there is no daemon in this home
 ├── StartFailed            the daemon could not be brought up
 ├── SchemaTooNew           occ.db was written by a newer OCC
+├── NotWritten             a file that a command was asked for could not be written
 ├── Unreachable            no answer from an agent or a hub
 │   └── Untrusted          an answer, from one whose certificate is not the right one
 ├── Refused                an agent or a hub answered with an error
@@ -52,6 +53,10 @@ class StartFailed(OCCError):
 
 class SchemaTooNew(StartFailed):
     """Raised when occ.db has a schema that this version of OCC does not know."""
+
+
+class NotWritten(OCCError):
+    """Raised when a file that a command was asked for exists already or cannot be written."""
 
 
 class Unreachable(OCCError):

@@ -117,6 +117,12 @@ def test_a_lost_reply_attaches_and_the_cli_runs_once(occ: Occ, tmp_path: Path) -
         proxy.close()
 
 
+def test_a_zip_that_is_cut_is_no_zip(proxy: Proxy, client: AgentClient, tmp_path: Path) -> None:
+    proxy.answer_bytes = lambda: 300
+    with (tmp_path / "cut.zip").open("wb") as file, pytest.raises(Unreachable, match="broke off"):
+        client.archive("work", file)
+
+
 def test_a_stream_outlives_a_restart_of_the_agent_s_web_part(agent: Occ, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     prompt = steps({"say": "before "}, {"wait": str(gate)}, {"say": "after"})

@@ -509,7 +509,7 @@ def test_nothing_is_coloured_where_there_is_no_terminal(agent: Occ) -> None:
     assert "\x1b" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", ["start", "stop", "status", "jobs", "run", "token", "demo"])
+@pytest.mark.parametrize("command", ["start", "stop", "status", "jobs", "run", "workspaces", "token", "demo"])
 def test_every_command_explains_itself(occ: Occ, command: str) -> None:
     shown = occ.command(command, "--help").stdout
     assert len(shown.splitlines()) > 4

@@ -1,9 +1,11 @@
-"""Workspaces over the API: made, kept, replaced, fetched, removed."""
+"""Workspaces over the API and by command: made, kept, replaced, listed, fetched, removed."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import stat
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -178,3 +180,40 @@ def test_a_large_upload_does_not_hold_up_health(agent: Occ) -> None:
         while not uploading.done():
             assert agent.client.health()["status"] == "healthy"
         assert uploading.result()["bytes"] == 40_000_000
+
+
+def test_the_command_lists_fetches_and_removes(agent: Occ, tmp_path: Path) -> None:
+    agent.run(steps({"write": "made.txt", "text": "by Claude"}), executionId="kept")
+    listed = agent.command("workspaces", "list").stdout
+    assert re.search(r"^work +1 +0\.0 MB ", listed, re.MULTILINE)
+    assert json.loads(agent.command("workspaces", "list", "--json").stdout) == {"workspaces": agent.client.workspaces()}
+    assert "Wrote work.zip" in agent.command("workspaces", "fetch", "work").stdout
+    with zipfile.ZipFile(tmp_path / "work.zip") as fetched:
+        assert fetched.read("made.txt") == b"by Claude"
+    assert (tmp_path / "work.zip").stat().st_mode & 0o077 == 0
+    again = agent.command("workspaces", "fetch", "work", check=False)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    assert agent.command("workspaces", "fetch", "work", "now.zip").returncode == 0
+    assert "is removed" in agent.command("workspaces", "remove", "work").stdout
+    assert agent.command("workspaces", "list").stdout == "No workspaces.\n"
+    assert not (agent.home / "workspaces/work").exists()
+    assert agent.client.execution("kept")["state"] == "succeeded"
+
+
+def test_a_workspace_that_is_not_there_leaves_no_file(agent: Occ, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    for action in ("fetch", "remove"):
+        missing = agent.command("workspaces", action, "other", check=False)
+        assert (missing.returncode, "no workspace other" in missing.stderr) == (4, True)
+    assert agent.command("workspaces", "fetch", "work", "nowhere/work.zip", check=False).returncode == 1
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_command_asks_a_url_or_says_that_nothing_runs(agent: Occ) -> None:
+    there = ("--url", agent.url, "--token", agent.token)
+    agent.workspace("second")
+    assert "second" in agent.command("workspaces", "list", *there).stdout
+    agent.command("workspaces", "remove", "second", *there)
+    agent.stop()
+    for away, code in (((), 3), (there, 5)):
+        assert agent.command("workspaces", "list", *away, check=False).returncode == code

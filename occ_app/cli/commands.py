@@ -17,6 +17,7 @@ _MODULES = {
     "token": "agent",
     "jobs": "jobs",
     "run": "run",
+    "workspaces": "workspaces",
     "demo": "demo",
     "backup": "agent",
     "hub": "hub",

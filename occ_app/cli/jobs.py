@@ -21,7 +21,6 @@ from occ_app.db import Database
 from occ_app.records import STATES, Execution
 
 if TYPE_CHECKING:
-    from occ_app.client import AgentClient
     from occ_app.sse import Event
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -165,16 +164,15 @@ def search(query: str, limit: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token: str | None, pin: str | None) -> int:
     """The output of one execution; with --follow as it comes."""
-    remote.check_pin(url, pin)
-    if url is not None:
-        told = remote.client(url, token, pin).events(execution_id, follow=follow)
+    if url is not None or pin is not None:  # a pin alone is refused
+        told = remote.chosen(url, token, pin).events(execution_id, follow=follow)
         final = output.print_events(told, as_json=as_json, waiting=f"{execution_id} is followed")
         return output.outcome(final) if follow else 0
     database = _database()
     execution = executions.get(database, execution_id)
     config = _config()
     if follow and not execution.over and daemon.find(config) is not None:
-        shown: Iterable[Event] = _client().events(execution_id)
+        shown: Iterable[Event] = remote.chosen(None, None, None, hub=_of_hub()).events(execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
     final = output.print_events(shown, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
@@ -201,8 +199,7 @@ def _event(event: events.Event) -> Event:
 @remote.options("Agent or hub to ask.")
 def cancel(execution_id: str, url: str | None, token: str | None, pin: str | None) -> None:
     """End one execution; harmless when it is over. Needs the agent to run."""
-    remote.check_pin(url, pin)
-    answer = (_client() if url is None else remote.client(url, token, pin)).cancel(execution_id)
+    answer = remote.chosen(url, token, pin, hub=_of_hub()).cancel(execution_id)
     told = {"running": "is being cancelled", "cancelled": "is cancelled"}
     click.echo(f"{execution_id} {told.get(answer['state']) or 'was over already: ' + answer['state']}.")
 
@@ -221,12 +218,8 @@ def _config() -> Config:
     return configuration.load_daemon(click.get_current_context().obj)
 
 
-def _client() -> AgentClient:
-    if click.get_current_context().obj == "hub":
-        from occ_app.cli.hub import hub_client
-
-        return hub_client()
-    return remote.local_client()
+def _of_hub() -> bool:
+    return bool(click.get_current_context().obj == "hub")
 
 
 def _existing(config: Config) -> Path:

@@ -33,7 +33,19 @@ def options(what: str) -> Callable[[Any], Any]:
     return add
 
 
-def client(url: str, token: str | None, pin: str | None) -> AgentClient:
+def chosen(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient:
+    """A client of what the options name, or else of this machine's agent, with `hub` of its hub."""
+    _check_pin(url, pin)
+    if url is not None:
+        return _client(url, token, pin)
+    if not hub:
+        return _local_client()
+    from occ_app.cli.hub import hub_client
+
+    return hub_client()
+
+
+def _client(url: str, token: str | None, pin: str | None) -> AgentClient:
     """A client of the agent or hub that the options name."""
     from occ_app.client import AgentClient
 
@@ -47,7 +59,7 @@ def client(url: str, token: str | None, pin: str | None) -> AgentClient:
     return AgentClient(url, secret, pin)
 
 
-def local_client() -> AgentClient:
+def _local_client() -> AgentClient:
     """A client of this machine's agent. Raises NotRunning."""
     from occ_app.client import AgentClient
 
@@ -59,7 +71,7 @@ def local_client() -> AgentClient:
     return AgentClient(running.url, known.token, running.fingerprint)
 
 
-def check_pin(url: str | None, pin: str | None) -> None:
+def _check_pin(url: str | None, pin: str | None) -> None:
     """Raises UsageError for a pin that nothing can be held to."""
     if pin is not None and not (url or "").startswith("https://"):
         raise click.UsageError("--pin is for an address with TLS: give its --url https://… too.")

@@ -62,7 +62,7 @@ def run(
     """
     prompt = _prompt(prompt)
     _check_place(folder, workspace, session)
-    client = _client(url, token, pin)
+    client = remote.chosen(url, token, pin)
     sent = workspace is None
     if workspace is None:
         workspace = upload(client, folder or _here())
@@ -130,11 +130,6 @@ def _here() -> Path:
             "Your whole home folder would be sent; go to a project, or name what to send with --dir."
         )
     return folder
-
-
-def _client(url: str | None, token: str | None, pin: str | None) -> AgentClient:
-    remote.check_pin(url, pin)
-    return remote.local_client() if url is None else remote.client(url, token, pin)
 
 
 def upload(client: AgentClient, folder: Path) -> str:

@@ -1,0 +1,80 @@
+"""occ workspaces list | fetch | remove: the folders that an agent or a hub keeps."""
+
+from __future__ import annotations
+
+import json
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from occ_app.cli import output, remote
+from occ_app.new_file import new_file
+
+if TYPE_CHECKING:
+    from occ_app.client import AgentClient
+
+
+@click.group()
+def workspaces() -> None:
+    """The folders executions run in: list, fetch, remove. Needs the agent to run."""
+
+
+def _with_client(command: Any) -> Any:
+    """Give the command a client of the agent or hub that its options name."""
+
+    @click.option("--hub", is_flag=True, help="Ask this machine's hub instead of its agent.")
+    @remote.options("Agent or hub to ask.")
+    @wraps(command)
+    def asking(*, url: str | None, token: str | None, pin: str | None, hub: bool, **others: Any) -> None:
+        command(remote.chosen(url, token, pin, hub=hub), **others)
+
+    return asking
+
+
+@workspaces.command("list")
+@_with_client
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /workspaces answers.")
+def listing(client: AgentClient, as_json: bool) -> None:
+    """All workspaces, by id."""
+    found = client.workspaces()
+    if as_json:
+        click.echo(json.dumps({"workspaces": found}))
+        return
+    if not found:
+        click.echo("No workspaces.")
+        return
+    rows = [
+        (
+            workspace["workspaceId"],
+            str(workspace["files"]),
+            f"{workspace['bytes'] / 1e6:.1f} MB",
+            output.since(workspace["updatedAt"]),
+            output.printable(workspace["name"]),
+        )
+        for workspace in found
+    ]
+    output.table([("ID", "FILES SENT", "SIZE", "AGE", "NAME"), *rows])
+
+
+@workspaces.command()
+@_with_client
+@click.argument("workspace_id", metavar="ID")
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
+    """Write the files of a workspace, as they are now, to FILE, a zip.  [default: ID.zip]"""
+    client.workspace(workspace_id)  # an id that is none is refused before anything is written
+    target = Path(f"{workspace_id}.zip") if file is None else file
+    with new_file(target) as archive:
+        client.archive(workspace_id, archive)
+    click.echo(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB).")
+
+
+@workspaces.command()
+@_with_client
+@click.argument("workspace_id", metavar="ID")
+def remove(client: AgentClient, workspace_id: str) -> None:
+    """Remove a workspace and its files. Its executions stay in the list."""
+    client.delete_workspace(workspace_id)
+    click.echo(f"{workspace_id} is removed.")

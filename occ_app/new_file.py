@@ -1,0 +1,36 @@
+"""A file that a command is asked for: it is there whole, or not at all, and never in place of another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from occ_app.errors import NotWritten
+
+
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[IO[bytes]]:
+    """What is written to the yielded file becomes `target`, readable by its owner alone, when the block ends well.
+
+    Raises NotWritten when `target` exists already or cannot be written, and for what the block could not read.
+    """
+    folder = target.absolute().parent
+    try:
+        if target.exists():
+            raise FileExistsError  # before the work is done
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name}.") as partial:
+            yield partial
+            partial.flush()
+            os.link(partial.name, target)  # unlike a rename this never replaces a file
+    except FileExistsError:
+        raise NotWritten(f"{target} exists already; name another file.") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        own = error.filename is None or Path(error.filename).parent == folder
+        if own:
+            raise NotWritten(f"{target} cannot be written ({reason}); name another place.") from None
+        raise NotWritten(f"{error.filename} cannot be read ({reason}); see to it and try again.") from None
