@@ -60,10 +60,14 @@ class LiveStream:
         self._tail.soon(self._join)
 
     def _join(self) -> None:
-        self._leave.enter_context(self._follower)
-        self._follower.join(self)
-        self._leave.callback(self._follower.part, self)
-        self._tail.watch(self._connection.fileno(), self._watched, self._happened)
+        try:
+            self._leave.enter_context(self._follower)
+            self._follower.join(self)
+            self._leave.callback(self._follower.part, self)
+            self._tail.watch(self._connection.fileno(), self._watched, self._happened)
+        except BaseException:
+            self._end()
+            raise
         self.push()
 
     def _happened(self, mask: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import select
+import socket
 import threading
 import time
 from collections import deque
@@ -23,10 +24,12 @@ from occ_app import events
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell
 from occ_app.errors import OCCError
+from occ_app.loop import Loop
 
 _REREAD_SECONDS = 1.0
 _RECENT = 512
 _LAST_WORDS_SECONDS = 2.0  # at a stop, for connections to take what was stored
+_LOOK_SECONDS = 0.05  # meanwhile
 
 
 class Live(Protocol):
@@ -57,25 +60,23 @@ class Tail:
         self._folder = folder
         self._channels: dict[str, Channel] = {}
         self._lock = threading.Lock()
-        self._poll = select.epoll()
-        self._happened: dict[int, Callable[[int], None]] = {}
-        self._soon: deque[Callable[[], None]] = deque()
-        self._thread = threading.Thread(target=self._listen, name="tail", daemon=True)
+        self._loop = Loop()
+        self._thread = threading.Thread(target=self._loop.run, name="tail", daemon=True)
+        # For whoever is served by the tail's thread; loop.py says what they do.
+        self.watch, self.forget, self.soon = self._loop.watch, self._loop.forget, self._loop.soon
         self.closed = False
 
     def start(self) -> None:
         self._rung: dict[str, list[events.Event]] = {}
-        self._heard_all = True
         self._bell = Doorbell(self._folder)
-        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch(self._bell.fileno(), select.EPOLLIN, lambda _: self._hear())
-        self.watch(self._alarm, select.EPOLLIN, lambda _: self._alarm_heard())
+        self._loop.at(time.monotonic() + _REREAD_SECONDS, self._reread)
         self._thread.start()
 
     def close(self) -> None:
         """End all following: readers get what is stored, then see `closed`."""
         self.closed = True
-        os.eventfd_write(self._alarm, 1)
+        self.soon(lambda: self._say_last_words(time.monotonic() + _LAST_WORDS_SECONDS))
 
     def join_thread(self) -> None:
         """After `close`: wait until the live readers have what was stored."""
@@ -115,63 +116,48 @@ class Tail:
         with channel.changed:
             return channel.changed.wait_for(lambda: self.closed or ready(), seconds)
 
-    def soon(self, callback: Callable[[], None]) -> None:
-        """Have the tail's thread call this; from any thread."""
-        self._soon.append(callback)
-        os.eventfd_write(self._alarm, 1)
+    def when_gone(self, connection: socket.socket, gone: Callable[[], None]) -> Callable[[], None]:
+        """Have the tail's thread call `gone` once when the peer closes; returns what ends that. From any thread.
 
-    def watch(self, descriptor: int, mask: int, happened: Callable[[int], None]) -> None:
-        """Have the tail's thread call this when epoll reports `mask`, a hang-up or an error; watched already: anew."""
-        known = descriptor in self._happened
-        self._happened[descriptor] = happened
-        (self._poll.modify if known else self._poll.register)(descriptor, mask)
+        Raises OSError for a connection that is closed here.
+        """
+        # Whoever serves the connection may close it any time, and its number be another's then; this one is ours.
+        own = os.dup(connection.fileno())
+        self.soon(lambda: self.watch(own, select.EPOLLRDHUP | select.EPOLLONESHOT, lambda _: gone()))
 
-    def forget(self, descriptor: int) -> None:
-        """The end of `watch`, before the descriptor is closed; harmless when it was not watched."""
-        if self._happened.pop(descriptor, None) is not None:
-            self._poll.unregister(descriptor)
+        def end() -> None:
+            self.forget(own)
+            os.close(own)
+
+        return lambda: self.soon(end)
 
     # -- the tail's thread
 
-    def _listen(self) -> None:
-        reread, behind = time.monotonic(), False
-        while not self.closed:
-            self._take_what_happened(0 if behind else _REREAD_SECONDS)
-            # Reading everything followed once a second makes a lost ring cost a second and no event.
-            everything = time.monotonic() >= reread or not self._heard_all
-            if everything:
-                reread, self._heard_all = time.monotonic() + _REREAD_SECONDS, True
-            behind = self._advance(everything)
-        self._end()
+    def _hear(self) -> None:
+        rings, heard_all = self._bell.rings()
+        for key, news in rings:
+            self._rung.setdefault(key, []).extend(events.from_news(news))
+        self._advance(not heard_all)
 
-    def _end(self) -> None:
+    def _reread(self) -> None:
+        """Read everything followed, once a second: a lost ring costs a second then, and no event."""
+        self._loop.at(time.monotonic() + _REREAD_SECONDS, self._reread)
+        self._advance(True)
+
+    def _say_last_words(self, deadline: float) -> None:
         """Let every thread that waits see `closed`, and every connection have what is stored."""
-        deadline = time.monotonic() + _LAST_WORDS_SECONDS
-        while self._advance(True) or (self._any_live() and time.monotonic() < deadline):
-            self._take_what_happened(0.05)
+        self._advance(True)
+        if self._rung or (self._any_live() and time.monotonic() < deadline):
+            self._loop.at(time.monotonic() + _LOOK_SECONDS, lambda: self._say_last_words(deadline))
+            return
         self._bell.close()
+        self._loop.stop()
 
     def _any_live(self) -> bool:
         return any(channel.live for channel in list(self._channels.values()))
 
-    def _hear(self) -> None:
-        rings, self._heard_all = self._bell.rings()
-        for key, news in rings:
-            self._rung.setdefault(key, []).extend(events.from_news(news))
-
-    def _alarm_heard(self) -> None:
-        os.eventfd_read(self._alarm)
-
-    def _take_what_happened(self, seconds: float) -> None:
-        for descriptor, mask in self._poll.poll(seconds):
-            happened = self._happened.get(descriptor)
-            if happened is not None:
-                happened(mask)
-        for _ in range(len(self._soon)):
-            self._soon.popleft()()
-
-    def _advance(self, everything: bool) -> bool:
-        """Take what is new under the keys that rang, or under all, and tell who waits. True when there is more."""
+    def _advance(self, everything: bool = False) -> None:
+        """Take what is new under the keys that rang, or under all, and tell who waits."""
         rung, self._rung = self._rung, {}
         with self._lock:
             due = [(key, channel) for key, channel in self._channels.items() if everything or key in rung]
@@ -181,7 +167,8 @@ class Tail:
                 self._rung[key] = []
             if fresh or everything or key.startswith("w"):
                 self._tell(channel, fresh)
-        return bool(self._rung)
+        if self._rung:
+            self.soon(self._advance)  # the rest, after those who wait for the thread
 
     def _fresh(self, key: str, channel: Channel, news: list[events.Event]) -> list[events.Event]:
         if not key.startswith("e"):

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -354,6 +355,27 @@ def test_the_websocket_carries_the_same_events(agent: Occ) -> None:
     url = agent.url.replace("http", "ws") + "/executions/over-ws/ws"
     received = [json.loads(message) for message in websockets.messages(url, agent.token)]
     assert [(m["id"], m["event"], m["data"]) for m in received] == [(e.seq, e.name, e.data) for e in events]
+
+
+def test_a_websocket_that_is_dropped_costs_other_readers_nothing(agent: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    stream, _ = agent.under_way(steps({"say": "before "}, {"wait": str(gate)}, {"say": "after"}), "followed")
+    url = f"{agent.url}/executions/followed/ws"
+    for _ in range(3):
+        dropped = websockets.messages(url, agent.token)
+        next(dropped)
+        dropped.close()
+        # Its descriptor is free again, and the next connection's.
+        wait_until(lambda: b"occ_streams_open 1.0\n" in agent.request("GET", "/metrics").data, "it to be noticed")
+        second = agent.client.events("followed")
+        assert next(second).name == "queued"
+        second.close()
+    readers = [agent.client.events("followed") for _ in range(3)]
+    assert all(next(reader).name == "queued" for reader in readers)
+    gate.touch()
+    assert output(list(stream)) == "after"
+    assert [output(list(reader)) for reader in readers] == ["before after"] * 3
+    assert "Traceback" not in agent.logs()
 
 
 def test_a_websocket_follows_what_still_runs(agent: Occ, tmp_path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -205,8 +204,10 @@ def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> N
     parts.streams.enter()
     try:
         with follower:
-            gone = select.EPOLLRDHUP | select.EPOLLONESHOT
-            parts.tail.watch(connection.sock.fileno(), gone, lambda _: follower.leave())
+            try:
+                unwatch = parts.tail.when_gone(connection.sock, follower.leave)
+            except OSError:  # it is gone already
+                return
             try:
                 for batch in follower.batches():
                     for event in batch:
@@ -214,6 +215,6 @@ def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> N
             except ConnectionClosed:
                 return
             finally:
-                parts.tail.forget(connection.sock.fileno())
+                unwatch()
     finally:
         parts.streams.leave()
