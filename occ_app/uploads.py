@@ -153,36 +153,42 @@ def _reuse(db: Database, job: Job) -> None:
 
 
 def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: archives.Unpacked) -> None:
+    exchanged = False
+    try:
+        with db.write(durable=False) as connection:
+            _write_down(connection, job, place, unpacked)
+            _exchange(staging, place)
+            exchanged = True
+            # Before the commit, which flushes the database alone: a row without its folder would be an upload lost.
+            flush_folder(place.parent)
+    except BaseException:
+        if exchanged:  # the rows are as they were, and so shall be the tree
+            exchange(staging, place) if staging.exists() else os.rename(place, staging)
+        raise
+    db.flush()
+
+
+def _write_down(connection: sqlite3.Connection, job: Job, place: Path, unpacked: archives.Unpacked) -> None:
+    """The rows of a workspace that was made, in the caller's transaction."""
     now = iso_now()
     upload = job.upload
-    with db.write() as connection:
-        workspaces.refuse_busy(connection, upload.workspace_id)
-        connection.execute(
-            """
-            INSERT INTO workspaces
-                (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-            ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
-                path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
-                updated_at = excluded.updated_at
-            """,
-            (
-                upload.workspace_id,
-                upload.name,
-                upload.description,
-                str(place),
-                unpacked.files,
-                unpacked.bytes,
-                to_json(list(unpacked.skipped)),
-                now,
-                now,
-            ),
-        )
-        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (upload.workspace_id,)).fetchone()
-        succeed(connection, job.number, workspaces.from_row(row), reused=False)
-        _exchange(staging, place)
-        # Before the commit, which flushes the database alone: a row without its folder would be an upload lost.
-        flush_folder(place.parent)
+    workspaces.refuse_busy(connection, upload.workspace_id)
+    row = connection.execute(
+        """
+        INSERT INTO workspaces
+            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
+            path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
+            updated_at = excluded.updated_at
+        RETURNING *
+        """,
+        (
+            *(upload.workspace_id, upload.name, upload.description, str(place)),
+            *(unpacked.files, unpacked.bytes, to_json(list(unpacked.skipped)), now, now),
+        ),
+    ).fetchone()
+    succeed(connection, job.number, workspaces.from_row(row), reused=False)
 
 
 def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *, reused: bool) -> None:

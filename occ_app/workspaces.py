@@ -60,16 +60,25 @@ def listing(db: Database, only: str | None = None) -> list[Workspace]:
 def delete(db: Database, workspace_id: str, folder: Path) -> None:
     """Remove a workspace and its files. Raises NotFound, or Conflict while an execution runs in it."""
     trash = folder / f".deleted-{workspace_id}-{os.urandom(4).hex()}"
-    with db.write() as connection:
-        row = connection.execute("SELECT path FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
-        if row is None:
-            raise workspace_not_found(workspace_id)
-        refuse_busy(connection, workspace_id)
-        connection.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
-        # The rename stands inside the transaction: no execution can be claimed between the check and it.
-        if Path(row["path"]).exists():
-            os.rename(row["path"], trash)
-            flush_folder(folder)
+    path: Path | None = None
+    try:
+        with db.write(durable=False) as connection:
+            row = connection.execute(
+                "DELETE FROM workspaces WHERE workspace_id = ? RETURNING path", (workspace_id,)
+            ).fetchone()
+            if row is None:
+                raise workspace_not_found(workspace_id)
+            refuse_busy(connection, workspace_id)
+            # The rename stands inside the transaction: no execution can be claimed between the check and it.
+            if Path(row["path"]).exists():
+                os.rename(row["path"], trash)
+                path = Path(row["path"])
+                flush_folder(folder)
+    except BaseException:
+        if path is not None:  # its row is there again
+            os.rename(trash, path)
+        raise
+    db.flush()
     shutil.rmtree(trash, ignore_errors=True)
 
 

@@ -6,13 +6,16 @@ import io
 import json
 import os
 import re
+import sqlite3
 import stat
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from occ_app import archives, uploads, workspaces
 from occ_app.errors import Refused
 from tests.conftest import Occ, make_zip, steps, wait_until
 
@@ -217,3 +220,30 @@ def test_the_command_asks_a_url_or_says_that_nothing_runs(agent: Occ) -> None:
     agent.stop()
     for away, code in (((), 3), (there, 5)):
         assert agent.command("workspaces", "list", *away, check=False).returncode == code
+
+
+def test_a_commit_that_fails_leaves_the_old_workspace(agent: Occ) -> None:
+    agent.workspace(files={"old.txt": "old"})
+    agent.stop()
+    with closing(sqlite3.connect(agent.home / "occ.db")) as connection:  # a COMMIT that fails, as on a full disk
+        connection.executescript(
+            """
+            CREATE TABLE parent (id INTEGER PRIMARY KEY);
+            CREATE TABLE child (id REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED);
+            CREATE TRIGGER made AFTER INSERT ON workspaces BEGIN INSERT INTO child VALUES (1); END;
+            CREATE TRIGGER replaced AFTER UPDATE ON workspaces BEGIN INSERT INTO child VALUES (1); END;
+            CREATE TRIGGER removed AFTER DELETE ON workspaces BEGIN INSERT INTO child VALUES (1); END;
+            """
+        )
+    folder = agent.home / "workspaces"
+    database = agent.database
+    for workspace_id in ("work", "new"):
+        archive = agent.home / "upload.zip"
+        archive.write_bytes(make_zip({"new.txt": "new"}).getvalue())
+        number = uploads.submit(database, uploads.Upload(workspace_id, "", "", "overwrite", archive, None))
+        with pytest.raises(sqlite3.IntegrityError):
+            uploads.run(database, number, folder, archives.Limits(1000, 10))
+    with pytest.raises(sqlite3.IntegrityError):
+        workspaces.delete(database, "work", folder)
+    database.close()
+    assert tree(folder) == {"work/old.txt": "old"}
