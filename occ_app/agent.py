@@ -53,7 +53,7 @@ def health(config: Config, db: Database) -> dict[str, Any]:
         )
     registration = noted(db, "registration")
     if config.remote_url and registration and not registration["registered"]:
-        problems.append(f"Not registered with the hub: {registration['problem']}")
+        problems.append(f"Not registered with the hub: {registration.get('problem', 'it was not tried yet')}")
     if not daemon.takes_work(config):
         problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
     return {

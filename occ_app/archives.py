@@ -6,6 +6,7 @@ really written, and files are created, never opened through what was there befor
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import struct
@@ -154,19 +155,27 @@ def pack(folder: Path, output: IO[bytes], paths: Iterable[Path] | None = None) -
     Links are stored as links and never followed: what they point to is not the workspace's.
     """
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
-        for path in sorted(folder.rglob("*")) if paths is None else paths:
-            name = path.relative_to(folder).as_posix()
-            status = path.lstat()
-            if stat.S_ISLNK(status.st_mode):
-                link = zipfile.ZipInfo(name)
-                link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-                zipped.writestr(link, os.readlink(path))
-            elif stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-                yield _pack_one(zipped, path, name)
+        for path in below(folder) if paths is None else paths:
+            yield _pack_one(zipped, path, path.relative_to(folder).as_posix())
+
+
+def below(folder: Path) -> list[Path]:
+    """All that is below a folder, in order, links not followed; what disappears meanwhile is no error."""
+    return sorted(
+        Path(parent, name) for parent, folders, files in os.walk(folder) for name in itertools.chain(folders, files)
+    )
 
 
 def _pack_one(zipped: zipfile.ZipFile, path: Path, name: str) -> int:
+    """Add a file, a folder or a link, and nothing of another kind; returns the bytes of a file."""
     try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+        if kind == stat.S_IFLNK:
+            link = zipfile.ZipInfo(name)
+            link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+            zipped.writestr(link, os.readlink(path))
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            return 0
         # Times before 1980 do not fit into a zip.
         info = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
         if info.is_dir():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import tarfile
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import IO, cast
 
 from occ_app import lifecycle
+from occ_app.archives import below
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.new_file import new_file
@@ -32,8 +35,8 @@ def write(config: Config, target: Path) -> int:
         with tarfile.open(fileobj=output, mode="w:gz", compresslevel=3) as archive:
             archive.add(snapshot, "occ.db")
             for name in ("state.json", "config.toml", "workspaces"):
-                if (config.home / name).exists():
-                    archive.add(config.home / name, name, filter=_without_leftovers)
+                for path in (config.home / name, *below(config.home / name)):
+                    _add(archive, path, path.relative_to(config.home))
     return target.stat().st_size
 
 
@@ -46,7 +49,29 @@ def _snapshot(database: Path, copy: Path) -> None:
     snapshot.close()
 
 
-def _without_leftovers(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave out what an upload or a delete under way keeps beside the workspaces."""
-    parts = Path(entry.name).parts
-    return None if len(parts) > 1 and parts[1].startswith((".incoming-", ".deleted-")) else entry
+def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
+    """Add a file, folder or link as it is now: what disappears is left out, what grows or shrinks is cut or filled up.
+
+    What an upload or a delete under way keeps beside the workspaces is left out.
+    """
+    if len(name.parts) > 1 and name.parts[1].startswith((".incoming-", ".deleted-")):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        entry = archive.gettarinfo(path, str(name))
+        if entry is None:
+            return  # a socket
+        if not entry.isreg():
+            archive.addfile(entry)
+            return
+        with path.open("rb") as file:
+            archive.addfile(entry, cast(IO[bytes], _Filled(file)))
+
+
+class _Filled:
+    """A file that never ends: past its end there are zeros, so that one that shrinks spoils no archive."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size).ljust(size, b"\0")

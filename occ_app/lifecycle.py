@@ -111,13 +111,14 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
         return from_row(rows[0]) if rows else None
 
 
-def finish(db: Database, number: int, outcome: Outcome) -> int:
+def finish(db: Database, number: int, outcome: Outcome, *, after: int = 0) -> int:
     """End a running execution: the final event and the state in one transaction.
 
-    Returns the seq of the final event; 0 when it was over already.
+    `after` is the seq that the final event comes after, where the newest events are missing. Returns its own seq; 0
+    when the execution was over already.
     """
     with db.write() as connection:
-        return _finish(connection, number, outcome, "running")
+        return _finish(connection, number, outcome, "running", after)
 
 
 def give_up(db: Database, number: int, outcome: Outcome) -> bool:
@@ -162,8 +163,9 @@ def forget_prompt(db: Database, number: int) -> None:
         connection.execute("UPDATE executions SET prompt = NULL WHERE number = ? AND last_seq IS NOT NULL", (number,))
 
 
-def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str) -> int:
-    seq = 1 + connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()[0]
+def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str, after: int = 0) -> int:
+    newest = connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()[0]
+    seq = 1 + max(newest, after)
     data = outcome.data
     won = connection.execute(
         """

@@ -14,7 +14,6 @@ from occ_app import agent, archives, claude_cli, executions, lifecycle, tail, up
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
-from occ_app.errors import OCCError
 from occ_app.identity import boot_id
 from occ_app.records import Execution, Outcome
 from occ_worker.heartbeat import Heartbeat
@@ -78,10 +77,7 @@ class Control(Upkeep):
 
     def under_way(self) -> bool:
         """Whether anything runs or waits, so that there is something to reap."""
-        try:
-            return any(executions.counts(self._db))
-        except OCCError:
-            return True  # a held database; the job will wait for it
+        return any(executions.counts(self._db))
 
     def reap(self) -> None:
         """Settle executions whose worker is gone, end workers that are stuck, and wake workers for what waits."""

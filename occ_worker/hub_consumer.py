@@ -24,6 +24,7 @@ from occ_app.hub.agents import Agents
 from occ_app.hub.calls import Calls
 from occ_app.identity import own_identity
 from occ_app.logs import log_to_stderr
+from occ_app.records import Execution
 from occ_worker import tasks
 from occ_worker.consumer import CONTROL_THREADS
 from occ_worker.consumers import ControlConsumer, ThreadsConsumer
@@ -31,7 +32,7 @@ from occ_worker.deliveries import PLACES, Deliveries
 from occ_worker.delivery import PATIENCE, Patience
 from occ_worker.hub_control import HubControl
 from occ_worker.queues import open_queue
-from occ_worker.relay import Relay, Relaying, cancel_requested
+from occ_worker.relay import Relay, Relaying, pass_cancel_on
 
 log = logging.getLogger("occ.relay")
 
@@ -49,6 +50,7 @@ class Relays:
         self._stopping = threading.Event()
         self._relays: set[Relay] = set()
         self._removed: set[str] = set()
+        self._cancels: set[str] = set()  # those that are told or being told, each by a thread of its own
         self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
         agents = Agents(database, config.heartbeat_seconds)
@@ -96,7 +98,7 @@ class Relays:
         try:
             relay.run()
         except Exception:
-            log.exception("a relay met a fault of OCC; its execution is taken up again")
+            log.exception("a relay met a fault of OCC; its execution is taken up when the hub starts anew")
         finally:
             self._relays.discard(relay)
             self._places.release()
@@ -109,7 +111,6 @@ class Relays:
 
     def _listen(self) -> None:
         """Pass cancels on, and wake relays that wait, when somebody rang."""
-        told: set[str] = set()
         while not self._stopping.is_set():
             select.select([self._bell], [], [], _LOOK_SECONDS)
             rings, _ = self._bell.rings()
@@ -120,10 +121,27 @@ class Relays:
                 # A ring carries the id of an execution or of an agent.
                 self._removed |= {key for key, _ in rings if key.startswith("agent-") and self._is_removed(key)}
                 if self._relays:
-                    cancel_requested(self._parts, told)
+                    self._pass_cancels_on()
                 self._note()
             except OCCError as error:
                 log.error("cancels cannot be looked for: %s", error)
+
+    def _pass_cancels_on(self) -> None:
+        """Have agents told of what is to end there; one that does not answer holds up no other."""
+        due = {x.execution_id: x for x in executions.running(self._parts.db) if x.stop_requested is not None}
+        self._cancels &= due.keys()
+        for execution_id, execution in due.items():
+            if execution_id not in self._cancels:
+                self._cancels.add(execution_id)
+                threading.Thread(target=self._pass_on, args=(execution,), name="cancel", daemon=True).start()
+
+    def _pass_on(self, execution: Execution) -> None:
+        told = False
+        try:
+            told = pass_cancel_on(self._parts, execution)
+        finally:
+            if not told:
+                self._cancels.discard(execution.execution_id)  # to be tried again at the next look
 
     def _is_removed(self, agent_id: str) -> bool:
         return self._parts.agents.find(agent_id) is None

@@ -193,7 +193,7 @@ class Listener:
             until.append(self._recorder.retry_at)
         if self._reason is not None:
             until.append(self._ending_since + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
-        else:
+        elif self._translator.result is None:
             until += [self._deadline, self._heard + self._execution.idle_timeout_seconds]
         if self._leaving_since is not None:
             until.append(self._leaving_since + GRACE_SECONDS)

@@ -32,9 +32,11 @@ log = logging.getLogger("occ.relay")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = 5  # of OCC's own, until an execution is given up
+_FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
 _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
-# What an agent may answer while it is well or about to be: asked again, and not taken for an answer.
-_PASSING = (401, 403, 408, 421, 425, 429, 500, 502, 503, 504, 507)
+# What an agent may answer while it is well, and what somebody else at its address, or a fault: asked again.
+_BUSY = (429, 503)
+_PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Relay:
         while not parts.stopping():
             before = self._seq
             try:
-                outcome = self._try()
+                outcome = self._try() if faults < _FAULTS else self._given_up(*_FAULTY)
                 if outcome is not None:
                     self._end(outcome)
                     return
@@ -95,9 +97,6 @@ class Relay:
             except Exception:
                 faults += 1
                 log.exception("execution %s met a fault of OCC", self._execution.execution_id)
-                if faults >= _FAULTS:
-                    self._end(self._given_up("INTERNAL", "The hub failed to relay this; its worker's log says why."))
-                    return
             pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
             parts.rest(pause)
 
@@ -107,20 +106,20 @@ class Relay:
         if agent is None:
             return Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
         try:
-            outcome = self._relay(agent, self._parts.calls.client(agent))
-        except Refused as refusal:
-            if refusal.status not in _PASSING:
-                return self._refused(refusal, agent)
-            self._lost_since = None if refusal.status in (429, 503) else self._lost_since
-            raise
-        except Unreachable:
+            return self._relay(agent, self._parts.calls.client(agent))
+        except (Refused, Unreachable) as error:
+            status = error.status if isinstance(error, Refused) else 0
+            if status in _BUSY:
+                self._lost_since = None
+                raise
+            if isinstance(error, Refused) and status not in _PASSING:
+                return self._refused(error, agent)
             self._parts.calls.broke(agent)
             lost = self._lost_since = self._lost_since or time.monotonic()
             seconds = self._parts.config.reconnect_seconds
             if time.monotonic() - lost <= seconds:
                 raise
             return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
-        return outcome
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
         body, new = None, False
@@ -253,7 +252,7 @@ class Relay:
         return Outcome.failure(code, message)
 
     def _end(self, outcome: Outcome) -> None:
-        seq = lifecycle.finish(self._parts.db, self._execution.number, outcome)
+        seq = lifecycle.finish(self._parts.db, self._execution.number, outcome, after=self._seq)
         self._ring(outcome.news(seq))
         log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
 
@@ -281,15 +280,13 @@ def _outcome(event: RawEvent) -> Outcome:
     return Outcome(state, event.name, data, data.get("usage"))
 
 
-def cancel_requested(parts: Relaying, told: set[str]) -> None:
-    """Tell agents of the executions that somebody asked to end; `told` keeps those that were told."""
-    for execution in executions.running(parts.db):
-        if execution.stop_requested is None or execution.execution_id in told:
-            continue
-        agent = parts.agents.find(execution.agent_id or "")
-        try:
-            if agent is not None:
-                parts.calls.client(agent).cancel(execution.execution_id)
-                told.add(execution.execution_id)
-        except (Unreachable, Refused) as error:
-            log.info("execution %s is to be cancelled: %s", execution.execution_id, error)
+def pass_cancel_on(parts: Relaying, execution: Execution) -> bool:
+    """Tell its agent of an execution that somebody asked to end. False when it could not be told."""
+    agent = parts.agents.find(execution.agent_id or "")
+    try:
+        if agent is not None:
+            parts.calls.client(agent).cancel(execution.execution_id)
+    except (Unreachable, Refused) as error:
+        log.info("execution %s is to be cancelled: %s", execution.execution_id, error)
+        return False
+    return True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from huey import Huey
 
 from occ_app.db import translated
+from occ_app.errors import OCCError
 
 if TYPE_CHECKING:
     from occ_worker.control import Control
@@ -124,6 +125,9 @@ def _every(seconds: float, wanted: Callable[[], bool] = lambda: True) -> Callabl
         if now < due - 0.5:  # the scheduler looks once a second, give or take
             return False
         due = max(due + seconds, now)
-        return wanted()
+        try:
+            return wanted()
+        except OCCError:
+            return True  # a held database; the job itself waits for it, where the scheduler must not die of it
 
     return is_due

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,17 +13,12 @@ CHUNK_BYTES = 64 * 1024
 
 def text_of(value: object) -> str | None:
     """A text that can be stored; None for anything else, whatever a newer CLI may say there."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else None
-
-
-def storable(value: Any) -> Any:
-    """The value with every lone surrogate in it replaced: no database and no strict client takes one."""
-    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return whole_characters(value) if isinstance(value, str) else None
 
 
 def cut(value: Any) -> tuple[Any, bool]:
     """A value of at most 64 KiB, and whether it was cut: long texts keep their beginning, and the shape stays."""
-    value = _clean(value)
+    value = storable(value)
     if len(to_json(value).encode()) <= CHUNK_BYTES:
         return value, False
     if isinstance(value, str):
@@ -38,13 +32,13 @@ def cut(value: Any) -> tuple[Any, bool]:
     return next(pieces(to_json(value))), True
 
 
-def _clean(value: Any) -> Any:
-    """The same value with no lone surrogate in any text of it."""
+def storable(value: Any) -> Any:
+    """The same value with no lone surrogate in any text of it: no database and no strict client takes one."""
     if isinstance(value, str):
         return whole_characters(value)
     if isinstance(value, dict):
-        return {whole_characters(str(key)): _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list) else value
+        return {whole_characters(str(key)): storable(item) for key, item in value.items()}
+    return [storable(item) for item in value] if isinstance(value, list) else value
 
 
 _LONE = re.compile("[\ud800-\udfff]")

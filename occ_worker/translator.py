@@ -55,7 +55,7 @@ class Translator:
         return self._other(line)
 
     def _other(self, line: bytes) -> list[Event]:
-        return [(name, to_json(data)) for name, data in self._parsed(line)]
+        return [(name, texts.whole_characters(to_json(data))) for name, data in self._parsed(line)]
 
     def _parsed(self, line: bytes) -> list[_Said]:
         try:

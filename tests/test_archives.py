@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.archives import Limits, unpack
+from occ_app.archives import Limits, pack, unpack
 from occ_app.errors import ArchiveError
 from tests.conftest import make_zip
 
@@ -381,3 +381,18 @@ def test_a_large_archive_takes_little_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", program, archive, tmp_path / "target"], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 60_000  # KB, the interpreter included
+
+
+def test_what_disappears_while_a_folder_is_packed_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b", "c/d", "e"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_text(name)
+    (tmp_path / "folder/link").symlink_to("b")
+    output = io.BytesIO()
+    packing = pack(tmp_path / "folder", output)
+    next(packing)  # what there is has been listed
+    shutil.rmtree(tmp_path / "folder/c")
+    for name in ("b", "link"):
+        (tmp_path / "folder" / name).unlink()
+    assert sum(packing) == 1
+    assert zipfile.ZipFile(output).namelist() == ["a", "e"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import zipfile
@@ -14,9 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from occ_app import db, executions, workspaces
 from occ_app.client import AgentClient
 from occ_app.errors import Refused, Unreachable
+from occ_app.hub import placement
+from occ_app.hub.agents import Agents
 from occ_app.hub.calls import check_address
+from occ_app.identity import own_identity
 from occ_app.sse import Event
 from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
@@ -412,6 +418,71 @@ def test_a_machine_that_stays_away_loses_its_execution_and_is_told_so_when_it_re
             for pid in hub_side:
                 os.kill(pid, signal.SIGCONT)
         wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is cancelled there")
+
+
+def test_another_machine_at_the_address_of_one_is_not_taken_for_it(tmp_path: Path, free_port: int) -> None:
+    with hub_in(tmp_path, OCC_HUB_RECONNECT_SECONDS="2") as hub:
+        hub.start()
+        box = hub.agent("box", OCC_HTTP_PORT=str(free_port))
+        hub.client.upload("work", make_zip({"a.txt": "a"}))
+        begun(hub.client, steps(*WAITING), "e1")
+        hub.stop()  # so that it does not see the old one go
+        for process in box.processes():
+            process.kill()
+        (box.home / "state.json").unlink()
+        hub.start()
+        box.start()  # registers as a new one, and refuses the token of the old
+        final = list(hub.client.events("e1"))[-1]
+        assert (final.data["code"], "was away" in final.data["message"]) == ("AGENT_LOST", True)
+
+
+def test_what_an_agent_forgot_before_the_hub_had_it_is_told_as_a_gap(hub: Hub) -> None:
+    box = hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    prompt = steps(*WAITING[:2], {"say": "more ", "times": 50})
+    _, seen = begun(hub.client, prompt, "e1")
+    hub.stop()
+    let_go(box.home)
+    wait_until(lambda: box.client.execution("e1")["state"] == "succeeded", "it to end")
+    last = box.client.execution("e1")["lastSeq"]
+    with box.database.write() as connection:
+        connection.execute("UPDATE executions SET finished_at = '2001-01-01T00:00:00.000Z'")
+    box.command("jobs", "prune", "--older-than", "1d")
+    hub.start()
+    events = list(hub.client.events("e1", after=seen[-1].seq))
+    assert [(event.seq, event.name) for event in events] == [(last - 1, "gap"), (last, "complete")]
+
+
+def test_a_machine_removed_while_work_is_placed_on_it_gets_none(hub: Hub) -> None:
+    class Meanwhile(db.Database):
+        """Something happens after each look at the rows."""
+
+        happens = ""
+
+        @contextlib.contextmanager
+        def read(self) -> Iterator[sqlite3.Connection]:
+            with super().read() as connection:
+                yield connection
+            with self.write() as connection:
+                connection.execute(self.happens)
+
+    hub.agent("box")
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    hub.command("agents", "drain", "box")
+    waiting = hub.client.execute("work", "hello", executionId="e1")
+    next(waiting)
+    hub.stop()
+    database = Meanwhile(hub.home / "occ.db")
+    agents = Agents(database, 60)
+    with database.write() as connection:
+        connection.execute("UPDATE agents SET draining = 0")
+    for happens in ("UPDATE agents SET draining = 1", "DELETE FROM agents"):
+        Meanwhile.happens = happens
+        assert placement.claim(database, agents, own_identity()) is None
+        Meanwhile.happens = "UPDATE agents SET draining = 0"
+        assert executions.get(database, "e1").state == "queued"
+        assert workspaces.get(database, "work").agent_id is None
+    database.close()
 
 
 def test_a_revoked_key_s_streams_end(hub: Hub) -> None:

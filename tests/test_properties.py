@@ -89,7 +89,8 @@ def test_an_id_is_taken_exactly_when_the_contract_says_so(value: str) -> None:
         assert allowed
 
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+HALVES = st.sampled_from(["\ud83d", "\ude00", "a\udc00b"])  # of characters
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | HALVES
 KEYS = st.sampled_from(
     ["type", "subtype", "event", "delta", "text", "message", "content", "id", "name", "input", "result", "is_error"]
 ) | st.text(max_size=5)
@@ -106,8 +107,9 @@ ANYTHING = st.recursive(
 def test_any_line_of_json_is_read_or_passed_over(content: list[object]) -> None:
     translator, connection = Translator(), sqlite3.connect(":memory:")
     for line in content:
-        for name, _ in translator.events(json.dumps(line).encode()):
+        for name, data in translator.events(json.dumps(line).encode()):
             assert name in ("started", "output", "tool", "status")
+            connection.execute("SELECT ?", (data,)).fetchall()  # it can be stored
     outcome = translator.outcome()
     if outcome is not None:
         told = [

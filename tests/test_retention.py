@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -117,6 +118,23 @@ def test_an_interrupted_drain_takes_work_again(agent: Occ, tmp_path: Path) -> No
     gate.touch()
     assert list(stream)[-1].name == "complete"
     assert agent.run("again")[-1].name == "complete"
+
+
+def test_a_backup_takes_what_changes_while_it_is_made(agent: Occ, tmp_path: Path) -> None:
+    folder = agent.home / "workspaces/work"
+    (folder / "link").symlink_to("README.md")
+    (folder / "large").write_bytes(os.urandom(20_000_000))
+    target = tmp_path / "backup.tar.gz"
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(agent.command, "backup", str(target))
+        wait_until(lambda: any(tmp_path.glob(".backup*")), "it to begin")
+        while not made.done():
+            (folder / "now").write_bytes(os.urandom(1_000_000))
+            (folder / "now").write_bytes(b"")
+            (folder / "now").unlink()
+        assert "Wrote" in made.result().stdout
+    names = subprocess.run(["tar", "-tzf", target], capture_output=True, text=True, check=True).stdout.split()
+    assert {"state.json", "occ.db", "workspaces/work/large", "workspaces/work/link"} <= set(names)
 
 
 def test_a_backup_made_while_it_runs_is_the_agent_again(agent: Occ, tmp_path: Path) -> None:

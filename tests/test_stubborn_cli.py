@@ -118,6 +118,31 @@ def test_lone_surrogates_become_replacement_characters(promises: Promises) -> No
     assert output(promises.occ.run(steps(raw(lines)))) == "a\U0001f600b\ufffdc\ufffdd"
 
 
+def test_a_lone_surrogate_anywhere_ends_nothing(promises: Promises) -> None:
+    half = "\ud800"
+    retry = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 2, "error": half}
+    used = {"type": "tool_use", "id": half, "name": half, "input": {half: half}}
+    result = {"type": "tool_result", "tool_use_id": half, "content": half}
+    lines = [retry, *({"type": "assistant", "message": {"id": "m", "content": [each]}} for each in (used, result))]
+    lines[-1]["type"] = "user"
+    events = promises.occ.run(steps(raw(b"".join(json.dumps(line).encode() + b"\n" for line in lines))))
+    assert [event.name for event in events][2:] == ["status", "tool", "tool", "complete"]
+    assert events[3].data["input"] == {"\ufffd": "\ufffd"}
+    assert "\ufffd" in events[2].data["message"]
+
+
+def test_a_cli_that_lingers_after_its_result_costs_no_cpu(promises: Promises) -> None:
+    def used() -> float:
+        workers = [pid for pid, command in promises.occ.commands().items() if "consumer executions" in command]
+        return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in workers)
+
+    result = {"type": "result", "subtype": "success", "is_error": False, "num_turns": 1, "session_id": "x"}
+    before = used()
+    lingers = steps({"line": json.dumps(result)}, {"sleep": 60}, {"exit": 0})
+    assert promises.occ.run(lingers, idleTimeoutSeconds=1)[-1].name == SUCCEEDED
+    assert used() - before < 2  # of the 5 s that were waited
+
+
 def test_a_cli_replaced_or_removed_between_runs_is_told(promises: Promises, tmp_path: Path) -> None:
     occ = promises.occ
     program = tmp_path / "counting-claude"

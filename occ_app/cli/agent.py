@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,16 @@ def stop(drain: bool) -> None:
 def _drain(config: Config) -> None:
     """Refuse new work, then wait until nothing runs any more; what waits stays for the next start."""
     daemon.refuse_work(config)
-    bell = Doorbell(config.run / "tail")
     try:
-        with output.Waiting("Waiting for what runs"):
-            while executions.running(Database(config.database, readonly=True)) and daemon.find(config):
+        with closing(Doorbell(config.run / "tail")) as bell, output.Waiting("Waiting for what runs"):
+            database = Database(config.database, readonly=True)
+            while executions.running(database) and daemon.find(config):
                 select.select([bell], [], [], 1.0)
                 bell.hush()
-    except KeyboardInterrupt:
+    except BaseException:
         daemon.take_work(config)
         click.echo("occ: not stopped; it takes work again.", err=True)
         raise
-    finally:
-        bell.close()
 
 
 @click.command()

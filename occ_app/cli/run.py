@@ -82,7 +82,7 @@ def run(
             raise click.UsageError("--agent and --label are for a hub, and this is an agent; leave them out.") from None
         raise
     except KeyboardInterrupt:
-        return _interrupted(client, execution_id, remote.again(url, pin))
+        return _interrupted(client, execution_id, workspace if sent else None, remote.again(url, pin))
     if not as_json:
         output.summary(final)
         _tell_session(final, workspace, remote.again(url, pin))
@@ -200,11 +200,18 @@ def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterat
         thread.join()
 
 
-def _interrupted(client: AgentClient, execution_id: str, again: str) -> int:
-    """Ask what is to become of the execution; without a terminal, and at another Ctrl-C, it is left running."""
+def _interrupted(client: AgentClient, execution_id: str, sent: str | None, again: str) -> int:
+    """Ask what is to become of the execution; without a terminal, and at another Ctrl-C, it is left running.
+
+    One that was not accepted leaves nothing: `sent` is the workspace that was made for it, if any.
+    """
     try:
         client.execution(execution_id)
-    except errors.Refused:
+    except errors.Refused as refusal:
+        if refusal.code != "EXECUTION_NOT_FOUND":
+            raise
+        if sent is not None:
+            _take_back(client, sent, execution_id)
         click.echo("occ: interrupted before it was sent; nothing runs.", err=True)
         return 130
     choice = "l"

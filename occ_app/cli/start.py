@@ -136,7 +136,7 @@ def _as_raised(kind: str, message: str) -> errors.OCCError:
     if kind == "Refused":
         return errors.Refused(f"The hub refused this agent: {message}", 0)
     found = getattr(errors, kind, errors.StartFailed)
-    return found(message) if found is not errors.RequestError else errors.StartFailed(message)
+    return errors.StartFailed(message) if issubclass(found, errors.RequestError) else found(message)
 
 
 def _exposure(config: Config) -> list[str]:

@@ -121,12 +121,13 @@ def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, 
 
 
 def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdentity) -> Execution | None:
-    """Claim and place, which an UPDATE can lose to a cancel; then None."""
+    """Claim and place, which an UPDATE can lose to a cancel, or to the agent's removal or drain; then None."""
     with db.write(durable=False) as connection:
         won = connection.execute(
             "UPDATE executions SET state = 'running', started_at = ?, agent_id = ?, waits_for = NULL,"
-            " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ? AND state = 'queued'",
-            (iso_now(), agent.agent_id, owner.boot_id, owner.pid, owner.start, execution.number),
+            " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ? AND state = 'queued'"
+            " AND EXISTS (SELECT 1 FROM agents WHERE agent_id = ? AND NOT draining)",
+            (iso_now(), agent.agent_id, owner.boot_id, owner.pid, owner.start, execution.number, agent.agent_id),
         ).rowcount
         if not won:
             return None
@@ -146,12 +147,16 @@ def take_up(db: Database, owner: ProcessIdentity) -> Execution | None:
         with db.write(durable=False) as connection:
             won = connection.execute(
                 "UPDATE executions SET owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ?"
-                " AND state = 'running' AND owner_pid IS ? AND owner_start IS ?",
-                (owner.boot_id, owner.pid, owner.start, execution.number, execution.owner_pid, execution.owner_start),
+                " AND state = 'running' AND owner_boot_id IS ? AND owner_pid IS ? AND owner_start IS ?",
+                (*_columns(owner), execution.number, *_columns(former)),
             ).rowcount
         if won:
             return execution
     return None
+
+
+def _columns(owner: ProcessIdentity | None) -> tuple[str | None, int | None, int | None]:
+    return (None, None, None) if owner is None else (owner.boot_id, owner.pid, owner.start)
 
 
 def offer(db: Database, execution: Execution) -> None:

@@ -84,7 +84,7 @@ def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller |
 
     def identify(given: str) -> Caller | None:
         if request.path.startswith(api.FROM_AGENTS):
-            return Caller(admin=False)
+            return Caller(key_id="", admin=False)  # whose nothing is
         if pages.asked_for():
             return visitor(database)
         token = own.current()
