@@ -6,6 +6,7 @@ really written, and files are created, never opened through what was there befor
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -25,6 +26,10 @@ _SHORT = 1 << 16  # a file of up to so many bytes is read at once
 
 # A local file header up to the lengths of its name and of its extra field; 4.3.7 of PKWARE's APPNOTE.TXT.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+
+# What a file may answer that disappeared or was closed while its folder was read, or that is too deep.
+_OUT_OF_REACH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,12 @@ def pack(folder: Path, output: IO[bytes], paths: Iterable[Path] | None = None) -
     """
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         for path in below(folder) if paths is None else paths:
-            yield _pack_one(zipped, path, path.relative_to(folder).as_posix())
+            yield _pack_one(zipped, path, _readable(path.relative_to(folder).as_posix()))
+
+
+def _readable(name: str) -> str:
+    """The name of a file as a zip can have it: in UTF-8, where Linux knows bytes."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def below(folder: Path) -> list[Path]:
@@ -173,7 +183,7 @@ def _pack_one(zipped: zipfile.ZipFile, path: Path, name: str) -> int:
         if kind == stat.S_IFLNK:
             link = zipfile.ZipInfo(name)
             link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-            zipped.writestr(link, os.readlink(path))
+            zipped.writestr(link, os.fsencode(os.readlink(path)))
         if kind not in (stat.S_IFREG, stat.S_IFDIR):
             return 0
         # Times before 1980 do not fit into a zip.
@@ -186,5 +196,7 @@ def _pack_one(zipped: zipfile.ZipFile, path: Path, name: str) -> int:
             while piece := source.read(_PIECE):
                 sink.write(piece)
         return info.file_size
-    except (FileNotFoundError, PermissionError):
-        return 0  # gone or closed while the folder was read; the rest is still worth having
+    except OSError as error:
+        if error.errno not in _OUT_OF_REACH:
+            raise
+        return 0  # the rest is still worth having

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -26,10 +26,14 @@ _guessing = threading.BoundedSemaphore(16)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from: on a hub one of its keys; on an agent, which has one token, whoever holds that."""
+    """Who a request comes from: on a hub one of its keys; on an agent, which has one token, whoever holds that.
+
+    `refused` tells, while a stream goes on, whether the secret that opened it has lost its worth.
+    """
 
     key_id: str | None = None
     admin: bool = True
+    refused: Callable[[], bool] = field(default=lambda: False, compare=False)
 
     @property
     def only(self) -> str | None:

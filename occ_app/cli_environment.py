@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from collections.abc import Collection, Mapping
@@ -60,6 +61,8 @@ def chosen(environ: Mapping[str, str], more: Collection[str]) -> dict[str, str]:
         name: value for name, value in environ.items() if name in NAMES or name in more or name.startswith(PREFIXES)
     }
     # Without HOME the CLI falls back to the password file; saying it outright keeps what runs and what is seen alike.
-    found.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
+    if "HOME" not in found:
+        with contextlib.suppress(KeyError):  # a user without an entry, as containers have them
+            found["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
     found.setdefault("PATH", os.defpath)
     return found

@@ -15,7 +15,7 @@ from occ_app.db import Database
 FINAL_EVENTS = ("complete", "error")
 MOST = 1000  # that are read at once
 
-to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,11 @@ class Part:
         self._process = None
         return True
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process, alive or not yet waited for; None when there is none."""
+        return None if self._process is None else self._process.pid
+
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -68,9 +68,11 @@ def prepare_database(config: Config, meanwhile: Callable[[], None]) -> None:
 def _settle(config: Config) -> None:
     from occ_app import uploads, workspaces  # loaded while the web process loads
 
-    workspaces.remove_leftovers(config.workspaces)
     rows = db.Database(config.database)
     uploads.abandon_all(rows)
+    if config.program is configuration.AGENT:  # a hub has no workspaces of its own
+        uploads.undo_unfinished(rows, config.workspaces)
+        workspaces.settle(rows, config.workspaces)
     rows.close()
 
 

@@ -91,6 +91,18 @@ class Execution:
         return ProcessIdentity(self.owner_boot_id, self.owner_pid, self.owner_start)
 
 
+LARGEST = 1 << 62  # number that is kept; SQLite's own go a little further
+
+
+def countable(value: Any) -> Any:
+    """A value of JSON with None for every number that is not finite or above LARGEST: it cannot be added up."""
+    if isinstance(value, dict):
+        return {key: countable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [countable(item) for item in value]
+    return None if isinstance(value, (int, float)) and not abs(value) < LARGEST else value
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How an execution ended: its final event, and what its row keeps of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +97,7 @@ class TokenFile:
         self._path = path
         self._seen: tuple[int, int] | None = None
         self._token: str | None = None
+        self._looked = 0.0
 
     def current(self) -> str | None:
         try:
@@ -107,6 +109,14 @@ class TokenFile:
             state = load(self._path)
             self._token = state.token if state else None
             self._seen = seen
+        return self._token
+
+    def recent(self) -> str | None:
+        """The token as it was at most a second ago, for whoever asks at each event of each stream."""
+        now = time.monotonic()
+        if now >= self._looked + 1:
+            self._looked = now
+            self.current()
         return self._token
 
 

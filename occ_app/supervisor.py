@@ -25,8 +25,10 @@ from occ_app import daemon, readiness, sandbox, state, tls
 from occ_app.config import Config
 from occ_app.errors import OCCError, StartFailed
 from occ_app.identity import own_identity
+from occ_app.kernel import become_subreaper
 from occ_app.logs import log_to_stderr
 from occ_app.parts import Part, Probe
+from occ_app.strays import sweep_children
 
 log = logging.getLogger("occ.supervisor")
 
@@ -77,6 +79,7 @@ class Supervisor:
     def run(self) -> int:
         """Bring the daemon up, keep it up, take it down. Until it is up raises StartFailed, AlreadyRunning, Refused."""
         self._config.make_folders()
+        become_subreaper()
         with readiness.lock(self._config):
             self._warnings = readiness.clean(self._config, WORKERS_SECONDS)
             self._certificate = tls.certificate(self._config)
@@ -173,6 +176,11 @@ class Supervisor:
                 raise StartFailed(
                     f"{part.name} ended {CRASHES} times in a row; {self._config.logs / (part.name + '.log')} says why."
                 )
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """End what came to this process when a part was killed."""
+        sweep_children([part.pid for part in self._parts if part.pid is not None])
 
     def _on_stop(self, *_: Any) -> None:
         self._stopping = True
@@ -193,6 +201,7 @@ class Supervisor:
             part.send_signal(signal.SIGTERM)
         self._await_parts(named["web"], WEB_SECONDS)
         self._await_parts(named["control"], max(CONTROL_SECONDS, begun + WORKERS_SECONDS - time.monotonic()))
+        self._sweep()
 
     def _await_parts(self, parts: list[Part], seconds: float) -> None:
         """Wait until all have ended, at most `seconds`, then kill what is left of their groups."""

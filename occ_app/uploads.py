@@ -101,6 +101,20 @@ def abandon_running(db: Database) -> list[int]:
     return [row["number"] for row in rows]
 
 
+def undo_unfinished(db: Database, folder: Path) -> None:
+    """Undo what a killed process had put into the workspaces' folder and not written down, and remove what is left."""
+    for staging in folder.glob(".incoming-*"):
+        number, _, inode = staging.name.removeprefix(".incoming-").partition("-")
+        if inode and staging.stat().st_ino != int(inode):
+            with db.read() as connection:
+                row = connection.execute(
+                    "SELECT workspace_id FROM workspace_jobs WHERE number = ? AND state != 'succeeded'", (int(number),)
+                ).fetchone()
+            if row is not None:
+                exchange(staging, folder / row["workspace_id"])
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def run(db: Database, number: int, folder: Path, limits: archives.Limits) -> None:
     """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays."""
     job = take(db, number)
@@ -115,6 +129,8 @@ def run(db: Database, number: int, folder: Path, limits: archives.Limits) -> Non
                 _reuse(db, job)
                 return
             staging.mkdir(mode=0o700)
+            # Its name tells the new tree from the old one, which is there once they were exchanged.
+            staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
             unpacked = archives.unpack(upload.zip_path, staging, limits)
             flush(staging)  # what is answered with 200 survives a power cut
             _put_in_place(db, job, staging, folder / upload.workspace_id, unpacked)

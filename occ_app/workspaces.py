@@ -82,11 +82,20 @@ def delete(db: Database, workspace_id: str, folder: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted upload or delete left beside the workspaces."""
-    for pattern in (".incoming-*", ".deleted-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+def settle(db: Database, folder: Path) -> None:
+    """Make folders and rows agree before anybody serves, also in a home that was moved, copied or restored.
+
+    A removal that was killed before it was written down is undone, one after that is finished.
+    """
+    with db.write() as connection:
+        connection.execute("UPDATE workspaces SET path = ? || '/' || workspace_id", (str(folder),))
+        kept = {row["workspace_id"] for row in connection.execute("SELECT workspace_id FROM workspaces").fetchall()}
+    for trash in folder.glob(".deleted-*"):
+        workspace_id = trash.name.removeprefix(".deleted-").rpartition("-")[0]
+        if workspace_id in kept and not (folder / workspace_id).exists():
+            trash.rename(folder / workspace_id)
+        else:
+            shutil.rmtree(trash, ignore_errors=True)
 
 
 def refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:

@@ -11,7 +11,7 @@ from typing import IO
 
 from flask import Flask
 
-from occ_app import agent, archives, db, metrics, streams, workspaces
+from occ_app import agent, archives, db, errors, metrics, streams, workspaces
 from occ_app import config as configuration
 from occ_app.api import Parts, create_app
 from occ_app.callers import Caller, same_secret
@@ -55,13 +55,21 @@ def make_app(config: Config) -> Flask:
 def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
     def identify(given: str) -> Caller | None:
         right = token.current()
-        return Caller() if right is not None and same_secret(given, right) else None
+        if right is None or not same_secret(given, right):
+            return None
+        return Caller(refused=lambda: token.recent() != right)
 
     return identify
 
 
 def _pack(workspace: Workspace, output: IO[bytes]) -> None:
-    for _ in archives.pack(Path(workspace.path), output):
+    folder = Path(workspace.path)
+    if not folder.is_dir():
+        raise errors.NotFound(
+            "WORKSPACE_NOT_FOUND",
+            f"The folder of workspace {workspace.workspace_id} is gone from the agent's disk; upload it anew.",
+        )
+    for _ in archives.pack(folder, output):
         pass
 
 

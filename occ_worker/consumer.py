@@ -77,6 +77,7 @@ def run_executions(config: Config) -> None:
         graceful_signal="TERM",
         shutdown_timeout=GRACE_SECONDS,
     )
+    become_subreaper()
     gc.freeze()  # what is there now is shared by all workers, as long as no collection writes to it
     consumer.run()
 

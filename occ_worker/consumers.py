@@ -12,6 +12,7 @@ from huey.consumer import Consumer, ForkSafeFlag, ProcessEnvironment, Scheduler,
 from huey.consumer import Worker as HueyWorker
 
 from occ_app.kernel import die_with_parent
+from occ_app.strays import sweep_children
 
 
 class _Stop:
@@ -92,6 +93,12 @@ class ProcessesConsumer(_StoppedAtOnce):
     """A consumer whose workers are processes, which die with it."""
 
     worker_class = _OneUntilTold
+
+    def check_worker_health(self) -> Any:
+        healthy = super().check_worker_health()
+        # What a killed worker left behind has come to this process.
+        sweep_children({process.pid for _, process in self.worker_threads})
+        return healthy
 
     def get_environment(self, _: str) -> _WorkerEnvironment:
         return _WorkerEnvironment(self._graceful_sig, self._interrupt_sig)

@@ -10,20 +10,21 @@ import threading
 import time
 from collections.abc import Callable
 
-from occ_app import agent, archives, claude_cli, executions, lifecycle, tail, uploads, workspaces
+from occ_app import agent, archives, claude_cli, executions, lifecycle, tail, uploads
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Ringer
 from occ_app.identity import boot_id
 from occ_app.records import Execution, Outcome
+from occ_app.strays import sweep_marked
 from occ_worker.heartbeat import Heartbeat
 from occ_worker.places import Places
-from occ_worker.process import sweep_marked
 from occ_worker.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
 
 _OVERDUE_SECONDS = 30.0  # past its limit and grace, before a worker counts as stuck
+_UNHEARD_SECONDS = 20.0  # the same for one that was asked to end an execution
 
 
 class Control(Upkeep):
@@ -44,13 +45,14 @@ class Control(Upkeep):
         self._queued = queued
         self._ring = ring
         self._reaping = threading.Lock()
+        self._asked: dict[int, float] = {}  # when an execution's end was asked for, as far as this process knows
         self._uploads = Places(2, self._unpack)  # at most half of the threads, so that a beat finds one
 
     def settle_uploads(self) -> None:
         """Undo what a killed predecessor had begun, and tell those who wait."""
         for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
-        workspaces.remove_leftovers(self._config.workspaces)
+        uploads.undo_unfinished(self._db, self._config.workspaces)
 
     def make_workspace(self, number: int) -> None:
         self._uploads.take(number)
@@ -85,6 +87,7 @@ class Control(Upkeep):
             return
         try:
             running = executions.running(self._db)
+            self._asked = {x.number: self._asked[x.number] for x in running if x.number in self._asked}
             for execution in running:
                 self._settle(execution)
             idle = self._config.workers - len(running)
@@ -94,11 +97,18 @@ class Control(Upkeep):
         finally:
             self._reaping.release()
 
+    def _is_overdue(self, execution: Execution) -> bool:
+        """Whether its worker ought to have ended it by now: at its limit, or since somebody asked for it."""
+        now = time.monotonic()
+        if execution.stop_requested is None:
+            return now > (execution.deadline or 0) + _OVERDUE_SECONDS
+        asked = self._asked.setdefault(execution.number, now)
+        return now > asked + _UNHEARD_SECONDS
+
     def _settle(self, execution: Execution) -> None:
         owner = execution.owner
         if owner is not None and owner.alive():
-            overdue = (execution.deadline or 0) + _OVERDUE_SECONDS
-            if owner.boot_id == boot_id() and time.monotonic() > overdue:
+            if owner.boot_id == boot_id() and self._is_overdue(execution):
                 log.error("execution %s: worker %d is stuck and is killed", execution.execution_id, owner.pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(owner.pid, signal.SIGKILL)
@@ -109,6 +119,8 @@ class Control(Upkeep):
             "WORKER_LOST",
             "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
         )
+        if execution.stop_requested is not None:
+            outcome = Outcome.failure(execution.stop_requested, "The execution was cancelled.")
         if lifecycle.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))

@@ -23,9 +23,10 @@ from occ_app.doorbell import Doorbell, Ringer
 from occ_app.errors import OCCError
 from occ_app.identity import ProcessIdentity
 from occ_app.records import Execution, Outcome
+from occ_app.strays import sweep_children
 from occ_worker import claude, verdict
 from occ_worker.lines import Lines
-from occ_worker.process import Child, Launcher, sweep_children
+from occ_worker.process import Child, Launcher
 from occ_worker.recorder import RETRY_SECONDS, Recorder
 from occ_worker.translator import Event, Translator
 

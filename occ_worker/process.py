@@ -1,30 +1,23 @@
-"""A child process and everything it leaves behind: started, signalled and swept here, and nowhere else.
-
-The worker is a subreaper: whatever a tool daemonised, in whatever session, becomes the worker's own child when its
-parent dies. So one look at the worker's children tells whether anything of the tree is left.
-"""
+"""A child process: started, signalled and ended here, and nowhere else; what it leaves behind, strays.py ends."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
-import select
 import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
-import psutil
-
 from occ_app.kernel import die_with_parent
+from occ_app.strays import MARKER, sweep_children
 
-SWEEP_SECONDS = 5.0
-MARKER = "OCC_EXECUTION_ID"
+log = logging.getLogger("occ.process")
 
 _F_SETPIPE_SZ = 1031
 _PIPE_BYTES = 1 << 20
@@ -128,7 +121,8 @@ class Child:
         if self._process.poll() is None:
             self.signal_group(signal.SIGKILL)
             self._process.wait()
-        sweep_children()
+        if not sweep_children():
+            log.warning("something that process %d left behind cannot be ended; `ps -ef` shows it", self.pid)
         for pipe in (self.stdin, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 pipe.close()
@@ -150,83 +144,3 @@ def _setpriv() -> list[str]:
     # That of busybox, and those before 2018, do not know the option.
     tried = subprocess.run([*command, "/bin/sh", "-c", ":"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return command if tried.returncode == 0 else []
-
-
-def sweep_children() -> bool:
-    """Kill every child of this process, and theirs as they become ours, until a look finds none. False: some stayed."""
-    deadline = time.monotonic() + SWEEP_SECONDS
-    while children := _children():
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in children:
-            _reap(pid, deadline)
-        if time.monotonic() > deadline:
-            return False
-    return True
-
-
-def _children() -> list[int]:
-    """The children of this process, those it adopted among them."""
-    pid = os.getpid()
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:  # a kernel built without it
-        return [child.pid for child in psutil.Process().children()]
-
-
-def sweep_marked(execution_id: str, home: Path) -> bool:
-    """Kill every process that carries an execution's marker in its environment, until a look finds none.
-
-    For what outlived its worker. Another home's agent may run an execution of the same id: what descends from its
-    processes is spared. False: some were still there after the time limit.
-    """
-    marker = f"{MARKER}={execution_id}".encode()
-    deadline = time.monotonic() + SWEEP_SECONDS
-    while marked := [pid for pid in psutil.pids() if marker in _environ(pid) and not _of_another_home(pid, home)]:
-        for pid in marked:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in marked:
-            _await_exit(pid, deadline)
-        if time.monotonic() > deadline:
-            return False
-    return True
-
-
-def _environ(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _of_another_home(pid: int, home: Path) -> bool:
-    """Whether it descends from an agent's process with another OCC_HOME: a worker that lives keeps all it started."""
-    own = b"OCC_HOME=" + os.fsencode(home)
-    try:
-        ancestors = psutil.Process(pid).parents()
-    except psutil.Error:
-        return False
-    for ancestor in ancestors:
-        homes = [entry for entry in _environ(ancestor.pid) if entry.startswith(b"OCC_HOME=")]
-        if homes:
-            return own not in homes
-    return False
-
-
-def _reap(pid: int, deadline: float) -> None:
-    _await_exit(pid, deadline)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
-
-
-def _await_exit(pid: int, deadline: float) -> None:
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:
-        return
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-    os.close(descriptor)

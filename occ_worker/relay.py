@@ -25,7 +25,7 @@ from occ_app.hub import errands, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent, Agents
 from occ_app.hub.calls import Calls
-from occ_app.records import Execution, Outcome
+from occ_app.records import Execution, Outcome, countable
 from occ_app.sse import RawEvent
 
 log = logging.getLogger("occ.relay")
@@ -215,7 +215,8 @@ class Relay:
         if refusal.code == "WORKSPACE_BUSY":
             return None  # something the hub did not send runs in it
         if refusal.code == "EXECUTION_NOT_FOUND":
-            return Outcome.failure("AGENT_LOST", f"Agent {agent.name} does not know this execution any more.")
+            # Who has its id may be a copy of it, and the execution run on in the other.
+            return self._given_up("AGENT_LOST", f"Agent {agent.name} does not know this execution any more.")
         return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
 
     def _store(self, batch: Sequence[RawEvent]) -> Outcome | None:
@@ -273,7 +274,7 @@ def _has(client: AgentClient, workspace_id: str) -> bool:
 
 def _outcome(event: RawEvent) -> Outcome:
     """An agent's final event as an outcome."""
-    data = json.loads(event.data)
+    data = countable(json.loads(event.data))
     state = "succeeded" if event.name == "complete" else "failed"
     if data.get("code") == "EXECUTION_CANCELLED":
         state = "cancelled"

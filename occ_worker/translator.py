@@ -55,11 +55,15 @@ class Translator:
         return self._other(line)
 
     def _other(self, line: bytes) -> list[Event]:
-        return [(name, texts.whole_characters(to_json(data))) for name, data in self._parsed(line)]
+        try:
+            return [(name, texts.whole_characters(to_json(data))) for name, data in self._parsed(line)]
+        except (RecursionError, ValueError):
+            self.unreadable += 1  # nested as deep as no text of JSON can be written
+            return []
 
     def _parsed(self, line: bytes) -> list[_Said]:
         try:
-            content = json.loads(line)
+            content = json.loads(line, parse_constant=_no_number)
         except (ValueError, RecursionError):
             self.unreadable += bool(line.strip())
             return []
@@ -70,7 +74,7 @@ class Translator:
         handle = _HANDLERS.get(kind) if isinstance(kind, str) else None
         try:
             return handle(self, content) if handle else []
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             self.unreadable += 1  # a known type with an unknown shape: a newer CLI; the rest may still be understood
             return []
 
@@ -168,6 +172,10 @@ _HANDLERS = {
     "rate_limit_event": Translator._rate_limit,
     "result": Translator._result,
 }
+
+
+def _no_number(_: str) -> None:
+    """NaN and Infinity, which JSON does not know."""
 
 
 def _output(chunk: str) -> _Said:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from occ_app.events import milliseconds
-from occ_app.records import Outcome
+from occ_app.records import Outcome, countable
 from occ_worker import texts
 
 _ADVICE = {
@@ -27,14 +27,14 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
         "numTurns": _number_of(result.get("num_turns")),
         "durationMs": _number_of(result.get("duration_ms")),
     }
-    usage = texts.storable(result.get("usage"))
+    usage = countable(texts.storable(result.get("usage")))
     if result.get("is_error") is False:
         data = {
             "exitCode": 0,
             "timestamp": milliseconds(),
             **told,
             "usage": usage,
-            "permissionDenials": texts.storable(result.get("permission_denials")) or [],
+            "permissionDenials": countable(texts.storable(result.get("permission_denials"))) or [],
         }
         return Outcome("succeeded", "complete", data, usage)
     code, message = _failure(result, error)
@@ -76,7 +76,9 @@ def redacted(stderr: bytes, environment: Mapping[str, str]) -> str:
 
 def _failure(result: Mapping[str, Any], error: str) -> tuple[str, str]:
     """The wire's code and a sentence for an unsuccessful result; `subtype` says "success" even on API errors."""
-    said = str(result.get("result") or "; ".join(map(str, result.get("errors") or [])) or result.get("subtype"))
+    errors = result.get("errors")
+    listed = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
+    said = str(result.get("result") or listed or result.get("subtype"))
     code = _failure_code(result, error, said)
     advice = f" To go on: {_ADVICE[code]}" if code in _ADVICE else ""
     return code, f"Claude Code said: {texts.whole_characters(said)[:2000].rstrip('.')}.{advice}"
@@ -102,4 +104,5 @@ def _failure_code(result: Mapping[str, Any], error: str, said: str) -> str:
 
 
 def _number_of(value: object) -> int | float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 62 else None
+    kept = countable(value)
+    return kept if isinstance(kept, (int, float)) and not isinstance(kept, bool) else None

@@ -8,7 +8,7 @@ The prompt is a JSON list of steps, run in order; anything else gets a short ans
     {"tool": NAME, "input": {}, "result": TEXT}   a tool call and its result
     {"write": PATH, "text": TEXT}                 a file in the workspace
     {"sleep": SECONDS} / {"wait": PATH}           do nothing for a while / until PATH exists
-    {"spawn": "child"|"session"|"daemon"}         leave a process behind, its pid in spawned.pid
+    {"spawn": "child"|"session"|"daemon"|"bare"}  leave a process behind, its pid in spawned.pid
     {"stubborn": true}                            from here on ignore the interrupt, SIGINT and SIGTERM
     {"stderr": TEXT}                              something on standard error
     {"close_stdout": true}
@@ -133,12 +133,15 @@ def run(step):
 
 
 def spawn(how):
-    """Leave a long-lived process behind: a plain child, one in its own session, or one whose parent is gone."""
+    """Leave a long-lived process behind: a plain child, one in its own session, that without an environment, or one
+    whose parent is gone."""
     code = "import os, time; open('spawned.pid', 'w').write(str(os.getpid())); time.sleep(600)"
     if how == "daemon":
         code = f"import os\nif os.fork(): os._exit(0)\nos.setsid()\n{code}"
     quiet = {} if how == "daemon" else {"stdout": subprocess.DEVNULL}
-    subprocess.Popen([sys.executable, "-c", code], start_new_session=how == "session", **quiet)
+    if how == "bare":
+        quiet["env"] = {}
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=how in ("session", "bare"), **quiet)
     while not os.path.exists("spawned.pid") or not open("spawned.pid").read():
         time.sleep(0.01)
 

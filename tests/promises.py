@@ -161,7 +161,7 @@ def kill(occ: Occ, victim: str) -> bool:
     except psutil.NoSuchProcess:  # it was just going by itself
         return False
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
             psutil.Process(pid).send_signal(signal.SIGKILL)
     return bool(pids)
 

@@ -21,6 +21,7 @@ import pytest
 
 from occ_app import executions
 from occ_app.cli.run import _take_back
+from occ_app.errors import Refused
 from tests.conftest import Occ, make_zip, run_occ, steps, wait_until
 
 
@@ -574,6 +575,19 @@ def test_a_killed_worker_ends_its_execution_with_worker_lost(agent: Occ) -> None
     assert agent.run("hello")[-1].name == "complete"
 
 
+@pytest.mark.parametrize("victim", ["worker", "consumer"])
+def test_what_carries_no_marker_goes_with_its_execution_too(agent: Occ, victim: str) -> None:
+    stream = agent.client.execute("work", steps({"spawn": "bare"}, {"say": "on"}, {"sleep": 60}), executionId="w")
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    stray = psutil.Process(int((agent.home / "workspaces/work/spawned.pid").read_text()))
+    owner = executions.get(agent.database, "w").owner_pid
+    assert owner is not None
+    os.kill(owner if victim == "worker" else psutil.Process(owner).ppid(), signal.SIGKILL)
+    assert list(stream)[-1].data["code"] == "WORKER_LOST"
+    wait_until(lambda: not stray.is_running(), "it to be ended")
+    assert agent.run("hello")[-1].name == "complete"
+
+
 def test_a_lost_worker_takes_nothing_of_another_agent_with_it(agent: Occ, tmp_path: Path) -> None:
     """Two agents of one machine may run executions of the same id: the id marks what is swept."""
     other = Occ(tmp_path / "other", agent.environment | {"OCC_HOME": str(tmp_path / "other")}).start()
@@ -613,6 +627,16 @@ def test_a_rotated_token_replaces_the_old_one_at_once(agent: Occ) -> None:
     agent.token = new
     assert agent.request("GET", "/health").status == 200
     assert stat.S_IMODE((agent.home / "state.json").stat().st_mode) == 0o600
+
+
+def test_a_rotated_token_ends_the_streams_of_the_old_one(agent: Occ) -> None:
+    stream, _ = agent.under_way(steps({"say": "on "}, {"say": "and on ", "times": 1000, "every": 0.05}), "long")
+    agent.token = agent.command("token", "rotate").stdout.strip()
+    begun = time.monotonic()
+    with pytest.raises(Refused, match="wrong, expired or revoked"):  # the client asked again with what it had
+        list(stream)
+    assert time.monotonic() - begun < 5
+    agent.client.cancel("long")
 
 
 def test_a_state_that_others_can_read_stops_the_start(occ: Occ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from statistics import median
 
 import pytest
 
+from occ_app import executions
 from occ_app.client import AgentClient
 from occ_app.parts import STEADY_SECONDS
 from tests.conftest import Occ, make_zip, steps, wait_until
@@ -98,6 +100,18 @@ def test_a_lost_worker_s_execution_is_settled_and_the_others_go_on(promises: Pro
     gate.touch()
     assert [list(streams[number])[-1].name for number in (1, 2)] == ["complete", "complete"]
     promises.check()
+
+
+def test_a_cancel_reaches_past_a_worker_that_is_stuck(promises: Promises) -> None:
+    occ = promises.occ
+    occ.workspace()
+    stream, _ = occ.under_way(steps({"say": "on"}, {"sleep": 600}), "stuck")
+    owner = executions.get(occ.database, "stuck").owner_pid
+    assert owner is not None
+    os.kill(owner, signal.SIGSTOP)
+    occ.client.cancel("stuck")
+    assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
+    assert occ.run("hello")[-1].name == "complete"
 
 
 def test_what_outlives_everything_is_ended_by_the_next_start(promises: Promises) -> None:

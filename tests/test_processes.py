@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from occ_worker.process import MARKER, Child, Launcher
+from occ_app.strays import MARKER
+from occ_worker.process import Child, Launcher
 from tests.conftest import wait_until
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "GREETING": 'it\'s "fine" $HOME `date`\n!'}
@@ -116,3 +117,18 @@ def test_it_dies_with_its_worker_waiting_or_not(tmp_path: Path, kind: str) -> No
         wait_until(lambda: [child.name() for child in children] == ["sleep", "sh"], "both to be what they shall be")
         worker.send_signal(signal.SIGKILL)
     wait_until(lambda: not any(child.is_running() for child in children), "both to die")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a process of another user")
+def test_a_child_that_cannot_be_ended_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, time\nfrom occ_app.strays import sweep_children\n"
+        "child = subprocess.Popen(['setpriv', '--reuid=65534', '--clear-groups', 'sleep', '60'])\n"
+        "while open(f'/proc/{child.pid}/comm').read() != 'sleep\\n': time.sleep(0.01)\n"
+        "begun = time.monotonic()\nprint(sweep_children(), time.monotonic() - begun < 1, child.pid)\n"
+    )
+    weak = ["setpriv", "--inh-caps=-kill", "--bounding-set=-kill", sys.executable, "-c", program]
+    done = subprocess.run(weak, capture_output=True, text=True, check=True)
+    stayed, quick, pid = done.stdout.split()
+    os.kill(int(pid), signal.SIGKILL)
+    assert (stayed, quick) == ("False", "True")

@@ -161,6 +161,12 @@ def test_a_backup_made_while_it_runs_is_the_agent_again(agent: Occ, tmp_path: Pa
             assert list(restored.client.events(under_way))[-1].data["code"] == "WORKER_LOST"
         shown = json.loads(restored.command("jobs", "--json").stdout)["executions"]
         assert [record["executionId"] for record in shown] == ["waiting", "running", "before"]
+        # It works in folders of its own, whatever its rows said.
+        assert restored.client.workspace("work")["path"] == str(restored.home / "workspaces/work")
+        assert restored.run(steps({"write": "made.txt", "text": "in the copy"}))[-1].name == "complete"
+        assert (restored.home / "workspaces/work/made.txt").read_text() == "in the copy"
+        restored.client.delete_workspace("work")
+        assert (agent.home / "workspaces/work/made.txt").read_text() == "kept"
     finally:
         restored.stop()
         for client in restored.clients:

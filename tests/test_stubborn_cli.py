@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -129,6 +130,27 @@ def test_a_lone_surrogate_anywhere_ends_nothing(promises: Promises) -> None:
     assert [event.name for event in events][2:] == ["status", "tool", "tool", "complete"]
     assert events[3].data["input"] == {"\ufffd": "\ufffd"}
     assert "\ufffd" in events[2].data["message"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "9" * 400])
+def test_numbers_that_are_none_spoil_neither_the_record_nor_the_sums(promises: Promises, value: str) -> None:
+    result = {"type": "result", "subtype": "success", "is_error": False, "num_turns": 1, "session_id": "x"}
+    used = {"type": "tool_use", "id": "t", "name": "Read", "input": {"number": 0.5}}
+    said = {"type": "assistant", "message": {"id": "m", "content": [used]}}
+    lines = (said, result | {"usage": {"input_tokens": 0.5}})
+    prompt = steps(*({"line": json.dumps(line).replace("0.5", value)} for line in lines), {"exit": 0})
+    assert promises.occ.run(prompt, executionId="odd")[-1].name == SUCCEEDED
+    for path in ("/executions/odd", "/executions/odd/events", "/usage"):
+        answer = promises.occ.request("GET", path)
+        assert answer.status == 200
+        for text in re.findall(rb"^(?:data: )?(\{.*)$", answer.data, re.MULTILINE):
+            json.loads(text, parse_constant=pytest.fail)
+
+
+def test_what_is_nested_too_deeply_is_passed_over(promises: Promises) -> None:
+    used = '{"type": "tool_use", "id": "t", "name": "Read", "input": ' + "[" * 700 + "]" * 700 + "}"
+    said = f'{{"type": "assistant", "message": {{"id": "m", "content": [{used}]}}}}'
+    assert promises.occ.run(steps({"line": said}, {"say": "on"}))[-1].name == SUCCEEDED
 
 
 def test_a_cli_that_lingers_after_its_result_costs_no_cpu(promises: Promises) -> None:

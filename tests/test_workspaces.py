@@ -6,8 +6,11 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -247,3 +250,47 @@ def test_a_commit_that_fails_leaves_the_old_workspace(agent: Occ) -> None:
         workspaces.delete(database, "work", folder)
     database.close()
     assert tree(folder) == {"work/old.txt": "old"}
+
+
+@pytest.mark.parametrize(
+    ("change", "left"), [("upload", {"work/old.txt": "old"}), ("removal", {"work/old.txt": "old"})]
+)
+def test_what_is_killed_before_it_is_written_down_is_undone_at_the_next_start(
+    agent: Occ, change: str, left: dict[str, str]
+) -> None:
+    agent.workspace(files={"old.txt": "old"})
+    agent.stop()
+    folder = agent.home / "workspaces"
+    archive = agent.home / "upload.zip"
+    archive.write_bytes(make_zip({"new.txt": "new"}).getvalue())
+    number = uploads.submit(agent.database, uploads.Upload("work", "", "", "overwrite", archive, None))
+    dies = {
+        "upload": f"uploads.run(rows, {number}, folder, archives.Limits(1000, 10))",
+        "removal": "workspaces.delete(rows, 'work', folder)",
+    }
+    program = (
+        "import os\nfrom pathlib import Path\nfrom occ_app import archives, db, uploads, workspaces\n"
+        "uploads.flush_folder = workspaces.flush_folder = lambda _: os._exit(9)\n"  # between the folder and the rows
+        f"rows, folder = db.Database(Path({str(agent.home / 'occ.db')!r})), Path({str(folder)!r})\n{dies[change]}\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    assert tree(folder / "work") != left
+    agent.start()
+    assert tree(folder) == left
+    assert agent.run("hello")[-1].name == "complete"
+
+
+def test_names_and_links_that_are_not_utf_8_are_fetched(agent: Occ) -> None:
+    (place(agent) / os.fsdecode(b"caf\xe9.txt")).write_text("kept")
+    os.symlink(b"caf\xe9", place(agent) / "link")
+    output = io.BytesIO()
+    agent.client.archive("work", output)
+    with zipfile.ZipFile(output) as fetched:
+        assert fetched.read("caf\ufffd.txt") == b"kept"
+        assert fetched.read("link") == b"caf\xe9"
+
+
+def test_a_workspace_whose_folder_is_gone_is_not_fetched_as_an_empty_one(agent: Occ) -> None:
+    shutil.rmtree(place(agent))
+    with pytest.raises(Refused, match="is gone"):
+        agent.client.archive("work", io.BytesIO())

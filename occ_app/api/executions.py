@@ -97,8 +97,12 @@ def stream(execution: Execution, after: int, *, follow: bool) -> Response:
 
 def follower(execution: Execution, after: int) -> streams.Follower:
     """The caller as a reader of an execution."""
-    open_streams, key_id = parts().streams, callers.caller().key_id
-    return streams.Follower(parts().db, parts().tail, execution, after, refused=lambda: open_streams.refuses(key_id))
+    open_streams, caller = parts().streams, callers.caller()
+
+    def refused() -> bool:
+        return open_streams.refuses(caller.key_id) or caller.refused()
+
+    return streams.Follower(parts().db, parts().tail, execution, after, refused)
 
 
 @bp.get("/executions")

@@ -1,0 +1,116 @@
+"""Processes that outlived who started them: found, ended and waited for.
+
+Workers, their consumer and the supervisor are subreapers: whatever a tool daemonised, in whatever session, becomes a
+child of the nearest of them that lives when its parent dies. So one look at a worker's children tells whether anything
+of an execution's tree is left, and what a killed worker leaves is its consumer's to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+# psutil is loaded where it is used: the supervisor does without its memory.
+
+SWEEP_SECONDS = 5.0
+MARKER = "OCC_EXECUTION_ID"
+
+
+def sweep_children(spared: Collection[int] = ()) -> bool:
+    """Kill every child of this process but the spared, and theirs as they become ours, until a look finds none.
+
+    False: some stayed, as one does that became another user's, with sudo.
+    """
+    deadline = time.monotonic() + SWEEP_SECONDS
+    untouchable = set(spared)
+    while children := [pid for pid in _children() if pid not in untouchable]:
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                untouchable.add(pid)
+        for pid in children:
+            if pid not in untouchable:
+                _reap(pid, deadline)
+        if time.monotonic() > deadline:
+            return False
+    return len(untouchable) == len(set(spared))
+
+
+def _children() -> list[int]:
+    """The children of this process, those it adopted among them."""
+    pid = os.getpid()
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # a kernel built without it
+        import psutil
+
+        return [child.pid for child in psutil.Process().children()]
+
+
+def sweep_marked(execution_id: str, home: Path) -> bool:
+    """Kill every process that carries an execution's marker in its environment, until a look finds none.
+
+    For what outlived its worker. Another home's agent may run an execution of the same id: what descends from its
+    processes is spared. False: some were still there after the time limit.
+    """
+    import psutil
+
+    marker = f"{MARKER}={execution_id}".encode()
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while marked := [pid for pid in psutil.pids() if marker in _environ(pid) and not _of_another_home(pid, home)]:
+        for pid in marked:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in marked:
+            _await_exit(pid, deadline)
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _of_another_home(pid: int, home: Path) -> bool:
+    """Whether it descends from an agent's process with another OCC_HOME: a worker that lives keeps all it started."""
+    import psutil
+
+    own = b"OCC_HOME=" + os.fsencode(home)
+    try:
+        ancestors = psutil.Process(pid).parents()
+    except psutil.Error:
+        return False
+    for ancestor in ancestors:
+        homes = [entry for entry in _environ(ancestor.pid) if entry.startswith(b"OCC_HOME=")]
+        if homes:
+            return own not in homes
+    return False
+
+
+def _reap(pid: int, deadline: float) -> None:
+    _await_exit(pid, deadline)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _await_exit(pid: int, deadline: float) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    os.close(descriptor)
