@@ -5,6 +5,7 @@ A flag wins over an environment variable, that over `config.toml` in the home, t
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import tomllib
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from occ_app import cli_environment
 from occ_app.errors import ConfigError
-from occ_app.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, secret
+from occ_app.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, default_bind_address, secret
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
 
@@ -153,7 +154,7 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
     environ = os.environ if environ is None else environ
     home, values = _read(AGENT, environ, flags or {})
     values.setdefault("name", socket.gethostname())
-    values.setdefault("bind_address", "0.0.0.0" if values.get("remote_url") else "127.0.0.1")  # noqa: S104 - the product's documented default with a hub
+    values.setdefault("bind_address", default_bind_address(values.get("remote_url")))
     values["tools"] = values.get("tools") or DEFAULT_TOOLS
     for tool in values["tools"]:
         if tool.startswith("-"):
@@ -252,8 +253,9 @@ def _read_toml(path: Path, program: Program) -> dict[str, str]:
     known = {setting.name for setting in program.settings}
     unknown = sorted(set(content) - known)
     if unknown:
+        like = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(unknown[0], known, 1))
         raise ConfigError(
-            f"{path} has a setting OCC does not know: {unknown[0]}; the README lists them under Settings."
+            f"{path} has a setting OCC does not know: {unknown[0]}; {like}The README lists them under Settings."
         )
     return {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()

@@ -44,7 +44,12 @@ def introduce(config: Config, port: int) -> list[str]:
             warnings.append(f"{registration['problem']} Serving without it and registering in the background.")
     elif config.api_key:
         warnings.append("The API key is not used: without --remote-url (OCC_REMOTE_URL) this agent is standalone.")
-    state.ensure(config.state)
+    known = state.ensure(config.state)
+    if known.remote_url and not config.remote_url:
+        warnings.append(
+            f"This agent was registered with {known.remote_url} and is standalone now; with --remote-url and --api-key,"
+            " or with both in config.toml, it registers again."
+        )
     agent.note(Database(config.database), "registration", registration)
     return warnings
 

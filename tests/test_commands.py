@@ -272,6 +272,20 @@ def test_jobs_lists_filters_and_shows(agent: Occ) -> None:
     assert "three" in missing.stderr
 
 
+def test_jobs_of_an_agent_elsewhere_are_the_same(agent: Occ) -> None:
+    agent.run("the first prompt", executionId="one")
+    wait_until(lambda: "one" in agent.command("jobs", "search", "first").stdout, "it is indexed")
+    elsewhere = {"OCC_HOME": str(agent.home.parent / "none"), "OCC_TOKEN": agent.token}
+    for arguments in (("--json",), ("show", "one", "--json"), ("search", "first", "--json")):
+        here = agent.command("jobs", *arguments).stdout
+        told = agent.command("jobs", *arguments, "--url", agent.url, **elsewhere).stdout
+        assert json.loads(told) == json.loads(here)
+    shown = agent.command("jobs", "show", "one", "--url", agent.url, **elsewhere).stdout.splitlines()
+    assert sorted(shown) == sorted(agent.command("jobs", "show", "one").stdout.splitlines())
+    assert "the first prompt" in agent.command("jobs", "--url", agent.url, **elsewhere).stdout
+    assert agent.command("jobs", "--url", agent.url, "show", "one", check=False, **elsewhere).returncode == 2
+
+
 def test_jobs_can_be_read_when_the_daemon_is_down(agent: Occ) -> None:
     agent.run("remember me", executionId="kept")
     agent.stop()
@@ -409,7 +423,7 @@ def test_a_whole_home_is_sent_only_when_it_is_named(agent: Occ, tmp_path: Path) 
     (tmp_path / "user" / "notes.txt").write_text("private")
     done = run_occ(["run", "hi"], agent.environment, tmp_path / "user", 60)
     assert done.returncode == 2
-    assert "whole home" in done.stderr
+    assert "your home with it" in done.stderr
     assert run_occ(["run", "hi"], agent.environment, tmp_path, 60).returncode == 2
     assert agent.command("run", "hi", "--dir", "user").stdout == "You said: hi\n"
 

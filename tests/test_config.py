@@ -88,6 +88,8 @@ def test_an_agent_with_a_hub_listens_on_every_address_unless_told_otherwise(envi
     assert config.load(environ).bind_address == "127.0.0.1"
     with_hub = environ | {"OCC_REMOTE_URL": "https://hub.example"}
     assert config.load(with_hub).bind_address == "0.0.0.0"
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        assert config.load(with_hub | {"OCC_REMOTE_URL": f"http://{host}:7700"}).bind_address == "127.0.0.1"
     assert config.load(with_hub | {"OCC_BIND_ADDRESS": "10.0.0.5"}).bind_address == "10.0.0.5"
 
 

@@ -61,6 +61,13 @@ def test_id_and_token_survive_a_restart(occ: Occ, hub: Hub) -> None:
     assert state(occ)["agentId"] == "agent-1"
 
 
+def test_an_agent_that_is_started_without_its_hub_says_so(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    occ.stop()
+    del occ.environment["OCC_API_KEY"]
+    assert f"was registered with {hub.url} and is standalone now" in occ.command("start").stderr
+
+
 def test_it_beats_each_interval_with_rising_numbers(occ: Occ, hub: Hub) -> None:
     start(occ, hub)
     wait_until(lambda: len(hub.beats) >= 4, "four beats")

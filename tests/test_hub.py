@@ -140,6 +140,10 @@ def test_what_no_machine_can_take_waits_and_says_for_what(hub: Hub) -> None:
     assert hub.client.execution("e1")["waitsFor"] == "an agent with the labels gpu to be online"
     box = hub.agent("box", "--label", "gpu", OCC_WORKERS="1")
     assert names(list(stream))[-1] == "complete"
+    hub.client.upload("named", make_zip({"a.txt": "a"}))
+    next(hub.client.execute("named", "hello", executionId="e0", agent="box", labels=["gpu", "tpu"]))
+    wait_until(lambda: hub.client.execution("e0")["waitsFor"], "the reason")
+    assert hub.client.execution("e0")["waitsFor"] == "agent box to have the labels gpu, tpu"
     hub.client.upload("other", make_zip({"a.txt": "a"}))
     busy, _ = begun(hub.client, steps(*WAITING), "e2")
     waiting = hub.client.execute("other", "hello", executionId="e3")
@@ -521,6 +525,10 @@ def test_the_commands_of_an_agent_look_at_the_hub_too(hub: Hub) -> None:
     assert box.command("jobs", "--hub", "tail", "e1", **environment).stdout == "needle\n"
     wait_until(lambda: "e1" in box.command("jobs", "--hub", "search", "needle", **environment).stdout, "it is indexed")
     assert "e1 was over already: succeeded" in box.command("jobs", "--hub", "cancel", "e1", **environment).stdout
+    assert box.command("jobs", "tail", "e1", "--hub", **environment).stdout == "needle\n"
+    assert "succeeded" in box.command("jobs", "show", "e1", "--hub", **environment).stdout
+    listed = box.command("workspaces", "list", "--hub", **environment).stdout
+    assert "work" in listed
 
 
 def test_each_kind_of_key_opens_its_own_addresses(hub: Hub) -> None:

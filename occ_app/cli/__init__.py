@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -69,14 +70,25 @@ def run(arguments: list[str]) -> int:
     except errors.OCCError as error:
         click.echo(f"occ: {error}", err=True)
         return _exit_code(error)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; without this Python would complain when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if error.filename is not None:
+            click.echo(f"occ: {error.filename}: {(error.strerror or str(error)).lower()}.", err=True)
+        else:
+            output_failed(error)
+        return 1
     except Exception as error:
         click.echo(f"occ: a fault in OCC itself ({type(error).__name__}: {error}){_keep_traceback()}.", err=True)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def output_failed(error: OSError) -> None:
+    """Say that the output cannot be written, and have Python not complain once more when it closes it."""
+    import click
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:  # whoever read it has seen enough
+        click.echo(f"occ: the output cannot be written ({(error.strerror or str(error)).lower()}).", err=True)
 
 
 def _exit_code(error: Exception) -> int:

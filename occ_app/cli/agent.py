@@ -12,9 +12,8 @@ from typing import Any
 import click
 
 from occ_app import agent as agent_notes
-from occ_app import config as configuration
 from occ_app import daemon, errors, executions, state
-from occ_app.cli import output
+from occ_app.cli import output, remote
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.doorbell import Doorbell
@@ -24,7 +23,7 @@ from occ_app.doorbell import Doorbell
 @click.option("--drain", is_flag=True, help="Take no new work and wait for what runs; Ctrl-C takes work again.")
 def stop(drain: bool) -> None:
     """Stop the agent and all that it runs. At most 10 s are waited, then force is used. Nothing of it stays."""
-    config = configuration.load()
+    config = remote.settings()
     running = daemon.find(config)
     if running is None:
         click.echo("OCC is not running.")
@@ -56,7 +55,7 @@ def backup(file: Path) -> None:
     """Write a backup of this agent to FILE. It is a .tar.gz; unpacked into an empty home it is the agent."""
     from occ_app import backup as backups
 
-    config = configuration.load()
+    config = remote.settings()
     if not config.database.exists():
         raise errors.NotRunning(f"There is nothing to back up in {config.home}; `occ start` makes an agent.")
     size = backups.write(config, file.absolute())
@@ -67,7 +66,7 @@ def backup(file: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(as_json: bool) -> int:
     """Whether the agent runs, where, and how it is. Exit code 3 when it does not run."""
-    config = configuration.load()
+    config = remote.settings()
     running = daemon.find(config)
     if running is None:
         answer: dict[str, Any] = {"running": False, "home": str(config.home), "logs": str(config.logs)}
@@ -126,10 +125,10 @@ def _beat_text(report: dict[str, Any], beat: dict[str, Any]) -> str:
         return "none, this agent is standalone"
     if report["agentId"] is None:
         return "none yet, the hub has not registered this agent"
-    last = beat["lastSuccessfulAt"] or "never"
-    return f"last {last} as {report['agentId']}" + (
-        f", {beat['consecutiveFailures']} failures since" if beat["consecutiveFailures"] else ""
-    )
+    last = f"{output.since(beat['lastSuccessfulAt'])} ago" if beat["lastSuccessfulAt"] else "none yet"
+    failures = beat["consecutiveFailures"]
+    since = f", {failures} failure{'s' if failures > 1 else ''} since" if failures else ""
+    return f"{last}, as {report['agentId']}{since}"
 
 
 @click.group(invoke_without_command=True)
@@ -138,7 +137,7 @@ def token(context: click.Context) -> None:
     """Print the token that opens this agent's API, alone on a line."""
     if context.invoked_subcommand is not None:
         return
-    config = configuration.load()
+    config = remote.settings()
     known = state.load(config.state)
     if known is None:
         raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
@@ -148,7 +147,7 @@ def token(context: click.Context) -> None:
 @token.command()
 def rotate() -> None:
     """Make a new token and print it. The old one is refused from then on, without a restart."""
-    config = configuration.load()
+    config = remote.settings()
     known = state.load(config.state)
     if known is None:
         raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")

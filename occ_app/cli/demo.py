@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -48,7 +49,8 @@ def demo() -> None:
     with tempfile.TemporaryDirectory(prefix="occ-demo-") as folder:
         config = _config(Path(folder))
         # From here on the signals are waited for: the daemon is stopped and its folder removed whatever comes.
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
         try:
             told = start_daemon(config, die_with=os.getpid())
             for warning in told["warnings"]:
@@ -56,7 +58,8 @@ def demo() -> None:
             _show(config, told["url"])
             _await_signal()
         except KeyboardInterrupt:
-            click.echo("\nStopping …", err=True)
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                click.echo("\nStopping …", err=True)
         finally:
             running = daemon.find(config)
             if running is not None:

@@ -13,10 +13,10 @@ import click
 
 from occ_app import config as configuration
 from occ_app import daemon, errors, state
-from occ_app.cli import output
+from occ_app.cli import output, remote
 from occ_app.cli.start import run_here, start_daemon, with_warnings
 from occ_app.cli.webhooks import webhooks
-from occ_app.config import HubConfig
+from occ_app.config import Config, HubConfig
 
 if TYPE_CHECKING:
     from occ_app.client import AgentClient
@@ -82,7 +82,7 @@ def _exposure(config: HubConfig) -> list[str]:
 @hub.command()
 def stop() -> None:
     """Stop the hub. What runs on agents goes on there and is taken up at the next start."""
-    config = configuration.load_hub()
+    config = remote.settings("hub")
     running = daemon.find(config)
     if running is None:
         click.echo("The hub is not running.")
@@ -95,7 +95,7 @@ def stop() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(as_json: bool) -> int:
     """Whether the hub runs, where, and how it is. Exit code 3 when it does not run."""
-    config = configuration.load_hub()
+    config = remote.settings("hub")
     running = daemon.find(config)
     places = {"home": str(config.home), "logs": str(config.logs)}
     if running is None:
@@ -127,7 +127,7 @@ def _status_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
 
 
-def _client(config: HubConfig, running: daemon.Daemon) -> AgentClient:
+def _client(config: Config, running: daemon.Daemon) -> AgentClient:
     from occ_app.client import AgentClient
 
     known = state.load(config.state)
@@ -136,12 +136,12 @@ def _client(config: HubConfig, running: daemon.Daemon) -> AgentClient:
 
 def hub_client() -> AgentClient:
     """A client of this machine's hub, as its operator. Raises NotRunning."""
-    return _client(configuration.load_hub(), _running())
+    return _client(remote.settings("hub"), _running())
 
 
 def _running() -> daemon.Daemon:
     """This machine's hub. Raises NotRunning."""
-    config = configuration.load_hub()
+    config = remote.settings("hub")
     running = daemon.find(config)
     if running is None:
         raise errors.NotRunning(f"The hub is not running in {config.home}; `occ hub start` starts it.")

@@ -1,18 +1,19 @@
-"""occ jobs: the executions of this machine, read from the database, so it works when the daemon is down too."""
+"""occ jobs: the executions of this machine, read from the database, so it works when the daemon is down too; with --url
+those of an agent or hub elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from occ_app import config as configuration
 from occ_app import daemon, errors, events, executions, retention
 from occ_app import search as searching
 from occ_app.cli import output, remote
@@ -43,14 +44,27 @@ class Since(click.ParamType[str]):
         return begun.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _choose_hub(context: click.Context, _: click.Parameter, chosen: bool) -> None:
+    context.obj = "hub" if chosen else context.obj or "agent"
+
+
+# Before a subcommand and after it: whoever asks does not remember which.
+_of_the_hub = click.option(
+    "--hub",
+    is_flag=True,
+    expose_value=False,
+    callback=_choose_hub,
+    help="Look at this machine's hub instead of its agent.",
+)
+
+
 @click.group(invoke_without_command=True)
 @click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
 @click.option("--workspace", metavar="ID", help="Only those of this workspace.")
 @click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
-@click.option(
-    "--hub", is_flag=True, help="Look at this machine's hub instead of its agent; stands before a subcommand."
-)
+@_of_the_hub
+@remote.options("Agent or hub to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /executions answers.")
 @click.pass_context
 def jobs(
@@ -59,66 +73,107 @@ def jobs(
     workspace: str | None,
     since: str | None,
     limit: int,
-    hub: bool,
+    url: str | None,
+    token: str | None,
+    pin: str | None,
     as_json: bool,
 ) -> None:
     """What runs, waits and has run, newest first."""
-    context.obj = "hub" if hub else "agent"
     if context.invoked_subcommand is not None:
+        if url is not None:
+            raise click.UsageError(f"--url stands after {context.invoked_subcommand}.")
         return
-    found, following = executions.listing(_database(), state=state, workspace_id=workspace, since=since, limit=limit)
+    asked = {"state": state, "workspaceId": workspace, "since": since}
+    filters = {name: value for name, value in asked.items() if value is not None}
+    if url is not None or pin is not None:  # a pin alone is refused
+        page = remote.chosen(url, token, pin).executions(limit=limit, **filters)
+    else:
+        found, following = executions.listing(
+            _database(), state=state, workspace_id=workspace, since=since, limit=limit
+        )
+        listed = {"executions": found, "next": following}
+        # Without marshmallow where it can be done without: loading it takes as long as all the rest.
+        page = _dumped("ExecutionList", listed) if as_json else listed | {"executions": list(map(_record, found))}
     if as_json:
-        from occ_app import schemas
-
-        click.echo(json.dumps(schemas.ExecutionList().dump({"executions": found, "next": following})))
+        click.echo(json.dumps(page))
         return
-    if not found:
-        click.echo("No executions." if not (state or workspace or since) else "No executions like that.")
+    if not page["executions"]:
+        click.echo("No executions like that." if filters else "No executions.")
         return
-    output.table([("ID", "STATE", "WORKSPACE", "AGE", "TOOK", "COST", "PROMPT"), *map(_row, found)])
-    if following is not None:
+    output.table(
+        [("ID", "STATE", "WORKSPACE", "AGE", "TOOK", "COST", "PROMPT"), *map(_row, page["executions"])],
+    )
+    if page["next"] is not None:
         output.note(f"There are more; --limit {min(limit * 2, 1000)} shows more of them.")
 
 
-def _row(execution: Execution) -> tuple[str, ...]:
+def _dumped(schema: str, content: Any) -> Any:
+    """The content as the API tells it."""
+    from occ_app import schemas
+
+    return getattr(schemas, schema)().dump(content)
+
+
+def _record(execution: Execution) -> dict[str, Any]:
+    """What a row shows of an execution, by the names that the API has for it."""
+    return {
+        "executionId": execution.execution_id,
+        "state": execution.state,
+        "waitsFor": execution.waits_for,
+        "errorCode": execution.error_code,
+        "position": execution.position,
+        "workspaceId": execution.workspace_id,
+        "createdAt": execution.created_at,
+        "startedAt": execution.started_at,
+        "finishedAt": execution.finished_at,
+        "costUsd": execution.cost_usd,
+        "prompt": execution.prompt,
+    }
+
+
+def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        execution.execution_id,
-        _state(execution),
-        execution.workspace_id,
-        output.since(execution.created_at),
-        _took(execution),
-        "" if execution.cost_usd is None else f"${execution.cost_usd:.4f}",
-        _short(output.printable(execution.prompt or "")),
+        record["executionId"],
+        _state(record),
+        record["workspaceId"],
+        output.since(record["createdAt"]),
+        _took(record),
+        "" if record["costUsd"] is None else f"${record['costUsd']:.4f}",
+        _short(output.printable(record["prompt"] or "")),
     )
 
 
-def _state(execution: Execution) -> str:
-    if execution.waits_for:
-        return f"{execution.state} (waits for {execution.waits_for})"
-    if execution.state == "failed":
-        return f"failed ({execution.error_code})"
-    return execution.state + (f" ({execution.position} ahead)" if execution.position else "")
+def _state(record: Mapping[str, Any]) -> str:
+    state: str = record["state"]
+    if record["waitsFor"]:
+        return f"{state} (waits for {record['waitsFor']})"
+    if state == "failed":
+        return f"failed ({record['errorCode']})"
+    return state + (f" ({record['position']} ahead)" if record["position"] else "")
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 48 else text[:47] + "…"
 
 
-def _took(execution: Execution) -> str:
-    if execution.started_at is None:
+def _took(record: Mapping[str, Any]) -> str:
+    if record["startedAt"] is None:
         return ""
-    end = datetime.fromisoformat(execution.finished_at) if execution.finished_at else datetime.now(UTC)
-    return output.duration((end - datetime.fromisoformat(execution.started_at)).total_seconds())
+    end = datetime.fromisoformat(record["finishedAt"]) if record["finishedAt"] else datetime.now(UTC)
+    return output.duration((end - datetime.fromisoformat(record["startedAt"])).total_seconds())
 
 
 @jobs.command()
 @click.argument("execution_id", metavar="ID")
+@_of_the_hub
+@remote.options("Agent or hub to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /executions/ID answers.")
-def show(execution_id: str, as_json: bool) -> None:
+def show(execution_id: str, url: str | None, token: str | None, pin: str | None, as_json: bool) -> None:
     """Everything known of one execution."""
-    from occ_app import schemas
-
-    record = schemas.ExecutionRecord().dump(executions.get(_database(), execution_id))
+    if url is not None or pin is not None:
+        record = remote.chosen(url, token, pin).execution(execution_id)
+    else:
+        record = _dumped("ExecutionRecord", executions.get(_database(), execution_id))
     if as_json:
         click.echo(json.dumps(record))
         return
@@ -131,34 +186,38 @@ def show(execution_id: str, as_json: bool) -> None:
 @jobs.command()
 @click.argument("query")
 @click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="At most this many.")
+@_of_the_hub
+@remote.options("Agent or hub to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /search answers.")
-def search(query: str, limit: int, as_json: bool) -> None:
+def search(query: str, limit: int, url: str | None, token: str | None, pin: str | None, as_json: bool) -> None:
     """Find executions by their prompt or output. By words, "a phrase", the begin* of a word; all must be there."""
-    found = searching.find(_database(), query, limit=limit)
+    if url is not None or pin is not None:
+        page = remote.chosen(url, token, pin).search(query, limit=limit)
+    else:
+        page = _dumped("SearchResults", searching.find(_database(), query, limit=limit))
     if as_json:
-        from occ_app import schemas
-
-        click.echo(json.dumps(schemas.SearchResults().dump(found)))
+        click.echo(json.dumps(page))
         return
-    if not found.results:
+    if not page["results"]:
         click.echo("No executions like that.")
-    for result in found.results:
-        execution = result.execution
-        told = (execution.execution_id, execution.state, execution.workspace_id, output.since(execution.created_at))
-        click.echo("  ".join(told))
-        for snippet in result.snippets:
-            text = "".join(output.highlighted(piece.text, hit=piece.hit) for piece in snippet.pieces)
-            click.echo(f"  {snippet.where}: {text}")
-    if found.next is not None:
+    for result in page["results"]:
+        record = result["execution"]
+        names = ("executionId", "state", "workspaceId")
+        click.echo("  ".join([*(record[name] for name in names), output.since(record["createdAt"])]))
+        for snippet in result["snippets"]:
+            text = "".join(output.highlighted(piece["text"], hit=piece["hit"]) for piece in snippet["pieces"])
+            click.echo(f"  {snippet['in']}: {text}")
+    if page["next"] is not None:
         output.note(f"There are more; --limit {min(limit * 2, 100)} shows more of them.")
-    if found.unindexed:
+    if page["unindexed"]:
         output.note(
-            f"Not searched yet: the {found.unindexed} that ended last; a running daemon gets to them within seconds."
+            f"Not searched yet: the {page['unindexed']} that ended last; a running daemon gets to them within seconds."
         )
 
 
 @jobs.command()
 @click.argument("execution_id", metavar="ID")
+@_of_the_hub
 @remote.options("Agent or hub to ask.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the execution is over; its outcome is the exit code.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
@@ -166,7 +225,7 @@ def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token:
     """The output of one execution; with --follow as it comes."""
     if url is not None or pin is not None:  # a pin alone is refused
         told = remote.chosen(url, token, pin).events(execution_id, follow=follow)
-        final = output.print_events(told, as_json=as_json, waiting=f"{execution_id} is followed")
+        final = output.print_events(told, as_json=as_json, waiting=f"following {execution_id}")
         return output.outcome(final) if follow else 0
     database = _database()
     execution = executions.get(database, execution_id)
@@ -175,7 +234,7 @@ def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token:
         shown: Iterable[Event] = remote.chosen(None, None, None, hub=_of_hub()).events(execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
-    final = output.print_events(shown, as_json=as_json, waiting=f"{execution_id} is {execution.state}")
+    final = output.print_events(shown, as_json=as_json, waiting=f"reading {execution_id}")
     return output.outcome(final) if follow else 0
 
 
@@ -196,6 +255,7 @@ def _event(event: events.Event) -> Event:
 
 @jobs.command()
 @click.argument("execution_id", metavar="ID")
+@_of_the_hub
 @remote.options("Agent or hub to ask.")
 def cancel(execution_id: str, url: str | None, token: str | None, pin: str | None) -> None:
     """End one execution; harmless when it is over. Needs the agent to run."""
@@ -205,6 +265,7 @@ def cancel(execution_id: str, url: str | None, token: str | None, pin: str | Non
 
 
 @jobs.command()
+@_of_the_hub
 @click.option("--older-than", type=Since(), required=True, help="Forget what was over longer ago: 12h, 30d, 4w.")
 def prune(older_than: str) -> None:
     """Forget the prompts and output of old executions. Their ids, states and outcomes stay."""
@@ -215,7 +276,7 @@ def prune(older_than: str) -> None:
 
 def _config() -> Config:
     """The settings of this machine's agent, or with --hub of its hub."""
-    return configuration.load_daemon(click.get_current_context().obj)
+    return remote.settings(click.get_current_context().obj)
 
 
 def _of_hub() -> bool:

@@ -10,12 +10,24 @@ import click
 
 from occ_app import config as configuration
 from occ_app import daemon, errors, state
+from occ_app.cli import output
+from occ_app.config import Config, HubConfig
 from occ_app.settings import http_url
 
 if TYPE_CHECKING:
     from occ_app.client import AgentClient
 
 _FINGERPRINT = r"([0-9A-Fa-f]{2}:?){32}"
+
+
+def settings(kind: str = "agent") -> Config:
+    """The settings of an agent or a hub that is there already; the defaults, with a warning, where they are wrong."""
+    try:
+        return configuration.load_daemon(kind)
+    except errors.ConfigError as error:
+        output.warn(f"{error} Its next start would refuse that.")
+    made = {each.program.kind: each for each in (Config, HubConfig)}[kind]
+    return made(home=configuration.home_folder(program=made.program))
 
 
 def options(what: str) -> Callable[[Any], Any]:
@@ -63,7 +75,7 @@ def _local_client() -> AgentClient:
     """A client of this machine's agent. Raises NotRunning."""
     from occ_app.client import AgentClient
 
-    config = configuration.load()
+    config = settings()
     running = daemon.find(config)
     known = state.load(config.state)
     if running is None or known is None:

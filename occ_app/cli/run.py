@@ -15,7 +15,7 @@ import click
 
 from occ_app import config as configuration
 from occ_app import errors
-from occ_app.cli import output, remote
+from occ_app.cli import output, output_failed, remote
 from occ_app.client import AgentClient
 from occ_app.sse import Event
 
@@ -63,11 +63,13 @@ def run(
     prompt = _prompt(prompt)
     _check_place(folder, workspace, session)
     client = remote.chosen(url, token, pin)
+    if agent or label:
+        _check_hub(client)
     sent = workspace is None
     if workspace is None:
         workspace = upload(client, folder or _here())
-        output.note(f"workspace {workspace}")
     execution_id = f"run-{uuid.uuid4()}"
+    output.note(f"{execution_id} in workspace {workspace}")
     given: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     given |= {"agent": agent, "labels": list(label) or None}
     options = {name: value for name, value in given.items() if value is not None}
@@ -75,12 +77,14 @@ def run(
     try:
         with _telling_what_it_waits_for(client, execution_id):
             final = output.print_events(events, as_json=as_json, waiting="waiting for the answer")
-    except errors.Refused as refusal:
+    except errors.Refused:
         if sent:
             _take_back(client, workspace, execution_id)
-        if (agent or label) and "Unknown field" in str(refusal):
-            raise click.UsageError("--agent and --label are for a hub, and this is an agent; leave them out.") from None
         raise
+    except OSError as error:  # nobody reads the output any more, or it cannot be written
+        output_failed(error)
+        _tell_it_goes_on(execution_id, remote.again(url, pin))
+        return 1
     except KeyboardInterrupt:
         return _interrupted(client, execution_id, workspace if sent else None, remote.again(url, pin))
     if not as_json:
@@ -97,6 +101,15 @@ def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
         except errors.Refused as unknown:
             if unknown.code == "EXECUTION_NOT_FOUND":
                 client.delete_workspace(workspace)
+
+
+def _check_hub(client: AgentClient) -> None:
+    """Raises UsageError before anything is sent, where only a hub could do what was asked for."""
+    try:
+        client.call("GET", "/agents")
+    except errors.Refused as refusal:
+        if refusal.code == "NOT_FOUND":
+            raise click.UsageError("--agent and --label are for a hub, and this is an agent; leave them out.") from None
 
 
 def _prompt(given: str) -> str:
@@ -127,7 +140,7 @@ def _here() -> Path:
         return folder
     if home.is_relative_to(folder):
         raise click.UsageError(
-            "Your whole home folder would be sent; go to a project, or name what to send with --dir."
+            f"All of {folder} would be sent, your home with it; go to a project, or name what to send with --dir."
         )
     return folder
 
@@ -224,8 +237,12 @@ def _interrupted(client: AgentClient, execution_id: str, sent: str | None, again
         client.cancel(execution_id)
         click.echo("occ: cancelled.", err=True)
     else:
-        click.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
+        _tell_it_goes_on(execution_id, again)
     return 130
+
+
+def _tell_it_goes_on(execution_id: str, again: str) -> None:
+    click.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
 
 
 def _tell_session(final: Event | None, workspace: str, again: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from occ_app import config as configuration
 from occ_app import errors
 from occ_app.cli import output
 from occ_app.config import Config
+from occ_app.settings import is_loopback
 
 # The flags that are called as their setting and take a value.
 _AS_NAMED = (
@@ -33,7 +33,9 @@ _AS_NAMED = (
 @click.option("--port", metavar="PORT", help="Port of the API; 0 takes a free one.  [default: 0]")
 @click.option("--public-url", metavar="URL", help="Address under which the hub can reach this agent.")
 @click.option(
-    "--bind-address", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1; with a hub 0.0.0.0]"
+    "--bind-address",
+    metavar="ADDRESS",
+    help="Address to listen on.  [default: 127.0.0.1; with a hub elsewhere 0.0.0.0]",
 )
 @click.option("--tls", metavar="self-signed", help="Serve with a certificate made here; its fingerprint is printed.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")
@@ -116,8 +118,14 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
             preexec_fn=None if die_with is None else lambda: die_with_parent(die_with, signal_to_stop()),  # noqa: PLW1509 - this command has one thread
         )
     os.close(write_end)
-    with os.fdopen(read_end) as answer:
-        line = answer.readline()
+    try:
+        with os.fdopen(read_end) as answer:
+            line = answer.readline()
+    except KeyboardInterrupt:
+        daemon.terminate()
+        daemon.wait()
+        click.echo("occ: interrupted; nothing is running.", err=True)
+        raise
     silent = {"error": "StartFailed", "message": f"The daemon ended unheard; {config.logs / 'daemon.log'} says why."}
     told: dict[str, Any] = json.loads(line) if line else silent
     if "error" in told:
@@ -140,11 +148,7 @@ def _as_raised(kind: str, message: str) -> errors.OCCError:
 
 
 def _exposure(config: Config) -> list[str]:
-    try:
-        local = ipaddress.ip_address(config.bind_address).is_loopback
-    except ValueError:
-        local = config.bind_address == "localhost"
-    if local or config.tls or config.tls_cert:
+    if is_loopback(config.bind_address) or config.tls or config.tls_cert:
         return []
     return [
         f"Listening on {config.bind_address} without TLS: prompts, output and the token can be read on the network; "

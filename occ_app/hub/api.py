@@ -59,7 +59,9 @@ def register() -> Response:
     """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
     key = keys.find(parts().db, callers.bearer(), "agent")
     if key is None:
-        raise callers.unauthorized("Register with an agent's key; `occ hub keys create NAME --for agent` makes one.")
+        raise callers.unauthorized(
+            "The key is wrong, expired or revoked, or no agent's; `occ hub keys create NAME --for agent` makes one."
+        )
     parts().refuse_when_stopping()
     said = _said(hub_schemas.Registration)
     if said["protocol"] != PROTOCOL:

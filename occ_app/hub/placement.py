@@ -71,6 +71,8 @@ def choose(execution: Execution, home: str | None, agents: Sequence[Agent], fore
         what = "an agent"
         if execution.wanted_agent:
             what = f"agent {suitable[0].name}" if suitable else f"agent {execution.wanted_agent}"
+            if not suitable and any(_suits(agent, execution.wanted_agent, ()) for agent in agents):
+                return f"{what} to have the labels {', '.join(execution.wanted_labels)}"
         elif execution.wanted_labels:
             what = f"an agent with the labels {', '.join(execution.wanted_labels)}"
     ready = [agent for agent in suitable if agent.online and not agent.draining]

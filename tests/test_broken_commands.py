@@ -1,0 +1,92 @@
+"""Commands that are interrupted, whose output nobody takes, whose settings are wrong, or that are misspelt."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Occ, steps, wait_until
+
+OCC = [sys.executable, "-m", "occ_app.cli"]
+
+
+def test_an_interrupted_start_starts_nothing(occ: Occ) -> None:
+    starting = subprocess.Popen([*OCC, "start"], env=occ.environment, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: any("occ_app.supervisor" in line for line in occ.commands().values()), "the daemon to begin")
+    starting.send_signal(signal.SIGINT)
+    assert "nothing is running" in starting.communicate(timeout=20)[1]
+    assert starting.returncode == 130
+    assert not occ.processes()
+
+
+def test_a_demo_whose_terminal_closes_leaves_nothing(tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = {"PATH": os.defpath, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "TERM": "xterm"}
+        os.execve(sys.executable, [*OCC, "demo"], environment)
+    seen = b""
+    while b"Ctrl-C stops it" not in seen:
+        seen += os.read(terminal, 4096)
+    assert list(tmp_path.glob("occ-demo-*"))
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    assert not list(tmp_path.glob("occ-demo-*"))
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "closed"])
+def test_a_run_whose_output_nobody_takes_goes_on_and_says_so(agent: Occ, output: str) -> None:
+    command = [*OCC, "run", "--json", "--workspace", "work", steps({"say": "x" * 100, "times": 100})]
+    if output == "closed":
+        running = subprocess.Popen(
+            command, env=agent.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert running.stdout is not None
+        running.stdout.close()
+    else:
+        with Path(output).open("w") as full:
+            running = subprocess.Popen(command, env=agent.environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    said = running.stderr.read()
+    running.stderr.close()
+    assert running.wait(20) == 1
+    assert "goes on; `occ jobs tail --follow run-" in said
+    assert ("no space left" in said) == (output == "/dev/full")
+    assert "Exception" not in said
+    (record,) = agent.client.executions()["executions"]
+    assert list(agent.client.events(record["executionId"]))[-1].name == "complete"
+
+
+def test_a_list_that_cannot_be_written_is_told_in_a_sentence(agent: Occ) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*OCC, "jobs"], env=agent.environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "occ: the output cannot be written (no space left on device).\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [("workres = 3", "did you mean workers?"), ("workers = 'many'", "whole number")]
+)
+def test_wrong_settings_keep_nobody_from_looking_and_stopping(agent: Occ, wrong: str, told: str) -> None:
+    del agent.environment["OCC_WORKERS"]
+    agent.run("remember me")
+    (agent.home / "config.toml").write_text(wrong + "\n")
+    for command, shown in (("status", "running at"), ("jobs", "remember me"), ("stop", "has stopped")):
+        done = agent.command(command)
+        assert shown in done.stdout
+        assert told in done.stderr
+    assert agent.command("start", check=False).returncode == 2
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("staus", "status"), ("rnu", "run"), ("job", "jobs")])
+def test_a_misspelt_command_is_answered_with_the_right_one(occ: Occ, wrong: str, right: str) -> None:
+    done = occ.command(wrong, check=False)
+    assert done.returncode == 2
+    assert f"Did you mean '{right}'?" in done.stderr
