@@ -70,7 +70,9 @@ def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, most: int) -> Non
         raise ArchiveError("ZIP_EMPTY", "The zip holds nothing; add the project's files to it.")
     if len(entries) > most:
         raise ArchiveError(
-            "ZIP_TOO_MANY_FILES", f"The zip has {len(entries)} entries and {most} are allowed; leave some out."
+            "ZIP_TOO_MANY_FILES",
+            f"The zip has {len(entries)} entries and {most} are allowed; leave some out, or raise OCC_MAX_FILES"
+            " (on a hub OCC_HUB_MAX_FILES).",
         )
     # zipfile moves all offsets when something stands before the archive; other readers do not, and see another archive.
     if min(info.header_offset for info in entries) != 0:

@@ -135,7 +135,10 @@ def _write_file(pieces: Iterable[bytes], entry: Entry, destination: str | None, 
         for piece in pieces:
             written += len(piece)
             if written > room:
-                raise ArchiveError("ZIP_BOMB", "The zip unpacks to more than OCC_MAX_UNPACKED_BYTES allows.")
+                raise ArchiveError(
+                    "ZIP_BOMB",
+                    "The zip unpacks to more than OCC_MAX_UNPACKED_BYTES (on a hub OCC_HUB_MAX_UNPACKED_BYTES) allows.",
+                )
             if output is not None:
                 _write_all(output, piece)
     finally:

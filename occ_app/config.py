@@ -1,4 +1,4 @@
-"""The configuration of one home, an agent's or a hub's, and the only place that reads the environment.
+"""The configuration of one home, an agent's or a hub's, and the only place that reads it from the environment.
 
 A flag wins over an environment variable, that over `config.toml` in the home, that over the default.
 """

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,12 @@ def write_parts(config: Config, parts: list[ProcessIdentity]) -> None:
 
 
 def end_parts(config: Config, seconds: float) -> None:
-    """Wait for what a killed supervisor left, which ends by itself; after `seconds` kill it."""
+    """Wait for what a killed supervisor left, which ends by itself; after `seconds` in all kill it."""
+    deadline = time.monotonic() + seconds
     for part in _parts(config):
         if not part.alive():
             continue
-        _await_exit(part.pid, seconds)
+        _await_exit(part.pid, max(0.0, deadline - time.monotonic()))
         if part.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(part.pid, signal.SIGKILL)

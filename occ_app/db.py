@@ -211,9 +211,9 @@ def translated(error: sqlite3.Error) -> errors.OCCError:
     if "full" in text or "disk I/O" in text:
         return errors.NoSpace()
     if "locked" in text or "busy" in text:
-        return errors.Unavailable("BUSY", "The agent's database is held by another program; try again in a moment.")
+        return errors.Unavailable("BUSY", "OCC's database there is held by another program; try again in a moment.")
     if not text.startswith(("no such", "near")):  # those are mistakes of OCC's own; the rest is the disk's
-        return errors.Unavailable("BUSY", f"The agent's database answers: {text}; see to its disk, then try again.")
+        return errors.Unavailable("BUSY", f"OCC's database there answers: {text}; see to its disk, then try again.")
     return errors.OCCError(f"The database answered: {text}.")
 
 

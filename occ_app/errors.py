@@ -128,7 +128,8 @@ class QueueFull(RequestError):
     def __init__(self, waiting: int) -> None:
         super().__init__(
             "QUEUE_FULL",
-            f"{waiting} executions are waiting already; try again when some have run, or raise OCC_MAX_QUEUE.",
+            f"{waiting} executions are waiting already; try again when some have run, or raise OCC_MAX_QUEUE (on a hub"
+            " OCC_HUB_MAX_QUEUE).",
             {"queued": waiting},
         )
 
@@ -143,7 +144,7 @@ def unwritable(error: OSError) -> RequestError:
         return NoSpace()
     return Unavailable(
         "BUSY",
-        f"The agent cannot write to its home ({(error.strerror or 'unknown').lower()}); see to that, then try again.",
+        f"OCC cannot write to its home there ({(error.strerror or 'unknown').lower()}); see to that, then try again.",
     )
 
 
@@ -151,4 +152,4 @@ class NoSpace(RequestError):
     """Raised when there is no room on the disk for what was asked."""
 
     def __init__(self) -> None:
-        super().__init__("NO_SPACE", "The agent's disk is full; free some space under its home folder and try again.")
+        super().__init__("NO_SPACE", "The disk there is full; free some space under OCC's home folder and try again.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from datetime import UTC, datetime
 from typing import Any
 
 from occ_app import errors
@@ -18,10 +17,6 @@ _COLUMNS = """
         (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)
     END AS position
 """
-
-
-def iso_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def claimable(db: Database) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
+from occ_app.moments import iso
+
 # As OpenAPI writes them. They are matched whole, since Python's $ also takes a newline at the end.
 ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -111,4 +113,4 @@ class Moment(fields.String):
             moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
         except (ValueError, OverflowError):
             raise ValidationError("Must be a day or a time as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return iso(moment)

@@ -16,8 +16,9 @@ from typing import Any
 
 from occ_app import errors, events
 from occ_app.db import Database
-from occ_app.executions import execution_not_found, from_row, iso_now, one, workspace_not_found
+from occ_app.executions import execution_not_found, from_row, one, workspace_not_found
 from occ_app.identity import ProcessIdentity
+from occ_app.moments import iso_now
 from occ_app.records import Execution, Outcome, Request
 
 

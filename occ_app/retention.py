@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from occ_app import events, executions, lifecycle, search
 from occ_app.db import Database
+from occ_app.moments import iso
 
 _STEP_EVENTS = 2000
 
@@ -60,7 +61,7 @@ def older_than(days: float) -> str:
         moment = datetime.now(UTC) - timedelta(days=days)
     except OverflowError:
         moment = datetime.min.replace(tzinfo=UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso(moment)
 
 
 def _forget(db: Database, number: int, deadline: float) -> int:

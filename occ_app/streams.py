@@ -34,7 +34,9 @@ class Streams:
         with self._lock:
             if self._open >= self._most:
                 raise errors.Unavailable(
-                    "TOO_MANY_STREAMS", f"{self._open} streams are open already; close one or raise OCC_MAX_STREAMS."
+                    "TOO_MANY_STREAMS",
+                    f"{self._open} streams are open already; close one or raise OCC_MAX_STREAMS (on a hub"
+                    " OCC_HUB_MAX_STREAMS).",
                 )
             self._open += 1
 

@@ -37,6 +37,7 @@ WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final ev
 CONTROL_SECONDS = 0.5  # more than the others at least, for the last bytes of a link
 WEB_SECONDS = 3.3  # to send every stream its last events
 CRASHES = 5
+_PROBE_PAUSE_SECONDS = 0.05  # after an answer that it is not well yet
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,10 @@ class Supervisor:
             else:
                 probe.close()
                 probe, started = None, answered
-                if started:
+                if not started:
+                    self._wait(None, _PROBE_PAUSE_SECONDS)
+                    self._watch_children()
+                else:
                     place = self._place
                     self._announce(Ready(place.url, str(self._config.logs), tuple(warnings), place.fingerprint))
             if not started and time.monotonic() > deadline:
@@ -156,11 +160,13 @@ class Supervisor:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
         return Probe((host, *address[1:]), listener.family, known.token, tls=self._certificate is not None)
 
-    def _wait(self, probe: Probe | None) -> None:
-        """Wait for a signal, the probe's answer, or the moment the next part is due."""
+    def _wait(self, probe: Probe | None, most: float | None = None) -> None:
+        """Wait for a signal, the probe's answer, or the moment the next part is due, at most so many seconds."""
         due = [part.restart_at for part in self._parts if part.restart_at is not None]
         if probe is not None:
-            due.append(time.monotonic() + START_SECONDS / 10)
+            most = START_SECONDS / 10
+        if most is not None:
+            due.append(time.monotonic() + most)
         seconds = max(0.0, min(due) - time.monotonic()) if due else None
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)

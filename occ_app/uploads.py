@@ -18,8 +18,8 @@ from typing import Any
 from occ_app import archives, errors, workspaces
 from occ_app.db import Database
 from occ_app.events import to_json
-from occ_app.executions import iso_now
 from occ_app.kernel import exchange, flush, flush_folder
+from occ_app.moments import iso_now
 from occ_app.workspaces import Workspace
 
 

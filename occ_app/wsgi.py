@@ -1,4 +1,4 @@
-"""The web process, wired top to bottom: the only module of occ_app that knows occ_worker.
+"""The web process, wired top to bottom: with the hub's the only module of occ_app that knows occ_worker.
 
 `python -m occ_app.wsgi` serves on the socket the supervisor bound, or on the configured address by itself.
 """

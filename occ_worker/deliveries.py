@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from occ_app.db import Database
 from occ_app.errors import OCCError, Unreachable
 from occ_app.hub import webhooks
+from occ_app.moments import iso
 from occ_worker.delivery import Patience, send
 
 log = logging.getLogger("occ.webhooks")
@@ -139,4 +140,4 @@ class Deliveries:
 def _in(seconds: float) -> str:
     """The moment that is so many seconds away, as times stand in the rows."""
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso(moment)

@@ -21,9 +21,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from occ_app import __version__, replies, schemas
 from occ_app.errors import Unreachable
-from occ_app.executions import iso_now
 from occ_app.hub import addresses
 from occ_app.hub.webhooks import Claimed
+from occ_app.moments import iso_now
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from occ_app import agent, claude_cli, executions, state
 from occ_app.config import Config
 from occ_app.db import Database
 from occ_app.errors import OCCError, Refused, Unreachable
-from occ_app.executions import iso_now
+from occ_app.moments import iso_now
 from occ_app.registration import register
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The shape of the house, as DESIGN says it: who may import whom, and where SQL, the environment and HTTP stand."""
+"""The shape of the house, as docs/architecture.md says it: who imports whom, where SQL and HTTP stand."""
 
 from __future__ import annotations
 

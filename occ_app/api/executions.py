@@ -71,7 +71,8 @@ def asked_for(body: Any) -> Request:
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
             wire = web.schema_of(own.execute_body).fields[name].data_key or name
-            message = f"Must be at most {config.max_timeout_seconds:g} (OCC_MAX_TIMEOUT_SECONDS)."
+            setting = "OCC_MAX_TIMEOUT_SECONDS, on a hub OCC_HUB_MAX_TIMEOUT_SECONDS"
+            message = f"Must be at most {config.max_timeout_seconds:g} ({setting})."
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
     return Request(
         execution_id=loaded["execution_id"],

@@ -19,6 +19,7 @@ from occ_app import search as searching
 from occ_app.cli import output, remote
 from occ_app.config import Config
 from occ_app.db import Database
+from occ_app.moments import iso
 from occ_app.records import STATES, Execution
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Since(click.ParamType[str]):
             begun = datetime.now(UTC) - span
         except OverflowError:
             self.fail(f"{value!r} is before the calendar begins.", param, ctx)
-        return begun.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return iso(begun)
 
 
 def _choose_hub(context: click.Context, _: click.Parameter, chosen: bool) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 from occ_app import errors
 from occ_app.db import Database
 from occ_app.events import to_json
-from occ_app.executions import iso_now
 from occ_app.hub.keys import Key
 from occ_app.identity import boot_id
+from occ_app.moments import iso_now
 from occ_app.state import new_token
 
 PROTOCOL = 1

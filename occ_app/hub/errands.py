@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from occ_app.db import Database
-from occ_app.executions import iso_now
+from occ_app.moments import iso_now
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from occ_app.db import Database
 from occ_app.errors import ConfigError, NotFound
-from occ_app.executions import iso_now
-
-KINDS = ("agent", "client")
+from occ_app.moments import iso, iso_now
 
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
 
@@ -33,10 +31,6 @@ class Key:
     expires_at: str | None
     revoked_at: str | None
 
-    @property
-    def valid(self) -> bool:
-        return self.revoked_at is None and (self.expires_at is None or self.expires_at > iso_now())
-
 
 def create(
     db: Database, name: str, kind: str, *, admin: bool = False, most: int | None = None, days: float | None = None
@@ -45,7 +39,7 @@ def create(
     key_id, secret = f"key-{secrets.token_hex(6)}", f"occ_{kind}_{secrets.token_urlsafe(32)}"
     expires = None
     if days is not None:
-        expires = (datetime.now(UTC) + timedelta(days=days)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        expires = iso(datetime.now(UTC) + timedelta(days=days))
     try:
         with db.write() as connection:
             connection.execute(
@@ -68,12 +62,6 @@ def find(db: Database, secret: str, kind: str) -> Key | None:
             f"SELECT * FROM keys WHERE hash = ? AND kind = ? AND {_VALID}",  # noqa: S608 - a literal
             (hashed(secret), kind, iso_now()),
         ).fetchone()
-    return None if row is None else _key(row)
-
-
-def get(db: Database, key_id: str) -> Key | None:
-    with db.read() as connection:
-        row = connection.execute("SELECT * FROM keys WHERE key_id = ?", (key_id,)).fetchone()
     return None if row is None else _key(row)
 
 

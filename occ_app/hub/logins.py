@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from occ_app.db import Database
-from occ_app.executions import iso_now
 from occ_app.hub.keys import Key, hashed
+from occ_app.moments import iso, iso_now
 
 DAYS = 30
 
@@ -29,7 +29,7 @@ class Login:
 def begin(db: Database, key: Key) -> str:
     """Log a key in; returns the cookie, which is never told again. Logins that have expired go."""
     cookie = secrets.token_urlsafe(32)
-    expires = (datetime.now(UTC) + timedelta(days=DAYS)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    expires = iso(datetime.now(UTC) + timedelta(days=DAYS))
     with db.write() as connection:
         connection.execute("DELETE FROM logins WHERE expires_at <= ?", (iso_now(),))
         connection.execute(

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from occ_app import errors, executions
 from occ_app.db import Database
-from occ_app.executions import iso_now
 from occ_app.hub.agents import Agent, Agents, unknown_agent
 from occ_app.identity import ProcessIdentity
+from occ_app.moments import iso_now
 from occ_app.records import Execution, Request
 
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from occ_app import executions
 from occ_app.db import Database
 from occ_app.errors import ConfigError, NotFound
-from occ_app.executions import iso_now
 from occ_app.hub import addresses
+from occ_app.moments import iso_now
 from occ_app.records import Execution
 
 

@@ -16,9 +16,10 @@ from occ_app import archives, errors, uploads, workspaces
 from occ_app.config import HubConfig
 from occ_app.db import Database
 from occ_app.events import to_json
-from occ_app.executions import iso_now, workspace_not_found
+from occ_app.executions import workspace_not_found
 from occ_app.hub import errands
 from occ_app.kernel import flush_folder
+from occ_app.moments import iso_now
 from occ_app.uploads import Job
 from occ_app.workspaces import Workspace
 

@@ -1,0 +1,14 @@
+"""Moments as they stand in rows and on the wire: UTC in ISO 8601 with milliseconds, text that sorts as time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def iso(moment: datetime) -> str:
+    """A moment of UTC as text."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def iso_now() -> str:
+    return iso(datetime.now(UTC))
