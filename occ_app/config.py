@@ -5,7 +5,6 @@ A flag wins over an environment variable, that over `config.toml` in the home, t
 
 from __future__ import annotations
 
-import difflib
 import os
 import socket
 import tomllib
@@ -253,6 +252,8 @@ def _read_toml(path: Path, program: Program) -> dict[str, str]:
     known = {setting.name for setting in program.settings}
     unknown = sorted(set(content) - known)
     if unknown:
+        import difflib  # only to tell of a mistake: every process of a daemon loads this module
+
         like = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(unknown[0], known, 1))
         raise ConfigError(
             f"{path} has a setting OCC does not know: {unknown[0]}; {like}The README lists them under Settings."

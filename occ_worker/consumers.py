@@ -96,8 +96,8 @@ class ProcessesConsumer(_StoppedAtOnce):
 
     def check_worker_health(self) -> Any:
         healthy = super().check_worker_health()
-        # What a killed worker left behind has come to this process.
-        sweep_children({process.pid for _, process in self.worker_threads})
+        if not healthy:  # a worker died; what it left behind has come to this process
+            sweep_children({process.pid for _, process in self.worker_threads})
         return healthy
 
     def get_environment(self, _: str) -> _WorkerEnvironment:

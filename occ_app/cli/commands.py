@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
@@ -34,6 +33,8 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            import difflib  # only to tell of a mistake
+
             like = difflib.get_close_matches(args[0], _MODULES, 1)
             more = f" Did you mean {like[0]!r}?" if like else ""
             raise click.UsageError(error.message + more, ctx) from None
