@@ -142,7 +142,8 @@ class Tail:
     def _reread(self) -> None:
         """Read everything followed, once a second: a lost ring costs a second then, and no event."""
         self._loop.at(time.monotonic() + _REREAD_SECONDS, self._reread)
-        self._advance(True)
+        if self._channels:
+            self._advance(True)
 
     def _say_last_words(self, deadline: float) -> None:
         """Let every thread that waits see `closed`, and every connection have what is stored."""
