@@ -104,6 +104,13 @@ class DoorbellStorage(SqliteStorage):
             self._pid = os.getpid()
         return self._descriptor
 
+    def read_schedule(self, _: Any) -> list[bytes]:
+        """The jobs that are due by now: none was ever put in for later, and Huey asks each second, exclusively."""
+        return []
+
+    def add_to_schedule(self, *_: Any) -> None:
+        raise NotImplementedError("what is due later stands in rows; see read_schedule")
+
     def peek_many(self, _: Any) -> dict[str, bytes]:
         """What Huey keeps of revoked jobs: nothing, for a cancelled execution is a row's matter."""
         return {}

@@ -123,7 +123,8 @@ def test_it_dies_with_its_worker_waiting_or_not(tmp_path: Path, kind: str) -> No
 def test_a_child_that_cannot_be_ended_is_told_and_not_waited_for(tmp_path: Path) -> None:
     program = (
         "import subprocess, time\nfrom occ_app.strays import sweep_children\n"
-        "child = subprocess.Popen(['setpriv', '--reuid=65534', '--clear-groups', 'sleep', '60'])\n"
+        "quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}\n"
+        "child = subprocess.Popen(['setpriv', '--reuid=65534', '--clear-groups', 'sleep', '60'], **quiet)\n"
         "while open(f'/proc/{child.pid}/comm').read() != 'sleep\\n': time.sleep(0.01)\n"
         "begun = time.monotonic()\nprint(sweep_children(), time.monotonic() - begun < 1, child.pid)\n"
     )
