@@ -24,7 +24,7 @@ from huey.storage import SqliteStorage
 from occ_app.config import Config
 from occ_app.db import begin
 
-_REREAD_SECONDS = 2.0
+_REREAD_SECONDS = 3.0  # a ring is lost only with a worker that was killed between hearing it and taking the job
 
 
 class DoorbellStorage(SqliteStorage):
