@@ -88,7 +88,10 @@ def settle(db: Database, folder: Path) -> None:
     A removal that was killed before it was written down is undone, one after that is finished.
     """
     with db.write() as connection:
-        connection.execute("UPDATE workspaces SET path = ? || '/' || workspace_id", (str(folder),))
+        connection.execute(
+            "UPDATE workspaces SET path = ?1 || '/' || workspace_id WHERE path != ?1 || '/' || workspace_id",
+            (str(folder),),
+        )
         kept = {row["workspace_id"] for row in connection.execute("SELECT workspace_id FROM workspaces").fetchall()}
     for trash in folder.glob(".deleted-*"):
         workspace_id = trash.name.removeprefix(".deleted-").rpartition("-")[0]
