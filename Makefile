@@ -11,7 +11,7 @@ run: $(VENV)/.installed
 
 # Four files at once: most of a test is waiting. A hanging test ends its process, and none takes its place to hang again.
 test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest -n 4 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

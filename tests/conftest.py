@@ -29,6 +29,18 @@ from tests import model_api, real_cli
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
 
 
+# The files that take longest, the longest first: begun last, they would be waited for by themselves.
+_LONGEST = (
+    *("test_hub.py", "test_commands.py", "test_heartbeat.py", "test_soak.py", "test_hostile_workspaces.py"),
+    *("test_execute.py", "test_stubborn_cli.py", "test_real_cli.py", "test_slow_clients.py", "test_openapi.py"),
+    *("test_kills.py", "test_link.py", "test_stops.py", "test_workspaces.py", "test_webhooks.py", "test_browser.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
     """Wait for a condition and return what it gave; fails with `what` when it does not come."""
     deadline = time.monotonic() + seconds
