@@ -191,7 +191,7 @@ def test_a_large_upload_does_not_hold_up_health(agent: Occ) -> None:
 def test_the_command_lists_fetches_and_removes(agent: Occ, tmp_path: Path) -> None:
     agent.run(steps({"write": "made.txt", "text": "by Claude"}), executionId="kept")
     listed = agent.command("workspaces", "list").stdout
-    assert re.search(r"^work +1 +0\.0 MB ", listed, re.MULTILINE)
+    assert re.search(r"^work +1 +6 B ", listed, re.MULTILINE)
     assert json.loads(agent.command("workspaces", "list", "--json").stdout) == {"workspaces": agent.client.workspaces()}
     assert "Wrote work.zip" in agent.command("workspaces", "fetch", "work").stdout
     with zipfile.ZipFile(tmp_path / "work.zip") as fetched:

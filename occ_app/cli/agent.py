@@ -59,7 +59,7 @@ def backup(file: Path) -> None:
     if not config.database.exists():
         raise errors.NotRunning(f"There is nothing to back up in {config.home}; `occ start` makes an agent.")
     size = backups.write(config, file.absolute())
-    click.echo(f"Wrote {file} ({size / 1e6:.1f} MB). It holds the agent's token; keep it as safe.")
+    click.echo(f"Wrote {file} ({output.size(size)}). It holds the agent's token; keep it as safe.")
 
 
 @click.command()

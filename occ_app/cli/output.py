@@ -54,6 +54,13 @@ def since(moment: str) -> str:
     return duration((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
+def size(count: int) -> str:
+    """So many bytes for a person: 3 B, 4.5 kB, 6.7 MB."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Rows in columns as wide as they need, the last one as long as it is."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]

@@ -49,7 +49,7 @@ def listing(client: AgentClient, as_json: bool) -> None:
         (
             workspace["workspaceId"],
             str(workspace["files"]),
-            f"{workspace['bytes'] / 1e6:.1f} MB",
+            output.size(workspace["bytes"]),
             output.since(workspace["updatedAt"]),
             output.printable(workspace["name"]),
         )
@@ -68,7 +68,7 @@ def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
     target = Path(f"{workspace_id}.zip") if file is None else file
     with new_file(target) as archive:
         client.archive(workspace_id, archive)
-    click.echo(f"Wrote {target} ({target.stat().st_size / 1e6:.1f} MB).")
+    click.echo(f"Wrote {target} ({output.size(target.stat().st_size)}).")
 
 
 @workspaces.command()
