@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -96,8 +97,6 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
 
     `die_with` is the pid of this process when the daemon shall not outlive it. Raises what the daemon raised.
     """
-    from occ_app.kernel import die_with_parent
-
     try:
         config.make_folders()
         log_file = (config.logs / "daemon.log").open("ab")
@@ -105,21 +104,17 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
         reason = (error.strerror or str(error)).lower()
         raise errors.StartFailed(f"{error.filename or config.home} cannot be written ({reason}).") from None
     read_end, write_end = os.pipe()
+    interrupts = list[int]()
+    # Ctrl-C waits until there is a process to be ended again.
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     with log_file as log:
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "occ_app.supervisor", str(write_end), config.program.kind],
-            env=configuration.child_environment(config, secrets=True),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            pass_fds=(write_end,),
-            start_new_session=True,
-            preexec_fn=None if die_with is None else lambda: die_with_parent(die_with, signal_to_stop()),  # noqa: PLW1509 - this command has one thread
-        )
+        daemon = _spawn(config, log, write_end, die_with)
+    signal.signal(signal.SIGINT, handler)
     os.close(write_end)
     try:
         with os.fdopen(read_end) as answer:
+            if interrupts:
+                raise KeyboardInterrupt
             line = answer.readline()
     except KeyboardInterrupt:
         daemon.terminate()
@@ -134,10 +129,21 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
     return told
 
 
-def signal_to_stop() -> Any:
-    import signal
+def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) -> subprocess.Popen[bytes]:
+    """The supervisor's process, which tells how its start went on the descriptor `answer`."""
+    from occ_app.kernel import die_with_parent
 
-    return signal.SIGTERM
+    return subprocess.Popen(
+        [sys.executable, "-m", "occ_app.supervisor", str(answer), config.program.kind],
+        env=configuration.child_environment(config, secrets=True),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        pass_fds=(answer,),
+        start_new_session=True,
+        preexec_fn=None if die_with is None else lambda: die_with_parent(die_with, signal.SIGTERM),  # noqa: PLW1509 - this command has one thread
+    )
 
 
 def _as_raised(kind: str, message: str) -> errors.OCCError:
