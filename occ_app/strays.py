@@ -28,7 +28,7 @@ def sweep_children(spared: Collection[int] = ()) -> bool:
     """
     deadline = time.monotonic() + SWEEP_SECONDS
     untouchable = set(spared)
-    while children := [pid for pid in _children() if pid not in untouchable]:
+    while children := [pid for pid in children_of_this() if pid not in untouchable]:
         for pid in children:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -44,7 +44,7 @@ def sweep_children(spared: Collection[int] = ()) -> bool:
     return len(untouchable) == len(set(spared))
 
 
-def _children() -> list[int]:
+def children_of_this() -> list[int]:
     """The children of this process, those it adopted among them."""
     pid = os.getpid()
     try:

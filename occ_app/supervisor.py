@@ -28,7 +28,7 @@ from occ_app.identity import own_identity
 from occ_app.kernel import become_subreaper
 from occ_app.logs import log_to_stderr
 from occ_app.parts import Part, Probe
-from occ_app.strays import sweep_children
+from occ_app.strays import children_of_this, sweep_children
 
 log = logging.getLogger("occ.supervisor")
 
@@ -81,6 +81,7 @@ class Supervisor:
         """Bring the daemon up, keep it up, take it down. Until it is up raises StartFailed, AlreadyRunning, Refused."""
         self._config.make_folders()
         become_subreaper()
+        self._others = children_of_this()  # a shell's, that became `occ start --foreground` by exec: not ours to end
         with readiness.lock(self._config):
             self._warnings = readiness.clean(self._config, WORKERS_SECONDS)
             self._certificate = tls.certificate(self._config)
@@ -186,7 +187,7 @@ class Supervisor:
 
     def _sweep(self) -> None:
         """End what came to this process when a part was killed."""
-        sweep_children([part.pid for part in self._parts if part.pid is not None])
+        sweep_children([*self._others, *(part.pid for part in self._parts if part.pid is not None)])
 
     def _on_stop(self, *_: Any) -> None:
         self._stopping = True
