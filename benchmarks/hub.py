@@ -28,7 +28,7 @@ from benchmarks.report import idle_table, table
 from benchmarks.rows import Row, percentile
 from benchmarks.streams import Stream, over_http
 from benchmarks.targets import compile_stub
-from occ_app.hub_client import HubClient
+from occ_app.client.hub_client import HubClient
 from tests.conftest import make_zip, processes_with
 from tests.hub_daemon import Hub, hub_in
 

@@ -21,11 +21,11 @@ from typing import NoReturn
 from benchmarks import processes
 from benchmarks.report import idle_table, table
 from benchmarks.rows import Row
-from occ_app.client import AgentClient
-from occ_app.link import Link
-from occ_app.link_socket import LinkSocket
-from occ_app.loop import Loop
-from occ_worker.link_client import connect
+from occ_app.client.agent_client import AgentClient
+from occ_app.link.link import Link
+from occ_app.link.websocket import LinkSocket
+from occ_app.system.event_loop import Loop
+from occ_worker.control.link import connect
 from tests import link_hub
 from tests.conftest import make_zip, occ_in, steps
 

@@ -16,7 +16,7 @@ from benchmarks.capture import Broken, Prompt, Run
 from benchmarks.rows import Plan, Row
 from benchmarks.streams import read, together
 from benchmarks.targets import Occ, Relay, Target
-from occ_app import archives
+from occ_app.workspaces import archives
 
 SIZE_BYTES = 40
 LONGEST_ROW_SECONDS = 20.0  # after which no further round is begun, so that a slow target ends the row and not the run

@@ -24,8 +24,8 @@ import psutil
 from benchmarks import processes
 from benchmarks.capture import READ_BYTES, Broken, Capture, Prompt
 from benchmarks.streams import Stream, await_answer, over_http
-from occ_app import state
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
+from occ_app.home import state
 
 COMMAND_SECONDS = 45.0
 _SOURCE = Path(__file__).with_name("stub_cli.c")

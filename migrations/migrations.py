@@ -1,7 +1,7 @@
 """The schema of occ.db, as steps that were each released once and are never changed.
 
 `sqlite-utils migrate` finds this file; the daemon applies it under a lock. A new step goes to the end, and
-`SCHEMA_VERSION` in occ_app/db.py counts them.
+`SCHEMA_VERSION` in occ_app/database/database.py counts them.
 """
 
 from sqlite_utils import Database, Migrations

@@ -11,18 +11,24 @@ from typing import IO
 
 from flask import Flask
 
-from occ_app import agent, archives, db, errors, metrics, streams, workspaces
-from occ_app import config as configuration
-from occ_app.api import Parts, create_app
-from occ_app.callers import Caller, same_secret
-from occ_app.config import Config
-from occ_app.doorbell import Ringer
-from occ_app.server import serve
-from occ_app.state import TokenFile
-from occ_app.tail import Tail
-from occ_app.workspaces import Workspace
+from occ_app import errors
+from occ_app.api import measures as metrics
+from occ_app.api.app import Parts, create_app
+from occ_app.config import config as configuration
+from occ_app.config.config import Config
+from occ_app.database import database as db
+from occ_app.home import notes as agent
+from occ_app.home.state import TokenFile
+from occ_app.queue import open_queue
+from occ_app.streams import followers as streams
+from occ_app.streams.doorbell import Ringer
+from occ_app.streams.tail import Tail
+from occ_app.web.callers import Caller, same_secret
+from occ_app.web.server import serve
+from occ_app.workspaces import archives
+from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.workspace import Workspace
 from occ_worker import tasks
-from occ_worker.queues import open_queue
 
 
 def make_app(config: Config) -> Flask:

@@ -11,8 +11,8 @@ from typing import Any
 from huey.consumer import Consumer, ForkSafeFlag, ProcessEnvironment, Scheduler, ThreadEnvironment, WorkerRecycle
 from huey.consumer import Worker as HueyWorker
 
-from occ_app.kernel import die_with_parent
-from occ_app.strays import sweep_children
+from occ_app.system.kernel import die_with_parent
+from occ_app.system.strays import sweep_children
 
 
 class _Stop:

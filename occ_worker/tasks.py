@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from huey import Huey
 
-from occ_app.db import translated
+from occ_app.database.database import translated
 from occ_app.errors import OCCError
 
 if TYPE_CHECKING:
-    from occ_worker.control import Control
-    from occ_worker.hub_control import HubControl
-    from occ_worker.upkeep import Upkeep
+    from occ_worker.control.agent import Control
+    from occ_worker.control.hub import HubControl
+    from occ_worker.control.upkeep import Upkeep
 
 
 def executions(queue: Huey, run_next: Callable[[], object]) -> Callable[[str], None]:

@@ -21,9 +21,9 @@ import psutil
 import pytest
 import urllib3
 
-from occ_app import db
-from occ_app.client import AgentClient
-from occ_app.sse import Event
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.sse import Event
+from occ_app.database import database as db
 from tests import model_api, real_cli
 
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import urllib3
 
-from occ_app import db
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
+from occ_app.database import database as db
 from tests.conftest import Occ, occ_in, processes_with, run_occ, wait_until
 
 

@@ -21,13 +21,13 @@ import psutil
 import urllib3
 from flask import Flask, request
 
-from occ_app import web
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
 from occ_app.errors import RequestError
+from occ_app.home.certificate import Certificate
 from occ_app.hub.links import Links, add_link
-from occ_app.logs import log_to_stderr
-from occ_app.server import Application
-from occ_app.tls import Certificate
+from occ_app.system.logs import log_to_stderr
+from occ_app.web import requests as web
+from occ_app.web.server import Application
 from tests.conftest import wait_until
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import psutil
 
-from occ_app import daemon, events, executions
-from occ_app.client import AgentClient
-from occ_app.config import load
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.sse import Event
+from occ_app.config.config import load
 from occ_app.errors import OCCError, Refused, Unreachable
-from occ_app.records import Execution
-from occ_app.sse import Event
+from occ_app.executions import events
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution
+from occ_app.home import daemon
 from tests.conftest import Occ, output, steps, wait_until
 
 GRACE_SECONDS = 5.0
@@ -170,7 +172,7 @@ def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
     parts = {" ".join(part.cmdline()[2:]): part for part in supervisor.children()}
     web, consumer, control = (
         next((part for name, part in parts.items() if name.startswith(start)), None)
-        for start in ("occ_app.wsgi", "occ_worker.consumer executions", "occ_worker.consumer control")
+        for start in ("occ_app.wsgi", "occ_worker.agent executions", "occ_worker.agent control")
     )
     if victim == "everything":
         # The supervisor first, so that it restarts nothing. The CLIs die with their workers; what tools left, does not.

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
-from occ_app.parts import STEADY_SECONDS
+from occ_app.supervisor.processes import STEADY_SECONDS
 from tests.conftest import Occ, free_port_number, occ_in, stand_in, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, serves
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.archives import Limits, pack, unpack
 from occ_app.errors import ArchiveError
+from occ_app.workspaces.archives import Limits, pack, unpack
 from tests.conftest import make_zip
 
 LIMITS = Limits(unpacked_bytes=1_000_000, files=200)
@@ -372,7 +372,7 @@ def test_a_large_archive_takes_little_memory(tmp_path: Path) -> None:
             writer.writestr(f"{number}.bin", b"0123456789" * 100_000)
     (tmp_path / "target").mkdir()
     program = (
-        "import sys; from pathlib import Path; from occ_app.archives import Limits, unpack\n"
+        "import sys; from pathlib import Path; from occ_app.workspaces.archives import Limits, unpack\n"
         "unpack(Path(sys.argv[1]), Path(sys.argv[2]), Limits(100_000_000, 50_000))\n"
         # Not getrusage: its peak begins with that of the process that forked this one.
         "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"

@@ -18,7 +18,9 @@ OCC = [sys.executable, "-m", "occ_app.cli"]
 
 def test_an_interrupted_start_starts_nothing(occ: Occ) -> None:
     starting = subprocess.Popen([*OCC, "start"], env=occ.environment, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: any("occ_app.supervisor" in line for line in occ.commands().values()), "the daemon to begin")
+    wait_until(
+        lambda: any("occ_app.supervisor.supervisor" in line for line in occ.commands().values()), "the daemon to begin"
+    )
     starting.send_signal(signal.SIGINT)
     assert "nothing is running" in starting.communicate(timeout=20)[1]
     assert starting.returncode == 130

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused, Unreachable
 from tests.conftest import Occ, output, steps, wait_until
 from tests.promises import kill

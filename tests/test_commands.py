@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from occ_app import executions
 from occ_app.cli.run import _take_back
 from occ_app.errors import Refused
+from occ_app.executions import queries as executions
 from tests.conftest import Occ, make_zip, run_occ, steps, wait_until
 
 
@@ -62,7 +62,7 @@ def test_twenty_starts_at_once_make_one_daemon(occ: Occ) -> None:
     with ThreadPoolExecutor(8) as pool:
         codes = sorted(done.returncode for done in pool.map(lambda _: occ.command("start", check=False), range(8)))
     assert codes == [0] + [3] * 7
-    supervisors = [command for command in occ.commands().values() if "occ_app.supervisor" in command]
+    supervisors = [command for command in occ.commands().values() if "occ_app.supervisor.supervisor" in command]
     assert len(supervisors) == 1
 
 
@@ -562,7 +562,7 @@ def test_the_whole_tree_ends_with_a_killed_supervisor(agent: Occ) -> None:
     assert list(agent.client.events("k"))[-1].data["code"] in ("DAEMON_STOPPED", "WORKER_LOST")
 
 
-@pytest.mark.parametrize("victim", ["occ_app.wsgi", "occ_worker.consumer control", "occ_worker.consumer executions"])
+@pytest.mark.parametrize("victim", ["occ_app.wsgi", "occ_worker.agent control", "occ_worker.agent executions"])
 def test_a_killed_part_is_started_again(agent: Occ, victim: str) -> None:
     def parts() -> set[int]:
         return {pid for pid, command in agent.commands().items() if victim in command}

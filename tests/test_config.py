@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from occ_app import config
+from occ_app.config import config
 from occ_app.errors import ConfigError
 
 REACH_THE_MODEL = [

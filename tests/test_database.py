@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from occ_app import db, errors, events
-from occ_app.db import Database
-from occ_app.doorbell import Doorbell, Ringer
-from occ_app.tail import Tail
+from occ_app import errors
+from occ_app.database import database as db
+from occ_app.database.database import Database
+from occ_app.executions import events
+from occ_app.streams.doorbell import Doorbell, Ringer
+from occ_app.streams.tail import Tail
 from tests.conftest import wait_until
 
 

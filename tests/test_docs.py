@@ -16,9 +16,13 @@ from typing import Any
 import click
 import pytest
 
-from occ_app import archive_checks, archives, cli_environment, config, search, web
 from occ_app.cli.commands import occ as occ_command
-from occ_app.settings import HUB_SETTINGS, SETTINGS, Setting
+from occ_app.config import claude_environment as cli_environment
+from occ_app.config import config
+from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting
+from occ_app.executions import search
+from occ_app.web import requests as web
+from occ_app.workspaces import archive_checks, archives
 from tests import hub as hubs
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
 from tests.hub_daemon import hub_in

@@ -221,7 +221,7 @@ def test_the_api_key_is_in_no_process_but_the_one_that_registers(occ: Occ, hub: 
         assert hubs.API_KEY not in command
         if hubs.API_KEY in Path(f"/proc/{pid}/environ").read_text():
             holders.add(command.split(" -m ")[1])
-    assert {holder for holder in holders if "supervisor" not in holder} == {"occ_worker.consumer control"}
+    assert {holder for holder in holders if "supervisor" not in holder} == {"occ_worker.agent control"}
     assert hubs.API_KEY not in occ.logs()
 
 
@@ -270,5 +270,5 @@ def test_a_hub_that_misbehaves_disturbs_no_work_and_is_counted(occ: Occ, hub: Hu
 
 def _beating(occ: Occ) -> psutil.Process:
     """The process that sends the heartbeats."""
-    [pid] = (pid for pid, command in occ.commands().items() if "occ_worker.consumer control" in command)
+    [pid] = (pid for pid, command in occ.commands().items() if "occ_worker.agent control" in command)
     return psutil.Process(pid)

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from occ_app import db, executions, workspaces
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.sse import Event
+from occ_app.database import database as db
 from occ_app.errors import Refused, Unreachable
+from occ_app.executions import queries as executions
 from occ_app.hub import placement
+from occ_app.hub.agent_clients import check_address
 from occ_app.hub.agents import Agents
-from occ_app.hub.calls import check_address
-from occ_app.identity import own_identity
-from occ_app.sse import Event
+from occ_app.system.process_identity import own_identity
+from occ_app.workspaces import workspace as workspaces
 from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
 

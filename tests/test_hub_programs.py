@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from occ_app import search
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused
+from occ_app.executions import search
 from tests.conftest import make_zip, stand_in, wait_until
 from tests.hub_daemon import Hub, hub_in
 

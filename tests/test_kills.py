@@ -12,9 +12,9 @@ from statistics import median
 
 import pytest
 
-from occ_app import executions
-from occ_app.client import AgentClient
-from occ_app.parts import STEADY_SECONDS
+from occ_app.client.agent_client import AgentClient
+from occ_app.executions import queries as executions
+from occ_app.supervisor.processes import STEADY_SECONDS
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, prompt, serves
 

@@ -21,10 +21,10 @@ import pytest
 import urllib3
 from wsproto.events import BytesMessage
 
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Unreachable
-from occ_app.link_frames import OPEN, SUBPROTOCOL, Frame, decode
-from occ_worker.link_client import connect
+from occ_app.link.frames import OPEN, SUBPROTOCOL, Frame, decode
+from occ_worker.control.link import connect
 from tests import link_hub, wire
 from tests.conftest import Occ, make_zip, output, steps, wait_until
 from tests.link_hub import LinkHub
@@ -151,7 +151,7 @@ def test_a_caller_that_reads_nothing_costs_little_and_stops_nobody(occ: Occ, hub
 
 
 def link_pool(hub: LinkHub) -> urllib3.PoolManager:
-    from occ_app.through import pools
+    from occ_app.client.unix_socket import pools
 
     return pools(hub.folder / "agent-1", retries=False)
 
@@ -329,5 +329,5 @@ def test_a_hub_that_hangs_does_not_hold_up_a_stop(occ: Occ, hub: LinkHub) -> Non
 
 
 def test_a_standalone_agent_does_without_the_memory_of_websockets() -> None:
-    program = "import sys, occ_worker.consumer; sys.exit('wsproto' in sys.modules or 'urllib3' in sys.modules)"
+    program = "import sys, occ_worker.agent; sys.exit('wsproto' in sys.modules or 'urllib3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

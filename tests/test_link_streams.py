@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
-from occ_app import link
-from occ_app.link import Link
-from occ_app.link_frames import (
+from occ_app.link import link
+from occ_app.link.frames import (
     DATA,
     END,
     LARGEST_PAYLOAD,
@@ -34,8 +33,9 @@ from occ_app.link_frames import (
     increment,
     window,
 )
-from occ_app.link_socket import LinkSocket
-from occ_app.loop import Loop
+from occ_app.link.link import Link
+from occ_app.link.websocket import LinkSocket
+from occ_app.system.event_loop import Loop
 from tests.conftest import wait_until
 
 BUSY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from occ_app import db, events, lifecycle
-from occ_app.db import Database
-from occ_app.identity import own_identity
-from occ_app.records import Outcome, Request
-from occ_app.tally import Tally
+from occ_app.database import database as db
+from occ_app.database.database import Database
+from occ_app.executions import events, lifecycle
+from occ_app.executions.records import Outcome, Request
+from occ_app.executions.tally import Tally
+from occ_app.system.process_identity import own_identity
 from tests import hub as hubs
 from tests.conftest import Occ, steps, wait_until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from occ_app import state
+from occ_app.home import state
 from tests.conftest import Occ, make_zip
 from tests.hub_daemon import Hub, hub_in
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from occ_worker.places import Places
+from occ_worker.control.slots import Places
 from tests.conftest import wait_until
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
 from occ_app.errors import OCCError, Refused
 from tests.conftest import Occ, make_zip, occ_in, stand_in, wait_until
 from tests.promises import HEALTH_SECONDS, Promises, counting_cli, prompt

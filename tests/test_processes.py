@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from occ_app.strays import MARKER
-from occ_worker.process import Child, Launcher
+from occ_app.system.strays import MARKER
+from occ_worker.execution.child import Child, Launcher
 from tests.conftest import wait_until
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "GREETING": 'it\'s "fine" $HOME `date`\n!'}
@@ -104,7 +104,7 @@ def test_it_dies_with_its_worker_waiting_or_not(tmp_path: Path, kind: str) -> No
         "import os, sys, time\n"
         f"os.defpath = {path!r}\n"
         "from pathlib import Path\n"
-        "from occ_worker.process import Launcher\n"
+        "from occ_worker.execution.child import Launcher\n"
         "launcher = Launcher({'PATH': '/usr/bin:/bin'})\n"
         f"running = launcher.start(['/bin/sleep', '60'], Path({str(tmp_path)!r}), 'x')\n"
         "launcher.prepare()\n"
@@ -122,7 +122,7 @@ def test_it_dies_with_its_worker_waiting_or_not(tmp_path: Path, kind: str) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a process of another user")
 def test_a_child_that_cannot_be_ended_is_told_and_not_waited_for(tmp_path: Path) -> None:
     program = (
-        "import subprocess, time\nfrom occ_app.strays import sweep_children\n"
+        "import subprocess, time\nfrom occ_app.system.strays import sweep_children\n"
         "quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}\n"
         "child = subprocess.Popen(['setpriv', '--reuid=65534', '--clear-groups', 'sleep', '60'], **quiet)\n"
         "while open(f'/proc/{child.pid}/comm').read() != 'sleep\\n': time.sleep(0.01)\n"

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from occ_app import fields
-from occ_app.archives import Limits, unpack
 from occ_app.errors import ArchiveError
-from occ_worker.lines import Lines
-from occ_worker.translator import Translator
+from occ_app.web import fields
+from occ_app.workspaces.archives import Limits, unpack
+from occ_worker.execution.lines import Lines
+from occ_worker.execution.translator import Translator
 
 LIMITS = Limits(unpacked_bytes=50_000, files=50)
 EXAMPLES = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])

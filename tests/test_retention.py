@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from occ_app import retention
 from occ_app.errors import Refused
+from occ_app.executions import retention
 from tests.conftest import Occ, names, output, steps, wait_until
 
 

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from occ_app import db, events, executions, lifecycle, retention, search
-from occ_app.db import Database
+from occ_app.database import database as db
+from occ_app.database.database import Database
 from occ_app.errors import Refused
-from occ_app.identity import own_identity
-from occ_app.records import Outcome, Request
+from occ_app.executions import events, lifecycle, retention, search
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Outcome, Request
+from occ_app.system.process_identity import own_identity
 from tests.conftest import Occ, shared_agent, steps, wait_until
 
 SECONDS = 30.0

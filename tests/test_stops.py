@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from occ_app import daemon
-from occ_app.config import load
+from occ_app.config.config import load
+from occ_app.home import daemon
 from tests import hub as hubs
 from tests.conftest import Occ, names, output, steps, wait_until
 from tests.promises import Promises, counted, counting_cli, prompt

@@ -1,4 +1,4 @@
-"""The shape of the house, as docs/architecture.md says it: who imports whom, where SQL and HTTP stand."""
+"""The structure that docs/architecture.md describes: layers, imports, and where SQL and HTTP are used."""
 
 from __future__ import annotations
 
@@ -14,28 +14,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("occ_app/**/*.py"), *ROOT.glob("occ_worker/**/*.py")])
-DOMAIN = [
-    "archive_checks",
-    "archives",
-    "db",
-    "doorbell",
-    "events",
-    "executions",
-    "folders",
-    "identity",
-    "kernel",
-    "lifecycle",
-    "link",
-    "link_frames",
-    "link_socket",
-    "link_stream",
-    "loop",
-    "search",
-    "state",
-    "tail",
-    "tally",
-    "usage",
-    "workspaces",
+LAYERS = [
+    {"errors"},
+    {"system", "config"},
+    {"database", "client", "claude", "link"},
+    {"executions", "workspaces", "queue"},
+    {"home", "streams"},
+    {"web"},
+    {"api"},
+    {"hub"},
+    {"wsgi"},
+    {"hub_wsgi", "supervisor"},
+    {"cli", "occ_worker"},
 ]
 
 
@@ -52,47 +42,93 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def test_the_worker_imports_the_app_and_only_the_wiring_imports_back() -> None:
-    back = {
-        name(path)
-        for path in SOURCES
-        if path.is_relative_to(ROOT / "occ_app") and any(module.startswith("occ_worker") for module in imported(path))
-    }
-    assert back == {"occ_app/wsgi.py", "occ_app/hub/wsgi.py"}
+def module_of(path: Path) -> str:
+    return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def folder(path: Path) -> str:
+    """The layer a module belongs to: its folder in occ_app, its own name at the root, or occ_worker."""
+    parts = module_of(path).split(".")
+    return parts[0] if parts[0] == "occ_worker" or len(parts) == 1 else parts[1]
+
+
+def graph() -> dict[str, set[str]]:
+    """Which module imports which, imports inside functions counted."""
+    modules = {module_of(path): path for path in SOURCES}
+    edges: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        edges[module] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = (f"{node.module}.{alias.name}" for alias in node.names)
+                edges[module] |= {full if full in modules else node.module for full in names} & modules.keys()
+            elif isinstance(node, ast.Import):
+                edges[module] |= {alias.name for alias in node.names} & modules.keys()
+    return edges
+
+
+def test_a_module_imports_only_from_its_own_layer_or_a_lower_one() -> None:
+    layer = {member: rank for rank, members in enumerate(LAYERS) for member in members}
+    paths = {module_of(path): path for path in SOURCES}
+    wrong = [
+        f"{module} -> {target}"
+        for module, targets in graph().items()
+        for target in targets
+        if module != "occ_app" and target != "occ_app" and folder(paths[module]) != folder(paths[target])
+        if layer[folder(paths[target])] >= layer[folder(paths[module])]
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    edges, state, cycles = graph(), dict[str, str](), list[str]()
+
+    def visit(module: str, path: list[str]) -> None:
+        state[module] = "open"
+        for target in sorted(edges[module]):
+            if state.get(target) == "open":
+                cycles.append(" -> ".join([*path[path.index(target) :], target]))
+            elif target not in state:
+                visit(target, [*path, target])
+        state[module] = "done"
+
+    for module in edges:
+        if module not in state:
+            visit(module, [module])
+    assert cycles == []
 
 
 def test_only_config_reads_the_environment() -> None:
     readers = {name(path) for path in SOURCES if re.search(r"os\.environ|os\.getenv|getenv\(", path.read_text())}
     # The entry point replaces the process without its secrets; output looks at NO_COLOR; the simulation is a program.
-    assert readers == {"occ_app/config.py", "occ_app/cli/__init__.py", "occ_app/cli/output.py"}
+    assert readers == {"occ_app/config/config.py", "occ_app/cli/__init__.py", "occ_app/cli/output.py"}
 
 
 def test_sql_stands_in_its_few_modules() -> None:
     verbs = re.compile(r"\b(SELECT .* FROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM)\b", re.DOTALL)
     with_sql = {name(path) for path in SOURCES if verbs.search(path.read_text())}
-    of_both = (
-        "agent",
-        "events",
-        "executions",
-        "lifecycle",
-        "salvage",
-        "search",
-        "tally",
-        "uploads",
-        "usage",
-        "workspaces",
-    )
-    of_the_hub = ("agents", "errands", "keys", "logins", "placement", "webhooks", "workspaces")
-    of_the_queue = {"occ_worker/queues.py"}  # the queue's own table
-    assert with_sql == of_the_queue | {f"occ_app/{module}.py" for module in of_both} | {
-        f"occ_app/hub/{module}.py" for module in of_the_hub
+    assert with_sql == {
+        "occ_app/queue.py",  # the queue's own table
+        *(
+            f"occ_app/executions/{module}.py"
+            for module in ("events", "lifecycle", "queries", "search", "tally", "usage")
+        ),
+        *(f"occ_app/workspaces/{module}.py" for module in ("uploads", "workspace")),
+        *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
+        *(
+            f"occ_app/hub/{module}.py"
+            for module in ("agents", "keys", "logins", "outbox", "placement", "webhooks", "workspaces")
+        ),
     }
 
 
-@pytest.mark.parametrize("module", DOMAIN)
-def test_the_domain_knows_no_http_and_no_terminal(module: str) -> None:
-    modules = set(imported(ROOT / "occ_app" / f"{module}.py"))
-    assert not modules & {"flask", "click", "urllib3", "gunicorn", "werkzeug"}
+DOMAIN = {"system", "database", "link", "executions", "workspaces", "streams", "home"}
+
+
+def test_the_domain_knows_no_http_and_no_terminal() -> None:
+    banned = {"flask", "click", "urllib3", "gunicorn", "werkzeug"}
+    wrong = {name(path) for path in SOURCES if folder(path) in DOMAIN and banned & set(imported(path))}
+    assert wrong == set()
 
 
 def test_no_import_does_work() -> None:
@@ -118,7 +154,7 @@ def test_no_import_does_work() -> None:
 
 
 def test_the_schema_version_counts_the_migrations() -> None:
-    from occ_app import db
+    from occ_app.database import database as db
 
     spec = importlib.util.spec_from_file_location("migrations", ROOT / "migrations" / "migrations.py")
     assert spec is not None

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from simple_websocket import Client, ConnectionClosed
 
-from occ_app.client import AgentClient
+from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused, Unreachable
 from tests.conftest import Occ, make_zip, occ_in, output, steps, wait_until
 from tests.promises import HEALTH_SECONDS, counted, prompt

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from occ_app import db, usage
-from occ_app.db import Database
+from occ_app.database import database as db
+from occ_app.database.database import Database
+from occ_app.executions import usage
 from tests.conftest import Occ, shared_agent, steps
 
 NOTHING = {"queued": 0, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from occ_app.errors import ConfigError, NotFound, Unreachable
-from occ_app.hub import addresses, keys, webhooks
-from occ_worker import delivery
+from occ_app.hub import forbidden_addresses as addresses
+from occ_app.hub import keys, webhooks
+from occ_worker.control import delivery
 from tests.conftest import make_zip, steps, wait_until
 from tests.hub_daemon import hub_in
 from tests.webhook_receiver import Control, Receiver, receiving

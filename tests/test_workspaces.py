@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from occ_app import archives, uploads, workspaces
 from occ_app.errors import Refused
+from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, steps, wait_until
 
 

@@ -17,9 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from occ_app import config, db, lifecycle
+from occ_app.config import config
+from occ_app.database import database as db
+from occ_app.executions import lifecycle
+from occ_app.executions.records import Outcome, Request
 from occ_app.hub import webhooks
-from occ_app.records import Outcome, Request
 from tests.conftest import wait_until
 
 

@@ -9,10 +9,16 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, g, request
 
-from occ_app import callers, errors, executions, lifecycle, schemas, streams, tail, web
-from occ_app.api import Parts, parts
-from occ_app.event_stream import event_stream
-from occ_app.records import Execution, Request
+from occ_app import errors
+from occ_app.api.app import Parts, parts
+from occ_app.executions import lifecycle
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution, Request
+from occ_app.streams import followers as streams
+from occ_app.streams import tail
+from occ_app.web import callers, schemas
+from occ_app.web import requests as web
+from occ_app.web.event_stream import event_stream
 
 bp = Blueprint("executions", __name__)
 

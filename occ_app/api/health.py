@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from occ_app import schemas, web
-from occ_app.api import parts
+from occ_app.api.app import parts
+from occ_app.web import requests as web
+from occ_app.web import schemas
 
 bp = Blueprint("health", __name__)
 

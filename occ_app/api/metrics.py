@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, g
 
-from occ_app import callers, errors, schemas, web
-from occ_app.api import measures
-from occ_app.metrics import Histogram, Measure, Metric, Refusals
+from occ_app import errors
+from occ_app.api.app import measures
+from occ_app.api.measures import Histogram, Measure, Metric, Refusals
+from occ_app.web import callers, schemas
+from occ_app.web import requests as web
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family

@@ -8,8 +8,10 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app
 from marshmallow import Schema
 
-from occ_app import __version__, fields, schemas, web
-from occ_app.api import Parts, parts
+from occ_app import __version__
+from occ_app.api.app import Parts, parts
+from occ_app.web import fields, schemas
+from occ_app.web import requests as web
 
 bp = Blueprint("openapi", __name__)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from occ_app import callers, schemas, search, web
-from occ_app.api import parts
+from occ_app.api.app import parts
+from occ_app.executions import search
+from occ_app.web import callers, schemas
+from occ_app.web import requests as web
 
 bp = Blueprint("search", __name__)
 

@@ -11,8 +11,13 @@ from typing import Any
 from flask import Blueprint, Response, request, send_file
 from werkzeug.datastructures import FileStorage
 
-from occ_app import callers, errors, schemas, tail, uploads, web, workspaces
-from occ_app.api import parts
+from occ_app import errors
+from occ_app.api.app import parts
+from occ_app.streams import tail
+from occ_app.web import callers, schemas
+from occ_app.web import requests as web
+from occ_app.workspaces import uploads
+from occ_app.workspaces import workspace as workspaces
 
 bp = Blueprint("workspaces", __name__)
 

@@ -109,7 +109,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _keep_traceback() -> str:
-    from occ_app.config import home_folder
+    from occ_app.config.config import home_folder
 
     with contextlib.suppress(OSError):
         path = home_folder() / "logs" / "occ.log"

@@ -11,12 +11,14 @@ from typing import Any
 
 import click
 
-from occ_app import agent as agent_notes
-from occ_app import daemon, errors, executions, state
+from occ_app import errors
 from occ_app.cli import output, remote
-from occ_app.config import Config
-from occ_app.db import Database
-from occ_app.doorbell import Doorbell
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.executions import queries as executions
+from occ_app.home import daemon, state
+from occ_app.home import notes as agent_notes
+from occ_app.streams.doorbell import Doorbell
 
 
 @click.command()
@@ -53,7 +55,7 @@ def _drain(config: Config) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def backup(file: Path) -> None:
     """Write a backup of this agent to FILE. It is a .tar.gz; unpacked into an empty home it is the agent."""
-    from occ_app import backup as backups
+    from occ_app.home import backup as backups
 
     config = remote.settings()
     if not config.database.exists():
@@ -78,7 +80,7 @@ def status(as_json: bool) -> int:
 
 
 def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], bool]:
-    from occ_app.client import AgentClient
+    from occ_app.client.agent_client import AgentClient
 
     known = state.load(config.state)
     report: dict[str, Any] = {

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import click
 
-from occ_app import claude_cli, daemon, state
-from occ_app import config as configuration
+from occ_app.claude import program as claude_cli
 from occ_app.cli import output
 from occ_app.cli.run import upload
 from occ_app.cli.start import start_daemon
-from occ_app.client import AgentClient
-from occ_app.config import Config
+from occ_app.client.agent_client import AgentClient
+from occ_app.config import config as configuration
+from occ_app.config.config import Config
+from occ_app.home import daemon, state
 
 PROMPT = "Read this project and say in three sentences what it does and what you would improve first."
 
@@ -109,7 +110,7 @@ def _config(folder: Path) -> Config:
 def _simulated(folder: Path) -> Path:
     """A program that runs the bundled simulation, in place of the CLI."""
     path = folder / "simulated-claude"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m occ_worker.simulated_claude "$@"\n')
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m occ_worker.execution.simulated_claude "$@"\n')
     path.chmod(0o700)
     return path
 

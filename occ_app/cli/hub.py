@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from occ_app import config as configuration
-from occ_app import daemon, errors, state
+from occ_app import errors
 from occ_app.cli import output, remote
 from occ_app.cli.start import run_here, start_daemon, with_warnings
 from occ_app.cli.webhooks import webhooks
-from occ_app.config import Config, HubConfig
+from occ_app.config import config as configuration
+from occ_app.config.config import Config, HubConfig
+from occ_app.home import daemon, state
 
 if TYPE_CHECKING:
-    from occ_app.client import AgentClient
+    from occ_app.client.agent_client import AgentClient
 
 _AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
 
@@ -128,7 +129,7 @@ def _status_text(report: dict[str, Any]) -> str:
 
 
 def _client(config: Config, running: daemon.Daemon) -> AgentClient:
-    from occ_app.client import AgentClient
+    from occ_app.client.agent_client import AgentClient
 
     known = state.load(config.state)
     return AgentClient(running.url, known.token if known else "", running.fingerprint)

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from occ_app import daemon, errors, events, executions, retention
-from occ_app import search as searching
+from occ_app import errors
 from occ_app.cli import output, remote
-from occ_app.config import Config
-from occ_app.db import Database
-from occ_app.moments import iso
-from occ_app.records import STATES, Execution
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.executions import events, retention
+from occ_app.executions import queries as executions
+from occ_app.executions import search as searching
+from occ_app.executions.records import STATES, Execution
+from occ_app.home import daemon
+from occ_app.system.timestamps import iso
 
 if TYPE_CHECKING:
-    from occ_app.sse import Event
+    from occ_app.client.sse import Event
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -110,7 +113,7 @@ def jobs(
 
 def _dumped(schema: str, content: Any) -> Any:
     """The content as the API tells it."""
-    from occ_app import schemas
+    from occ_app.web import schemas
 
     return getattr(schemas, schema)().dump(content)
 
@@ -249,7 +252,7 @@ def stored_events(database: Database, execution: Execution) -> Iterator[events.E
 
 
 def _event(event: events.Event) -> Event:
-    from occ_app.sse import Event
+    from occ_app.client.sse import Event
 
     return Event(event.seq, event.name, json.loads(event.data))
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from occ_app import config as configuration
-from occ_app import daemon, errors, state
+from occ_app import errors
 from occ_app.cli import output
-from occ_app.config import Config, HubConfig
-from occ_app.settings import http_url
+from occ_app.config import config as configuration
+from occ_app.config.config import Config, HubConfig
+from occ_app.config.settings import http_url
+from occ_app.home import daemon, state
 
 if TYPE_CHECKING:
-    from occ_app.client import AgentClient
+    from occ_app.client.agent_client import AgentClient
 
 _FINGERPRINT = r"([0-9A-Fa-f]{2}:?){32}"
 
@@ -59,7 +60,7 @@ def chosen(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
 
 def _client(url: str, token: str | None, pin: str | None) -> AgentClient:
     """A client of the agent or hub that the options name."""
-    from occ_app.client import AgentClient
+    from occ_app.client.agent_client import AgentClient
 
     try:
         url = http_url(url)
@@ -73,7 +74,7 @@ def _client(url: str, token: str | None, pin: str | None) -> AgentClient:
 
 def _local_client() -> AgentClient:
     """A client of this machine's agent. Raises NotRunning."""
-    from occ_app.client import AgentClient
+    from occ_app.client.agent_client import AgentClient
 
     config = settings()
     running = daemon.find(config)

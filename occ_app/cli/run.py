@@ -13,11 +13,11 @@ from typing import IO, Any
 
 import click
 
-from occ_app import config as configuration
 from occ_app import errors
 from occ_app.cli import output, output_failed, remote
-from occ_app.client import AgentClient
-from occ_app.sse import Event
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.sse import Event
+from occ_app.config import config as configuration
 
 _LARGE_BYTES = 5_000_000
 _LOOK_SECONDS = 2.0
@@ -166,8 +166,8 @@ def upload(client: AgentClient, folder: Path) -> str:
 
 
 def _pack(folder: Path, archive: IO[bytes]) -> None:
-    from occ_app.archives import pack
-    from occ_app.folders import files_to_send
+    from occ_app.cli.gitignore import files_to_send
+    from occ_app.workspaces.archives import pack
 
     links = list[Path]()
     paths = list(files_to_send(folder, configuration.homes(), links.append))

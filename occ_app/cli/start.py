@@ -13,11 +13,11 @@ from typing import IO, Any
 
 import click
 
-from occ_app import config as configuration
 from occ_app import errors
 from occ_app.cli import output
-from occ_app.config import Config
-from occ_app.settings import is_loopback
+from occ_app.config import config as configuration
+from occ_app.config.config import Config
+from occ_app.config.settings import is_loopback
 
 # The flags that are called as their setting and take a value.
 _AS_NAMED = (
@@ -76,8 +76,8 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
 
 def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
     """Be the daemon, an agent's or a hub's, in this terminal; `tell` says that it serves."""
-    from occ_app import supervisor
-    from occ_app.logs import log_to_stderr
+    from occ_app.supervisor import supervisor
+    from occ_app.system.logs import log_to_stderr
 
     log_to_stderr()
 
@@ -131,10 +131,10 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
 
 def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) -> subprocess.Popen[bytes]:
     """The supervisor's process, which tells how its start went on the descriptor `answer`."""
-    from occ_app.kernel import die_with_parent
+    from occ_app.system.kernel import die_with_parent
 
     return subprocess.Popen(
-        [sys.executable, "-m", "occ_app.supervisor", str(answer), config.program.kind],
+        [sys.executable, "-m", "occ_app.supervisor.supervisor", str(answer), config.program.kind],
         env=configuration.child_environment(config, secrets=True),
         stdin=subprocess.DEVNULL,
         stdout=log,

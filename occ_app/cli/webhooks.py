@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from occ_app import config as configuration
 from occ_app import errors
 from occ_app.cli import output
-from occ_app.db import Database
+from occ_app.config import config as configuration
+from occ_app.database.database import Database
 from occ_app.hub import webhooks as rows
 
 

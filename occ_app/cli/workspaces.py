@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from occ_app.cli import output, remote
-from occ_app.new_file import new_file
+from occ_app.system.files import new_file
 
 if TYPE_CHECKING:
-    from occ_app.client import AgentClient
+    from occ_app.client.agent_client import AgentClient
 
 
 @click.group()

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from occ_app import errors
-from occ_app.db import Database
-from occ_app.events import to_json
+from occ_app.database.database import Database
+from occ_app.executions.events import to_json
+from occ_app.home.state import new_token
 from occ_app.hub.keys import Key
-from occ_app.identity import boot_id
-from occ_app.moments import iso_now
-from occ_app.state import new_token
+from occ_app.system.process_identity import boot_id
+from occ_app.system.timestamps import iso_now
 
 PROTOCOL = 1
 _SLACK_SECONDS = 2.0  # beyond two intervals, for a beat on its way

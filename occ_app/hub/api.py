@@ -8,14 +8,17 @@ from typing import Any
 from flask import Blueprint, Response, current_app, request
 from marshmallow import Schema
 
-from occ_app import __version__, callers, errors, executions, schemas, web
-from occ_app.api import parts
-from occ_app.config import HubConfig
+from occ_app import __version__, errors
+from occ_app.api.app import parts
+from occ_app.config.config import HubConfig
+from occ_app.executions import queries as executions
 from occ_app.hub import keys
 from occ_app.hub import schemas as hub_schemas
+from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
-from occ_app.hub.calls import Calls
 from occ_app.hub.links import Links
+from occ_app.web import callers, schemas
+from occ_app.web import requests as web
 
 bp = Blueprint("hub", __name__)
 

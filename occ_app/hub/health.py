@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from occ_app import __version__, agent, daemon, executions, state
-from occ_app.config import HubConfig
-from occ_app.db import Database
+from occ_app import __version__
+from occ_app.config.config import HubConfig
+from occ_app.database.database import Database
+from occ_app.executions import queries as executions
+from occ_app.home import daemon, state
+from occ_app.home import notes as agent
 from occ_app.hub.agents import Agents
 
 

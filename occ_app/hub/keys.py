@@ -11,9 +11,9 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from occ_app.db import Database
+from occ_app.database.database import Database
 from occ_app.errors import ConfigError, NotFound
-from occ_app.moments import iso, iso_now
+from occ_app.system.timestamps import iso, iso_now
 
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
 

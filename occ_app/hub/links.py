@@ -24,14 +24,14 @@ from simple_websocket import ConnectionError as NoWebSocket
 from simple_websocket import Server
 from wsproto.utilities import ProtocolError
 
-from occ_app.doorbell import short_path
 from occ_app.errors import RequestError
-from occ_app.kernel import allow_many_files
-from occ_app.link import GOING_AWAY, PING_SECONDS, Link
-from occ_app.link_frames import SUBPROTOCOL
-from occ_app.link_socket import LinkSocket
-from occ_app.loop import Loop
-from occ_app.server import HandedOver
+from occ_app.link.frames import SUBPROTOCOL
+from occ_app.link.link import GOING_AWAY, PING_SECONDS, Link
+from occ_app.link.websocket import LinkSocket
+from occ_app.streams.doorbell import short_path
+from occ_app.system.event_loop import Loop
+from occ_app.system.kernel import allow_many_files
+from occ_app.web.server import HandedOver
 
 log = logging.getLogger("occ.links")
 

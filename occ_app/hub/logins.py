@@ -9,9 +9,9 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from occ_app.db import Database
+from occ_app.database.database import Database
 from occ_app.hub.keys import Key, hashed
-from occ_app.moments import iso, iso_now
+from occ_app.system.timestamps import iso, iso_now
 
 DAYS = 30
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from occ_app import agent
-from occ_app.db import Database
+from occ_app.api.measures import Histogram, Measure, Metric, gauge
+from occ_app.database.database import Database
+from occ_app.home import notes as agent
+from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agent, Agents
-from occ_app.hub.calls import Calls
-from occ_app.metrics import Histogram, Measure, Metric, gauge
 
 
 def of_hub(db: Database, agents: Agents, calls: Calls) -> Measure:

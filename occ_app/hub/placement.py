@@ -10,12 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from occ_app import errors, executions
-from occ_app.db import Database
+from occ_app import errors
+from occ_app.database.database import Database
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution, Request
 from occ_app.hub.agents import Agent, Agents, unknown_agent
-from occ_app.identity import ProcessIdentity
-from occ_app.moments import iso_now
-from occ_app.records import Execution, Request
+from occ_app.system.process_identity import ProcessIdentity
+from occ_app.system.timestamps import iso_now
 
 
 def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from occ_app import schemas
-from occ_app.fields import ONE_LINE_PATTERN, Amount, WholeNumber, check_one_line
-from occ_app.settings import http_url
+from occ_app.config.settings import http_url
+from occ_app.web import schemas
+from occ_app.web.fields import ONE_LINE_PATTERN, Amount, WholeNumber, check_one_line
 
 FINGERPRINT_PATTERN = r"^([0-9A-Fa-f]{2}:?){32}$"
 

@@ -13,12 +13,12 @@ import sqlite3
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from occ_app import executions
-from occ_app.db import Database
+from occ_app.database.database import Database
 from occ_app.errors import ConfigError, NotFound
-from occ_app.hub import addresses
-from occ_app.moments import iso_now
-from occ_app.records import Execution
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution
+from occ_app.hub import forbidden_addresses as addresses
+from occ_app.system.timestamps import iso_now
 
 
 @dataclass(frozen=True)

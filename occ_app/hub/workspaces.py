@@ -12,16 +12,18 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from occ_app import archives, errors, uploads, workspaces
-from occ_app.config import HubConfig
-from occ_app.db import Database
-from occ_app.events import to_json
-from occ_app.executions import workspace_not_found
-from occ_app.hub import errands
-from occ_app.kernel import flush_folder
-from occ_app.moments import iso_now
-from occ_app.uploads import Job
-from occ_app.workspaces import Workspace
+from occ_app import errors
+from occ_app.config.config import HubConfig
+from occ_app.database.database import Database
+from occ_app.executions.events import to_json
+from occ_app.executions.queries import workspace_not_found
+from occ_app.hub import outbox as errands
+from occ_app.system.kernel import flush_folder
+from occ_app.system.timestamps import iso_now
+from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.uploads import Job
+from occ_app.workspaces.workspace import Workspace
 
 _PIECE = 1 << 20
 _YOUNG_SECONDS = 600.0  # a zip that no row names may belong to an upload that is just being written down

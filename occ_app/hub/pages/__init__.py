@@ -10,9 +10,12 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, g, render_template, request
 
-from occ_app import __version__, web
-from occ_app.api import parts
-from occ_app.hub.pages import door, home, runs, shown
+from occ_app import __version__
+from occ_app.api.app import parts
+from occ_app.hub.pages import filters as shown
+from occ_app.hub.pages import home, runs
+from occ_app.hub.pages import login as door
+from occ_app.web import requests as web
 
 bp = Blueprint("pages", __name__, template_folder="../templates", static_folder="../static", static_url_path="/static")
 for room in (door, home, runs):

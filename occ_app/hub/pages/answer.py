@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from occ_app import events
-from occ_app.db import Database
+from occ_app.database.database import Database
+from occ_app.executions import events
+from occ_app.executions.records import Execution
 from occ_app.hub.pages import markdown
-from occ_app.records import Execution
 
 _MOST_EVENTS = 30_000
 _MOST_BYTES = 1_000_000

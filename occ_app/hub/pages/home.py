@@ -12,13 +12,18 @@ from flask import Blueprint, Response, render_template, request
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from werkzeug.datastructures import FileStorage
 
-from occ_app import callers, errors, executions, schemas, web, workspaces
+from occ_app import errors
 from occ_app.api import executions as executions_api
-from occ_app.api import parts
 from occ_app.api import workspaces as workspaces_api
-from occ_app.fields import Id
+from occ_app.api.app import parts
+from occ_app.executions import queries as executions
 from occ_app.hub.api import hub_parts
-from occ_app.hub.pages import door, shown
+from occ_app.hub.pages import filters as shown
+from occ_app.hub.pages import login as door
+from occ_app.web import callers, schemas
+from occ_app.web import requests as web
+from occ_app.web.fields import Id
+from occ_app.workspaces import workspace as workspaces
 
 bp = Blueprint("home", __name__)
 

@@ -7,16 +7,22 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 
-from occ_app import callers, errors, executions, web, workspaces
+from occ_app import errors
 from occ_app.api import executions as executions_api
-from occ_app.api import parts
 from occ_app.api import workspaces as workspaces_api
-from occ_app.fields import CURSOR_PATTERN
+from occ_app.api.app import parts
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution
 from occ_app.hub.api import hub_parts
-from occ_app.hub.pages import answer, door, shown
+from occ_app.hub.pages import answer
+from occ_app.hub.pages import filters as shown
+from occ_app.hub.pages import login as door
 from occ_app.hub.pages.home import new_run
-from occ_app.records import Execution
-from occ_app.workspaces import Workspace
+from occ_app.web import callers
+from occ_app.web import requests as web
+from occ_app.web.fields import CURSOR_PATTERN
+from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.workspace import Workspace
 
 bp = Blueprint("runs", __name__, url_prefix="/runs/<execution_id>")
 

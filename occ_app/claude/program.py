@@ -1,0 +1,68 @@
+"""Finding the Claude Code CLI and asking what it is: its path, its version, whether somebody is logged in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from occ_app.config.config import Config
+
+_PROBE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Cli:
+    """The CLI an agent uses: `path` None when there is none, `version` None when it did not say."""
+
+    path: str | None
+    version: str | None
+
+
+def find(config: Config) -> str | None:
+    """The path of the CLI: OCC_CLAUDE_BIN, else `claude` on PATH; None when that is no program."""
+    search = config.cli_environment.get("PATH", os.defpath)
+    return shutil.which(os.path.expanduser(config.claude_bin or "claude"), path=search)
+
+
+def probe(config: Config) -> Cli:
+    """Find the CLI and run its --version, which takes about 0.1 s and touches nothing."""
+    path = find(config)
+    if path is None:
+        return Cli(None, None)
+    output = _answer([path, "--version"], config)
+    match = re.search(r"\d+\.\d+\.\d+\S*", output or "")
+    return Cli(path, match.group(0) if match else None)
+
+
+def logged_in(path: str, config: Config) -> bool:
+    """Whether the CLI knows a way to reach a model, as far as it can tell without asking one."""
+    return _answer([path, "auth", "status"], config) is not None
+
+
+def missing(config: Config) -> str:
+    """The sentence for a CLI that is not there."""
+    wanted = (
+        f"OCC_CLAUDE_BIN={config.claude_bin} is not a program" if config.claude_bin else "there is no `claude` on PATH"
+    )
+    return f"Claude Code was not found: {wanted}; install it or set OCC_CLAUDE_BIN to its path."
+
+
+def _answer(argv: list[str], config: Config) -> str | None:
+    """What a short call of the CLI printed, None when it failed; ended after a few seconds, whatever it does."""
+    try:
+        done = subprocess.run(
+            argv,
+            env=dict(config.cli_environment)
+            | {"DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None

@@ -1,0 +1,111 @@
+"""What the CLI sees under `--sandbox bwrap`: its workspace, its own state, the system read-only, nothing else of yours.
+
+bubblewrap builds a view of the file system out of mounts, without root where the kernel allows user namespaces. The
+network stays: the model is reached through it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from occ_app.config.config import Config
+from occ_app.errors import StartFailed
+
+_CHECK_SECONDS = 10
+_BASE = (
+    *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
+    *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"),
+)
+# Where people and programs keep what is nobody else's business.
+_HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run", "/mnt", "/media", "/srv")  # noqa: S108 - hidden, not used
+# Of what is hidden, what names are looked up with.
+_RESOLVERS = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
+# What the CLI writes of its own folder; the rest of it says what runs when the CLI starts, and is only read.
+_WRITTEN = ("todos", "file-history", "session-env", "shell-snapshots", "plans", "sessions", ".credentials.json")
+_LONGEST_SLUG = 200  # beyond it the CLI names a project's folder otherwise
+
+
+def check(config: Config) -> None:
+    """Make sure that the configured sandbox works here. Raises StartFailed."""
+    if config.sandbox is None:
+        return
+    try:
+        done = subprocess.run(
+            [*_bwrap(config), *_BASE, "true"],
+            env=dict(config.cli_environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CHECK_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise StartFailed("There is no `bwrap` on PATH; install bubblewrap, or start without --sandbox.") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StartFailed(f"bwrap cannot be run ({type(error).__name__}); start without --sandbox.") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()[-200:]
+        raise StartFailed(f"bwrap cannot make a sandbox here ({said}); allow user namespaces, or do without --sandbox.")
+
+
+def wrapped(argv: Sequence[str], workspace: Path, config: Config) -> list[str]:
+    """The argv that runs `argv` in the configured sandbox, in the folder `workspace`; `argv` itself without one."""
+    if config.sandbox is None:
+        return list(argv)
+    mounts: dict[Path, tuple[str, ...]] = {path: ("--tmpfs", str(path)) for path in _hidden(config)}
+    mounts |= {path: ("--ro-bind", str(path), str(path)) for path in _read(argv[0], config)}
+    mounts |= {path: ("--bind", str(path), str(path)) for path in (*_state(workspace, config), workspace)}
+    # A parent is mounted before what is in it.
+    ordered = [option for path in sorted(mounts, key=lambda path: len(path.parts)) for option in mounts[path]]
+    environment = ("--setenv", "TMPDIR", "/tmp")  # noqa: S108 - the sandbox's own
+    return [*_bwrap(config), *_BASE, *ordered, *environment, "--chdir", str(workspace), "--", *argv]
+
+
+def _bwrap(config: Config) -> list[str]:
+    return [shutil.which("bwrap", path=config.cli_environment.get("PATH", os.defpath)) or "bwrap"]
+
+
+def _hidden(config: Config) -> Iterator[Path]:
+    # Resolved, since a home that is a link is to be hidden where it lies.
+    paths = {Path(path).resolve() for path in (*_HIDDEN, config.cli_environment["HOME"], config.home)}
+    return (path for path in paths if path.is_dir() and path != Path("/"))
+
+
+def _read(program: str, config: Config) -> Iterator[Path]:
+    """What the CLI needs to run, where that lies in something hidden, and what it reads of its own folder."""
+    real = Path(program).resolve()
+    yield from (Path(path) for path in _RESOLVERS if os.path.isdir(path))
+    folder = Path(program).parent
+    # A program that lies in the home itself must not open the home.
+    yield Path(program) if any(hidden.is_relative_to(folder.resolve()) for hidden in _hidden(config)) else folder
+    yield real
+    if "node_modules" in real.parts:
+        yield Path(*real.parts[: real.parts.index("node_modules") + 1])
+    folder = _claude_folder(config)
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if path.name not in (*_WRITTEN, "projects"))
+
+
+def _state(workspace: Path, config: Config) -> Iterator[Path]:
+    """What the CLI keeps from one execution to the next: its sessions of this workspace, and its login."""
+    folder = _claude_folder(config)
+    slug = re.sub(r"[^A-Za-z0-9]", "-", str(workspace))
+    if len(slug) <= _LONGEST_SLUG:
+        sessions = folder / "projects" / slug
+        sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield sessions
+    for name in _WRITTEN:
+        if (folder / name).exists():
+            yield folder / name
+    settings = Path(config.cli_environment["HOME"], ".claude.json")
+    if settings.is_file() and "CLAUDE_CONFIG_DIR" not in config.cli_environment:
+        yield settings
+
+
+def _claude_folder(config: Config) -> Path:
+    given = config.cli_environment.get("CLAUDE_CONFIG_DIR")
+    return Path(given) if given else Path(config.cli_environment["HOME"], ".claude")

@@ -1,0 +1,255 @@
+"""The HTTP client of the API: what `occ run` is built on and what a Python program imports.
+
+It keeps the promise of the API from the caller's side: a dropped connection is taken up again where it broke, and a
+lost reply never runs a prompt twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+from urllib.parse import quote, urlencode
+
+import urllib3
+
+from occ_app import __version__
+from occ_app.client import replies, sse
+from occ_app.client.sse import Event, RawEvent
+from occ_app.errors import Refused, Unreachable, Untrusted
+
+_CONNECT_SECONDS = 10.0
+_SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
+_RELAYED_SILENCE_SECONDS = 22.0  # the same for a hub, which is there to notice
+_PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
+_PIECE = 1 << 16
+
+
+class AgentClient:
+    """An agent's or a hub's API. Every method raises Unreachable for no answer, Refused for one that is an error."""
+
+    def __init__(self, url: str, token: str, pin: str | None = None, through: Path | None = None) -> None:
+        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for.
+
+        With `through` all goes over that Unix socket, the one a hub has for a linked agent.
+        """
+        self.url = url.rstrip("/")
+        self._pin = pin
+        self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
+        trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
+        if through is None:
+            self._pool = urllib3.PoolManager(retries=False, maxsize=4, **trust)
+        else:
+            from occ_app.client.unix_socket import pools
+
+            self._pool = pools(through, retries=False, maxsize=4, **trust)
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def health(self, seconds: float = 60) -> dict[str, Any]:
+        """How it is, asked for at most about so many seconds."""
+        return self._json("GET", "/health", read_seconds=seconds)
+
+    def upload(
+        self,
+        workspace_id: str,
+        archive: IO[bytes],
+        *,
+        name: str | None = None,
+        policy: str = "overwrite",
+        description: str = "",
+    ) -> dict[str, Any]:
+        """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply."""
+        fields = {
+            "workspaceId": workspace_id,
+            "name": name or workspace_id,
+            "processPolicy": policy,
+            "description": description,
+        }
+        boundary = uuid.uuid4().hex
+        begin, end = _around_the_file(fields, boundary)
+        here = archive.tell()
+        length = len(begin) + archive.seek(0, os.SEEK_END) - here + len(end)
+        archive.seek(here)
+        body = itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end])
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
+
+    def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[Event]:
+        """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
+
+        With `executionId` among them an execution that exists with the same body is followed instead. A connection
+        that breaks is taken up again; the prompt runs once whatever happens to it.
+        """
+        body = {"executionId": f"exec-{uuid.uuid4()}", "workspaceId": workspace_id, "prompt": prompt, **options}
+
+        return self._follow(lambda after: self._open_execute(body, after), 0)
+
+    def batches(
+        self, execution_id: str, after: int, body: Mapping[str, Any] | None = None, *, new: bool = False
+    ) -> Iterator[list[RawEvent]]:
+        """An execution's events above `after`, as many at once as came, over one connection; with `body` it is started.
+
+        An empty list is a sign of life. For whoever passes events on and takes a broken stream up by itself.
+        With `new` one that exists already is refused.
+        """
+        if body is not None:
+            response = self._open_execute(body, after, _RELAYED_SILENCE_SECONDS)
+            if new and response.headers.get("OCC-Execution") == "existing":
+                response.close()
+                raise Refused(f"it has an execution {execution_id} of its own; choose another id.", 409)
+            return sse.batches(response)
+        return sse.batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
+
+    def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
+        """Yield an execution's events above `after`; to the last one, or to what is there without `follow`."""
+        if not follow:
+            stored = sse.batches(self._open_events(execution_id, after, "?follow=0"))
+            return (sse.parsed(raw) for batch in stored for raw in batch)
+        return self._follow(lambda after: self._open_events(execution_id, after), after)
+
+    def _open_execute(
+        self, body: Mapping[str, Any], after: int, seconds: float = _SILENCE_SECONDS
+    ) -> urllib3.BaseHTTPResponse:
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers, read_seconds=seconds)
+
+    def _open_events(
+        self, execution_id: str, after: int, query: str = "", seconds: float = _SILENCE_SECONDS
+    ) -> urllib3.BaseHTTPResponse:
+        path = f"/executions/{quote(execution_id, safe='')}/events{query}"
+        return self._open("GET", path, headers={"Last-Event-ID": str(after)}, read_seconds=seconds)
+
+    def execution(self, execution_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/executions/{quote(execution_id, safe='')}")
+
+    def executions(self, **filters: Any) -> dict[str, Any]:
+        """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
+        return self._json("GET", "/executions?" + urlencode(filters))
+
+    def search(self, query: str, **paging: int) -> dict[str, Any]:
+        """One page of executions that say `query`, newest first; paging as on the wire: limit, before."""
+        return self._json("GET", "/search?" + urlencode({"q": query, **paging}))
+
+    def usage(self, by: str = "day", **span: str) -> dict[str, Any]:
+        """What executions took, by day, workspace, agent or key; span as on the wire: since, until."""
+        return self._json("GET", "/usage?" + urlencode({"by": by, **span}))
+
+    def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Make a call that no other method stands for, with `content` as its JSON body if any; returns the reply."""
+        if content is None:
+            return self._json(method, path)
+        return self._json(method, path, body=json.dumps(content).encode(), headers={"Content-Type": "application/json"})
+
+    def cancel(self, execution_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel")
+
+    def workspaces(self) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self._json("GET", "/workspaces")["workspaces"])
+
+    def workspace(self, workspace_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/workspaces/{quote(workspace_id, safe='')}")
+
+    def delete_workspace(self, workspace_id: str) -> None:
+        self._json("DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
+
+    def archive(self, workspace_id: str, output: IO[bytes]) -> None:
+        """Write the workspace, as it is now, to `output` as a zip."""
+        response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive")
+        try:
+            for piece in response.stream(_PIECE):
+                output.write(piece)
+        except urllib3.exceptions.HTTPError as error:
+            raise Unreachable(f"{self.url} broke off its answer ({replies.reason(error)}).") from None
+        finally:
+            response.release_conn() if response.closed else response.close()
+
+    def _follow(self, open_stream: Any, after: int) -> Iterator[Event]:
+        """Yield events to the final one, opening the stream anew after the last seen event whenever it breaks."""
+        lost_since: float | None = None
+        pause = 0.1
+        while True:
+            try:
+                for batch in sse.batches(open_stream(after)):
+                    lost_since, pause = None, 0.1
+                    for event in map(sse.parsed, batch):
+                        after = max(after, event.seq)
+                        yield event
+                        if event.final:
+                            return
+            except Untrusted:
+                raise
+            except Unreachable:
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _PATIENCE_SECONDS:
+                    raise
+            except Refused as refusal:
+                if refusal.status != 503:
+                    raise
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _PATIENCE_SECONDS:
+                    raise
+            time.sleep(pause)  # nothing can be waited for: the other side is away
+            pause = min(pause * 2, 5.0)
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        read_seconds: float = 60,
+    ) -> dict[str, Any]:
+        response = self._open(method, path, body=body, headers=headers, read_seconds=read_seconds)
+        return replies.body(response, self.url)
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        read_seconds: float = _SILENCE_SECONDS,
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            response = self._pool.request(
+                method,
+                self.url + path,
+                body=body,
+                headers={**self._headers, **(headers or {})},
+                preload_content=False,
+                redirect=False,
+                timeout=urllib3.Timeout(connect=min(_CONNECT_SECONDS, read_seconds), read=read_seconds),
+            )
+        except urllib3.exceptions.SSLError as error:
+            raise Untrusted(replies.distrust(error, self.url, "--pin")) from None
+        except urllib3.exceptions.HTTPError as error:
+            reason = replies.reason(error)
+            raise Unreachable(f"{self.url} does not answer ({reason}); is the agent running there?") from None
+        if response.status >= 300:
+            refusal = replies.refusal(response, self.url)
+            if refusal.status == 401:  # its own sentence is for whoever makes requests by hand
+                why = "it is wrong, expired or revoked"
+                where = "`occ token` prints an agent's, `occ hub keys create` makes a hub's"
+                raise Refused(f"{self.url} does not take this token or key: {why}; {where}.", 401, refusal.code)
+            raise refusal
+        return response
+
+
+def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, bytes]:
+    """What stands before and after the file in a multipart form."""
+    begin = "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    begin += f'--{boundary}\r\nContent-Disposition: form-data; name="zip"; filename="workspace.zip"\r\n'
+    begin += "Content-Type: application/zip\r\n\r\n"
+    return begin.encode(), f"\r\n--{boundary}--\r\n".encode()

@@ -1,0 +1,80 @@
+"""The HTTP client of the hub's side for agents: registration and heartbeat."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import urllib3
+
+from occ_app import __version__
+from occ_app.client import replies
+from occ_app.errors import Unreachable, Untrusted
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A hub's answer to a registration."""
+
+    agent_id: str
+    token: str
+    heartbeat_interval_seconds: float
+
+
+class HubClient:
+    """What an agent calls on its hub: small JSON replies, no redirects, bounded in time."""
+
+    def __init__(self, url: str, seconds: float = 10.0, pin: str | None = None) -> None:
+        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for."""
+        self.url = url
+        self._seconds = seconds
+        trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
+        self._pool = urllib3.PoolManager(retries=False, maxsize=1, **trust)
+
+    def register(self, api_key: str, body: Mapping[str, Any]) -> Registration:
+        """Announce this agent. Raises Refused or Unreachable."""
+        reply = self._post("/api/agents/register", api_key, body)
+        try:
+            interval = float(reply.get("heartbeatIntervalSeconds", 30))
+            if not 1 <= interval <= 300 or not isinstance(reply["agentId"], str) or not isinstance(reply["token"], str):
+                raise ValueError
+            if not reply["agentId"] or not reply["token"].isascii() or not reply["token"].strip():
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise Unreachable(
+                f"{self.url} did not answer a registration as a hub does; check OCC_REMOTE_URL."
+            ) from None
+        return Registration(reply["agentId"], reply["token"], interval)
+
+    def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> None:
+        """Send one heartbeat. Raises Refused or Unreachable."""
+        self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
+
+    def _post(self, path: str, secret: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        headers = {
+            "Authorization": f"Bearer {secret}",
+            "Content-Type": "application/json",
+            "User-Agent": f"occ/{__version__}",
+            "Connection": "close",  # the next call is half a minute away, and the hub has many agents
+        }
+        try:
+            response = self._pool.request(
+                "POST",
+                self.url + path,
+                body=json.dumps(body).encode(),
+                headers=headers,
+                preload_content=False,
+                redirect=False,
+                timeout=urllib3.Timeout(total=self._seconds),
+            )
+        except urllib3.exceptions.SSLError as error:
+            raise Untrusted(replies.distrust(error, f"The hub at {self.url}", "--remote-pin")) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unreachable(f"The hub at {self.url} does not answer ({replies.reason(error)}).") from None
+        if not 200 <= response.status < 300:
+            raise replies.refusal(response, f"The hub at {self.url}")
+        return replies.body(response, self.url, time.monotonic() + self._seconds)

@@ -1,0 +1,71 @@
+"""Server-sent events as a client reads them: from the bytes of a response to events, as many at once as came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import urllib3
+
+from occ_app.client import replies
+from occ_app.errors import Unreachable
+
+_PIECE = 1 << 16
+_LONGEST_EVENT = 16 << 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of an execution: `seq` counts 1, 2, 3 …; `data` is its object."""
+
+    seq: int
+    name: str
+    data: dict[str, Any]
+
+    @property
+    def final(self) -> bool:
+        return self.name in ("complete", "error")
+
+
+class RawEvent(NamedTuple):
+    """One event as it stands on the wire: `data` is its JSON text."""
+
+    seq: int
+    name: str
+    data: str
+
+    @property
+    def final(self) -> bool:
+        return self.name in ("complete", "error")
+
+
+def batches(response: urllib3.BaseHTTPResponse) -> Iterator[list[RawEvent]]:
+    """The events of a stream, as many at once as came; an empty list for a comment: the other side lives.
+
+    Raises Unreachable when the connection breaks.
+    """
+    rest = b""
+    try:
+        with response:
+            while data := cast(urllib3.HTTPResponse, response).read1(_PIECE):
+                *frames, rest = (rest + data).split(b"\n\n")
+                if len(rest) > _LONGEST_EVENT:
+                    raise ValueError("an event without an end")
+                if frames:
+                    yield [raw for frame in frames if (raw := _raw_event(frame)) is not None]
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise Unreachable(f"The connection broke ({replies.reason(error)}).") from None
+
+
+def _raw_event(frame: bytes) -> RawEvent | None:
+    fields = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line and not line.startswith(b":"))
+    if b"data" not in fields:
+        return None
+    return RawEvent(int(fields[b"id"]), fields[b"event"].decode(), fields[b"data"].decode())
+
+
+def parsed(raw: RawEvent) -> Event:
+    """An event with its data as an object."""
+    return Event(raw.seq, raw.name, json.loads(raw.data))

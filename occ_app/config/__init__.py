@@ -1,0 +1,1 @@
+"""Settings, and the environment of the Claude Code CLI."""

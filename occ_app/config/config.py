@@ -1,0 +1,300 @@
+"""The configuration of one home, an agent's or a hub's, and the only place that reads it from the environment.
+
+A flag wins over an environment variable, that over `config.toml` in the home, that over the default.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from occ_app.config import claude_environment as cli_environment
+from occ_app.config.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, default_bind_address, secret
+from occ_app.errors import ConfigError
+
+DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What tells the two daemons apart: how a person calls it, where it lives, what runs it, what can be set."""
+
+    kind: str
+    name: str
+    command: str
+    home_variable: str
+    home: str
+    procfile: str
+    settings: tuple[Setting, ...]
+
+
+AGENT = Program("agent", "OCC", "occ", "OCC_HOME", "~/.occ", "Procfile", SETTINGS)
+HUB = Program("hub", "The hub", "occ hub", "OCC_HUB_HOME", "~/.occ-hub", "Procfile.hub", HUB_SETTINGS)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of an agent, checked. Times are in seconds, sizes in bytes."""
+
+    program: ClassVar[Program] = AGENT
+
+    home: Path
+    api_key: str | None = field(default=None, repr=False)
+    remote_url: str | None = None
+    remote_pin: str | None = None
+    workers: int = 5
+    http_port: int = 0
+    public_url: str | None = None
+    bind_address: str = "127.0.0.1"
+    tls: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    name: str = ""
+    labels: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    claude_bin: str | None = None
+    tools: tuple[str, ...] = DEFAULT_TOOLS
+    env_pass: tuple[str, ...] = ()
+    trust_workspaces: bool = False
+    sandbox: str | None = None
+    timeout_seconds: float = 1800
+    idle_timeout_seconds: float = 600
+    max_timeout_seconds: float = 86400
+    max_queue: int = 1000
+    max_streams: int = 600
+    max_prompt_bytes: int = 8 * 1024 * 1024
+    max_upload_bytes: int = 100_000_000
+    max_unpacked_bytes: int = 100_000_000
+    max_files: int = 50_000
+    max_output_bytes: int = 256_000_000
+    retention_days: float = 30
+    retention_bytes: int = 5_000_000_000
+    cli_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def database(self) -> Path:
+        return self.home / "occ.db"
+
+    @property
+    def queue(self) -> Path:
+        return self.home / "queue.db"
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state.json"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.home / "daemon.pid"
+
+    @cached_property
+    def run(self) -> Path:
+        """What lives only as long as the daemon: doorbells, uploads under way, daemon.json."""
+        return self.home / "run"
+
+    @cached_property  # asked for at each execution
+    def stopping(self) -> Path:
+        """There from the beginning of a stop to the next start."""
+        return self.run / "stopping"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def workspaces(self) -> Path:
+        return self.home / "workspaces"
+
+    def make_folders(self) -> None:
+        """Create the home and its folders, closed to everyone else."""
+        folders = ("", "lock", "workspaces", "logs", "run", "run/tail", "run/worker", "run/uploads", "run/queue")
+        for folder in folders:
+            (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class HubConfig(Config):
+    """All settings of a hub, checked. Limits of 0 on an execution's time leave it to the agent that runs it."""
+
+    program: ClassVar[Program] = HUB
+
+    http_port: int = 7700
+    timeout_seconds: float = 0
+    idle_timeout_seconds: float = 0
+    relays: int = 64
+    heartbeat_seconds: int = 30
+    wait_seconds: float = 3600
+    reconnect_seconds: float = 3600
+
+    @property
+    def zips(self) -> Path:
+        """The uploaded zips, each once under the SHA-256 of its content."""
+        return self.home / "zips"
+
+    def make_folders(self) -> None:
+        super().make_folders()
+        for folder in ("zips", "run/links"):
+            (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """Read all settings of an agent. `flags` maps names of settings to what the command line said (None: nothing).
+
+    Raises ConfigError naming the flag, the variable or the line of config.toml that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    home, values = _read(AGENT, environ, flags or {})
+    values.setdefault("name", socket.gethostname())
+    values.setdefault("bind_address", default_bind_address(values.get("remote_url")))
+    values["tools"] = values.get("tools") or DEFAULT_TOOLS
+    for tool in values["tools"]:
+        if tool.startswith("-"):
+            raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
+    reaching = cli_environment.chosen(environ, values.get("env_pass", ()))
+    return _checked(Config(home=home, cli_environment=reaching, **values))
+
+
+def load_daemon(kind: str) -> Config:
+    """Read all settings of a program of this kind, agent or hub."""
+    return load_hub() if kind == HUB.kind else load()
+
+
+def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> HubConfig:
+    """Read all settings of a hub, as `load` does an agent's."""
+    environ = os.environ if environ is None else environ
+    home, values = _read(HUB, environ, flags or {})
+    config = HubConfig(home=home, cli_environment=cli_environment.chosen({}, ()) | _paths(environ), **values)
+    return _checked(config)
+
+
+def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The home, and what is set of the program's settings."""
+    home = home_folder(environ, program)
+    stored = _read_toml(home / "config.toml", program)
+    values: dict[str, Any] = {}
+    for setting in program.settings:
+        flag = flags.get(setting.name)
+        if flag is not None:
+            source, raw = FLAGS.get(setting.name, f"--{setting.name.replace('_', '-')}"), str(flag)
+        elif environ.get(setting.variable):
+            source, raw = setting.variable, environ[setting.variable]
+        elif setting.name in stored:
+            source, raw = f"{home / 'config.toml'}, {setting.name}", stored[setting.name]
+        else:
+            continue
+        try:
+            values[setting.name] = setting.parse(raw)
+        except ValueError as error:
+            shown = "" if setting.parse is secret else f" {raw[:60]!r}"
+            raise ConfigError(f"{source}{shown} cannot be used: {error}.") from None
+    return home, values
+
+
+def _checked(config: C) -> C:
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise ConfigError(
+            "A certificate needs its key: give both --tls-cert and --tls-key (or those two settings), or none."
+        )
+    if config.tls and config.tls_cert:
+        raise ConfigError("--tls self-signed and --tls-cert exclude each other, as settings too; give one of them.")
+    if config.timeout_seconds > config.max_timeout_seconds:
+        raise ConfigError("OCC_TIMEOUT_SECONDS is above OCC_MAX_TIMEOUT_SECONDS; lower it or raise the maximum.")
+    return config
+
+
+def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGENT) -> Path:
+    """The folder that holds everything a daemon keeps: OCC_HOME, or ~/.occ; a hub's OCC_HUB_HOME, or ~/.occ-hub."""
+    environ = os.environ if environ is None else environ
+    return Path(environ.get(program.home_variable) or program.home).expanduser().absolute()
+
+
+def homes() -> tuple[Path, Path]:
+    """Where an agent and a hub of this machine keep their secrets."""
+    return home_folder(), home_folder(program=HUB)
+
+
+def unknown_variables() -> list[str]:
+    """Variables that look like settings of OCC and are none."""
+    others = {AGENT.home_variable, HUB.home_variable, "OCC_TOKEN", "OCC_EXECUTION_ID"}
+    known = others | {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
+    return sorted(name for name in os.environ if name.startswith("OCC_") and name not in known)
+
+
+def client_token() -> str | None:
+    """The token for another agent: OCC_TOKEN, or @FILE in it. Raises ConfigError when it cannot be read."""
+    value = os.environ.get("OCC_TOKEN")
+    return read_secret(value, "OCC_TOKEN") if value else None
+
+
+def read_secret(value: str, source: str) -> str:
+    """A secret as the person gave it: itself or @FILE. Raises ConfigError naming `source`."""
+    try:
+        return secret(value)
+    except ValueError as error:
+        raise ConfigError(f"{source} cannot be used: {error}.") from None
+
+
+def _read_toml(path: Path, program: Program) -> dict[str, str]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; mend it or move it away.") from None
+    known = {setting.name for setting in program.settings}
+    unknown = sorted(set(content) - known)
+    if unknown:
+        import difflib  # only to tell of a mistake: every process of a daemon loads this module
+
+        like = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(unknown[0], known, 1))
+        raise ConfigError(
+            f"{path} has a setting OCC does not know: {unknown[0]}; {like}The README lists them under Settings."
+        )
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()
+    }
+
+
+def _paths(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a hub's processes need of the operator's environment: they run no CLI and reach no model."""
+    names = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    return {name: environ[name] for name in names if name in environ}
+
+
+def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
+    """The environment of a daemon's process: all settings as resolved, and what the CLI may need.
+
+    The API key goes only where `secrets` is true: to the process that registers.
+    """
+    environ = dict(config.cli_environment)
+    environ[config.program.home_variable] = str(config.home)
+    for setting in config.program.settings:
+        value = getattr(config, setting.name)
+        if value in (None, (), "") or (setting.parse is secret and not secrets):
+            continue
+        environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
+    # glibc would give each of many threads a heap of its own, and never take one back.
+    environ["MALLOC_ARENA_MAX"] = "2"
+    for name in ("VIRTUAL_ENV", "PYTHONPATH"):
+        if name in os.environ:
+            environ[name] = os.environ[name]
+    return environ
+
+
+def inherited_socket() -> int | None:
+    """The file descriptor of the listening socket that the supervisor bound, or None under a plain Procfile runner."""
+    value = os.environ.get("OCC_LISTEN_FD")
+    return int(value) if value else None
+
+
+def listening_port() -> int:
+    """The port that the supervisor bound, or the configured one under a plain Procfile runner."""
+    return int(os.environ.get("OCC_LISTEN_PORT") or load().http_port)

@@ -1,0 +1,146 @@
+"""Events: what an execution said, in order, numbered 1, 2, 3 …; every client reads these rows and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from occ_app.database.database import Database
+
+FINAL_EVENTS = ("complete", "error")
+MOST = 1000  # that are read at once
+
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event as stored: `data` is one JSON object, as text."""
+
+    seq: int
+    name: str
+    data: str
+
+    @cached_property
+    def sse(self) -> bytes:
+        """The event as a server-sent event; built once however many readers it has."""
+        # JSON escapes every line break, so the data is one line whatever the CLI printed.
+        return f"id: {self.seq}\nevent: {self.name}\ndata: {self.data}\n\n".encode()
+
+    @property
+    def final(self) -> bool:
+        return self.name in FINAL_EVENTS
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:
+    """Store events of a running execution, each a name and a JSON object as text, the first of them as `first_seq`.
+
+    What the CLI says of itself when it starts goes into the execution's row as well.
+
+    Not waited for on disk: the state change that ends the execution is, and it comes after them in the same file.
+    """
+    with db.write(durable=False) as connection:
+        insert(connection, number, first_seq, events)
+        for name, data in events:
+            if name == "started":
+                _note_start(connection, number, json.loads(data))
+
+
+def news(first_seq: int, events: Sequence[tuple[str, str]]) -> bytes:
+    """Events that were just stored, as a ring carries them."""
+    # JSON escapes every line break, so an event is one line.
+    return f"{first_seq}\n".encode() + "\n".join(f"{name} {data}" for name, data in events).encode()
+
+
+def from_news(told: bytes) -> list[Event]:
+    """The events of a ring; none when it carries none."""
+    first_seq, _, lines = told.partition(b"\n")
+    if not first_seq:
+        return []
+    pairs = (line.split(" ", 1) for line in lines.decode().split("\n"))
+    return [Event(seq, name, data) for seq, (name, data) in enumerate(pairs, int(first_seq))]
+
+
+def after(db: Database, number: int, seq: int, limit: int = MOST) -> list[Event]:
+    """Up to `limit` events above `seq`, in order."""
+    with db.read() as connection:
+        rows = connection.execute(
+            "SELECT seq, event, data FROM events WHERE execution = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (number, seq, limit),
+        ).fetchall()
+    return [Event(*row) for row in rows]
+
+
+def settled(db: Database, number: int, seq: int, known: int, limit: int = MOST) -> list[Event]:
+    """The same, for whoever tells them on: a final event above `known` is on the disk when this returns.
+
+    It is seen from its commit on, when who wrote it may still be waiting for the disk; nobody shall hear of an end that
+    a power cut takes back.
+    """
+    found = after(db, number, seq, limit)
+    if found and found[-1].final and found[-1].seq > known:
+        db.flush()
+    return found
+
+
+def newest(db: Database, number: int) -> int:
+    """The seq of an execution's newest event; 0 when there is none."""
+    with db.read() as connection:
+        row = connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()
+    return row[0] or 0
+
+
+def final(db: Database, number: int) -> Event | None:
+    """The event that ended an execution, None while it is not over."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT seq, event, data FROM events WHERE execution = ? ORDER BY seq DESC LIMIT 1", (number,)
+        ).fetchone()
+    event = Event(*row) if row else None
+    return event if event and event.final else None
+
+
+def purge(db: Database, number: int, most: int) -> int:
+    """Delete up to `most` of a finished execution's oldest events, never the final one; returns how many."""
+    with db.write(durable=False) as connection:
+        return connection.execute(
+            """
+            DELETE FROM events WHERE execution = ? AND seq IN (
+                SELECT seq FROM events WHERE execution = ? AND seq < (
+                    SELECT last_seq FROM executions WHERE number = ?)
+                ORDER BY seq LIMIT ?)
+            """,
+            (number, number, number, most),
+        ).rowcount
+
+
+def gap(after: int, following: Event) -> Event | None:
+    """What tells a reader at `after` that events before `following` were removed; None when none were."""
+    if following.seq <= after + 1:
+        return None
+    data = {"fromSeq": after + 1, "toSeq": following.seq - 1, "reason": "removed by retention"}
+    return Event(following.seq - 1, "gap", to_json(data))
+
+
+def insert(connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:
+    """Write events, each a name and its data as text, inside the caller's transaction."""
+    connection.executemany(
+        "INSERT INTO events (execution, seq, event, data) VALUES (?, ?, ?, ?)",
+        [(number, seq, name, data) for seq, (name, data) in enumerate(events, first_seq)],
+    )
+
+
+def _note_start(connection: sqlite3.Connection, number: int, said: Mapping[str, Any]) -> None:
+    connection.execute(
+        "UPDATE executions SET session_id = ?, model = ?, claude_version = ? WHERE number = ? AND state = 'running'",
+        (said["sessionId"], said["model"], said["claudeVersion"], number),
+    )

@@ -1,0 +1,198 @@
+"""The life of an execution: every change of its state, and all SQL that makes one; reading is in executions.py.
+
+States go queued → running → succeeded | failed | cancelled; a queued one may end without running. Each change is one
+UPDATE that names the state it starts from, so whoever loses a race learns it. The final event and the final state are
+one transaction, and nothing is ever appended after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from occ_app import errors
+from occ_app.database.database import Database
+from occ_app.executions import events
+from occ_app.executions.queries import execution_not_found, from_row, one, workspace_not_found
+from occ_app.executions.records import Execution, Outcome, Request
+from occ_app.system.process_identity import ProcessIdentity
+from occ_app.system.timestamps import iso_now
+
+
+def request_hash(body: Mapping[str, Any]) -> str:
+    """Tells whether two bodies ask for the same: SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def create(
+    db: Database, request: Request, *, max_queue: int, admit: Callable[[sqlite3.Connection], None] = lambda _: None
+) -> tuple[Execution, bool]:
+    """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
+
+    Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
+
+    The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
+    unknown workspace, NoSpace, QueueFull, and what `admit` raises, which may look at the rows before one is added.
+    """
+    with db.write(durable=False) as connection:
+        existing = one(connection, "x.execution_id = ?", (request.execution_id,))
+        if existing is not None:
+            if existing.request_hash != request.hash or existing.key_id != request.key_id:
+                raise errors.Conflict(
+                    "EXECUTION_CONFLICT",
+                    f"Execution {request.execution_id} exists with another body; choose a new executionId.",
+                    {"executionId": request.execution_id},
+                )
+            return existing, False
+        workspace = connection.execute(
+            "SELECT 1 FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
+        ).fetchone()
+        if workspace is None:
+            raise workspace_not_found(request.workspace_id)
+        if db.disk_is_full():
+            raise errors.NoSpace
+        admit(connection)
+        ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
+        if ahead >= max_queue:
+            raise errors.QueueFull(ahead)
+        row = connection.execute(
+            """
+            INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
+                idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
+                key_id, wanted_agent, wanted_labels)
+            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            RETURNING *, 1 AS newest_seq, ? AS position
+            """,
+            (
+                request.execution_id,
+                request.workspace_id,
+                request.hash,
+                request.prompt,
+                request.timeout_seconds,
+                request.idle_timeout_seconds,
+                request.model,
+                request.max_turns,
+                request.max_budget_usd,
+                request.session_id,
+                iso_now(),
+                request.key_id,
+                request.agent,
+                events.to_json(request.labels) if request.labels else None,
+                ahead,
+            ),
+        ).fetchall()[0]
+        said = events.to_json({"position": ahead, "timestamp": events.milliseconds()})
+        events.insert(connection, row["number"], 1, [("queued", said)])
+        return from_row(row), True
+
+
+def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
+    """Take the oldest queued execution whose workspace is idle, for `owner`, whichever id rang; None if there is none.
+
+    An execution is claimed once ever: the UPDATE starts from 'queued'. Not waited for on disk: the CLI gets its prompt
+    only after a `db.flush()`.
+    """
+    with db.write(durable=False) as connection:
+        rows = connection.execute(
+            """
+            UPDATE executions SET state = 'running', started_at = ?, owner_boot_id = ?, owner_pid = ?, owner_start = ?,
+                deadline = ? + timeout_seconds
+            WHERE number = (
+                SELECT q.number FROM executions q
+                WHERE q.state = 'queued' AND NOT EXISTS (
+                    SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+                ORDER BY q.number LIMIT 1)
+            RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq, NULL AS position
+            """,
+            (iso_now(), owner.boot_id, owner.pid, owner.start, time.monotonic()),
+        ).fetchall()
+        return from_row(rows[0]) if rows else None
+
+
+def finish(db: Database, number: int, outcome: Outcome, *, after: int = 0) -> int:
+    """End a running execution: the final event and the state in one transaction.
+
+    `after` is the seq that the final event comes after, where the newest events are missing. Returns its own seq; 0
+    when the execution was over already.
+    """
+    with db.write() as connection:
+        return _finish(connection, number, outcome, "running", after)
+
+
+def give_up(db: Database, number: int, outcome: Outcome) -> bool:
+    """End an execution that still waits. False when it does not any more."""
+    with db.write() as connection:
+        return _finish(connection, number, outcome, "queued") > 0
+
+
+def abandon_all(db: Database, outcome: Outcome) -> int:
+    """End whatever waits or runs, as far as these rows go; returns how many. For a copy of the rows without workers."""
+    with db.write() as connection:
+        rows = connection.execute(
+            "SELECT number, state FROM executions WHERE state IN ('queued', 'running')"
+        ).fetchall()
+        return sum(_finish(connection, row["number"], outcome, row["state"]) > 0 for row in rows)
+
+
+def request_stop(db: Database, execution_id: str, code: str, message: str, only: str | None = None) -> Execution:
+    """Ask that an execution ends with `code`. A queued one ends here; a running one by its worker, which must be rung.
+
+    Harmless when it is over. Raises NotFound, also for one that another key than `only` made.
+    """
+    with db.write() as connection:
+        execution = one(connection, "x.execution_id = ?", (execution_id,))
+        if execution is None or only not in (None, execution.key_id):
+            raise execution_not_found(execution_id)
+        if execution.state == "queued":
+            _finish(connection, execution.number, Outcome.failure(code, message), "queued")
+        elif execution.state == "running":
+            connection.execute(
+                "UPDATE executions SET stop_requested = coalesce(stop_requested, ?) WHERE number = ?",
+                (code, execution.number),
+            )
+        after = one(connection, "x.number = ?", (execution.number,))
+        assert after is not None  # noqa: S101 - read above, in this transaction
+        return after
+
+
+def forget_prompt(db: Database, number: int) -> None:
+    """Take the prompt out of a finished execution, which marks it as forgotten."""
+    with db.write(durable=False) as connection:
+        connection.execute("UPDATE executions SET prompt = NULL WHERE number = ? AND last_seq IS NOT NULL", (number,))
+
+
+def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str, after: int = 0) -> int:
+    newest = connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()[0]
+    seq = 1 + max(newest, after)
+    data = outcome.data
+    won = connection.execute(
+        """
+        UPDATE executions SET state = ?, finished_at = ?, last_seq = ?, exit_code = ?, signal = ?, error_code = ?,
+            error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, usage = ?, num_turns = ?,
+            duration_ms = ?, waits_for = NULL
+        WHERE number = ? AND state = ?
+        """,
+        (
+            outcome.state,
+            iso_now(),
+            seq,
+            data.get("exitCode"),
+            data.get("signal"),
+            data.get("code"),
+            data.get("message"),
+            data.get("sessionId"),
+            data.get("costUsd"),
+            None if outcome.usage is None else events.to_json(outcome.usage),
+            data.get("numTurns"),
+            data.get("durationMs"),
+            number,
+            from_state,
+        ),
+    ).rowcount
+    if won:
+        events.insert(connection, number, seq, [(outcome.event, events.to_json(data))])
+    return seq if won else 0

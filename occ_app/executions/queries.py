@@ -1,0 +1,157 @@
+"""Executions: the rows every promise of OCC is kept by, as they are read; what changes them is in lifecycle.py."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+from occ_app import errors
+from occ_app.database.database import Database
+from occ_app.executions.records import Execution
+
+_COLUMNS = """
+    x.*,
+    coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq,
+    CASE x.state WHEN 'queued' THEN
+        (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)
+    END AS position
+"""
+
+
+def claimable(db: Database) -> int:
+    """How many executions could start right now, had they a worker: one for each idle workspace with a queue."""
+    with db.read() as connection:
+        count: int = connection.execute(
+            """
+            SELECT count(DISTINCT workspace_id) FROM executions q WHERE state = 'queued' AND NOT EXISTS (
+                SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+            """
+        ).fetchone()[0]
+    return count
+
+
+def stop_requested(db: Database, number: int) -> str | None:
+    """The error code somebody asked a running execution to end with."""
+    with db.read() as connection:
+        row = connection.execute("SELECT stop_requested FROM executions WHERE number = ?", (number,)).fetchone()
+        return row["stop_requested"] if row else None
+
+
+def get(db: Database, execution_id: str, only: str | None = None) -> Execution:
+    """One execution. Raises NotFound, also for one that another key than `only` made."""
+    execution = find(db, execution_id, only)
+    if execution is None:
+        raise execution_not_found(execution_id)
+    return execution
+
+
+def find(db: Database, execution_id: str, only: str | None = None) -> Execution | None:
+    """One execution, None where `get` raises."""
+    with db.read() as connection:
+        execution = one(connection, "x.execution_id = ?", (execution_id,))
+    return execution if execution is not None and only in (None, execution.key_id) else None
+
+
+def execution_not_found(execution_id: str) -> errors.NotFound:
+    return errors.NotFound(
+        "EXECUTION_NOT_FOUND",
+        f"There is no execution {execution_id}; `occ jobs`, or GET /executions, lists those there are.",
+        {"executionId": execution_id},
+    )
+
+
+def workspace_not_found(workspace_id: str) -> errors.NotFound:
+    return errors.NotFound(
+        "WORKSPACE_NOT_FOUND",
+        f"There is no workspace {workspace_id}; `occ run --dir` uploads one, and so does POST /workspace/init.",
+        {"workspaceId": workspace_id},
+    )
+
+
+def listing(
+    db: Database,
+    *,
+    state: str | None = None,
+    workspace_id: str | None = None,
+    agent_id: str | None = None,
+    key_id: str | None = None,
+    since: str | None = None,
+    before: int | None = None,
+    limit: int = 50,
+) -> tuple[list[Execution], int | None]:
+    """Executions, newest first, and the value of `before` for the next page (None: this is the last)."""
+    conditions, values = ["1"], list[Any]()
+    for condition, value in (
+        ("x.state = ?", state),
+        ("x.workspace_id = ?", workspace_id),
+        ("x.agent_id = ?", agent_id),
+        ("x.key_id = ?", key_id),
+        ("x.created_at >= ?", since),
+        ("x.number < ?", before),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    with db.read() as connection:
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM executions x WHERE {' AND '.join(conditions)} ORDER BY x.number DESC LIMIT ?",  # noqa: S608 - the conditions are the literals above
+            (*values, limit + 1),
+        ).fetchall()
+    found = [from_row(row) for row in rows[:limit]]
+    return found, found[-1].number if len(rows) > limit else None
+
+
+def running(db: Database) -> list[Execution]:
+    """Everything that is marked as running, oldest first."""
+    with db.read() as connection:
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM executions x WHERE x.state = 'running' ORDER BY x.number"  # noqa: S608 - no values in it
+        ).fetchall()
+    return [from_row(row) for row in rows]
+
+
+def oldest_stored(db: Database, before: str | None) -> int | None:
+    """The number of the oldest finished execution whose output is still there, of those over before `before`."""
+    with db.read() as connection:
+        row = connection.execute(
+            """
+            SELECT number FROM executions
+            WHERE prompt IS NOT NULL AND last_seq IS NOT NULL AND (? IS NULL OR finished_at < ?)
+            ORDER BY number LIMIT 1
+            """,
+            (before, before),
+        ).fetchone()
+    return None if row is None else row["number"]
+
+
+def counts(db: Database) -> tuple[int, int]:
+    """How many run and how many wait."""
+    with db.read() as connection:
+        row = connection.execute(
+            """SELECT (SELECT count(*) FROM executions WHERE state = 'running') AS running,
+                      (SELECT count(*) FROM executions WHERE state = 'queued') AS queued"""
+        ).fetchone()
+    return row["running"], row["queued"]
+
+
+def numbered(connection: sqlite3.Connection, number: int) -> Execution:
+    """The execution with this number, which exists, inside the caller's transaction."""
+    execution = one(connection, "x.number = ?", (number,))
+    assert execution is not None  # noqa: S101 - the caller has the number from a row
+    return execution
+
+
+def one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:
+    """The execution that meets a condition on `x`, inside the caller's transaction; None when there is none."""
+    row = connection.execute(f"SELECT {_COLUMNS} FROM executions x WHERE {condition}", values).fetchone()  # noqa: S608 - callers pass literals
+    return None if row is None else from_row(row)
+
+
+def from_row(row: sqlite3.Row) -> Execution:
+    """A row of `executions` with its `newest_seq` and `position`, as a value."""
+    values = dict(row)
+    values["last_seq"] = values.pop("newest_seq")
+    values["usage"] = None if values["usage"] is None else json.loads(values["usage"])
+    values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
+    return Execution(**values)

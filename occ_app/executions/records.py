@@ -1,0 +1,124 @@
+"""An execution as a value: what was asked, its row, and how it ended. The SQL is in executions.py and lifecycle.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from occ_app.executions import events
+from occ_app.system.process_identity import ProcessIdentity
+
+FINAL_STATES = ("succeeded", "failed", "cancelled")
+STATES = ("queued", "running", *FINAL_STATES)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks to be run; limits in seconds."""
+
+    execution_id: str
+    workspace_id: str
+    prompt: str
+    timeout_seconds: float
+    idle_timeout_seconds: float
+    model: str | None
+    max_turns: int | None
+    max_budget_usd: float | None
+    session_id: str | None
+    hash: str
+    key_id: str | None = None  # on a hub: who asks, and where it is to run
+    agent: str | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it.
+
+    From `key_id` on: what only a hub has. `waits_for` says why it is not placed yet, `offered` whether its agent may
+    have heard of it.
+    """
+
+    number: int
+    execution_id: str
+    workspace_id: str
+    state: str
+    request_hash: str
+    prompt: str | None
+    timeout_seconds: float
+    idle_timeout_seconds: float
+    requested_model: str | None
+    max_turns: int | None
+    max_budget_usd: float | None
+    resume_session_id: str | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    stop_requested: str | None
+    owner_boot_id: str | None
+    owner_pid: int | None
+    owner_start: int | None
+    deadline: float | None
+    exit_code: int | None
+    signal: int | None
+    error_code: str | None
+    error_message: str | None
+    session_id: str | None
+    model: str | None
+    claude_version: str | None
+    cost_usd: float | None
+    usage: Any
+    num_turns: int | None
+    duration_ms: int | None
+    last_seq: int
+    position: int | None
+    key_id: str | None
+    agent_id: str | None
+    wanted_agent: str | None
+    wanted_labels: tuple[str, ...]
+    waits_for: str | None
+    offered: int | None
+
+    @property
+    def over(self) -> bool:
+        return self.state in FINAL_STATES
+
+    @property
+    def owner(self) -> ProcessIdentity | None:
+        if self.owner_boot_id is None or self.owner_pid is None or self.owner_start is None:
+            return None
+        return ProcessIdentity(self.owner_boot_id, self.owner_pid, self.owner_start)
+
+
+LARGEST = 1 << 62  # number that is kept; SQLite's own go a little further
+
+
+def countable(value: Any) -> Any:
+    """A value of JSON with None for every number that is not finite or above LARGEST: it cannot be added up."""
+    if isinstance(value, dict):
+        return {key: countable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [countable(item) for item in value]
+    return None if isinstance(value, (int, float)) and not abs(value) < LARGEST else value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an execution ended: its final event, and what its row keeps of it."""
+
+    state: str
+    event: str
+    data: Mapping[str, Any]
+    usage: Any = None
+
+    @classmethod
+    def failure(cls, code: str, message: str, **extra: Any) -> Outcome:
+        """The outcome for an error code of the wire contract; extra keys (exitCode, signal) go into the event."""
+        state = "cancelled" if code == "EXECUTION_CANCELLED" else "failed"
+        kept = {key: value for key, value in extra.items() if value is not None}
+        return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": events.milliseconds()})
+
+    def news(self, seq: int) -> bytes:
+        """Its final event as a ring carries it; nothing for seq 0, when something else ended the execution."""
+        return events.news(seq, [(self.event, events.to_json(self.data))]) if seq else b""

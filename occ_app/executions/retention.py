@@ -1,0 +1,77 @@
+"""Forgetting old output: what is deleted, in which order, and in steps so small that nobody waits for them.
+
+Id, state, final event and request hash of an execution stay for ever, so an old id attaches and never runs again; its
+readers are told by a `gap` what is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from occ_app.database.database import Database
+from occ_app.executions import events, lifecycle, search
+from occ_app.executions import queries as executions
+from occ_app.system.timestamps import iso
+
+_STEP_EVENTS = 2000
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """How much was forgotten; `more` when the time ran out first."""
+
+    executions: int
+    events: int
+    more: bool
+
+
+def enforce(db: Database, days: float, most_bytes: int, seconds: float) -> Pruned:
+    """Forget what is older than `days`, then the oldest until the database holds at most `most_bytes`.
+
+    Stops after about `seconds`; the next call goes on.
+    """
+    deadline = time.monotonic() + seconds
+    aged = prune(db, older_than(days), deadline)
+    forgotten, deleted = aged.executions, aged.events
+    while not aged.more and db.used_bytes() > most_bytes and time.monotonic() < deadline:
+        oldest = executions.oldest_stored(db, None)
+        if oldest is None:
+            break
+        deleted += _forget(db, oldest, deadline)
+        forgotten += 1
+    return Pruned(forgotten, deleted, time.monotonic() >= deadline)
+
+
+def prune(db: Database, before: str, deadline: float) -> Pruned:
+    """Forget the output and the prompt of executions that were over before `before`, an ISO time."""
+    forgotten = deleted = 0
+    while time.monotonic() < deadline:
+        oldest = executions.oldest_stored(db, before)
+        if oldest is None:
+            return Pruned(forgotten, deleted, False)
+        deleted += _forget(db, oldest, deadline)
+        forgotten += 1
+    return Pruned(forgotten, deleted, True)
+
+
+def older_than(days: float) -> str:
+    """The moment `days` ago, as times stand in the rows."""
+    try:
+        moment = datetime.now(UTC) - timedelta(days=days)
+    except OverflowError:
+        moment = datetime.min.replace(tzinfo=UTC)
+    return iso(moment)
+
+
+def _forget(db: Database, number: int, deadline: float) -> int:
+    """Delete one execution's events but the final one, a step at a time; the prompt goes last."""
+    search.forget(db, number)  # before the text, so that nothing finds what is half gone
+    deleted = 0
+    while step := events.purge(db, number, _STEP_EVENTS):
+        deleted += step
+        if time.monotonic() >= deadline:
+            return deleted
+    lifecycle.forget_prompt(db, number)
+    return deleted

@@ -1,0 +1,236 @@
+"""Full-text search over what was asked and what was answered: the index, how it is filled, and how it is asked.
+
+An execution gets into the index once it is over, some seconds later, and leaves it before retention forgets it. Until
+then its number stands in `unindexed`, where a trigger puts it; whoever takes it out from there decides about it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from occ_app.database.database import Database
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution
+
+MOST_CHARACTERS = 1_000_000  # of a prompt and of an output; what follows is not searched
+_STEP_EXECUTIONS, _STEP_CHARACTERS = 50, 50_000  # one transaction, some milliseconds
+_BEFORE_HIT, _AFTER_HIT = 60, 180  # characters of a snippet
+_WINDOW, _OVERLAP = 2000, 200
+_TOKENIZE = "tokenize = 'unicode61 remove_diacritics 2'"  # as the migrations made the index
+
+# Around each hit in what SQLite gives back. They stand for nothing in Unicode, and no indexed text has them.
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+_CLEANED = {0: " ", ord(_BEGIN): None, ord(_END): None}  # SQLite's functions end a text at a zero
+
+_TERM = re.compile(r'"([^"]*)(?:"|$)(\*?)|([^\s"]+)')
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a snippet: `hit` when it is what was looked for."""
+
+    text: str
+    hit: bool
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """The text around the first hit in the `prompt` or in the `output`."""
+
+    where: str
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
+class Result:
+    """An execution that was found, and where."""
+
+    execution: Execution
+    snippets: list[Snippet]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Newest first. `next` is the `before` of the next page; `unindexed` counts what is over and not searched yet."""
+
+    results: list[Result]
+    next: int | None
+    unindexed: int
+
+
+def find(db: Database, query: str, only: str | None = None, limit: int = 20, before: int | None = None) -> Found:
+    """Executions with every word of `query` in the prompt or the output, of those the key `only` made, if given."""
+    with db.read() as connection, closing(_Marker(query)) as marker:
+        unindexed = connection.execute(
+            """
+            SELECT count(*) FROM unindexed u CROSS JOIN executions x ON x.number = u.number
+            WHERE ? IS NULL OR x.key_id = ?
+            """,
+            (only, only),
+        ).fetchone()[0]
+        rows = connection.execute(
+            """
+            SELECT search.rowid AS number, search.prompt, search.output
+            FROM search CROSS JOIN executions x ON x.number = search.rowid
+            WHERE search MATCH ? AND (? IS NULL OR search.rowid < ?) AND (? IS NULL OR x.key_id = ?)
+            ORDER BY search.rowid DESC LIMIT ?
+            """,
+            (expression(query), before, before, only, only, limit + 1),
+        )
+        results: list[Result] = []
+        for row in rows:
+            if len(results) == limit:
+                return Found(results, results[-1].execution.number, unindexed)
+            execution = executions.one(connection, "x.number = ?", (row["number"],))
+            if execution is not None:
+                results.append(Result(execution, marker.snippets(row)))
+    return Found(results, None, unindexed)
+
+
+def expression(query: str) -> str:
+    """What a person typed, in the language of FTS5: words and "phrases" that must all be there, `*` after a beginning.
+
+    All else is text to look for, so nothing a person types is a mistake.
+    """
+    return " ".join(_terms(query)) or '""'
+
+
+def _terms(query: str) -> Iterator[str]:
+    typed = query.replace("\0", " ").encode(errors="replace").decode()
+    for phrase, phrase_star, word in _TERM.findall(typed):
+        yield f'"{phrase or word}"' + (" *" if phrase_star or word.endswith("*") else "")
+
+
+def waiting(db: Database) -> bool:
+    """Whether anything is over and not in the index yet."""
+    with db.read() as connection:
+        return bool(connection.execute("SELECT EXISTS (SELECT 1 FROM unindexed)").fetchone()[0])
+
+
+def index_some(db: Database, seconds: float) -> int:
+    """Put finished executions into the index, oldest first, for about `seconds`; returns how many."""
+    deadline, done = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        texts = _next_texts(db)
+        if not texts:
+            break
+        with db.write(durable=False) as connection:
+            done += sum(_index(connection, *text) for text in texts)
+    return done
+
+
+def forget(db: Database, number: int) -> None:
+    """Take an execution out of the index, and see to it that it never gets in; call it before its text is deleted."""
+    with db.write(durable=False) as connection:
+        connection.execute("DELETE FROM unindexed WHERE number = ?", (number,))
+        connection.execute("DELETE FROM search WHERE rowid = ?", (number,))
+
+
+def _index(connection: sqlite3.Connection, number: int, prompt: str | None, output: str) -> bool:
+    # Gone from there: retention has forgotten it since its text was read, or somebody else has just indexed it.
+    if not connection.execute("DELETE FROM unindexed WHERE number = ?", (number,)).rowcount:
+        return False
+    if prompt is not None:
+        connection.execute("INSERT INTO search (rowid, prompt, output) VALUES (?, ?, ?)", (number, prompt, output))
+    return True
+
+
+def _next_texts(db: Database) -> list[tuple[int, str | None, str]]:
+    """Number, prompt and output of the executions that come next, as many as one transaction takes."""
+    texts, characters = [], 0
+    with db.read() as connection:
+        rows = connection.execute(
+            """
+            SELECT x.number, substr(x.prompt, 1, ?) AS prompt
+            FROM unindexed u CROSS JOIN executions x ON x.number = u.number ORDER BY u.number LIMIT ?
+            """,
+            (MOST_CHARACTERS, _STEP_EXECUTIONS),
+        )
+        for number, prompt in rows:
+            output = "".join(_output(connection, number))[:MOST_CHARACTERS].translate(_CLEANED)
+            texts.append((number, None if prompt is None else prompt.translate(_CLEANED), output))
+            characters += len(prompt or "") + len(output)
+            if characters >= _STEP_CHARACTERS:
+                break
+    return texts
+
+
+def _output(connection: sqlite3.Connection, number: int) -> Iterator[str]:
+    """The chunks of an execution's output, no more than are indexed."""
+    characters = 0
+    for (data,) in connection.execute(
+        "SELECT data FROM events WHERE execution = ? AND event = 'output' ORDER BY seq", (number,)
+    ):
+        chunk: str = json.loads(data)["chunk"]
+        yield chunk
+        characters += len(chunk)
+        if characters >= MOST_CHARACTERS:
+            return
+
+
+class _Marker:
+    """Marks hits in text as SQLite found them, by indexing it once more, in memory and a window at a time.
+
+    SQLite's own functions for that, run on the whole of it, take minutes where a word stands very often.
+    """
+
+    def __init__(self, query: str) -> None:
+        self._any = " OR ".join(_terms(query)) or '""'
+        self._connection = sqlite3.connect(":memory:", isolation_level=None)
+        self._connection.execute(f"CREATE VIRTUAL TABLE shown USING fts5 (text, {_TOKENIZE})")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def snippets(self, row: sqlite3.Row) -> list[Snippet]:
+        found = ((where, self._pieces(row[where])) for where in ("prompt", "output"))
+        return [Snippet(where, pieces) for where, pieces in found if pieces]
+
+    def _pieces(self, text: str) -> list[Piece]:
+        """The text around the first hit; empty when there is none."""
+        for begin, end in _windows(text):
+            self._connection.execute("INSERT OR REPLACE INTO shown (rowid, text) VALUES (1, ?)", (text[begin:end],))
+            marked = self._connection.execute(
+                "SELECT highlight(shown, 0, ?, ?) FROM shown WHERE shown MATCH ?", (_BEGIN, _END, self._any)
+            ).fetchone()
+            if marked is not None:
+                return _cut(marked[0], more_before=begin > 0, more_after=end < len(text))
+        return []
+
+
+def _windows(text: str) -> Iterator[tuple[int, int]]:
+    """Where windows of a text begin and end: between words if that can be, overlapping so that phrases are whole."""
+    begin = 0
+    while True:
+        end = begin + _WINDOW
+        if end >= len(text):
+            yield begin, len(text)
+            return
+        space = max(text.rfind(" ", begin, end), text.rfind("\n", begin, end))
+        if space - begin > 2 * _OVERLAP:
+            end = space
+        yield begin, end
+        begin = end - _OVERLAP
+
+
+def _cut(marked: str, *, more_before: bool, more_after: bool) -> list[Piece]:
+    """The pieces around the first hit of a text whose hits are marked."""
+    hit = marked.index(_BEGIN)
+    head, rest = marked[:hit], marked[hit + 1 :]
+    if more_before or len(head) > _BEFORE_HIT:
+        head = head[-_BEFORE_HIT:]
+        head = "…" + (head.partition(" ")[2] or head)  # not from the middle of a word
+    tail = rest[:_AFTER_HIT]
+    if more_after or len(rest) > _AFTER_HIT:
+        tail += "…"
+    pieces = [Piece(head, False)]
+    for part in tail.split(_BEGIN):
+        found, _, plain = part.partition(_END)
+        pieces += [Piece(found, True), Piece(plain, False)]
+    return [piece for piece in pieces if piece.text]

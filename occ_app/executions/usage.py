@@ -1,0 +1,99 @@
+"""What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from occ_app.database.database import Database
+from occ_app.executions.records import STATES
+
+MOST_GROUPS = 1000
+
+# What an execution is counted under, and what that is called.
+_GROUPS = {
+    "day": ("substr(x.created_at, 1, 10)", "NULL"),
+    "workspace": ("x.workspace_id", "(SELECT name FROM workspaces WHERE workspace_id = x.workspace_id)"),
+    "agent": ("x.agent_id", "(SELECT name FROM agents WHERE agent_id = x.agent_id)"),
+    "key": ("x.key_id", "(SELECT name FROM keys WHERE key_id = x.key_id)"),
+}
+BY = tuple(_GROUPS)
+
+_SUMS = {
+    "cost_usd": "total(x.cost_usd)",
+    "input_tokens": "total(x.usage ->> '$.input_tokens')",
+    "output_tokens": "total(x.usage ->> '$.output_tokens')",
+    "cache_read_tokens": "total(x.usage ->> '$.cache_read_input_tokens')",
+    "cache_creation_tokens": "total(x.usage ->> '$.cache_creation_input_tokens')",
+    "turns": "total(x.num_turns)",
+    "run_seconds": "total(julianday(x.finished_at) - julianday(x.started_at)) * 86400",
+}
+_FRACTIONS = {"cost_usd": 6, "run_seconds": 3}  # digits; what is not here is whole
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a group of executions took; `states` counts them by state. Money and time are of what is over."""
+
+    executions: int
+    states: dict[str, int]
+    cost_usd: float
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_creation_tokens: int
+    turns: int
+    run_seconds: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The executions of one day, workspace, agent or key; `group` is None for those that have none."""
+
+    group: str | None
+    name: str | None
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Report:
+    """Days newest first, everything else the dearest first, MOST_GROUPS at most; `total` is of all."""
+
+    by: str
+    groups: list[Group]
+    omitted: int
+    total: Usage
+
+
+def report(
+    db: Database, by: str, *, only: str | None = None, since: str | None = None, until: str | None = None
+) -> Report:
+    """What the executions accepted from `since` on and before `until` took, of those the key `only` made, if given."""
+    with db.read() as connection:
+        rows = connection.execute(_select(*_GROUPS[by]), (since, since, until, until, only, only)).fetchall()
+    groups = [Group(row["grouped"], row["name"], _usage([row])) for row in rows]
+    if by == "day":
+        groups.sort(key=lambda group: group.group or "", reverse=True)
+    else:
+        groups.sort(key=lambda group: (-group.usage.cost_usd, -group.usage.executions, group.group or ""))
+    return Report(by, groups[:MOST_GROUPS], len(groups[MOST_GROUPS:]), _usage(rows))
+
+
+def _select(group: str, name: str) -> str:
+    states = ", ".join(f"total(x.state = '{state}') AS {state}" for state in STATES)
+    sums = ", ".join(f"{sql} AS {column}" for column, sql in _SUMS.items())
+    return f"""
+        SELECT {group} AS grouped, {name} AS name, count(*) AS executions, {states}, {sums} FROM executions x
+        WHERE (? IS NULL OR x.created_at >= ?) AND (? IS NULL OR x.created_at < ?) AND (? IS NULL OR x.key_id = ?)
+        GROUP BY grouped
+    """  # noqa: S608 - made of the literals above
+
+
+def _usage(rows: list[sqlite3.Row]) -> Usage:
+    """The sum of some groups."""
+    added = {name: sum(row[name] for row in rows) for name in ("executions", *STATES, *_SUMS)}
+    sums: dict[str, Any] = {
+        name: round(added[name], _FRACTIONS[name]) if name in _FRACTIONS else int(added[name]) for name in _SUMS
+    }
+    return Usage(added["executions"], {state: int(added[state]) for state in STATES}, **sums)

@@ -1,0 +1,110 @@
+"""TLS of the API: the certificate an agent shows, the operator's or one of its own, and its fingerprint."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from occ_app.config.config import Config
+from occ_app.errors import StartFailed
+
+_OPENSSL_SECONDS = 30
+_DAYS = 3650  # whoever pins it trusts this very certificate, so its end would only be a surprise
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate in use: PEM files, and the SHA-256 of its first certificate as AA:BB:…"""
+
+    chain: Path
+    key: Path
+    fingerprint: str
+
+
+def certificate(config: Config) -> Certificate | None:
+    """What the configuration asks for, None without TLS; one of its own is made at the first call and kept.
+
+    Raises StartFailed when it cannot be used or made.
+    """
+    if config.tls_cert and config.tls_key:
+        return _checked(Path(config.tls_cert), Path(config.tls_key))
+    if config.tls is None:
+        return None
+    own = config.home / "tls.pem"
+    if not own.exists():
+        _make(own, _names(config))
+    return _checked(own, own)
+
+
+def _checked(chain: Path, key: Path) -> Certificate:
+    import ssl  # an agent without TLS does without its memory
+
+    try:
+        # An empty passphrase makes a locked key an error, where OpenSSL would ask on the terminal.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(chain, key, password="")
+        return Certificate(chain, key, _fingerprint(chain.read_text()))
+    except ssl.SSLError as error:
+        raise StartFailed(
+            f"{chain} and {key} are no certificate and its key ({error.reason or 'not readable as PEM'}); both must be "
+            "PEM, belong together, and the key must have no passphrase."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise StartFailed(f"The certificate {chain} with the key {key} cannot be read: {reason}.") from None
+
+
+def _fingerprint(pem: str) -> str:
+    block = re.search(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", pem, re.DOTALL)
+    if block is None:
+        raise ValueError("there is no certificate in it")
+    return hashlib.sha256(base64.b64decode(block.group(1))).digest().hex(":").upper()
+
+
+def _names(config: Config) -> str:
+    """The names it is for, as OpenSSL writes them: this machine's, and those the operator told OCC."""
+    hosts = {"localhost", socket.gethostname(), *config.allowed_hosts}
+    if config.public_url:
+        hosts.add(urlsplit(config.public_url).hostname or "localhost")
+    named = sorted(host for host in hosts if re.fullmatch(r"[A-Za-z0-9._-]+", host) and not _is_ip(host))
+    return ",".join([*(f"DNS:{host}" for host in named), "IP:127.0.0.1", "IP:::1"])
+
+
+def _is_ip(host: str) -> bool:
+    return re.fullmatch(r"[0-9.]+", host) is not None
+
+
+def _make(path: Path, names: str) -> None:
+    """Write a key and a certificate for it into one file, in one step."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tls-") as folder:
+        key, chain = Path(folder, "key"), Path(folder, "certificate")
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-days", str(_DAYS), "-subj", "/CN=OCC agent", "-addext", f"subjectAltName={names}"]
+        try:
+            subprocess.run(
+                [*command, "-keyout", str(key), "-out", str(chain)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_OPENSSL_SECONDS,
+                check=True,
+            )
+        except FileNotFoundError:
+            raise StartFailed(
+                "A certificate is made with openssl, which is not there; install it, or give one with --tls-cert and "
+                "--tls-key."
+            ) from None
+        except subprocess.SubprocessError as error:
+            said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
+            raise StartFailed(f"openssl could not make a certificate: {' '.join(said)}.") from None
+        both = Path(folder, "both")
+        both.touch(mode=0o600)
+        both.write_text(key.read_text() + chain.read_text())
+        os.replace(both, path)

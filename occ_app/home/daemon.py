@@ -1,0 +1,150 @@
+"""The daemon as others see it: the files that say where it is, whether it runs, and how it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from occ_app.config.config import Config
+from occ_app.system.process_identity import ProcessIdentity
+
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """What run/daemon.json says of a running daemon."""
+
+    boot_id: str
+    pid: int
+    start: int
+    host: str
+    port: int
+    url: str
+    fingerprint: str | None = None  # of its TLS certificate
+    self_signed: bool = False  # so that nobody vouches for it
+    public_url: str | None = None
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        return ProcessIdentity(self.boot_id, self.pid, self.start)
+
+
+def url_for(host: str, port: int, *, secure: bool) -> str:
+    """An address to listen on, as a URL that works on this machine."""
+    local = local_host(host)
+    return f"{'https' if secure else 'http'}://{f'[{local}]' if ':' in local else local}:{port}"
+
+
+def local_host(host: str) -> str:
+    """The host under which this machine itself reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
+def write(config: Config, daemon: Daemon) -> None:
+    """Say where the daemon is."""
+    write_file(config.run / "daemon.json", json.dumps(asdict(daemon)))
+    write_file(config.pid_file, f"{daemon.pid}\n")
+
+
+def remove(config: Config) -> None:
+    for path in (config.run / "daemon.json", config.run / "parts.json", config.pid_file):
+        path.unlink(missing_ok=True)
+
+
+def find(config: Config) -> Daemon | None:
+    """The daemon of this home, if that very process runs."""
+    content = _read(config.run / "daemon.json")
+    try:
+        daemon = Daemon(**content)
+        return daemon if daemon.identity.alive() else None
+    except TypeError:
+        return None
+
+
+def write_parts(config: Config, parts: list[ProcessIdentity]) -> None:
+    """Note the leaders of the daemon's process groups, for whoever must end them without the supervisor."""
+    write_file(config.run / "parts.json", json.dumps([asdict(part) for part in parts]))
+
+
+def end_parts(config: Config, seconds: float) -> None:
+    """Wait for what a killed supervisor left, which ends by itself; after `seconds` in all kill it."""
+    deadline = time.monotonic() + seconds
+    for part in _parts(config):
+        if not part.alive():
+            continue
+        _await_exit(part.pid, max(0.0, deadline - time.monotonic()))
+        if part.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(part.pid, signal.SIGKILL)
+            _await_exit(part.pid, 1.0)
+
+
+def refuse_work(config: Config) -> None:
+    """From now on new work is refused with 503 and nothing that waits is started."""
+    config.stopping.touch()
+
+
+def take_work(config: Config) -> None:
+    config.stopping.unlink(missing_ok=True)
+
+
+def takes_work(config: Config) -> bool:
+    return not config.stopping.exists()
+
+
+def stop(config: Config, daemon: Daemon) -> bool:
+    """Ask the daemon to stop, wait, then force it and all its processes. False when force was needed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(daemon.pid, signal.SIGTERM)
+    if _await_exit(daemon.pid, STOP_SECONDS) or not daemon.identity.alive():
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(daemon.pid, signal.SIGKILL)
+    _await_exit(daemon.pid, 1.0)
+    end_parts(config, 0.0)
+    remove(config)
+    return False
+
+
+def _parts(config: Config) -> list[ProcessIdentity]:
+    content = _read(config.run / "parts.json")
+    try:
+        return [ProcessIdentity(**part) for part in content]
+    except TypeError:
+        return []
+
+
+def _await_exit(pid: int, seconds: float) -> bool:
+    """Whether process `pid` ended within `seconds`."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return True
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a small file in one step: a reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(content)
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

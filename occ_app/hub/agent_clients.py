@@ -1,0 +1,92 @@
+"""How the hub calls its agents: at their address when that answers, otherwise through the link they hold.
+
+One HTTP client serves both. An address is an agent's own word, so some are never called: those of this machine, for an
+agent elsewhere, and link-local ones, where clouds keep their secrets.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from occ_app.client.agent_client import AgentClient
+from occ_app.errors import OCCError, Unreachable
+from occ_app.hub import forbidden_addresses as addresses
+from occ_app.hub.agents import Agent, Agents
+
+log = logging.getLogger("occ.hub")
+
+_CLIENTS = 500
+_PROBE_SECONDS = 3.0
+
+
+class Calls:
+    """The clients of one process; `links` is the folder of the sockets through which links are used."""
+
+    def __init__(self, agents: Agents, links: Path) -> None:
+        self._agents = agents
+        self._links = links
+        self._clients: dict[tuple[str, str, str], AgentClient] = {}
+
+    def via(self, agent: Agent) -> str | None:
+        """How an agent would be called now: direct, link, or None."""
+        if agent.reachable == "direct":
+            return "direct"
+        return "link" if (self._links / agent.agent_id).exists() else None
+
+    def client(self, agent: Agent) -> AgentClient:
+        """A client of this agent. Raises Unreachable when there is no way to it."""
+        via = self.via(agent)
+        if via is None:
+            raise Unreachable(f"Agent {agent.name} cannot be reached: its address does not answer and it has no link.")
+        key = (agent.agent_id, agent.token, via)
+        if key not in self._clients:
+            if len(self._clients) >= _CLIENTS:
+                self._clients.clear()
+            if via == "direct":
+                self._clients[key] = AgentClient(address(agent), agent.token, agent.tls_fingerprint)
+            else:
+                url = f"{_scheme(agent)}://127.0.0.1:{agent.port}"
+                through = self._links / agent.agent_id
+                self._clients[key] = AgentClient(url, agent.token, agent.tls_fingerprint, through)
+        return self._clients[key]
+
+    def broke(self, agent: Agent) -> None:
+        """Note that a call failed: the next one looks for another way, until the address is found to answer again."""
+        if agent.reachable == "direct":
+            self._agents.set_reachable(agent, None)
+
+    def probe(self, agent: Agent) -> bool:
+        """Whether the agent's address answers, as this very agent; the row is told."""
+        try:
+            url = address(agent)
+            check_address(url, agent.address)
+            client = AgentClient(url, agent.token, agent.tls_fingerprint)
+            try:
+                client.health(_PROBE_SECONDS)
+            finally:
+                client.close()
+        except OCCError as error:
+            log.debug("agent %s is not reached directly: %s", agent.agent_id, error)
+            return False
+        self._agents.set_reachable(agent, "direct")
+        return True
+
+
+def address(agent: Agent) -> str:
+    """The URL at which an agent says it can be called, or the one its registration came from."""
+    if agent.url is not None:
+        return agent.url
+    host = f"[{agent.address}]" if ":" in agent.address else agent.address
+    return f"{_scheme(agent)}://{host}:{agent.port}"
+
+
+def check_address(url: str, peer: str) -> None:
+    """Raises Unreachable for an address that must not be called for an agent that registered from `peer`."""
+    here = addresses.address(peer).is_loopback
+    if any(target.is_loopback for target in addresses.resolved(url)) and not here:
+        raise Unreachable(f"{url} is this machine, and the agent is elsewhere.")
+
+
+def _scheme(agent: Agent) -> str:
+    return "https" if agent.tls_fingerprint else "http"

@@ -1,0 +1,50 @@
+"""Calls to an agent that wait until it can be reached: a cancel it has not heard of, a workspace to delete."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from occ_app.database.database import Database
+from occ_app.system.timestamps import iso_now
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A row of `errands`."""
+
+    number: int
+    agent_id: str
+    method: str
+    path: str
+
+
+def cancel(db: Database, agent_id: str, execution_id: str) -> None:
+    """Have an agent end an execution that the hub has given up."""
+    with db.write() as connection:
+        _add(connection, agent_id, "POST", f"/executions/{quote(execution_id, safe='')}/cancel")
+
+
+def delete_workspace(connection: sqlite3.Connection, agent_id: str, workspace_id: str) -> None:
+    """Have an agent delete a workspace, once the caller's transaction has removed it from the hub."""
+    _add(connection, agent_id, "DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
+
+
+def waiting(db: Database) -> list[Errand]:
+    """All that is still to be done, oldest first."""
+    with db.read() as connection:
+        rows = connection.execute("SELECT number, agent_id, method, path FROM errands ORDER BY number").fetchall()
+    return [Errand(*row) for row in rows]
+
+
+def done(db: Database, errand: Errand) -> None:
+    with db.write() as connection:
+        connection.execute("DELETE FROM errands WHERE number = ?", (errand.number,))
+
+
+def _add(connection: sqlite3.Connection, agent_id: str, method: str, path: str) -> None:
+    connection.execute(
+        "INSERT OR IGNORE INTO errands (agent_id, method, path, created_at) VALUES (?, ?, ?, ?)",
+        (agent_id, method, path, iso_now()),
+    )

@@ -1,0 +1,129 @@
+"""The hub's web process, wired top to bottom; beside occ_app/wsgi.py the only module of occ_app that knows occ_worker.
+
+`python -m occ_app.hub_wsgi` serves on the socket the supervisor bound, or on the configured address by itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import IO
+
+from flask import Flask, request
+
+from occ_app import errors
+from occ_app.api.app import Parts, create_app
+from occ_app.config import config as configuration
+from occ_app.config.config import HubConfig
+from occ_app.database import database as db
+from occ_app.home.state import TokenFile
+from occ_app.hub import api, health, keys, measures, pages, placement
+from occ_app.hub import workspaces as hub_workspaces
+from occ_app.hub.agent_clients import Calls
+from occ_app.hub.agents import Agents
+from occ_app.hub.links import Links, add_link
+from occ_app.hub.pages.login import visitor
+from occ_app.hub.schemas import HubExecuteBody
+from occ_app.queue import open_queue
+from occ_app.streams import followers as streams
+from occ_app.streams.doorbell import Ringer
+from occ_app.streams.tail import Tail
+from occ_app.web.callers import Caller, bearer, caller, same_secret
+from occ_app.web.server import serve
+from occ_app.workspaces.workspace import Workspace
+from occ_worker import tasks
+
+
+def make_app(config: HubConfig) -> Flask:
+    """The hub's application with everything it works with, tailing and ready to serve."""
+    database = db.Database(config.database)
+    tail = Tail(database, config.run / "tail")
+    tail.start()
+    agents = Agents(database, config.heartbeat_seconds)
+    calls = Calls(agents, config.run / "links")
+    app = create_app(
+        Parts(
+            config=config,
+            db=database,
+            tail=tail,
+            readers=Ringer(config.run / "tail"),
+            workers=Ringer(config.run / "worker"),
+            streams=streams.Streams(config.max_streams),
+            identify=_identify(database, TokenFile(config.state)),
+            execute=tasks.executions(open_queue(config, "executions"), tasks.elsewhere),
+            make_workspace=tasks.hub_control(open_queue(config, "control"), tasks.elsewhere),
+            health=lambda: health.health(config, database, agents),
+            pack=lambda workspace, output: _pack(config, agents, calls, workspace, output),
+            delete_workspace=lambda workspace_id, only: hub_workspaces.delete(database, workspace_id, only),
+            execute_body=HubExecuteBody,
+            measures=(measures.of_hub(database, agents, calls),),
+            admit=lambda connection, request: placement.admit(agents, connection, request, caller().only),
+            title="OCC hub",
+            contracts=api.CONTRACTS,
+        )
+    )
+    links = Links(config.run / "links")
+    app.extensions["occ_hub"] = api.HubParts(config, agents, calls, links)
+    app.register_blueprint(api.bp)
+    pages.add_pages(app)
+    add_link(app, links, partial(_admit_link, agents))
+
+    def stop() -> None:
+        tail.close()
+        links.close()
+
+    app.occ_on_stop = stop  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
+    app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
+    return app
+
+
+def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller | None]:
+    """Who calls: a client's key, or whoever can read the hub's own token; for a page, whose cookie it is.
+
+    What agents call asks for itself.
+    """
+
+    def identify(given: str) -> Caller | None:
+        if request.path.startswith(api.FROM_AGENTS):
+            return Caller(key_id="", admin=False)  # whose nothing is
+        if pages.asked_for():
+            return visitor(database)
+        token = own.current()
+        if token is not None and same_secret(given, token):
+            return Caller()
+        key = keys.find(database, given, "client") if given else None
+        return None if key is None else Caller(key.key_id, key.admin)
+
+    return identify
+
+
+def _admit_link(agents: Agents, agent_id: str) -> None:
+    if not agents.holds(agent_id, bearer()):
+        raise api.not_registered()
+
+
+def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace, output: IO[bytes]) -> None:
+    """Write a workspace as it is now: its agent's files, or the stored zip while no agent has it."""
+    if workspace.agent_id is None or workspace.placed != workspace.upload:
+        with hub_workspaces.zip_path(config, workspace).open("rb") as stored:
+            shutil.copyfileobj(stored, output)
+        return
+    agent = agents.find(workspace.agent_id)
+    try:
+        if agent is None:
+            raise errors.Unreachable("Its agent was removed.")
+        calls.client(agent).archive(workspace.workspace_id, output)
+    except (errors.Unreachable, errors.Refused) as error:
+        raise errors.Unavailable(
+            "AGENT_UNREACHABLE", f"The agent that has this workspace does not give it: {error}"
+        ) from None
+
+
+def main() -> None:
+    config = configuration.load_hub()
+    serve(config, lambda: make_app(config))
+
+
+if __name__ == "__main__":
+    main()

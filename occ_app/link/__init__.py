@@ -1,0 +1,1 @@
+"""The link: a hub's calls over the agent's own connection."""

@@ -1,0 +1,142 @@
+"""The WebSocket of a link on a socket that never blocks: messages in and out, and what could not be sent yet.
+
+simple_websocket would take a thread for each and lets two threads send at once; here its protocol library works alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong
+
+from occ_app.link.frames import LARGEST_MESSAGE, Violation
+
+_AT_ONCE = 128 * 1024
+_FULL = 128 * 1024  # of unsent bytes, above which no more data are taken from local sockets
+_TOO_MUCH = 1024 * 1024  # of unsent bytes: only a peer that answers without reading gets there
+_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Framing(Protocol):
+    """A WebSocket whose handshake is done: wsproto's WSConnection, or its Connection."""
+
+    def send(self, event: Event) -> bytes: ...
+
+    def receive_data(self, data: bytes | None) -> None: ...
+
+    def events(self) -> Iterator[Event]: ...
+
+
+class LinkSocket:
+    """One side of a link's WebSocket. `heard` is when something last came, on the monotonic clock.
+
+    Methods raise ConnectionError when the connection is over and Violation when the other side breaks the protocol.
+    """
+
+    def __init__(self, connection: socket.socket, framing: Framing) -> None:
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):  # it may be no TCP connection
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # What waits for the network waits here, where streams take turns, and not in the kernel's queue.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _FULL)
+        self._socket = connection
+        self._framing = framing
+        self._unsent = bytearray()
+        self._parts = bytearray()  # of a message that has not come whole
+        self._leaving = False  # the last message was put
+        self.heard = time.monotonic()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is still to be sent."""
+        return bool(self._unsent)
+
+    @property
+    def full(self) -> bool:
+        return len(self._unsent) >= _FULL
+
+    def give_up_after(self, seconds: float) -> None:
+        """Have the kernel break the connection when what was sent is not acknowledged for so long."""
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+    def put(self, message: bytes) -> None:
+        """Add a message to what `flush` sends."""
+        self._put(BytesMessage(data=message))
+
+    def ping(self) -> None:
+        self._put(Ping())
+
+    def flush(self) -> None:
+        """Send as much as the connection takes now."""
+        while self._unsent:
+            try:
+                with memoryview(self._unsent)[:_AT_ONCE] as piece:
+                    sent = self._socket.send(piece)
+            except _LATER:
+                return
+            del self._unsent[:sent]
+
+    def receive(self) -> Iterator[bytes]:
+        """The messages that came, after one look at the connection; those before its end are there."""
+        try:
+            data = self._socket.recv(_AT_ONCE)
+            while data and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+                data += self._socket.recv(_AT_ONCE)  # epoll does not know of what is decrypted already
+        except _LATER:
+            return iter(())
+        if not data:
+            raise ConnectionResetError("the other side closed the connection")
+        self.heard = time.monotonic()
+        self._framing.receive_data(data)
+        return self.received()
+
+    def received(self) -> Iterator[bytes]:
+        """The messages that are there already."""
+        return (message for event in self._framing.events() if (message := self._understood(event)) is not None)
+
+    def say_goodbye(self, code: int, reason: str) -> None:
+        """Put this as the last message; the other side closes when it has come to it."""
+        self._put(CloseConnection(code=code, reason=reason))
+        self._leaving = True
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye if that can be done at once, and close the connection."""
+        with contextlib.suppress(Exception):  # its state or the connection may not allow it any more
+            self._unsent += self._framing.send(CloseConnection(code=code, reason=reason))
+            self.flush()
+        self._socket.close()
+
+    def _put(self, event: Event) -> None:
+        if self._leaving:
+            return
+        self._unsent += self._framing.send(event)
+        if len(self._unsent) > _TOO_MUCH:
+            raise Violation("it does not read what it is sent")
+
+    def _understood(self, event: Any) -> bytes | None:
+        if isinstance(event, BytesMessage):
+            if event.message_finished and not self._parts:
+                return bytes(event.data)
+            self._parts += event.data
+            if len(self._parts) > LARGEST_MESSAGE:
+                raise Violation(f"a message of more than {LARGEST_MESSAGE} bytes")
+            if event.message_finished:
+                whole, self._parts = bytes(self._parts), bytearray()
+                return whole
+        elif isinstance(event, Ping):
+            self._put(event.response())
+        elif isinstance(event, CloseConnection):
+            said = (event.reason or "").encode("unicode_escape").decode()  # it goes into a log
+            raise ConnectionResetError(said or f"the other side closed it with code {int(event.code)}")
+        elif not isinstance(event, Pong):
+            raise Violation(f"a {type(event).__name__}")
+        return None

@@ -1,0 +1,168 @@
+"""The two Huey queues, and the doorbell that wakes a worker the moment a job is put in.
+
+Huey's SQLite storage polls; with this storage `dequeue` waits on a FIFO instead: a put commits, then writes one byte,
+which wakes one worker. Jobs are JSON and carry ids only; occ.db is the truth, so this file may be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import select
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+from huey import Huey
+from huey.registry import Message
+from huey.serializer import Serializer
+from huey.storage import SqliteStorage
+
+from occ_app.config.config import Config
+from occ_app.database.database import begin
+
+_REREAD_SECONDS = 3.0  # a ring is lost only with a worker that was killed between hearing it and taking the job
+
+
+class DoorbellStorage(SqliteStorage):
+    """SqliteStorage whose `dequeue` blocks until a job is there, a re-read is due, or `wake` becomes readable."""
+
+    blocking = True
+
+    def __init__(self, name: str, filename: str, bell: str, **options: Any) -> None:
+        self._bell = bell
+        self._descriptor: int | None = None
+        self._pid: int | None = None
+        self._own = threading.local()
+        self.wake: int | None = None
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(bell, 0o600)
+        super().__init__(name, filename=filename, **options)
+
+    def _create_connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection = super()._create_connection()
+        connection.execute("PRAGMA busy_timeout = 0")  # begin() waits better
+        # Losing the newest wake-ups in a power cut costs nothing: the rows of occ.db ring anew at the next start.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    def enqueue(self, data: bytes, priority: float | None = None) -> None:
+        # A transaction of one statement, where Huey has three; it is on the way of every execution to its worker.
+        self.sql("INSERT INTO task (queue, data, priority) VALUES (?, ?, ?)", (self.name, data, priority or 0))
+        self.ring(1)
+
+    def ring(self, times: int) -> None:
+        """Wake as many of those that wait for a job."""
+        with contextlib.suppress(BlockingIOError):  # 64 KiB of unheard rings: everybody is awake
+            os.write(self._open(), b"\0" * times)
+
+    def dequeue(self) -> bytes | None:
+        if self.sql("SELECT 1 FROM task WHERE queue = ? LIMIT 1", (self.name,), results=True):
+            return self._take()
+        bell = self._open()
+        if bell not in dict(self._poller().poll(_REREAD_SECONDS)):
+            return None
+        try:
+            os.read(bell, 1)  # one byte is one job, so each ring wakes one worker
+        except BlockingIOError:
+            return None
+        return self._take()
+
+    def _take(self) -> bytes | None:
+        """Remove the next job, which is this worker's then; None when others were faster."""
+        taken = self.sql(
+            """
+            DELETE FROM task WHERE id = (SELECT id FROM task WHERE queue = ? ORDER BY priority DESC, id LIMIT 1)
+            RETURNING data
+            """,
+            (self.name,),
+            results=True,
+        )
+        return taken[0][0] if taken else None
+
+    def _poller(self) -> select.epoll:
+        """What the calling thread waits with."""
+        bell = self._open()
+        if getattr(self._own, "bell", None) != (self._pid, bell):
+            poller = select.epoll()
+            # Exclusive: a ring wakes one of those that wait, where it would wake all to find one byte. It is the first
+            # of them that is free, as they stay registered; who ran a moment ago is faster than one who rested.
+            poller.register(bell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            if self.wake is not None:
+                poller.register(self.wake, select.EPOLLIN)
+            self._own.bell, self._own.poller = (self._pid, bell), poller
+        found: select.epoll = self._own.poller
+        return found
+
+    def _open(self) -> int:
+        if self._descriptor is None or self._pid != os.getpid():
+            # Open for reading and writing: no end of file, and no error while nobody reads.
+            self._descriptor = os.open(self._bell, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._pid = os.getpid()
+        return self._descriptor
+
+    def read_schedule(self, _: Any) -> list[bytes]:
+        """The jobs that are due by now: none was ever put in for later, and Huey asks each second, exclusively."""
+        return []
+
+    def add_to_schedule(self, *_: Any) -> None:
+        raise NotImplementedError("what is due later stands in rows; see read_schedule")
+
+    def peek_many(self, _: Any) -> dict[str, bytes]:
+        """What Huey keeps of revoked jobs: nothing, for a cancelled execution is a row's matter."""
+        return {}
+
+    def delete_data(self, _: Any) -> bool:
+        return False
+
+
+class _PatientConnection(sqlite3.Connection):
+    """A connection whose statements wait for the database as OCC's own transactions do."""
+
+    def cursor(self, *_: Any, **__: Any) -> Any:
+        return super().cursor(_PatientCursor)
+
+
+class _PatientCursor(sqlite3.Cursor):
+    def execute(self, sql: str, *parameters: Any) -> _PatientCursor:
+        begin(lambda: super(_PatientCursor, self).execute(sql, *parameters))
+        return self
+
+
+class JsonSerializer(Serializer):
+    """Jobs as JSON: readable in the sqlite3 shell, and unlike pickles no way to run code by writing a row."""
+
+    def _serialize(self, data: Any) -> bytes:
+        if isinstance(data, Message):
+            data = {key: value for key, value in data._asdict().items() if value is not None}
+        return json.dumps(data, default=_as_text).encode()
+
+    def _deserialize(self, data: bytes) -> Any:
+        content = json.loads(bytes(data))
+        if not isinstance(content, dict) or "name" not in content:
+            return content
+        resolved = content.get("expires_resolved")
+        if isinstance(resolved, str):
+            content["expires_resolved"] = datetime.datetime.fromisoformat(resolved)
+        return Message(**content)
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime.datetime) else str(value)
+
+
+def open_queue(config: Config, name: str) -> Huey:
+    """The queue `executions` or `control`. Results are not kept: what a job did stands in occ.db."""
+    return Huey(
+        name,
+        results=False,
+        serializer=JsonSerializer(),
+        storage_class=DoorbellStorage,
+        filename=str(config.queue),
+        bell=str(config.run / "queue" / Path(name).name),
+        strict_fifo=True,
+        factory=_PatientConnection,
+    )

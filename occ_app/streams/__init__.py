@@ -1,0 +1,1 @@
+"""Wake-ups between processes, and the readers that follow events."""

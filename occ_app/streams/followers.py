@@ -1,0 +1,146 @@
+"""Who reads executions: how many may at once, and where each is, over any transport, however they come and go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from occ_app import errors
+from occ_app.database.database import Database
+from occ_app.executions import events
+from occ_app.executions.records import Execution
+from occ_app.streams import tail
+from occ_app.streams.tail import Live, Tail
+
+KEEPALIVE_SECONDS = 15.0
+
+
+class Streams:
+    """Counts the streams that are open, so that they never take the last thread from everybody else."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = 0
+        self._refused: set[str] = set()
+        self._lock = threading.Lock()
+
+    def refuse(self, key_id: str) -> None:
+        """End the streams that this key opened, within a second or, for a WebSocket, fifteen."""
+        self._refused.add(key_id)
+
+    def refuses(self, key_id: str | None) -> bool:
+        return key_id in self._refused
+
+    def enter(self) -> None:
+        """Take a place. Raises Unavailable when there is none."""
+        with self._lock:
+            if self._open >= self._most:
+                raise errors.Unavailable(
+                    "TOO_MANY_STREAMS",
+                    f"{self._open} streams are open already; close one or raise OCC_MAX_STREAMS (on a hub"
+                    " OCC_HUB_MAX_STREAMS).",
+                )
+            self._open += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._open -= 1
+
+    @property
+    def open(self) -> int:
+        """How many are open."""
+        return self._open
+
+
+class Follower:
+    """One reader of one execution, over any transport: events in order from a cursor to the final one.
+
+    Use it as a context manager; `batches` yields lists of events, and an empty list where a keep-alive is due.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        tailing: Tail,
+        execution: Execution,
+        after: int,
+        refused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`refused` tells whether its client may not read any more."""
+        self.refused = refused
+        self._db = db
+        self._tail = tailing
+        self._execution = execution
+        self._after = after
+        self._key = tail.execution_key(execution.number)
+        self.gone = False
+
+    def __enter__(self) -> Follower:
+        # The final event counts as news, for others who follow and have not heard of the end.
+        self._channel = self._tail.join(self._key, self._execution.last_seq - self._execution.over)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tail.leave(self._key)
+
+    def leave(self) -> None:
+        """Called from elsewhere when the client is gone: the next wait ends."""
+        with self._channel.changed:
+            self.gone = True
+            self._channel.changed.notify_all()
+
+    @property
+    def behind(self) -> bool:
+        """Whether more than what it had is known to be there, or the end."""
+        return self._after < self._channel.newest or self._channel.over
+
+    def join(self, reader: Live) -> None:
+        """Have the tail call this reader's `push` at news."""
+        self._channel.live.add(reader)
+
+    def part(self, reader: Live) -> None:
+        self._channel.live.discard(reader)
+
+    def stored(self) -> Iterator[list[events.Event]]:
+        """What is there now."""
+        known = self._execution.last_seq if self._execution.over else 0
+        while batch := events.settled(self._db, self._execution.number, self._after, known):
+            yield self._told(batch)
+            if len(batch) < events.MOST:
+                return  # that was all; asking would say so, and costs a look into the table
+
+    def ready(self) -> list[events.Event]:
+        """The next events, at once; empty when there are none yet."""
+        batch = self._tail.next_events(self._channel, self._execution.number, self._after)
+        return self._told(batch) if batch else []
+
+    def batches(self) -> Iterator[list[events.Event]]:
+        """Everything to the final event, as it comes."""
+        over = self.repeated_final()
+        if over is not None:
+            yield [over]
+            return
+        while not self.gone and not self.refused():
+            batch = self.ready()
+            if batch:
+                yield batch
+                if batch[-1].final:
+                    return
+                continue
+            if self._tail.closed:
+                return
+            moved = self._tail.wait(self._channel, lambda: self.gone or self.behind, KEEPALIVE_SECONDS)
+            if not moved:
+                yield []
+
+    def repeated_final(self) -> events.Event | None:
+        """The final event for a reader that has it already, or claims to: it is always sent."""
+        if self._execution.over and self._after >= self._execution.last_seq:
+            return events.final(self._db, self._execution.number)
+        return None
+
+    def _told(self, batch: list[events.Event]) -> list[events.Event]:
+        """A batch as the reader gets it: with a `gap` before it where retention removed what came between."""
+        missing = events.gap(self._after, batch[0])
+        self._after = batch[-1].seq
+        return batch if missing is None else [missing, *batch]

@@ -1,0 +1,202 @@
+"""Follows executions for every reader in this process: one thread hears the rings and reads each new event once.
+
+A reader has a cursor of its own. What it needs is either among the newest events of the channel, framed once for all
+readers, or read from the table; so a slow reader costs nobody anything, and late, live and returning readers are one.
+
+That thread also serves the connections of those who follow live: waking a thread for each of them costs more than
+sending. Others that wait for a key wait in threads of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from occ_app.database.database import Database
+from occ_app.errors import OCCError
+from occ_app.executions import events
+from occ_app.streams.doorbell import Doorbell
+from occ_app.system.event_loop import Loop
+
+_REREAD_SECONDS = 1.0
+_RECENT = 512
+_LAST_WORDS_SECONDS = 2.0  # at a stop, for connections to take what was stored
+_LOOK_SECONDS = 0.05  # meanwhile
+
+
+class Live(Protocol):
+    """A connection that the tail's thread serves."""
+
+    def push(self) -> None:
+        """Send what is there; called in the tail's thread at news, and once a second anyway."""
+
+
+class Channel:
+    """One followed key: the newest events, and who waits for more, in threads or live."""
+
+    def __init__(self, newest: int) -> None:
+        self.changed = threading.Condition()
+        self.readers = 0
+        self.rings = 0
+        self.newest = newest
+        self.recent: deque[events.Event] = deque(maxlen=_RECENT)
+        self.live: set[Live] = set()
+        self.over = False  # the newest event is the final one
+
+
+class Tail:
+    """The listening thread and its channels; `start` it once in a process, `close` it to let every reader go."""
+
+    def __init__(self, db: Database, folder: Path) -> None:
+        self._db = db
+        self._folder = folder
+        self._channels: dict[str, Channel] = {}
+        self._lock = threading.Lock()
+        self._loop = Loop()
+        self._thread = threading.Thread(target=self._loop.run, name="tail", daemon=True)
+        # For whoever is served by the tail's thread; loop.py says what they do.
+        self.watch, self.forget, self.soon = self._loop.watch, self._loop.forget, self._loop.soon
+        self.closed = False
+
+    def start(self) -> None:
+        self._rung: dict[str, list[events.Event]] = {}
+        self._bell = Doorbell(self._folder)
+        self.watch(self._bell.fileno(), select.EPOLLIN, lambda _: self._hear())
+        self._loop.at(time.monotonic() + _REREAD_SECONDS, self._reread)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End all following: readers get what is stored, then see `closed`."""
+        self.closed = True
+        self.soon(lambda: self._say_last_words(time.monotonic() + _LAST_WORDS_SECONDS))
+
+    def join_thread(self) -> None:
+        """After `close`: wait until the live readers have what was stored."""
+        self._thread.join(_LAST_WORDS_SECONDS + 1)
+
+    def join(self, key: str, newest: int = 0) -> Channel:
+        """Begin to follow `key`, whose newest stored event is `newest` or later; must be paired with `leave`."""
+        with self._lock:
+            channel = self._channels.get(key)
+            if channel is None:
+                channel = self._channels[key] = Channel(newest)
+            channel.readers += 1
+            return channel
+
+    def leave(self, key: str) -> None:
+        with self._lock:
+            channel = self._channels[key]
+            channel.readers -= 1
+            if channel.readers == 0:
+                del self._channels[key]
+
+    def next_events(self, channel: Channel, number: int, after: int) -> list[events.Event]:
+        """The next events of execution `number` above `after`, at once; empty when there are none yet.
+
+        The final one is told whatever `after` is: a reader may have what a power cut took from the table.
+        """
+        with channel.changed:
+            if channel.over:
+                after = min(after, channel.newest - 1)
+            if channel.recent and channel.recent[0].seq <= after + 1:
+                first = after + 1 - channel.recent[0].seq
+                return list(itertools.islice(channel.recent, first, None))
+        return events.settled(self._db, number, after, channel.newest)
+
+    def wait(self, channel: Channel, ready: Callable[[], bool], seconds: float) -> bool:
+        """Wait until `ready` holds, asked anew at each ring, at most `seconds`. False when the time ran out."""
+        with channel.changed:
+            return channel.changed.wait_for(lambda: self.closed or ready(), seconds)
+
+    def when_gone(self, connection: socket.socket, gone: Callable[[], None]) -> Callable[[], None]:
+        """Have the tail's thread call `gone` once when the peer closes; returns what ends that. From any thread.
+
+        Raises OSError for a connection that is closed here.
+        """
+        # Whoever serves the connection may close it any time, and its number be another's then; this one is ours.
+        own = os.dup(connection.fileno())
+        self.soon(lambda: self.watch(own, select.EPOLLRDHUP | select.EPOLLONESHOT, lambda _: gone()))
+
+        def end() -> None:
+            self.forget(own)
+            os.close(own)
+
+        return lambda: self.soon(end)
+
+    # -- the tail's thread
+
+    def _hear(self) -> None:
+        rings, heard_all = self._bell.rings()
+        for key, news in rings:
+            self._rung.setdefault(key, []).extend(events.from_news(news))
+        self._advance(not heard_all)
+
+    def _reread(self) -> None:
+        """Read everything followed, once a second: a lost ring costs a second then, and no event."""
+        self._loop.at(time.monotonic() + _REREAD_SECONDS, self._reread)
+        if self._channels:
+            self._advance(True)
+
+    def _say_last_words(self, deadline: float) -> None:
+        """Let every thread that waits see `closed`, and every connection have what is stored."""
+        self._advance(True)
+        if self._rung or (self._any_live() and time.monotonic() < deadline):
+            self._loop.at(time.monotonic() + _LOOK_SECONDS, lambda: self._say_last_words(deadline))
+            return
+        self._bell.close()
+        self._loop.stop()
+
+    def _any_live(self) -> bool:
+        return any(channel.live for channel in list(self._channels.values()))
+
+    def _advance(self, everything: bool = False) -> None:
+        """Take what is new under the keys that rang, or under all, and tell who waits."""
+        rung, self._rung = self._rung, {}
+        with self._lock:
+            due = [(key, channel) for key, channel in self._channels.items() if everything or key in rung]
+        for key, channel in due:
+            fresh = self._fresh(key, channel, rung.get(key, []))
+            if len(fresh) >= _RECENT:
+                self._rung[key] = []
+            if fresh or everything or key.startswith("w"):
+                self._tell(channel, fresh)
+        if self._rung:
+            self.soon(self._advance)  # the rest, after those who wait for the thread
+
+    def _fresh(self, key: str, channel: Channel, news: list[events.Event]) -> list[events.Event]:
+        if not key.startswith("e"):
+            return []
+        if news and news[0].seq <= channel.newest + 1 and news[-1].seq - news[0].seq == len(news) - 1:
+            return news[channel.newest + 1 - news[0].seq :]  # without a gap to what is known: no need to read
+        try:
+            return events.settled(self._db, int(key[1:]), channel.newest, channel.newest, _RECENT)
+        except OCCError:
+            return []  # a locked database is met again at the next ring or re-read
+
+    def _tell(self, channel: Channel, fresh: list[events.Event]) -> None:
+        with channel.changed:
+            if fresh and fresh[0].seq != channel.newest + 1:
+                channel.recent.clear()
+            channel.recent.extend(fresh)
+            if fresh:
+                channel.newest, channel.over = fresh[-1].seq, fresh[-1].final
+            channel.rings += 1
+            channel.changed.notify_all()
+        for reader in tuple(channel.live):
+            reader.push()
+
+
+def execution_key(number: int) -> str:
+    return f"e{number}"
+
+
+def job_key(number: int) -> str:
+    return f"w{number}"

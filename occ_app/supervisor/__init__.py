@@ -1,0 +1,1 @@
+"""The daemon: starting, watching and stopping its processes."""

@@ -1,0 +1,117 @@
+"""What a supervisor sees to before anything serves: what an earlier daemon left, the rows, the socket, the Procfile."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from honcho.environ import parse_procfile
+
+from occ_app.config import config as configuration
+from occ_app.config.config import Config
+from occ_app.database import database as db
+from occ_app.errors import AlreadyRunning, StartFailed
+from occ_app.home import daemon, state
+from occ_app.home import quarantine as salvage
+from occ_app.supervisor.processes import Part
+from occ_app.system.packaged import packaged
+
+_LARGEST_LOG = 10_000_000
+
+
+@contextlib.contextmanager
+def lock(config: Config) -> Iterator[None]:
+    """Be the only daemon of this home. Raises AlreadyRunning."""
+    path = config.home / "lock" / "daemon.lock"
+    with path.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = daemon.find(config)
+            where = f" (pid {other.pid}, {other.url})" if other else ""
+            raise AlreadyRunning(
+                f"{config.program.name} is already running in {config.home}{where};"
+                f" `{config.program.command} stop` ends it."
+            ) from None
+        yield
+
+
+def clean(config: Config, seconds: float) -> list[str]:
+    """Settle what an earlier daemon left, its processes within `seconds`, and its files; returns warnings."""
+    daemon.end_parts(config, seconds)
+    warnings = salvage.put_unreadable_aside(config)
+    state.check_private(config.state)
+    daemon.take_work(config)
+    for folder in ("tail", "worker", "uploads", "links"):
+        for path in (config.run / folder).glob("*"):
+            path.unlink(missing_ok=True)
+    return warnings
+
+
+def prepare_database(config: Config, meanwhile: Callable[[], None]) -> None:
+    """Bring the rows to this version and settle what an earlier daemon left half done, before anybody serves.
+
+    `meanwhile` is done first. Raises StartFailed.
+    """
+    try:
+        db.ensure_schema(config.database, config.home / "lock" / "migrate", meanwhile, lambda: _settle(config))
+    except StartFailed:
+        raise
+    except Exception as error:
+        raise StartFailed(f"{config.database} cannot be used: {error}") from error
+
+
+def _settle(config: Config) -> None:
+    from occ_app.workspaces import uploads
+    from occ_app.workspaces import workspace as workspaces
+
+    rows = db.Database(config.database)
+    uploads.abandon_all(rows)
+    if config.program is configuration.AGENT:  # a hub has no workspaces of its own
+        uploads.undo_unfinished(rows, config.workspaces)
+        workspaces.settle(rows, config.workspaces)
+    rows.close()
+
+
+def bind(config: Config) -> socket.socket:
+    """The socket that the daemon serves on. Raises StartFailed."""
+    host, port = config.bind_address, config.http_port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except socket.gaierror:
+        raise StartFailed(f"{host} is no address of this machine; choose another --bind-address.") from None
+    except OSError as error:
+        what = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--bind-address"
+        reason = os.strerror(error.errno or 0).lower()  # its own text says the address again
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise StartFailed(f"Cannot listen on {place} ({reason}); choose another {what}.") from None
+
+
+def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:
+    """What the Procfile names, none of it started; its output goes to logs or to the terminal."""
+    procfile = parse_procfile(packaged(config.program.procfile).read_text())
+    made = []
+    for name, command in procfile.processes.items():
+        environment = configuration.child_environment(config, secrets=name == "control")
+        environment |= {
+            "OCC_LISTEN_FD": str(listener.fileno()),
+            "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
+        }
+        output = None if to_terminal else _open_log(config.logs / f"{name}.log")
+        made.append(Part(name, command, environment, output))
+    return made
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """A log to append to; a long one is put aside as NAME.log.1 first."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _LARGEST_LOG:
+            path.replace(path.with_suffix(".log.1"))
+    return path.open("ab")

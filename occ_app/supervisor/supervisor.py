@@ -1,0 +1,274 @@
+"""The process that owns all others: it binds the socket, starts the parts of the Procfile, restarts what dies, and ends
+everything in order within ten seconds.
+
+One thread, one loop: wait for a signal, a dead child or the clock, and act. Parts are started without a shell, each as
+the leader of a session of its own, and get SIGTERM from the kernel if the supervisor dies without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from occ_app.claude import sandbox
+from occ_app.config import config as configuration
+from occ_app.config.config import Config
+from occ_app.errors import OCCError, StartFailed
+from occ_app.home import certificate as tls
+from occ_app.home import daemon, state
+from occ_app.supervisor import startup as readiness
+from occ_app.supervisor.processes import Part, Probe
+from occ_app.system.kernel import become_subreaper
+from occ_app.system.logs import log_to_stderr
+from occ_app.system.process_identity import own_identity
+from occ_app.system.strays import children_of_this, sweep_children
+
+log = logging.getLogger("occ.supervisor")
+
+START_SECONDS = 30.0
+WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final event
+CONTROL_SECONDS = 0.5  # more than the others at least, for the last bytes of a link
+WEB_SECONDS = 3.3  # to send every stream its last events
+CRASHES = 5
+_PROBE_PAUSE_SECONDS = 0.05  # after an answer that it is not well yet
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `occ start` tells when the daemon serves."""
+
+    url: str
+    logs: str
+    warnings: tuple[str, ...]
+    fingerprint: str | None
+
+
+class Supervisor:
+    """The daemon of one home, an agent's or a hub's; `run` returns the exit code when it is over.
+
+    `introduce` makes it known, given its config and port, and returns what a person should be warned of.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        introduce: Callable[[Any, int], list[str]],
+        announce: Callable[[Ready], None],
+        *,
+        to_terminal: bool,
+    ) -> None:
+        self._config = config
+        self._introduce = introduce
+        self._announce = announce
+        self._to_terminal = to_terminal
+        self._stopping = False
+        self._wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        # A closed terminal is no reason to stop a daemon, and in the foreground it is one.
+        signal.signal(signal.SIGHUP, self._on_stop if to_terminal else signal.SIG_IGN)
+
+    def run(self) -> int:
+        """Bring the daemon up, keep it up, take it down. Until it is up raises StartFailed, AlreadyRunning, Refused."""
+        self._config.make_folders()
+        become_subreaper()
+        self._others = children_of_this()  # a shell's, that became `occ start --foreground` by exec: not ours to end
+        with readiness.lock(self._config):
+            self._warnings = readiness.clean(self._config, WORKERS_SECONDS)
+            self._certificate = tls.certificate(self._config)
+            sandbox.check(self._config)
+            listener = readiness.bind(self._config)
+            with listener:
+                self._identity = own_identity()
+                self._write_place(listener)
+                self._parts = readiness.read_procfile(self._config, listener, to_terminal=self._to_terminal)
+                try:
+                    return self._serve(listener)
+                finally:
+                    self._stop()
+                    daemon.take_work(self._config)
+                    daemon.remove(self._config)
+
+    def _write_place(self, listener: socket.socket) -> None:
+        port = listener.getsockname()[1]
+        identity = self._identity
+        self._place = daemon.Daemon(
+            identity.boot_id,
+            identity.pid,
+            identity.start,
+            self._config.bind_address,
+            port,
+            daemon.url_for(self._config.bind_address, port, secure=self._certificate is not None),
+            self._certificate.fingerprint if self._certificate else None,
+            self._config.tls is not None,
+            self._config.public_url,
+        )
+        daemon.write(self._config, self._place)
+
+    def _serve(self, listener: socket.socket) -> int:
+        # Alone at first: it takes the longest to load, and it is what whoever starts the daemon waits for.
+        web = next(part for part in self._parts if part.name == "web")
+        readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), only=web))
+        warnings = [*self._warnings, *self._introduce(self._config, listener.getsockname()[1])]
+        probe: Probe | None = None
+        deadline = time.monotonic() + START_SECONDS
+        started = False
+        while not self._stopping:
+            self._start_due(listener.fileno(), only=None if started else web)
+            if not started and probe is None:
+                probe = self._probe(listener)
+            answered = None if probe is None else probe.answer()
+            if probe is None or answered is None:
+                self._wait(probe)
+                self._watch_children()
+            else:
+                probe.close()
+                probe, started = None, answered
+                if not started:
+                    self._wait(None, _PROBE_PAUSE_SECONDS)
+                    self._watch_children()
+                else:
+                    place = self._place
+                    self._announce(Ready(place.url, str(self._config.logs), tuple(warnings), place.fingerprint))
+            if not started and time.monotonic() > deadline:
+                raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
+        return 0
+
+    def _start_due(self, descriptor: int, only: Part | None = None) -> None:
+        """Start what is to be started now, of all parts or of one."""
+        started = False
+        for part in self._parts if only is None else [only]:
+            if part.restart_at is not None and part.restart_at <= time.monotonic():
+                part.start(descriptor)
+                started = True
+        if started:
+            identities = [part.identity(self._identity.boot_id) for part in self._parts]
+            daemon.write_parts(self._config, [identity for identity in identities if identity is not None])
+
+    def _probe(self, listener: socket.socket) -> Probe | None:
+        known = state.load(self._config.state)
+        assert known is not None  # noqa: S101 - introduce made one
+        address = listener.getsockname()
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
+        return Probe((host, *address[1:]), listener.family, known.token, tls=self._certificate is not None)
+
+    def _wait(self, probe: Probe | None, most: float | None = None) -> None:
+        """Wait for a signal, the probe's answer, or the moment the next part is due, at most so many seconds."""
+        due = [part.restart_at for part in self._parts if part.restart_at is not None]
+        if probe is not None:
+            most = START_SECONDS / 10
+        if most is not None:
+            due.append(time.monotonic() + most)
+        seconds = max(0.0, min(due) - time.monotonic()) if due else None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            if probe is not None:
+                selector.register(probe, selectors.EVENT_READ)
+            selector.select(seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+
+    def _watch_children(self) -> None:
+        for part in self._parts:
+            if part.died() and part.crashes >= CRASHES:
+                raise StartFailed(
+                    f"{part.name} ended {CRASHES} times in a row; {self._config.logs / (part.name + '.log')} says why."
+                )
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """End what came to this process when a part was killed."""
+        sweep_children([*self._others, *(part.pid for part in self._parts if part.pid is not None)])
+
+    def _on_stop(self, *_: Any) -> None:
+        self._stopping = True
+
+    def _stop(self) -> None:
+        """End every part: those that run executions first, so that their last events still reach the readers.
+
+        Control is waited for last: a hub reads those events over the link that it holds.
+        """
+        begun = time.monotonic()
+        daemon.refuse_work(self._config)
+        named = {name: [part for part in self._parts if part.name == name] for name in ("web", "control")}
+        workers = [part for part in self._parts if part.name not in named]
+        for part in (*workers, *named["control"]):
+            part.signal_group(signal.SIGTERM)
+        self._await_parts(workers, WORKERS_SECONDS)
+        for part in named["web"]:
+            part.send_signal(signal.SIGTERM)
+        self._await_parts(named["web"], WEB_SECONDS)
+        self._await_parts(named["control"], max(CONTROL_SECONDS, begun + WORKERS_SECONDS - time.monotonic()))
+        self._sweep()
+
+    def _await_parts(self, parts: list[Part], seconds: float) -> None:
+        """Wait until all have ended, at most `seconds`, then kill what is left of their groups."""
+        deadline = time.monotonic() + seconds
+        while any(part.running() for part in parts) and (left := deadline - time.monotonic()) > 0:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._wake, selectors.EVENT_READ)
+                selector.select(left)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+        for part in parts:
+            part.signal_group(signal.SIGKILL)
+
+
+def introduce(config: Any, port: int) -> list[str]:
+    """Make a daemon of its kind known when it starts; returns what a person should be warned of."""
+    # Loaded while the web process loads, and of the two only what is needed.
+    if config.program is configuration.HUB:
+        from occ_app.hub import health
+
+        return health.introduce(config, port)
+    from occ_app.supervisor import registration
+
+    return registration.introduce(config, port)
+
+
+def main() -> int:
+    """Run the daemon in the background (`occ_app.supervisor.supervisor FD KIND`); report its start as a line on FD."""
+    answer = os.fdopen(int(sys.argv[1]), "w")
+    log_to_stderr()
+
+    def tell(content: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # whoever asked may have gone
+            answer.write(json.dumps(content) + "\n")
+            answer.close()
+
+    def announce(ready: Ready) -> None:
+        tell(asdict(ready))
+
+    try:
+        config = configuration.load_daemon(sys.argv[2])
+        return Supervisor(config, introduce, announce, to_terminal=False).run()
+    except OCCError as error:
+        log.error("%s", error)
+        tell({"error": type(error).__name__, "message": str(error)})
+        return 1
+    except OSError as error:
+        log.exception("the daemon could not go on")
+        tell(
+            {
+                "error": "StartFailed",
+                "message": f"{error.strerror or error}: {error.filename or ''}; nothing was started.",
+            }
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Linux and Python below everything else; knows no execution."""

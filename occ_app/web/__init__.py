@@ -1,0 +1,1 @@
+"""HTTP below the views: server, callers, schemas, refusals."""

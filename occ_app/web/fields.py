@@ -1,0 +1,116 @@
+"""The fields that the bodies and queries on the wire are made of: what may stand there, and how it is read."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from occ_app.system.timestamps import iso
+
+# As OpenAPI writes them. They are matched whole, since Python's $ also takes a newline at the end.
+ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
+UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+CURSOR_PATTERN = r"^([0-9]{1,18})?$"
+ONE_LINE_PATTERN = r"^[^\u0000-\u001f\u007f]*$"
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,255}$"
+MOMENT_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?$"
+)
+
+# A prompt may have a million characters, which is 50 ms for a loop in Python.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+
+
+def check_id(value: str) -> None:
+    if not re.fullmatch(ID_PATTERN, value):
+        raise ValidationError(
+            "Must be 1 to 128 letters, digits, dots, underscores or hyphens, begin with a letter or digit "
+            "and not end with a dot."
+        )
+
+
+def check_text(value: str) -> None:
+    if _SURROGATE.search(value):
+        raise ValidationError("Must be Unicode text without lone surrogates.")
+
+
+def check_one_line(value: str) -> None:
+    check_text(value)
+    if _CONTROL.search(value):
+        raise ValidationError("Must be one line of text.")
+
+
+def check_prompt(value: str) -> None:
+    check_text(value)
+    if not value.strip():
+        raise ValidationError("Must not be empty.")
+
+
+def check_model(value: str) -> None:
+    if not re.fullmatch(MODEL_PATTERN, value):
+        raise ValidationError("Must be the name of a model.")
+
+
+def check_session(value: str) -> None:
+    if not re.fullmatch(UUID_PATTERN, value):
+        raise ValidationError("Must be a session's UUID, as an execution's sessionId tells it.")
+
+
+class Id(fields.String):
+    """The id of a workspace or an execution."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate=check_id, metadata={"pattern": ID_PATTERN}, **kwargs)
+
+
+class Amount(fields.Float):
+    """A JSON number above 0 and at most `most`; true and "3" are none."""
+
+    def __init__(self, most: float, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=most), **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, (bool, str)):
+            raise ValidationError("Must be a number.")
+        return super()._deserialize(value, *args, **kwargs)
+
+
+class Seconds(Amount):
+    """A span of time in seconds."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(10_000_000, **kwargs)
+
+
+class WholeNumber(fields.Integer):
+    """A JSON number without a fraction; true and "3" are none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(strict=True, **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, (bool, str)):
+            raise ValidationError("Must be a whole number.")
+        return super()._deserialize(value, *args, **kwargs)
+
+
+class Moment(fields.String):
+    """A day or a time, ISO 8601; without an offset it is UTC. Read as times stand in the rows."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(metadata={"pattern": MOMENT_PATTERN}, **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, *args, **kwargs)
+        try:
+            if not re.fullmatch(MOMENT_PATTERN, text):
+                raise ValueError(text)
+            moment = datetime.fromisoformat(text)
+            moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise ValidationError("Must be a day or a time as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
+        return iso(moment)

@@ -1,0 +1,295 @@
+"""Every body and query on the agent's wire, as marshmallow schemas: what is accepted, and what is answered.
+
+`/openapi.json` is generated from these, so the document and the checks cannot differ. Names on the wire are camelCase,
+in Python snake_case.
+"""
+
+from __future__ import annotations
+
+from marshmallow import RAISE, Schema, fields, validate
+
+from occ_app.web.fields import (
+    CURSOR_PATTERN,
+    MODEL_PATTERN,
+    UUID_PATTERN,
+    Id,
+    Moment,
+    Seconds,
+    WholeNumber,
+    check_model,
+    check_one_line,
+    check_prompt,
+    check_session,
+    check_text,
+)
+
+MOST_QUERY = 1000
+
+STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class _Request(Schema):
+    class Meta:
+        unknown = RAISE
+        ordered = True
+
+
+class InitForm(_Request):
+    """The text parts of POST /workspace/init; the zip is the file part `zip`."""
+
+    workspace_id = Id(data_key="workspaceId", required=True)
+    name = fields.String(required=True, validate=[validate.Length(1, 200), check_one_line])
+    process_policy = fields.String(
+        data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse"])
+    )
+    description = fields.String(load_default="", validate=[validate.Length(max=10_000), check_text])
+
+
+class InitUpload(InitForm):
+    """The whole form, as the document shows it; what comes as a file is read apart."""
+
+    zip = fields.Raw(required=True, metadata={"type": "string", "format": "binary"})
+
+
+class ExecuteBody(_Request):
+    """The body of POST /execute."""
+
+    execution_id = Id(data_key="executionId", required=True)
+    workspace_id = Id(data_key="workspaceId", required=True)
+    prompt = fields.String(required=True, validate=check_prompt, metadata={"pattern": r"\S"})
+    timeout_seconds = Seconds(data_key="timeoutSeconds")
+    idle_timeout_seconds = Seconds(data_key="idleTimeoutSeconds")
+    model = fields.String(validate=check_model, metadata={"pattern": MODEL_PATTERN})
+    max_turns = WholeNumber(data_key="maxTurns", validate=validate.Range(1, 10_000))
+    max_budget_usd = Seconds(data_key="maxBudgetUsd")
+    session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
+
+
+class ListQuery(_Request):
+    """The query of GET /executions."""
+
+    state = fields.String(validate=validate.OneOf(STATES))
+    workspace_id = Id(data_key="workspaceId")
+    agent_id = fields.String(data_key="agentId", validate=[validate.Length(1, 128), check_one_line])
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 1000))
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+class EventsQuery(_Request):
+    """The query of GET /executions/{id}/events. `after` is checked apart: it has an error code of its own."""
+
+    after = fields.String(metadata={"pattern": CURSOR_PATTERN})
+    follow = fields.Boolean(load_default=True)
+
+
+class NoQuery(_Request):
+    """No query parameters."""
+
+
+class ExecutionRecord(Schema):
+    """An execution as it stands."""
+
+    execution_id = fields.String(data_key="executionId")
+    workspace_id = fields.String(data_key="workspaceId")
+    state = fields.String(validate=validate.OneOf(STATES))
+    prompt = fields.String(allow_none=True)
+    position = fields.Integer(allow_none=True)
+    created_at = fields.String(data_key="createdAt")
+    started_at = fields.String(data_key="startedAt", allow_none=True)
+    finished_at = fields.String(data_key="finishedAt", allow_none=True)
+    exit_code = fields.Integer(data_key="exitCode", allow_none=True)
+    signal = fields.Integer(allow_none=True)
+    error_code = fields.String(data_key="errorCode", allow_none=True)
+    error_message = fields.String(data_key="errorMessage", allow_none=True)
+    session_id = fields.String(data_key="sessionId", allow_none=True)
+    model = fields.String(allow_none=True)
+    claude_version = fields.String(data_key="claudeVersion", allow_none=True)
+    cost_usd = fields.Float(data_key="costUsd", allow_none=True)
+    usage = fields.Raw(allow_none=True)
+    num_turns = fields.Integer(data_key="numTurns", allow_none=True)
+    duration_ms = fields.Integer(data_key="durationMs", allow_none=True)
+    last_seq = fields.Integer(data_key="lastSeq")
+    agent_id = fields.String(data_key="agentId", allow_none=True)
+    waits_for = fields.String(data_key="waitsFor", allow_none=True)
+
+
+class ExecutionList(Schema):
+    """A page of executions, newest first."""
+
+    executions = fields.List(fields.Nested(ExecutionRecord))
+    next = fields.Integer(allow_none=True)
+
+
+class SearchQuery(_Request):
+    """The query of GET /search."""
+
+    q = fields.String(
+        required=True, validate=[validate.Length(max=MOST_QUERY), check_prompt], metadata={"pattern": r"\S"}
+    )
+    limit = fields.Integer(load_default=20, validate=validate.Range(1, 100))
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+class SnippetPiece(Schema):
+    """A piece of text; `hit` when it is what was looked for."""
+
+    text = fields.String()
+    hit = fields.Boolean()
+
+
+class SearchSnippet(Schema):
+    """The text around the first hit in a prompt or an output; its pieces joined are that text."""
+
+    where = fields.String(data_key="in", validate=validate.OneOf(["prompt", "output"]))
+    pieces = fields.List(fields.Nested(SnippetPiece))
+
+
+class SearchResult(Schema):
+    """An execution that was found, and where."""
+
+    execution = fields.Nested(ExecutionRecord)
+    snippets = fields.List(fields.Nested(SearchSnippet))
+
+
+class SearchResults(Schema):
+    """A page of what was found, newest first; `unindexed` counts what is over and not searched yet."""
+
+    results = fields.List(fields.Nested(SearchResult))
+    next = fields.Integer(allow_none=True)
+    unindexed = fields.Integer()
+
+
+class UsageQuery(_Request):
+    """The query of GET /usage: executions accepted from `since` on and before `until`."""
+
+    by = fields.String(load_default="day", validate=validate.OneOf(["day", "workspace", "agent", "key"]))
+    since = Moment()
+    until = Moment()
+
+
+class Usage(Schema):
+    """What a group of executions took; money, tokens, turns and time are of what is over."""
+
+    executions = fields.Integer()
+    states = fields.Dict(keys=fields.String(validate=validate.OneOf(STATES)), values=fields.Integer())
+    cost_usd = fields.Float(data_key="costUsd")
+    input_tokens = fields.Integer(data_key="inputTokens")
+    output_tokens = fields.Integer(data_key="outputTokens")
+    cache_read_tokens = fields.Integer(data_key="cacheReadTokens")
+    cache_creation_tokens = fields.Integer(data_key="cacheCreationTokens")
+    turns = fields.Integer()
+    run_seconds = fields.Float(data_key="runSeconds")
+
+
+class UsageGroup(Schema):
+    """One day, workspace, agent or key; `group` is null for executions that have none."""
+
+    group = fields.String(allow_none=True)
+    name = fields.String(allow_none=True)
+    usage = fields.Nested(Usage)
+
+
+class UsageReport(Schema):
+    """Days newest first, everything else the dearest first; `omitted` groups are only in the total."""
+
+    by = fields.String()
+    groups = fields.List(fields.Nested(UsageGroup))
+    omitted = fields.Integer()
+    total = fields.Nested(Usage)
+
+
+class SkippedEntry(Schema):
+    """An entry of the zip that was left out."""
+
+    path = fields.String()
+    reason = fields.String()
+
+
+class InitReply(Schema):
+    """The answer to POST /workspace/init."""
+
+    status = fields.String(validate=validate.Equal("success"))
+    workspace_id = fields.String(data_key="workspaceId")
+    path = fields.String()
+    reused = fields.Boolean()
+    files = fields.Integer()
+    bytes = fields.Integer()
+    skipped = fields.List(fields.Nested(SkippedEntry))
+    agent_id = fields.String(data_key="agentId", allow_none=True)
+
+
+class WorkspaceRecord(Schema):
+    """A workspace as it stands."""
+
+    workspace_id = fields.String(data_key="workspaceId")
+    name = fields.String()
+    description = fields.String()
+    path = fields.String()
+    files = fields.Integer()
+    bytes = fields.Integer()
+    skipped = fields.List(fields.Nested(SkippedEntry))
+    created_at = fields.String(data_key="createdAt")
+    updated_at = fields.String(data_key="updatedAt")
+    agent_id = fields.String(data_key="agentId", allow_none=True)
+
+
+class WorkspaceList(Schema):
+    """All workspaces, by id."""
+
+    workspaces = fields.List(fields.Nested(WorkspaceRecord))
+
+
+class Deleted(Schema):
+    """The answer to a DELETE."""
+
+    status = fields.String(validate=validate.Equal("success"))
+
+
+class HeartbeatState(Schema):
+    """The heartbeat towards the hub."""
+
+    last_successful_at = fields.String(data_key="lastSuccessfulAt", allow_none=True)
+    consecutive_failures = fields.Integer(data_key="consecutiveFailures")
+    seq_num = fields.Integer(data_key="seqNum")
+
+
+class WorkerState(Schema):
+    """How many executions can run at once, and how many do."""
+
+    total = fields.Integer()
+    busy = fields.Integer()
+
+
+class QueueState(Schema):
+    """How many executions wait."""
+
+    depth = fields.Integer()
+
+
+class ClaudeState(Schema):
+    """The CLI that this agent runs."""
+
+    version = fields.String(allow_none=True)
+    path = fields.String(allow_none=True)
+
+
+class Health(Schema):
+    """The answer to GET /health."""
+
+    status = fields.String(validate=validate.OneOf(["healthy", "degraded"]))
+    version = fields.String()
+    uptime = fields.Float()
+    heartbeat = fields.Nested(HeartbeatState)
+    workers = fields.Nested(WorkerState)
+    queue = fields.Nested(QueueState)
+    claude = fields.Nested(ClaudeState)
+    problems = fields.List(fields.String())
+
+
+class Error(Schema):
+    """Every refusal."""
+
+    status = fields.String(validate=validate.Equal("error"))
+    code = fields.String()
+    message = fields.String()
+    details = fields.Dict()

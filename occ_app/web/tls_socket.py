@@ -1,0 +1,73 @@
+"""TLS connections as the server holds them: nothing on them waits for ever, and two threads may share one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import ssl
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from occ_app.home.certificate import Certificate
+
+log = logging.getLogger("occ.server")
+
+IO_SECONDS = 10
+
+
+class _TLSSocket(ssl.SSLSocket):
+    """A TLS connection on which nothing waits for ever, and that may be read and written by two threads.
+
+    The limits that the kernel keeps for a plain socket do not end a wait of Python's ssl, which tries again; its own
+    does. And before Python 3.13 two threads of one connection may be inside OpenSSL at the same time, which it forbids.
+    """
+
+    _turn: threading.RLock
+
+    def settimeout(self, value: float | None) -> None:
+        super().settimeout(IO_SECONDS if value is None else value)
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def do_handshake(self, block: bool = False) -> None:
+        self._turn = threading.RLock()
+        with _silence_is_a_reset():
+            super().do_handshake(block)
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        with self._turn, _silence_is_a_reset():
+            return super().recv(buflen, flags)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        with self._turn, _silence_is_a_reset():
+            return super().send(data, flags)
+
+
+@contextlib.contextmanager
+def _silence_is_a_reset() -> Iterator[None]:
+    """A client that stalls is no fault of the server's, and gunicorn logs a traceback for what it does not know."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise ConnectionResetError(errno.ECONNRESET, "the client fell silent") from error
+
+
+def server_context(certificate: Certificate) -> ssl.SSLContext:
+    """What a server needs to speak TLS with this certificate, version 1.2 or newer."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate.chain, certificate.key, password="")
+    context.sslsocket_class = _TLSSocket
+    return context
+
+
+def say_goodbye(connection: ssl.SSLSocket) -> None:
+    """Tell the client that this was all, so that it knows a cut from an end; wait a moment for its own goodbye."""
+    connection.settimeout(1.0)
+    try:
+        connection.unwrap()
+    except (OSError, ValueError):
+        log.debug("a client was gone before its connection was closed")

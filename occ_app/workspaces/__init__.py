@@ -1,0 +1,1 @@
+"""Workspaces, and the zips they are made from."""

@@ -1,0 +1,253 @@
+"""Uploads: the jobs that make workspaces from zips.
+
+A workspace appears and changes in one step: a tree is unpacked beside its place and exchanged with what is there inside
+the transaction that checks nobody is using it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from occ_app import errors
+from occ_app.database.database import Database
+from occ_app.executions.events import to_json
+from occ_app.system.kernel import exchange, flush, flush_folder
+from occ_app.system.timestamps import iso_now
+from occ_app.workspaces import archives
+from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A workspace that is to be made from a zip; `policy` is overwrite or reuse, `key_id` the hub's key that asks."""
+
+    workspace_id: str
+    name: str
+    description: str
+    policy: str
+    zip_path: Path
+    key_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of `workspace_jobs`: an upload that is being worked on."""
+
+    number: int
+    upload: Upload
+
+
+def submit(db: Database, upload: Upload) -> int:
+    """Note that a workspace is to be made; returns the job's number."""
+    with db.write() as connection:
+        number = connection.execute(
+            "INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, state, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'queued', ?)",
+            (
+                upload.workspace_id,
+                upload.name,
+                upload.description,
+                upload.policy,
+                str(upload.zip_path),
+                upload.key_id,
+                iso_now(),
+            ),
+        ).lastrowid
+    assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
+    return number
+
+
+def result(db: Database, number: int) -> tuple[str, dict[str, Any] | None]:
+    """A job's state and, when it is over, its reply or its error."""
+    with db.read() as connection:
+        row = connection.execute("SELECT state, result FROM workspace_jobs WHERE number = ?", (number,)).fetchone()
+    return row["state"], None if row["result"] is None else json.loads(row["result"])
+
+
+def abandon(db: Database, number: int) -> bool:
+    """Give a job up. False when it was over already; then its result stands."""
+    with db.write() as connection:
+        return bool(
+            connection.execute(
+                "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ?"
+                " WHERE number = ? AND state IN ('queued', 'running')",
+                (iso_now(), number),
+            ).rowcount
+        )
+
+
+def abandon_all(db: Database) -> None:
+    """Give up every unfinished job: whoever waited for them is gone with the daemon that took them."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ? WHERE state IN ('queued', 'running')",
+            (iso_now(),),
+        )
+
+
+def abandon_running(db: Database) -> list[int]:
+    """Give up the jobs that a killed control process had begun; returns their numbers, for whoever waits."""
+    with db.write() as connection:
+        rows = connection.execute(
+            "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ? WHERE state = 'running' RETURNING number",
+            (iso_now(),),
+        ).fetchall()
+    return [row["number"] for row in rows]
+
+
+def undo_unfinished(db: Database, folder: Path) -> None:
+    """Undo what a killed process had put into the workspaces' folder and not written down, and remove what is left."""
+    for staging in folder.glob(".incoming-*"):
+        number, _, inode = staging.name.removeprefix(".incoming-").partition("-")
+        if inode and staging.stat().st_ino != int(inode):
+            with db.read() as connection:
+                row = connection.execute(
+                    "SELECT workspace_id FROM workspace_jobs WHERE number = ? AND state != 'succeeded'", (int(number),)
+                ).fetchone()
+            if row is not None:
+                exchange(staging, folder / row["workspace_id"])
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def run(db: Database, number: int, folder: Path, limits: archives.Limits) -> None:
+    """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays."""
+    job = take(db, number)
+    if job is None:
+        return
+    staging = folder / f".incoming-{number}"
+    upload = job.upload
+    try:
+        try:
+            if upload.policy == "reuse" and _exists(db, upload.workspace_id):
+                archives.unpack(upload.zip_path, None, limits)
+                _reuse(db, job)
+                return
+            staging.mkdir(mode=0o700)
+            # Its name tells the new tree from the old one, which is there once they were exchanged.
+            staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
+            unpacked = archives.unpack(upload.zip_path, staging, limits)
+            flush(staging)  # what is answered with 200 survives a power cut
+            _put_in_place(db, job, staging, folder / upload.workspace_id, unpacked)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)  # who is told of a failure finds its bytes free again
+    except errors.RequestError as error:
+        fail(db, number, error)
+    except OSError as error:
+        fail(db, number, errors.unwritable(error))
+
+
+def take(db: Database, number: int) -> Job | None:
+    """Begin a job. None when it was begun or given up already."""
+    with db.write() as connection:
+        row = connection.execute(
+            "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
+            " RETURNING workspace_id, name, description, policy, zip_path, key_id",
+            (number,),
+        ).fetchone()
+    if row is None:
+        return None
+    asked = (row["workspace_id"], row["name"], row["description"], row["policy"])
+    return Job(number, Upload(*asked, Path(row["zip_path"]), row["key_id"]))
+
+
+def _exists(db: Database, workspace_id: str) -> bool:
+    with db.read() as connection:
+        row = connection.execute("SELECT path FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
+    return row is not None and Path(row["path"]).is_dir()
+
+
+def _reuse(db: Database, job: Job) -> None:
+    workspace = workspaces.get(db, job.upload.workspace_id)
+    with db.write() as connection:
+        succeed(connection, job.number, workspace, reused=True)
+
+
+def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: archives.Unpacked) -> None:
+    exchanged = False
+    try:
+        with db.write(durable=False) as connection:
+            _write_down(connection, job, place, unpacked)
+            _exchange(staging, place)
+            exchanged = True
+            # Before the commit, which flushes the database alone: a row without its folder would be an upload lost.
+            flush_folder(place.parent)
+    except BaseException:
+        if exchanged:  # the rows are as they were, and so shall be the tree
+            exchange(staging, place) if staging.exists() else os.rename(place, staging)
+        raise
+    db.flush()
+
+
+def _write_down(connection: sqlite3.Connection, job: Job, place: Path, unpacked: archives.Unpacked) -> None:
+    """The rows of a workspace that was made, in the caller's transaction."""
+    now = iso_now()
+    upload = job.upload
+    workspaces.refuse_busy(connection, upload.workspace_id)
+    row = connection.execute(
+        """
+        INSERT INTO workspaces
+            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
+            path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
+            updated_at = excluded.updated_at
+        RETURNING *
+        """,
+        (
+            *(upload.workspace_id, upload.name, upload.description, str(place)),
+            *(unpacked.files, unpacked.bytes, to_json(list(unpacked.skipped)), now, now),
+        ),
+    ).fetchone()
+    succeed(connection, job.number, workspaces.from_row(row), reused=False)
+
+
+def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *, reused: bool) -> None:
+    """End a job well, in the caller's transaction. Raises Unavailable when it was given up meanwhile."""
+    reply = {
+        "status": "success",
+        "workspaceId": workspace.workspace_id,
+        "path": workspace.path,
+        "reused": reused,
+        "files": workspace.files,
+        "bytes": workspace.bytes,
+        "skipped": workspace.skipped,
+    }
+    if workspace.zip is not None:  # on a hub, which tells where it is
+        reply["agentId"] = workspace.agent_id
+    won = connection.execute(
+        "UPDATE workspace_jobs SET state = 'succeeded', result = ?, finished_at = ?"
+        " WHERE number = ? AND state = 'running'",
+        (to_json(reply), iso_now(), number),
+    ).rowcount
+    if not won:
+        # Its caller was told that it took too long; raising undoes the transaction and with it the workspace.
+        raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
+
+
+def fail(db: Database, number: int, error: errors.RequestError) -> None:
+    """End a job with what its caller is to be told."""
+    result: Mapping[str, Any] = {"code": error.code, "message": str(error), "details": error.details}
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspace_jobs SET state = 'failed', result = ?, finished_at = ?"
+            " WHERE number = ? AND state = 'running'",
+            (to_json(result), iso_now(), number),
+        )
+
+
+def _exchange(staging: Path, place: Path) -> None:
+    """Put the new tree in its place; the old one, if any, is then where the new one was. One atomic step."""
+    try:
+        os.rename(staging, place)  # works when there is nothing, or an empty folder
+        return
+    except OSError:
+        pass
+    exchange(staging, place)

@@ -1,0 +1,120 @@
+"""Workspaces: the folders executions run in, and their rows; uploads.py makes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from occ_app import errors
+from occ_app.database.database import Database
+from occ_app.executions.queries import workspace_not_found
+from occ_app.system.kernel import flush_folder
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why.
+
+    From `key_id` on: what only a hub has. `zip` is the stored zip's SHA-256, `upload` the job that brought it, and
+    `placed` the job whose zip the agent `agent_id` has: None, none of the hub's; 0, one that may have arrived.
+    """
+
+    workspace_id: str
+    name: str
+    description: str
+    path: str
+    files: int
+    bytes: int
+    skipped: list[dict[str, str]]
+    created_at: str
+    updated_at: str
+    key_id: str | None
+    agent_id: str | None
+    zip: str | None
+    upload: int | None
+    placed: int | None
+
+
+def get(db: Database, workspace_id: str, only: str | None = None) -> Workspace:
+    """One workspace. Raises NotFound, also for one that another key than `only` made."""
+    with db.read() as connection:
+        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
+    if row is None or only not in (None, row["key_id"]):
+        raise workspace_not_found(workspace_id)
+    return from_row(row)
+
+
+def listing(db: Database, only: str | None = None) -> list[Workspace]:
+    """All workspaces, or those that the key `only` made, by id."""
+    with db.read() as connection:
+        rows = connection.execute(
+            "SELECT * FROM workspaces WHERE ? IS NULL OR key_id = ? ORDER BY workspace_id", (only, only)
+        ).fetchall()
+    return [from_row(row) for row in rows]
+
+
+def delete(db: Database, workspace_id: str, folder: Path) -> None:
+    """Remove a workspace and its files. Raises NotFound, or Conflict while an execution runs in it."""
+    trash = folder / f".deleted-{workspace_id}-{os.urandom(4).hex()}"
+    path: Path | None = None
+    try:
+        with db.write(durable=False) as connection:
+            row = connection.execute(
+                "DELETE FROM workspaces WHERE workspace_id = ? RETURNING path", (workspace_id,)
+            ).fetchone()
+            if row is None:
+                raise workspace_not_found(workspace_id)
+            refuse_busy(connection, workspace_id)
+            # The rename stands inside the transaction: no execution can be claimed between the check and it.
+            if Path(row["path"]).exists():
+                os.rename(row["path"], trash)
+                path = Path(row["path"])
+                flush_folder(folder)
+    except BaseException:
+        if path is not None:  # its row is there again
+            os.rename(trash, path)
+        raise
+    db.flush()
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def settle(db: Database, folder: Path) -> None:
+    """Make folders and rows agree before anybody serves, also in a home that was moved, copied or restored.
+
+    A removal that was killed before it was written down is undone, one after that is finished.
+    """
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE workspaces SET path = ?1 || '/' || workspace_id WHERE path != ?1 || '/' || workspace_id",
+            (str(folder),),
+        )
+        kept = {row["workspace_id"] for row in connection.execute("SELECT workspace_id FROM workspaces").fetchall()}
+    for trash in folder.glob(".deleted-*"):
+        workspace_id = trash.name.removeprefix(".deleted-").rpartition("-")[0]
+        if workspace_id in kept and not (folder / workspace_id).exists():
+            trash.rename(folder / workspace_id)
+        else:
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:
+    """Raises Conflict while an execution runs in the workspace; inside the transaction that changes it."""
+    row = connection.execute(
+        "SELECT execution_id FROM executions WHERE workspace_id = ? AND state = 'running'", (workspace_id,)
+    ).fetchone()
+    if row is not None:
+        raise errors.Conflict(
+            "WORKSPACE_BUSY",
+            f"Execution {row['execution_id']} runs in workspace {workspace_id}; wait for it or cancel it first.",
+            {"workspaceId": workspace_id, "executionId": row["execution_id"]},
+        )
+
+
+def from_row(row: sqlite3.Row) -> Workspace:
+    values = dict(row)
+    values["skipped"] = json.loads(values["skipped"])
+    return Workspace(**values)

@@ -1,0 +1,156 @@
+"""The agent's two consumer processes: `python -m occ_worker.agent executions` and `… control`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from occ_app.config import config as configuration
+from occ_app.config.config import Config
+from occ_app.database import database as db
+from occ_app.errors import OCCError
+from occ_app.home import daemon
+from occ_app.home import notes as agent
+from occ_app.queue import open_queue
+from occ_app.streams.doorbell import Doorbell, Ringer
+from occ_app.system.kernel import become_subreaper
+from occ_app.system.logs import log_to_stderr
+from occ_app.system.process_identity import own_identity
+from occ_worker import tasks
+from occ_worker.consumers import ControlConsumer, ProcessesConsumer
+from occ_worker.control.agent import Control
+from occ_worker.control.heartbeat import Heartbeat
+from occ_worker.execution import command as claude
+from occ_worker.execution import runner
+from occ_worker.execution.child import Launcher
+from occ_worker.execution.driver import GRACE_SECONDS, Worker
+
+if TYPE_CHECKING:
+    from occ_app.client.hub_client import HubClient
+    from occ_worker.control.link import LinkClient
+
+CONTROL_THREADS = 4
+LINK_SECONDS = 9.0  # for the other parts to say their last over the link; who stops the daemon waits less
+
+
+def run_executions(config: Config) -> None:
+    """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""
+    queue = open_queue(config, "executions")
+    parts: list[Worker] = []
+    put = tasks.executions(queue, lambda: runner.run_next(parts[0]))
+
+    @queue.on_startup()  # type: ignore[untyped-decorator]  # huey is untyped
+    def open_parts() -> None:
+        """In the forked worker: nothing that holds a file or a lock crosses the fork."""
+        become_subreaper()
+        launcher = Launcher(claude.environment(config))
+        launcher.prepare()
+        database = db.Database(config.database)
+        with contextlib.suppress(OCCError):  # a held database; the first execution opens them then
+            database.prepare()
+        parts.append(
+            Worker(
+                config=config,
+                db=database,
+                identity=own_identity(),
+                readers=Ringer(config.run / "tail"),
+                bell=Doorbell(config.run / "worker"),
+                launcher=launcher,
+                wake=queue.stop.descriptor,
+                stopping=lambda: queue.stop.set,
+                ring_queue=lambda: put(""),
+            )
+        )
+
+    @queue.on_shutdown()  # type: ignore[untyped-decorator]  # huey is untyped
+    def close_parts() -> None:
+        parts[0].launcher.close()
+        parts[0].bell.close()
+
+    consumer = ProcessesConsumer(
+        queue,
+        workers=config.workers,
+        worker_type="process",
+        periodic=False,
+        scheduler_interval=60,
+        health_check_interval=1,
+        graceful_signal="TERM",
+        shutdown_timeout=GRACE_SECONDS,
+    )
+    become_subreaper()
+    gc.freeze()  # what is there now is shared by all workers, as long as no collection writes to it
+    consumer.run()
+
+
+def run_control(config: Config) -> None:
+    """Consume the control queue until SIGTERM, then send the last heartbeat."""
+    database = db.Database(config.database)
+    queue = open_queue(config, "control")
+    executions_queue = open_queue(config, "executions")
+    put = tasks.executions(executions_queue, tasks.elsewhere)
+    port = configuration.listening_port()
+    link = _link(config, database, port)
+    renew = link.renew if link else _nothing
+    control = Control(
+        config,
+        database,
+        Ringer(config.run / "tail"),
+        Heartbeat(config, database, port, lambda seconds: _hub(config, seconds), renew),
+        queued=executions_queue.pending_count,
+        ring=lambda: put(""),
+    )
+    tasks.control(queue, lambda: control)
+    control.make_room_for_log()
+    control.settle_uploads()
+    consumer = ControlConsumer(
+        queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
+    )
+    if link:
+        sys.setswitchinterval(0.001)  # else unpacking an upload keeps the link's thread waiting for 5 ms at a time
+        link.start()
+    consumer.run()
+    control.last_heartbeat()
+    if link:
+        link.stop(LINK_SECONDS)
+
+
+def _link(config: Config, database: db.Database, port: int) -> LinkClient | None:
+    """The link with the hub; None for a standalone agent, which does without the memory of WebSockets."""
+    if config.remote_url is None:
+        return None
+    from occ_worker.control.link import LinkClient
+
+    def note(connected: bool) -> None:
+        with contextlib.suppress(OCCError):  # a held database; the next change is told
+            agent.note(database, "link", {"connected": connected})
+
+    own = (daemon.local_host(config.bind_address), port)
+    return LinkClient(config.remote_url, config.state, own, note, config.remote_pin)
+
+
+def _nothing() -> None:
+    """Nobody waits for a registration."""
+
+
+def _hub(config: Config, seconds: float) -> HubClient:
+    from occ_app.client.hub_client import HubClient
+
+    assert config.remote_url is not None  # noqa: S101 - only an agent with a hub has heartbeats
+    return HubClient(config.remote_url, seconds, config.remote_pin)
+
+
+def main() -> None:
+    config = configuration.load()
+    log_to_stderr()
+    logging.getLogger("huey").setLevel(logging.WARNING)
+    config.make_folders()
+    db.ensure_schema(config.database, Path(config.home / "lock" / "migrate"))
+    {"executions": run_executions, "control": run_control}[sys.argv[1]](config)
+
+
+if __name__ == "__main__":
+    main()

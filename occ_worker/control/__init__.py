@@ -1,0 +1,1 @@
+"""What the control process does: heartbeat, link, deliveries, upkeep."""

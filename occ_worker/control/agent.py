@@ -1,0 +1,131 @@
+"""What the control process does: workspaces from uploads, the heartbeat, and keeping the rows true to the processes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from occ_app.claude import program as claude_cli
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.executions import lifecycle
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution, Outcome
+from occ_app.home import notes as agent
+from occ_app.streams import tail
+from occ_app.streams.doorbell import Ringer
+from occ_app.system.process_identity import boot_id
+from occ_app.system.strays import sweep_marked
+from occ_app.workspaces import archives, uploads
+from occ_worker.control.heartbeat import Heartbeat
+from occ_worker.control.slots import Places
+from occ_worker.control.upkeep import Upkeep
+
+log = logging.getLogger("occ.control")
+
+_OVERDUE_SECONDS = 30.0  # past its limit and grace, before a worker counts as stuck
+_UNHEARD_SECONDS = 20.0  # the same for one that was asked to end an execution
+
+
+class Control(Upkeep):
+    """The control process's parts. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+
+    def __init__(
+        self,
+        config: Config,
+        db: Database,
+        readers: Ringer,
+        heartbeat: Heartbeat,
+        queued: Callable[[], int],
+        ring: Callable[[], None],
+    ) -> None:
+        super().__init__(config, db)
+        self._readers = readers
+        self._heartbeat = heartbeat
+        self._queued = queued
+        self._ring = ring
+        self._reaping = threading.Lock()
+        self._asked: dict[int, float] = {}  # when an execution's end was asked for, as far as this process knows
+        self._uploads = Places(2, self._unpack)  # at most half of the threads, so that a beat finds one
+
+    def settle_uploads(self) -> None:
+        """Undo what a killed predecessor had begun, and tell those who wait."""
+        for number in uploads.abandon_running(self._db):
+            self._readers.ring(tail.job_key(number))
+        uploads.undo_unfinished(self._db, self._config.workspaces)
+
+    def make_workspace(self, number: int) -> None:
+        self._uploads.take(number)
+
+    def _unpack(self, number: int) -> None:
+        limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)
+        uploads.run(self._db, number, self._config.workspaces, limits)
+        self._readers.ring(tail.job_key(number))
+
+    def heartbeat_due(self) -> bool:
+        return self._heartbeat.due()
+
+    def heartbeat(self) -> None:
+        self._heartbeat.beat()
+
+    def last_heartbeat(self) -> None:
+        self._heartbeat.last()
+
+    def probe_cli(self) -> None:
+        """Note which CLI there is; `/health` tells."""
+        cli = claude_cli.probe(self._config)
+        problem = claude_cli.missing(self._config) if cli.path is None else None
+        agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem})
+
+    def under_way(self) -> bool:
+        """Whether anything runs or waits, so that there is something to reap."""
+        return any(executions.counts(self._db))
+
+    def reap(self) -> None:
+        """Settle executions whose worker is gone, end workers that are stuck, and wake workers for what waits."""
+        if not self._reaping.acquire(blocking=False):
+            return
+        try:
+            running = executions.running(self._db)
+            self._asked = {x.number: self._asked[x.number] for x in running if x.number in self._asked}
+            for execution in running:
+                self._settle(execution)
+            idle = self._config.workers - len(running)
+            if idle > 0 and self._queued() == 0:
+                for _ in range(min(idle, executions.claimable(self._db))):
+                    self._ring()
+        finally:
+            self._reaping.release()
+
+    def _is_overdue(self, execution: Execution) -> bool:
+        """Whether its worker ought to have ended it by now: at its limit, or since somebody asked for it."""
+        now = time.monotonic()
+        if execution.stop_requested is None:
+            return now > (execution.deadline or 0) + _OVERDUE_SECONDS
+        asked = self._asked.setdefault(execution.number, now)
+        return now > asked + _UNHEARD_SECONDS
+
+    def _settle(self, execution: Execution) -> None:
+        owner = execution.owner
+        if owner is not None and owner.alive():
+            if owner.boot_id == boot_id() and self._is_overdue(execution):
+                log.error("execution %s: worker %d is stuck and is killed", execution.execution_id, owner.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(owner.pid, signal.SIGKILL)
+            return
+        # Nothing of it may live on once it is called over.
+        sweep_marked(execution.execution_id, self._config.home)
+        outcome = Outcome.failure(
+            "WORKER_LOST",
+            "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
+        )
+        if execution.stop_requested is not None:
+            outcome = Outcome.failure(execution.stop_requested, "The execution was cancelled.")
+        if lifecycle.finish(self._db, execution.number, outcome):
+            log.warning("execution %s was lost with its worker", execution.execution_id)
+            self._readers.ring(tail.execution_key(execution.number))

@@ -1,0 +1,143 @@
+"""Which delivery is made when: a few at once, one for each webhook, and none kept waiting by another's receiver."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from occ_app.database.database import Database
+from occ_app.errors import OCCError, Unreachable
+from occ_app.hub import webhooks
+from occ_app.system.timestamps import iso
+from occ_worker.control.delivery import Patience, send
+
+log = logging.getLogger("occ.webhooks")
+
+PLACES = 2
+_GONE = 410  # the receiver's word for "never again"
+_LOST_SECONDS = 60.0
+
+
+@dataclass
+class _Place:
+    """A delivery whose job is on the queue, or begun."""
+
+    number: int
+    put_at: float  # on the monotonic clock
+    begun: bool = False
+
+
+class Deliveries:
+    """The deliveries of one process: at most PLACES of them, each in a thread of the control queue.
+
+    A webhook has one at a time. Of those whose last attempt failed only one is called at once, so the other place is
+    for receivers that answer: a receiver that hangs costs the others nothing.
+    """
+
+    def __init__(self, db: Database, patience: Patience) -> None:
+        self._db = db
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._places: dict[str, _Place] = {}
+        self._failing: set[str] = set()
+        self._called: dict[str, float] = {}
+
+    def due(self) -> bool:
+        """Whether anything is to be delivered now."""
+        with contextlib.suppress(OCCError):  # a held database; there is a next time
+            return bool(webhooks.due(self._db, _in(0)))
+        return False
+
+    def put_due(self, put: Callable[[int], None]) -> None:
+        """Put in a job for each due delivery that has a place, whose webhook was called longest ago first."""
+        due = dict(webhooks.due(self._db, _in(0)))
+        with self._lock:
+            self._give_up_lost()
+            chosen = {}
+            for webhook_id in sorted(due, key=lambda name: self._called.get(name, 0.0)):
+                if self._has_place(webhook_id):
+                    chosen[webhook_id] = due[webhook_id]
+                    self._places[webhook_id] = _Place(due[webhook_id], time.monotonic())
+        for webhook_id, number in chosen.items():
+            try:
+                put(number)
+            except OCCError:
+                self._leave(webhook_id)
+                raise
+
+    def deliver(self, number: int, put: Callable[[int], None]) -> None:
+        """Make one delivery that has a place, then put in what is due next. One without a place is an old job."""
+        webhook_id = self._begin(number)
+        if webhook_id is None:
+            return
+        try:
+            self._note(webhook_id, self._attempt(number))
+        except OCCError as error:
+            log.error("delivery %s is put off: %s", webhooks.delivery_id(number), error)
+            return
+        finally:
+            self._leave(webhook_id)
+        self.put_due(put)
+
+    def _attempt(self, number: int) -> bool | None:
+        """Make it, and write down how it went. Returns whether the receiver is well; None when it was not called."""
+        patience = self._patience
+        claimed = webhooks.claim(self._db, number, _in(0), _in(patience.lease))
+        if claimed is None:
+            return None
+        status, problem = None, ""
+        try:
+            status = send(claimed, patience.seconds)
+        except Unreachable as error:
+            problem = str(error)
+        if status is not None and 200 <= status < 300:
+            webhooks.delivered(self._db, claimed, status)
+            return True
+        pause = None if status == _GONE else patience.pause(claimed.attempts)
+        problem = problem or f"it answered {status}"
+        webhooks.failed(self._db, claimed, status, problem, None if pause is None else _in(pause))
+        log.info("%s to %s: %s", claimed.delivery_id, claimed.webhook_id, problem)
+        return False
+
+    def _note(self, webhook_id: str, well: bool | None) -> None:
+        with self._lock:
+            if well:
+                self._failing.discard(webhook_id)
+            elif well is not None:
+                self._failing.add(webhook_id)
+
+    def _has_place(self, webhook_id: str) -> bool:
+        if webhook_id in self._places or len(self._places) >= PLACES:
+            return False
+        return webhook_id not in self._failing or not self._failing & set(self._places)
+
+    def _begin(self, number: int) -> str | None:
+        with self._lock:
+            for webhook_id, place in self._places.items():
+                if place.number == number and not place.begun:
+                    place.begun = True
+                    self._called[webhook_id] = time.monotonic()
+                    return webhook_id
+        return None
+
+    def _leave(self, webhook_id: str) -> None:
+        with self._lock:
+            self._places.pop(webhook_id, None)
+
+    def _give_up_lost(self) -> None:
+        """Free the places of jobs that never began: the queue's file may have been taken away."""
+        now = time.monotonic()
+        for webhook_id, place in list(self._places.items()):
+            if not place.begun and now - place.put_at > _LOST_SECONDS:
+                del self._places[webhook_id]
+
+
+def _in(seconds: float) -> str:
+    """The moment that is so many seconds away, as times stand in the rows."""
+    moment = datetime.now(UTC) + timedelta(seconds=seconds)
+    return iso(moment)

@@ -1,0 +1,142 @@
+"""The agent's sign of life: registering when that is still to be done, one beat each interval, one last at the end.
+
+A beat is never repeated: the next one comes in time. What came of it stands in occ.db, where `/health` reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from occ_app.claude import program as claude_cli
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.errors import OCCError, Refused, Unreachable
+from occ_app.executions import queries as executions
+from occ_app.home import notes as agent
+from occ_app.home import state
+from occ_app.supervisor.registration import register
+from occ_app.system.timestamps import iso_now
+
+if TYPE_CHECKING:
+    from occ_app.client.hub_client import HubClient
+
+log = logging.getLogger("occ.heartbeat")
+
+_LONGEST_PAUSE = 300.0
+_BEAT_SECONDS = 10.0
+_LAST_BEAT_SECONDS = 1.0
+
+
+class Heartbeat:
+    """The beats of one control process. `hub` makes the client for a call of so many seconds; `registered` is called
+    after each registration."""
+
+    def __init__(
+        self,
+        config: Config,
+        db: Database,
+        port: int,
+        hub: Callable[[float], HubClient],
+        registered: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._config = config
+        self._db = db
+        self._port = port
+        self._hub = hub
+        self._on_registered = registered
+        self._registered = bool(agent.noted(db, "registration").get("registered"))
+        self._pause = 1.0
+        self._next = 0.0
+        self._going = threading.Lock()
+
+    def due(self) -> bool:
+        """Whether a beat is due now; asked about once a second."""
+        if self._config.remote_url is None or self._going.locked():
+            return False
+        return time.monotonic() >= self._next - 0.5
+
+    def beat(self) -> None:
+        """Register or beat once, and note how it went."""
+        with self._going:
+            if not self._registered:
+                self._register()
+                return
+            self._schedule(state.load(self._config.state))
+            self._send(self._hub(_BEAT_SECONDS), "")
+
+    def last(self) -> None:
+        """Say goodbye, in at most a second."""
+        if self._config.remote_url is None or not self._registered:
+            return
+        with self._going:
+            self._send(self._hub(_LAST_BEAT_SECONDS), "stopping")
+
+    def _schedule(self, known: state.State | None) -> None:
+        interval = known.heartbeat_interval_seconds if known else 30.0
+        now = time.monotonic()
+        # Counted from when it was due, so that beats do not drift; after a long stop there is one, not a burst.
+        self._next = self._next + interval if now - self._next < interval else now + interval
+
+    def _register(self) -> None:
+        cli = claude_cli.probe(self._config)
+        try:
+            registered = register(self._config, self._hub(_BEAT_SECONDS), self._port, cli)
+        except (Refused, Unreachable) as error:
+            log.warning("not registered with the hub: %s", error)
+            agent.note(self._db, "registration", {"registered": False, "problem": str(error)})
+            self._next = time.monotonic() + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            return
+        self._registered, self._pause, self._next = True, 1.0, time.monotonic()
+        agent.note(self._db, "registration", {"registered": True})
+        log.info("registered with the hub as %s", registered.agent_id)
+        self._on_registered()
+
+    def _send(self, hub: HubClient, status: str) -> None:
+        known = state.load(self._config.state)
+        if known is None or known.agent_id is None:
+            self._registered = False
+            return
+        kept = agent.heartbeat(self._config, self._db)
+        sequence = kept["seqNum"] + 1
+        body = self._body(sequence, status)
+        result = {**kept, "seqNum": sequence}
+        try:
+            hub.beat(known.agent_id, known.token, body)
+            result |= {"lastSuccessfulAt": iso_now(), "consecutiveFailures": 0}
+        except (Refused, Unreachable) as error:
+            log.warning("heartbeat %d was not taken: %s", sequence, error)
+            result["consecutiveFailures"] += 1
+            if isinstance(error, Refused):
+                self._refused(error, status)
+        agent.note(self._db, "heartbeat", result)
+
+    def _refused(self, refusal: Refused, status: str) -> None:
+        if refusal.retry_after is not None:
+            self._next = max(self._next, time.monotonic() + min(refusal.retry_after, _LONGEST_PAUSE))
+        if refusal.status in (401, 403, 404) and status != "stopping":
+            # The hub does not know this token any more: register once; if that fails too, again with back-off.
+            self._registered = False
+            self._register()
+
+    def _body(self, sequence: int, status: str) -> dict[str, object]:
+        try:
+            report = agent.health(self._config, self._db)
+            running = [execution.execution_id for execution in executions.running(self._db)]
+        except OCCError:  # a locked database must not cost a beat
+            report, running = {"status": "degraded", "uptime": 0, "workers": {}, "queue": {}, "version": ""}, []
+        return {
+            "seqNum": sequence,
+            "timestamp": iso_now(),
+            "status": status or report["status"],
+            "version": report["version"],
+            "uptime": report["uptime"],
+            "workers": report["workers"],
+            "queue": report["queue"],
+            "executions": running,
+        }

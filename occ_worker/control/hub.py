@@ -1,0 +1,171 @@
+"""What the hub's control process does: storing zips, ways to agents, webhooks, and ending what waits too long."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from occ_app.config.config import HubConfig
+from occ_app.database.database import Database
+from occ_app.errors import Refused, Unreachable
+from occ_app.executions import lifecycle, retention
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Outcome
+from occ_app.hub import outbox as errands
+from occ_app.hub import placement, webhooks
+from occ_app.hub import workspaces as hub_workspaces
+from occ_app.hub.agent_clients import Calls
+from occ_app.hub.agents import Agent, Agents
+from occ_app.streams import tail
+from occ_app.streams.doorbell import Ringer
+from occ_app.workspaces import uploads
+from occ_worker.control.deliveries import Deliveries
+from occ_worker.control.slots import Places
+from occ_worker.control.upkeep import Upkeep
+
+log = logging.getLogger("occ.control")
+
+_PROBES_AT_ONCE = 8
+_FIRST_PROBE_PAUSE, _LONGEST_PROBE_PAUSE = 5.0, 900.0
+_LINKED_PROBE_PAUSE = 120.0  # once it failed twice: nothing hangs on it
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """When an address that does not answer is asked again, on the monotonic clock, and how long the pause was."""
+
+    again_at: float
+    pause: float
+
+
+class HubControl(Upkeep):
+    """The control process's parts. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+
+    def __init__(
+        self,
+        config: HubConfig,
+        db: Database,
+        agents: Agents,
+        calls: Calls,
+        readers: Ringer,
+        deliveries: Deliveries,
+        queued: Callable[[], int],
+        ring: Callable[[], None],
+    ) -> None:
+        super().__init__(config, db)
+        self.deliveries = deliveries
+        self._hub = config
+        self._agents = agents
+        self._calls = calls
+        self._readers = readers
+        self._queued = queued
+        self._ring = ring
+        self._waiting_since: dict[int, float] = {}
+        self._probed: dict[str, _Probed] = {}  # by token, so that a new registration is asked at once
+        self._newest: str | None = None  # registration that was seen
+        self._next_probe = 0.0
+        self._reaching = threading.Lock()
+        self._uploads = Places(2, self._store)  # at most half of the threads
+
+    def settle_uploads(self) -> None:
+        """Undo what a killed predecessor had begun, and tell those who wait."""
+        for number in uploads.abandon_running(self._db):
+            self._readers.ring(tail.job_key(number))
+        for path in self._hub.zips.glob(".incoming-*"):
+            path.unlink(missing_ok=True)
+
+    def make_workspace(self, number: int) -> None:
+        self._uploads.take(number)
+
+    def _store(self, number: int) -> None:
+        hub_workspaces.store(self._db, number, self._hub)
+        self._readers.ring(tail.job_key(number))
+
+    def under_way(self) -> bool:
+        return any(executions.counts(self._db))
+
+    def reap(self) -> None:
+        """Wake a relay for what waits or has lost its own, and end what has waited too long."""
+        _, waiting = executions.counts(self._db)
+        if (waiting or placement.orphans(self._db)) and self._queued() == 0:
+            self._ring()
+        self._end_overdue()
+
+    def _end_overdue(self) -> None:
+        # Counted from when this process first saw it: no clock change ends it, and a hub's restart is patient.
+        queued, _ = executions.listing(self._db, state="queued", limit=self._hub.max_queue)
+        now = time.monotonic()
+        self._waiting_since = {x.number: self._waiting_since.get(x.number, now) for x in queued}
+        for execution in queued:
+            if now - self._waiting_since[execution.number] < self._hub.wait_seconds:
+                continue
+            why = execution.waits_for or "executions of its workspace that came before"
+            outcome = Outcome.failure("NO_AGENT", f"It waited {self._hub.wait_seconds:g} s for {why}.")
+            if lifecycle.give_up(self._db, execution.number, outcome):
+                self._readers.ring(tail.execution_key(execution.number))
+
+    def to_be_reached(self) -> bool:
+        """Whether an address is to be asked or an errand to be run."""
+        newest = self._agents.newest()
+        if newest != self._newest or time.monotonic() >= self._next_probe:
+            self._newest = newest
+            return True
+        return bool(errands.waiting(self._db))
+
+    def reach(self) -> None:
+        """Find out which agents answer at their address, and run the errands of those that can be reached."""
+        if not self._reaching.acquire(blocking=False):
+            return
+        try:
+            self._next_probe = time.monotonic() + _FIRST_PROBE_PAUSE
+            machines = {agent.agent_id: agent for agent in self._agents.listing() if agent.online}
+            self._probe([agent for agent in machines.values() if self._to_be_probed(agent)])
+            for errand in errands.waiting(self._db):
+                if errand.agent_id in machines:
+                    self._run(errand, machines[errand.agent_id])
+        finally:
+            self._reaching.release()
+
+    def _to_be_probed(self, agent: Agent) -> bool:
+        probed = self._probed.get(agent.token)
+        return agent.reachable is None and (probed is None or time.monotonic() >= probed.again_at)
+
+    def _probe(self, due: list[Agent]) -> None:
+        """Ask some agents at their addresses, several at once: one behind a firewall takes seconds to say nothing."""
+        if not due:
+            return
+        with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+            answers = list(pool.map(self._calls.probe, due[: 2 * _PROBES_AT_ONCE]))
+        if len(due) > 2 * _PROBES_AT_ONCE:
+            self._next_probe = 0.0
+        for agent, answered in zip(due, answers, strict=False):
+            if answered:
+                self._probed.pop(agent.token, None)
+                log.info("agent %s answers at its address", agent.agent_id)
+                self._ring()
+                continue
+            former = self._probed.get(agent.token)
+            pause = min(2 * former.pause, _LONGEST_PROBE_PAUSE) if former else _FIRST_PROBE_PAUSE
+            if former and self._calls.via(agent):
+                pause = max(pause, _LINKED_PROBE_PAUSE)
+            self._probed[agent.token] = _Probed(time.monotonic() + pause, pause)
+
+    def _run(self, errand: errands.Errand, agent: Agent) -> None:
+        try:
+            self._calls.client(agent).call(errand.method, errand.path)
+        except Unreachable:
+            return
+        except Refused as refusal:
+            if refusal.status != 404:
+                return  # busy, or about to stop: again in a moment
+        errands.done(self._db, errand)
+
+    def forget(self) -> None:
+        """Forget old output as an agent does, old deliveries, and the zips that nothing is made of any more."""
+        super().forget()
+        webhooks.forget(self._db, retention.older_than(self._hub.retention_days))
+        hub_workspaces.remove_unused_zips(self._db, self._hub)

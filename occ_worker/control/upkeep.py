@@ -1,0 +1,66 @@
+"""What the control process of an agent and of a hub both do for their database: search, forgetting, short logs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.errors import OCCError
+from occ_app.executions import queries as executions
+from occ_app.executions import retention, search
+from occ_app.system.kernel import give_back_memory
+
+log = logging.getLogger("occ.control")
+
+_FORGETTING_SECONDS = 5.0
+_INDEXING_SECONDS = 1.0
+_LOG_BYTES = 4 * 1024 * 1024
+
+
+class Upkeep:
+    """The keeping of one database."""
+
+    def __init__(self, config: Config, db: Database) -> None:
+        self._config = config
+        self._db = db
+
+    def make_room_for_log(self) -> None:
+        """Let the write-ahead log have its room before it is needed; done at the start, and after each checkpoint."""
+        with contextlib.suppress(OCCError, OSError):  # a full disk, say; without it all is a little slower
+            self._db.make_room_for_log(_LOG_BYTES)
+
+    def unindexed(self) -> bool:
+        """Whether anything is over that a search does not find yet."""
+        with contextlib.suppress(OCCError):  # a held database; there is a next time
+            return search.waiting(self._db)
+        return False
+
+    def index(self) -> None:
+        """Let searches find what is over, for a second at most; the next call goes on."""
+        if search.index_some(self._db, _INDEXING_SECONDS):
+            give_back_memory()  # a long answer takes many times its size while it is indexed
+
+    def forget(self) -> None:
+        """Delete output that retention says is too old or too much, for a few seconds at most."""
+        done = retention.enforce(
+            self._db, self._config.retention_days, self._config.retention_bytes, _FORGETTING_SECONDS
+        )
+        if done.executions:
+            log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
+
+    def log_is_long(self) -> bool:
+        """Whether the write-ahead log has grown enough to be moved into the database."""
+        with contextlib.suppress(FileNotFoundError):
+            return Path(f"{self._config.database}-wal").stat().st_size > _LOG_BYTES
+        return False
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database; SQLite's own trigger is off (see db.py)."""
+        busy, _ = executions.counts(self._db)
+        with self._db.read() as connection:
+            connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()
+        if not busy:
+            self.make_room_for_log()

@@ -1,0 +1,1 @@
+"""One execution on an agent, from the claim to the final event."""

@@ -1,0 +1,146 @@
+"""A child process: started, signalled and ended here, and nowhere else; what it leaves behind, strays.py ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+from occ_app.system.kernel import die_with_parent
+from occ_app.system.strays import MARKER, sweep_children
+
+log = logging.getLogger("occ.process")
+
+_F_SETPIPE_SZ = 1031
+_PIPE_BYTES = 1 << 20
+_OOM_SCORE = b"500"  # under memory pressure the kernel ends the CLI before the daemon
+
+_quoted = lru_cache(maxsize=256)(shlex.quote)  # almost all words of a command are those of the one before
+
+
+class Launcher:
+    """Starts programs at once: the process that becomes the next one is there beforehand and waits for its command.
+
+    What waits is a shell: its memory is little and its exec short. `environment` is that of every program it starts.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._next: Child | None = None
+
+    def prepare(self) -> None:
+        """Have a process waiting; harmless when one does."""
+        if self._next is None:
+            self._next = Child(self._environment)
+
+    def start(self, argv: Sequence[str], folder: Path, execution_id: str) -> Child:
+        """Let the waiting process become this program. When that cannot be, it ends with 126 or 127."""
+        if self._next is None or self._next.returncode() is not None:  # somebody ended it while it waited
+            self.close()
+            self._next = Child(self._environment)
+        child, self._next = self._next, None
+        try:
+            child.become(argv, folder, execution_id)
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    def close(self) -> None:
+        """End the waiting process."""
+        if self._next is not None:
+            self._next.close()
+            self._next = None
+
+
+class Child:
+    """One running program, leader of its own session, with non-blocking pipes; until `become` it only waits.
+
+    It dies with the process that started it (PR_SET_PDEATHSIG), even when that is killed without a word.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start it. Raises OSError when the machine has no room for another process."""
+        # Python can start it without copying itself only when nothing of Python runs in between: a copy takes longer
+        # than all else between a prompt and its CLI, and after it every page of the worker is slow to touch once.
+        mortal, parent = _setpriv(), os.getpid()
+        self._process = subprocess.Popen(
+            # `read` takes no byte beyond the line: what follows it on stdin is the program's.
+            [*mortal, "/bin/sh", "-c", 'IFS= read -r line && eval "$line"'],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=None if mortal else lambda: die_with_parent(parent),  # noqa: PLW1509 - workers have one thread
+            bufsize=0,
+        )
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        assert stdin is not None  # noqa: S101 - all three are pipes
+        assert stdout is not None  # noqa: S101 - as above
+        assert stderr is not None  # noqa: S101 - as above
+        self.pid = self._process.pid
+        self.exited = os.pidfd_open(self.pid)
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            os.set_blocking(pipe.fileno(), False)
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/oom_score_adj").write_bytes(_OOM_SCORE)
+        with contextlib.suppress(OSError):
+            # A wider pipe lets a burst flow while its events are stored.
+            fcntl.fcntl(self.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def become(self, argv: Sequence[str], folder: Path, execution_id: str) -> None:
+        """Tell it what to become. Raises ValueError for a line break in what it is told."""
+        marked = f"unset PWD OLDPWD && export {MARKER}={_quoted(execution_id)}"
+        line = f"cd -- {_quoted(str(folder))} && {marked} && exec {' '.join(map(_quoted, argv))}"
+        if "\n" in line:
+            raise ValueError(f"a line break in {line!r}")
+        with contextlib.suppress(BrokenPipeError):  # its exit says the same
+            os.write(self.stdin.fileno(), os.fsencode(line + "\n"))
+
+    def returncode(self) -> int | None:
+        """How it ended: an exit code, minus the signal that ended it, or None while it runs."""
+        return self._process.poll()
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal its process group; harmless when it is gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def close(self) -> None:
+        """End it and all it started, and release what it held; harmless when repeated."""
+        if self._process.poll() is None:
+            self.signal_group(signal.SIGKILL)
+            self._process.wait()
+        if not sweep_children():
+            log.warning("something that process %d left behind cannot be ended; `ps -ef` shows it", self.pid)
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        if self.exited >= 0:
+            os.close(self.exited)
+            self.exited = -1
+
+
+@cache
+def _setpriv() -> list[str]:
+    """What sets PR_SET_PDEATHSIG before a program without any Python: util-linux' setpriv. Empty where it cannot.
+
+    Should the parent die before that, the shell finds its input ended.
+    """
+    found = shutil.which("setpriv", path=os.defpath)
+    if found is None:
+        return []
+    command = [found, "--pdeathsig", "KILL", "--"]
+    # That of busybox, and those before 2018, do not know the option.
+    tried = subprocess.run([*command, "/bin/sh", "-c", ":"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return command if tried.returncode == 0 else []

@@ -1,0 +1,78 @@
+"""The Claude Code CLI: how it is called. What it answers is read in translator.py.
+
+All of it was measured on versions 2.1.197 and 2.1.330; docs/claude-cli.md gives the findings behind each choice.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from occ_app.config.config import DEFAULT_TOOLS, Config
+from occ_app.executions.records import Execution
+
+_FIXED_ENVIRONMENT = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+    # Ten tries, the CLI's own default, are three minutes of silence on a wrong key.
+    "CLAUDE_CODE_MAX_RETRIES": "2",
+    # Otherwise a reply cut in the middle is silently asked for again, and its text comes twice.
+    "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
+    # No `git status` at start: a workspace's .git/config could make it run a program.
+    "CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS": "1",
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "core.fsmonitor",
+    "GIT_CONFIG_VALUE_0": "false",
+    "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+    # Otherwise "@/etc/hostname" in a prompt attaches that file, unasked and from outside the workspace too.
+    "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+}
+
+
+def command(path: str, execution: Execution, workspace: Path, config: Config) -> list[str]:
+    """The argv for one execution. The prompt is not in it: it goes to stdin, where nothing can take it for a flag."""
+    argv = [
+        *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
+        "--include-partial-messages",
+        "--disable-slash-commands",
+        # --tools restricts, --allowedTools grants; acceptEdits keeps Write and Edit inside the workspace.
+        *("--tools", ",".join(config.tools), "--permission-mode", "acceptEdits"),
+    ]
+    if not config.trust_workspaces:
+        # An uploaded folder is data: its settings, hooks and MCP servers stay unread.
+        argv += ["--setting-sources", "user", "--strict-mcp-config"]
+    granted = [tool for tool in config.tools if tool not in DEFAULT_TOOLS]
+    if granted:
+        argv += ["--allowedTools", ",".join(granted)]
+    if execution.requested_model is not None:
+        argv += ["--model", execution.requested_model]
+    if execution.max_turns is not None:
+        argv += ["--max-turns", str(execution.max_turns)]
+    if execution.max_budget_usd is not None:
+        argv += ["--max-budget-usd", str(execution.max_budget_usd)]
+    if execution.resume_session_id is not None:
+        argv += ["--resume", execution.resume_session_id]
+    memory = workspace / "CLAUDE.md"
+    if memory.is_file() and not memory.is_symlink() and not config.trust_workspaces:
+        # With user settings alone the CLI does not read the project's memory; as a text it is welcome.
+        argv += ["--append-system-prompt-file", str(memory)]
+    return argv
+
+
+def environment(config: Config) -> dict[str, str]:
+    """The CLI's environment: what the operator's says on reaching the model, and OCC's own settings for it."""
+    return {**config.cli_environment, **_FIXED_ENVIRONMENT}
+
+
+def prompt_line(prompt: str) -> bytes:
+    """The prompt as the one line of input."""
+    if prompt.startswith("/"):
+        # Even with --disable-slash-commands the CLI answers "/nosuch" itself; text is meant to reach the model.
+        prompt = " " + prompt
+    message = {"type": "user", "message": {"role": "user", "content": prompt}}
+    return json.dumps(message).encode() + b"\n"
+
+
+INTERRUPT = b'{"type":"control_request","request_id":"occ-interrupt","request":{"subtype":"interrupt"}}\n'

@@ -1,0 +1,261 @@
+"""Listening to one CLI process until it is gone.
+
+The loop reads whatever the CLI has printed, stores it in one transaction, rings, and looks at the clock. It never waits
+for a reader of the events: nothing downstream can slow the CLI or make it lose output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.errors import OCCError
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution, Outcome
+from occ_app.streams import tail
+from occ_app.streams.doorbell import Doorbell, Ringer
+from occ_app.system.process_identity import ProcessIdentity
+from occ_app.system.strays import sweep_children
+from occ_worker.execution import command as claude
+from occ_worker.execution import outcome as verdict
+from occ_worker.execution.child import Child, Launcher
+from occ_worker.execution.lines import Lines
+from occ_worker.execution.recorder import RETRY_SECONDS, Recorder
+from occ_worker.execution.translator import Event, Translator
+
+log = logging.getLogger("occ.listener")
+
+INTERRUPT_SECONDS = 2.0  # from the interrupt to SIGTERM
+TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
+GRACE_SECONDS = 5.0  # for the CLI to leave after its result, or after it closed its output
+
+_READ_BYTES = 1 << 18
+_BURST_BYTES = 1 << 18
+_LOOK_SECONDS = 2.0  # how often a running execution's row is read even if nobody rang
+_STDERR_KEPT = 2048
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one worker process works with. `stopping` tells whether the daemon stops; then `wake` is readable."""
+
+    config: Config
+    db: Database
+    identity: ProcessIdentity
+    readers: Ringer
+    bell: Doorbell
+    launcher: Launcher
+    wake: int
+    stopping: Callable[[], bool]
+    ring_queue: Callable[[], None]
+
+
+class Listener:
+    """One CLI process being listened to, limited, and if need be stopped."""
+
+    def __init__(self, worker: Worker, execution: Execution, child: Child) -> None:
+        self._worker = worker
+        self._execution = execution
+        self._child = child
+        self._translator = Translator()
+        self._lines = Lines()
+        key = tail.execution_key(execution.number)
+        self._recorder = Recorder(
+            worker.db, execution, worker.config.max_output_bytes, lambda news: worker.readers.ring(key, news)
+        )
+        self._stderr = b""
+        self._input = memoryview(claude.prompt_line(execution.prompt or ""))
+        self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
+        self._ending_since = 0.0
+        self._signalled = 0
+        self._leaving_since: float | None = None  # since its result, or since it closed its output
+        self._overstayed = False
+        self._exited = False
+        begun = time.monotonic()
+        self._deadline = begun + execution.timeout_seconds
+        self._heard = self._looked = begun
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(child.stdin, selectors.EVENT_WRITE, self._write)
+        self._selector.register(child.stdout, selectors.EVENT_READ, self._read_output)
+        self._selector.register(child.stderr, selectors.EVENT_READ, self._read_stderr)
+        self._selector.register(child.exited, selectors.EVENT_READ, self._note_exit)
+        self._selector.register(worker.bell, selectors.EVENT_READ, self._look)
+        self._selector.register(worker.wake, selectors.EVENT_READ, self._wake)
+
+    def outcome(self) -> Outcome:
+        """Give the CLI its prompt and listen until it is gone, then say how it went."""
+        with self._selector:
+            self._write()  # before anything else: the CLI may have loaded, and wait for its prompt
+            while not self._exited:
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._check_clock()
+            # What is left in the pipe is the CLI's last words; once strays are swept nobody adds to it.
+            sweep_children()
+            while self._read_output():
+                pass
+            self._read_stderr()
+            self._store(self._translator.events(self._lines.rest()))
+            while self._recorder.retry_at is not None and not self._worker.stopping():
+                select.select([self._worker.wake], [], [], RETRY_SECONDS)
+                self._store([])
+        returncode = self._child.returncode()
+        assert returncode is not None  # noqa: S101 - the loop above ends only then
+        if self._translator.unreadable:
+            log.warning("execution %s: %d unreadable lines", self._execution.execution_id, self._translator.unreadable)
+        if self._reason is not None:
+            return Outcome.failure(*self._reason, **verdict.how(returncode))
+        told = self._translator.outcome()
+        if told is not None:
+            return told
+        secrets = self._worker.config.cli_environment
+        return verdict.without_result(returncode, self._overstayed, verdict.redacted(self._stderr, secrets))
+
+    # -- what the selector calls
+
+    def _write(self) -> None:
+        try:
+            self._input = self._input[os.write(self._child.stdin.fileno(), self._input[:_READ_BYTES]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._input = self._input[:0]  # it does not read any more; its exit will tell why
+        if not self._input:
+            # Not closed: with its input ended the CLI exits without writing out what it holds.
+            self._selector.unregister(self._child.stdin)
+
+    def _read_output(self) -> bool:
+        """Store one burst of what is there. False when there was nothing more."""
+        events: list[Event] = []
+        taken = 0
+        while taken < _BURST_BYTES:
+            data = _read(self._child.stdout.fileno())
+            if data is None:
+                break
+            if not data:
+                self._forget(self._child.stdout)
+                self._leaving_since = self._leaving_since or time.monotonic()
+                break
+            taken += len(data)
+            for line in self._lines.feed(data):
+                events += self._translator.events(line)
+            if len(data) < _READ_BYTES:
+                break  # that was all; asking would say so, and costs a call for each line
+        if taken:
+            self._heard = time.monotonic()
+        self._store(events)
+        if self._lines.too_long:
+            self._end("OUTPUT_LIMIT", "Claude Code printed a line of over 16 MiB.")
+        if self._translator.result is not None and not self._child.stdin.closed:
+            self._leaving_since = time.monotonic()
+            self._forget(self._child.stdin)
+            self._child.stdin.close()
+        return taken > 0
+
+    def _read_stderr(self) -> None:
+        while data := _read(self._child.stderr.fileno()):
+            self._stderr = (self._stderr + data)[-_STDERR_KEPT:]
+        if data == b"":
+            self._forget(self._child.stderr)
+
+    def _note_exit(self) -> None:
+        self._exited = self._child.returncode() is not None
+
+    def _wake(self) -> None:
+        self._selector.unregister(self._worker.wake)  # it stays readable; _check_clock sees that the daemon stops
+
+    def _look(self) -> None:
+        self._worker.bell.hush()
+        self._looked = time.monotonic()
+        code = None
+        with contextlib.suppress(OCCError):  # a held database is looked at again
+            code = executions.stop_requested(self._worker.db, self._execution.number)
+        if code is not None:
+            self._end(code, "The execution was cancelled.")
+
+    def _store(self, events: list[Event]) -> None:
+        self._recorder.store(events)
+        if self._recorder.overflow is not None:
+            self._end(*self._recorder.overflow)
+
+    # -- the clock
+
+    def _patience(self) -> float:
+        now = time.monotonic()
+        until = [self._looked + _LOOK_SECONDS]
+        if self._recorder.retry_at is not None:
+            until.append(self._recorder.retry_at)
+        if self._reason is not None:
+            until.append(self._ending_since + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
+        elif self._translator.result is None:
+            until += [self._deadline, self._heard + self._execution.idle_timeout_seconds]
+        if self._leaving_since is not None:
+            until.append(self._leaving_since + GRACE_SECONDS)
+        return max(0.0, min(until) - now)
+
+    def _check_clock(self) -> None:
+        now = time.monotonic()
+        if self._worker.stopping():
+            self._end("DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back.")
+        if now >= self._looked + _LOOK_SECONDS:
+            self._look()
+        if self._recorder.retry_at is not None and now >= self._recorder.retry_at:
+            self._store([])
+        if self._leaving_since is not None and now >= self._leaving_since + GRACE_SECONDS:
+            self._overstayed = True
+            self._child.signal_group(signal.SIGKILL)
+        elif self._reason is None and self._translator.result is None:
+            self._check_limits(now)
+        if self._reason is not None:
+            self._press(now - self._ending_since)
+
+    def _check_limits(self, now: float) -> None:
+        if now >= self._deadline:
+            seconds = self._execution.timeout_seconds
+            self._end("EXECUTION_TIMEOUT", f"The execution was ended after its limit of {seconds:g} s.")
+        elif now >= self._heard + self._execution.idle_timeout_seconds:
+            seconds = self._execution.idle_timeout_seconds
+            self._end("EXECUTION_IDLE", f"Claude Code printed nothing for {seconds:g} s and was ended.")
+
+    def _end(self, code: str, message: str) -> None:
+        """Begin to end the CLI for a reason of OCC's own; the first stands, and so does a result that came before."""
+        if self._reason is not None or self._translator.result is not None:
+            return
+        self._reason, self._ending_since = (code, message), time.monotonic()
+        if not self._input:
+            with contextlib.suppress(OSError, ValueError):
+                os.write(self._child.stdin.fileno(), claude.INTERRUPT)
+        else:
+            # It has not even read its prompt: the interrupt cannot reach it through the same pipe.
+            self._child.signal_group(signal.SIGINT)
+
+    def _press(self, elapsed: float) -> None:
+        if self._signalled == 0 and elapsed >= INTERRUPT_SECONDS:
+            self._signalled = 1
+            self._child.signal_group(signal.SIGTERM)
+        elif self._signalled == 1 and elapsed >= TERMINATE_SECONDS:
+            self._signalled = 2
+            self._child.signal_group(signal.SIGKILL)
+
+    def _forget(self, pipe: object) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(pipe)  # type: ignore[arg-type]  # any of the registered pipes
+
+
+def _read(descriptor: int) -> bytes | None:
+    """What is there to read; empty at the end, None when there is nothing yet."""
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""

@@ -1,0 +1,108 @@
+"""How a run of the CLI went: what its result decides, and without one what its exit means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from occ_app.executions.events import milliseconds
+from occ_app.executions.records import Outcome, countable
+from occ_worker.execution import texts
+
+_ADVICE = {
+    "CLAUDE_AUTH": "log in with `claude` on the agent's machine, or set ANTHROPIC_API_KEY there.",
+    "RATE_LIMITED": "try again when the limit has passed.",
+    "API_UNAVAILABLE": "the model's API has trouble or cannot be reached; try again later.",
+    "MAX_TURNS": "send the session's next prompt to go on, or raise maxTurns.",
+    "MAX_BUDGET": "raise maxBudgetUsd to go on.",
+    "SESSION_NOT_FOUND": "a session goes on only in the workspace where it began; leave sessionId out to begin anew.",
+}
+
+
+def of_result(result: Mapping[str, Any], error: str) -> Outcome:
+    """What the CLI's result line decides; `error` is what an earlier line said went wrong, or empty."""
+    told = {
+        "sessionId": texts.text_of(result.get("session_id")),
+        "costUsd": _number_of(result.get("total_cost_usd")),
+        "numTurns": _number_of(result.get("num_turns")),
+        "durationMs": _number_of(result.get("duration_ms")),
+    }
+    usage = countable(texts.storable(result.get("usage")))
+    if result.get("is_error") is False:
+        data = {
+            "exitCode": 0,
+            "timestamp": milliseconds(),
+            **told,
+            "usage": usage,
+            "permissionDenials": countable(texts.storable(result.get("permission_denials"))) or [],
+        }
+        return Outcome("succeeded", "complete", data, usage)
+    code, message = _failure(result, error)
+    failed = Outcome.failure(code, message, **told)
+    return Outcome(failed.state, failed.event, failed.data, usage)
+
+
+def how(returncode: int) -> dict[str, Any]:
+    """The exit code or the signal of a return code as `subprocess` gives it: a signal is negative."""
+    return {"exitCode": returncode if returncode >= 0 else None, "signal": -returncode if returncode < 0 else None}
+
+
+def without_result(returncode: int, killed: bool, stderr: str) -> Outcome:
+    """The outcome of a CLI that left without a result. `killed` when OCC had to end it after its last words."""
+    if returncode == 0 or killed:
+        return Outcome.failure(
+            "OUTPUT_TRUNCATED",
+            "Claude Code ended without a result, so its output may be incomplete.",
+            exitCode=how(returncode)["exitCode"],
+        )
+    said = f" and said: {stderr}" if stderr else "."
+    if "No conversation found" in stderr:
+        return Outcome.failure("SESSION_NOT_FOUND", f"Claude Code said: {stderr}", **how(returncode))
+    if returncode in (126, 127):  # what a shell ends with when it cannot start a program
+        message = f"Claude Code cannot be started ({stderr or 'no reason given'}); install it again."
+        return Outcome.failure("CLAUDE_NOT_FOUND", message, **how(returncode))
+    ended = f"exit code {returncode}" if returncode > 0 else f"signal {-returncode}"
+    return Outcome.failure("CLAUDE_EXIT", f"Claude Code ended with {ended}{said}", **how(returncode))
+
+
+def redacted(stderr: bytes, environment: Mapping[str, str]) -> str:
+    """What it printed on stderr as text, without the secrets that it was given in its environment."""
+    text = stderr.decode(errors="replace").replace("\0", "\ufffd").strip()
+    for name, value in environment.items():
+        if len(value) >= 8 and any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS")):
+            text = text.replace(value, "[redacted]")
+    return text
+
+
+def _failure(result: Mapping[str, Any], error: str) -> tuple[str, str]:
+    """The wire's code and a sentence for an unsuccessful result; `subtype` says "success" even on API errors."""
+    errors = result.get("errors")
+    listed = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
+    said = str(result.get("result") or listed or result.get("subtype"))
+    code = _failure_code(result, error, said)
+    advice = f" To go on: {_ADVICE[code]}" if code in _ADVICE else ""
+    return code, f"Claude Code said: {texts.whole_characters(said)[:2000].rstrip('.')}.{advice}"
+
+
+def _failure_code(result: Mapping[str, Any], error: str, said: str) -> str:
+    status = result.get("api_error_status")
+    subtype = result.get("subtype")
+    if subtype == "error_max_turns":
+        return "MAX_TURNS"
+    if subtype == "error_max_budget_usd":
+        return "MAX_BUDGET"
+    if "No conversation found" in said or "is not a valid UUID" in said:
+        return "SESSION_NOT_FOUND"
+    if status in (401, 403) or error in ("authentication_failed", "oauth_org_not_allowed") or "Not logged in" in said:
+        return "CLAUDE_AUTH"
+    if status == 429 or error == "rate_limit":
+        return "RATE_LIMITED"
+    unreachable = "Unable to connect" in said or "Connection error" in said
+    if (isinstance(status, int) and status >= 500) or error in ("server_error", "overloaded") or unreachable:
+        return "API_UNAVAILABLE"
+    return "CLAUDE_ERROR"
+
+
+def _number_of(value: object) -> int | float | None:
+    kept = countable(value)
+    return kept if isinstance(kept, (int, float)) and not isinstance(kept, bool) else None

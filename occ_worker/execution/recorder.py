@@ -1,0 +1,75 @@
+"""Stores what one execution says, in order and without a gap, also while the disk is full or the database held."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from occ_app.database.database import Database
+from occ_app.errors import OCCError
+from occ_app.executions import events as rows
+from occ_app.executions.records import Execution
+from occ_worker.execution.translator import Event
+
+log = logging.getLogger("occ.recorder")
+
+RETRY_SECONDS = 0.5  # between tries to store what could not be
+_FEW = 50  # events that a ring carries; more are a burst, which readers fetch
+_UNSTORED_BYTES = 32 * 1024 * 1024  # held in memory meanwhile
+
+
+class Recorder:
+    """The events of one execution on their way into the database; `ring` tells its readers the news of each commit.
+
+    `overflow` is set, as a code and a sentence, once nothing more can be taken: over `most_bytes`, or too much that
+    could not be stored.
+    """
+
+    def __init__(self, db: Database, execution: Execution, most_bytes: int, ring: Callable[[bytes], None]) -> None:
+        self._db = db
+        self._execution = execution
+        self._most_bytes = most_bytes
+        self._ring = ring
+        self._seq = execution.last_seq
+        self._bytes = 0
+        self._unstored: list[Event] = []
+        self._retry_at: float | None = None
+        self.overflow: tuple[str, str] | None = None
+
+    @property
+    def retry_at(self) -> float | None:
+        """When `store` should be called again though nothing new came, on the monotonic clock; None: not at all."""
+        return None if self.overflow else self._retry_at
+
+    def store(self, events: list[Event]) -> None:
+        """Store events, and before them those that could not be stored earlier."""
+        if self.overflow is not None:
+            return
+        self._bytes += sum(map(_size, events))
+        waiting = self._unstored + events
+        if not waiting:
+            return
+        try:
+            rows.append(self._db, self._execution.number, self._seq + 1, waiting)
+        except OCCError as error:
+            self._keep(waiting, error)
+            return
+        self._unstored, self._retry_at = [], None
+        self._ring(rows.news(self._seq + 1, waiting) if len(waiting) <= _FEW else b"")
+        self._seq += len(waiting)
+        if self._bytes > self._most_bytes:
+            self.overflow = ("OUTPUT_LIMIT", f"The output went over the limit of {self._most_bytes} bytes.")
+
+    def _keep(self, waiting: list[Event], error: OCCError) -> None:
+        if not self._unstored:
+            log.warning("execution %s: output cannot be stored yet: %s", self._execution.execution_id, error)
+        self._unstored = waiting
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        if sum(map(_size, waiting)) > _UNSTORED_BYTES:
+            self.overflow = ("INTERNAL", f"The output could not be stored, so the execution was ended: {error}")
+
+
+def _size(event: Event) -> int:
+    """About how many bytes an event takes on disk."""
+    return 100 + len(event[1])

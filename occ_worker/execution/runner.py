@@ -1,0 +1,96 @@
+"""One execution from claim to final event: whose turn it is, whether it can start, and writing down how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import sqlite3
+from pathlib import Path
+
+from occ_app.claude import program as claude_cli
+from occ_app.claude import sandbox
+from occ_app.errors import NotFound, OCCError
+from occ_app.executions import lifecycle
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution, Outcome
+from occ_app.home import daemon
+from occ_app.streams import tail
+from occ_app.workspaces import workspace as workspaces
+from occ_worker.execution import command as claude
+from occ_worker.execution.driver import Listener, Worker
+from occ_worker.execution.recorder import RETRY_SECONDS
+
+log = logging.getLogger("occ.runner")
+
+
+def run_next(worker: Worker) -> bool:
+    """Claim the oldest execution that can run and run it to its end. False when there was none."""
+    if worker.stopping() or not daemon.takes_work(worker.config):
+        return False
+    execution = lifecycle.claim(worker.db, worker.identity)
+    if execution is None:
+        return False
+    try:
+        outcome = _run(worker, execution)
+    except BaseException:
+        log.exception("execution %s met a fault of OCC", execution.execution_id)
+        _end(worker, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
+        raise
+    try:
+        _end(worker, execution, outcome)
+    except (sqlite3.Error, ValueError):
+        log.exception("execution %s: its outcome could not be stored as it is", execution.execution_id)
+        _end(worker, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
+    worker.launcher.prepare()
+    return True
+
+
+def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
+    """Write the end down, however long the disk is full or the database held; a stop leaves it to the next start."""
+    while True:
+        try:
+            seq = lifecycle.finish(worker.db, execution.number, outcome)
+            break
+        except OCCError as error:
+            log.error("execution %s: its end cannot be stored yet: %s", execution.execution_id, error)
+        if worker.stopping():
+            return
+        select.select([worker.wake], [], [], RETRY_SECONDS)
+    worker.readers.ring(tail.execution_key(execution.number), outcome.news(seq))
+    log.info("execution %s %s", execution.execution_id, outcome.data.get("code", outcome.state))
+    with contextlib.suppress(OCCError):  # control looks for what waits, too
+        if executions.claimable(worker.db):
+            worker.ring_queue()
+
+
+def _run(worker: Worker, execution: Execution) -> Outcome:
+    try:
+        workspace = Path(workspaces.get(worker.db, execution.workspace_id).path)
+    except NotFound:
+        return _workspace_missing(execution)
+    if not workspace.is_dir():
+        return _workspace_missing(execution)
+    path = claude_cli.find(worker.config)
+    if path is None:
+        return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
+    child = worker.launcher.start(
+        sandbox.wrapped(claude.command(path, execution, workspace, worker.config), workspace, worker.config),
+        workspace,
+        execution.execution_id,
+    )
+    try:
+        listener = Listener(worker, execution, child)
+        log.info("execution %s started", execution.execution_id)
+        # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
+        worker.db.flush()
+        return listener.outcome()
+    except OCCError as error:
+        return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")
+    finally:
+        child.close()
+
+
+def _workspace_missing(execution: Execution) -> Outcome:
+    message = f"Workspace {execution.workspace_id} was removed before this could start; upload it and run it anew."
+    return Outcome.failure("WORKSPACE_MISSING", message)

@@ -1,0 +1,209 @@
+"""What the CLI's lines mean as events.
+
+Read off versions 2.1.197 and 2.1.330; lines of an unknown type or shape are counted and passed over, so that a newer
+CLI loses what OCC does not know and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from occ_app.executions.events import milliseconds, to_json
+from occ_app.executions.records import Outcome
+from occ_worker.execution import outcome as verdict
+from occ_worker.execution import texts
+
+Event = tuple[str, str]
+"""The event's name and its data, a JSON object as text."""
+
+_Said = tuple[str, dict[str, Any]]
+
+# Almost every line of a long answer is this one, down to the byte. Its text is JSON already and goes into the event as
+# it stands; whatever looks different in the least, an escape by number among it, takes the way through the parser.
+_PLAIN = rb'[^"\\\x00-\x1f]*'
+_TEXT_DELTA = re.compile(
+    rb'\{"type":"stream_event","event":\{"type":"content_block_delta","index":\d+,'
+    rb'"delta":\{"type":"text_delta","text":"(' + _PLAIN + rb'(?:\\["\\/bfnrt]' + _PLAIN + rb')*)"\}\},'
+    rb'"session_id":"[0-9a-f-]*","parent_tool_use_id":null,"uuid":"[0-9a-f-]*"\}'
+)
+
+
+class Translator:
+    """Turns the CLI's lines into events. Feed it whole lines in order; `result` is its last word, once it came."""
+
+    def __init__(self) -> None:
+        self.result: dict[str, Any] | None = None
+        self.init: dict[str, Any] | None = None
+        self.unreadable = 0
+        self._surrogate = ""  # a high surrogate at the end of a delta, waiting for the next one
+        self._message_id = ""
+        self._streamed: set[str] = set()  # messages whose text came as deltas
+        self._error = ""
+
+    def events(self, line: bytes) -> list[Event]:
+        """The events one line means; unknown and unreadable lines mean none."""
+        delta = _TEXT_DELTA.fullmatch(line)
+        if delta is not None and not self._surrogate and 0 < len(delta[1]) <= texts.CHUNK_BYTES:
+            try:
+                text = delta[1].decode()
+            except UnicodeDecodeError:
+                return self._other(line)
+            self._streamed.add(self._message_id)
+            return [("output", f'{{"chunk":"{text}","timestamp":{milliseconds()}}}')]
+        return self._other(line)
+
+    def _other(self, line: bytes) -> list[Event]:
+        try:
+            return [(name, texts.whole_characters(to_json(data))) for name, data in self._parsed(line)]
+        except (RecursionError, ValueError):
+            self.unreadable += 1  # nested as deep as no text of JSON can be written
+            return []
+
+    def _parsed(self, line: bytes) -> list[_Said]:
+        try:
+            content = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            self.unreadable += bool(line.strip())
+            return []
+        if not isinstance(content, dict):
+            self.unreadable += 1
+            return []
+        kind = content.get("type")
+        handle = _HANDLERS.get(kind) if isinstance(kind, str) else None
+        try:
+            return handle(self, content) if handle else []
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            self.unreadable += 1  # a known type with an unknown shape: a newer CLI; the rest may still be understood
+            return []
+
+    def _stream_event(self, content: dict[str, Any]) -> list[_Said]:
+        event = content["event"]
+        kind = event["type"]
+        if kind == "content_block_delta":
+            delta = event["delta"]
+            if delta["type"] != "text_delta" or content.get("parent_tool_use_id"):
+                return []
+            self._streamed.add(self._message_id)
+            return self._text(delta["text"])
+        if kind == "message_start" and not content.get("parent_tool_use_id"):
+            self._message_id = event["message"]["id"]
+        return self._flush() if kind == "content_block_stop" else []
+
+    def _text(self, text: str) -> list[_Said]:
+        text, self._surrogate = self._surrogate + text, ""
+        if not text.isascii():
+            if "\ud800" <= text[-1] <= "\udbff":
+                text, self._surrogate = text[:-1], text[-1]
+            text = texts.whole_characters(text)
+        return [_output(piece) for piece in texts.pieces(text)] if text else []
+
+    def _flush(self) -> list[_Said]:
+        """What waited for the other half of a character that did not come."""
+        if not self._surrogate:
+            return []
+        self._surrogate = ""
+        return [_output("\ufffd")]
+
+    def _assistant(self, content: dict[str, Any]) -> list[_Said]:
+        message = content["message"]
+        events: list[_Said] = []
+        for block in message["content"]:
+            if block["type"] == "text":
+                if content.get("error"):
+                    self._error = str(content["error"])
+                elif message["id"] not in self._streamed and not content.get("parent_tool_use_id"):
+                    # Said without deltas: a command the CLI answered itself.
+                    events += self._text(block["text"]) + self._flush()
+            elif block["type"] == "tool_use":
+                events.append(_tool_use(block))
+        return events
+
+    def _user(self, content: dict[str, Any]) -> list[_Said]:
+        blocks = content["message"]["content"]
+        if isinstance(blocks, str):
+            return []
+        return [_tool_result(block) for block in blocks if block.get("type") == "tool_result"]
+
+    def _system(self, content: dict[str, Any]) -> list[_Said]:
+        kind = content.get("subtype")
+        if kind == "init" and self.init is None:
+            self.init = content
+            data = {
+                "sessionId": texts.text_of(content.get("session_id")),
+                "model": texts.text_of(content.get("model")),
+                "claudeVersion": texts.text_of(content.get("claude_code_version")),
+                "timestamp": milliseconds(),
+            }
+            return [("started", data)]
+        if kind == "status" and content.get("status") in ("requesting", "compacting"):
+            return [_status(content["status"], "")]
+        if kind == "api_retry":
+            reason = content.get("error") or content.get("error_status") or "no answer"
+            return [_status("retrying", f"Try {content['attempt']} of {content['max_retries']} after: {reason}")]
+        return []
+
+    def _rate_limit(self, content: dict[str, Any]) -> list[_Said]:
+        limit = content.get("rate_limit_info") or {}
+        if limit.get("status") != "rejected":
+            return []
+        return [_status("waiting", "The usage limit is reached.")]
+
+    def _result(self, content: dict[str, Any]) -> list[_Said]:
+        if self.result is not None:
+            return []
+        self.result = content
+        events = self._flush()
+        if content.get("is_error") is False and content.get("num_turns") == 0 and not self._streamed:
+            events += self._text(str(content.get("result") or "")) + self._flush()
+        return events
+
+    def outcome(self) -> Outcome | None:
+        """What the CLI's result line decides; None when there was none."""
+        return None if self.result is None else verdict.of_result(self.result, self._error)
+
+
+_HANDLERS = {
+    "stream_event": Translator._stream_event,
+    "assistant": Translator._assistant,
+    "user": Translator._user,
+    "system": Translator._system,
+    "rate_limit_event": Translator._rate_limit,
+    "result": Translator._result,
+}
+
+
+def _no_number(_: str) -> None:
+    """NaN and Infinity, which JSON does not know."""
+
+
+def _output(chunk: str) -> _Said:
+    return ("output", {"chunk": chunk, "timestamp": milliseconds()})
+
+
+def _status(state: str, message: str) -> _Said:
+    return ("status", {"state": state, "message": message, "timestamp": milliseconds()})
+
+
+def _tool_use(block: Mapping[str, Any]) -> _Said:
+    value, truncated = texts.cut(block.get("input"))
+    data = {"toolUseId": block["id"], "name": block["name"], "input": value, "timestamp": milliseconds()}
+    return ("tool", data | ({"truncated": True} if truncated else {}))
+
+
+def _tool_result(block: Mapping[str, Any]) -> _Said:
+    content = block.get("content")
+    if isinstance(content, list):
+        content = "\n".join(
+            part["text"] if part.get("type") == "text" else f"[{part.get('type', 'unknown')}]" for part in content
+        )
+    value, truncated = texts.cut("" if content is None else content)
+    data = {
+        "toolUseId": block["tool_use_id"],
+        "result": value,
+        "isError": bool(block.get("is_error")),
+        "timestamp": milliseconds(),
+    }
+    return ("tool", data | ({"truncated": True} if truncated else {}))

@@ -1,0 +1,1 @@
+"""Relays of a hub: one per running execution."""

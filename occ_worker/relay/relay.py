@@ -1,0 +1,297 @@
+"""One execution on its way through the hub: its agent gets the work, and what the agent says becomes the hub's rows.
+
+The agent numbers the events, beginning with `queued`, which the hub has stored already; so the hub's rows and the
+agent's are numbered alike, and a relay that breaks goes on after the newest row, whichever process it lives in. The
+execution's id is the same on both sides, so that whatever is asked twice runs once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.sse import RawEvent
+from occ_app.config.config import HubConfig
+from occ_app.database.database import Database
+from occ_app.errors import NotFound, OCCError, Refused, Unreachable
+from occ_app.executions import events, lifecycle
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution, Outcome, countable
+from occ_app.hub import outbox as errands
+from occ_app.hub import placement
+from occ_app.hub import workspaces as hub_workspaces
+from occ_app.hub.agent_clients import Calls
+from occ_app.hub.agents import Agent, Agents
+from occ_app.streams import tail
+from occ_app.streams.doorbell import Ringer
+from occ_app.workspaces import workspace as workspaces
+
+log = logging.getLogger("occ.relay")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FAULTS = 5  # of OCC's own, until an execution is given up
+_FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
+_FEW = 50  # events that a ring carries; more are a burst, which readers fetch
+# What an agent may answer while it is well, and what somebody else at its address, or a fault: asked again.
+_BUSY = (429, 503)
+_PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
+
+
+@dataclass(frozen=True)
+class Relaying:
+    """What the relays of one process work with. `rest` waits up to so many seconds, or until something happened that
+    may concern them; `removed` has the ids of removed agents; `stopping` tells whether the process is to end."""
+
+    config: HubConfig
+    db: Database
+    agents: Agents
+    calls: Calls
+    readers: Ringer
+    rest: Callable[[float], None]
+    removed: Container[str]
+    stopping: Callable[[], bool]
+
+
+class Relay:
+    """The relay of one execution, which its agent `agent_id` runs or is to run."""
+
+    def __init__(self, parts: Relaying, execution: Execution) -> None:
+        self._parts = parts
+        self._execution = execution
+        self._seq = execution.last_seq
+        self._lost_since: float | None = None
+        self._sent_anew = False
+        self._offered = bool(execution.offered)
+        self._bytes = 0
+        self._lag_seconds = 0.0
+
+    @property
+    def away(self) -> bool:
+        """Whether its agent does not answer now."""
+        return self._lost_since is not None
+
+    def take_lag(self) -> float:
+        """The longest time from an event to its row since the last call, in seconds, by the clocks of both machines."""
+        lag, self._lag_seconds = self._lag_seconds, 0.0
+        return lag
+
+    def run(self) -> None:
+        """Relay to the end and write it down, however often the agent or the database is away.
+
+        When the process is to stop the row stays as it is, for the next process to take up.
+        """
+        parts, pause, faults = self._parts, _FIRST_PAUSE, 0
+        while not parts.stopping():
+            before = self._seq
+            try:
+                outcome = self._try() if faults < _FAULTS else self._given_up(*_FAULTY)
+                if outcome is not None:
+                    self._end(outcome)
+                    return
+            except (Unreachable, Refused) as error:
+                log.info("execution %s: %s", self._execution.execution_id, error)
+            except OCCError as error:
+                log.error("execution %s cannot be stored yet: %s", self._execution.execution_id, error)
+            except Exception:
+                faults += 1
+                log.exception("execution %s met a fault of OCC", self._execution.execution_id)
+            pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
+            parts.rest(pause)
+
+    def _try(self) -> Outcome | None:
+        """Relay over one connection. Returns how the execution ended; None when that is not known yet."""
+        agent = self._parts.agents.find(self._execution.agent_id or "")
+        if agent is None:
+            return Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
+        try:
+            return self._relay(agent, self._parts.calls.client(agent))
+        except (Refused, Unreachable) as error:
+            status = error.status if isinstance(error, Refused) else 0
+            if status in _BUSY:
+                self._lost_since = None
+                raise
+            if isinstance(error, Refused) and status not in _PASSING:
+                return self._refused(error, agent)
+            self._parts.calls.broke(agent)
+            lost = self._lost_since = self._lost_since or time.monotonic()
+            seconds = self._parts.config.reconnect_seconds
+            if time.monotonic() - lost <= seconds:
+                raise
+            return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
+
+    def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
+        body, new = None, False
+        if self._seq <= 1:  # nothing but `queued`: the agent may not have heard of it
+            if self._cancelled(client):
+                return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
+            hindrance = self._place(agent, client)
+            if hindrance is not None:
+                return hindrance
+            body, new = self._body(), not self._offered
+            # The agent hears of nothing that a power cut could place elsewhere, and what it has of this id before it
+            # was offered any is somebody else's.
+            placement.offer(self._parts.db, self._execution)
+            self._offered = True
+        for batch in client.batches(self._execution.execution_id, self._seq, body, new=new):
+            self._lost_since = None
+            outcome = self._store(batch) or self._over_limit()
+            if outcome is not None or self._parts.stopping():
+                return outcome
+            if self._is_removed(agent, sign_of_life=not batch):
+                with contextlib.suppress(Unreachable, Refused):
+                    client.cancel(self._execution.execution_id)
+                return None
+        raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
+
+    def _over_limit(self) -> Outcome | None:
+        most = self._parts.config.max_output_bytes
+        if self._bytes <= most:
+            return None
+        return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {most} bytes.")
+
+    def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
+        """Whether somebody removed the agent; looked up only when there is nothing else to do."""
+        if agent.agent_id in self._parts.removed:
+            return True
+        return sign_of_life and self._parts.agents.find(agent.agent_id) is None
+
+    def _cancelled(self, client: AgentClient) -> bool:
+        """Whether somebody ended it before the agent heard of it."""
+        if executions.stop_requested(self._parts.db, self._execution.number) is None:
+            return False
+        try:
+            client.cancel(self._execution.execution_id)
+        except Refused as refusal:
+            return refusal.status == 404
+        return False
+
+    def _place(self, agent: Agent, client: AgentClient) -> Outcome | None:
+        """Give the agent the workspace unless it has it. Returns why that cannot be, if so."""
+        db = self._parts.db
+        try:
+            workspace = workspaces.get(db, self._execution.workspace_id)
+        except NotFound:
+            return Outcome.failure("WORKSPACE_MISSING", "Its workspace was removed before this could start.")
+        if workspace.placed == workspace.upload:
+            return None
+        if workspace.placed is None:
+            if _has(client, workspace.workspace_id):
+                return Outcome.failure(
+                    "AGENT_REFUSED",
+                    f"Agent {agent.name} has a workspace {workspace.workspace_id} that is not this hub's; upload under"
+                    " another id, or delete it there.",
+                )
+            hub_workspaces.offer(db, workspace, agent.agent_id)
+        with hub_workspaces.zip_path(self._parts.config, workspace).open("rb") as archive:
+            reply = client.upload(
+                workspace.workspace_id, archive, name=workspace.name, description=workspace.description
+            )
+        hub_workspaces.placed(db, workspace, agent.agent_id, str(reply.get("path", "")))
+        return None
+
+    def _body(self) -> dict[str, Any]:
+        """What the agent is asked; what the client left open, the agent decides."""
+        execution = self._execution
+        given = {
+            "timeoutSeconds": execution.timeout_seconds,
+            "idleTimeoutSeconds": execution.idle_timeout_seconds,
+            "model": execution.requested_model,
+            "maxTurns": execution.max_turns,
+            "maxBudgetUsd": execution.max_budget_usd,
+            "sessionId": execution.resume_session_id,
+        }
+        asked = {"executionId": execution.execution_id, "workspaceId": execution.workspace_id}
+        return {**asked, "prompt": execution.prompt, **{name: value for name, value in given.items() if value}}
+
+    def _refused(self, refusal: Refused, agent: Agent) -> Outcome | None:
+        """What an agent's refusal means; None when asking again may help."""
+        if refusal.code == "WORKSPACE_NOT_FOUND" and not self._sent_anew:
+            self._sent_anew = True
+            workspace = workspaces.get(self._parts.db, self._execution.workspace_id)
+            hub_workspaces.missing(self._parts.db, workspace, agent.agent_id)
+            return None
+        if refusal.code == "WORKSPACE_BUSY":
+            return None  # something the hub did not send runs in it
+        if refusal.code == "EXECUTION_NOT_FOUND":
+            # Who has its id may be a copy of it, and the execution run on in the other.
+            return self._given_up("AGENT_LOST", f"Agent {agent.name} does not know this execution any more.")
+        return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
+
+    def _store(self, batch: Sequence[RawEvent]) -> Outcome | None:
+        """Store what is new of a batch. Returns how the execution ended when its final event is in it."""
+        fresh = list[tuple[str, str]]()
+        for event in batch:
+            if event.final:
+                self._append(fresh)
+                return _outcome(event)
+            if event.name == "gap":
+                # The agent has forgotten these; whoever reads the hub's rows is told so in the same way.
+                self._append(fresh)
+                fresh, self._seq = [], event.seq
+            elif event.seq > self._seq + len(fresh):
+                fresh.append((event.name, event.data))
+        self._append(fresh)
+        return None
+
+    def _append(self, fresh: list[tuple[str, str]]) -> None:
+        if not fresh:
+            return
+        number = self._execution.number
+        events.append(self._parts.db, number, self._seq + 1, fresh)
+        self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
+        self._seq += len(fresh)
+        self._bytes += sum(len(data) for _, data in fresh)
+        said = json.loads(fresh[0][1]).get("timestamp")
+        if isinstance(said, int):
+            self._lag_seconds = max(self._lag_seconds, (events.milliseconds() - said) / 1000)
+
+    def _given_up(self, code: str, message: str) -> Outcome:
+        """The outcome of an execution that its agent may still run, and is to end when it can be told."""
+        errands.cancel(self._parts.db, self._execution.agent_id or "", self._execution.execution_id)
+        return Outcome.failure(code, message)
+
+    def _end(self, outcome: Outcome) -> None:
+        seq = lifecycle.finish(self._parts.db, self._execution.number, outcome, after=self._seq)
+        self._ring(outcome.news(seq))
+        log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
+
+    def _ring(self, news: bytes) -> None:
+        self._parts.readers.ring(tail.execution_key(self._execution.number), news)
+
+
+def _has(client: AgentClient, workspace_id: str) -> bool:
+    """Whether an agent has a workspace of this id."""
+    try:
+        client.workspace(workspace_id)
+    except Refused as refusal:
+        if refusal.status == 404:
+            return False
+        raise
+    return True
+
+
+def _outcome(event: RawEvent) -> Outcome:
+    """An agent's final event as an outcome."""
+    data = countable(json.loads(event.data))
+    state = "succeeded" if event.name == "complete" else "failed"
+    if data.get("code") == "EXECUTION_CANCELLED":
+        state = "cancelled"
+    return Outcome(state, event.name, data, data.get("usage"))
+
+
+def pass_cancel_on(parts: Relaying, execution: Execution) -> bool:
+    """Tell its agent of an execution that somebody asked to end. False when it could not be told."""
+    agent = parts.agents.find(execution.agent_id or "")
+    try:
+        if agent is not None:
+            parts.calls.client(agent).cancel(execution.execution_id)
+    except (Unreachable, Refused) as error:
+        log.info("execution %s is to be cancelled: %s", execution.execution_id, error)
+        return False
+    return True
