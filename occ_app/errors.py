@@ -153,3 +153,19 @@ class NoSpace(RequestError):
 
     def __init__(self) -> None:
         super().__init__("NO_SPACE", "The disk there is full; free some space under OCC's home folder and try again.")
+
+
+def execution_not_found(execution_id: str) -> NotFound:
+    return NotFound(
+        "EXECUTION_NOT_FOUND",
+        f"There is no execution {execution_id}; `occ jobs`, or GET /executions, lists those there are.",
+        {"executionId": execution_id},
+    )
+
+
+def workspace_not_found(workspace_id: str) -> NotFound:
+    return NotFound(
+        "WORKSPACE_NOT_FOUND",
+        f"There is no workspace {workspace_id}; `occ run --dir` uploads one, and so does POST /workspace/init.",
+        {"workspaceId": workspace_id},
+    )

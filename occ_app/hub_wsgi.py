@@ -1,4 +1,4 @@
-"""The hub's web process, wired top to bottom; beside occ_app/wsgi.py the only module of occ_app that knows occ_worker.
+"""The hub's web process, wired top to bottom.
 
 `python -m occ_app.hub_wsgi` serves on the socket the supervisor bound, or on the configured address by itself.
 """
@@ -13,7 +13,8 @@ from typing import IO
 from flask import Flask, request
 
 from occ_app import errors
-from occ_app.api.app import Parts, create_app
+from occ_app.api.app import create_app
+from occ_app.api.services import Parts
 from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
 from occ_app.database import database as db
@@ -25,14 +26,13 @@ from occ_app.hub.agents import Agents
 from occ_app.hub.links import Links, add_link
 from occ_app.hub.pages.login import visitor
 from occ_app.hub.schemas import HubExecuteBody
-from occ_app.queue import open_queue
+from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
 from occ_app.web.callers import Caller, bearer, caller, same_secret
-from occ_app.web.server import serve
+from occ_app.web.serve import serve
 from occ_app.workspaces.workspace import Workspace
-from occ_worker import tasks
 
 
 def make_app(config: HubConfig) -> Flask:
@@ -51,8 +51,8 @@ def make_app(config: HubConfig) -> Flask:
             workers=Ringer(config.run / "worker"),
             streams=streams.Streams(config.max_streams),
             identify=_identify(database, TokenFile(config.state)),
-            execute=tasks.executions(open_queue(config, "executions"), tasks.elsewhere),
-            make_workspace=tasks.hub_control(open_queue(config, "control"), tasks.elsewhere),
+            wake_worker=waker(config),
+            enqueue_upload=upload_enqueuer(config),
             health=lambda: health.health(config, database, agents),
             pack=lambda workspace, output: _pack(config, agents, calls, workspace, output),
             delete_workspace=lambda workspace_id, only: hub_workspaces.delete(database, workspace_id, only),

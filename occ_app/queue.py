@@ -13,6 +13,7 @@ import os
 import select
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from huey.serializer import Serializer
 from huey.storage import SqliteStorage
 
 from occ_app.config.config import Config
-from occ_app.database.database import begin
+from occ_app.database.database import begin, translated
 
 _REREAD_SECONDS = 3.0  # a ring is lost only with a worker that was killed between hearing it and taking the job
 
@@ -154,6 +155,10 @@ def _as_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime.datetime) else str(value)
 
 
+def _never_run(_: Any) -> None:
+    raise RuntimeError("this process only enqueues")
+
+
 def open_queue(config: Config, name: str) -> Huey:
     """The queue `executions` or `control`. Results are not kept: what a job did stands in occ.db."""
     return Huey(
@@ -166,3 +171,34 @@ def open_queue(config: Config, name: str) -> Huey:
         strict_fifo=True,
         factory=_PatientConnection,
     )
+
+
+def task_of(queue: Huey, name: str, run: Callable[[Any], object] = _never_run) -> Callable[[Any], None]:
+    """Define the task `name` and return the function that enqueues it with its one argument.
+
+    A process that only enqueues leaves `run` out. The function raises Unavailable or NoSpace when the queue file
+    cannot be written.
+    """
+
+    @queue.task(name=name)  # type: ignore[untyped-decorator]  # huey is untyped
+    def task(argument: Any) -> None:
+        run(argument)
+
+    def enqueue(argument: Any) -> None:
+        try:
+            queue.enqueue(task.s(argument))
+        except sqlite3.DatabaseError as error:
+            raise translated(error) from error
+
+    return enqueue
+
+
+def waker(config: Config) -> Callable[[], None]:
+    """Return the function that wakes a worker: it runs the oldest execution that can run."""
+    enqueue = task_of(open_queue(config, "executions"), "execute")
+    return lambda: enqueue("")
+
+
+def upload_enqueuer(config: Config) -> Callable[[int], None]:
+    """Return the function that has the control process unpack the upload with this number."""
+    return task_of(open_queue(config, "control"), "unpack_upload")

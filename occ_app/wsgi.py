@@ -1,4 +1,4 @@
-"""The web process, wired top to bottom: with the hub's the only module of occ_app that knows occ_worker.
+"""The agent's web process, wired top to bottom.
 
 `python -m occ_app.wsgi` serves on the socket the supervisor bound, or on the configured address by itself.
 """
@@ -13,22 +13,22 @@ from flask import Flask
 
 from occ_app import errors
 from occ_app.api import measures as metrics
-from occ_app.api.app import Parts, create_app
+from occ_app.api.app import create_app
+from occ_app.api.services import Parts
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
-from occ_app.home import notes as agent
+from occ_app.home import health
 from occ_app.home.state import TokenFile
-from occ_app.queue import open_queue
+from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
 from occ_app.web.callers import Caller, same_secret
-from occ_app.web.server import serve
+from occ_app.web.serve import serve
 from occ_app.workspaces import archives
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
-from occ_worker import tasks
 
 
 def make_app(config: Config) -> Flask:
@@ -45,9 +45,9 @@ def make_app(config: Config) -> Flask:
             workers=Ringer(config.run / "worker"),
             streams=streams.Streams(config.max_streams),
             identify=_holder_of(TokenFile(config.state)),
-            execute=tasks.executions(open_queue(config, "executions"), tasks.elsewhere),
-            make_workspace=tasks.control(open_queue(config, "control"), tasks.elsewhere),
-            health=lambda: agent.health(config, database),
+            wake_worker=waker(config),
+            enqueue_upload=upload_enqueuer(config),
+            health=lambda: health.health(config, database),
             pack=_pack,
             delete_workspace=lambda workspace_id, _: workspaces.delete(database, workspace_id, config.workspaces),
             measures=(metrics.of_agent(config, database),),

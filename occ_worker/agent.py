@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
+from occ_app.database import schema
 from occ_app.errors import OCCError
 from occ_app.home import daemon
 from occ_app.home import notes as agent
-from occ_app.queue import open_queue
+from occ_app.queue import open_queue, waker
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.kernel import become_subreaper
 from occ_app.system.logs import log_to_stderr
@@ -27,7 +28,8 @@ from occ_worker.control.heartbeat import Heartbeat
 from occ_worker.execution import command as claude
 from occ_worker.execution import runner
 from occ_worker.execution.child import Launcher
-from occ_worker.execution.driver import GRACE_SECONDS, Worker
+from occ_worker.execution.context import Worker
+from occ_worker.execution.driver import GRACE_SECONDS
 
 if TYPE_CHECKING:
     from occ_app.client.hub_client import HubClient
@@ -91,7 +93,7 @@ def run_control(config: Config) -> None:
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
-    put = tasks.executions(executions_queue, tasks.elsewhere)
+    wake_worker = waker(config)
     port = configuration.listening_port()
     link = _link(config, database, port)
     renew = link.renew if link else _nothing
@@ -101,7 +103,7 @@ def run_control(config: Config) -> None:
         Ringer(config.run / "tail"),
         Heartbeat(config, database, port, lambda seconds: _hub(config, seconds), renew),
         queued=executions_queue.pending_count,
-        ring=lambda: put(""),
+        ring=wake_worker,
     )
     tasks.control(queue, lambda: control)
     control.make_room_for_log()
@@ -148,7 +150,7 @@ def main() -> None:
     log_to_stderr()
     logging.getLogger("huey").setLevel(logging.WARNING)
     config.make_folders()
-    db.ensure_schema(config.database, Path(config.home / "lock" / "migrate"))
+    schema.ensure_schema(config.database, Path(config.home / "lock" / "migrate"))
     {"executions": run_executions, "control": run_control}[sys.argv[1]](config)
 
 

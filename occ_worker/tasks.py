@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from huey import Huey
 
-from occ_app.database.database import translated
 from occ_app.errors import OCCError
+from occ_app.queue import task_of
 
 if TYPE_CHECKING:
     from occ_worker.control.agent import Control
@@ -21,25 +20,11 @@ if TYPE_CHECKING:
 def executions(queue: Huey, run_next: Callable[[], object]) -> Callable[[str], None]:
     """Define the job of the `executions` queue; `run_next` runs the oldest execution that can run."""
 
-    @queue.task(name="execute")  # type: ignore[untyped-decorator]  # huey is untyped
-    def execute(_: str) -> None:
-        """Run the oldest execution that can run, whichever one rang."""
-        run_next()
-
-    return _putter(queue, execute)
-
-
-def elsewhere() -> NoReturn:
-    """In a process that puts jobs in and runs none."""
-    raise RuntimeError("this process puts jobs in and runs none")
+    return task_of(queue, "execute", lambda _: run_next())
 
 
 def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
     """Define the jobs of the `control` queue; `parts` gives what they work with."""
-
-    @queue.task(name="make_workspace")  # type: ignore[untyped-decorator]  # huey is untyped
-    def make_workspace(number: int) -> None:
-        parts().make_workspace(number)
 
     @queue.periodic_task(lambda _: parts().heartbeat_due(), name="heartbeat", expires=25)  # type: ignore[untyped-decorator]  # huey is untyped
     def heartbeat() -> None:
@@ -55,15 +40,11 @@ def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
     def probe_cli() -> None:
         parts().probe_cli()
 
-    return _putter(queue, make_workspace)
+    return task_of(queue, "unpack_upload", lambda number: parts().unpack_upload(number))
 
 
 def hub_control(queue: Huey, parts: Callable[[], HubControl]) -> Callable[[int], None]:
     """Define the jobs of a hub's `control` queue; `parts` gives what they work with."""
-
-    @queue.task(name="make_workspace")  # type: ignore[untyped-decorator]  # huey is untyped
-    def make_workspace(number: int) -> None:
-        parts().make_workspace(number)
 
     @queue.periodic_task(_every(2, lambda: parts().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reap() -> None:
@@ -73,19 +54,17 @@ def hub_control(queue: Huey, parts: Callable[[], HubControl]) -> Callable[[int],
     def reach() -> None:
         parts().reach()
 
-    @queue.task(name="deliver")  # type: ignore[untyped-decorator]  # huey is untyped
-    def deliver(number: int) -> None:
-        parts().deliveries.deliver(number, _putter(queue, deliver))
+    enqueue_delivery = task_of(queue, "deliver", lambda number: parts().deliveries.deliver(number, enqueue_delivery))
 
     def due() -> bool:
         return parts().deliveries.due()
 
     @queue.periodic_task(_every(2, due), name="deliver_due", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def deliver_due() -> None:
-        parts().deliveries.put_due(_putter(queue, deliver))
+        parts().deliveries.put_due(enqueue_delivery)
 
     _upkeep(queue, parts)
-    return _putter(queue, make_workspace)
+    return task_of(queue, "unpack_upload", lambda number: parts().unpack_upload(number))
 
 
 def _upkeep(queue: Huey, parts: Callable[[], Upkeep]) -> None:
@@ -102,17 +81,6 @@ def _upkeep(queue: Huey, parts: Callable[[], Upkeep]) -> None:
     @queue.periodic_task(_every(60), name="forget", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
     def forget() -> None:
         parts().forget()
-
-
-def _putter(queue: Huey, task: Any) -> Callable[[Any], None]:
-    def put(argument: Any) -> None:
-        """Put one in. Raises what a failing database means to a caller."""
-        try:
-            queue.enqueue(task.s(argument))
-        except sqlite3.DatabaseError as error:
-            raise translated(error) from error
-
-    return put
 
 
 def _every(seconds: float, wanted: Callable[[], bool] = lambda: True) -> Callable[[object], bool]:

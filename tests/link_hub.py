@@ -26,7 +26,7 @@ from occ_app.errors import RequestError
 from occ_app.home.certificate import Certificate
 from occ_app.hub.links import Links, add_link
 from occ_app.system.logs import log_to_stderr
-from occ_app.web import requests as web
+from occ_app.web import refusals
 from occ_app.web.server import Application
 from tests.conftest import wait_until
 
@@ -44,7 +44,7 @@ class _Known:
 def make_app(folder: Path, ping_seconds: float) -> Flask:
     app = Flask(__name__, static_folder=None)
     known, links = _Known(), Links(folder, ping_seconds)
-    web.answer_errors(app)
+    refusals.answer_errors(app)
 
     def admit(agent_id: str) -> None:
         known.attempts += 1

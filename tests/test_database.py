@@ -14,6 +14,7 @@ import pytest
 
 from occ_app import errors
 from occ_app.database import database as db
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import events
 from occ_app.streams.doorbell import Doorbell, Ringer
@@ -166,9 +167,9 @@ def _count_up(database: Database, times: int) -> None:
 
 
 def test_the_migration_leaves_nothing_of_itself_in_the_process(tmp_path: Path) -> None:
-    db.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
+    schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
     with sqlite3.connect(tmp_path / "occ.db") as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == db.SCHEMA_VERSION
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == schema.SCHEMA_VERSION
     connection.close()
 
 
@@ -177,7 +178,7 @@ def test_a_migration_that_fails_is_told(tmp_path: Path, capfd: pytest.CaptureFix
     connection.execute("CREATE TABLE workspaces (something TEXT)")
     connection.close()
     with pytest.raises(errors.StartFailed, match="cannot be brought"):
-        db.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
+        schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
     assert "already exists" in capfd.readouterr().err
 
 

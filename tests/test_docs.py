@@ -21,7 +21,7 @@ from occ_app.config import claude_environment as cli_environment
 from occ_app.config import config
 from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting
 from occ_app.executions import search
-from occ_app.web import requests as web
+from occ_app.web import refusals
 from occ_app.workspaces import archive_checks, archives
 from tests import hub as hubs
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
@@ -167,7 +167,7 @@ def test_the_error_codes_are_the_code_s() -> None:
     listed = {
         name: int(status) for status, (cell,) in told.items() for name in re.findall(r"`([A-Z]+_?[A-Z_]*[A-Z])`", cell)
     }
-    assert listed == web.STATUS
+    assert listed == refusals.STATUS
     sources = [Path(module.__file__).read_text() for module in (archives, archive_checks)]
     zips = set(re.findall(r'"(ZIP_[A-Z_]+)"', "".join(sources)))
     assert set(re.findall(r"`(ZIP_[A-Z_]+[A-Z])`", DOCS["protocol.md"])) == zips
@@ -177,7 +177,7 @@ def test_the_codes_of_the_error_event_are_the_code_s() -> None:
     told = re.search(r"Codes of `error`: (.*?)\n\n", DOCS["protocol.md"], re.DOTALL)
     assert told is not None
     sources = "".join(
-        path.read_text() for path in (*(ROOT / "occ_worker").glob("*.py"), *(ROOT / "occ_app").rglob("*.py"))
+        path.read_text() for path in (*(ROOT / "occ_worker").rglob("*.py"), *(ROOT / "occ_app").rglob("*.py"))
     )
     for name in re.findall(r"`([A-Z_]+)`", told.group(1)):
         assert f'"{name}"' in sources, name

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from occ_app.database import database as db
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import events, lifecycle
 from occ_app.executions.records import Outcome, Request
@@ -135,7 +135,7 @@ def test_the_documented_metrics_are_those_there_are(occ: Occ) -> None:
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
     path = tmp_path / "occ.db"
-    db.ensure_schema(path, tmp_path / "lock")
+    schema.ensure_schema(path, tmp_path / "lock")
     rows = Database(path)
     with rows.write() as connection:
         for workspace in range(5):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from occ_app.database import database as db
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Refused
 from occ_app.executions import events, lifecycle, retention, search
@@ -139,7 +139,7 @@ def test_what_the_daemon_forgets_is_found_no_more(agent: Occ) -> None:
 def rows(tmp_path: Path) -> Database:
     """A database with a workspace and nothing else."""
     path = tmp_path / "occ.db"
-    db.ensure_schema(path, tmp_path / "lock")
+    schema.ensure_schema(path, tmp_path / "lock")
     rows = Database(path)
     with rows.write() as connection:
         connection.execute(

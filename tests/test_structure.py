@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("occ_app/**/*.py"), *ROOT.glob("occ_worker/**/*.py")])
 LAYERS = [
@@ -154,14 +152,14 @@ def test_no_import_does_work() -> None:
 
 
 def test_the_schema_version_counts_the_migrations() -> None:
-    from occ_app.database import database as db
+    from occ_app.database import schema
 
     spec = importlib.util.spec_from_file_location("migrations", ROOT / "migrations" / "migrations.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert len(module.occ._migrations) == db.SCHEMA_VERSION
+    assert len(module.occ._migrations) == schema.SCHEMA_VERSION
 
 
 def test_every_suppressed_rule_carries_its_reason() -> None:

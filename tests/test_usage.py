@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from occ_app.database import database as db
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import usage
 from tests.conftest import Occ, shared_agent, steps
@@ -88,7 +88,7 @@ def test_a_wrong_query_is_refused_by_name(used: Occ, query: str) -> None:
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
     path = tmp_path / "occ.db"
-    db.ensure_schema(path, tmp_path / "lock")
+    schema.ensure_schema(path, tmp_path / "lock")
     return Database(path)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from occ_app.config import config
 from occ_app.database import database as db
+from occ_app.database import schema
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Outcome, Request
 from occ_app.hub import webhooks
@@ -125,7 +126,7 @@ class Control:
         self.environment |= environment
         self.config = config.load_hub(self.environment)
         self.config.make_folders()
-        db.ensure_schema(self.config.database, self.config.home / "lock" / "migrate")
+        schema.ensure_schema(self.config.database, self.config.home / "lock" / "migrate")
         self.db = db.Database(self.config.database)
         with self.db.write() as connection:
             connection.execute(

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, g, request
 
 from occ_app import errors
-from occ_app.api.app import Parts, parts
+from occ_app.api.services import Parts, parts
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
@@ -48,7 +48,7 @@ def start(asked: Request) -> tuple[Execution, bool]:
     execution, created = _create(own, asked)
     if created:
         with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
-            own.execute(execution.execution_id)
+            own.wake_worker()
     # A worker may be starting the CLI already; the client is told only what no power cut takes back.
     own.db.flush()
     return execution, created

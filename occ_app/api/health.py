@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from occ_app.api.app import parts
+from occ_app.api.services import parts
 from occ_app.web import requests as web
 from occ_app.web import schemas
 

@@ -20,7 +20,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.executions.tally import Counted, Distribution, Tally
-from occ_app.home import notes as agent
+from occ_app.home import health
 from occ_app.streams.followers import Streams
 
 
@@ -101,7 +101,7 @@ def of_agent(config: Config, db: Database) -> Measure:
     def measure() -> Iterable[Metric]:
         yield gauge("occ_workers", "Executions that can run at once.", config.workers)
         yield gauge("occ_workers_busy", "Executions that run.", executions.counts(db)[0])
-        beat = agent.heartbeat(config, db)
+        beat = health.heartbeat(config, db)
         failures = beat["consecutiveFailures"]
         yield gauge("occ_heartbeat_consecutive_failures", "Heartbeats in a row that the hub did not take.", failures)
         if beat["lastSuccessfulAt"] is not None:

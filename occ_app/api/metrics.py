@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Flask, Response, g
 
 from occ_app import errors
-from occ_app.api.app import measures
 from occ_app.api.measures import Histogram, Measure, Metric, Refusals
+from occ_app.api.services import measures
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 

@@ -9,7 +9,7 @@ from flask import Blueprint, Flask, Response, current_app
 from marshmallow import Schema
 
 from occ_app import __version__
-from occ_app.api.app import Parts, parts
+from occ_app.api.services import Parts, parts
 from occ_app.web import fields, schemas
 from occ_app.web import requests as web
 

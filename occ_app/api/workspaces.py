@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request, send_file
 from werkzeug.datastructures import FileStorage
 
 from occ_app import errors
-from occ_app.api.app import parts
+from occ_app.api.services import parts
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
@@ -72,7 +72,7 @@ def _await_job(number: int) -> dict[str, Any]:
     key = tail.job_key(number)
     channel = parts().tail.join(key)
     try:
-        parts().make_workspace(number)
+        parts().enqueue_upload(number)
         deadline = time.monotonic() + INIT_SECONDS
         while True:
             rings = channel.rings

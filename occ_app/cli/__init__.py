@@ -10,18 +10,6 @@ import traceback
 
 SECRET_FLAGS = {"--api-key": "OCC_API_KEY", "--token": "OCC_TOKEN"}
 
-EXIT_CODES = """\b
-Exit codes:
-  0    done, or the execution succeeded
-  1    it failed
-  2    the command was used wrongly
-  3    not running, or already running
-  4    refused by the agent or the hub
-  5    unreachable
-  124  the execution timed out
-  130  the execution was cancelled, or the command interrupted
-"""
-
 
 def main() -> None:
     """The entry point of `occ`."""

@@ -8,7 +8,18 @@ from typing import Any
 import click
 
 from occ_app import __version__
-from occ_app.cli import EXIT_CODES
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done, or the execution succeeded
+  1    it failed
+  2    the command was used wrongly
+  3    not running, or already running
+  4    refused by the agent or the hub
+  5    unreachable
+  124  the execution timed out
+  130  the execution was cancelled, or the command interrupted
+"""
 
 # In the order of the help. A command's module is loaded when it is called: none waits for what others need.
 _MODULES = {
@@ -58,3 +69,16 @@ def occ() -> None:
     occ jobs     what runs, waits and has run
     occ hub      one address for many agents
     """
+
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done, or the execution succeeded
+  1    it failed
+  2    the command was used wrongly
+  3    not running, or already running
+  4    refused by the agent or the hub
+  5    unreachable
+  124  the execution timed out
+  130  the execution was cancelled, or the command interrupted
+"""

@@ -15,8 +15,8 @@ import click
 
 from occ_app.claude import program as claude_cli
 from occ_app.cli import output
-from occ_app.cli.run import upload
 from occ_app.cli.start import start_daemon
+from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
 from occ_app.config import config as configuration
 from occ_app.config.config import Config

@@ -7,20 +7,18 @@ import json
 import socket
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from occ_app import errors
 from occ_app.cli import output, remote
+from occ_app.cli.remote import daemon_client, hub_client, running_hub
 from occ_app.cli.start import run_here, start_daemon, with_warnings
 from occ_app.cli.webhooks import webhooks
 from occ_app.config import config as configuration
-from occ_app.config.config import Config, HubConfig
-from occ_app.home import daemon, state
-
-if TYPE_CHECKING:
-    from occ_app.client.agent_client import AgentClient
+from occ_app.config.config import HubConfig
+from occ_app.home import daemon
 
 _AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
 
@@ -106,7 +104,7 @@ def status(as_json: bool) -> int:
     report: dict[str, Any] = {"running": True, "pid": running.pid, "url": _address(running)}
     report |= {"host": running.host, "port": running.port, "tlsFingerprint": running.fingerprint, **places}
     try:
-        health = _client(config, running).health()
+        health = daemon_client(config, running).health()
         report |= {name: health[name] for name in ("uptime", "workers", "queue", "problems")}
     except (errors.Unreachable, errors.Refused) as error:
         report["problems"] = [str(error)]
@@ -126,27 +124,6 @@ def _status_text(report: dict[str, Any]) -> str:
         lines.append(f"  tls        {report['tlsFingerprint']}")
     lines += [f"  home       {report['home']}", f"  logs       {report['logs']}"]
     return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
-
-
-def _client(config: Config, running: daemon.Daemon) -> AgentClient:
-    from occ_app.client.agent_client import AgentClient
-
-    known = state.load(config.state)
-    return AgentClient(running.url, known.token if known else "", running.fingerprint)
-
-
-def hub_client() -> AgentClient:
-    """A client of this machine's hub, as its operator. Raises NotRunning."""
-    return _client(remote.settings("hub"), _running())
-
-
-def _running() -> daemon.Daemon:
-    """This machine's hub. Raises NotRunning."""
-    config = remote.settings("hub")
-    running = daemon.find(config)
-    if running is None:
-        raise errors.NotRunning(f"The hub is not running in {config.home}; `occ hub start` starts it.")
-    return running
 
 
 @hub.group()
@@ -169,7 +146,7 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
     body = {"name": name, "for": kind, "admin": admin, "most": most, "days": days}
     made = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
     click.echo(made["key"])
-    running = _running()
+    running = running_hub()
     url = _address(running)
     key = made["key"] if sys.stdout.isatty() else "KEY"  # whoever catches it does not want it on the screen
     pin = running.fingerprint if running.self_signed else None  # nobody vouches for it

@@ -53,8 +53,6 @@ def chosen(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
         return _client(url, token, pin)
     if not hub:
         return _local_client()
-    from occ_app.cli.hub import hub_client
-
     return hub_client()
 
 
@@ -95,3 +93,25 @@ def _check_pin(url: str | None, pin: str | None) -> None:
 def again(url: str | None, pin: str | None) -> str:
     """What a command that is printed for later needs to reach the same place; the token stays out of it."""
     return (f" --url {url} --token …" if url else "") + (f" --pin {pin}" if pin else "")
+
+
+def daemon_client(config: Config, running: daemon.Daemon) -> AgentClient:
+    """A client of a daemon of this machine, with its own token."""
+    from occ_app.client.agent_client import AgentClient
+
+    known = state.load(config.state)
+    return AgentClient(running.url, known.token if known else "", running.fingerprint)
+
+
+def hub_client() -> AgentClient:
+    """A client of this machine's hub, as its operator. Raises NotRunning."""
+    return daemon_client(settings("hub"), running_hub())
+
+
+def running_hub() -> daemon.Daemon:
+    """This machine's hub. Raises NotRunning."""
+    config = settings("hub")
+    running = daemon.find(config)
+    if running is None:
+        raise errors.NotRunning(f"The hub is not running in {config.home}; `occ hub start` starts it.")
+    return running

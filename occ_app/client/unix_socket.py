@@ -11,7 +11,7 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from occ_app.streams.doorbell import short_path
+from occ_app.system.files import short_path
 
 
 def pools(path: Path, **options: Any) -> urllib3.PoolManager:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from occ_app.database.database import Database
+from occ_app.system.compact_json import to_json
 
 FINAL_EVENTS = ("complete", "error")
 MOST = 1000  # that are read at once
-
-to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,6 @@ class Event:
     @property
     def final(self) -> bool:
         return self.name in FINAL_EVENTS
-
-
-def milliseconds() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
+from occ_app.errors import execution_not_found, workspace_not_found
 from occ_app.executions import events
-from occ_app.executions.queries import execution_not_found, from_row, one, workspace_not_found
+from occ_app.executions.queries import from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
+from occ_app.system import compact_json, timestamps
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 
@@ -81,11 +83,11 @@ def create(
                 iso_now(),
                 request.key_id,
                 request.agent,
-                events.to_json(request.labels) if request.labels else None,
+                compact_json.to_json(request.labels) if request.labels else None,
                 ahead,
             ),
         ).fetchall()[0]
-        said = events.to_json({"position": ahead, "timestamp": events.milliseconds()})
+        said = compact_json.to_json({"position": ahead, "timestamp": timestamps.milliseconds()})
         events.insert(connection, row["number"], 1, [("queued", said)])
         return from_row(row), True
 
@@ -186,7 +188,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
             data.get("message"),
             data.get("sessionId"),
             data.get("costUsd"),
-            None if outcome.usage is None else events.to_json(outcome.usage),
+            None if outcome.usage is None else compact_json.to_json(outcome.usage),
             data.get("numTurns"),
             data.get("durationMs"),
             number,
@@ -194,5 +196,5 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         ),
     ).rowcount
     if won:
-        events.insert(connection, number, seq, [(outcome.event, events.to_json(data))])
+        events.insert(connection, number, seq, [(outcome.event, compact_json.to_json(data))])
     return seq if won else 0

@@ -6,8 +6,8 @@ import json
 import sqlite3
 from typing import Any
 
-from occ_app import errors
 from occ_app.database.database import Database
+from occ_app.errors import execution_not_found
 from occ_app.executions.records import Execution
 
 _COLUMNS = """
@@ -51,22 +51,6 @@ def find(db: Database, execution_id: str, only: str | None = None) -> Execution 
     with db.read() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
     return execution if execution is not None and only in (None, execution.key_id) else None
-
-
-def execution_not_found(execution_id: str) -> errors.NotFound:
-    return errors.NotFound(
-        "EXECUTION_NOT_FOUND",
-        f"There is no execution {execution_id}; `occ jobs`, or GET /executions, lists those there are.",
-        {"executionId": execution_id},
-    )
-
-
-def workspace_not_found(workspace_id: str) -> errors.NotFound:
-    return errors.NotFound(
-        "WORKSPACE_NOT_FOUND",
-        f"There is no workspace {workspace_id}; `occ run --dir` uploads one, and so does POST /workspace/init.",
-        {"workspaceId": workspace_id},
-    )
 
 
 def listing(

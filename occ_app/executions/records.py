@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from occ_app.executions import events
+from occ_app.system import compact_json, timestamps
 from occ_app.system.process_identity import ProcessIdentity
 
 FINAL_STATES = ("succeeded", "failed", "cancelled")
@@ -117,8 +118,8 @@ class Outcome:
         """The outcome for an error code of the wire contract; extra keys (exitCode, signal) go into the event."""
         state = "cancelled" if code == "EXECUTION_CANCELLED" else "failed"
         kept = {key: value for key, value in extra.items() if value is not None}
-        return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": events.milliseconds()})
+        return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": timestamps.milliseconds()})
 
     def news(self, seq: int) -> bytes:
         """Its final event as a ring carries it; nothing for seq 0, when something else ended the execution."""
-        return events.news(seq, [(self.event, events.to_json(self.data))]) if seq else b""
+        return events.news(seq, [(self.event, compact_json.to_json(self.data))]) if seq else b""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from occ_app.config.config import Config
+from occ_app.system.files import write_file
 from occ_app.system.process_identity import ProcessIdentity
 
 STOP_SECONDS = 10.0
@@ -134,13 +135,6 @@ def _await_exit(pid: int, seconds: float) -> bool:
         return bool(poller.poll(seconds * 1000))
     finally:
         os.close(descriptor)
-
-
-def write_file(path: Path, content: str) -> None:
-    """Write a small file in one step: a reader sees the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content)
-    os.replace(temporary, path)
 
 
 def _read(path: Path) -> Any:

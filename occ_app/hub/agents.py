@@ -16,9 +16,9 @@ from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
-from occ_app.executions.events import to_json
 from occ_app.home.state import new_token
 from occ_app.hub.keys import Key
+from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import boot_id
 from occ_app.system.timestamps import iso_now
 

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app, request
 from marshmallow import Schema
 
 from occ_app import __version__, errors
-from occ_app.api.app import parts
+from occ_app.api.services import parts
 from occ_app.config.config import HubConfig
 from occ_app.executions import queries as executions
 from occ_app.hub import keys
@@ -203,7 +203,7 @@ def _set_draining(agent_id: str, *, draining: bool) -> Response:
 def _look_for_work() -> None:
     """Wake a relay when something waits that may find an agent now."""
     if executions.counts(parts().db)[1]:
-        parts().execute("")
+        parts().wake_worker()
 
 
 def _record(agent: Agent) -> dict[str, object]:

@@ -9,7 +9,7 @@ from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import daemon, state
-from occ_app.home import notes as agent
+from occ_app.home.health import uptime
 from occ_app.hub.agents import Agents
 
 
@@ -31,7 +31,7 @@ def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
     return {
         "status": "degraded" if problems else "healthy",
         "version": __version__,
-        "uptime": agent.uptime(config.run / "daemon.json"),
+        "uptime": uptime(config.run / "daemon.json"),
         "heartbeat": {"lastSuccessfulAt": None, "consecutiveFailures": 0, "seqNum": 0},
         "workers": {"total": sum(machine.workers for machine in machines), "busy": busy},
         "queue": {"depth": waiting},

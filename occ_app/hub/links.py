@@ -28,10 +28,10 @@ from occ_app.errors import RequestError
 from occ_app.link.frames import SUBPROTOCOL
 from occ_app.link.link import GOING_AWAY, PING_SECONDS, Link
 from occ_app.link.websocket import LinkSocket
-from occ_app.streams.doorbell import short_path
 from occ_app.system.event_loop import Loop
+from occ_app.system.files import short_path
 from occ_app.system.kernel import allow_many_files
-from occ_app.web.server import HandedOver
+from occ_app.web.handover import HandedOver
 
 log = logging.getLogger("occ.links")
 

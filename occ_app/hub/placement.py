@@ -29,7 +29,7 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only
         "SELECT key_id, agent_id FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
     ).fetchone()
     if only not in (None, row["key_id"]):
-        raise executions.workspace_not_found(request.workspace_id)
+        raise errors.workspace_not_found(request.workspace_id)
     machines = agents.listed(connection)
     if request.agent:
         meant = [agent for agent in machines if agent.agent_id == request.agent] or [

@@ -15,9 +15,9 @@ from pathlib import Path
 from occ_app import errors
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
-from occ_app.executions.events import to_json
-from occ_app.executions.queries import workspace_not_found
+from occ_app.errors import workspace_not_found
 from occ_app.hub import outbox as errands
+from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import flush_folder
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, uploads

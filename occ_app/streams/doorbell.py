@@ -7,13 +7,13 @@ and a sender never waits.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+
+from occ_app.system.files import short_path
 
 _LONGEST = 16384
 _QUEUE = 10  # datagrams that Linux keeps for a listener unless it is told otherwise; what comes then is lost
@@ -102,13 +102,3 @@ class Ringer:
                 except OSError:
                     listener.close()
         return listeners
-
-
-@contextlib.contextmanager
-def short_path(folder: Path) -> Iterator[str]:
-    """A path to `folder` short enough for a socket address, which holds 107 bytes however deep the home is."""
-    descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)

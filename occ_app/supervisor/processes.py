@@ -11,14 +11,21 @@ import socket
 import subprocess
 import sys
 import time
-from typing import IO, Any
+from pathlib import Path
+from typing import IO
 
+from honcho.environ import parse_procfile
+
+from occ_app.config import config as configuration
+from occ_app.config.config import Config
 from occ_app.system.kernel import die_with_parent
+from occ_app.system.packaged import packaged
 from occ_app.system.process_identity import ProcessIdentity, process_start
 
 log = logging.getLogger("occ.supervisor")
 
 STEADY_SECONDS = 5.0
+_LARGEST_LOG = 10_000_000
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 4.0
 
@@ -89,43 +96,24 @@ class Part:
         return ProcessIdentity(boot_id, self._process.pid, start)
 
 
-class Probe:
-    """Asks the web part for /health once, without waiting: the answer makes `descriptor` readable."""
+def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:
+    """What the Procfile names, none of it started; its output goes to logs or to the terminal."""
+    procfile = parse_procfile(packaged(config.program.procfile).read_text())
+    made = []
+    for name, command in procfile.processes.items():
+        environment = configuration.child_environment(config, secrets=name == "control")
+        environment |= {
+            "OCC_LISTEN_FD": str(listener.fileno()),
+            "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
+        }
+        output = None if to_terminal else _open_log(config.logs / f"{name}.log")
+        made.append(Part(name, command, environment, output))
+    return made
 
-    def __init__(self, address: tuple[Any, ...], family: int, token: str, *, tls: bool) -> None:
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
-        with contextlib.suppress(OSError):
-            self._socket.connect(address)  # our own listener takes it at once
-        self._socket.setblocking(False)
-        if tls:
-            self._wrap()
-        self._request = f"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-        self._sent = False
 
-    def _wrap(self) -> None:
-        import ssl  # an agent without TLS does without its memory
-
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # Nothing to verify: the other end is the socket this process bound.
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        self._socket = context.wrap_socket(self._socket, do_handshake_on_connect=False)
-        self._not_yet = (BlockingIOError, ssl.SSLWantReadError)
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def answer(self) -> bool | None:
-        """True for a 200, False when the connection broke, None while nothing is known yet."""
-        try:
-            if not self._sent:
-                if hasattr(self._socket, "do_handshake"):
-                    self._socket.do_handshake()
-                self._socket.send(self._request)
-                self._sent = True
-            return self._socket.recv(64).startswith(b"HTTP/1.1 200")
-        except OSError as error:
-            return None if isinstance(error, self._not_yet) else False
-
-    def close(self) -> None:
-        self._socket.close()
+def _open_log(path: Path) -> IO[bytes]:
+    """A log to append to; a long one is put aside as NAME.log.1 first."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _LARGEST_LOG:
+            path.replace(path.with_suffix(".log.1"))
+    return path.open("ab")

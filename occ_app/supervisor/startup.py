@@ -8,21 +8,14 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO
-
-from honcho.environ import parse_procfile
 
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
+from occ_app.database import schema
 from occ_app.errors import AlreadyRunning, StartFailed
 from occ_app.home import daemon, state
 from occ_app.home import quarantine as salvage
-from occ_app.supervisor.processes import Part
-from occ_app.system.packaged import packaged
-
-_LARGEST_LOG = 10_000_000
 
 
 @contextlib.contextmanager
@@ -60,7 +53,7 @@ def prepare_database(config: Config, meanwhile: Callable[[], None]) -> None:
     `meanwhile` is done first. Raises StartFailed.
     """
     try:
-        db.ensure_schema(config.database, config.home / "lock" / "migrate", meanwhile, lambda: _settle(config))
+        schema.ensure_schema(config.database, config.home / "lock" / "migrate", meanwhile, lambda: _settle(config))
     except StartFailed:
         raise
     except Exception as error:
@@ -92,26 +85,3 @@ def bind(config: Config) -> socket.socket:
         reason = os.strerror(error.errno or 0).lower()  # its own text says the address again
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise StartFailed(f"Cannot listen on {place} ({reason}); choose another {what}.") from None
-
-
-def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:
-    """What the Procfile names, none of it started; its output goes to logs or to the terminal."""
-    procfile = parse_procfile(packaged(config.program.procfile).read_text())
-    made = []
-    for name, command in procfile.processes.items():
-        environment = configuration.child_environment(config, secrets=name == "control")
-        environment |= {
-            "OCC_LISTEN_FD": str(listener.fileno()),
-            "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
-        }
-        output = None if to_terminal else _open_log(config.logs / f"{name}.log")
-        made.append(Part(name, command, environment, output))
-    return made
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    """A log to append to; a long one is put aside as NAME.log.1 first."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > _LARGEST_LOG:
-            path.replace(path.with_suffix(".log.1"))
-    return path.open("ab")

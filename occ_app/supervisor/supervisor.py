@@ -26,8 +26,10 @@ from occ_app.config.config import Config
 from occ_app.errors import OCCError, StartFailed
 from occ_app.home import certificate as tls
 from occ_app.home import daemon, state
+from occ_app.supervisor import processes
 from occ_app.supervisor import startup as readiness
-from occ_app.supervisor.processes import Part, Probe
+from occ_app.supervisor.probe import Probe
+from occ_app.supervisor.processes import Part
 from occ_app.system.kernel import become_subreaper
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.process_identity import own_identity
@@ -93,7 +95,7 @@ class Supervisor:
             with listener:
                 self._identity = own_identity()
                 self._write_place(listener)
-                self._parts = readiness.read_procfile(self._config, listener, to_terminal=self._to_terminal)
+                self._parts = processes.read_procfile(self._config, listener, to_terminal=self._to_terminal)
                 try:
                     return self._serve(listener)
                 finally:

@@ -1,4 +1,4 @@
-"""A file that a command is asked for: it is there whole, or not at all, and never in place of another."""
+"""Writing files whole or not at all, and paths that are short enough for a socket."""
 
 from __future__ import annotations
 
@@ -34,3 +34,20 @@ def new_file(target: Path) -> Iterator[IO[bytes]]:
         if own:
             raise NotWritten(f"{target} cannot be written ({reason}); name another place.") from None
         raise NotWritten(f"{error.filename} cannot be read ({reason}); see to it and try again.") from None
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a small file in one step: a reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(content)
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def short_path(folder: Path) -> Iterator[str]:
+    """A path to `folder` short enough for a socket address, which holds 107 bytes however deep the home is."""
+    descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

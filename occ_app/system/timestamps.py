@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 
@@ -12,3 +13,7 @@ def iso(moment: datetime) -> str:
 
 def iso_now() -> str:
     return iso(datetime.now(UTC))
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 1_000_000

@@ -17,7 +17,7 @@ from flask import Response, request
 from occ_app import errors
 from occ_app.streams.followers import KEEPALIVE_SECONDS, Follower, Streams
 from occ_app.streams.tail import Tail
-from occ_app.web.server import HandedOver
+from occ_app.web.handover import HandedOver
 
 log = logging.getLogger("occ.web")
 

@@ -18,7 +18,7 @@ import struct
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from flask import Flask
 from gunicorn import util
@@ -27,13 +27,10 @@ from gunicorn.http import wsgi
 from gunicorn.sock import create_sockets
 from gunicorn.workers import gthread
 
-from occ_app.config.config import Config, inherited_socket
-from occ_app.database import database as db
-from occ_app.home import certificate as tls
-from occ_app.home import daemon, state
 from occ_app.home.certificate import Certificate
-from occ_app.system.logs import log_to_stderr
-from occ_app.web.requests import BODIES, error_body
+from occ_app.web.handover import HandedOver
+from occ_app.web.refusals import error_body
+from occ_app.web.requests import BODIES
 from occ_app.web.tls_socket import IO_SECONDS, say_goodbye, server_context
 
 log = logging.getLogger("occ.server")
@@ -46,20 +43,6 @@ _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop 
 _HEAD_SECONDS = 20.0
 _LONGEST_WAITED_FOR = 16384  # a longer head is read as it comes
 _HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
-
-
-class Successor(Protocol):
-    """What serves a connection after the server's thread: `begin` is called when that has let go of it."""
-
-    def begin(self) -> None: ...
-
-
-class HandedOver(BaseException):
-    """Leaves the server's thread with the connection: from here on another serves it. Nobody's error."""
-
-    def __init__(self, stream: Successor) -> None:
-        super().__init__("handed over")
-        self.stream = stream
 
 
 class Worker(gthread.ThreadWorker):
@@ -183,21 +166,6 @@ def _framing_status(exc: Exception) -> tuple[int, str]:
     if not type(exc).__module__.startswith(("gunicorn.http", "ssl")):
         return 500, "INTERNAL"
     return 400, "BAD_REQUEST"
-
-
-def serve(config: Config, make_app: Callable[[], Flask]) -> None:
-    """Be the web process of an agent or a hub, on the socket the supervisor bound or, under a plain Procfile runner, on
-    the configured address."""
-    log_to_stderr()
-    logging.getLogger("huey").setLevel(logging.WARNING)
-    config.make_folders()
-    db.ensure_schema(config.database, config.home / "lock" / "migrate")
-    descriptor = inherited_socket()
-    if descriptor is None:
-        state.ensure(config.state)
-        daemon.take_work(config)
-    bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
-    Application(make_app, bind, config.max_streams, tls.certificate(config)).run()
 
 
 class Application(BaseApplication):

@@ -17,7 +17,7 @@ from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
-from occ_app.executions.events import to_json
+from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import exchange, flush, flush_folder
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from occ_app import errors
 from occ_app.database.database import Database
-from occ_app.executions.queries import workspace_not_found
+from occ_app.errors import workspace_not_found
 from occ_app.system.kernel import flush_folder
 
 

@@ -59,7 +59,7 @@ class Control(Upkeep):
             self._readers.ring(tail.job_key(number))
         uploads.undo_unfinished(self._db, self._config.workspaces)
 
-    def make_workspace(self, number: int) -> None:
+    def unpack_upload(self, number: int) -> None:
         self._uploads.take(number)
 
     def _unpack(self, number: int) -> None:

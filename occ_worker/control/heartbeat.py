@@ -17,8 +17,8 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import queries as executions
+from occ_app.home import health, state
 from occ_app.home import notes as agent
-from occ_app.home import state
 from occ_app.supervisor.registration import register
 from occ_app.system.timestamps import iso_now
 
@@ -102,7 +102,7 @@ class Heartbeat:
         if known is None or known.agent_id is None:
             self._registered = False
             return
-        kept = agent.heartbeat(self._config, self._db)
+        kept = health.heartbeat(self._config, self._db)
         sequence = kept["seqNum"] + 1
         body = self._body(sequence, status)
         result = {**kept, "seqNum": sequence}
@@ -126,7 +126,7 @@ class Heartbeat:
 
     def _body(self, sequence: int, status: str) -> dict[str, object]:
         try:
-            report = agent.health(self._config, self._db)
+            report = health.health(self._config, self._db)
             running = [execution.execution_id for execution in executions.running(self._db)]
         except OCCError:  # a locked database must not cost a beat
             report, running = {"status": "degraded", "uptime": 0, "workers": {}, "queue": {}, "version": ""}, []

@@ -78,7 +78,7 @@ class HubControl(Upkeep):
         for path in self._hub.zips.glob(".incoming-*"):
             path.unlink(missing_ok=True)
 
-    def make_workspace(self, number: int) -> None:
+    def unpack_upload(self, number: int) -> None:
         self._uploads.take(number)
 
     def _store(self, number: int) -> None:

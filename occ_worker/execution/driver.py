@@ -13,21 +13,16 @@ import select
 import selectors
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from occ_app.config.config import Config
-from occ_app.database.database import Database
 from occ_app.errors import OCCError
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.streams import tail
-from occ_app.streams.doorbell import Doorbell, Ringer
-from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.strays import sweep_children
 from occ_worker.execution import command as claude
 from occ_worker.execution import outcome as verdict
-from occ_worker.execution.child import Child, Launcher
+from occ_worker.execution.child import Child
+from occ_worker.execution.context import Worker
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.recorder import RETRY_SECONDS, Recorder
 from occ_worker.execution.translator import Event, Translator
@@ -42,21 +37,6 @@ _READ_BYTES = 1 << 18
 _BURST_BYTES = 1 << 18
 _LOOK_SECONDS = 2.0  # how often a running execution's row is read even if nobody rang
 _STDERR_KEPT = 2048
-
-
-@dataclass(frozen=True)
-class Worker:
-    """What one worker process works with. `stopping` tells whether the daemon stops; then `wake` is readable."""
-
-    config: Config
-    db: Database
-    identity: ProcessIdentity
-    readers: Ringer
-    bell: Doorbell
-    launcher: Launcher
-    wake: int
-    stopping: Callable[[], bool]
-    ring_queue: Callable[[], None]
 
 
 class Listener:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from occ_app.executions.events import milliseconds
 from occ_app.executions.records import Outcome, countable
+from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import texts
 
 _ADVICE = {

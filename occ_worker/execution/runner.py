@@ -18,7 +18,8 @@ from occ_app.home import daemon
 from occ_app.streams import tail
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.execution import command as claude
-from occ_worker.execution.driver import Listener, Worker
+from occ_worker.execution.context import Worker
+from occ_worker.execution.driver import Listener
 from occ_worker.execution.recorder import RETRY_SECONDS
 
 log = logging.getLogger("occ.runner")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from occ_app.executions.events import to_json
+from occ_app.system.compact_json import to_json
 
 CHUNK_BYTES = 64 * 1024
 

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from occ_app.executions.events import milliseconds, to_json
 from occ_app.executions.records import Outcome
+from occ_app.system.compact_json import to_json
+from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import outcome as verdict
 from occ_worker.execution import texts
 

@@ -11,14 +11,11 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import RawEvent
-from occ_app.config.config import HubConfig
-from occ_app.database.database import Database
 from occ_app.errors import NotFound, OCCError, Refused, Unreachable
 from occ_app.executions import events, lifecycle
 from occ_app.executions import queries as executions
@@ -26,11 +23,11 @@ from occ_app.executions.records import Execution, Outcome, countable
 from occ_app.hub import outbox as errands
 from occ_app.hub import placement
 from occ_app.hub import workspaces as hub_workspaces
-from occ_app.hub.agent_clients import Calls
-from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.agents import Agent
 from occ_app.streams import tail
-from occ_app.streams.doorbell import Ringer
+from occ_app.system import timestamps
 from occ_app.workspaces import workspace as workspaces
+from occ_worker.relay.context import Relaying
 
 log = logging.getLogger("occ.relay")
 
@@ -41,21 +38,6 @@ _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 # What an agent may answer while it is well, and what somebody else at its address, or a fault: asked again.
 _BUSY = (429, 503)
 _PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
-
-
-@dataclass(frozen=True)
-class Relaying:
-    """What the relays of one process work with. `rest` waits up to so many seconds, or until something happened that
-    may concern them; `removed` has the ids of removed agents; `stopping` tells whether the process is to end."""
-
-    config: HubConfig
-    db: Database
-    agents: Agents
-    calls: Calls
-    readers: Ringer
-    rest: Callable[[float], None]
-    removed: Container[str]
-    stopping: Callable[[], bool]
 
 
 class Relay:
@@ -249,7 +231,7 @@ class Relay:
         self._bytes += sum(len(data) for _, data in fresh)
         said = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(said, int):
-            self._lag_seconds = max(self._lag_seconds, (events.milliseconds() - said) / 1000)
+            self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - said) / 1000)
 
     def _given_up(self, code: str, message: str) -> Outcome:
         """The outcome of an execution that its agent may still run, and is to end when it can be told."""

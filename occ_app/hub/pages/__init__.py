@@ -11,11 +11,11 @@ from typing import Any
 from flask import Blueprint, Flask, Response, g, render_template, request
 
 from occ_app import __version__
-from occ_app.api.app import parts
+from occ_app.api.services import parts
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import home, runs
 from occ_app.hub.pages import login as door
-from occ_app.web import requests as web
+from occ_app.web import refusals
 
 bp = Blueprint("pages", __name__, template_folder="../templates", static_folder="../static", static_url_path="/static")
 for room in (door, home, runs):
@@ -46,7 +46,7 @@ def add_pages(app: Flask) -> None:
     app.register_blueprint(bp)
     for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.size, shown.beginning):
         app.add_template_filter(function)
-    web.answer_errors(app, _refusal_outside)
+    refusals.answer_errors(app, _refusal_outside)
 
 
 def asked_for() -> bool:
@@ -84,14 +84,14 @@ def nowhere(_: str) -> Response:
 def error_page(code: str, message: str, _: object = None, status: int | None = None) -> Response:
     """A refusal as a page; who asks for a whole page without being logged in is sent to where one logs in."""
     g.refusal = code  # for whoever counts them
-    status = status or web.status_of(code)
+    status = status or refusals.status_of(code)
     if code == "UNAUTHORIZED" and request.endpoint in door.LEAD_BACK:
         return door.go_and_log_in()
     title = _TITLES.get(status, "That did not work")
     page = render_template("error.html", title=title, message=_SENTENCES.get(code, message), code=code)
     response = Response(page, status)
-    if status in web.RETRY_AFTER_SECONDS:
-        response.headers["Retry-After"] = str(web.RETRY_AFTER_SECONDS[status])
+    if status in refusals.RETRY_AFTER_SECONDS:
+        response.headers["Retry-After"] = str(refusals.RETRY_AFTER_SECONDS[status])
     return response
 
 
@@ -100,9 +100,9 @@ def _refusal_outside(
 ) -> Response:
     """A refusal of anything that is no page: as the API says it, but for a browser at an address that is nobody's."""
     if request.endpoint is not None or "text/html" not in request.headers.get("Accept", ""):
-        return web.error_response(code, message, details, status)
+        return refusals.error_response(code, message, details, status)
     door.visitor(parts().db)  # whoever is logged in is led to the first page, others to where one logs in
     return add_headers(error_page("NOT_FOUND" if code == "UNAUTHORIZED" else code, message))
 
 
-web.answer_errors(bp, error_page)
+refusals.answer_errors(bp, error_page)

@@ -15,12 +15,12 @@ from werkzeug.datastructures import FileStorage
 from occ_app import errors
 from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
-from occ_app.api.app import parts
+from occ_app.api.services import parts
 from occ_app.executions import queries as executions
 from occ_app.hub.api import hub_parts
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
-from occ_app.web import callers, schemas
+from occ_app.web import callers, refusals, schemas
 from occ_app.web import requests as web
 from occ_app.web.fields import Id
 from occ_app.workspaces import workspace as workspaces
@@ -69,8 +69,8 @@ def start() -> Response:
     try:
         return door.go(f"/runs/{_start(given)}")
     except errors.RequestError as error:
-        response = Response(_page(given, {}, _told(error)), web.status_of(error.code))
-        for status, seconds in web.RETRY_AFTER_SECONDS.items():
+        response = Response(_page(given, {}, _told(error)), refusals.status_of(error.code))
+        for status, seconds in refusals.RETRY_AFTER_SECONDS.items():
             if response.status_code == status:
                 response.headers["Retry-After"] = str(seconds)
         return response

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from occ_app import errors
-from occ_app.api.app import parts
+from occ_app.api.services import parts
 from occ_app.database.database import Database
 from occ_app.hub import keys, logins
 from occ_app.hub.logins import Login

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, render_template, request
 from occ_app import errors
 from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
-from occ_app.api.app import parts
+from occ_app.api.services import parts
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
 from occ_app.hub.api import hub_parts

@@ -1,0 +1,71 @@
+"""What the views of an agent or a hub work with."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from flask import current_app
+from marshmallow import Schema
+
+from occ_app.api.measures import Measure
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.errors import Unavailable
+from occ_app.executions import records
+from occ_app.home import daemon
+from occ_app.streams.doorbell import Ringer
+from occ_app.streams.followers import Streams
+from occ_app.streams.tail import Tail
+from occ_app.web import callers, schemas
+from occ_app.workspaces.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects and functions that the views of an agent or a hub use.
+
+    `readers` and `workers` ring the processes that follow or run executions. `wake_worker` and `enqueue_upload` put
+    a job onto their queue. `pack` writes a workspace as a zip; `delete_workspace` removes one, only if it is the given
+    key's where a key is given. `admit` checks an execution before it is accepted. `measures` are those that only an
+    agent or only a hub has. `contracts` describes endpoints beyond the common ones; `title` is the API's name.
+    """
+
+    config: Config
+    db: Database
+    tail: Tail
+    readers: Ringer
+    workers: Ringer
+    streams: Streams
+    identify: Callable[[str], callers.Caller | None]
+    wake_worker: Callable[[], None]
+    enqueue_upload: Callable[[int], None]
+    health: Callable[[], dict[str, Any]]
+    pack: Callable[[Workspace, IO[bytes]], None]
+    delete_workspace: Callable[[str, str | None], None]
+    execute_body: type[Schema] = schemas.ExecuteBody
+    admit: Callable[[sqlite3.Connection, records.Request], None] = lambda _connection, _request: None
+    measures: tuple[Measure, ...] = ()
+    title: str = "OCC agent"
+    contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def refuse_when_stopping(self) -> None:
+        """Raises Unavailable once `occ stop` has begun, with --drain too."""
+        if not daemon.takes_work(self.config):
+            raise Unavailable(
+                "STOPPING", "It takes no new work, as it is stopping or being drained; send this again when it is back."
+            )
+
+
+def parts() -> Parts:
+    """The parts of the application that answers this request."""
+    found: Parts = current_app.extensions["occ"]
+    return found
+
+
+def measures() -> tuple[Measure, ...]:
+    """What can be measured of the application that answers this request."""
+    found: tuple[Measure, ...] = current_app.extensions["occ_measures"]
+    return found

@@ -1,0 +1,66 @@
+"""The body of `/health`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from occ_app import __version__
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.executions import queries as executions
+from occ_app.home import daemon
+from occ_app.home.notes import noted
+
+FAILURES_TO_MENTION = 2
+
+
+def heartbeat(config: Config, db: Database) -> dict[str, Any]:
+    """The heartbeat as `/health` shows it; a standalone agent has none, whatever it once had: null, 0, 0."""
+    kept = noted(db, "heartbeat") if config.remote_url else {}
+    return {
+        "lastSuccessfulAt": kept.get("lastSuccessfulAt"),
+        "consecutiveFailures": kept.get("consecutiveFailures", 0),
+        "seqNum": kept.get("seqNum", 0),
+    }
+
+
+def health(config: Config, db: Database) -> dict[str, Any]:
+    """The body of `/health`: what runs, what waits, and in `problems` what a person should look at."""
+    busy, waiting = executions.counts(db)
+    beat = heartbeat(config, db)
+    claude = noted(db, "claude")
+    problems = []
+    if claude and claude["path"] is None:
+        problems.append(claude["problem"])
+    if beat["consecutiveFailures"] >= FAILURES_TO_MENTION:
+        problems.append(
+            f"The hub did not take {beat['consecutiveFailures']} heartbeats in a row; see logs/control.log."
+        )
+    registration = noted(db, "registration")
+    if config.remote_url and registration and not registration["registered"]:
+        problems.append(f"Not registered with the hub: {registration.get('problem', 'it was not tried yet')}")
+    if not daemon.takes_work(config):
+        problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
+    return {
+        "status": "degraded" if problems else "healthy",
+        "version": __version__,
+        "uptime": uptime(config.run / "daemon.json"),
+        "heartbeat": beat,
+        "workers": {"total": config.workers, "busy": busy},
+        "queue": {"depth": waiting},
+        "claude": {"version": claude.get("version"), "path": claude.get("path")},
+        "problems": problems,
+    }
+
+
+def uptime(daemon: Path) -> float:
+    """Seconds since the daemon started, on the clock that counts from boot."""
+    try:
+        start = json.loads(daemon.read_text())["start"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+    return float(round(time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK"), 1))

@@ -1,0 +1,143 @@
+"""Errors as HTTP responses: the one place where a code becomes a status."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, g, request
+from gunicorn.http.errors import NoMoreData, ParseException
+from werkzeug.exceptions import HTTPException
+
+from occ_app import errors
+
+log = logging.getLogger("occ.web")
+
+STATUS = {
+    "INVALID_JSON": 400,
+    "BAD_REQUEST": 400,
+    "INVALID_EVENT_ID": 400,
+    "UNAUTHORIZED": 401,
+    "FORBIDDEN": 403,
+    "FORBIDDEN_ORIGIN": 403,
+    "AGENT_NOT_FOUND": 404,
+    "KEY_NOT_FOUND": 404,
+    "NOT_FOUND": 404,
+    "WORKSPACE_NOT_FOUND": 404,
+    "EXECUTION_NOT_FOUND": 404,
+    "METHOD_NOT_ALLOWED": 405,
+    "EXECUTION_CONFLICT": 409,
+    "WORKSPACE_BUSY": 409,
+    "WORKSPACE_CONFLICT": 409,
+    "WORKSPACE_ELSEWHERE": 409,
+    "BODY_TOO_LARGE": 413,
+    "UNSUPPORTED_MEDIA_TYPE": 415,
+    "WRONG_HOST": 421,
+    "INVALID_REQUEST": 422,
+    "PROTOCOL_UNSUPPORTED": 426,
+    "QUEUE_FULL": 429,
+    "STOPPING": 503,
+    "TOO_MANY_STREAMS": 503,
+    "BUSY": 503,
+    "AGENT_UNREACHABLE": 503,
+    "NO_SPACE": 507,
+}
+
+
+_FORM_TOO_LARGE = "The form has a field of over a megabyte, or too many; put long text into a file of the zip."
+
+
+RETRY_AFTER_SECONDS = {429: 5, 503: 2}
+
+
+# What the disk or the machine may answer to a write; anything else is a fault of OCC's own.
+_HOME_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+
+
+_HTTP_CODES = {
+    400: ("BAD_REQUEST", "The request could not be read; check it against docs/protocol.md."),
+    404: ("NOT_FOUND", "There is nothing at this address; GET /openapi.json lists what there is."),
+    405: ("METHOD_NOT_ALLOWED", "This address does not take that method; GET /openapi.json lists those it takes."),
+    413: (
+        "BODY_TOO_LARGE",
+        "The body is over the {most} bytes that are taken here; send less, or raise OCC_MAX_UPLOAD_BYTES (on a hub"
+        " OCC_HUB_MAX_UPLOAD_BYTES).",
+    ),
+    415: ("UNSUPPORTED_MEDIA_TYPE", "The body has the wrong content type; docs/protocol.md names the right one."),
+}
+
+
+def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None = None) -> None:
+    """Turn whatever is raised while answering into one kind of reply: the error body, or what `answer` makes.
+
+    `answer` takes what `error_response` takes.
+    """
+    answer = answer or error_response
+
+    @app.errorhandler(errors.OCCError)
+    def refused(error: errors.OCCError) -> Response:
+        if isinstance(error, errors.RequestError):
+            return answer(error.code, str(error), error.details)
+        return unexpected(error)
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        code, message = _HTTP_CODES.get(status, _HTTP_CODES[400] if status < 500 else ("INTERNAL", ""))
+        if status >= 500:
+            return unexpected(error)
+        if status == 413:
+            most = current_app.config["MAX_CONTENT_LENGTH"]
+            within = request.content_length is not None and request.content_length <= most
+            message = _FORM_TOO_LARGE if within else message.format(most=most)
+        response = answer(code, message, status=status if status in _HTTP_CODES else 400)
+        for name, value in error.get_headers():
+            if name == "Allow":
+                response.headers[name] = value
+        return response
+
+    @app.errorhandler(NoMoreData)
+    @app.errorhandler(ParseException)
+    def broken_body(_: Exception) -> Response:
+        # A chunked body is parsed only when it is read, so what is wrong with it comes out here.
+        return answer(*_HTTP_CODES[400])
+
+    @app.errorhandler(OSError)
+    def failed(error: OSError) -> Response:
+        if error.errno in (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET):
+            return answer(*_HTTP_CODES[400])  # the body did not come, or not in time
+        if error.errno in _HOME_TROUBLE:
+            refusal = errors.unwritable(error)
+            return answer(refusal.code, str(refusal))
+        return unexpected(error)
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return answer("INTERNAL", "The agent met a fault of its own; its log logs/web.log says more.", status=500)
+
+
+def error_body(code: str, message: str, details: Mapping[str, Any] | None = None) -> bytes:
+    body = {"status": "error", "code": code, "message": message, "details": dict(details or {})}
+    return json.dumps(body).encode()
+
+
+def error_response(
+    code: str, message: str, details: Mapping[str, Any] | None = None, status: int | None = None
+) -> Response:
+    g.refusal = code  # for whoever counts them
+    status = status or status_of(code)
+    response = Response(error_body(code, message, details), status, content_type="application/json")
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if status in RETRY_AFTER_SECONDS:
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
+    return response
+
+
+def status_of(code: str) -> int:
+    """The HTTP status that goes with an error code."""
+    return STATUS.get(code, 422 if code.startswith("ZIP_") else 500)

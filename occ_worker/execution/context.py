@@ -1,0 +1,27 @@
+"""What one worker process works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.streams.doorbell import Doorbell, Ringer
+from occ_app.system.process_identity import ProcessIdentity
+from occ_worker.execution.child import Launcher
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one worker process works with. `stopping` tells whether the daemon stops; then `wake` is readable."""
+
+    config: Config
+    db: Database
+    identity: ProcessIdentity
+    readers: Ringer
+    bell: Doorbell
+    launcher: Launcher
+    wake: int
+    stopping: Callable[[], bool]
+    ring_queue: Callable[[], None]

@@ -1,0 +1,27 @@
+"""What the relays of one process work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+from occ_app.config.config import HubConfig
+from occ_app.database.database import Database
+from occ_app.hub.agent_clients import Calls
+from occ_app.hub.agents import Agents
+from occ_app.streams.doorbell import Ringer
+
+
+@dataclass(frozen=True)
+class Relaying:
+    """What the relays of one process work with. `rest` waits up to so many seconds, or until something happened that
+    may concern them; `removed` has the ids of removed agents; `stopping` tells whether the process is to end."""
+
+    config: HubConfig
+    db: Database
+    agents: Agents
+    calls: Calls
+    readers: Ringer
+    rest: Callable[[float], None]
+    removed: Container[str]
+    stopping: Callable[[], bool]

@@ -1,0 +1,145 @@
+"""All relays of a hub process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import threading
+from collections.abc import Callable
+
+from occ_app.config.config import HubConfig
+from occ_app.database import database as db
+from occ_app.errors import OCCError
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution
+from occ_app.home import daemon
+from occ_app.home import notes as agent
+from occ_app.hub import placement
+from occ_app.hub.agent_clients import Calls
+from occ_app.hub.agents import Agents
+from occ_app.streams.doorbell import Doorbell, Ringer
+from occ_app.system.process_identity import own_identity
+from occ_worker.relay.context import Relaying
+from occ_worker.relay.relay import Relay, pass_cancel_on
+
+log = logging.getLogger("occ.relay")
+
+_LOOK_SECONDS = 2.0  # how often a cancel is looked for even if nobody rang
+
+
+class Relays:
+    """The relays of one process: at most `relays` threads, each for one execution, and one that hears the bell."""
+
+    def __init__(self, config: HubConfig, database: db.Database) -> None:
+        self._config = config
+        self._identity = own_identity()
+        self._places = threading.BoundedSemaphore(config.relays)
+        self._happened = threading.Condition()
+        self._stopping = threading.Event()
+        self._relays: set[Relay] = set()
+        self._removed: set[str] = set()
+        self._cancels: set[str] = set()  # those that are told or being told, each by a thread of its own
+        self._noted: dict[str, float] = {}
+        self._bell = Doorbell(config.run / "worker")
+        agents = Agents(database, config.heartbeat_seconds)
+        self._parts = Relaying(
+            config=config,
+            db=database,
+            agents=agents,
+            calls=Calls(agents, config.run / "links"),
+            readers=Ringer(config.run / "tail"),
+            rest=self._rest,
+            removed=self._removed,
+            stopping=self._stopping.is_set,
+        )
+
+    def start(self, ring_queue: Callable[[], None]) -> None:
+        """Begin to hear the bell; `ring_queue` puts a job in that looks for more to relay."""
+        self._ring_queue = ring_queue
+        threading.Thread(target=self._listen, name="bell", daemon=True).start()
+
+    def stop(self) -> None:
+        """Have every relay leave its row to the next process; they are not waited for."""
+        self._stopping.set()
+        with self._happened:
+            self._happened.notify_all()
+
+    def start_due(self) -> None:
+        """Start a relay for every execution that can be taken up or placed now, while there are places."""
+        parts = self._parts
+        while not self._stopping.is_set() and self._places.acquire(blocking=False):
+            try:
+                execution = placement.take_up(parts.db, self._identity)
+                if execution is None and daemon.takes_work(self._config):
+                    execution = placement.claim(parts.db, parts.agents, self._identity)
+            except BaseException:
+                self._places.release()
+                raise
+            if execution is None:
+                self._places.release()
+                return
+            relay = Relay(parts, execution)
+            threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
+
+    def _run(self, relay: Relay) -> None:
+        self._relays.add(relay)
+        try:
+            relay.run()
+        except Exception:
+            log.exception("a relay met a fault of OCC; its execution is taken up when the hub starts anew")
+        finally:
+            self._relays.discard(relay)
+            self._places.release()
+            with contextlib.suppress(OCCError):  # control looks for what waits, too
+                self._ring_queue()
+
+    def _rest(self, seconds: float) -> None:
+        with self._happened:
+            self._happened.wait(seconds)
+
+    def _listen(self) -> None:
+        """Pass cancels on, and wake relays that wait, when somebody rang."""
+        while not self._stopping.is_set():
+            select.select([self._bell], [], [], _LOOK_SECONDS)
+            rings, _ = self._bell.rings()
+            if rings:
+                with self._happened:
+                    self._happened.notify_all()
+            try:
+                # A ring carries the id of an execution or of an agent.
+                self._removed |= {key for key, _ in rings if key.startswith("agent-") and self._is_removed(key)}
+                if self._relays:
+                    self._pass_cancels_on()
+                self._note()
+            except OCCError as error:
+                log.error("cancels cannot be looked for: %s", error)
+
+    def _pass_cancels_on(self) -> None:
+        """Have agents told of what is to end there; one that does not answer holds up no other."""
+        due = {x.execution_id: x for x in executions.running(self._parts.db) if x.stop_requested is not None}
+        self._cancels &= due.keys()
+        for execution_id, execution in due.items():
+            if execution_id not in self._cancels:
+                self._cancels.add(execution_id)
+                threading.Thread(target=self._pass_on, args=(execution,), name="cancel", daemon=True).start()
+
+    def _pass_on(self, execution: Execution) -> None:
+        told = False
+        try:
+            told = pass_cancel_on(self._parts, execution)
+        finally:
+            if not told:
+                self._cancels.discard(execution.execution_id)  # to be tried again at the next look
+
+    def _is_removed(self, agent_id: str) -> bool:
+        return self._parts.agents.find(agent_id) is None
+
+    def _note(self) -> None:
+        """Note for /metrics how the relays are, when that has changed."""
+        relays = list(self._relays)
+        lag = max((relay.take_lag() for relay in relays), default=0.0)
+        told = {"relays": len(relays), "away": sum(relay.away for relay in relays), "lagSeconds": round(lag, 3)}
+        if told != self._noted:
+            agent.note(self._parts.db, "relays", told)
+            self._noted = told
