@@ -62,24 +62,25 @@ def table(page: str, first_column: str) -> dict[str, list[str]]:
 
 
 def block(kind: str) -> str:
-    """The README's example marked with this kind."""
-    found = re.search(rf"<!-- {kind} -->\n```\w*\n(.*?)```", README, re.DOTALL)
-    assert found is not None
-    return found.group(1)
+    """The example of the README or docs/ marked with this kind."""
+    (found,) = re.findall(rf"<!-- {kind} -->\n```\w*\n(.*?)```", "\n".join(PAGES.values()), re.DOTALL)
+    example: str = found
+    return example
 
 
 def code(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def test_the_readme_lists_every_command_and_no_other() -> None:
-    told = {re.sub(r" [A-Z]+$", "", name) for name in table(README, r"`occ [a-z ]+( [A-Z]+)?`")}
+def test_the_commands_page_lists_every_command_and_no_other() -> None:
+    told = {re.sub(r" [A-Z]+$", "", name) for name in table(DOCS["commands.md"], r"`occ [a-z ]+( [A-Z]+)?`")}
     assert told == {name for name, _ in commands()}
 
 
-def test_the_readme_names_every_option_and_no_other() -> None:
+def test_the_docs_name_every_option_and_no_other() -> None:
     known = {option for _, command in commands() for option in options(command)}
-    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    pages = README + DOCS["commands.md"] + DOCS["configuration.md"]
+    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", pages)) - {"--help"}
     assert known - told == set()
     assert told - known == set()
 
@@ -92,7 +93,9 @@ def test_the_readme_names_every_option_and_no_other() -> None:
 def test_the_settings_tables_are_the_code_s(
     settings: tuple[Setting, ...], kind: type[config.Config], command: str
 ) -> None:
-    told = table(README, r"`OCC_HUB_[A-Z_]+`" if kind is config.HubConfig else r"`OCC_(?!HUB_)[A-Z_]+`")
+    told = table(
+        DOCS["configuration.md"], r"`OCC_HUB_[A-Z_]+`" if kind is config.HubConfig else r"`OCC_(?!HUB_)[A-Z_]+`"
+    )
     assert list(told) == [setting.variable for setting in settings]
     defaults = {field.name: field.default for field in fields(kind)}
     for setting in settings:
@@ -104,7 +107,7 @@ def test_the_settings_tables_are_the_code_s(
 
 
 def test_the_tools_in_the_settings_table_are_the_code_s() -> None:
-    assert table(README, "`OCC_TOOLS`")["OCC_TOOLS"][1] == ",".join(config.DEFAULT_TOOLS)
+    assert table(DOCS["configuration.md"], "`OCC_TOOLS`")["OCC_TOOLS"][1] == ",".join(config.DEFAULT_TOOLS)
 
 
 def test_every_variable_the_docs_name_is_read_by_the_code() -> None:
@@ -144,10 +147,9 @@ def apart(page: str) -> tuple[str, str]:
     return before + after, section
 
 
-@pytest.mark.parametrize("page", ["README.md", "protocol.md"])
-def test_every_address_is_listed(audited: Occ, page: str) -> None:
+def test_every_address_is_listed(audited: Occ) -> None:
     wire = served(audited.request("GET", "/openapi.json").json())
-    told = named(apart(PAGES[page])[0])
+    told = named(apart(DOCS["protocol.md"])[0])
     assert {address for address in told if " /api/" not in address} == wire | {WEBSOCKET}
 
 
@@ -202,7 +204,7 @@ def test_links_between_the_pages_lead_somewhere() -> None:
                 assert anchor in anchors, (name, anchor)
 
 
-def test_every_file_the_readme_s_walk_names_exists() -> None:
+def test_every_file_the_docs_name_exists() -> None:
     for path in re.findall(r"`(occ_(?:app|worker)/[a-z_/]+\.py)`", "".join(PAGES.values())):
         assert (ROOT / path).exists(), path
 
@@ -304,7 +306,7 @@ def test_the_python_example_works_against_a_hub_too(shell: Occ, tmp_path: Path) 
 
 
 def python_example(shell: Occ, url: str, token: str) -> None:
-    """Run the README's example against an agent or a hub."""
+    """Run the example of docs/api.md against an agent or a hub."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block("run: python")],
         env=shell.environment | {"AGENT": url, "TOKEN": token},

@@ -256,7 +256,7 @@ def _read_toml(path: Path, program: Program) -> dict[str, str]:
 
         like = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(unknown[0], known, 1))
         raise ConfigError(
-            f"{path} has a setting OCC does not know: {unknown[0]}; {like}The README lists them under Settings."
+            f"{path} has a setting OCC does not know: {unknown[0]}; {like}docs/configuration.md lists all settings."
         )
     return {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()
