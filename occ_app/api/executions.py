@@ -104,10 +104,10 @@ def stream(execution: Execution, after: int, *, follow: bool) -> Response:
 
 def follower(execution: Execution, after: int) -> streams.Follower:
     """The caller as a reader of an execution."""
-    open_streams, caller = parts().streams, callers.caller()
+    open_streams, caller, since = parts().streams, callers.caller(), callers.asked_at()
 
     def refused() -> bool:
-        return open_streams.refuses(caller.key_id) or caller.refused()
+        return open_streams.refuses(caller.key_id, since) or caller.refused()
 
     return streams.Follower(parts().db, parts().tail, execution, after, refused)
 

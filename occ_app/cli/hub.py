@@ -145,6 +145,11 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
         raise click.UsageError("--admin is for a client's key.")
     body = {"name": name, "for": kind, "admin": admin, "most": most, "days": days}
     made = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
+    _print_key(made, kind)
+
+
+def _print_key(made: dict[str, Any], kind: str) -> None:
+    """Print a key alone on standard output, and on standard error the command that uses it."""
     click.echo(made["key"])
     running = running_hub()
     url = _address(running)
@@ -152,7 +157,7 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
     pin = running.fingerprint if running.self_signed else None  # nobody vouches for it
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
-        output.note(f"on the machine to add:\n  occ start --api-key {key} --remote-url {url}{trust}")
+        output.note(f"on the machine:\n  occ start --api-key {key} --remote-url {url}{trust}")
     else:
         trust = f" --pin {pin}" if pin else ""
         output.note(f'where you work:\n  occ run --url {url} --token {key}{trust} "…"')
@@ -204,6 +209,21 @@ def _until(key: dict[str, Any]) -> str:
         return ""
     over = datetime.fromisoformat(key["expiresAt"]) <= datetime.now(UTC)
     return "expired" if over else str(key["expiresAt"][:10])
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), metavar="DAYS", help="How long it is valid.")
+def rotate(name: str, days: float | None) -> None:
+    """Replace a key's secret and print the new one; it is not shown again.
+
+    The old secret is refused at once. The key keeps its workspaces, runs and webhooks, and machines that have
+    registered with it stay registered; give them the new key before they register again.
+
+    Example: occ hub keys rotate laptop
+    """
+    made = hub_client().call("POST", f"/keys/{_quoted(name)}/rotate", {} if days is None else {"days": days})
+    _print_key(made, made["for"])
 
 
 @keys.command()

@@ -36,6 +36,7 @@ CONTRACTS: dict[str, dict[str, Any]] = {
     "hub.remove": {"reply": schemas.Deleted},
     "hub.list_keys": {"reply": hub_schemas.KeyList},
     "hub.create_key": {"body": hub_schemas.KeyBody, "reply": hub_schemas.KeyMade, "status": 201},
+    "hub.rotate_key": {"body": hub_schemas.KeyRotation, "reply": hub_schemas.KeyMade},
     "hub.revoke_key": {"reply": hub_schemas.KeyRecord},
 }
 
@@ -160,6 +161,17 @@ def create_key() -> Response:
             str(error), {"name": ["In use; choose another, or revoke that key first."]}
         ) from None
     return web.json_response({**web.schema_of(hub_schemas.KeyRecord).dump(key), "key": secret}, 201)
+
+
+@bp.post("/keys/<name>/rotate")
+def rotate_key(name: str) -> Response:
+    """Replace the secret of a key; everything the key owns stays, and the old secret is refused at once."""
+    web.query(schemas.NoQuery)
+    only_admins()
+    asked = web.loaded(hub_schemas.KeyRotation, web.json_body())
+    key, secret = keys.rotate(parts().db, name, **asked)
+    parts().streams.refuse(key.key_id)
+    return web.json_response({**web.schema_of(hub_schemas.KeyRecord).dump(key), "key": secret})
 
 
 @bp.post("/keys/<name>/revoke")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from occ_app.database.database import Database
-from occ_app.errors import ConfigError, NotFound
+from occ_app.errors import ConfigError, InvalidRequest, NotFound
 from occ_app.system.timestamps import iso, iso_now
 
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
@@ -36,7 +36,7 @@ def create(
     db: Database, name: str, kind: str, *, admin: bool = False, most: int | None = None, days: float | None = None
 ) -> tuple[Key, str]:
     """Make a key; returns it and its secret, which is never told again. Raises ConfigError for a name in use."""
-    key_id, secret = f"key-{secrets.token_hex(6)}", f"occ_{kind}_{secrets.token_urlsafe(32)}"
+    key_id, secret = f"key-{secrets.token_hex(6)}", _new_secret(kind)
     expires = None
     if days is not None:
         expires = iso(datetime.now(UTC) + timedelta(days=days))
@@ -79,8 +79,54 @@ def revoke(db: Database, name: str) -> Key:
             (iso_now(), name, name),
         ).fetchone()
     if row is None:
-        raise NotFound("KEY_NOT_FOUND", f"There is no key called {name} that could be revoked.", {"name": name})
+        raise _unknown(name)
     return _key(row)
+
+
+def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str]:
+    """Replace the secret of a key, named or by its id; returns the key and its new secret.
+
+    The key keeps its id, so it keeps its workspaces, executions, webhooks, and the machines that registered with it.
+    Its logins end. `days` sets when it expires. Raises NotFound for a revoked or unknown key, InvalidRequest for one
+    that has expired when `days` is None.
+    """
+    key = _unrevoked(db, name)
+    expires = key.expires_at if days is None else iso(datetime.now(UTC) + timedelta(days=days))
+    if expires is not None and expires <= iso_now():
+        message = f"The key {key.name} expired on {expires[:10]}; say with --days how long it is to be valid now."
+        raise InvalidRequest(message, {"days": [message]})
+    secret = _new_secret(key.kind)
+    with db.write() as connection:
+        row = connection.execute(
+            """
+            UPDATE keys SET hash = :hash, expires_at = :expires WHERE key_id = :key_id AND revoked_at IS NULL
+            RETURNING *
+            """,
+            {"hash": hashed(secret), "expires": expires, "key_id": key.key_id},
+        ).fetchone()
+        connection.execute("DELETE FROM logins WHERE key_id = :key_id", {"key_id": key.key_id})
+    if row is None:
+        raise _unknown(name)
+    return _key(row), secret
+
+
+def _unrevoked(db: Database, name: str) -> Key:
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT * FROM keys WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL", {"name": name}
+        ).fetchone()
+    if row is None:
+        raise _unknown(name)
+    return _key(row)
+
+
+def _unknown(name: str) -> NotFound:
+    message = f"There is no valid key called {name}; `occ hub keys list` lists them."
+    return NotFound("KEY_NOT_FOUND", message, {"name": name})
+
+
+def _new_secret(kind: str) -> str:
+    return f"occ_{kind}_{secrets.token_urlsafe(32)}"
 
 
 def hashed(secret: str) -> str:

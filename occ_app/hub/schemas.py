@@ -139,6 +139,12 @@ class KeyBody(Schema):
     days = Amount(100_000)
 
 
+class KeyRotation(Schema):
+    """The body of POST /keys/{name}/rotate, which may be empty."""
+
+    days = Amount(100_000)
+
+
 class KeyRecord(Schema):
     """A key without its secret."""
 

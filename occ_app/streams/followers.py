@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from occ_app import errors
@@ -21,15 +22,16 @@ class Streams:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open = 0
-        self._refused: set[str] = set()
+        self._refused: dict[str, float] = {}  # when a key was last refused, on the monotonic clock
         self._lock = threading.Lock()
 
     def refuse(self, key_id: str) -> None:
-        """End the streams that this key opened, within a second or, for a WebSocket, fifteen."""
-        self._refused.add(key_id)
+        """End the streams that this key opened so far, within a second or, for a WebSocket, fifteen."""
+        self._refused[key_id] = time.monotonic()
 
-    def refuses(self, key_id: str | None) -> bool:
-        return key_id in self._refused
+    def refuses(self, key_id: str | None, since: float) -> bool:
+        """Whether this key was refused after `since`, in seconds on the monotonic clock."""
+        return key_id is not None and self._refused.get(key_id, float("-inf")) >= since
 
     def enter(self) -> None:
         """Take a place. Raises Unavailable when there is none."""

@@ -51,6 +51,7 @@ def guard(app: Flask, hosts: Collection[str], identify: Callable[[str], Caller |
     def check() -> None:
         _check_host(hosts)
         _check_origin()
+        g.began = time.monotonic()
         g.caller = _identified(identify)
 
 
@@ -58,6 +59,12 @@ def caller() -> Caller:
     """Who the request being answered comes from."""
     found: Caller = g.caller
     return found
+
+
+def asked_at() -> float:
+    """When the secret of the request being answered was checked, in seconds on the monotonic clock."""
+    began: float = g.began
+    return began
 
 
 def same_secret(given: str, right: str) -> bool:
