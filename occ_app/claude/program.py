@@ -33,7 +33,7 @@ def probe(config: Config) -> Cli:
     if path is None:
         return Cli(None, None)
     output = _answer([path, "--version"], config)
-    match = re.search(r"\d+\.\d+\.\d+\S*", output or "")
+    match = re.search(r"\d{1,9}\.\d{1,9}\.\d{1,9}[A-Za-z0-9.+_-]{0,60}", output or "")
     return Cli(path, match.group(0) if match else None)
 
 

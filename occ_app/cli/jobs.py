@@ -252,9 +252,10 @@ def stored_events(database: Database, execution: Execution) -> Iterator[events.E
 
 
 def _event(event: events.Event) -> Event:
-    from occ_app.client.sse import Event
+    from occ_app.client.event_checks import RawEvent
+    from occ_app.client.sse import parsed
 
-    return Event(event.seq, event.name, json.loads(event.data))
+    return parsed(RawEvent(event.seq, event.name, event.data))
 
 
 @jobs.command()

@@ -20,7 +20,8 @@ import urllib3
 
 from occ_app import __version__
 from occ_app.client import replies, sse
-from occ_app.client.sse import Event, RawEvent
+from occ_app.client.event_checks import RawEvent
+from occ_app.client.sse import Event
 from occ_app.errors import Refused, Unreachable, Untrusted
 
 _CONNECT_SECONDS = 10.0

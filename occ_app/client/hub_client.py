@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import urllib3
 from occ_app import __version__
 from occ_app.client import replies
 from occ_app.errors import Unreachable, Untrusted
+
+_WORD = "[\x21-\x7e]{1,1000}"  # an id or a token: printable, without spaces, so that a header can hold it
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ class HubClient:
         reply = self._post("/api/agents/register", api_key, body)
         try:
             interval = float(reply.get("heartbeatIntervalSeconds", 30))
-            if not 1 <= interval <= 300 or not isinstance(reply["agentId"], str) or not isinstance(reply["token"], str):
+            if not 1 <= interval <= 300:
                 raise ValueError
-            if not reply["agentId"] or not reply["token"].isascii() or not reply["token"].strip():
-                raise ValueError
+            for name in ("agentId", "token"):
+                if not isinstance(reply[name], str) or not re.fullmatch(_WORD, reply[name]):
+                    raise ValueError
         except (KeyError, TypeError, ValueError):
             raise Unreachable(
                 f"{self.url} did not answer a registration as a hub does; check OCC_REMOTE_URL."

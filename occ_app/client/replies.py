@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any, cast
 
 import urllib3
 
 from occ_app.errors import Refused, Unreachable
+from occ_app.system.foreign_text import whole_characters
 
 _PIECE = 1 << 16
 _LARGEST = 1 << 20
@@ -29,7 +31,7 @@ def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float | None = 
             raise ValueError
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise Unreachable(f"{url} broke off its answer ({reason(error)}).") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unreachable(f"{url} did not answer as OCC does; is the address right?") from None
     else:
         return cast(dict[str, Any], reply)
@@ -42,14 +44,17 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
     after = response.headers.get("Retry-After", "")
     try:
         content = json.loads(cast(urllib3.HTTPResponse, response).read(_LARGEST))
-        message, code = str(content["message"])[:1000], str(content["code"])
+        message, code = whole_characters(str(content["message"]))[:1000], str(content["code"])
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", code):
+            raise ValueError(code)
         if code == "INVALID_REQUEST" and isinstance(content.get("details"), dict) and content["details"]:
             message = _each(content["details"])
-    except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError):
+    except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError, RecursionError):
         message, code = f"{who} answered {response.status}; check the address and the token.", ""
     finally:
         response.close()
-    return Refused(message, response.status, code, float(after) if after.isdigit() else None)
+    seconds = float(after) if re.fullmatch("[0-9]{1,9}", after) else None
+    return Refused(message, response.status, code, seconds)
 
 
 def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
@@ -64,7 +69,7 @@ def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
 def _each(details: dict[str, Any]) -> str:
     """What is wrong with each field, as one sentence a person can use without seeing the request."""
     told = (f"{name}: {value[0] if isinstance(value, list) and value else value}" for name, value in details.items())
-    return f"It was refused. {' '.join(told)}"[:1000]
+    return whole_characters(f"It was refused. {' '.join(told)}")[:1000]
 
 
 def reason(error: BaseException) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import urllib3
 
 from occ_app.client import replies
+from occ_app.client.event_checks import RawEvent, checked, replacement
 from occ_app.errors import Unreachable
 
 _PIECE = 1 << 16
@@ -23,18 +25,6 @@ class Event:
     seq: int
     name: str
     data: dict[str, Any]
-
-    @property
-    def final(self) -> bool:
-        return self.name in ("complete", "error")
-
-
-class RawEvent(NamedTuple):
-    """One event as it stands on the wire: `data` is its JSON text."""
-
-    seq: int
-    name: str
-    data: str
 
     @property
     def final(self) -> bool:
@@ -63,9 +53,13 @@ def _raw_event(frame: bytes) -> RawEvent | None:
     fields = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line and not line.startswith(b":"))
     if b"data" not in fields:
         return None
-    return RawEvent(int(fields[b"id"]), fields[b"event"].decode(), fields[b"data"].decode())
+    number, name = fields.get(b"id", b""), fields.get(b"event", b"")
+    if not re.fullmatch(rb"[0-9]{1,20}", number):
+        raise ValueError("an event without a number")
+    return RawEvent(int(number), name.decode(errors="replace"), fields[b"data"].decode(errors="replace"))
 
 
 def parsed(raw: RawEvent) -> Event:
-    """An event with its data as an object."""
-    return Event(raw.seq, raw.name, json.loads(raw.data))
+    """Return an event with its data as an object; one that breaks its schema as what takes its place."""
+    sound = checked(raw) or replacement(raw)
+    return Event(sound.seq, sound.name, json.loads(sound.data))

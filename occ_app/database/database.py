@@ -8,14 +8,38 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from occ_app import errors
 
 BUSY_SECONDS = 5.0
 _POOLED = 8
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.01
+
+
+class Connection(sqlite3.Connection):
+    """A connection that knows its open statements.
+
+    One that was not read to its end holds a snapshot of the database, and no checkpoint gets past that.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cursors = weakref.WeakSet[sqlite3.Cursor]()
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        cursor = super().execute(*arguments)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close_statements(self) -> None:
+        """End every statement that somebody left unread."""
+        for cursor in list(self._cursors):
+            cursor.close()
+        self._cursors.clear()
 
 
 class Database:
@@ -29,7 +53,7 @@ class Database:
         self.path = path
         self._folder, self._log = str(path.parent), f"{path}-wal"
         self._readonly = readonly
-        self._idle: dict[bool, list[sqlite3.Connection]] = {False: [], True: []}  # for reading, and for writing
+        self._idle: dict[bool, list[Connection]] = {False: [], True: []}  # for reading, and for writing
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # to write; threads that wait for a lock are woken, those that ask SQLite are not
         self._flushing = threading.Lock()
@@ -135,7 +159,7 @@ class Database:
         for connection in itertools.chain(*idle.values()):
             connection.close()
 
-    def _take(self, *, writing: bool) -> sqlite3.Connection:
+    def _take(self, *, writing: bool) -> Connection:
         with self._lock:
             if self._pid != os.getpid():
                 self._idle, self._pid = {False: [], True: []}, os.getpid()
@@ -149,7 +173,8 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise translated(error) from error
 
-    def _give_back(self, connection: sqlite3.Connection, *, writing: bool) -> None:
+    def _give_back(self, connection: Connection, *, writing: bool) -> None:
+        connection.close_statements()
         with self._lock:
             if len(self._idle[writing]) < _POOLED and self._pid == os.getpid():
                 self._idle[writing].append(connection)
@@ -175,7 +200,7 @@ def begin(statement: Callable[[], object], deadline: float | None = None) -> Non
         pause = min(1.2 * pause, _LONGEST_PAUSE)
 
 
-def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, readonly: bool = False) -> Connection:
     """Open one connection with OCC's settings; a missing file is created unless `readonly`."""
     mode = "ro" if readonly else "rwc"
     connection = sqlite3.connect(
@@ -184,6 +209,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
         timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
+        factory=Connection,
     )
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,15 @@ from functools import cached_property
 from typing import Any
 
 from occ_app.database.database import Database
-from occ_app.system.compact_json import to_json
+from occ_app.system.compact_json import object_of, to_json
 
 FINAL_EVENTS = ("complete", "error")
 MOST = 1000  # that are read at once
+
+# What a row must not bring into a stream raw: a reader may take it for a line break or obey it.
+_NAME = re.compile("[\x21-\x7e]+")
+_BREAK = re.compile("[\x00-\x1f\x7f]")
+_RAW = re.compile("[\x80-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,33 @@ class Event:
     @cached_property
     def sse(self) -> bytes:
         """The event as a server-sent event; built once however many readers it has."""
-        # JSON escapes every line break, so the data is one line whatever the CLI printed.
-        return f"id: {self.seq}\nevent: {self.name}\ndata: {self.data}\n\n".encode()
+        event = self.sound
+        return f"id: {event.seq}\nevent: {event.name}\ndata: {event.data}\n\n".encode(errors="replace")
+
+    @property
+    def sound(self) -> Event:
+        """The event, or the one that takes its place: a row of an earlier version may hold what no reader can take."""
+        data = self.data
+        if not _NAME.fullmatch(self.name):
+            return unreadable(self)
+        if isinstance(data, str) and (data.isascii() or not _RAW.search(data)) and not _BREAK.search(data):
+            return self
+        try:
+            return Event(self.seq, self.name, to_json(object_of(data)))
+        except (ValueError, TypeError, RecursionError):
+            return unreadable(self)
 
     @property
     def final(self) -> bool:
         return self.name in FINAL_EVENTS
+
+
+def unreadable(event: Event) -> Event:
+    """Return what a reader is given in place of a stored event that cannot be read."""
+    if event.final:
+        failure = {"code": "INTERNAL", "message": "The final event is damaged.", "timestamp": 0}
+        return Event(event.seq, "error", to_json(failure))
+    return Event(event.seq, "gap", to_json({"fromSeq": event.seq, "toSeq": event.seq, "reason": "it cannot be read"}))
 
 
 def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from typing import Any
 
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found
 from occ_app.executions.records import Execution
+from occ_app.system.compact_json import object_of
+from occ_app.system.foreign_text import storable, whole_characters
 
 _COLUMNS = """
     x.*,
@@ -136,6 +139,28 @@ def from_row(row: sqlite3.Row) -> Execution:
     """A row of `executions` with its `newest_seq` and `position`, as a value."""
     values = dict(row)
     values["last_seq"] = values.pop("newest_seq")
-    values["usage"] = None if values["usage"] is None else json.loads(values["usage"])
     values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
+    # A row of an earlier version may hold what a machine or a CLI said unchecked.
+    values["usage"] = _usage(values["usage"])
+    for name in _NUMBERS:
+        values[name] = _finite(values[name])
+    for name in _TEXTS:
+        values[name] = None if values[name] is None else whole_characters(str(values[name]))
     return Execution(**values)
+
+
+_NUMBERS = ("exit_code", "signal", "cost_usd", "num_turns", "duration_ms")
+_TEXTS = ("error_code", "error_message", "session_id", "model", "claude_version")
+
+
+def _usage(text: Any) -> Any:
+    """Return the usage that a row holds; None when it cannot be read."""
+    try:
+        return None if text is None else storable(object_of(text))
+    except (ValueError, TypeError):
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """Return a number of a row; None for anything else that SQLite lets a column hold."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None

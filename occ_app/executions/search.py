@@ -6,7 +6,6 @@ then its number stands in `unindexed`, where a trigger puts it; whoever takes it
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import time
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
+from occ_app.system.compact_json import object_of
+from occ_app.system.foreign_text import whole_characters
 
 MOST_CHARACTERS = 1_000_000  # of a prompt and of an output; what follows is not searched
 _STEP_EXECUTIONS, _STEP_CHARACTERS = 50, 50_000  # one transaction, some milliseconds
@@ -113,16 +114,27 @@ def waiting(db: Database) -> bool:
         return bool(connection.execute("SELECT EXISTS (SELECT 1 FROM unindexed)").fetchone()[0])
 
 
-def index_some(db: Database, seconds: float) -> int:
+@dataclass(frozen=True)
+class Indexed:
+    """How many executions were put into the index, and how many of their events could not be read."""
+
+    executions: int
+    unreadable: int
+
+
+def index_some(db: Database, seconds: float) -> Indexed:
     """Put finished executions into the index, oldest first, for about `seconds`; returns how many."""
-    deadline, done = time.monotonic() + seconds, 0
+    deadline, done, unreadable = time.monotonic() + seconds, 0, 0
     while time.monotonic() < deadline:
         texts = _next_texts(db)
         if not texts:
             break
         with db.write(durable=False) as connection:
-            done += sum(_index(connection, *text) for text in texts)
-    return done
+            for text in texts:
+                if _index(connection, text.number, text.prompt, text.output):
+                    done += 1
+                    unreadable += text.unreadable
+    return Indexed(done, unreadable)
 
 
 def forget(db: Database, number: int) -> None:
@@ -141,9 +153,17 @@ def _index(connection: sqlite3.Connection, number: int, prompt: str | None, outp
     return True
 
 
-def _next_texts(db: Database) -> list[tuple[int, str | None, str]]:
-    """Number, prompt and output of the executions that come next, as many as one transaction takes."""
-    texts, characters = [], 0
+@dataclass(frozen=True)
+class _Texts:
+    number: int
+    prompt: str | None
+    output: str
+    unreadable: int
+
+
+def _next_texts(db: Database) -> list[_Texts]:
+    """Return the texts of the executions that come next, as many as one transaction takes."""
+    texts, characters = list[_Texts](), 0
     with db.read() as connection:
         rows = connection.execute(
             """
@@ -153,25 +173,34 @@ def _next_texts(db: Database) -> list[tuple[int, str | None, str]]:
             (MOST_CHARACTERS, _STEP_EXECUTIONS),
         )
         for number, prompt in rows:
-            output = "".join(_output(connection, number))[:MOST_CHARACTERS].translate(_CLEANED)
-            texts.append((number, None if prompt is None else prompt.translate(_CLEANED), output))
-            characters += len(prompt or "") + len(output)
+            output, unreadable = _output(connection, number)
+            texts.append(_Texts(number, None if prompt is None else _cleaned(str(prompt)), output, unreadable))
+            characters += len(str(prompt or "")) + len(output)
             if characters >= _STEP_CHARACTERS:
                 break
     return texts
 
 
-def _output(connection: sqlite3.Connection, number: int) -> Iterator[str]:
-    """The chunks of an execution's output, no more than are indexed."""
-    characters = 0
+def _output(connection: sqlite3.Connection, number: int) -> tuple[str, int]:
+    """Return an execution's output, no more than is indexed, and how many of its events cannot be read."""
+    chunks, characters, unreadable = list[str](), 0, 0
     for (data,) in connection.execute(
         "SELECT data FROM events WHERE execution = ? AND event = 'output' ORDER BY seq", (number,)
     ):
-        chunk: str = json.loads(data)["chunk"]
-        yield chunk
-        characters += len(chunk)
+        try:
+            chunk = object_of(data)["chunk"]
+            characters += len(chunk)
+            chunks.append(_cleaned(chunk))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            unreadable += 1  # a row of an earlier version; the others are searched all the same
         if characters >= MOST_CHARACTERS:
-            return
+            break
+    return "".join(chunks)[:MOST_CHARACTERS], unreadable
+
+
+def _cleaned(text: str) -> str:
+    """Return text as FTS5 takes it: no zero, none of the marks of hits, no half of a character."""
+    return whole_characters(text.translate(_CLEANED))
 
 
 class _Marker:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from occ_app.database.database import Database
-from occ_app.executions.records import STATES
+from occ_app.executions.records import LARGEST, STATES
 
 MOST_GROUPS = 1000
 
@@ -20,13 +20,26 @@ _GROUPS = {
 }
 BY = tuple(_GROUPS)
 
+
+def _total(value: str) -> str:
+    """Return SQL that adds up what is a number, 0 or more: a row may hold what a machine said unchecked."""
+    return (
+        f"total(CASE WHEN typeof({value}) IN ('integer', 'real') AND {value} BETWEEN 0 AND {LARGEST} THEN {value} END)"
+    )
+
+
+def _tokens(name: str) -> str:
+    """Return SQL for one of the counts in the usage that the CLI gave."""
+    return f"CASE WHEN json_valid(x.usage) THEN x.usage ->> '$.{name}' END"
+
+
 _SUMS = {
-    "cost_usd": "total(x.cost_usd)",
-    "input_tokens": "total(x.usage ->> '$.input_tokens')",
-    "output_tokens": "total(x.usage ->> '$.output_tokens')",
-    "cache_read_tokens": "total(x.usage ->> '$.cache_read_input_tokens')",
-    "cache_creation_tokens": "total(x.usage ->> '$.cache_creation_input_tokens')",
-    "turns": "total(x.num_turns)",
+    "cost_usd": _total("x.cost_usd"),
+    "input_tokens": _total(_tokens("input_tokens")),
+    "output_tokens": _total(_tokens("output_tokens")),
+    "cache_read_tokens": _total(_tokens("cache_read_input_tokens")),
+    "cache_creation_tokens": _total(_tokens("cache_creation_input_tokens")),
+    "turns": _total("x.num_turns"),
     "run_seconds": "total(julianday(x.finished_at) - julianday(x.started_at)) * 86400",
 }
 _FRACTIONS = {"cost_usd": 6, "run_seconds": 3}  # digits; what is not here is whole

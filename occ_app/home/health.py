@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import daemon
-from occ_app.home.notes import noted
+from occ_app.home.notes import REFUSED, UNREADABLE, noted
 
 FAILURES_TO_MENTION = 2
+_MENTIONED_SECONDS = 86_400.0  # since the last event that was skipped
 
 
 def heartbeat(config: Config, db: Database) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def health(config: Config, db: Database) -> dict[str, Any]:
         problems.append(f"Not registered with the hub: {registration.get('problem', 'it was not tried yet')}")
     if not daemon.takes_work(config):
         problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
+    problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",
         "version": __version__,
@@ -53,8 +56,36 @@ def health(config: Config, db: Database) -> dict[str, Any]:
         "workers": {"total": config.workers, "busy": busy},
         "queue": {"depth": waiting},
         "claude": {"version": claude.get("version"), "path": claude.get("path")},
+        "skipped": skipped(db),
         "problems": problems,
     }
+
+
+def skipped(db: Database) -> dict[str, int]:
+    """Return how many events were not stored because they broke their schema, and how many rows cannot be read."""
+    return {name: noted(db, key).get("count", 0) for name, key in _SKIPPED.items()}
+
+
+def skipped_problems(db: Database) -> list[str]:
+    """Return a sentence for each count of skipped events that grew within the last day."""
+    return [
+        sentence.format(count=noted(db, key)["count"])
+        for key, sentence in _SKIPPED_SENTENCES.items()
+        if _recent(noted(db, key).get("lastAt"))
+    ]
+
+
+def _recent(moment: str | None) -> bool:
+    if moment is None:
+        return False
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() < _MENTIONED_SECONDS
+
+
+_SKIPPED = {"refusedEvents": REFUSED, "unreadableEvents": UNREADABLE}
+_SKIPPED_SENTENCES = {
+    REFUSED: "Machines sent {count} events that break their schema; logs/worker.log names the executions.",
+    UNREADABLE: "{count} stored events cannot be read and are skipped; logs/control.log says when.",
+}
 
 
 def uptime(daemon: Path) -> float:

@@ -7,12 +7,29 @@ from typing import Any
 
 from occ_app.database.database import Database
 from occ_app.system.compact_json import to_json
+from occ_app.system.timestamps import iso_now
+
+UNREADABLE = "unreadableEvents"  # stored events that cannot be read
+REFUSED = "refusedEvents"  # events of machines that broke their schema and were not stored
 
 
 def note(db: Database, key: str, value: dict[str, Any]) -> None:
     """Keep `value` under `key`."""
     with db.write(durable=False) as connection:
         connection.execute("INSERT OR REPLACE INTO agent (key, value) VALUES (?, ?)", (key, to_json(value)))
+
+
+def count(db: Database, key: str, by: int) -> None:
+    """Add `by` to the count that is kept under `key`, and note when."""
+    with db.write(durable=False) as connection:
+        connection.execute(
+            """
+            INSERT INTO agent (key, value) VALUES (:key, json_object('count', :by, 'lastAt', :now))
+            ON CONFLICT (key) DO UPDATE SET
+                value = json_object('count', coalesce(value ->> '$.count', 0) + :by, 'lastAt', :now)
+            """,
+            {"key": key, "by": by, "now": iso_now()},
+        )
 
 
 def noted(db: Database, key: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import daemon, state
-from occ_app.home.health import uptime
+from occ_app.home.health import skipped, skipped_problems, uptime
 from occ_app.hub.agents import Agents
 
 
@@ -28,6 +28,7 @@ def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
         problems.append("It takes no new work: it is stopping.")
     if waiting and not machines:
         problems.append("Executions wait and no agent is online; `occ hub agents` lists them.")
+    problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",
         "version": __version__,
@@ -36,5 +37,6 @@ def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
         "workers": {"total": sum(machine.workers for machine in machines), "busy": busy},
         "queue": {"depth": waiting},
         "claude": {"version": None, "path": None},
+        "skipped": skipped(db),
         "problems": problems,
     }

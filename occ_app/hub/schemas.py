@@ -15,12 +15,21 @@ from occ_app.web.fields import ONE_LINE_PATTERN, Amount, WholeNumber, check_one_
 FINGERPRINT_PATTERN = r"^([0-9A-Fa-f]{2}:?){32}$"
 
 
+# One line that reads in the order it is written in: a name with an override of direction reads as another name.
+_LINE_PATTERN = ONE_LINE_PATTERN.replace(r"\u2028\u2029", r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069")
+
+
+def _check_direction(value: str) -> None:
+    if not re.fullmatch(_LINE_PATTERN, value):
+        raise ValidationError("Must not have characters that change the direction of text.")
+
+
 class _Line(fields.String):
     """One line of text, of so many characters."""
 
     def __init__(self, least: int, most: int, **kwargs: Any) -> None:
-        checks: list[Callable[[str], object]] = [validate.Length(least, most), check_one_line]
-        super().__init__(validate=checks, metadata={"pattern": ONE_LINE_PATTERN}, **kwargs)
+        checks: list[Callable[[str], object]] = [validate.Length(least, most), check_one_line, _check_direction]
+        super().__init__(validate=checks, metadata={"pattern": _LINE_PATTERN}, **kwargs)
 
 
 def _check_url(value: str) -> None:
@@ -46,7 +55,7 @@ class Registration(_FromAgent):
     """The body of POST /api/agents/register."""
 
     protocol = WholeNumber(required=True)
-    agent_id = fields.String(data_key="agentId", allow_none=True, load_default=None, validate=validate.Length(max=128))
+    agent_id = _Line(0, 128, data_key="agentId", allow_none=True, load_default=None)
     name = _Line(1, 200, required=True)
     version = _Line(0, 100, required=True)
     platform = _Line(0, 100, load_default="")
@@ -66,9 +75,7 @@ class Registration(_FromAgent):
     )
     workers = WholeNumber(required=True, validate=validate.Range(1, 10_000))
     labels = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=100))
-    claude_version = fields.String(
-        data_key="claudeVersion", allow_none=True, load_default=None, validate=validate.Length(max=100)
-    )
+    claude_version = _Line(0, 100, data_key="claudeVersion", allow_none=True, load_default=None)
 
 
 class Registered(Schema):
@@ -80,7 +87,7 @@ class Registered(Schema):
 
 
 class _BeatWorkers(_FromAgent):
-    total = WholeNumber()
+    total = WholeNumber(validate=validate.Range(0, 10_000))
     busy = WholeNumber(validate=validate.Range(0, 10_000))
 
 
@@ -91,14 +98,12 @@ class _BeatQueue(_FromAgent):
 class Heartbeat(_FromAgent):
     """The body of POST /api/agents/{id}/heartbeat."""
 
-    seq_num = WholeNumber(data_key="seqNum", required=True)
+    seq_num = WholeNumber(data_key="seqNum", required=True, validate=validate.Range(0, 2**53))
     status = _Line(1, 50, required=True)
-    version = fields.String(load_default="", validate=validate.Length(max=100))
+    version = _Line(0, 100, load_default="")
     workers = fields.Nested(_BeatWorkers, load_default=dict)
     queue = fields.Nested(_BeatQueue, load_default=dict)
-    executions = fields.List(
-        fields.String(validate=validate.Length(max=128)), load_default=list, validate=validate.Length(max=10_000)
-    )
+    executions = fields.List(_Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
 
 
 class Empty(Schema):

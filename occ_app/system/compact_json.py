@@ -3,5 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
-to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+# Legal in JSON, but a line break or a command to some readers of a stream: DEL, C1 and the two Unicode separators.
+_RAW = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
+def to_json(value: Any) -> str:
+    """Return the value as JSON without spaces and without raw control characters. Raises ValueError, RecursionError."""
+    return escape_controls(_encode(value))
+
+
+def escape_controls(text: str) -> str:
+    """Escape DEL, C1 and the Unicode line separators in text that is JSON, where they occur inside strings only."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return _RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def object_of(text: str | bytes) -> dict[str, Any]:
+    """Return the object that a JSON text holds.
+
+    Raises ValueError for anything else: another type, NaN and Infinity, nesting too deep to read.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")

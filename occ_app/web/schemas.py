@@ -273,6 +273,13 @@ class ClaudeState(Schema):
     path = fields.String(allow_none=True)
 
 
+class SkippedState(Schema):
+    """Events that were not stored because they broke their schema, and stored ones that cannot be read."""
+
+    refused_events = fields.Integer(data_key="refusedEvents")
+    unreadable_events = fields.Integer(data_key="unreadableEvents")
+
+
 class Health(Schema):
     """The answer to GET /health."""
 
@@ -283,6 +290,7 @@ class Health(Schema):
     workers = fields.Nested(WorkerState)
     queue = fields.Nested(QueueState)
     claude = fields.Nested(ClaudeState)
+    skipped = fields.Nested(SkippedState)
     problems = fields.List(fields.String())
 
 

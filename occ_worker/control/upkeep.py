@@ -11,6 +11,7 @@ from occ_app.database.database import Database
 from occ_app.errors import OCCError
 from occ_app.executions import queries as executions
 from occ_app.executions import retention, search
+from occ_app.home import notes
 from occ_app.system.kernel import give_back_memory
 
 log = logging.getLogger("occ.control")
@@ -40,7 +41,11 @@ class Upkeep:
 
     def index(self) -> None:
         """Let searches find what is over, for a second at most; the next call goes on."""
-        if search.index_some(self._db, _INDEXING_SECONDS):
+        indexed = search.index_some(self._db, _INDEXING_SECONDS)
+        if indexed.unreadable:
+            log.warning("%d stored events cannot be read and are not searched", indexed.unreadable)
+            notes.count(self._db, notes.UNREADABLE, indexed.unreadable)
+        if indexed.executions:
             give_back_memory()  # a long answer takes many times its size while it is indexed
 
     def forget(self) -> None:

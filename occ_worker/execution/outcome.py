@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from occ_app.executions.records import Outcome, countable
+from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import texts
 
@@ -24,17 +25,17 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
     told = {
         "sessionId": texts.text_of(result.get("session_id")),
         "costUsd": _number_of(result.get("total_cost_usd")),
-        "numTurns": _number_of(result.get("num_turns")),
-        "durationMs": _number_of(result.get("duration_ms")),
+        "numTurns": _whole_number_of(result.get("num_turns")),
+        "durationMs": _whole_number_of(result.get("duration_ms")),
     }
-    usage = countable(texts.storable(result.get("usage")))
+    usage = _kept(result.get("usage"), dict)
     if result.get("is_error") is False:
         data = {
             "exitCode": 0,
             "timestamp": milliseconds(),
             **told,
             "usage": usage,
-            "permissionDenials": countable(texts.storable(result.get("permission_denials"))) or [],
+            "permissionDenials": _kept(result.get("permission_denials"), list) or [],
         }
         return Outcome("succeeded", "complete", data, usage)
     code, message = _failure(result, error)
@@ -105,4 +106,20 @@ def _failure_code(result: Mapping[str, Any], error: str, said: str) -> str:
 
 def _number_of(value: object) -> int | float | None:
     kept = countable(value)
-    return kept if isinstance(kept, (int, float)) and not isinstance(kept, bool) else None
+    return kept if isinstance(kept, (int, float)) and not isinstance(kept, bool) and kept >= 0 else None
+
+
+def _whole_number_of(value: object) -> int | None:
+    number = _number_of(value)
+    return None if number is None else int(number)
+
+
+def _kept(value: object, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
+    """Return a value of the result as it can be stored and sent; None for another kind, or one too large or deep."""
+    if not isinstance(value, kind):
+        return None
+    try:
+        kept = countable(texts.storable(value))
+        return kept if len(to_json(kept)) <= 4 * texts.CHUNK_BYTES else None
+    except (ValueError, RecursionError):
+        return None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from occ_app.system.compact_json import to_json
+from occ_app.system.foreign_text import storable, whole_characters
+
+__all__ = ["CHUNK_BYTES", "NAME_CHARACTERS", "cut", "pieces", "storable", "text_of", "whole_characters"]
 
 CHUNK_BYTES = 64 * 1024
+NAME_CHARACTERS = 256  # of a name or an id that the CLI gives
 
 
 def text_of(value: object) -> str | None:
-    """A text that can be stored; None for anything else, whatever a newer CLI may say there."""
-    return whole_characters(value) if isinstance(value, str) else None
+    """Return a name or an id that can be stored; None for anything else, whatever a newer CLI may say there."""
+    return whole_characters(value)[:NAME_CHARACTERS] if isinstance(value, str) else None
 
 
 def cut(value: Any) -> tuple[Any, bool]:
@@ -30,25 +33,6 @@ def cut(value: Any) -> tuple[Any, bool]:
         if len(to_json(kept).encode()) <= 2 * CHUNK_BYTES:
             return kept, True
     return next(pieces(to_json(value))), True
-
-
-def storable(value: Any) -> Any:
-    """The same value with no lone surrogate in any text of it: no database and no strict client takes one."""
-    if isinstance(value, str):
-        return whole_characters(value)
-    if isinstance(value, dict):
-        return {whole_characters(str(key)): storable(item) for key, item in value.items()}
-    return [storable(item) for item in value] if isinstance(value, list) else value
-
-
-_LONE = re.compile("[\ud800-\udfff]")
-
-
-def whole_characters(text: str) -> str:
-    """Text whose surrogate pairs are joined and whose lone surrogates are U+FFFD."""
-    if text.isascii() or not _LONE.search(text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pieces(text: str, room: int = CHUNK_BYTES) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from occ_app.executions.records import Outcome
-from occ_app.system.compact_json import to_json
+from occ_app.system.compact_json import escape_controls, to_json
 from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import outcome as verdict
 from occ_worker.execution import texts
@@ -53,7 +53,7 @@ class Translator:
             except UnicodeDecodeError:
                 return self._other(line)
             self._streamed.add(self._message_id)
-            return [("output", f'{{"chunk":"{text}","timestamp":{milliseconds()}}}')]
+            return [("output", f'{{"chunk":"{escape_controls(text)}","timestamp":{milliseconds()}}}')]
         return self._other(line)
 
     def _other(self, line: bytes) -> list[Event]:
@@ -143,7 +143,8 @@ class Translator:
             return [_status(content["status"], "")]
         if kind == "api_retry":
             reason = content.get("error") or content.get("error_status") or "no answer"
-            return [_status("retrying", f"Try {content['attempt']} of {content['max_retries']} after: {reason}")]
+            shown = texts.whole_characters(str(reason))[: texts.CHUNK_BYTES // 4]
+            return [_status("retrying", f"Try {content['attempt']} of {content['max_retries']} after: {shown}")]
         return []
 
     def _rate_limit(self, content: dict[str, Any]) -> list[_Said]:
@@ -188,9 +189,18 @@ def _status(state: str, message: str) -> _Said:
     return ("status", {"state": state, "message": message, "timestamp": milliseconds()})
 
 
+def _name(value: object) -> str:
+    """Return a name or an id of the CLI's. Raises TypeError for what is no text."""
+    name = texts.text_of(value)
+    if name is None:
+        raise TypeError(value)
+    return name
+
+
 def _tool_use(block: Mapping[str, Any]) -> _Said:
     value, truncated = texts.cut(block.get("input"))
-    data = {"toolUseId": block["id"], "name": block["name"], "input": value, "timestamp": milliseconds()}
+    names = {"toolUseId": _name(block["id"]), "name": _name(block["name"])}
+    data = {**names, "input": value, "timestamp": milliseconds()}
     return ("tool", data | ({"truncated": True} if truncated else {}))
 
 
@@ -202,7 +212,7 @@ def _tool_result(block: Mapping[str, Any]) -> _Said:
         )
     value, truncated = texts.cut("" if content is None else content)
     data = {
-        "toolUseId": block["tool_use_id"],
+        "toolUseId": _name(block["tool_use_id"]),
         "result": value,
         "isError": bool(block.get("is_error")),
         "timestamp": milliseconds(),

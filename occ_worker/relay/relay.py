@@ -15,17 +15,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.sse import RawEvent
+from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
 from occ_app.errors import NotFound, OCCError, Refused, Unreachable
 from occ_app.executions import events, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome, countable
+from occ_app.home import notes
 from occ_app.hub import outbox as errands
 from occ_app.hub import placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
 from occ_app.streams import tail
 from occ_app.system import timestamps
+from occ_app.system.foreign_text import whole_characters
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.relay.context import Relaying
 
@@ -34,6 +36,7 @@ log = logging.getLogger("occ.relay")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
+_LONGEST_PATH = 4096
 _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 # What an agent may answer while it is well, and what somebody else at its address, or a fault: asked again.
 _BUSY = (429, 503)
@@ -52,6 +55,7 @@ class Relay:
         self._offered = bool(execution.offered)
         self._bytes = 0
         self._lag_seconds = 0.0
+        self._broken = self._counted = 0  # events that broke their schema
 
     @property
     def away(self) -> bool:
@@ -123,6 +127,7 @@ class Relay:
         for batch in client.batches(self._execution.execution_id, self._seq, body, new=new):
             self._lost_since = None
             outcome = self._store(batch) or self._over_limit()
+            self._count_broken()
             if outcome is not None or self._parts.stopping():
                 return outcome
             if self._is_removed(agent, sign_of_life=not batch):
@@ -174,7 +179,9 @@ class Relay:
             reply = client.upload(
                 workspace.workspace_id, archive, name=workspace.name, description=workspace.description
             )
-        hub_workspaces.placed(db, workspace, agent.agent_id, str(reply.get("path", "")))
+        path = reply.get("path")
+        known = isinstance(path, str) and len(path) <= _LONGEST_PATH
+        hub_workspaces.placed(db, workspace, agent.agent_id, whole_characters(str(path)) if known else "")
         return None
 
     def _body(self) -> dict[str, Any]:
@@ -211,15 +218,40 @@ class Relay:
         for event in batch:
             if event.final:
                 self._append(fresh)
-                return _outcome(event)
-            if event.name == "gap":
-                # The agent has forgotten these; whoever reads the hub's rows is told so in the same way.
+                sound = self._checked(event)
+                return _outcome(sound)
+            missing = event.seq - self._seq - len(fresh) - 1
+            if missing < 0 or event.seq > MAX_SEQ:
+                continue  # stored already, or a number that no agent comes to
+            if missing > 0 or event.name == "gap":
+                # The agent has forgotten these; a reader of the hub's rows gets a gap in the same way.
                 self._append(fresh)
-                fresh, self._seq = [], event.seq
-            elif event.seq > self._seq + len(fresh):
-                fresh.append((event.name, event.data))
+                fresh, self._seq = [], event.seq - (event.name != "gap")
+            if event.name != "gap":
+                sound = self._checked(event)
+                fresh.append((sound.name, sound.data))
         self._append(fresh)
         return None
+
+    def _checked(self, event: RawEvent) -> RawEvent:
+        """Return the event as its schema has it, or what takes its place; counts and logs those that break it."""
+        sound = checked(event)
+        if sound is not None:
+            return sound
+        if not self._broken:
+            log.warning(
+                "execution %s: agent %s sent an event %s that breaks its schema; a gap takes its place",
+                *(self._execution.execution_id, self._execution.agent_id, event.name[:64]),
+            )
+        self._broken += 1
+        return replacement(event)
+
+    def _count_broken(self) -> None:
+        """Add the events that broke their schema to the count that /health shows; a lost count costs no execution."""
+        if self._broken > self._counted:
+            with contextlib.suppress(OCCError):
+                notes.count(self._parts.db, notes.REFUSED, self._broken - self._counted)
+                self._counted = self._broken
 
     def _append(self, fresh: list[tuple[str, str]]) -> None:
         if not fresh:
@@ -239,6 +271,7 @@ class Relay:
         return Outcome.failure(code, message)
 
     def _end(self, outcome: Outcome) -> None:
+        self._count_broken()
         seq = lifecycle.finish(self._parts.db, self._execution.number, outcome, after=self._seq)
         self._ring(outcome.news(seq))
         log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
@@ -259,7 +292,7 @@ def _has(client: AgentClient, workspace_id: str) -> bool:
 
 
 def _outcome(event: RawEvent) -> Outcome:
-    """An agent's final event as an outcome."""
+    """An agent's final event, which was checked, as an outcome."""
     data = countable(json.loads(event.data))
     state = "succeeded" if event.name == "complete" else "failed"
     if data.get("code") == "EXECUTION_CANCELLED":

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from occ_app.client.event_checks import RawEvent, checked
 from occ_app.database.database import Database
 from occ_app.executions import events
 from occ_app.executions.records import Execution
@@ -108,8 +109,12 @@ class _Reader:
         self._bytes += len(event.data)
         if self._bytes > _MOST_BYTES:
             self.leave_out(event.seq - 1)
-        data = json.loads(event.data)
         self._last = event.seq
+        sound = checked(RawEvent(event.seq, event.name, event.data))
+        if sound is None:
+            self._add(Note(event.seq, f"Event {event.seq} cannot be read and is left out."))
+            return
+        data = json.loads(sound.data)
         if event.name == "output":
             self._say(event.seq, data["chunk"])
         elif event.name == "tool":

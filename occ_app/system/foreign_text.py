@@ -1,0 +1,69 @@
+"""Text that comes from elsewhere: made storable, and made visible before a terminal or a log shows it.
+
+A machine, a hub, a client, a model and a file name may all hold characters that a terminal obeys. `visible` is the one
+function that every such text passes on its way to a terminal or a log; stored output keeps the characters.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+# ESC and the rest of C0 but tab and newline, DEL, C1, line separators, and what changes the direction of text.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_BREAKS = re.compile("[\t\n]")
+_LONE = re.compile("[\ud800-\udfff]")
+MAX_DEPTH = 200
+
+
+def visible(text: object) -> str:
+    r"""Return text with each character that a terminal obeys escaped: \x1b, \u202e. Tabs and newlines stay."""
+    return _OBEYED.sub(_escape, str(text))
+
+
+def visible_line(text: object) -> str:
+    r"""Return text as `visible` does, with tabs and newlines escaped too, so that it is one line."""
+    return _BREAKS.sub(_escape, visible(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    names = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    return names.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats a log record so that no value in it can command a terminal or forge the start of another record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line of a record; a line break inside the message is escaped."""
+        record.message = visible_line(record.message)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record with its traceback, whose lines stay lines."""
+        return visible(super().format(record))
+
+
+def whole_characters(text: str) -> str:
+    """Return text whose surrogate pairs are joined and whose lone surrogates are U+FFFD."""
+    if text.isascii() or not _LONE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def storable(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return the same JSON value with no lone surrogate in any text of it: no database and no strict client takes one.
+
+    Raises ValueError for a value nested deeper than `depth`.
+    """
+    if isinstance(value, str):
+        return whole_characters(value)
+    if not isinstance(value, (dict, list)):
+        return value
+    if depth <= 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, dict):
+        return {whole_characters(str(key)): storable(item, depth - 1) for key, item in value.items()}
+    return [storable(item, depth - 1) for item in value]
