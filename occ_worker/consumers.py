@@ -16,7 +16,7 @@ from occ_app.system.strays import sweep_children
 
 
 class _Stop:
-    """Set by SIGTERM in a worker; `descriptor` becomes readable, so that whatever waits wakes."""
+    """Set by SIGTERM in a worker; `descriptor` becomes readable, so that every waiter wakes."""
 
     def __init__(self) -> None:
         self.descriptor, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,12 +52,12 @@ class _WorkerEnvironment(ProcessEnvironment):
 
 
 class _NoProcess:
-    """Stands where Huey has a process for jobs that are due later: this queue has none of them, and memory is dear."""
+    """Replaces Huey's scheduler process: this queue has no scheduled jobs, and memory is scarce."""
 
     pid = None
 
     def __init__(self) -> None:
-        self._alive = True  # until it is waited for: Huey starts anew what dies, and at the end counts what lives
+        self._alive = True  # until it is waited for: Huey restarts dead workers, and at the end counts live ones
 
     def start(self) -> None: ...
 
@@ -69,7 +69,7 @@ class _NoProcess:
 
 
 class _OneUntilTold(HueyWorker):
-    """A worker process's loop, which ends when that process is told to."""
+    """The loop of a worker process, which ends at SIGTERM."""
 
     def loop(self, now: Any = None) -> None:
         super().loop(now)
@@ -78,7 +78,7 @@ class _OneUntilTold(HueyWorker):
 
 
 class _StoppedAtOnce(Consumer):
-    """Huey looks now and then whether a signal came; here the signal also wakes whoever waits for the stop."""
+    """Huey looks now and then whether a signal came; here the signal also wakes the waiters of the stop."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -96,7 +96,7 @@ class ProcessesConsumer(_StoppedAtOnce):
 
     def check_worker_health(self) -> Any:
         healthy = super().check_worker_health()
-        if not healthy:  # a worker died; what it left behind has come to this process
+        if not healthy:  # a worker died; its children are now children of this process
             sweep_children({process.pid for _, process in self.worker_threads})
         return healthy
 
@@ -110,7 +110,7 @@ class _EachSecond(Scheduler):
 
 class _ThreadsEnvironment(ThreadEnvironment):
     def get_stop_flag(self) -> ForkSafeFlag:
-        """A pipe: unlike a lock, a signal's handler may set it whatever it interrupts."""
+        """A pipe: unlike a lock, a signal handler may set it at any point."""
         return ForkSafeFlag()
 
 

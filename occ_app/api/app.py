@@ -19,12 +19,12 @@ _FORM_OVERHEAD = 1 << 20
 
 class _Application(Flask):
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Every view as it is: none is asynchronous, and Flask would ask that of each anew at every request."""
+        """Return the view unchanged: none is asynchronous, and Flask would check that at every request."""
         return func
 
 
 def create_app(parts: Parts) -> Flask:
-    """The WSGI application of one agent, and what a hub's begins with."""
+    """Return the WSGI application of an agent, which a hub's extends."""
     from occ_app.api import executions, health, metrics, openapi, search, usage, workspaces
 
     app = _Application("occ_app", static_folder=None)

@@ -25,7 +25,7 @@ bp = Blueprint("executions", __name__)
 
 @bp.post("/execute")
 def execute() -> Response:
-    """Run a prompt in a workspace and stream its events; the same id and body again: follow what runs."""
+    """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
     asked = asked_for(web.json_body())
     parts().streams.enter()
@@ -49,7 +49,7 @@ def start(asked: Request) -> tuple[Execution, bool]:
     if created:
         with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
             own.wake_worker()
-    # A worker may be starting the CLI already; the client is told only what no power cut takes back.
+    # A worker may be starting the CLI already; the client gets only a reply that no power cut takes back.
     own.db.flush()
     return execution, created
 
@@ -121,13 +121,13 @@ def listing() -> Response:
 
 
 def page(found: list[Execution], following: int | None) -> Any:
-    """A page of executions as it stands on the wire."""
+    """Return a page of executions as JSON."""
     return web.schema_of(schemas.ExecutionList).dump({"executions": found, "next": following})
 
 
 @bp.get("/executions/<execution_id>")
 def show(execution_id: str) -> Response:
-    """One execution as it stands."""
+    """Return one execution."""
     web.query(schemas.NoQuery)
     return web.json_response(
         web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id, callers.caller().only))
@@ -156,7 +156,7 @@ def cancel(execution_id: str) -> Response:
 
 
 def stop(execution_id: str) -> Execution:
-    """Ask that an execution of the caller's ends, and wake whoever runs or follows it. Raises NotFound."""
+    """Request the end of an execution of the caller's and wake its runner and followers. Raises NotFound."""
     execution = lifecycle.request_stop(
         parts().db,
         execution_id,

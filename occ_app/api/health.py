@@ -1,4 +1,4 @@
-"""GET /health: whether this agent or hub is well, and what a person should look at if not."""
+"""GET /health: the state of this agent or hub, and its problems."""
 
 from __future__ import annotations
 

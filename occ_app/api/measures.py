@@ -1,6 +1,6 @@
-"""What can be measured of an agent or a hub, as plain values; GET /metrics writes them as Prometheus reads them.
+"""Measurements of an agent or a hub, as plain values; GET /metrics writes them for Prometheus.
 
-A measure is a function that gives some metrics; whoever has more to tell adds one to the list.
+A measure is a function that returns metrics; further ones are added to the list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from occ_app.streams.followers import Streams
 class Metric:
     """One metric with its values by the values of its labels; without labels there is one, under ().
 
-    A counter's name stands here without the `_total` it has on the wire.
+    A counter's name lacks the `_total` that it has on the wire.
     """
 
     name: str
@@ -96,7 +96,7 @@ def _of_executions(counted: Counted) -> Iterable[Metric | Histogram]:
 
 
 def of_agent(config: Config, db: Database) -> Measure:
-    """The measure of what only an agent has: its workers and its heartbeat."""
+    """Measure the workers and the heartbeat, which only an agent has."""
 
     def measure() -> Iterable[Metric]:
         yield gauge("occ_workers", "Executions that can run at once.", config.workers)

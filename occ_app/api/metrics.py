@@ -21,7 +21,7 @@ bp = Blueprint("metrics", __name__)
 
 @bp.get("/metrics")
 def metrics() -> Response:
-    """What can be measured, as Prometheus reads it."""
+    """Return all measurements in Prometheus' text format."""
     web.query(schemas.NoQuery)
     if callers.caller().only is not None:
         raise errors.Forbidden("Metrics tell of everybody's executions; use an admin's key.")

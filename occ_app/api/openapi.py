@@ -28,8 +28,8 @@ _EVENT = {
 _STREAM = {"text/event-stream": {"schema": _EVENT}}
 _ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 
-# What each endpoint takes and answers; the rest (paths, methods, summaries) is read off the routes. What only a hub
-# has arrives with its parts.
+# The parameters, body and replies of each endpoint; paths, methods and summaries come from the routes. A hub's further
+# endpoints arrive with its parts.
 _CONTRACTS: dict[str, dict[str, Any]] = {
     "health.health": {"reply": schemas.Health},
     "workspaces.init": {"form": schemas.InitUpload, "reply": schemas.InitReply},

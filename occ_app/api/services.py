@@ -1,4 +1,4 @@
-"""What the views of an agent or a hub work with."""
+"""The objects and functions that the views of an agent or a hub use."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def parts() -> Parts:
 
 
 def measures() -> tuple[Measure, ...]:
-    """What can be measured of the application that answers this request."""
+    """Return the measures of the application that answers this request."""
     found: tuple[Measure, ...] = current_app.extensions["occ_measures"]
     return found

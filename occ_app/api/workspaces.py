@@ -68,7 +68,7 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
 
 
 def _await_job(number: int) -> dict[str, Any]:
-    """Put the job in and return what came of it."""
+    """Enqueue the job and return its result."""
     key = tail.job_key(number)
     channel = parts().tail.join(key)
     try:

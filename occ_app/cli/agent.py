@@ -22,7 +22,7 @@ from occ_app.streams.doorbell import Doorbell
 
 
 @click.command()
-@click.option("--drain", is_flag=True, help="Take no new work and wait for what runs; Ctrl-C takes work again.")
+@click.option("--drain", is_flag=True, help="Refuse new runs and wait for the current ones; Ctrl-C accepts runs again.")
 def stop(drain: bool) -> None:
     """Stop the agent and all that it runs. At most 10 s are waited, then force is used. Nothing of it stays."""
     config = remote.settings()
@@ -37,7 +37,7 @@ def stop(drain: bool) -> None:
 
 
 def _drain(config: Config) -> None:
-    """Refuse new work, then wait until nothing runs any more; what waits stays for the next start."""
+    """Refuse new work and wait until nothing runs; queued executions stay for the next start."""
     daemon.refuse_work(config)
     try:
         with closing(Doorbell(config.run / "tail")) as bell, output.Waiting("Waiting for what runs"):
@@ -155,7 +155,7 @@ def rotate() -> None:
         raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
     if known.agent_id is not None:
         raise errors.ConfigError(
-            "This agent's token comes from its hub; `occ stop` and `occ start` register anew for one."
+            "This agent's token comes from its hub; `occ stop` and `occ start` register again and get a new one."
         )
     renewed = replace(known, token=state.new_token())
     state.save(config.state, renewed)

@@ -1,4 +1,4 @@
-"""The group that all commands stand in."""
+"""The group of all commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Exit codes:
   130  the execution was cancelled, or the command interrupted
 """
 
-# In the order of the help. A command's module is loaded when it is called: none waits for what others need.
+# In the order of the help. A command's module is loaded when it is called: no command loads the modules of others.
 _MODULES = {
     "start": "start",
     "stop": "agent",
@@ -66,7 +66,7 @@ def occ() -> None:
     occ demo     see it work, with nothing set up
     occ start    start the agent: an HTTP API that runs Claude Code on prompts
     occ run      send a folder and a prompt, watch the answer come
-    occ jobs     what runs, waits and has run
+    occ jobs     list, show, tail and cancel runs
     occ hub      one address for many agents
     """
 

@@ -1,4 +1,4 @@
-"""occ demo: the whole of OCC in one command, in a folder of its own that is gone afterwards."""
+"""occ demo: all of OCC in one command, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def demo() -> None:
     """
     with tempfile.TemporaryDirectory(prefix="occ-demo-") as folder:
         config = _config(Path(folder))
-        # From here on the signals are waited for: the daemon is stopped and its folder removed whatever comes.
+        # From here on signals are waited for: the daemon is stopped and its folder removed in every case.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         try:

@@ -52,7 +52,7 @@ def _choose_hub(context: click.Context, _: click.Parameter, chosen: bool) -> Non
     context.obj = "hub" if chosen else context.obj or "agent"
 
 
-# Before a subcommand and after it: whoever asks does not remember which.
+# Accepted before and after a subcommand, because people do not remember which.
 _of_the_hub = click.option(
     "--hub",
     is_flag=True,
@@ -82,7 +82,7 @@ def jobs(
     pin: str | None,
     as_json: bool,
 ) -> None:
-    """What runs, waits and has run, newest first."""
+    """List executions, newest first."""
     if context.invoked_subcommand is not None:
         if url is not None:
             raise click.UsageError(f"--url stands after {context.invoked_subcommand}.")
@@ -119,7 +119,7 @@ def _dumped(schema: str, content: Any) -> Any:
 
 
 def _record(execution: Execution) -> dict[str, Any]:
-    """What a row shows of an execution, by the names that the API has for it."""
+    """Return the fields of an execution in a row, by their names in the API."""
     return {
         "executionId": execution.execution_id,
         "state": execution.state,
@@ -271,7 +271,12 @@ def cancel(execution_id: str, url: str | None, token: str | None, pin: str | Non
 
 @jobs.command()
 @_of_the_hub
-@click.option("--older-than", type=Since(), required=True, help="Forget what was over longer ago: 12h, 30d, 4w.")
+@click.option(
+    "--older-than",
+    type=Since(),
+    required=True,
+    help="Delete output and prompts of executions that ended longer ago: 12h, 30d, 4w.",
+)
 def prune(older_than: str) -> None:
     """Forget the prompts and output of old executions. Their ids, states and outcomes stay."""
     config = _config()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_BY_CODE = {"EXECUTION_CANCELLED": 130, "EXECUTION_TIMEOUT": 124, "EXECUTION_IDLE": 124}
 
-# What a terminal would obey: an answer is text, whatever it holds.
+# Control sequences that a terminal would obey: an answer is text.
 _CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
@@ -142,7 +142,7 @@ def _show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
 
 
 def _text(event: Event) -> str | None:
-    """What a person sees of an event; None for nothing."""
+    """Return the line that a person sees for an event; None for nothing."""
     data = event.data
     if event.name == "output":
         text: str = data["chunk"]
@@ -161,7 +161,7 @@ def _text(event: Event) -> str | None:
 
 
 def _subject(given: Any) -> str:
-    """The part of a tool's input that says what it is about."""
+    """Return the part of a tool's input that identifies its target."""
     if not isinstance(given, dict):
         return ""
     for key in ("file_path", "path", "pattern", "command"):
@@ -176,7 +176,7 @@ def printable(text: str) -> str:
 
 
 def highlighted(text: str, *, hit: bool) -> str:
-    """A piece of a line, bold on a terminal where it is what was looked for."""
+    """A piece of a line, bold on a terminal where it matches the search."""
     shown = re.sub(r"\s+", " ", text.translate(_CONTROLS))
     bold = hit and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return click.style(shown, bold=True) if bold else shown
@@ -193,7 +193,7 @@ def outcome(final: Event | None) -> int:
 
 
 def summary(final: Event | None) -> None:
-    """One line on what a finished execution took."""
+    """Return one line with the time, cost and turns of a finished execution."""
     if final is None or final.name != "complete":
         return
     data = final.data

@@ -1,4 +1,4 @@
-"""occ hub webhooks: who is told of executions that are over; works on the database, also while the hub is down."""
+"""occ hub webhooks: URLs that receive finished executions; works on the database, also while the hub is down."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from occ_app.hub import webhooks as rows
 
 @click.group()
 def webhooks() -> None:
-    """URLs that are told when an execution is over."""
+    """Send a request to your URLs when an execution ends."""
 
 
 @webhooks.command()
 @click.argument("url")
 @click.option("--key", metavar="NAME", help="Tell only of executions of this client's key.  [default: of all]")
 def add(url: str, key: str | None) -> None:
-    """Have a URL told of what ends from now on. Prints the id and the secret that signs, which is not shown again."""
+    """Add a URL for executions that end from now on. Prints the id and the signing secret, which is not shown again."""
     made, secret = rows.add(_database(), url, key)
     click.echo(f"id      {made.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
@@ -49,7 +49,7 @@ def list_webhooks(as_json: bool) -> None:
 @webhooks.command()
 @click.argument("webhook_id", metavar="ID")
 def remove(webhook_id: str) -> None:
-    """Tell a URL no more; what waits to be told it is dropped."""
+    """Remove a webhook and drop its pending deliveries."""
     rows.remove(_database(), webhook_id)
     click.echo(f"{webhook_id} is removed.")
 
@@ -58,7 +58,7 @@ def remove(webhook_id: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def log(limit: int, as_json: bool) -> None:
-    """The deliveries, newest first. How often each was tried, what came of it, and when it is tried again."""
+    """List deliveries, newest first: attempts, result and next attempt."""
     found = list(map(_record, rows.log(_database(), limit)))
     if as_json:
         click.echo(json.dumps({"deliveries": found}))

@@ -1,7 +1,7 @@
-"""The frames of a link, as they stand in its WebSocket's binary messages: one frame a message.
+"""The frames of a link: one per binary message of its WebSocket.
 
 u32 stream (big endian), u8 kind, then at most 64 KiB of payload: the bytes of `data`, the u32 increment of `window`,
-nothing in the others, where a receiver passes over whatever stands.
+nothing in the others, where a receiver ignores any content.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def window(stream: int, increment: int) -> Frame:
 
 
 def increment(frame: Frame) -> int:
-    """What a `window` frame grants. Raises Violation."""
+    """Return the bytes that a `window` frame grants. Raises Violation."""
     if len(frame.payload) != _INCREMENT.size:
         raise Violation(f"a window frame with {len(frame.payload)} bytes")
     granted: int = _INCREMENT.unpack(frame.payload)[0]

@@ -1,6 +1,6 @@
 """A link: many byte streams over one WebSocket, between an agent and its hub. Both ends are this class.
 
-Each stream has a local socket. What comes out of it travels as `data`, its end of file as `end`, its breaking as
+Each stream has a local socket. Its data travels as `data`, its end of file as `end`, its breaking as
 `reset`; a stream may have only so much under way as its window says, so that one nobody reads stops alone. Streams take
 turns by the frame. The hub opens them; on the agent `dial` makes the local connection.
 """
@@ -21,7 +21,7 @@ from occ_app.system.event_loop import Loop
 log = logging.getLogger("occ.link")
 
 PING_SECONDS = 20.0
-MOST_STREAMS = 768  # an agent serves 728 requests at once unless it is told otherwise, and may have 1,024 files open
+MOST_STREAMS = 768  # an agent serves 728 requests at once by default, and may have 1,024 files open
 _SILENT_PINGS = 2.5  # without a sign of life, until the other side counts as gone
 _TURN = 32  # frames taken from local sockets before the others of the loop have their turn
 
@@ -52,7 +52,7 @@ class Link:
         self._newest = 0  # the highest number of a stream so far; those below that are not in `_streams` are over
         self._over = False
         self._finishing = ""
-        # The local sockets stand in an epoll of their own: they can be let rest all at once, and it goes round them.
+        # The local sockets have a separate epoll: it can pause them all at once, and it serves them in turn.
         self._locals = select.epoll()
         self._by_descriptor: dict[int, Stream] = {}
         self._watched: dict[int, int] = {}
@@ -64,7 +64,9 @@ class Link:
         self._websocket.give_up_after(_SILENT_PINGS * self._ping_seconds)
         self._loop.at(self._next_ping, self._tick)
         self._step(self._take_messages, self._websocket.received)
-        self._step(self._take_messages, self._websocket.receive)  # TLS may hold what came with the handshake's end
+        self._step(
+            self._take_messages, self._websocket.receive
+        )  # TLS may hold data that arrived with the end of the handshake
 
     def open(self, local: socket.socket) -> None:
         """Open a stream for this local socket, which is the link's from now on."""
@@ -79,9 +81,9 @@ class Link:
             self._step(self._add, self._newest, local)
 
     def finish(self, reason: str) -> None:
-        """End the link when all its streams have ended on this side and the other side has heard what they said.
+        """End the link when all its streams have ended here and the peer has received their data.
 
-        What a caller there does not take into its socket is lost, as with any end of a link.
+        Data that a caller does not read into its socket is lost, as with any end of a link.
         """
         self._finishing = reason
         self._step(lambda: None)
@@ -102,7 +104,7 @@ class Link:
         self._ended(reason)
 
     def _step(self, work: Callable[..., None], *arguments: object) -> None:
-        """Do something and send what came of it; whatever goes wrong with it ends this link and nothing else."""
+        """Call a function and send its output; any error ends this link and nothing else."""
         if self._over:
             return
         try:
@@ -148,7 +150,7 @@ class Link:
         silent_at = self._websocket.heard + _SILENT_PINGS * self._ping_seconds
         if now >= silent_at:
             raise ConnectionResetError(f"nothing was heard for {now - self._websocket.heard:.0f} s")
-        # What was heard says as much as an answer would, so of two ends one pings at a time.
+        # Received data proves as much as an answer would, so only one end pings at a time.
         self._next_ping = max(self._next_ping, self._websocket.heard + self._ping_seconds)
         if now >= self._next_ping:
             self._websocket.ping()

@@ -21,9 +21,9 @@ class Stream:
         self.number = number
         self.local = local
         self._emit = emit
-        self._credit = WINDOW_BYTES  # what may still be sent to the peer
-        self._room = WINDOW_BYTES  # what the peer may still send
-        self._owed = 0  # what the local socket took and the peer was not told of
+        self._credit = WINDOW_BYTES  # bytes that may still be sent to the peer
+        self._room = WINDOW_BYTES  # bytes that the peer may still send
+        self._owed = 0  # bytes that the local socket took and no window has granted yet
         self._unwritten = bytearray()
         self._finished = False  # the peer said that it sends no more
         self._muted = False
@@ -55,7 +55,7 @@ class Stream:
         elif mask & (select.EPOLLHUP | select.EPOLLERR):
             if self.ended:
                 raise ConnectionResetError("the local side is gone and will hear no answer")
-            self._muted = True  # what it said before it went is still to be read, when there is credit
+            self._muted = True  # its remaining data is still read, when there is credit
 
     def _read(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The WebSocket of a link on a socket that never blocks: messages in and out, and what could not be sent yet.
+"""The WebSocket of a link on a socket that never blocks: messages in and out, and the unsent rest.
 
 simple_websocket would take a thread for each and lets two threads send at once; here its protocol library works alone.
 """
@@ -42,7 +42,7 @@ class LinkSocket:
         connection.setblocking(False)
         with contextlib.suppress(OSError):  # it may be no TCP connection
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # What waits for the network waits here, where streams take turns, and not in the kernel's queue.
+            # Data waits for the network here, where streams take turns, and not in the kernel's queue.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _FULL)
         self._socket = connection
         self._framing = framing
@@ -64,7 +64,7 @@ class LinkSocket:
         return len(self._unsent) >= _FULL
 
     def give_up_after(self, seconds: float) -> None:
-        """Have the kernel break the connection when what was sent is not acknowledged for so long."""
+        """Have the kernel break the connection when sent data is not acknowledged for so long."""
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
@@ -120,7 +120,7 @@ class LinkSocket:
             return
         self._unsent += self._framing.send(event)
         if len(self._unsent) > _TOO_MUCH:
-            raise Violation("it does not read what it is sent")
+            raise Violation("it does not read its input")
 
     def _understood(self, event: Any) -> bytes | None:
         if isinstance(event, BytesMessage):

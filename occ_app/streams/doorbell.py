@@ -1,8 +1,8 @@
 """Rings between processes: a datagram to every listener in a folder, sent after a commit.
 
-A ring carries a short key and, if that is little, what was committed, to spare the listener a look. The rows are the
-truth all the same, and every listener re-reads them now and then: a lost ring costs a little time and never an event,
-and a sender never waits.
+A ring carries a short key and, if they are few, the committed events, which saves the listener a query. The rows
+remain the truth, and every listener re-reads them from time to time: a lost ring costs a little time and never an
+event, and a sender never waits.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from occ_app.system.files import short_path
 
 _LONGEST = 16384
-_QUEUE = 10  # datagrams that Linux keeps for a listener unless it is told otherwise; what comes then is lost
+_QUEUE = 10  # datagrams that Linux keeps for a listener by default; it drops further ones
 _TICK_NANOSECONDS = 50_000_000
 
 
 class Doorbell:
-    """One listener: a datagram socket of its own in `folder`, readable when somebody rang."""
+    """One listener: a datagram socket in `folder`, readable after a ring."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -43,7 +43,7 @@ class Doorbell:
             rung.append((key.decode(), news))
 
     def hush(self) -> None:
-        """Forget what was rung for."""
+        """Discard the pending rings."""
         self.rings()
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Ringer:
         with self._lock:
             changed = self._folder.stat().st_mtime_ns
             if changed != self._changed:
-                # The clock of files ticks every few milliseconds: what came in the same tick would never be seen.
+                # The clock of files ticks every few milliseconds: a change in the same tick would never be seen.
                 settled = time.time_ns() - changed > _TICK_NANOSECONDS
                 self.close()
                 self._changed, self._listeners = changed if settled else -1, self._found()
@@ -87,7 +87,7 @@ class Ringer:
         self._listeners = {}
 
     def _found(self) -> dict[str, socket.socket]:
-        """Everybody who listens now, each through a socket of its own: nobody's path is looked up at each ring."""
+        """All current listeners, each through one connected socket, so that no ring looks up a path."""
         listeners = {}
         with short_path(self._folder) as short:
             for name in os.listdir(self._folder):

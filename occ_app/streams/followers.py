@@ -93,7 +93,7 @@ class Follower:
 
     @property
     def behind(self) -> bool:
-        """Whether more than what it had is known to be there, or the end."""
+        """Whether events beyond the reader's, or the end, are known to exist."""
         return self._after < self._channel.newest or self._channel.over
 
     def join(self, reader: Live) -> None:
@@ -142,7 +142,7 @@ class Follower:
         return None
 
     def _told(self, batch: list[events.Event]) -> list[events.Event]:
-        """A batch as the reader gets it: with a `gap` before it where retention removed what came between."""
+        """A batch as the reader gets it: with a `gap` before it where retention removed events."""
         missing = events.gap(self._after, batch[0])
         self._after = batch[-1].seq
         return batch if missing is None else [missing, *batch]

@@ -1,10 +1,10 @@
 """Follows executions for every reader in this process: one thread hears the rings and reads each new event once.
 
-A reader has a cursor of its own. What it needs is either among the newest events of the channel, framed once for all
+Each reader has a cursor. The events it needs are either among the newest events of the channel, framed once for all
 readers, or read from the table; so a slow reader costs nobody anything, and late, live and returning readers are one.
 
 That thread also serves the connections of those who follow live: waking a thread for each of them costs more than
-sending. Others that wait for a key wait in threads of their own.
+sending. Others that wait for a key wait in their own threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from occ_app.system.event_loop import Loop
 
 _REREAD_SECONDS = 1.0
 _RECENT = 512
-_LAST_WORDS_SECONDS = 2.0  # at a stop, for connections to take what was stored
+_LAST_WORDS_SECONDS = 2.0  # at a stop, for connections to take the stored events
 _LOOK_SECONDS = 0.05  # meanwhile
 
 
@@ -62,7 +62,7 @@ class Tail:
         self._lock = threading.Lock()
         self._loop = Loop()
         self._thread = threading.Thread(target=self._loop.run, name="tail", daemon=True)
-        # For whoever is served by the tail's thread; loop.py says what they do.
+        # For those that the tail's thread serves; event_loop.py documents them.
         self.watch, self.forget, self.soon = self._loop.watch, self._loop.forget, self._loop.soon
         self.closed = False
 
@@ -79,7 +79,7 @@ class Tail:
         self.soon(lambda: self._say_last_words(time.monotonic() + _LAST_WORDS_SECONDS))
 
     def join_thread(self) -> None:
-        """After `close`: wait until the live readers have what was stored."""
+        """After `close`: wait until the live readers have all stored events."""
         self._thread.join(_LAST_WORDS_SECONDS + 1)
 
     def join(self, key: str, newest: int = 0) -> Channel:
@@ -101,7 +101,7 @@ class Tail:
     def next_events(self, channel: Channel, number: int, after: int) -> list[events.Event]:
         """The next events of execution `number` above `after`, at once; empty when there are none yet.
 
-        The final one is told whatever `after` is: a reader may have what a power cut took from the table.
+        The final one is sent for any `after`: a reader may have events that a power cut took from the table.
         """
         with channel.changed:
             if channel.over:
@@ -112,16 +112,17 @@ class Tail:
         return events.settled(self._db, number, after, channel.newest)
 
     def wait(self, channel: Channel, ready: Callable[[], bool], seconds: float) -> bool:
-        """Wait until `ready` holds, asked anew at each ring, at most `seconds`. False when the time ran out."""
+        """Wait until `ready` holds, checked at each ring, at most `seconds`. False when the time ran out."""
         with channel.changed:
             return channel.changed.wait_for(lambda: self.closed or ready(), seconds)
 
     def when_gone(self, connection: socket.socket, gone: Callable[[], None]) -> Callable[[], None]:
-        """Have the tail's thread call `gone` once when the peer closes; returns what ends that. From any thread.
+        """Have the tail's thread call `gone` once when the peer closes; returns a function that ends the watch.
 
+        Callable from any thread.
         Raises OSError for a connection that is closed here.
         """
-        # Whoever serves the connection may close it any time, and its number be another's then; this one is ours.
+        # The owner may close the connection at any time, and its number be reused; this duplicate is ours.
         own = os.dup(connection.fileno())
         self.soon(lambda: self.watch(own, select.EPOLLRDHUP | select.EPOLLONESHOT, lambda _: gone()))
 

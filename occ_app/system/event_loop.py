@@ -1,4 +1,4 @@
-"""A thread that waits for many sockets at once and calls whoever is concerned; nothing that it calls may wait."""
+"""A thread that waits for many sockets at once and calls their handlers, which must not block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("occ.loop")
 
 
 class Loop:
-    """`run` is the thread's work; what it calls may raise, which is logged.
+    """`run` is the thread's work; an exception of a handler is logged.
 
     All but `soon` and `stop` is to be called from that thread, or before it runs.
     """
@@ -31,7 +31,7 @@ class Loop:
         self.watch(self._alarm, select.EPOLLIN, lambda _: self._alarm_heard())
 
     def watch(self, descriptor: int, mask: int, happened: Callable[[int], None]) -> None:
-        """Call this when epoll reports `mask`, a hang-up or an error; what is watched already is watched anew.
+        """Call this when epoll reports `mask`, a hang-up or an error; replaces an earlier watch.
 
         It may be called when nothing happened, where a descriptor was closed and its number used again.
         """
@@ -54,7 +54,7 @@ class Loop:
         os.eventfd_write(self._alarm, 1)
 
     def stop(self) -> None:
-        """Have `run` return, after what was to be called soon; from any thread."""
+        """Have `run` return after the pending calls; from any thread."""
         self._stopped = True
         os.eventfd_write(self._alarm, 1)
 

@@ -16,7 +16,7 @@ from occ_app.errors import NotWritten
 def new_file(target: Path) -> Iterator[IO[bytes]]:
     """What is written to the yielded file becomes `target`, readable by its owner alone, when the block ends well.
 
-    Raises NotWritten when `target` exists already or cannot be written, and for what the block could not read.
+    Raises NotWritten when `target` exists already or cannot be written, and when the block could not read a file.
     """
     folder = target.absolute().parent
     try:

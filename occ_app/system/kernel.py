@@ -51,7 +51,7 @@ def flush(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Have what was created, renamed or removed in a folder on the disk. Raises OSError."""
+    """Flush creations, renames and removals in a folder to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -67,7 +67,7 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def give_back_memory() -> None:
-    """Return to the system what this process has freed; glibc keeps it for later, which for a daemon may be never."""
+    """Return freed memory to the system; glibc keeps it for later, which for a daemon may be never."""
     trim = getattr(_libc, "malloc_trim", None)  # musl has none, and keeps less
     if trim is not None:
         trim(0)

@@ -1,8 +1,8 @@
 """Processes that outlived who started them: found, ended and waited for.
 
-Workers, their consumer and the supervisor are subreapers: whatever a tool daemonised, in whatever session, becomes a
+Workers, their consumer and the supervisor are subreapers: a process that a tool daemonised, in any session, becomes a
 child of the nearest of them that lives when its parent dies. So one look at a worker's children tells whether anything
-of an execution's tree is left, and what a killed worker leaves is its consumer's to end.
+of an execution's tree is left, and the consumer ends those of a killed worker.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Moments as they stand in rows and on the wire: UTC in ISO 8601 with milliseconds, text that sorts as time."""
+"""Timestamps in rows and on the wire: UTC in ISO 8601 with milliseconds, text that sorts as time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A child process: started, signalled and ended here, and nowhere else; what it leaves behind, strays.py ends."""
+"""A child process: started, signalled and ended only here; strays.py ends the processes it leaves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _quoted = lru_cache(maxsize=256)(shlex.quote)  # almost all words of a command a
 class Launcher:
     """Starts programs at once: the process that becomes the next one is there beforehand and waits for its command.
 
-    What waits is a shell: its memory is little and its exec short. `environment` is that of every program it starts.
+    The waiting process is a shell: it needs little memory and executes fast. `environment` is
+    that of every program it starts.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -62,7 +63,7 @@ class Launcher:
 
 
 class Child:
-    """One running program, leader of its own session, with non-blocking pipes; until `become` it only waits.
+    """One running program, leader of a session, with non-blocking pipes; until `become` it only waits.
 
     It dies with the process that started it (PR_SET_PDEATHSIG), even when that is killed without a word.
     """
@@ -73,7 +74,7 @@ class Child:
         # than all else between a prompt and its CLI, and after it every page of the worker is slow to touch once.
         mortal, parent = _setpriv(), os.getpid()
         self._process = subprocess.Popen(
-            # `read` takes no byte beyond the line: what follows it on stdin is the program's.
+            # `read` takes no byte beyond the line: the rest of stdin is the program's.
             [*mortal, "/bin/sh", "-c", 'IFS= read -r line && eval "$line"'],
             env=environment,
             stdin=subprocess.PIPE,
@@ -99,7 +100,7 @@ class Child:
             fcntl.fcntl(self.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
 
     def become(self, argv: Sequence[str], folder: Path, execution_id: str) -> None:
-        """Tell it what to become. Raises ValueError for a line break in what it is told."""
+        """Send the command to execute. Raises ValueError for a line break in it."""
         marked = f"unset PWD OLDPWD && export {MARKER}={_quoted(execution_id)}"
         line = f"cd -- {_quoted(str(folder))} && {marked} && exec {' '.join(map(_quoted, argv))}"
         if "\n" in line:
@@ -117,7 +118,7 @@ class Child:
             os.killpg(self.pid, number)
 
     def close(self) -> None:
-        """End it and all it started, and release what it held; harmless when repeated."""
+        """End it and all processes it started, and release its pipes; harmless when repeated."""
         if self._process.poll() is None:
             self.signal_group(signal.SIGKILL)
             self._process.wait()

@@ -1,4 +1,4 @@
-"""What one worker process works with."""
+"""The objects that one worker process works with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from occ_worker.execution.child import Launcher
 
 @dataclass(frozen=True)
 class Worker:
-    """What one worker process works with. `stopping` tells whether the daemon stops; then `wake` is readable."""
+    """The objects that one worker process works with.
+
+    `stopping` returns whether the daemon stops; `wake` is readable from then on.
+    """
 
     config: Config
     db: Database

@@ -27,5 +27,5 @@ class Lines:
             self._rest = bytearray(self._rest[: LONGEST_LINE + 1])
 
     def rest(self) -> bytes:
-        """What came after the last line break."""
+        """Return the data after the last line break."""
         return bytes(self._rest)

@@ -1,4 +1,4 @@
-"""Stores what one execution says, in order and without a gap, also while the disk is full or the database held."""
+"""Store the events of one execution in order and without a gap, also while the disk is full or the database held."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from occ_worker.execution.translator import Event
 
 log = logging.getLogger("occ.recorder")
 
-RETRY_SECONDS = 0.5  # between tries to store what could not be
+RETRY_SECONDS = 0.5  # between attempts to store events
 _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 _UNSTORED_BYTES = 32 * 1024 * 1024  # held in memory meanwhile
 

@@ -60,7 +60,7 @@ def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
         select.select([worker.wake], [], [], RETRY_SECONDS)
     worker.readers.ring(tail.execution_key(execution.number), outcome.news(seq))
     log.info("execution %s %s", execution.execution_id, outcome.data.get("code", outcome.state))
-    with contextlib.suppress(OCCError):  # control looks for what waits, too
+    with contextlib.suppress(OCCError):  # control also looks for queued executions
         if executions.claimable(worker.db):
             worker.ring_queue()
 
@@ -93,5 +93,5 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
 
 
 def _workspace_missing(execution: Execution) -> Outcome:
-    message = f"Workspace {execution.workspace_id} was removed before this could start; upload it and run it anew."
+    message = f"Workspace {execution.workspace_id} was removed before this could start; upload it and run it again."
     return Outcome.failure("WORKSPACE_MISSING", message)
