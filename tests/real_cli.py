@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-VERSION = "2.1.330"
-SUPPORTED = ("2.1.197", VERSION)  # docs/claude-cli.md says what was found on them
+# The releases that OCC supports, oldest first. `make test` runs the newest, `make test-all` all of them; a release of
+# OCC adds the newest one here, and docs/claude-cli.md says what was found on each.
+SUPPORTED = ("2.1.197", "2.1.330", "2.1.332")
+VERSION = SUPPORTED[-1]
 NPM_PACKAGE = "@anthropic-ai/claude-code"
 NPM_BINARY = Path("node_modules/.bin/claude")
-PIP_PACKAGES = {VERSION: "claude-agent-sdk==0.2.187"}  # its wheel carries the same release
+# The wheels that carry the same releases.
+PIP_PACKAGES = {"2.1.330": "claude-agent-sdk==0.2.187", "2.1.332": "claude-agent-sdk==0.2.189"}
 PIP_BINARY = Path("claude_agent_sdk/_bundled/claude")
 
 SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -32,6 +35,11 @@ PROBE_SECONDS = 30
 
 class CliUnavailable(Exception):
     """The pinned CLI is not in the cache and could not be installed; the message says why."""
+
+
+def tested() -> tuple[str, ...]:
+    """The releases that this run of the tests tries: the newest, or all with OCC_TEST_ALL set."""
+    return SUPPORTED if os.environ.get("OCC_TEST_ALL") else (VERSION,)
 
 
 def default_cache() -> Path:

@@ -51,6 +51,13 @@ def test_it_becomes_the_program_with_its_folder_environment_and_no_more(launcher
     assert arguments == repr(["--flag", "a 'b' \"c\" $d *"])
 
 
+def test_a_variable_can_be_left_out_for_one_program(launcher: Launcher, tmp_path: Path) -> None:
+    launcher.prepare()
+    _, output, _ = finished(launcher.start(["/usr/bin/env"], tmp_path, "x-1", ["GREETING"]))
+    assert "GREETING" not in output
+    assert "GREETING" in finished(launcher.start(["/usr/bin/env"], tmp_path, "x-2"))[1]
+
+
 def test_what_follows_the_command_on_stdin_is_the_program_s(launcher: Launcher, tmp_path: Path) -> None:
     child = launcher.start(["/bin/cat"], tmp_path, "x-2")
     os.write(child.stdin.fileno(), b"first line\nsecond line\n")

@@ -111,6 +111,7 @@ def test_tools_beyond_the_default_ones_are_granted(occ: Occ, real_claude: Path, 
         OCC_TOOLS="Read,Bash",
     )
     occ.workspace()
+    wait_until(lambda: occ.client.health()["claude"]["version"], "the version to be probed")
     run_it = {
         "name": "Bash",
         "input": {"command": "echo $OCC_EXECUTION_ID > id.txt; env > env.txt", "description": "x"},
@@ -121,6 +122,8 @@ def test_tools_beyond_the_default_ones_are_granted(occ: Occ, real_claude: Path, 
     seen = (occ.home / "workspaces/work/env.txt").read_text()
     assert occ.token not in seen
     assert {line.partition("=")[0] for line in seen.splitlines() if line.startswith("OCC_")} == {"OCC_EXECUTION_ID"}
+    assert "CLAUDE_CODE_DISABLE_ATTACHMENTS=" not in seen  # this version knows the narrower variable
+    assert "CLAUDE_CODE_DISABLE_FILE_MENTIONS=1" in seen
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from occ_app.config.config import Config
 
 _PROBE_SECONDS = 10
+_KNOWS_FILE_MENTIONS = (2, 1, 330)  # the first release measured that obeys CLAUDE_CODE_DISABLE_FILE_MENTIONS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,21 @@ def probe(config: Config) -> Cli:
     output = _answer([path, "--version"], config)
     match = re.search(r"\d{1,9}\.\d{1,9}\.\d{1,9}[A-Za-z0-9.+_-]{0,60}", output or "")
     return Cli(path, match.group(0) if match else None)
+
+
+def file_identity(path: str) -> list[int]:
+    """Return inode, size and change time of the program at `path`, links followed; empty when there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def knows_file_mentions(version: str | None) -> bool:
+    """Return whether this version can leave `@file` alone without switching off all attachments."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version or "")[:3])
+    return numbers >= _KNOWS_FILE_MENTIONS
 
 
 def logged_in(path: str, config: Config) -> bool:

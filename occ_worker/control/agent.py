@@ -80,7 +80,8 @@ class Control(Upkeep):
         """Note which CLI there is; `/health` tells."""
         cli = claude_cli.probe(self._config)
         problem = claude_cli.missing(self._config) if cli.path is None else None
-        agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem})
+        file = [] if cli.path is None else claude_cli.file_identity(cli.path)
+        agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem, "file": file})
 
     def under_way(self) -> bool:
         """Whether anything runs or waits, so that there is something to reap."""

@@ -42,14 +42,17 @@ class Launcher:
         if self._next is None:
             self._next = Child(self._environment)
 
-    def start(self, argv: Sequence[str], folder: Path, execution_id: str) -> Child:
-        """Let the waiting process become this program. When that cannot be, it ends with 126 or 127."""
+    def start(self, argv: Sequence[str], folder: Path, execution_id: str, without: Sequence[str] = ()) -> Child:
+        """Let the waiting process become this program. When that cannot be, it ends with 126 or 127.
+
+        The variables `without` are not in the program's environment.
+        """
         if self._next is None or self._next.returncode() is not None:  # somebody ended it while it waited
             self.close()
             self._next = Child(self._environment)
         child, self._next = self._next, None
         try:
-            child.become(argv, folder, execution_id)
+            child.become(argv, folder, execution_id, without)
         except BaseException:
             child.close()
             raise
@@ -99,9 +102,9 @@ class Child:
             # A wider pipe lets a burst flow while its events are stored.
             fcntl.fcntl(self.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def become(self, argv: Sequence[str], folder: Path, execution_id: str) -> None:
+    def become(self, argv: Sequence[str], folder: Path, execution_id: str, without: Sequence[str] = ()) -> None:
         """Send the command to execute. Raises ValueError for a line break in it."""
-        marked = f"unset PWD OLDPWD && export {MARKER}={_quoted(execution_id)}"
+        marked = f"unset {' '.join(('PWD', 'OLDPWD', *without))} && export {MARKER}={_quoted(execution_id)}"
         line = f"cd -- {_quoted(str(folder))} && {marked} && exec {' '.join(map(_quoted, argv))}"
         if "\n" in line:
             raise ValueError(f"a line break in {line!r}")

@@ -1,6 +1,6 @@
 """The Claude Code CLI: how it is called. What it answers is read in translator.py.
 
-All of it was measured on versions 2.1.197 and 2.1.330; docs/claude-cli.md gives the findings behind each choice.
+docs/claude-cli.md names the versions this was measured on, and gives the findings behind each choice.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from pathlib import Path
 
 from occ_app.config.config import DEFAULT_TOOLS, Config
 from occ_app.executions.records import Execution
+
+# Unset for versions that know CLAUDE_CODE_DISABLE_FILE_MENTIONS: it also takes away the CLI's own reminders.
+ALL_ATTACHMENTS = "CLAUDE_CODE_DISABLE_ATTACHMENTS"
 
 _FIXED_ENVIRONMENT = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -26,9 +29,14 @@ _FIXED_ENVIRONMENT = {
     "GIT_CONFIG_KEY_0": "core.fsmonitor",
     "GIT_CONFIG_VALUE_0": "false",
     "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+    # Otherwise a `.claude/scheduled_tasks.json` in the workspace runs prompts that nobody sent.
+    "CLAUDE_CODE_DISABLE_CRON": "1",
     # Otherwise "@/etc/hostname" in a prompt attaches that file, unasked and from outside the workspace too.
-    "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+    "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",
+    ALL_ATTACHMENTS: "1",
 }
+# In plan and auto mode the CLI would read outside the workspace without asking.
+_SETTINGS = '{"permissions":{"disableAutoMode":"disable"}}'
 
 
 def command(path: str, execution: Execution, workspace: Path, config: Config) -> list[str]:
@@ -39,6 +47,7 @@ def command(path: str, execution: Execution, workspace: Path, config: Config) ->
         "--disable-slash-commands",
         # --tools restricts, --allowedTools grants; acceptEdits keeps Write and Edit inside the workspace.
         *("--tools", ",".join(config.tools), "--permission-mode", "acceptEdits"),
+        *("--settings", _SETTINGS),
     ]
     if not config.trust_workspaces:
         # An uploaded folder is data: its settings, hooks and MCP servers stay unread.
@@ -71,7 +80,8 @@ def prompt_line(prompt: str) -> bytes:
     if prompt.startswith("/"):
         # Even with --disable-slash-commands the CLI answers "/nosuch" itself; text is meant to reach the model.
         prompt = " " + prompt
-    message = {"type": "user", "message": {"role": "user", "content": prompt}}
+    # The mark says that the text is no person's at a terminal: newer versions look for no commands and mentions in it.
+    message = {"type": "user", "message": {"role": "user", "content": prompt}, "client_composed": True}
     return json.dumps(message).encode() + b"\n"
 
 

@@ -14,7 +14,7 @@ from occ_app.errors import NotFound, OCCError
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
-from occ_app.home import daemon
+from occ_app.home import daemon, notes
 from occ_app.streams import tail
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.execution import command as claude
@@ -79,6 +79,7 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
         sandbox.wrapped(claude.command(path, execution, workspace, worker.config), workspace, worker.config),
         workspace,
         execution.execution_id,
+        () if _needs_all_attachments_off(worker, path) else (claude.ALL_ATTACHMENTS,),
     )
     try:
         listener = Listener(worker, execution, child)
@@ -90,6 +91,16 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
         return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")
     finally:
         child.close()
+
+
+def _needs_all_attachments_off(worker: Worker, path: str) -> bool:
+    """Return whether the CLI is old, or not the file whose version was noted."""
+    try:
+        noted = notes.noted(worker.db, "claude")
+    except OCCError:
+        return True
+    same = noted.get("path") == path and noted.get("file") == claude_cli.file_identity(path)
+    return not (same and claude_cli.knows_file_mentions(noted.get("version")))
 
 
 def _workspace_missing(execution: Execution) -> Outcome:
