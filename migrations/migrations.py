@@ -4,6 +4,10 @@
 `SCHEMA_VERSION` in occ_app/database/database.py counts them.
 """
 
+import itertools
+import re
+from collections.abc import Iterator
+
 from sqlite_utils import Database, Migrations
 
 occ = Migrations("occ")
@@ -259,3 +263,60 @@ def m004_pages_and_webhooks(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m005_costs_of_one_run(db: Database) -> None:
+    """Correct the costs of runs that resumed a session under CLI 2.1.330 or later, which reported the session's total.
+
+    Where the rows before a run show the total it started from, the cost becomes the difference. A cost that may still
+    include other runs is marked with `cost_exact` 0. The events that were sent are not changed.
+    """
+    db.execute("ALTER TABLE executions ADD COLUMN cost_exact INTEGER NOT NULL DEFAULT 1")
+    rows = db.execute(
+        """
+        SELECT number, session_id, resume_session_id, CAST(claude_version AS TEXT),
+               CASE WHEN typeof(cost_usd) IN ('integer', 'real') AND cost_usd BETWEEN 0 AND 1e9 THEN cost_usd END,
+               started_at, finished_at
+        FROM executions WHERE started_at IS NOT NULL AND coalesce(session_id, resume_session_id) IS NOT NULL
+        ORDER BY coalesce(session_id, resume_session_id), started_at, number
+        """
+    ).fetchall()
+    for _, session in itertools.groupby(rows, lambda row: row[1] or row[2]):
+        for number, cost, exact in _own_costs(list(session)):
+            db.execute(
+                "UPDATE executions SET cost_usd = :cost, cost_exact = :exact WHERE number = :number",
+                {"cost": cost, "exact": exact, "number": number},
+            )
+
+
+_Row = tuple[int, str | None, str | None, str | None, float | None, str, str | None]
+_NEVER = "9999"  # later than any time that is stored
+
+
+def _own_costs(session: list[_Row]) -> Iterator[tuple[int, float, bool]]:
+    """Yield the number, the cost and its exactness of each run of one session whose stored cost needs a change."""
+    total: float | None = None  # the session's, as far as it is known
+    complete = True  # False while a run since `total` has spent an unknown amount
+    linear = True  # False once two runs overlapped, or a run began from another session or under an older CLI
+    until = ""
+    for number, session_id, resumed, version, cost, started, finished in session:
+        reports_total = _version(version) >= (2, 1, 330)
+        linear = linear and started >= until and (None in (resumed, session_id) or resumed == session_id)
+        if resumed is not None and cost and _version(version) > (2, 1, 197):
+            if linear and reports_total and total is not None and cost >= total:
+                yield number, round(cost - total, 10), complete
+            else:
+                yield number, cost, False
+        until = max(until, finished or _NEVER)
+        if cost:
+            linear = linear and reports_total
+            total, complete = max(cost, total or 0.0), True
+        elif cost is None and session_id is not None:
+            complete = False
+
+
+def _version(text: str | None) -> tuple[int, ...]:
+    """Return a CLI version as numbers; one that is unknown counts as between the two that were measured."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", text or "2.1.198")
+    return tuple(map(int, match.groups())) if match else (2, 1, 198)

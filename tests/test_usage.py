@@ -46,6 +46,7 @@ def test_a_workspace_s_executions_are_counted_and_summed_up(used: Occ) -> None:
         "executions": 5,
         "states": {"queued": 1, "running": 1, "succeeded": 1, "failed": 1, "cancelled": 1},
         "costUsd": 0.25,
+        "inexactCosts": 0,
         "inputTokens": 10,
         "outputTokens": 20,
         "cacheReadTokens": 30,

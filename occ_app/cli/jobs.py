@@ -131,6 +131,7 @@ def _record(execution: Execution) -> dict[str, Any]:
         "startedAt": execution.started_at,
         "finishedAt": execution.finished_at,
         "costUsd": execution.cost_usd,
+        "costExact": execution.cost_exact,
         "prompt": execution.prompt,
     }
 
@@ -142,9 +143,16 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         record["workspaceId"],
         output.since(record["createdAt"]),
         _took(record),
-        "" if record["costUsd"] is None else f"${record['costUsd']:.4f}",
+        _cost(record),
         _short(output.printable(record["prompt"] or "")),
     )
+
+
+def _cost(record: Mapping[str, Any]) -> str:
+    if record["costUsd"] is None:
+        return ""
+    # An agent of an older version sends no `costExact`.
+    return ("" if record.get("costExact", True) else "≤ ") + f"${record['costUsd']:.4f}"
 
 
 def _state(record: Mapping[str, Any]) -> str:

@@ -140,6 +140,7 @@ def from_row(row: sqlite3.Row) -> Execution:
     values = dict(row)
     values["last_seq"] = values.pop("newest_seq")
     values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
+    values["cost_exact"] = bool(values["cost_exact"])
     # A row of an earlier version may hold what a machine or a CLI said unchecked.
     values["usage"] = _usage(values["usage"])
     for name in _NUMBERS:

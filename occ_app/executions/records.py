@@ -69,6 +69,7 @@ class Execution:
     model: str | None
     claude_version: str | None
     cost_usd: float | None
+    cost_exact: bool  # False: `cost_usd` may include earlier runs of the session
     usage: Any
     num_turns: int | None
     duration_ms: int | None

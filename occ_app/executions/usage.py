@@ -35,6 +35,7 @@ def _tokens(name: str) -> str:
 
 _SUMS = {
     "cost_usd": _total("x.cost_usd"),
+    "inexact_costs": "total(NOT x.cost_exact)",
     "input_tokens": _total(_tokens("input_tokens")),
     "output_tokens": _total(_tokens("output_tokens")),
     "cache_read_tokens": _total(_tokens("cache_read_input_tokens")),
@@ -47,11 +48,15 @@ _FRACTIONS = {"cost_usd": 6, "run_seconds": 3}  # digits; what is not here is wh
 
 @dataclass(frozen=True)
 class Usage:
-    """What a group of executions took; `states` counts them by state. Money and time are of what is over."""
+    """What a group of executions took; `states` counts them by state. Money and time are of what is over.
+
+    `inexact_costs` counts the executions in `cost_usd` whose cost may include earlier runs of their session.
+    """
 
     executions: int
     states: dict[str, int]
     cost_usd: float
+    inexact_costs: int
     input_tokens: int
     output_tokens: int
     cache_read_tokens: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
     """What the CLI's result line decides; `error` is what an earlier line said went wrong, or empty."""
     told = {
         "sessionId": texts.text_of(result.get("session_id")),
-        "costUsd": _number_of(result.get("total_cost_usd")),
+        "costUsd": _own_cost(result),
         "numTurns": _whole_number_of(result.get("num_turns")),
         "durationMs": _whole_number_of(result.get("duration_ms")),
     }
@@ -102,6 +103,19 @@ def _failure_code(result: Mapping[str, Any], error: str, said: str) -> str:
     if (isinstance(status, int) and status >= 500) or error in ("server_error", "overloaded") or unreachable:
         return "API_UNAVAILABLE"
     return "CLAUDE_ERROR"
+
+
+def _own_cost(result: Mapping[str, Any]) -> int | float | None:
+    """Return the cost in US dollars of this run alone, None when the CLI reports none.
+
+    From 2.1.330 on `total_cost_usd` is the total of the whole session, earlier runs included, and the usage since the
+    last result is reported beside it by model. Older versions report only the total of the process.
+    """
+    by_model = result.get("model_usage_since_last_result")
+    if not isinstance(by_model, dict):
+        return _number_of(result.get("total_cost_usd"))
+    costs = [_number_of(usage.get("costUSD")) if isinstance(usage, dict) else None for usage in by_model.values()]
+    return _number_of(math.fsum(cost for cost in costs if cost is not None))
 
 
 def _number_of(value: object) -> int | float | None:
