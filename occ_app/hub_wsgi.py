@@ -40,7 +40,7 @@ def make_app(config: HubConfig) -> Flask:
     database = db.Database(config.database)
     tail = Tail(database, config.run / "tail")
     tail.start()
-    agents = Agents(database, config.heartbeat_seconds)
+    agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
     calls = Calls(agents, config.run / "links")
     app = create_app(
         Parts(

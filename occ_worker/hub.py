@@ -55,7 +55,7 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
     wake_worker = waker(config)
-    agents = Agents(database, config.heartbeat_seconds)
+    agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
     control = HubControl(
         config,
         database,

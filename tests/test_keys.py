@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Request
+from occ_app.system.timestamps import iso
 from tests.conftest import make_zip, steps
 from tests.hub_app import HubApp, hub_app
 from tests.hub_daemon import hub_in
+
+
+def gone(hub: HubApp, name: str, days: int) -> None:
+    """Make a machine one that was last heard so many days ago."""
+    moment = iso(datetime.now(UTC) - timedelta(days=days))
+    with hub.database.write() as connection:
+        connection.execute("UPDATE agents SET last_seen_at = ?, heard = -1e9 WHERE name = ?", (moment, name))
+
+
+def listed(hub: HubApp) -> list[str]:
+    return [agent["name"] for agent in hub.call("GET", "/agents").json["agents"]]
 
 
 @pytest.fixture
@@ -98,3 +111,70 @@ def test_a_rotated_key_s_streams_and_logins_end(tmp_path: Path) -> None:
         assert next(followed).name == "queued"
         (box.home / "workspaces" / "work" / "go").touch()
         assert [*followed][-1].name == "complete"
+
+
+def test_a_machine_that_is_gone_for_long_leaves_lists_and_counts_until_it_is_heard(hub: HubApp) -> None:
+    key = hub.key("few", "agent", most=2)
+    old = hub.register(key, "old").json
+    hub.register(key, "new")
+    gone(hub, "old", 29)
+    assert listed(hub) == ["new", "old"]
+    refused = hub.register(key, "third")
+    assert refused.status_code == 403
+    assert "offline: old" in refused.json["message"]
+    assert "occ hub agents remove" in refused.json["message"]
+    gone(hub, "old", 31)
+    assert listed(hub) == ["new"]
+    assert 'name="old"' not in hub.call("GET", "/metrics").text
+    assert hub.call("GET", "/agents/old").json["agentId"] == old["agentId"]
+    assert hub.register(key, "third").status_code == 201
+    beat = {"seqNum": 1, "status": "healthy"}
+    hub.call("POST", f"/api/agents/{old['agentId']}/heartbeat", old["token"], json=beat)
+    assert listed(hub) == ["new", "old", "third"]
+
+
+def test_a_machine_with_something_on_it_is_not_forgotten(hub: HubApp) -> None:
+    hub.key("me", "client")
+    own_a_workspace(hub, "me", "mine")
+    old = hub.register(hub.key("machines", "agent"), "old").json
+    gone(hub, "old", 400)
+    assert listed(hub) == []
+    with hub.database.write() as connection:
+        connection.execute("UPDATE workspaces SET agent_id = ?", (old["agentId"],))
+    assert listed(hub) == ["old"]
+
+
+def test_a_name_means_the_machine_that_is_not_forgotten(hub: HubApp) -> None:
+    key = hub.key("machines", "agent")
+    old = hub.register(key, "box").json
+    gone(hub, "box", 31)
+    new = hub.register(key, "box").json
+    assert hub.call("GET", "/agents/box").json["agentId"] == new["agentId"] != old["agentId"]
+
+
+def test_lists_of_machines_have_an_end(hub: HubApp) -> None:
+    key, client = hub.key("machines", "agent"), hub.key("me", "client")
+    hub.register(key, "vm-0")
+    with hub.database.write() as connection:
+        one = dict(connection.execute("SELECT * FROM agents").fetchone())
+        for number in range(1, 1200):
+            row = one | {
+                "agent_id": f"agent-{number:012x}",
+                "token": f"t{number}",
+                "name": f"vm-{number}",
+                "heard": -1e9,
+            }
+            names = ",".join(row)
+            places = ",".join("?" * len(row))
+            connection.execute(f"INSERT INTO agents ({names}) VALUES ({places})", [*row.values()])  # noqa: S608
+    first = hub.call("GET", "/agents").json
+    rest = hub.call("GET", f"/agents?after={first['next']}").json
+    assert (len(first["agents"]), len(rest["agents"]), rest["next"]) == (1000, 200, None)
+    assert len({agent["agentId"] for page in (first, rest) for agent in page["agents"]}) == 1200
+    browser = hub.browser()
+    browser.post("/login", data={"key": client})
+    page = browser.get("/lists").text
+    assert page.count('class="offline"') == 5
+    assert 'class="online"' in page
+    assert "1194 more" in page
+    assert len(page) < 8000

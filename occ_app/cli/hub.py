@@ -241,7 +241,11 @@ def agents(context: click.Context, as_json: bool) -> None:
     """The machines. Their names, ids, states, how they are reached, workers, labels, versions, when last seen."""
     if context.invoked_subcommand is not None:
         return
-    told = hub_client().call("GET", "/agents")
+    client = hub_client()
+    told = client.call("GET", "/agents")
+    while told["next"] is not None:
+        more = client.call("GET", f"/agents?after={_quoted(told['next'])}")
+        told = {"agents": told["agents"] + more["agents"], "next": more["next"]}
     if as_json:
         click.echo(json.dumps(told))
         return

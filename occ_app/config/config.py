@@ -133,6 +133,7 @@ class HubConfig(Config):
     heartbeat_seconds: int = 30
     wait_seconds: float = 3600
     reconnect_seconds: float = 3600
+    forget_agents_days: float = 30
 
     @property
     def zips(self) -> Path:

@@ -181,4 +181,5 @@ HUB_SETTINGS = (
     Setting("heartbeat_seconds", _whole(1, 300), "how often agents are to say that they live", "OCC_HUB_"),
     Setting("wait_seconds", _number, "how long an execution waits for an agent that can take it", "OCC_HUB_"),
     Setting("reconnect_seconds", _number, "how long a running execution's agent may be away", "OCC_HUB_"),
+    Setting("forget_agents_days", _number, "days after which a machine that is gone leaves the lists", "OCC_HUB_"),
 )

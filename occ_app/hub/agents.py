@@ -11,7 +11,8 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from occ_app import errors
@@ -20,18 +21,27 @@ from occ_app.home.state import new_token
 from occ_app.hub.keys import Key
 from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import boot_id
-from occ_app.system.timestamps import iso_now
+from occ_app.system.timestamps import iso, iso_now
 
 PROTOCOL = 1
 _SLACK_SECONDS = 2.0  # beyond two intervals, for a beat on its way
 
-_COLUMNS = """
-    a.*,
+ONLINE = """
     (a.heard_boot_id = :boot AND :now - a.heard <= :lease AND a.status != 'stopping'
-     AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :today)) AS online,
-    (SELECT count(*) FROM executions x WHERE x.agent_id = a.agent_id AND x.state = 'running') AS placed
+     AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :today))
 """
-_FROM = f"SELECT {_COLUMNS} FROM agents a JOIN keys k ON k.key_id = a.key_id"  # noqa: S608 - literals
+_COLUMNS = f"""
+    a.*, {ONLINE} AS online,
+    (SELECT count(*) FROM executions x WHERE x.agent_id = a.agent_id AND x.state = 'running') AS placed
+"""  # noqa: S608 - literals
+FROM = f"SELECT {_COLUMNS} FROM agents a JOIN keys k ON k.key_id = a.key_id"  # noqa: S608 - literals
+# A machine that has not been heard for the set days is forgotten, unless something is on it: no list or count has it.
+KEPT = """(
+    a.last_seen_at > :forgotten
+    OR a.agent_id IN (SELECT w.agent_id FROM workspaces w WHERE w.agent_id IS NOT NULL)
+    OR a.agent_id IN (SELECT x.agent_id FROM executions x WHERE x.state = 'running')
+)"""
+_NAMED_IN_A_REFUSAL = 3
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,9 @@ class Agent:
         return boottime() - self.heard if self.heard_boot_id == boot_id() else float("inf")
 
 
+_NAMES = tuple(column.name for column in fields(Agent))
+
+
 def unknown_agent(name: str, count: int = 0) -> errors.NotFound:
     why = f"There are {count} agents" if count else "There is no agent"
     message = f"{why} {name}; `occ hub agents`, or GET /agents, lists them with the ids that tell them apart."
@@ -89,25 +102,26 @@ def boottime() -> float:
 
 
 class Agents:
-    """The rows of one hub; `interval` is what it asks its agents to keep between heartbeats, in seconds."""
+    """The rows of one hub.
 
-    def __init__(self, db: Database, interval: float) -> None:
-        self._db = db
+    `interval` is what it asks its agents to keep between heartbeats, in seconds. A machine that is silent for
+    `forget_days` with nothing on it is forgotten: its row stays, and it is back with its next heartbeat.
+    """
+
+    def __init__(self, db: Database, interval: float, forget_days: float = 30) -> None:
+        self.db = db
         self.interval = interval
+        self._forget_days = forget_days
 
     def register(self, key: Key, address: str, said: Mapping[str, Any]) -> Agent:
         """Take an agent in, or a known one back under its id, with a new token; the old one is refused from now on.
 
         `said` is the body of its registration. Raises Forbidden when the key may have no more machines.
         """
-        with self._db.write() as connection:
+        with self.db.write() as connection:
             agent_id = self._same_machine(connection, key, said["agent_id"])
             if agent_id is None:
-                count = connection.execute("SELECT count(*) FROM agents WHERE key_id = ?", (key.key_id,)).fetchone()[0]
-                if key.most is not None and count >= key.most:
-                    raise errors.Forbidden(
-                        f"The key {key.name} is for {key.most} machines, and so many are registered."
-                    )
+                self._check_room(connection, key)
                 agent_id = f"agent-{secrets.token_hex(6)}"
             connection.execute(
                 """
@@ -140,7 +154,7 @@ class Agents:
 
     def beat(self, agent_id: str, token: str, said: Mapping[str, Any]) -> bool:
         """Take a heartbeat in. False when this agent is not registered with this token, or its key is revoked."""
-        with self._db.write(durable=False) as connection:
+        with self.db.write(durable=False) as connection:
             return bool(
                 connection.execute(
                     """
@@ -166,7 +180,7 @@ class Agents:
 
     def holds(self, agent_id: str, token: str) -> bool:
         """Whether this token is that agent's, and its key valid."""
-        with self._db.read() as connection:
+        with self.db.read() as connection:
             return (
                 connection.execute(
                     "SELECT 1 FROM agents a JOIN keys k ON k.key_id = a.key_id WHERE a.agent_id = ? AND a.token = ?"
@@ -177,42 +191,57 @@ class Agents:
             )
 
     def find(self, agent_id: str) -> Agent | None:
-        with self._db.read() as connection:
-            row = connection.execute(f"{_FROM} WHERE a.agent_id = :id", self._times(id=agent_id)).fetchone()
-        return None if row is None else _agent(row)
+        with self.db.read() as connection:
+            return self.known(connection, agent_id)
+
+    def known(self, connection: sqlite3.Connection, agent_id: str | None) -> Agent | None:
+        """The agent with this id, inside the caller's transaction."""
+        row = connection.execute(f"{FROM} WHERE a.agent_id = :id", self.times(id=agent_id)).fetchone()
+        return None if row is None else agent_of(row)
 
     def named(self, name: str) -> Agent:
         """The agent with this id or this name. Raises NotFound, also when several have the name."""
-        found = [agent for agent in self.listing() if name in (agent.agent_id, agent.name)]
-        exact = [agent for agent in found if agent.agent_id == name] or found
-        if len(exact) != 1:
-            raise unknown_agent(name, len(exact))
-        return exact[0]
+        with self.db.read() as connection:
+            return self.meant(connection, name)
+
+    def meant(self, connection: sqlite3.Connection, name: str) -> Agent:
+        """The same, inside the caller's transaction; a forgotten machine is meant where no other has the name."""
+        rows = connection.execute(
+            f"""
+            SELECT *, a.agent_id = :name AS exact, {KEPT} AS kept FROM ({FROM}) a
+            WHERE a.agent_id = :name OR a.name = :name
+            """,  # noqa: S608 - literals
+            self.times(name=name),
+        ).fetchall()
+        found = [row for row in rows if row["exact"]] or [row for row in rows if row["kept"]] or rows
+        if len(found) != 1:
+            raise unknown_agent(name, len(found))
+        return agent_of(found[0])
 
     def newest(self) -> str | None:
         """When the newest registration came; tells whether there is one that was not seen."""
-        with self._db.read() as connection:
+        with self.db.read() as connection:
             newest: str | None = connection.execute("SELECT max(registered_at) FROM agents").fetchone()[0]
         return newest
 
     def listing(self) -> list[Agent]:
-        """All agents, by name."""
-        with self._db.read() as connection:
+        """All agents that are not forgotten, by name."""
+        with self.db.read() as connection:
             return self.listed(connection)
 
     def listed(self, connection: sqlite3.Connection) -> list[Agent]:
         """The same, inside the caller's transaction."""
-        rows = connection.execute(f"{_FROM} ORDER BY a.name, a.agent_id", self._times()).fetchall()
-        return [_agent(row) for row in rows]
+        rows = connection.execute(f"{FROM} WHERE {KEPT} ORDER BY a.name, a.agent_id", self.times()).fetchall()
+        return [agent_of(row) for row in rows]
 
     def set_draining(self, agent_id: str, *, draining: bool) -> None:
         """Place nothing more on an agent, or place on it again."""
-        with self._db.write() as connection:
+        with self.db.write() as connection:
             connection.execute("UPDATE agents SET draining = ? WHERE agent_id = ?", (draining, agent_id))
 
     def set_reachable(self, agent: Agent, how: str | None) -> None:
         """Note whether the address of this registration answers; a later registration is not touched."""
-        with self._db.write(durable=False) as connection:
+        with self.db.write(durable=False) as connection:
             connection.execute(
                 "UPDATE agents SET reachable = ? WHERE agent_id = ? AND token = ? AND reachable IS NOT ?",
                 (how, agent.agent_id, agent.token, how),
@@ -220,10 +249,25 @@ class Agents:
 
     def remove(self, agent_id: str) -> None:
         """Forget an agent: its token is refused, and its workspaces are placed anew from their zips."""
-        with self._db.write() as connection:
+        with self.db.write() as connection:
             connection.execute("DELETE FROM agents WHERE agent_id = ?", (agent_id,))
             connection.execute("DELETE FROM errands WHERE agent_id = ?", (agent_id,))
             connection.execute("UPDATE workspaces SET agent_id = NULL, placed = NULL WHERE agent_id = ?", (agent_id,))
+
+    def _check_room(self, connection: sqlite3.Connection, key: Key) -> None:
+        """Raises Forbidden when the key has as many machines as it may, forgotten ones not counted."""
+        rows = connection.execute(
+            f"SELECT name, online FROM ({FROM} WHERE a.key_id = :key AND {KEPT}) ORDER BY last_seen_at",  # noqa: S608 - literals
+            self.times(key=key.key_id),
+        ).fetchall()
+        if key.most is None or len(rows) < key.most:
+            return
+        gone = [row["name"] for row in rows if not row["online"]][:_NAMED_IN_A_REFUSAL]
+        which = f" (offline: {', '.join(gone)})" if gone else ""
+        raise errors.Forbidden(
+            f"The key {key.name} is for {key.most} machines, and so many are registered{which}; remove one with"
+            " `occ hub agents remove NAME`, or register with another key."
+        )
 
     def _same_machine(self, connection: sqlite3.Connection, key: Key, agent_id: str | None) -> str | None:
         """The id under which a machine is known: registered with this key, or with one that is refused by now."""
@@ -235,15 +279,19 @@ class Agents:
         return None if row is None else agent_id
 
     def _one(self, connection: sqlite3.Connection, agent_id: str) -> Agent:
-        return _agent(connection.execute(f"{_FROM} WHERE a.agent_id = :id", self._times(id=agent_id)).fetchone())
+        return agent_of(connection.execute(f"{FROM} WHERE a.agent_id = :id", self.times(id=agent_id)).fetchone())
 
-    def _times(self, **more: Any) -> dict[str, Any]:
+    def times(self, **more: Any) -> dict[str, Any]:
+        """The parameters of FROM, ONLINE and KEPT, and `more`."""
         lease = 2 * self.interval + _SLACK_SECONDS
-        return {"boot": boot_id(), "now": boottime(), "lease": lease, "today": iso_now(), **more}
+        forgotten = iso(datetime.now(UTC) - timedelta(days=self._forget_days))
+        times = {"boot": boot_id(), "now": boottime(), "lease": lease, "today": iso_now(), "forgotten": forgotten}
+        return {**times, **more}
 
 
-def _agent(row: sqlite3.Row) -> Agent:
-    values = dict(row)
+def agent_of(row: sqlite3.Row) -> Agent:
+    """A row of FROM as an Agent."""
+    values = {name: row[name] for name in _NAMES}
     for name in ("labels", "running"):
         values[name] = tuple(json.loads(values[name]))
     for name in ("draining", "online"):

@@ -12,7 +12,7 @@ from occ_app import __version__, errors
 from occ_app.api.services import parts
 from occ_app.config.config import HubConfig
 from occ_app.executions import queries as executions
-from occ_app.hub import keys
+from occ_app.hub import agent_lists, keys
 from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
@@ -29,7 +29,7 @@ _LARGEST_BODY = 1 << 20
 CONTRACTS: dict[str, dict[str, Any]] = {
     "hub.register": {"body": hub_schemas.Registration, "reply": hub_schemas.Registered, "status": 201},
     "hub.heartbeat": {"body": hub_schemas.Heartbeat, "reply": hub_schemas.Empty},
-    "hub.listing": {"reply": hub_schemas.AgentList},
+    "hub.listing": {"query": hub_schemas.AgentQuery, "reply": hub_schemas.AgentList},
     "hub.show": {"reply": hub_schemas.AgentRecord},
     "hub.drain": {"reply": hub_schemas.AgentRecord},
     "hub.resume": {"reply": hub_schemas.AgentRecord},
@@ -101,10 +101,10 @@ def heartbeat(agent_id: str) -> Response:
 
 @bp.get("/agents")
 def listing() -> Response:
-    """All machines, by name."""
-    web.query(schemas.NoQuery)
-    found = [_record(agent) for agent in hub_parts().agents.listing()]
-    return web.json_response(web.schema_of(hub_schemas.AgentList).dump({"agents": found}))
+    """The machines, by name, without those that are forgotten."""
+    found, following = agent_lists.page(hub_parts().agents, **web.query(hub_schemas.AgentQuery))
+    listed = {"agents": [_record(agent) for agent in found], "next": following}
+    return web.json_response(web.schema_of(hub_schemas.AgentList).dump(listed))
 
 
 @bp.get("/agents/<agent_id>")
@@ -181,9 +181,8 @@ def revoke_key(name: str) -> Response:
     only_admins()
     key = keys.revoke(parts().db, name)
     parts().streams.refuse(key.key_id)
-    for agent in hub_parts().agents.listing():
-        if agent.key_id == key.key_id:
-            hub_parts().links.drop(agent.agent_id)
+    for agent_id in agent_lists.of_key(hub_parts().agents, key.key_id):
+        hub_parts().links.drop(agent_id)
     return web.json_response(web.schema_of(hub_schemas.KeyRecord).dump(key))
 
 

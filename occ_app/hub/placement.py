@@ -14,7 +14,7 @@ from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
-from occ_app.hub.agents import Agent, Agents, unknown_agent
+from occ_app.hub.agents import Agent, Agents
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 
@@ -30,14 +30,9 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only
     ).fetchone()
     if only not in (None, row["key_id"]):
         raise errors.workspace_not_found(request.workspace_id)
-    machines = agents.listed(connection)
     if request.agent:
-        meant = [agent for agent in machines if agent.agent_id == request.agent] or [
-            agent for agent in machines if agent.name == request.agent
-        ]
-        if len(meant) != 1:
-            raise unknown_agent(request.agent, len(meant))
-    home = next((agent for agent in machines if agent.agent_id == row["agent_id"]), None)
+        agents.meant(connection, request.agent)
+    home = agents.known(connection, row["agent_id"])
     if home is not None and not _suits(home, request.agent, request.labels):
         raise errors.Conflict(
             "WORKSPACE_ELSEWHERE",
@@ -185,6 +180,8 @@ def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[
     """What each agent said that it runs and that this hub did not place there."""
     counts = {}
     for agent in machines:
+        if not (agent.online and agent.running):
+            continue
         ids = ",".join("?" * len(agent.running))
         known = connection.execute(
             f"SELECT count(*) FROM executions WHERE execution_id IN ({ids})",  # noqa: S608 - question marks

@@ -128,10 +128,18 @@ class AgentRecord(Schema):
     last_seen_at = fields.String(data_key="lastSeenAt")
 
 
+class AgentQuery(Schema):
+    """The query of GET /agents. `after` is the `next` of the page before."""
+
+    limit = fields.Integer(load_default=1000, validate=validate.Range(1, 1000))
+    after = fields.String(load_default=None, validate=[validate.Length(1, 128), check_one_line])
+
+
 class AgentList(Schema):
-    """All machines, by name."""
+    """A page of machines, by name; `next` is null on the last."""
 
     agents = fields.List(fields.Nested(AgentRecord))
+    next = fields.String(allow_none=True)
 
 
 class KeyBody(Schema):

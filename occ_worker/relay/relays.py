@@ -42,7 +42,7 @@ class Relays:
         self._cancels: set[str] = set()  # those that are told or being told, each by a thread of its own
         self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
-        agents = Agents(database, config.heartbeat_seconds)
+        agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
         self._parts = Relaying(
             config=config,
             db=database,

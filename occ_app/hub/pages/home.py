@@ -17,6 +17,7 @@ from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
 from occ_app.api.services import parts
 from occ_app.executions import queries as executions
+from occ_app.hub import agent_lists
 from occ_app.hub.api import hub_parts
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
@@ -28,6 +29,7 @@ from occ_app.workspaces import workspace as workspaces
 bp = Blueprint("home", __name__)
 
 _PAGE = 20
+_MOST_ONLINE, _MOST_OFFLINE = 100, 5  # machines on the page
 _FIELDS = {"prompt": "Prompt", "workspaceId": "Workspace", "labels": "Labels", "model": "Model", "sessionId": "Session"}
 _EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": "", "session": ""}
 
@@ -156,7 +158,7 @@ def new_run() -> str:
 
 
 def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
-    machines = hub_parts().agents.listing()
+    machines, total = agent_lists.of_interest(hub_parts().agents, _MOST_ONLINE, _MOST_OFFLINE)
     found, following = executions.listing(
         parts().db,
         key_id=callers.caller().only,
@@ -168,7 +170,8 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "machines": machines,
         "via": {machine.agent_id: hub_parts().calls.via(machine) for machine in machines},
-        "names": {machine.agent_id: machine.name for machine in machines},
+        "machines_left_out": total - len(machines),
+        "names": agent_lists.names(hub_parts().agents, (one.agent_id for one in found)),
         "executions": found,
         "took": {one.execution_id: shown.since(one.started_at, one.finished_at) for one in found},
         "next": following,

@@ -1,0 +1,60 @@
+"""Lists of a hub's machines that have an end, and all SQL on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from occ_app.hub.agents import FROM, KEPT, ONLINE, Agent, Agents, agent_of
+from occ_app.system.compact_json import to_json
+
+
+def page(agents: Agents, limit: int, after: str | None = None) -> tuple[list[Agent], str | None]:
+    """At most `limit` agents by name, those after the one with the id `after`, and the next page's `after`."""
+    with agents.db.read() as connection:
+        rows = connection.execute(
+            f"""
+            {FROM} WHERE {KEPT}
+            AND (:after IS NULL OR (a.name, a.agent_id) > (SELECT name, agent_id FROM agents WHERE agent_id = :after))
+            ORDER BY a.name, a.agent_id LIMIT :limit + 1
+            """,  # noqa: S608 - literals
+            agents.times(limit=limit, after=after),
+        ).fetchall()
+    found = [agent_of(row) for row in rows[:limit]]
+    return found, found[-1].agent_id if len(rows) > limit else None
+
+
+def of_interest(agents: Agents, online: int, offline: int) -> tuple[list[Agent], int]:
+    """So many machines that are online and so many that were heard last, and how many there are in all."""
+    with agents.db.read() as connection:
+        rows = connection.execute(
+            f"""
+            WITH ranked AS MATERIALIZED (
+                SELECT *, row_number() OVER (PARTITION BY online ORDER BY last_seen_at DESC, agent_id) AS place,
+                    count(*) OVER () AS total
+                FROM (SELECT a.agent_id, a.last_seen_at, {ONLINE} AS online
+                      FROM agents a JOIN keys k ON k.key_id = a.key_id WHERE {KEPT})
+            )
+            SELECT whole.*, ranked.total FROM ranked JOIN ({FROM}) whole ON whole.agent_id = ranked.agent_id
+            WHERE ranked.place <= CASE WHEN ranked.online THEN :online ELSE :offline END
+            ORDER BY whole.name, whole.agent_id
+            """,  # noqa: S608 - literals
+            agents.times(online=online, offline=offline),
+        ).fetchall()
+    return [agent_of(row) for row in rows], rows[0]["total"] if rows else 0
+
+
+def names(agents: Agents, agent_ids: Iterable[str | None]) -> dict[str, str]:
+    """The names of these agents, forgotten ones too, by id."""
+    with agents.db.read() as connection:
+        rows = connection.execute(
+            "SELECT agent_id, name FROM agents WHERE agent_id IN (SELECT value FROM json_each(:ids))",
+            {"ids": to_json(sorted({agent_id for agent_id in agent_ids if agent_id}))},
+        ).fetchall()
+    return {row["agent_id"]: row["name"] for row in rows}
+
+
+def of_key(agents: Agents, key_id: str) -> list[str]:
+    """The ids of all machines that registered with a key."""
+    with agents.db.read() as connection:
+        rows = connection.execute("SELECT agent_id FROM agents WHERE key_id = :key", {"key": key_id}).fetchall()
+    return [row["agent_id"] for row in rows]
