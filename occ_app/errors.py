@@ -142,6 +142,8 @@ def unwritable(error: OSError) -> RequestError:
     """What a caller is told when a file could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace()
+    if error.errno == errno.EFBIG:
+        return NoSpace("A file there would exceed the limit on its size; raise `ulimit -f` of OCC and start it again.")
     return Unavailable(
         "BUSY",
         f"OCC cannot write to its home there ({(error.strerror or 'unknown').lower()}); see to that, then try again.",
@@ -151,8 +153,10 @@ def unwritable(error: OSError) -> RequestError:
 class NoSpace(RequestError):
     """Raised when there is no room on the disk for what was asked."""
 
-    def __init__(self) -> None:
-        super().__init__("NO_SPACE", "The disk there is full; free some space under OCC's home folder and try again.")
+    def __init__(
+        self, message: str = "The disk there is full; free some space under OCC's home folder and try again."
+    ) -> None:
+        super().__init__("NO_SPACE", message)
 
 
 def execution_not_found(execution_id: str) -> NotFound:

@@ -30,6 +30,7 @@ from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
+from occ_app.system.inheritance import prepare_daemon
 from occ_app.web.callers import Caller, bearer, caller, same_secret
 from occ_app.web.serve import serve
 from occ_app.workspaces.workspace import Workspace
@@ -121,6 +122,7 @@ def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace,
 
 
 def main() -> None:
+    prepare_daemon()
     config = configuration.load_hub()
     serve(config, lambda: make_app(config))
 

@@ -24,6 +24,7 @@ from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
+from occ_app.system.inheritance import prepare_daemon
 from occ_app.web.callers import Caller, same_secret
 from occ_app.web.serve import serve
 from occ_app.workspaces import archives
@@ -80,6 +81,7 @@ def _pack(workspace: Workspace, output: IO[bytes]) -> None:
 
 
 def main() -> None:
+    prepare_daemon()
     config = configuration.load()
     serve(config, lambda: make_app(config))
 

@@ -18,6 +18,7 @@ from occ_app.home import daemon
 from occ_app.home import notes as agent
 from occ_app.queue import open_queue, waker
 from occ_app.streams.doorbell import Doorbell, Ringer
+from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import become_subreaper
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.process_identity import own_identity
@@ -146,6 +147,7 @@ def _hub(config: Config, seconds: float) -> HubClient:
 
 
 def main() -> None:
+    prepare_daemon()
     config = configuration.load()
     log_to_stderr()
     logging.getLogger("huey").setLevel(logging.WARNING)

@@ -42,7 +42,7 @@ class _WorkerEnvironment(ProcessEnvironment):
         process.huey.storage.wake = stop.descriptor
         signal.signal(signal.SIGTERM, stop)
         for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are the supervisor's to handle
-            signal.signal(ignored, signal.SIG_IGN)
+            signal.signal(ignored, lambda *_: None)  # not SIG_IGN, which the CLI would inherit
 
     def create_process(self, runnable: Any, name: str) -> Any:
         return _NoProcess() if name == "Scheduler" else super().create_process(runnable, name)

@@ -19,6 +19,7 @@ from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.queue import open_queue, waker
 from occ_app.streams.doorbell import Ringer
+from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.logs import log_to_stderr
 from occ_worker import tasks
 from occ_worker.agent import CONTROL_THREADS
@@ -76,6 +77,7 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
 
 
 def main() -> None:
+    prepare_daemon()
     config = configuration.load_hub()
     log_to_stderr()
     logging.getLogger("huey").setLevel(logging.WARNING)

@@ -54,6 +54,7 @@ def _request_class(uploads: Path) -> type[Request]:
         """A request whose file parts go straight to the agent's own disk, and are gone when the request is."""
 
         def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
+            uploads.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up
             return tempfile.NamedTemporaryFile(dir=uploads, prefix="upload-", suffix=".zip")
 
     return UploadRequest

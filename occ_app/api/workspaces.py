@@ -127,7 +127,9 @@ def archive(workspace_id: str) -> Response:
     """The workspace as it is now, as a zip."""
     web.query(schemas.NoQuery)
     workspace = workspaces.get(parts().db, workspace_id, callers.caller().only)
-    output = tempfile.TemporaryFile(dir=parts().config.run / "uploads")  # noqa: SIM115 - closed with the response
+    folder = parts().config.run / "uploads"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up
+    output = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the response
     try:
         parts().pack(workspace, output)
         output.seek(0)

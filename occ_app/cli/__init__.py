@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import locale
 import os
 import sys
 import traceback
@@ -13,14 +15,38 @@ SECRET_FLAGS = {"--api-key": "OCC_API_KEY", "--token": "OCC_TOKEN"}
 
 def main() -> None:
     """The entry point of `occ`."""
+    from occ_app.system.inheritance import prepare_command
+
+    prepare_command()
+    _leave_first_folder()
     hide_secrets()
+    _encode_output()
     sys.exit(run(sys.argv[1:]))
 
 
+def _leave_first_folder() -> None:
+    """Load no module from the folder of the script or, with -m, from the current one, which may hold anything."""
+    if not sys.flags.safe_path and sys.path and not os.path.isdir(os.path.join(sys.path[0], "occ_app")):
+        del sys.path[0]
+
+
+def _encode_output() -> None:
+    """Write for a terminal that is not UTF-8 in its own encoding, and escape the characters that it lacks."""
+    if locale.getencoding().lower() not in ("utf-8", "ansi_x3.4-1968", "us-ascii"):  # ASCII: no locale is set
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding=locale.getencoding(), errors="backslashreplace")
+
+
 def hide_secrets() -> None:
-    """Run this command anew without the secrets of its command line, which `ps` shows to everybody."""
+    """Run this command again where it must be another process image.
+
+    That is so with secrets on the command line, which `ps` shows to everybody, and in a locale whose file names are
+    not UTF-8.
+    """
     kept, environment = [], dict(os.environ)
-    arguments = iter(sys.orig_argv)
+    utf8 = [] if sys.getfilesystemencoding().lower() == "utf-8" else ["-X", "utf8"]
+    arguments = iter([*sys.orig_argv[:1], *utf8, *sys.orig_argv[1:]])
     for argument in arguments:
         if argument == "--":
             kept.append(argument)
@@ -36,7 +62,7 @@ def hide_secrets() -> None:
             continue
         environment[SECRET_FLAGS[flag]] = value
     kept += arguments
-    if environment != dict(os.environ):
+    if utf8 or environment != dict(os.environ):
         os.execve(sys.executable, kept, environment)  # noqa: S606 - the same command, without its secrets
 
 
@@ -47,7 +73,6 @@ def run(arguments: list[str]) -> int:
     from occ_app import errors
     from occ_app.cli.commands import occ
 
-    os.umask(0o077)
     try:
         result = occ.main(arguments, prog_name="occ", standalone_mode=False)
     except click.ClickException as error:
@@ -98,8 +123,9 @@ def _exit_code(error: Exception) -> int:
 
 def _keep_traceback() -> str:
     from occ_app.config.config import home_folder
+    from occ_app.errors import ConfigError
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ConfigError):
         path = home_folder() / "logs" / "occ.log"
         with path.open("a") as file:
             traceback.print_exc(file=file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from occ_app.client.agent_client import AgentClient
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.home import daemon, state
+from occ_app.system import interpreter
 
 PROMPT = "Read this project and say in three sentences what it does and what you would improve first."
 
@@ -110,7 +112,9 @@ def _config(folder: Path) -> Config:
 def _simulated(folder: Path) -> Path:
     """A program that runs the bundled simulation, in place of the CLI."""
     path = folder / "simulated-claude"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m occ_worker.execution.simulated_claude "$@"\n')
+    needed = (f"{name}={shlex.quote(value)}" for name, value in configuration.interpreter_variables().items())
+    python = map(shlex.quote, interpreter.command("-m", "occ_worker.execution.simulated_claude"))
+    path.write_text(f'#!/bin/sh\nexec env {" ".join([*needed, *python])} "$@"\n')
     path.chmod(0o700)
     return path
 

@@ -14,7 +14,7 @@ import click
 from occ_app import errors
 from occ_app.cli import output, remote
 from occ_app.cli.remote import daemon_client, hub_client, running_hub
-from occ_app.cli.start import run_here, start_daemon, with_warnings
+from occ_app.cli.start import run_here, shown, start_daemon, with_warnings
 from occ_app.cli.webhooks import webhooks
 from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
@@ -48,7 +48,8 @@ def start(foreground: bool, **flags: Any) -> None:
     if foreground:
         run_here(config, lambda told: _tell_started(config, with_warnings(told, _exposure(config))))
         return
-    _tell_started(config, with_warnings(start_daemon(config), _exposure(config)))
+    told = with_warnings(start_daemon(config), _exposure(config))
+    shown(lambda: _tell_started(config, told))
 
 
 def _tell_started(config: HubConfig, told: dict[str, Any]) -> None:

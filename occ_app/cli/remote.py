@@ -23,12 +23,13 @@ _FINGERPRINT = r"([0-9A-Fa-f]{2}:?){32}"
 
 def settings(kind: str = "agent") -> Config:
     """The settings of an agent or a hub that is there already; the defaults, with a warning, where they are wrong."""
+    made = {each.program.kind: each for each in (Config, HubConfig)}[kind]
+    home = configuration.home_folder(program=made.program)
     try:
         return configuration.load_daemon(kind)
     except errors.ConfigError as error:
         output.warn(f"{error} Its next start would refuse that.")
-    made = {each.program.kind: each for each in (Config, HubConfig)}[kind]
-    return made(home=configuration.home_folder(program=made.program))
+    return made(home=home)
 
 
 def options(what: str) -> Callable[[Any], Any]:

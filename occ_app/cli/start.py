@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import IO, Any
@@ -14,10 +13,11 @@ from typing import IO, Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output
+from occ_app.cli import output, output_failed
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.config.settings import is_loopback
+from occ_app.system import interpreter
 
 # The flags that are called as their setting and take a value.
 _AS_NAMED = (
@@ -61,7 +61,8 @@ def start(foreground: bool, **flags: Any) -> None:
     if foreground:
         run_here(config, lambda told: tell_started(with_warnings(told, _exposure(config))))
         return
-    tell_started(with_warnings(start_daemon(config), _exposure(config)))
+    told = with_warnings(start_daemon(config), _exposure(config))
+    shown(lambda: tell_started(told))
 
 
 def _settings(flags: dict[str, Any]) -> dict[str, Any]:
@@ -77,14 +78,27 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
 def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
     """Be the daemon, an agent's or a hub's, in this terminal; `tell` says that it serves."""
     from occ_app.supervisor import supervisor
+    from occ_app.system.inheritance import leave_strangers, prepare_daemon
     from occ_app.system.logs import log_to_stderr
 
+    hang_up = signal.getsignal(signal.SIGHUP)
+    prepare_daemon()
+    signal.signal(signal.SIGHUP, hang_up)  # as nohup left it
+    leave_strangers()
     log_to_stderr()
 
     def announce(ready: supervisor.Ready) -> None:
-        tell({**asdict(ready), "logs": "this terminal"})
+        shown(lambda: tell({**asdict(ready), "logs": "this terminal"}))
 
     supervisor.Supervisor(config, supervisor.introduce, announce, to_terminal=True).run()
+
+
+def shown(tell: Callable[[], None]) -> None:
+    """Print what `tell` prints. The daemon runs, whether or not the output can be written."""
+    try:
+        tell()
+    except OSError as error:
+        output_failed(error)
 
 
 def with_warnings(told: dict[str, Any], more: list[str]) -> dict[str, Any]:
@@ -134,7 +148,7 @@ def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) ->
     from occ_app.system.kernel import die_with_parent
 
     return subprocess.Popen(
-        [sys.executable, "-m", "occ_app.supervisor.supervisor", str(answer), config.program.kind],
+        interpreter.command("-m", "occ_app.supervisor.supervisor", str(answer), config.program.kind),
         env=configuration.child_environment(config, secrets=True),
         stdin=subprocess.DEVNULL,
         stdout=log,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 # What reaches the CLI from the operator's environment: how to find the model, how to get out, where its files are.
 # Everything else stays behind; docs/configuration.md lists them by purpose.
@@ -55,14 +56,18 @@ PREFIXES = (
 )
 
 
-def chosen(environ: Mapping[str, str], more: Collection[str]) -> dict[str, str]:
-    """The variables of `environ` that reach the CLI, those named in `more` included."""
+def chosen(environ: Mapping[str, str], more: Collection[str], home: Path) -> dict[str, str]:
+    """The variables of `environ` that reach the CLI, those named in `more` included.
+
+    Without HOME, and for a user whom the user database does not know, as in containers, HOME is `home`.
+    """
     found = {
         name: value for name, value in environ.items() if name in NAMES or name in more or name.startswith(PREFIXES)
     }
     # Without HOME the CLI falls back to the password file; saying it outright keeps what runs and what is seen alike.
     if "HOME" not in found:
-        with contextlib.suppress(KeyError):  # a user without an entry, as containers have them
+        found["HOME"] = str(home)
+        with contextlib.suppress(KeyError):
             found["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
     found.setdefault("PATH", os.defpath)
     return found

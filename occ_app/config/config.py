@@ -5,6 +5,7 @@ A flag wins over an environment variable, that over `config.toml` in the home, t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tomllib
@@ -19,6 +20,10 @@ from occ_app.config.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, defa
 from occ_app.errors import ConfigError
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
+
+# An interpreter that needs one of these does not load, or loads other packages, without it. They reach OCC's own
+# processes and not the CLI.
+_INTERPRETER = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH")
 
 C = TypeVar("C", bound="Config")
 
@@ -159,7 +164,7 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
     for tool in values["tools"]:
         if tool.startswith("-"):
             raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
-    reaching = cli_environment.chosen(environ, values.get("env_pass", ()))
+    reaching = cli_environment.chosen(environ, values.get("env_pass", ()), home)
     return _checked(Config(home=home, cli_environment=reaching, **values))
 
 
@@ -172,7 +177,7 @@ def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] 
     """Read all settings of a hub, as `load` does an agent's."""
     environ = os.environ if environ is None else environ
     home, values = _read(HUB, environ, flags or {})
-    config = HubConfig(home=home, cli_environment=cli_environment.chosen({}, ()) | _paths(environ), **values)
+    config = HubConfig(home=home, cli_environment=cli_environment.chosen({}, (), home) | _paths(environ), **values)
     return _checked(config)
 
 
@@ -214,12 +219,22 @@ def _checked(config: C) -> C:
 def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGENT) -> Path:
     """The folder that holds everything a daemon keeps: OCC_HOME, or ~/.occ; a hub's OCC_HUB_HOME, or ~/.occ-hub."""
     environ = os.environ if environ is None else environ
-    return Path(environ.get(program.home_variable) or program.home).expanduser().absolute()
+    try:
+        return Path(environ.get(program.home_variable) or program.home).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(
+            f"This user has no home folder: neither HOME nor the user database names one; set {program.home_variable}"
+            " to a folder of your own."
+        ) from None
 
 
-def homes() -> tuple[Path, Path]:
-    """Where an agent and a hub of this machine keep their secrets."""
-    return home_folder(), home_folder(program=HUB)
+def homes() -> list[Path]:
+    """Where an agent and a hub of this machine keep their secrets; one that nothing names is left out."""
+    found = []
+    for program in (AGENT, HUB):
+        with contextlib.suppress(ConfigError):
+            found.append(home_folder(program=program))
+    return found
 
 
 def unknown_variables() -> list[str]:
@@ -284,10 +299,12 @@ def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
         environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
     # glibc would give each of many threads a heap of its own, and never take one back.
     environ["MALLOC_ARENA_MAX"] = "2"
-    for name in ("VIRTUAL_ENV", "PYTHONPATH"):
-        if name in os.environ:
-            environ[name] = os.environ[name]
-    return environ
+    return environ | interpreter_variables()
+
+
+def interpreter_variables() -> dict[str, str]:
+    """What OCC's own Python processes need of this process's environment to load."""
+    return {name: os.environ[name] for name in _INTERPRETER if name in os.environ}
 
 
 def inherited_socket() -> int | None:

@@ -72,7 +72,14 @@ def _list(value: str) -> tuple[str, ...]:
 
 
 def _file(value: str) -> str:
-    return str(Path(_text(value)).expanduser().absolute())
+    return str(_expanded(_text(value)).absolute())
+
+
+def _expanded(value: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home folder that ~ could stand for; write the whole path") from None
 
 
 def _only(choice: str) -> Callable[[str], str]:
@@ -108,7 +115,7 @@ def secret(value: str) -> str:
     """A secret, or @FILE: the secret is the file's first line."""
     if value.startswith("@"):
         try:
-            value = Path(value[1:]).expanduser().read_text(encoding="utf-8").partition("\n")[0]
+            value = _expanded(value[1:]).read_text(encoding="utf-8").partition("\n")[0]
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"its file cannot be read ({type(error).__name__})") from None
     value = value.strip()

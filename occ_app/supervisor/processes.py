@@ -9,7 +9,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -18,6 +17,7 @@ from honcho.environ import parse_procfile
 
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
+from occ_app.system import interpreter
 from occ_app.system.kernel import die_with_parent
 from occ_app.system.packaged import packaged
 from occ_app.system.process_identity import ProcessIdentity, process_start
@@ -35,9 +35,8 @@ class Part:
 
     def __init__(self, name: str, command: str, environment: dict[str, str], output: IO[bytes] | None) -> None:
         self.name = name
-        self._argv = shlex.split(command)
-        if self._argv[0] == "python":
-            self._argv[0] = sys.executable
+        words = shlex.split(command)
+        self._argv = interpreter.command(*words[1:]) if words[0] == "python" else words
         self._environment = environment
         self._output = output
         self._process: subprocess.Popen[bytes] | None = None
@@ -51,6 +50,7 @@ class Part:
         self._process = subprocess.Popen(
             self._argv,
             env=self._environment,
+            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,

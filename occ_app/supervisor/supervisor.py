@@ -30,10 +30,11 @@ from occ_app.supervisor import processes
 from occ_app.supervisor import startup as readiness
 from occ_app.supervisor.probe import Probe
 from occ_app.supervisor.processes import Part
+from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import become_subreaper
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.process_identity import own_identity
-from occ_app.system.strays import children_of_this, sweep_children
+from occ_app.system.strays import sweep_children
 
 log = logging.getLogger("occ.supervisor")
 
@@ -79,14 +80,15 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
-        # A closed terminal is no reason to stop a daemon, and in the foreground it is one.
-        signal.signal(signal.SIGHUP, self._on_stop if to_terminal else signal.SIG_IGN)
+        # A closed terminal stops a daemon in the foreground, unless it was started with nohup. A handler, since the
+        # parts and the CLI would inherit that the signal is ignored.
+        closes = to_terminal and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+        signal.signal(signal.SIGHUP, self._on_stop if closes else lambda *_: None)
 
     def run(self) -> int:
         """Bring the daemon up, keep it up, take it down. Until it is up raises StartFailed, AlreadyRunning, Refused."""
         self._config.make_folders()
         become_subreaper()
-        self._others = children_of_this()  # a shell's, that became `occ start --foreground` by exec: not ours to end
         with readiness.lock(self._config):
             self._warnings = readiness.clean(self._config, WORKERS_SECONDS)
             self._certificate = tls.certificate(self._config)
@@ -192,7 +194,7 @@ class Supervisor:
 
     def _sweep(self) -> None:
         """End what came to this process when a part was killed."""
-        sweep_children([*self._others, *(part.pid for part in self._parts if part.pid is not None)])
+        sweep_children([part.pid for part in self._parts if part.pid is not None])
 
     def _on_stop(self, *_: Any) -> None:
         self._stopping = True
@@ -243,6 +245,7 @@ def introduce(config: Any, port: int) -> list[str]:
 def main() -> int:
     """Run the daemon in the background (`occ_app.supervisor.supervisor FD KIND`); report its start as a line on FD."""
     answer = os.fdopen(int(sys.argv[1]), "w")
+    prepare_daemon()
     log_to_stderr()
 
     def tell(content: dict[str, Any]) -> None:
@@ -272,5 +275,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)
     sys.exit(main())

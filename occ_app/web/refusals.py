@@ -53,10 +53,6 @@ _FORM_TOO_LARGE = "The form has a field of over a megabyte, or too many; put lon
 RETRY_AFTER_SECONDS = {429: 5, 503: 2}
 
 
-# What the disk or the machine may answer to a write; anything else is a fault of OCC's own.
-_HOME_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
-
-
 _HTTP_CODES = {
     400: ("BAD_REQUEST", "The request could not be read; check it against docs/protocol.md."),
     404: ("NOT_FOUND", "There is nothing at this address; GET /openapi.json lists what there is."),
@@ -109,10 +105,12 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
     def failed(error: OSError) -> Response:
         if error.errno in (errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET):
             return answer(*_HTTP_CODES[400])  # the body did not come, or not in time
-        if error.errno in _HOME_TROUBLE:
-            refusal = errors.unwritable(error)
-            return answer(refusal.code, str(refusal))
-        return unexpected(error)
+        if error.errno is None:
+            return unexpected(error)
+        # The disk or the machine refused it: which errno that is depends on the file system.
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        refusal = errors.unwritable(error)
+        return answer(refusal.code, str(refusal))
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
