@@ -360,7 +360,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
         agent.run("is there milk?", executionId="exec-1")
         agent.run(steps({"tool": "Write", "input": {"file_path": "a.txt"}, "result": "ok"}))
         agent.run(steps({"exit": 3}))
-        running = client.execute("work", steps({"say": "on"}, {"sleep": 60}))
+        running = client.execute("work", steps({"say": "on"}, {"sleep": 1500}))
         while next(running).name != "output":
             pass
         next(client.execute("work", "later"))
