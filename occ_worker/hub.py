@@ -20,6 +20,7 @@ from occ_app.hub.agents import Agents
 from occ_app.queue import open_queue, waker
 from occ_app.streams.doorbell import Ringer
 from occ_app.system.inheritance import prepare_daemon
+from occ_app.system.kernel import allow_many_files
 from occ_app.system.logs import log_to_stderr
 from occ_worker import tasks
 from occ_worker.agent import CONTROL_THREADS
@@ -80,6 +81,7 @@ def main() -> None:
     prepare_daemon()
     config = configuration.load_hub()
     log_to_stderr()
+    allow_many_files()  # each relay has a connection
     logging.getLogger("huey").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what is wrong with an answer is told by whoever asked
     config.make_folders()

@@ -6,7 +6,6 @@ Whoever connects to `FOLDER/AGENT_ID` speaks with that agent's API as if it had 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import select
@@ -30,14 +29,13 @@ from occ_app.link.link import GOING_AWAY, PING_SECONDS, Link
 from occ_app.link.websocket import LinkSocket
 from occ_app.system.event_loop import Loop
 from occ_app.system.files import short_path
-from occ_app.system.kernel import allow_many_files
+from occ_app.system.kernel import OUT_OF_FILES, allow_many_files
 from occ_app.web.handover import HandedOver
 
 log = logging.getLogger("occ.links")
 
 _BACKLOG = 1024
 _STOP_SECONDS = 2.0
-_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Links:
@@ -126,7 +124,7 @@ class Links:
         try:
             caller, _ = listener.accept()
         except OSError as error:
-            if error.errno in _NO_DESCRIPTOR:
+            if error.errno in OUT_OF_FILES:
                 log.warning("a call to an agent waits: %s; raise the limit of open files", error.strerror)
                 self._loop.forget(listener.fileno())
                 self._loop.at(time.monotonic() + 1.0, partial(self._watch, listener, link))

@@ -11,6 +11,7 @@ from occ_app.config.config import Config, inherited_socket
 from occ_app.database import schema
 from occ_app.home import certificate as tls
 from occ_app.home import daemon, state
+from occ_app.system.kernel import allow_many_files
 from occ_app.system.logs import log_to_stderr
 from occ_app.web.server import Application
 
@@ -19,6 +20,7 @@ def serve(config: Config, make_app: Callable[[], Flask]) -> None:
     """Be the web process of an agent or a hub, on the socket the supervisor bound or, under a plain Procfile runner, on
     the configured address."""
     log_to_stderr()
+    allow_many_files()
     logging.getLogger("huey").setLevel(logging.WARNING)
     config.make_folders()
     schema.ensure_schema(config.database, config.home / "lock" / "migrate")

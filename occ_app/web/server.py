@@ -1,8 +1,7 @@
 """gunicorn as OCC runs it: one process of many threads, with the faults of its thread worker that would hurt put right.
 
 Two of gunicorn 27.0.1's: the lingering close runs on the accepting loop and freezes it for up to 2 s per client that
-keeps its socket open; and once a first byte came there is no limit on reading, so a few stalled clients take every
-thread.
+keeps its socket open; and once a first byte came, or with TLS, a thread waits for the rest of the head.
 """
 
 from __future__ import annotations
@@ -14,24 +13,26 @@ import os
 import signal
 import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from flask import Flask
-from gunicorn import util
+from gunicorn import http, util
 from gunicorn.app.base import BaseApplication
 from gunicorn.http import wsgi
+from gunicorn.http.errors import ParseException
 from gunicorn.sock import create_sockets
 from gunicorn.workers import gthread
 
 from occ_app.home.certificate import Certificate
+from occ_app.web.admission import AdmittingWorker
 from occ_app.web.handover import HandedOver
+from occ_app.web.heads import Arriving, Unreader, readable, set_limits
 from occ_app.web.refusals import error_body
 from occ_app.web.requests import BODIES
-from occ_app.web.tls_socket import IO_SECONDS, say_goodbye, server_context
+from occ_app.web.tls_socket import say_goodbye, server_context
 
 log = logging.getLogger("occ.server")
 
@@ -40,43 +41,76 @@ _PLAIN_SEND = socket.socket.send  # past a subclass that would encrypt
 STOP_SECONDS = 3
 SPARE_THREADS = BODIES + 16  # beside the streams: those that read bodies, and a few that nothing can take
 _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop would cost them time
-_HEAD_SECONDS = 20.0
-_LONGEST_WAITED_FOR = 16384  # a longer head is read as it comes
 _HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
 
 
-class Worker(gthread.ThreadWorker):
-    """gunicorn's thread worker, with timeouts on each read and write and closing done where it blocks nobody."""
+class Worker(AdmittingWorker):
+    """gunicorn's thread worker: heads are read without a thread, and nothing that a client does blocks the loop."""
 
     _next_look = 0.0
 
     def handle(self, conn: Any) -> Any:
-        limit = struct.pack("ll", IO_SECONDS, 0)
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A reader that takes nothing lets a send creep on while the kernel's buffer grows; this ends that.
-        conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, IO_SECONDS * 1000)
-        if not conn.initialized and not self.cfg.is_ssl:
-            if not _head_is_here(conn):
+        try:
+            if not self._head_is_here(conn):
                 return gthread._DEFER  # to the loop, where waiting takes no thread
-            conn.data_ready = True  # gunicorn need not look
+        except (ssl.SSLError, ParseException) as error:
+            self.handle_error(None, conn.sock, conn.client, error)
+            return _let_go(conn)
+        except OSError:
+            log.debug("a client was gone before its request came")
+            conn.sock.close()
+            conn.close = _already_closed
+            return False
         try:
             kept = super().handle(conn)
         except HandedOver as handed:
             conn.close = _already_closed
             handed.stream.begin()
             return False
-        if not kept and kept is not gthread._DEFER:
+        return kept if kept else _let_go(conn)
+
+    def _head_is_here(self, conn: Any) -> bool:
+        """Read what has come of a head. Return True when it is whole, and give it to the connection's parser.
+
+        Raises ssl.SSLError or gunicorn's parse errors, and OSError when the client is gone or too slow.
+        """
+        if conn.occ_arriving is None:
+            conn.occ_arriving = Arriving(conn.parser.unreader.take_buffered())
+        wait_until = time.monotonic() + _FIRST_DATA_SECONDS if conn.occ_new else 0.0
+        conn.occ_new = False
+        conn.sock.setblocking(False)
+        while not self._arrived(conn):
+            now = time.monotonic()
+            if now >= conn.occ_arriving.deadline:
+                raise TimeoutError("the head came too slowly")
+            if now >= wait_until or not readable(conn.sock, wait_until - now):
+                return False
+        if not conn.occ_arriving.seen:
+            raise ConnectionResetError("the client closed the connection")
+        set_limits(conn.sock)
+        if conn.parser is None:
+            conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
+            conn.parser.unreader = Unreader(conn.sock)
+            conn.initialized = True
+        conn.parser.unreader.begin_head(bytes(conn.occ_arriving.seen))
+        conn.occ_arriving, conn.data_ready = None, True
+        return True
+
+    def _arrived(self, conn: Any) -> bool:
+        if self.cfg.is_ssl and not conn.initialized:
+            if not isinstance(conn.sock, ssl.SSLSocket):
+                context = self.cfg.ssl_context(self.cfg, None)
+                conn.sock = context.wrap_socket(conn.sock, server_side=True, do_handshake_on_connect=False)
             try:
-                if isinstance(conn.sock, ssl.SSLSocket):
-                    say_goodbye(conn.sock)
-                conn.sock.setblocking(True)
-                util.close_graceful(conn.sock, timeout=1.0)
-            except OSError:
-                log.debug("a client was gone before its connection was closed")
-            conn.close = _already_closed
-        return kept
+                conn.sock.do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+            conn.initialized = True
+        return bool(conn.occ_arriving.whole(conn.sock))
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        conn.parser.unreader.begin_body()
+        return super().handle_request(req, conn)
 
     def init_signals(self) -> None:
         super().init_signals()
@@ -129,32 +163,16 @@ class Worker(gthread.ThreadWorker):
             log.debug("a client was gone before it was told of its mistake")
 
 
-def _head_is_here(conn: Any) -> bool:
-    """Whether a new connection's request head has come whole, so that a thread can read it without waiting.
-
-    True also when there is no sense in waiting: what came is no HTTP or very long, or the client closed or is too slow.
-    """
+def _let_go(conn: Any) -> bool:
+    """End a connection where waiting for the client's goodbye blocks nobody. Return False, as for gunicorn."""
     try:
-        seen = conn.sock.recv(_LONGEST_WAITED_FOR, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        if not conn.data_ready and conn.wait_for_data(_FIRST_DATA_SECONDS):
-            return _head_is_here(conn)
-        return False
+        if isinstance(conn.sock, ssl.SSLSocket):
+            say_goodbye(conn.sock)
+        conn.sock.setblocking(True)
+        util.close_graceful(conn.sock, timeout=1.0)
     except OSError:
-        return True
-    begun, before = getattr(conn, "occ_head", (time.monotonic(), -1))
-    if time.monotonic() - begun > _HEAD_SECONDS:
-        conn.sock.shutdown(socket.SHUT_RD)  # its thread shall find an end, and not wait for more
-        before = len(seen)
-    # Woken without anything new: the client has closed its side.
-    known = len(seen) in (0, before, _LONGEST_WAITED_FOR)
-    if known or b"\r\n\r\n" in seen or not seen[:1].isalpha():
-        if before >= 0:
-            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        return True
-    conn.occ_head = begun, len(seen)
-    # The loop is woken by one byte more than this, and not again and again by these.
-    conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(seen) + 1)
+        log.debug("a client was gone before its connection was closed")
+    conn.close = _already_closed
     return False
 
 

@@ -1,0 +1,109 @@
+"""Which connections the server accepts and keeps: a bounded number, and those with a request before those without."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import time
+from collections import Counter, deque
+from typing import Any
+
+from gunicorn.workers import gthread
+
+from occ_app.system.kernel import OUT_OF_FILES, most_files
+from occ_app.web.heads import Arriving
+
+log = logging.getLogger("occ.server")
+
+_REST_SECONDS, _SWEEP_SECONDS, _WARNING_SECONDS = 0.1, 0.5, 60.0
+
+
+class AdmittingWorker(gthread.ThreadWorker):
+    """gunicorn's thread worker, which never runs out of connections or open files because of connections that idle."""
+
+    _next_sweep = _next_warning = _resting_until = 0.0
+
+    def init_process(self) -> None:
+        self._highest = most_files()
+        super().init_process()
+
+    def accept(self, listener: Any) -> None:
+        """Accept a connection; the oldest one without a request makes room when there are too many."""
+        if self.nr_conns >= self.cfg.worker_connections - 1 and not self._make_room():
+            self._rest()
+            return
+        try:
+            connection, address = listener.accept()
+        except OSError as error:
+            if error.errno in OUT_OF_FILES:
+                if not self._make_room():
+                    self._rest()
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO):
+                raise
+            return
+        if connection.fileno() >= self._highest and not self._make_room():
+            connection.close()
+            self._rest()
+            return
+        self.nr_conns += 1
+        conn = gthread.TConn(self.cfg, connection, address, listener.getsockname())
+        conn.occ_arriving, conn.occ_gone, conn.occ_new = Arriving(), False, True
+        self.enqueue_req(conn)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled and time.monotonic() >= self._resting_until)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        resting = self.alive and not self._accepting
+        super().wait_for_and_dispatch_events(min(timeout, _REST_SECONDS) if resting else timeout)
+
+    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
+        if not conn.occ_gone:  # closed to make room, in the same turn of the loop
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        if not conn.occ_gone:
+            super().on_client_socket_readable(conn, client)
+
+    def murder_pending(self) -> None:
+        """Close the connections whose head is overdue."""
+        now = time.monotonic()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + _SWEEP_SECONDS
+        for conn in [conn for conn in self.pending_conns if conn.occ_arriving.deadline <= now]:
+            self._drop(conn, self.pending_conns)
+
+    def _make_room(self) -> bool:
+        """Close the oldest connection that sent no whole head, of the address with most of them; else an idle one."""
+        if self.pending_conns:
+            addresses = Counter(_address(conn) for conn in self.pending_conns)
+            most = max(addresses, key=addresses.__getitem__)
+            self._drop(next(conn for conn in self.pending_conns if _address(conn) == most), self.pending_conns)
+            return True
+        if self.keepalived_conns:
+            self._drop(self.keepalived_conns[0], self.keepalived_conns)
+            return True
+        return False
+
+    def _drop(self, conn: Any, waiting: deque[Any]) -> None:
+        conn.occ_gone = True
+        waiting.remove(conn)
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+    def _rest(self) -> None:
+        """Accept nothing for a moment: every connection or open file that this process may have is in use."""
+        now = time.monotonic()
+        self._resting_until = now + _REST_SECONDS
+        self.set_accept_enabled(False)
+        if now >= self._next_warning:
+            self._next_warning = now + _WARNING_SECONDS
+            log.warning("new connections wait: all %s are in use; raise the limit of open files", self.nr_conns)
+
+
+def _address(conn: Any) -> str:
+    return str(conn.client[0]) if conn.client else ""
