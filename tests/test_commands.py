@@ -514,7 +514,7 @@ def test_a_terminal_shows_progress_until_the_first_text(agent: Occ, tmp_path: Pa
     read_until(terminal, b"waiting for the answer")
     gate.touch()
     seen = read_until(terminal, b"done")
-    assert b"text [31m" in seen, "a terminal is not made to obey the answer"
+    assert b"text \\x1b[31m" in seen, "a terminal is not made to obey the answer"
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(terminal)
 

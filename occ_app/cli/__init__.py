@@ -72,36 +72,39 @@ def run(arguments: list[str]) -> int:
 
     from occ_app import errors
     from occ_app.cli.commands import occ
+    from occ_app.cli.output import echo
 
     try:
         result = occ.main(arguments, prog_name="occ", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(file=said)
+        echo(said.getvalue(), nl=False, err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
     except errors.OCCError as error:
-        click.echo(f"occ: {error}", err=True)
+        echo(f"occ: {error}", err=True)
         return _exit_code(error)
     except OSError as error:
         if error.filename is not None:
-            click.echo(f"occ: {error.filename}: {(error.strerror or str(error)).lower()}.", err=True)
+            echo(f"occ: {error.filename}: {(error.strerror or str(error)).lower()}.", err=True)
         else:
             output_failed(error)
         return 1
     except Exception as error:
-        click.echo(f"occ: a fault in OCC itself ({type(error).__name__}: {error}){_keep_traceback()}.", err=True)
+        echo(f"occ: a fault in OCC itself ({type(error).__name__}: {error}){_keep_traceback()}.", err=True)
         return 1
     return result if isinstance(result, int) else 0
 
 
 def output_failed(error: OSError) -> None:
     """Say that the output cannot be written, and have Python not complain once more when it closes it."""
-    import click
+    from occ_app.cli.output import echo
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno != errno.EPIPE:  # whoever read it has seen enough
-        click.echo(f"occ: the output cannot be written ({(error.strerror or str(error)).lower()}).", err=True)
+        echo(f"occ: the output cannot be written ({(error.strerror or str(error)).lower()}).", err=True)
 
 
 def _exit_code(error: Exception) -> int:
@@ -124,11 +127,12 @@ def _exit_code(error: Exception) -> int:
 def _keep_traceback() -> str:
     from occ_app.config.config import home_folder
     from occ_app.errors import ConfigError
+    from occ_app.system.foreign_text import visible
 
     with contextlib.suppress(OSError, ConfigError):
         path = home_folder() / "logs" / "occ.log"
         with path.open("a") as file:
-            traceback.print_exc(file=file)
+            file.write(visible(traceback.format_exc()))
         return f"; {path} has the details"
     return ""
 

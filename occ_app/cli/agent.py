@@ -19,6 +19,7 @@ from occ_app.executions import queries as executions
 from occ_app.home import daemon, state
 from occ_app.home import notes as agent_notes
 from occ_app.streams.doorbell import Doorbell
+from occ_app.system.foreign_text import visible_line
 
 
 @click.command()
@@ -28,12 +29,12 @@ def stop(drain: bool) -> None:
     config = remote.settings()
     running = daemon.find(config)
     if running is None:
-        click.echo("OCC is not running.")
+        output.echo("OCC is not running.")
         return
     if drain:
         _drain(config)
     gentle = daemon.stop(config, running)
-    click.echo("OCC has stopped." if gentle else "OCC did not stop in time and was ended by force.")
+    output.echo("OCC has stopped." if gentle else "OCC did not stop in time and was ended by force.")
 
 
 def _drain(config: Config) -> None:
@@ -47,7 +48,7 @@ def _drain(config: Config) -> None:
                 bell.hush()
     except BaseException:
         daemon.take_work(config)
-        click.echo("occ: not stopped; it takes work again.", err=True)
+        output.echo("occ: not stopped; it takes work again.", err=True)
         raise
 
 
@@ -61,7 +62,7 @@ def backup(file: Path) -> None:
     if not config.database.exists():
         raise errors.NotRunning(f"There is nothing to back up in {config.home}; `occ start` makes an agent.")
     size = backups.write(config, file.absolute())
-    click.echo(f"Wrote {file} ({output.size(size)}). It holds the agent's token; keep it as safe.")
+    output.echo(f"Wrote {file} ({output.size(size)}). It holds the agent's token; keep it as safe.")
 
 
 @click.command()
@@ -72,10 +73,10 @@ def status(as_json: bool) -> int:
     running = daemon.find(config)
     if running is None:
         answer: dict[str, Any] = {"running": False, "home": str(config.home), "logs": str(config.logs)}
-        click.echo(json.dumps(answer) if as_json else f"OCC is not running in {config.home}; `occ start` starts it.")
+        output.echo(json.dumps(answer) if as_json else f"OCC is not running in {config.home}; `occ start` starts it.")
         return 3
     report, reached = _status(config, running)
-    click.echo(json.dumps(report) if as_json else _status_text(report))
+    output.echo(json.dumps(report) if as_json else _status_text(report))
     return 0 if reached else 5
 
 
@@ -119,7 +120,7 @@ def _status_text(report: dict[str, Any]) -> str:
     if report["tlsFingerprint"]:
         lines.append(f"  tls        {report['tlsFingerprint']}")
     lines += [f"  home       {report['home']}", f"  logs       {report['logs']}"]
-    return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
+    return "\n".join(lines + [f"  problem    {visible_line(problem)}" for problem in report["problems"]])
 
 
 def _beat_text(report: dict[str, Any], beat: dict[str, Any]) -> str:
@@ -143,7 +144,7 @@ def token(context: click.Context) -> None:
     known = state.load(config.state)
     if known is None:
         raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
-    click.echo(known.token)
+    output.echo(known.token)
 
 
 @token.command()
@@ -159,4 +160,4 @@ def rotate() -> None:
         )
     renewed = replace(known, token=state.new_token())
     state.save(config.state, renewed)
-    click.echo(renewed.token)
+    output.echo(renewed.token)

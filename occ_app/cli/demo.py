@@ -62,7 +62,7 @@ def demo() -> None:
             _await_signal()
         except KeyboardInterrupt:
             with contextlib.suppress(OSError):  # a terminal that was closed
-                click.echo("\nStopping …", err=True)
+                output.echo("\nStopping …", err=True)
         finally:
             running = daemon.find(config)
             if running is not None:
@@ -102,9 +102,9 @@ def _config(folder: Path) -> Config:
     elif not claude_cli.logged_in(path, config):
         problem = "Claude Code is not logged in"
     else:
-        click.echo(f"Using {path}")
+        output.echo(f"Using {path}")
         return replace(config, claude_bin=path)
-    click.echo(f"{problem}, so a simulated one answers; nothing it says is a model's.")
+    output.echo(f"{problem}, so a simulated one answers; nothing it says is a model's.")
     home.mkdir(mode=0o700)
     return replace(config, claude_bin=str(_simulated(home)), sandbox=None)
 
@@ -124,13 +124,13 @@ def _show(config: Config, url: str) -> None:
     assert known is not None  # noqa: S101 - a daemon that answers has a token
     client = AgentClient(url, known.token)
     workspace = _send_project(config, client)
-    click.echo(f"> {PROMPT}\n")
+    output.echo(f"> {PROMPT}\n")
     events = client.execute(workspace, PROMPT)
     final = output.print_events(events, as_json=False, waiting="Claude is reading the project")
     output.summary(final)
     output.outcome(final)
     occ = f"{sys.executable} -m occ_app.cli" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
-    click.echo(
+    output.echo(
         f"""
 The agent serves at {url}
   token  {known.token}
@@ -150,5 +150,5 @@ def _send_project(config: Config, client: AgentClient) -> str:
     for name, content in _PROJECT.items():
         (project / name).write_text(content)
     workspace = upload(client, project)
-    click.echo(f"Sent the sample project {project.name} ({', '.join(_PROJECT)}) as workspace {workspace}\n")
+    output.echo(f"Sent the sample project {project.name} ({', '.join(_PROJECT)}) as workspace {workspace}\n")
     return workspace

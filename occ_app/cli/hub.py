@@ -19,6 +19,7 @@ from occ_app.cli.webhooks import webhooks
 from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
 from occ_app.home import daemon
+from occ_app.system.foreign_text import visible_line
 
 _AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
 
@@ -53,13 +54,13 @@ def start(foreground: bool, **flags: Any) -> None:
 
 
 def _tell_started(config: HubConfig, told: dict[str, Any]) -> None:
-    click.echo(f"The hub is running at {_shown_url(told['url'], config.bind_address, config.public_url)}")
-    click.echo(f"  logs    {told['logs']}")
+    output.echo(f"The hub is running at {_shown_url(told['url'], config.bind_address, config.public_url)}")
+    output.echo(f"  logs    {told['logs']}")
     if told["fingerprint"]:
-        click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
-    click.echo("  pages           the same address in a browser")
-    click.echo("  add a machine   occ hub keys create NAME --for agent")
-    click.echo("  add a client    occ hub keys create NAME --for client")
+        output.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
+    output.echo("  pages           the same address in a browser")
+    output.echo("  add a machine   occ hub keys create NAME --for agent")
+    output.echo("  add a client    occ hub keys create NAME --for client")
     for warning in told["warnings"]:
         output.warn(warning)
 
@@ -85,10 +86,10 @@ def stop() -> None:
     config = remote.settings("hub")
     running = daemon.find(config)
     if running is None:
-        click.echo("The hub is not running.")
+        output.echo("The hub is not running.")
         return
     gentle = daemon.stop(config, running)
-    click.echo("The hub has stopped." if gentle else "The hub did not stop in time and was ended by force.")
+    output.echo("The hub has stopped." if gentle else "The hub did not stop in time and was ended by force.")
 
 
 @hub.command()
@@ -100,7 +101,7 @@ def status(as_json: bool) -> int:
     places = {"home": str(config.home), "logs": str(config.logs)}
     if running is None:
         answer = json.dumps({"running": False, **places})
-        click.echo(answer if as_json else f"The hub is not running in {config.home}; `occ hub start` starts it.")
+        output.echo(answer if as_json else f"The hub is not running in {config.home}; `occ hub start` starts it.")
         return 3
     report: dict[str, Any] = {"running": True, "pid": running.pid, "url": _address(running)}
     report |= {"host": running.host, "port": running.port, "tlsFingerprint": running.fingerprint, **places}
@@ -109,7 +110,7 @@ def status(as_json: bool) -> int:
         report |= {name: health[name] for name in ("uptime", "workers", "queue", "problems")}
     except (errors.Unreachable, errors.Refused) as error:
         report["problems"] = [str(error)]
-    click.echo(json.dumps(report) if as_json else _status_text(report))
+    output.echo(json.dumps(report) if as_json else _status_text(report))
     return 0 if "uptime" in report else 5
 
 
@@ -124,7 +125,7 @@ def _status_text(report: dict[str, Any]) -> str:
     if report["tlsFingerprint"]:
         lines.append(f"  tls        {report['tlsFingerprint']}")
     lines += [f"  home       {report['home']}", f"  logs       {report['logs']}"]
-    return "\n".join(lines + [f"  problem    {problem}" for problem in report["problems"]])
+    return "\n".join(lines + [f"  problem    {visible_line(problem)}" for problem in report["problems"]])
 
 
 @hub.group()
@@ -151,7 +152,7 @@ def create(name: str, kind: str, admin: bool, most: int | None, days: float | No
 
 def _print_key(made: dict[str, Any], kind: str) -> None:
     """Print a key alone on standard output, and on standard error the command that uses it."""
-    click.echo(made["key"])
+    output.echo(made["key"])
     running = running_hub()
     url = _address(running)
     key = made["key"] if sys.stdout.isatty() else "KEY"  # whoever catches it does not want it on the screen
@@ -187,7 +188,7 @@ def list_keys(as_json: bool) -> None:
     """All keys, without what opens."""
     told = hub_client().call("GET", "/keys")
     if as_json:
-        click.echo(json.dumps(told))
+        output.echo(json.dumps(told))
         return
     rows = [
         (
@@ -232,7 +233,7 @@ def rotate(name: str, days: float | None) -> None:
 def revoke(name: str) -> None:
     """Refuse a key, and what registered with it, from now on."""
     hub_client().call("POST", f"/keys/{_quoted(name)}/revoke")
-    click.echo(f"{name} is refused from now on.")
+    output.echo(f"{name} is refused from now on.")
 
 
 @hub.group(invoke_without_command=True)
@@ -248,7 +249,7 @@ def agents(context: click.Context, as_json: bool) -> None:
         more = client.call("GET", f"/agents?after={_quoted(told['next'])}")
         told = {"agents": told["agents"] + more["agents"], "next": more["next"]}
     if as_json:
-        click.echo(json.dumps(told))
+        output.echo(json.dumps(told))
         return
     rows = [
         (
@@ -271,7 +272,7 @@ def agents(context: click.Context, as_json: bool) -> None:
 def drain(name: str) -> None:
     """Place nothing more on a machine; what runs there goes on."""
     hub_client().call("POST", f"/agents/{_quoted(name)}/drain")
-    click.echo(f"{name} is draining.")
+    output.echo(f"{name} is draining.")
 
 
 @agents.command()
@@ -279,7 +280,7 @@ def drain(name: str) -> None:
 def resume(name: str) -> None:
     """Place executions on a machine again."""
     hub_client().call("POST", f"/agents/{_quoted(name)}/resume")
-    click.echo(f"{name} takes work again.")
+    output.echo(f"{name} takes work again.")
 
 
 @agents.command()
@@ -287,7 +288,7 @@ def resume(name: str) -> None:
 def remove(name: str) -> None:
     """Forget a machine. What it runs is ended, and its workspaces are placed anew from their zips."""
     hub_client().call("DELETE", f"/agents/{_quoted(name)}")
-    click.echo(f"{name} is removed. While it runs it registers anew; stop it there, or revoke its key.")
+    output.echo(f"{name} is removed. While it runs it registers anew; stop it there, or revoke its key.")
 
 
 def _quoted(name: str) -> str:

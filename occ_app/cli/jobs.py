@@ -99,10 +99,10 @@ def jobs(
         # Without marshmallow where it can be done without: loading it takes as long as all the rest.
         page = _dumped("ExecutionList", listed) if as_json else listed | {"executions": list(map(_record, found))}
     if as_json:
-        click.echo(json.dumps(page))
+        output.echo(json.dumps(page))
         return
     if not page["executions"]:
-        click.echo("No executions like that." if filters else "No executions.")
+        output.echo("No executions like that." if filters else "No executions.")
         return
     output.table(
         [("ID", "STATE", "WORKSPACE", "AGE", "TOOK", "COST", "PROMPT"), *map(_row, page["executions"])],
@@ -187,12 +187,14 @@ def show(execution_id: str, url: str | None, token: str | None, pin: str | None,
     else:
         record = _dumped("ExecutionRecord", executions.get(_database(), execution_id))
     if as_json:
-        click.echo(json.dumps(record))
+        output.echo(json.dumps(record))
         return
     width = max(map(len, record))
+    line_break, indented = "\n", "\n" + " " * (width + 2)  # a value that looks like another field is seen as it is
     for name, value in record.items():
         if value is not None:
-            click.echo(f"{name.ljust(width)}  {value if isinstance(value, (str, int, float)) else json.dumps(value)}")
+            text = str(value) if isinstance(value, (str, int, float)) else json.dumps(value)
+            output.echo(f"{name.ljust(width)}  {text.replace(line_break, indented)}")
 
 
 @jobs.command()
@@ -208,17 +210,16 @@ def search(query: str, limit: int, url: str | None, token: str | None, pin: str 
     else:
         page = _dumped("SearchResults", searching.find(_database(), query, limit=limit))
     if as_json:
-        click.echo(json.dumps(page))
+        output.echo(json.dumps(page))
         return
     if not page["results"]:
-        click.echo("No executions like that.")
+        output.echo("No executions like that.")
     for result in page["results"]:
         record = result["execution"]
         names = ("executionId", "state", "workspaceId")
-        click.echo("  ".join([*(record[name] for name in names), output.since(record["createdAt"])]))
+        output.echo("  ".join([*(record[name] for name in names), output.since(record["createdAt"])]))
         for snippet in result["snippets"]:
-            text = "".join(output.highlighted(piece["text"], hit=piece["hit"]) for piece in snippet["pieces"])
-            click.echo(f"  {snippet['in']}: {text}")
+            output.print_snippet(snippet["in"], snippet["pieces"])
     if page["next"] is not None:
         output.note(f"There are more; --limit {min(limit * 2, 100)} shows more of them.")
     if page["unindexed"]:
@@ -274,7 +275,7 @@ def cancel(execution_id: str, url: str | None, token: str | None, pin: str | Non
     """End one execution; harmless when it is over. Needs the agent to run."""
     answer = remote.chosen(url, token, pin, hub=_of_hub()).cancel(execution_id)
     told = {"running": "is being cancelled", "cancelled": "is cancelled"}
-    click.echo(f"{execution_id} {told.get(answer['state']) or 'was over already: ' + answer['state']}.")
+    output.echo(f"{execution_id} {told.get(answer['state']) or 'was over already: ' + answer['state']}.")
 
 
 @jobs.command()
@@ -289,7 +290,7 @@ def prune(older_than: str) -> None:
     """Forget the prompts and output of old executions. Their ids, states and outcomes stay."""
     config = _config()
     done = retention.prune(Database(_existing(config)), older_than, math.inf)
-    click.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
+    output.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
 
 
 def _config() -> Config:

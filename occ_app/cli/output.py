@@ -1,4 +1,7 @@
-"""What commands print: results to standard output, everything else to standard error, plain where nobody watches."""
+"""Print the results of commands to standard output and everything else to standard error.
+
+Text from elsewhere reaches a terminal through this module alone, escaped by `occ_app.system.foreign_text`.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,33 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from occ_app.system.foreign_text import visible, visible_line
 
 if TYPE_CHECKING:
     from occ_app.client.sse import Event
 
 EXIT_BY_CODE = {"EXECUTION_CANCELLED": 130, "EXECUTION_TIMEOUT": 124, "EXECUTION_IDLE": 124}
 
-# Control sequences that a terminal would obey: an answer is text.
-_CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print text with whatever a terminal would obey escaped: every command prints through this module."""
+    click.echo(visible(message), nl=nl, err=err)
 
 
 def warn(message: str) -> None:
-    """A warning, on standard error."""
-    click.echo(click.style("warning: ", fg="yellow") + message, err=True, color=_coloured())
+    """Print a warning to standard error."""
+    click.echo(click.style("warning: ", fg="yellow") + visible(message), err=True, color=_coloured())
 
 
 def note(message: str) -> None:
-    """Something to know, on standard error, dimmed."""
-    click.echo(click.style(message, dim=True), err=True, color=_coloured())
+    """Print something to know to standard error, dimmed."""
+    click.echo(click.style(visible(message), dim=True), err=True, color=_coloured())
 
 
 def _coloured() -> bool:
@@ -63,6 +70,7 @@ def size(count: int) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Rows in columns as wide as they need, the last one as long as it is."""
+    rows = [[visible_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -73,7 +81,7 @@ class Waiting:
     """A progress line on standard error until there is something to print; without a terminal one plain line."""
 
     def __init__(self, what: str) -> None:
-        self._what = what
+        self._what = visible_line(what)
         self._done = threading.Event()
         self._live = sys.stderr.isatty()
         self._thread = threading.Thread(target=self._show, daemon=True)
@@ -128,7 +136,7 @@ def _show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
                 continue
             progress.end()
             if event.name == "output":
-                click.echo(text, nl=False)
+                click.echo(text, nl=False, color=True)  # a program or a file gets every character
                 sys.stdout.flush()
                 in_line = not text.endswith("\n")
             else:
@@ -146,7 +154,7 @@ def _text(event: Event) -> str | None:
     data = event.data
     if event.name == "output":
         text: str = data["chunk"]
-        return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+        return visible(text) if sys.stdout.isatty() else text
     if event.name == "tool" and "name" in data:
         return printable(f"[{data['name']}] {_subject(data['input'])}")
     if event.name == "tool" and data["isError"]:
@@ -172,14 +180,18 @@ def _subject(given: Any) -> str:
 
 def printable(text: str) -> str:
     """One line of text that a terminal only shows."""
-    return " ".join(text.translate(_CONTROLS).split())
+    return visible_line(" ".join(text.split()))
 
 
-def highlighted(text: str, *, hit: bool) -> str:
-    """A piece of a line, bold on a terminal where it matches the search."""
-    shown = re.sub(r"\s+", " ", text.translate(_CONTROLS))
-    bold = hit and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return click.style(shown, bold=True) if bold else shown
+def print_snippet(where: str, pieces: Iterable[Mapping[str, Any]]) -> None:
+    """Print a snippet of a search on one line, bold on a terminal where it matches."""
+    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    shown = [
+        click.style(text, bold=True) if bold and piece["hit"] else text
+        for piece in pieces
+        for text in [visible_line(re.sub(r"\s+", " ", piece["text"]))]
+    ]
+    click.echo(f"  {visible_line(where)}: {''.join(shown)}")
 
 
 def outcome(final: Event | None) -> int:
@@ -188,7 +200,7 @@ def outcome(final: Event | None) -> int:
         return 1
     if final.name == "complete":
         return 0
-    click.echo(f"occ: {final.data['code']}: {final.data['message']}", err=True)
+    echo(f"occ: {final.data['code']}: {final.data['message']}", err=True)
     return EXIT_BY_CODE.get(final.data["code"], 1)
 
 

@@ -180,24 +180,24 @@ def _interrupted(client: AgentClient, execution_id: str, sent: str | None, again
             raise
         if sent is not None:
             _take_back(client, sent, execution_id)
-        click.echo("occ: interrupted before it was sent; nothing runs.", err=True)
+        output.echo("occ: interrupted before it was sent; nothing runs.", err=True)
         return 130
     choice = "l"
     if sys.stdin.isatty():
-        click.echo(err=True)
+        output.echo(err=True)
         with contextlib.suppress(click.Abort):
             choices = click.Choice(["l", "c"])
             choice = click.prompt("Leave it running or cancel it?", type=choices, default="l", err=True)
     if choice == "c":
         client.cancel(execution_id)
-        click.echo("occ: cancelled.", err=True)
+        output.echo("occ: cancelled.", err=True)
     else:
         _tell_it_goes_on(execution_id, again)
     return 130
 
 
 def _tell_it_goes_on(execution_id: str, again: str) -> None:
-    click.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
+    output.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
 
 
 def _tell_session(final: Event | None, workspace: str, again: str) -> None:

@@ -133,7 +133,7 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
     except KeyboardInterrupt:
         daemon.terminate()
         daemon.wait()
-        click.echo("occ: interrupted; nothing is running.", err=True)
+        output.echo("occ: interrupted; nothing is running.", err=True)
         raise
     silent = {"error": "StartFailed", "message": f"The daemon ended unheard; {config.logs / 'daemon.log'} says why."}
     told: dict[str, Any] = json.loads(line) if line else silent
@@ -177,10 +177,10 @@ def _exposure(config: Config) -> list[str]:
 
 
 def tell_started(told: dict[str, Any]) -> None:
-    click.echo(f"OCC is running at {told['url']}")
-    click.echo("  token   occ token")
-    click.echo(f"  logs    {told['logs']}")
+    output.echo(f"OCC is running at {told['url']}")
+    output.echo("  token   occ token")
+    output.echo(f"  logs    {told['logs']}")
     if told["fingerprint"]:
-        click.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
+        output.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
     for warning in told["warnings"]:
         output.warn(warning)

@@ -55,6 +55,6 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
         for _ in packed:
             pass
         return
-    with click.progressbar(length=size, label=f"packing {folder.name}", file=sys.stderr) as bar:
+    with click.progressbar(length=size, label=f"packing {output.printable(folder.name)}", file=sys.stderr) as bar:
         for done in packed:
             bar.update(done)

@@ -27,7 +27,7 @@ def webhooks() -> None:
 def add(url: str, key: str | None) -> None:
     """Add a URL for executions that end from now on. Prints the id and the signing secret, which is not shown again."""
     made, secret = rows.add(_database(), url, key)
-    click.echo(f"id      {made.webhook_id}\nsecret  {secret}")
+    output.echo(f"id      {made.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
     if url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
         output.warn("Without https:// prompts and outcomes can be read on the network.")
@@ -40,7 +40,7 @@ def list_webhooks(as_json: bool) -> None:
     found = rows.listing(_database())
     if as_json:
         told = [{"webhookId": w.webhook_id, "url": w.url, "key": w.key, "createdAt": w.created_at} for w in found]
-        click.echo(json.dumps({"webhooks": told}))
+        output.echo(json.dumps({"webhooks": told}))
         return
     lines = [(w.webhook_id, w.key or "(all)", w.created_at[:10], w.url) for w in found]
     output.table([("ID", "KEY", "CREATED", "URL"), *lines])
@@ -51,7 +51,7 @@ def list_webhooks(as_json: bool) -> None:
 def remove(webhook_id: str) -> None:
     """Remove a webhook and drop its pending deliveries."""
     rows.remove(_database(), webhook_id)
-    click.echo(f"{webhook_id} is removed.")
+    output.echo(f"{webhook_id} is removed.")
 
 
 @webhooks.command()
@@ -61,7 +61,7 @@ def log(limit: int, as_json: bool) -> None:
     """List deliveries, newest first: attempts, result and next attempt."""
     found = list(map(_record, rows.log(_database(), limit)))
     if as_json:
-        click.echo(json.dumps({"deliveries": found}))
+        output.echo(json.dumps({"deliveries": found}))
         return
     header = ("DELIVERY", "WEBHOOK", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
     output.table([header, *map(_row, found)])

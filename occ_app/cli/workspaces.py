@@ -40,10 +40,10 @@ def listing(client: AgentClient, as_json: bool) -> None:
     """All workspaces, by id."""
     found = client.workspaces()
     if as_json:
-        click.echo(json.dumps({"workspaces": found}))
+        output.echo(json.dumps({"workspaces": found}))
         return
     if not found:
-        click.echo("No workspaces.")
+        output.echo("No workspaces.")
         return
     rows = [
         (
@@ -68,7 +68,7 @@ def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
     target = Path(f"{workspace_id}.zip") if file is None else file
     with new_file(target) as archive:
         client.archive(workspace_id, archive)
-    click.echo(f"Wrote {target} ({output.size(target.stat().st_size)}).")
+    output.echo(f"Wrote {target} ({output.size(target.stat().st_size)}).")
 
 
 @workspaces.command()
@@ -77,4 +77,4 @@ def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
 def remove(client: AgentClient, workspace_id: str) -> None:
     """Remove a workspace and its files. Its executions stay in the list."""
     client.delete_workspace(workspace_id)
-    click.echo(f"{workspace_id} is removed.")
+    output.echo(f"{workspace_id} is removed.")

@@ -6,12 +6,11 @@ function that every such text passes on its way to a terminal or a log; stored o
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
 # ESC and the rest of C0 but tab and newline, DEL, C1, line separators, and what changes the direction of text.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _BREAKS = re.compile("[\t\n]")
 _LONE = re.compile("[\ud800-\udfff]")
 MAX_DEPTH = 200
@@ -31,19 +30,6 @@ def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     names = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
     return names.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
-
-
-class VisibleFormatter(logging.Formatter):
-    """Formats a log record so that no value in it can command a terminal or forge the start of another record."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """Return the line of a record; a line break inside the message is escaped."""
-        record.message = visible_line(record.message)
-        return super().formatMessage(record)
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record with its traceback, whose lines stay lines."""
-        return visible(super().format(record))
 
 
 def whole_characters(text: str) -> str:

@@ -27,6 +27,7 @@ from gunicorn.sock import create_sockets
 from gunicorn.workers import gthread
 
 from occ_app.home.certificate import Certificate
+from occ_app.system.logs import formatter
 from occ_app.web.admission import AdmittingWorker
 from occ_app.web.handover import HandedOver
 from occ_app.web.heads import Arriving, Unreader, readable, set_limits
@@ -223,6 +224,8 @@ class Application(BaseApplication):
     def run(self) -> None:
         """Serve in this very process, to its end: what gunicorn's master does for its workers, the supervisor does."""
         logger = self.cfg.logger_class(self.cfg)
+        for handler in (*logger.error_log.handlers, *logger.access_log.handlers):
+            handler.setFormatter(formatter())  # gunicorn's lines quote what clients send
         worker = Worker(1, os.getppid(), create_sockets(self.cfg, logger), self, self.cfg.timeout, self.cfg, logger)
         worker.pid = os.getpid()
         worker.init_process()
