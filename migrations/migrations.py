@@ -320,3 +320,9 @@ def _version(text: str | None) -> tuple[int, ...]:
     """Return a CLI version as numbers; one that is unknown counts as between the two that were measured."""
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", text or "2.1.198")
     return tuple(map(int, match.groups())) if match else (2, 1, 198)
+
+
+@occ()
+def m006_direct_calls(db: Database) -> None:
+    # 0: the agent listens on loopback alone, so its hub calls it over the link.
+    db.execute("ALTER TABLE agents ADD COLUMN direct INTEGER NOT NULL DEFAULT 1")

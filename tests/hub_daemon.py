@@ -79,8 +79,8 @@ class Hub:
             )
         )
         occ.start(*arguments)
-        # The hub sees it come from 127.0.0.1, so that elsewhere its address does not answer.
-        way = "direct" if (variables | environment)["OCC_BIND_ADDRESS"] == "127.0.0.1" else "link"
+        # On loopback an agent is called over its link.
+        way = "direct" if (variables | environment)["OCC_BIND_ADDRESS"] == "0.0.0.0" else "link"
         agent_id = json.loads(occ.command("status", "--json").stdout)["agentId"]
         wait_until(lambda: self.seen(agent_id)["via"] == way, f"{name} is reached by the hub")
         return occ

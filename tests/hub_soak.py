@@ -44,7 +44,7 @@ def soak(folder: Path, kills: int) -> str:
                 OCC_HTTP_PORT=str(free_port_number()),
                 OCC_CLAUDE_BIN=str(program),
             )
-            for name, address in (("direct", "127.0.0.1"), ("linked", "127.0.0.2"))
+            for name, address in (("direct", "0.0.0.0"), ("linked", "127.0.0.1"))
         ]
         assert [hub.seen(name)["via"] for name in ("direct", "linked")] == ["direct", "link"]
         return _soak(hub, agents, Promises(hub, starts), kills)

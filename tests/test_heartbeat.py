@@ -15,6 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from occ_app.client.hub_client import HubClient
+from occ_app.config.config import Config
+from occ_app.home.state import State
+from occ_app.supervisor.registration import without_a_way
 from tests import hub as hubs
 from tests.conftest import Occ, steps, wait_until
 from tests.hub import Hub
@@ -44,6 +48,21 @@ def test_an_agent_registers_with_what_the_hub_needs_to_know(occ: Occ, hub: Hub) 
     assert body["port"] == int(occ.url.rpartition(":")[2])
     assert body["claudeVersion"] == "9.9.9"
     assert {"version", "platform", "tlsFingerprint"} <= set(body)
+    assert body["direct"] is True
+
+
+@pytest.mark.parametrize("chosen", [{}, {"bind_address": "0.0.0.0"}, {"public_url": "https://box.example"}])
+def test_a_start_says_when_the_server_has_no_way_to_the_agent(tmp_path: Path, hub: Hub, chosen: dict[str, str]) -> None:
+    # The answer of a server without links is real; only its address is written as one elsewhere.
+    elsewhere = HubClient(hub.url)
+    assert elsewhere.offers_link("agent-1", "token") is False
+    elsewhere.url = "http://hub.example"
+    elsewhere.offers_link = lambda *_: False  # type: ignore[method-assign]
+    told = without_a_way(Config(home=tmp_path, **chosen), elsewhere, State("token", "agent-1"))
+    assert bool(told) is not bool(chosen)
+    if told:
+        assert "--bind-address" in told[0]
+        assert "--public-url" in told[0]
 
 
 def test_the_hub_s_token_opens_the_agent_s_api(occ: Occ, hub: Hub) -> None:

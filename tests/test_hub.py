@@ -12,9 +12,11 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import Event
@@ -85,7 +87,7 @@ def test_the_same_request_again_follows_the_same_execution_on_hub_and_agent(hub:
 def test_a_machine_is_online_while_it_beats_and_keeps_its_id_when_it_returns(hub: Hub) -> None:
     box = hub.agent("box", "--label", "gpu")
     seen = hub.seen("box")
-    assert (seen["state"], seen["via"], seen["labels"], seen["workers"]["total"]) == ("online", "direct", ["gpu"], 2)
+    assert (seen["state"], seen["via"], seen["labels"], seen["workers"]["total"]) == ("online", "link", ["gpu"], 2)
     box.stop()
     assert hub.seen("box")["state"] == "offline"  # its last beat said so
     box.start()
@@ -365,7 +367,7 @@ def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub: Hub) -
 
 
 def test_a_machine_that_only_the_link_reaches_does_everything(hub: Hub) -> None:
-    box = hub.agent("box", OCC_BIND_ADDRESS="127.0.0.2")  # the hub sees it come from 127.0.0.1
+    box = hub.agent("box", OCC_BIND_ADDRESS="127.0.0.2")
     assert hub.seen("box")["via"] == "link"
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream, seen = begun(hub.client, steps(*WAITING), "e1")
@@ -377,6 +379,13 @@ def test_a_machine_that_only_the_link_reaches_does_everything(hub: Hub) -> None:
     packed = io.BytesIO()
     hub.client.archive("work", packed)
     assert "a.txt" in zipfile.ZipFile(packed).namelist()
+
+
+def test_a_machine_that_listens_beyond_loopback_is_called_at_its_address(hub: Hub) -> None:
+    hub.agent("box", OCC_BIND_ADDRESS="0.0.0.0")
+    assert hub.seen("box")["via"] == "direct"
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    assert output(run(hub.client, steps({"say": "hello"}))) == "hello"
 
 
 def test_a_hub_killed_in_the_middle_goes_on_where_its_rows_end(hub: Hub) -> None:
@@ -582,6 +591,12 @@ def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path)
     pin = json.loads(hub.command("status", "--json").stdout)["tlsFingerprint"]
     told = hub.command("keys", "create", "more", "--for", "agent").stderr
     assert f"--api-key KEY --remote-url {hub.url} --remote-pin {pin}" in told
+    with urllib3.PoolManager(retries=False, cert_reqs="CERT_NONE", assert_fingerprint=pin) as pool:
+        entered = pool.request("POST", f"{hub.url}/login", fields={"key": hub.client_key}, redirect=False)
+        cookie = entered.headers["Set-Cookie"].partition(";")[0]
+        page = unescape(pool.request("GET", f"{hub.url}/lists", headers={"Cookie": cookie}).data.decode())
+    line = page.partition("occ start ")[2].partition("</code>")[0].replace("\\", " ").split()
+    assert line == ["--api-key", "KEY", "--remote-url", hub.url, "--remote-pin", pin]
     client = AgentClient(hub.url, hub.client_key, pin)
     hub.clients.append(client)
     settings = {"OCC_API_KEY": hub.agent_key, "OCC_REMOTE_URL": hub.url, "OCC_NAME": "box"}

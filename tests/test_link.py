@@ -22,6 +22,7 @@ import urllib3
 from wsproto.events import BytesMessage
 
 from occ_app.client.agent_client import AgentClient
+from occ_app.client.hub_client import HubClient
 from occ_app.errors import Unreachable
 from occ_app.link.frames import OPEN, SUBPROTOCOL, Frame, decode
 from occ_worker.control.link import connect
@@ -66,6 +67,12 @@ def test_a_call_of_the_hub_reaches_an_agent_that_listens_on_loopback_alone(occ: 
     assert zipfile.ZipFile(back).read("notes.txt") == b"buy milk\n"
     assert stat.S_IMODE((hub.folder / "agent-1").stat().st_mode) == 0o600
     client.close()
+
+
+def test_an_agent_sees_that_a_hub_offers_links(occ: Occ, hub: LinkHub) -> None:
+    start(occ, hub)
+    known = json.loads((occ.home / "state.json").read_text())
+    assert HubClient(hub.url).offers_link(known["agentId"], known["token"]) is True
 
 
 def test_an_agent_with_tls_is_called_with_tls_and_its_fingerprint(occ: Occ, hub: LinkHub) -> None:

@@ -21,6 +21,10 @@ from tests.conftest import stand_in, wait_until
 NEEDED = ("ip", "iptables", "nsenter")
 
 
+# The near one is called at its address, the far one over its link.
+BIND = {"near": ("--bind-address", "0.0.0.0"), "far": ()}
+
+
 def entering(name: str) -> str:
     """What runs a command in a network namespace; `ip netns exec` would keep every mounted disk busy meanwhile."""
     return f"nsenter --net=/run/netns/{name}"
@@ -111,7 +115,7 @@ def test_a_machine_beside_the_hub_and_one_behind_address_translation(
     assert url in hub.occ("hub", "start", "--bind-address", "0.0.0.0")
     key = hub.occ("hub", "keys", "create", "machines", "--for", "agent")
     for machine, name in ((near, "near"), (far, "far")):
-        machine.occ("start", "--api-key", key, "--remote-url", url, "--name", name, "--label", name)
+        machine.occ("start", "--api-key", key, "--remote-url", url, "--name", name, "--label", name, *BIND[name])
 
     def reached() -> dict[str, str]:
         told = json.loads(hub.occ("hub", "agents", "--json"))["agents"]

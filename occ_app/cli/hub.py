@@ -156,7 +156,7 @@ def _print_key(made: dict[str, Any], kind: str) -> None:
     running = running_hub()
     url = _address(running)
     key = made["key"] if sys.stdout.isatty() else "KEY"  # whoever catches it does not want it on the screen
-    pin = running.fingerprint if running.self_signed else None  # nobody vouches for it
+    pin = running.pin
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
         output.note(f"on the machine:\n  occ start --api-key {key} --remote-url {url}{trust}")

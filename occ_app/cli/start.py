@@ -36,7 +36,7 @@ _AS_NAMED = (
 @click.option(
     "--bind-address",
     metavar="ADDRESS",
-    help="Address to listen on.  [default: 127.0.0.1; with a hub elsewhere 0.0.0.0]",
+    help="Address to listen on.  [default: 127.0.0.1, also with a hub: it calls over the link]",
 )
 @click.option("--tls", metavar="self-signed", help="Serve with a certificate made here; its fingerprint is printed.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")

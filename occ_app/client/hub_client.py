@@ -58,6 +58,24 @@ class HubClient:
         """Send one heartbeat. Raises Refused or Unreachable."""
         self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
 
+    def offers_link(self, agent_id: str, token: str) -> bool | None:
+        """Return whether the hub has an endpoint for the agent's link; None when its answer does not say."""
+        headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}", "Connection": "close"}
+        try:
+            response = self._pool.request(
+                "GET",
+                f"{self.url}/api/agents/{quote(agent_id, safe='')}/link",
+                headers=headers,
+                preload_content=False,
+                redirect=False,
+                timeout=urllib3.Timeout(total=self._seconds),
+            )
+        except (urllib3.exceptions.HTTPError, OSError):
+            return None
+        response.close()
+        # A hub refuses a request that names no subprotocol with 426. A server without links has no such endpoint.
+        return {426: True, 404: False, 405: False, 501: False}.get(response.status)
+
     def _post(self, path: str, secret: str, body: Mapping[str, Any]) -> dict[str, Any]:
         headers = {
             "Authorization": f"Bearer {secret}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from occ_app.config import claude_environment as cli_environment
-from occ_app.config.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, default_bind_address, secret
+from occ_app.config.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, is_loopback, secret
 from occ_app.errors import ConfigError
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
@@ -83,6 +83,11 @@ class Config:
     retention_days: float = 30
     retention_bytes: int = 5_000_000_000
     cli_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def called_directly(self) -> bool:
+        """Whether a hub may call this agent at an address, instead of over the link alone."""
+        return self.public_url is not None or not is_loopback(self.bind_address)
 
     @property
     def database(self) -> Path:
@@ -159,7 +164,6 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
     environ = os.environ if environ is None else environ
     home, values = _read(AGENT, environ, flags or {})
     values.setdefault("name", socket.gethostname())
-    values.setdefault("bind_address", default_bind_address(values.get("remote_url")))
     values["tools"] = values.get("tools") or DEFAULT_TOOLS
     for tool in values["tools"]:
         if tool.startswith("-"):

@@ -60,13 +60,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def default_bind_address(remote_url: str | None) -> str:
-    """Where an agent listens when nobody says: for a hub elsewhere on every address, so that it can call."""
-    if remote_url is None or is_loopback(urlsplit(remote_url).hostname or ""):
-        return "127.0.0.1"
-    return "0.0.0.0"  # noqa: S104 - the product's documented default with a hub
-
-
 def _list(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
@@ -150,7 +143,7 @@ SETTINGS = (
     Setting("workers", _whole(1, 256), "executions at once"),
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
     Setting("public_url", http_url, "address under which the hub can reach this agent"),
-    Setting("bind_address", _text, "address to listen on; 127.0.0.1, or 0.0.0.0 with a hub elsewhere"),
+    Setting("bind_address", _text, "address to listen on"),
     Setting("tls", _only("self-signed"), "self-signed: serve with a certificate of the agent's own"),
     Setting("tls_cert", _file, "certificate to serve with, PEM"),
     Setting("tls_key", _file, "its key, PEM"),

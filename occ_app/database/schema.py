@@ -14,7 +14,7 @@ from occ_app import errors
 from occ_app.database.database import connect
 from occ_app.system.packaged import packaged
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 def ensure_schema(

@@ -34,6 +34,12 @@ class Daemon:
     public_url: str | None = None
 
     @property
+    def pin(self) -> str | None:
+        """The fingerprint that clients must pin, when no authority signed the certificate that they will see."""
+        plain = (self.public_url or "").startswith("http://")
+        return self.fingerprint if self.self_signed and not plain else None
+
+    @property
     def identity(self) -> ProcessIdentity:
         return ProcessIdentity(self.boot_id, self.pid, self.start)
 

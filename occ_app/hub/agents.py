@@ -68,6 +68,7 @@ class Agent:
     busy: int
     waiting: int
     running: tuple[str, ...]
+    direct: bool
     last_seen_at: str
     heard_boot_id: str
     heard: float
@@ -125,12 +126,14 @@ class Agents:
                 agent_id = f"agent-{secrets.token_hex(6)}"
             connection.execute(
                 """
-                INSERT INTO agents (agent_id, key_id, name, token, url, address, port, tls_fingerprint, workers, labels,
-                    version, platform, claude_version, registered_at, status, last_seen_at, heard_boot_id, heard)
-                VALUES (:agent_id, :key_id, :name, :token, :url, :address, :port, :tls_fingerprint, :workers, :labels,
-                    :version, :platform, :claude_version, :now, 'healthy', :now, :boot, :heard)
+                INSERT INTO agents (agent_id, key_id, name, token, url, address, port, direct, tls_fingerprint, workers,
+                    labels, version, platform, claude_version, registered_at, status, last_seen_at,
+                    heard_boot_id, heard)
+                VALUES (:agent_id, :key_id, :name, :token, :url, :address, :port, :direct, :tls_fingerprint, :workers,
+                    :labels, :version, :platform, :claude_version, :now, 'healthy', :now, :boot, :heard)
                 ON CONFLICT (agent_id) DO UPDATE SET key_id = excluded.key_id, name = excluded.name,
                     token = excluded.token, url = excluded.url, address = excluded.address, port = excluded.port,
+                    direct = excluded.direct,
                     tls_fingerprint = excluded.tls_fingerprint, workers = excluded.workers, labels = excluded.labels,
                     version = excluded.version, platform = excluded.platform, claude_version = excluded.claude_version,
                     registered_at = excluded.registered_at, status = excluded.status, busy = 0, waiting = 0,
@@ -138,7 +141,7 @@ class Agents:
                     heard = excluded.heard, reachable = NULL
                 """,
                 {
-                    **{name: said[name] for name in ("name", "url", "port", "tls_fingerprint", "workers")},
+                    **{name: said[name] for name in ("name", "url", "port", "direct", "tls_fingerprint", "workers")},
                     **{name: said[name] for name in ("version", "platform", "claude_version")},
                     "labels": to_json(said["labels"]),
                     "agent_id": agent_id,
@@ -294,6 +297,6 @@ def agent_of(row: sqlite3.Row) -> Agent:
     values = {name: row[name] for name in _NAMES}
     for name in ("labels", "running"):
         values[name] = tuple(json.loads(values[name]))
-    for name in ("draining", "online"):
+    for name in ("draining", "online", "direct"):
         values[name] = bool(values[name])
     return Agent(**values)

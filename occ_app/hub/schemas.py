@@ -66,6 +66,7 @@ class Registration(_FromAgent):
         metadata={"description": "http:// or https://, a host, and a port or a path if wanted"},
     )
     port = WholeNumber(required=True, validate=validate.Range(1, 65535))
+    direct = fields.Boolean(load_default=True, truthy={True}, falsy={False})
     tls_fingerprint = fields.String(
         data_key="tlsFingerprint",
         allow_none=True,

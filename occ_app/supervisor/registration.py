@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from occ_app import __version__
 from occ_app.claude import program as claude_cli
 from occ_app.claude.program import Cli
 from occ_app.config.config import Config
+from occ_app.config.settings import is_loopback
 from occ_app.database.database import Database
 from occ_app.errors import Refused, Unreachable
 from occ_app.home import certificate as tls
@@ -35,9 +37,11 @@ def introduce(config: Config, port: int) -> list[str]:
     if config.remote_url:
         from occ_app.client.hub_client import HubClient
 
+        hub = HubClient(config.remote_url, pin=config.remote_pin)
         try:
-            register(config, HubClient(config.remote_url, pin=config.remote_pin), port, cli)
+            known = register(config, hub, port, cli)
             registration = {"registered": True}
+            warnings += without_a_way(config, hub, known)
         except Refused as refusal:
             if refusal.status in (401, 403, 426):
                 raise
@@ -56,6 +60,17 @@ def introduce(config: Config, port: int) -> list[str]:
         )
     agent.note(Database(config.database), "registration", registration)
     return warnings
+
+
+def without_a_way(config: Config, hub: HubClient, known: state.State) -> list[str]:
+    """Return a warning when the hub offers no link and cannot call an agent that listens on loopback."""
+    same_machine = is_loopback(urlsplit(hub.url).hostname or "")
+    if config.called_directly or same_machine or hub.offers_link(known.agent_id or "", known.token) is not False:
+        return []
+    return [
+        f"The server at {hub.url} offers no link and cannot reach this agent on {config.bind_address}. Start it with"
+        " --bind-address ADDRESS and --tls self-signed, or with --public-url URL of a proxy in front of it."
+    ]
 
 
 def register(config: Config, hub: HubClient, port: int, cli: Cli) -> state.State:
@@ -77,6 +92,7 @@ def register(config: Config, hub: HubClient, port: int, cli: Cli) -> state.State
             "platform": f"{platform.system().lower()}-{platform.machine()}",
             "url": config.public_url,
             "port": port,
+            "direct": config.called_directly,
             "tlsFingerprint": certificate.fingerprint if certificate else None,
             "workers": config.workers,
             "labels": list(config.labels),

@@ -132,7 +132,7 @@ class HubControl(Upkeep):
 
     def _to_be_probed(self, agent: Agent) -> bool:
         probed = self._probed.get(agent.token)
-        return agent.reachable is None and (probed is None or time.monotonic() >= probed.again_at)
+        return agent.direct and agent.reachable is None and (probed is None or time.monotonic() >= probed.again_at)
 
     def _probe(self, due: list[Agent]) -> None:
         """Ask some agents at their addresses, several at once: one behind a firewall takes seconds to say nothing."""

@@ -17,6 +17,7 @@ from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
 from occ_app.api.services import parts
 from occ_app.executions import queries as executions
+from occ_app.home import daemon
 from occ_app.hub import agent_lists
 from occ_app.hub.api import hub_parts
 from occ_app.hub.pages import filters as shown
@@ -157,6 +158,13 @@ def new_run() -> str:
     return f"page-{uuid.uuid4().hex[:12]}"
 
 
+def _join() -> dict[str, str | None]:
+    """Return the address and the pin for the `occ start` line of a new machine."""
+    running = daemon.find(parts().config)
+    address = running.public_url if running else None
+    return {"hub_url": address or request.host_url.rstrip("/"), "hub_pin": running.pin if running else None}
+
+
 def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
     machines, total = agent_lists.of_interest(hub_parts().agents, _MOST_ONLINE, _MOST_OFFLINE)
     found, following = executions.listing(
@@ -177,6 +185,7 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
         "next": following,
         "asked": asked,
         "states": schemas.STATES,
+        **_join(),
     }
 
 
