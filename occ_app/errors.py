@@ -8,7 +8,8 @@ OCCError
 ├── SchemaTooNew           occ.db was written by a newer OCC
 ├── NotWritten             a file that a command was asked for could not be written
 ├── Unreachable            no answer from an agent or a hub
-│   └── Untrusted          an answer, from one whose certificate is not the right one
+│   ├── Untrusted          an answer, from one whose certificate is not the right one
+│   └── Lost               the stream of an execution, which goes on
 ├── Refused                an agent or a hub answered with an error
 └── RequestError           a request that cannot be served; carries the wire's `code` and `details`
     ├── InvalidRequest     well-formed but wrong
@@ -29,6 +30,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from typing import Any
+
+# A proxy or a content network answers with these when it does not reach the server; 520 to 530 are Cloudflare's.
+GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, *range(520, 528), 530})
 
 
 class OCCError(Exception):
@@ -67,6 +71,10 @@ class Untrusted(Unreachable):
     """Raised when an agent shows a certificate that is not trusted, or not the pinned one; waiting mends nothing."""
 
 
+class Lost(Unreachable):
+    """Raised when the stream of an execution cannot be taken up again; the execution goes on without its reader."""
+
+
 class Refused(OCCError):
     """Raised when an agent or a hub answers with an error."""
 
@@ -75,6 +83,11 @@ class Refused(OCCError):
         self.status = status
         self.code = code
         self.retry_after = retry_after
+
+    @property
+    def away(self) -> bool:
+        """Whether to try again later: 503, or the words of a proxy in between that does not reach OCC."""
+        return self.status == 503 or (not self.code and self.status in GATEWAY_STATUSES)
 
 
 class RequestError(OCCError):

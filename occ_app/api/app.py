@@ -13,6 +13,7 @@ from occ_app.api.measures import Refusals, common
 from occ_app.api.services import Parts
 from occ_app.web import callers, refusals
 from occ_app.web import requests as web
+from occ_app.web.proxies import forwarded
 
 _FORM_OVERHEAD = 1 << 20
 
@@ -37,7 +38,9 @@ def create_app(parts: Parts) -> Flask:
     app.url_map.merge_slashes = False
     app.extensions["occ"] = parts
     app.request_class = _request_class(config.run / "uploads")
-    callers.guard(app, callers.own_hosts(config.public_url, config.allowed_hosts), parts.identify)
+    app.wsgi_app = forwarded(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign, assignment]
+    hosts = callers.own_hosts(config.public_url, config.allowed_hosts)
+    callers.guard(app, hosts, config.public_url, parts.identify)
     web.limit_bodies(app)
     refusals.answer_errors(app)
     counted = Refusals()

@@ -75,6 +75,9 @@ def run(
     try:
         with _telling_what_it_waits_for(client, execution_id):
             final = output.print_events(events, as_json=as_json, waiting="waiting for the answer")
+    except errors.Lost:
+        _tell_it_goes_on(execution_id, remote.again(url, pin))
+        raise
     except errors.Refused:
         if sent:
             _take_back(client, workspace, execution_id)

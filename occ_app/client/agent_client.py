@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote, urlencode
@@ -22,7 +22,7 @@ from occ_app import __version__
 from occ_app.client import replies, sse
 from occ_app.client.event_checks import RawEvent
 from occ_app.client.sse import Event
-from occ_app.errors import Refused, Unreachable, Untrusted
+from occ_app.errors import Lost, Refused, Unreachable, Untrusted
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
@@ -89,8 +89,7 @@ class AgentClient:
         that breaks is taken up again; the prompt runs once whatever happens to it.
         """
         body = {"executionId": f"exec-{uuid.uuid4()}", "workspaceId": workspace_id, "prompt": prompt, **options}
-
-        return self._follow(lambda after: self._open_execute(body, after), 0)
+        return self._follow(str(body["executionId"]), lambda after: self._open_execute(body, after), 0)
 
     def batches(
         self, execution_id: str, after: int, body: Mapping[str, Any] | None = None, *, new: bool = False
@@ -113,7 +112,7 @@ class AgentClient:
         if not follow:
             stored = sse.batches(self._open_events(execution_id, after, "?follow=0"))
             return (sse.parsed(raw) for batch in stored for raw in batch)
-        return self._follow(lambda after: self._open_events(execution_id, after), after)
+        return self._follow(execution_id, lambda after: self._open_events(execution_id, after), after)
 
     def _open_execute(
         self, body: Mapping[str, Any], after: int, seconds: float = _SILENCE_SECONDS
@@ -171,13 +170,20 @@ class AgentClient:
         finally:
             response.release_conn() if response.closed else response.close()
 
-    def _follow(self, open_stream: Any, after: int) -> Iterator[Event]:
-        """Yield events to the final one, opening the stream anew after the last seen event whenever it breaks."""
+    def _follow(
+        self, execution_id: str, open_stream: Callable[[int], urllib3.BaseHTTPResponse], after: int
+    ) -> Iterator[Event]:
+        """Yield events to the final one, opening the stream anew after the last seen event whenever it breaks.
+
+        Raises Lost when the other side stays away after it had accepted the execution.
+        """
         lost_since: float | None = None
-        pause = 0.1
+        pause, accepted = 0.1, after > 0
         while True:
             try:
-                for batch in sse.batches(open_stream(after)):
+                stream = open_stream(after)
+                accepted = True
+                for batch in sse.batches(stream):
                     lost_since, pause = None, 0.1
                     for event in map(sse.parsed, batch):
                         after = max(after, event.seq)
@@ -186,16 +192,12 @@ class AgentClient:
                             return
             except Untrusted:
                 raise
-            except Unreachable:
-                lost_since = lost_since or time.monotonic()
-                if time.monotonic() - lost_since > _PATIENCE_SECONDS:
-                    raise
-            except Refused as refusal:
-                if refusal.status != 503:
+            except (Unreachable, Refused) as error:
+                if isinstance(error, Refused) and not error.away:
                     raise
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() - lost_since > _PATIENCE_SECONDS:
-                    raise
+                    raise _given_up(error, execution_id, accepted=accepted) from None
             time.sleep(pause)  # nothing can be waited for: the other side is away
             pause = min(pause * 2, 5.0)
 
@@ -243,6 +245,13 @@ class AgentClient:
                 raise Refused(f"{self.url} does not take this token or key: {why}; {where}.", 401, refusal.code)
             raise refusal
         return response
+
+
+def _given_up(error: Unreachable | Refused, execution_id: str, *, accepted: bool) -> Unreachable | Refused:
+    """The error for a stream that was not taken up again in time."""
+    if not accepted:
+        return error
+    return Lost(f"{error} The run goes on there without this reader; its id is {execution_id}.")
 
 
 def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, bytes]:

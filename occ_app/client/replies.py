@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import urllib3
 
-from occ_app.errors import Refused, Unreachable
+from occ_app.errors import GATEWAY_STATUSES, Refused, Unreachable
 from occ_app.system.foreign_text import whole_characters
 
 _PIECE = 1 << 16
@@ -51,6 +51,8 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
             message = _each(content["details"])
     except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError, RecursionError):
         message, code = f"{who} answered {response.status}; check the address and the token.", ""
+        if response.status in GATEWAY_STATUSES:
+            message = f"{who} is away: a proxy in between answered {response.status}; try again in a moment."
     finally:
         response.close()
     seconds = float(after) if re.fullmatch("[0-9]{1,9}", after) else None
@@ -59,6 +61,10 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
 
 def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
     """Why nothing was sent to an address with TLS; `option` is the one that names a certificate to trust."""
+    if "certificate has expired" in str(error):
+        return f"The certificate of {url} has expired: renew it there. If it is new, set this machine's clock."
+    if "certificate is not yet valid" in str(error):
+        return f"The certificate of {url} is not valid yet: set the clocks of this machine and of that one."
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return f"{url} shows a certificate that is not trusted here; give the fingerprint it has with {option}."
     if "ingerprint" in str(error):

@@ -65,6 +65,7 @@ class Config:
     name: str = ""
     labels: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     claude_bin: str | None = None
     tools: tuple[str, ...] = DEFAULT_TOOLS
     env_pass: tuple[str, ...] = ()

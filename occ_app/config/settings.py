@@ -52,6 +52,17 @@ def http_url(value: str) -> str:
     return value.strip().rstrip("/")
 
 
+def http_origin(value: str) -> str:
+    """An address without a path. Raises ValueError saying what it must be."""
+    url = http_url(value)
+    if urlsplit(url).path:
+        raise ValueError(
+            "it must have no path, because the pages work only at the root of a host name; give the hub a host name"
+            " such as https://hub.example.com"
+        )
+    return url
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address or `localhost` is this machine alone."""
     try:
@@ -62,6 +73,16 @@ def is_loopback(host: str) -> bool:
 
 def _list(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def _networks(value: str) -> tuple[str, ...]:
+    names = _list(value)
+    for name in names:
+        try:
+            ipaddress.ip_network(name)
+        except ValueError:
+            raise ValueError("it must list addresses or networks, as in 127.0.0.1,10.0.0.0/8") from None
+    return names
 
 
 def _file(value: str) -> str:
@@ -150,6 +171,7 @@ SETTINGS = (
     Setting("name", _text, "name of this agent; the machine's name"),
     Setting("labels", _list, "comma-separated labels for placement"),
     Setting("allowed_hosts", _list, "comma-separated further Host names to answer to"),
+    Setting("trusted_proxies", _networks, "comma-separated addresses or networks of proxies to believe"),
     Setting("claude_bin", _text, "path of the Claude Code CLI; `claude` on PATH"),
     Setting("tools", _list, "comma-separated tools Claude may use"),
     Setting("env_pass", _names, "comma-separated further variables that reach the CLI"),
@@ -170,13 +192,19 @@ SETTINGS = (
 )
 
 _OF_BOTH = (
-    *("http_port", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "allowed_hosts"),
+    *("http_port", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "allowed_hosts", "trusted_proxies"),
     *("max_timeout_seconds", "max_queue", "max_streams", "max_prompt_bytes", "max_upload_bytes"),
     *("max_unpacked_bytes", "max_files", "max_output_bytes", "retention_days", "retention_bytes"),
 )
 
+_HUB_PARSERS: dict[str, Callable[[str], Any]] = {"public_url": http_origin}  # where a hub's differ
+
 HUB_SETTINGS = (
-    *(replace(setting, prefix="OCC_HUB_") for setting in SETTINGS if setting.name in _OF_BOTH),
+    *(
+        replace(setting, prefix="OCC_HUB_", parse=_HUB_PARSERS.get(setting.name, setting.parse))
+        for setting in SETTINGS
+        if setting.name in _OF_BOTH
+    ),
     Setting("relays", _whole(1, 1000), "executions that run on agents at once", "OCC_HUB_"),
     Setting("heartbeat_seconds", _whole(1, 300), "how often agents are to say that they live", "OCC_HUB_"),
     Setting("wait_seconds", _number, "how long an execution waits for an agent that can take it", "OCC_HUB_"),

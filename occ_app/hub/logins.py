@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from occ_app.database.database import Database
+from occ_app.home import notes
 from occ_app.hub.keys import Key, hashed
 from occ_app.system.timestamps import iso, iso_now
 
@@ -49,6 +50,15 @@ def find(db: Database, cookie: str) -> Login | None:
             {"hash": hashed(cookie), "now": iso_now()},
         ).fetchone()
     return None if row is None else Login(row["key_id"], row["key_name"], bool(row["admin"]), row["csrf"])
+
+
+def cookie_name(db: Database) -> str:
+    """The name of this hub's cookie: no other hub has it, at whatever port of the same host."""
+    known = notes.noted(db, "cookie").get("name")
+    if known is None:
+        notes.note(db, "cookie", {"name": f"occ-{secrets.token_hex(4)}"})
+        known = notes.noted(db, "cookie")["name"]
+    return str(known)
 
 
 def end(db: Database, cookie: str) -> None:

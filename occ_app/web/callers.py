@@ -41,7 +41,7 @@ class Caller:
         return None if self.admin else self.key_id
 
 
-def guard(app: Flask, hosts: Collection[str], identify: Callable[[str], Caller | None]) -> None:
+def guard(app: Flask, hosts: Collection[str], public_url: str | None, identify: Callable[[str], Caller | None]) -> None:
     """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, whom `identify` does not know.
 
     `identify` is given the bearer token, empty when there is none.
@@ -50,7 +50,7 @@ def guard(app: Flask, hosts: Collection[str], identify: Callable[[str], Caller |
     @app.before_request
     def check() -> None:
         _check_host(hosts)
-        _check_origin()
+        _check_origin(public_url)
         g.began = time.monotonic()
         g.caller = _identified(identify)
 
@@ -82,13 +82,46 @@ def _check_host(hosts: Collection[str]) -> None:
         )
 
 
-def _check_origin() -> None:
+def _check_origin(public_url: str | None) -> None:
     origin = request.headers.get("Origin")
     if origin is None:
         return
-    own = request.environ.get("HTTP_HOST", "")
-    if urlsplit(origin).netloc.lower() != own.lower():
-        raise errors.RequestError("FORBIDDEN_ORIGIN", "Pages of other sites may not call this agent.")
+    host = request.environ.get("HTTP_HOST", "")
+    if not is_own_origin(origin, host, public_url, secure=request.is_secure):
+        raise errors.RequestError(
+            "FORBIDDEN_ORIGIN",
+            "Pages of other sites may not call this server. If a proxy is in between, start it with --public-url, the"
+            " address in the browser.",
+        )
+
+
+def is_own_origin(origin: str, host: str, public_url: str | None, *, secure: bool) -> bool:
+    """Whether a page at `origin` is this server's: it has the request's Host, or the public URL's name and port.
+
+    A Host that has the public name and another port is another server's. `secure` is whether the request came by TLS.
+    """
+    page, public = _authority(origin), _authority(public_url or "")
+    if page is None:
+        return False
+    name, port = _hostname(host), _port(host)
+    if page == (name, port or (443 if secure or origin.lower().startswith("https:") else 80)):
+        return True
+    return page == public and not (name == public[0] and port not in (None, public[1]))
+
+
+def _authority(url: str) -> tuple[str, int] | None:
+    """The host name and the port of a URL, the scheme's own port where it names none; None for another scheme."""
+    try:
+        parts = urlsplit(url.lower())
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts.hostname.rstrip("."), port) if parts.hostname else None
+
+
+def _port(host: str) -> int | None:
+    found = re.search(r":(\d{1,5})$", host)
+    return int(found[1]) if found else None
 
 
 def _identified(identify: Callable[[str], Caller | None]) -> Caller:

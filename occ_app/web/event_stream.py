@@ -164,7 +164,9 @@ def event_stream(tailing: Tail, follower: Follower, streams: Streams, *, follow:
     response = Response(generate(), content_type="text/event-stream; charset=utf-8")
     # A generator that was never begun runs no `finally`; the response's own close always comes.
     response.call_on_close(place.close)
-    response.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Connection": "close"})
+    response.headers.update(
+        {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Connection": "close"}
+    )
     return response
 
 

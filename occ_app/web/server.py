@@ -202,6 +202,10 @@ class Application(BaseApplication):
             "keepalive": 15,
             "loglevel": "warning",
             "errorlog": "-",
+            # occ_app/web/proxies.py reads the headers of trusted proxies; gunicorn would believe any on this machine.
+            "forwarded_allow_ips": "",
+            "secure_scheme_headers": {},
+            "forwarder_headers": "",
         }
         if certificate is not None:
             context = server_context(certificate)

@@ -99,10 +99,10 @@ class Relay:
             return self._relay(agent, self._parts.calls.client(agent))
         except (Refused, Unreachable) as error:
             status = error.status if isinstance(error, Refused) else 0
-            if status in _BUSY:
+            if status in _BUSY and isinstance(error, Refused) and error.code:
                 self._lost_since = None
                 raise
-            if isinstance(error, Refused) and status not in _PASSING:
+            if isinstance(error, Refused) and status not in _PASSING and not error.away:
                 return self._refused(error, agent)
             self._parts.calls.broke(agent)
             lost = self._lost_since = self._lost_since or time.monotonic()

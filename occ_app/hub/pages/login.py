@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlencode
+import time
+from urllib.parse import urlencode, urlsplit
 
-from flask import Blueprint, Response, g, redirect, render_template, request
+from flask import Blueprint, Response, current_app, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from occ_app import errors
@@ -26,13 +27,19 @@ LEAD_BACK = frozenset({"pages.home.show", "pages.runs.show"})
 
 _NEXT = r"/(runs/[A-Za-z0-9._-]+)?(\?[A-Za-z0-9._=&-]*)?"
 _FORM_BYTES = 10_000
+_BOUND = "__Host-"
+_RETURN_SECONDS, _RECENT = 30.0, 500
+_NO_COOKIE = (
+    "The key is right, but your browser did not send the login cookie back. Allow cookies for this address. Behind a"
+    " proxy, check that it passes cookies on and that the hub's --public-url is the address in your browser."
+)
 
 
 def visitor(db: Database) -> Caller | None:
     """Who asks for a page, by the cookie; None without a valid one. Where none is needed: somebody without rights."""
     if request.endpoint in OPEN:
         return Caller(key_id="", admin=False)
-    login = logins.find(db, request.cookies.get(_cookie(), ""))
+    login = next((login for name in _names() if (login := logins.find(db, request.cookies.get(name, "")))), None)
     if login is None:
         return None
     g.login = login
@@ -49,14 +56,32 @@ def check_csrf() -> None:
 def go_and_log_in() -> Response:
     """To the log-in page, and from there back to what was asked for."""
     asked = request.full_path.rstrip("?")
-    back = f"?{urlencode({'next': asked})}" if asked != "/" and re.fullmatch(_NEXT, asked) else ""
-    return go(f"/login{back}")
+    query = {"next": asked} if asked != "/" and re.fullmatch(_NEXT, asked) else {}
+    if _has_just_logged_in():
+        query["cookie"] = "missing"
+    return go(f"/login?{urlencode(query)}" if query else "/login")
+
+
+def _has_just_logged_in() -> bool:
+    """Whether this is where logging in led to, so that the cookie ought to have come."""
+    moment = _recent().get(request.remote_addr or "", 0.0)
+    from_login = urlsplit(request.headers.get("Referer", "")).path == "/login"
+    return from_login and time.monotonic() < moment + _RETURN_SECONDS
+
+
+def _recent() -> dict[str, float]:
+    """When each address last logged in, on the monotonic clock; only the last few."""
+    found: dict[str, float] = current_app.extensions.setdefault("occ_recent_logins", {})
+    while len(found) > _RECENT:
+        found.pop(next(iter(found)), None)
+    return found
 
 
 @bp.get("/login")
 def show() -> str:
     """Ask for a key."""
-    return render_template("login.html", next=request.args.get("next", "/"))
+    problem = _NO_COOKIE if request.args.get("cookie") == "missing" else None
+    return render_template("login.html", next=request.args.get("next", "/"), problem=problem)
 
 
 @bp.post("/login")
@@ -69,9 +94,10 @@ def log_in() -> Response:
         callers.slow_down()
         problem = "This is not a valid client key."
         return Response(render_template("login.html", next=after, problem=problem), 401)
+    _recent()[request.remote_addr or ""] = time.monotonic()
     response = go(after if re.fullmatch(_NEXT, after) else "/")
     response.set_cookie(
-        _cookie(),
+        _name(secure=_secure()),
         logins.begin(parts().db, key),
         max_age=logins.DAYS * 86400,
         secure=_secure(),
@@ -90,9 +116,12 @@ def stay() -> Response:
 @bp.post("/logout")
 def log_out() -> Response:
     """End this login."""
-    logins.end(parts().db, request.cookies.get(_cookie(), ""))
     response = go("/login")
-    response.delete_cookie(_cookie(), secure=_secure(), httponly=True, samesite="Lax")
+    for name in _names():
+        if name in request.cookies:
+            logins.end(parts().db, request.cookies[name])
+            secure = name.startswith(_BOUND)
+            response.delete_cookie(name, secure=secure, httponly=True, samesite="Lax")
     return response
 
 
@@ -104,9 +133,23 @@ def go(address: str) -> Response:
 
 
 def _secure() -> bool:
-    return request.is_secure or (parts().config.public_url or "").startswith("https:")
+    """Whether the browser speaks TLS: as the page's own origin says, else as far as the request shows."""
+    origin = request.headers.get("Origin", "")
+    if origin.startswith(("http:", "https:")):
+        return origin.startswith("https:")
+    public = urlsplit(parts().config.public_url or "")
+    is_public = public.scheme == "https" and public.netloc.lower() == request.host.lower()
+    return request.is_secure or is_public
 
 
-def _cookie() -> str:
+def _name(*, secure: bool) -> str:
+    known: str = current_app.extensions.setdefault("occ_cookie", "") or logins.cookie_name(parts().db)
+    current_app.extensions["occ_cookie"] = known
     # With the prefix a browser takes it from this very host and over TLS alone.
-    return "__Host-occ" if _secure() else "occ"
+    return f"{_BOUND}{known}" if secure else known
+
+
+def _names() -> list[str]:
+    """The cookies that may carry the login, the best first: where the browser speaks TLS, none that others can set."""
+    bound = [_name(secure=True), f"{_BOUND}occ"]  # the second: of versions that had one name for all hubs
+    return bound if _secure() else [*bound, _name(secure=False), "occ"]

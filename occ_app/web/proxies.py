@@ -1,0 +1,61 @@
+"""Headers of proxies: believed when they come from a proxy that the operator trusts, ignored otherwise."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def forwarded(app: WSGI, trusted: Sequence[str]) -> WSGI:
+    """Wrap an application: a trusted proxy's X-Forwarded-For and -Proto become the client's address and the scheme.
+
+    `trusted` has addresses and networks. The client is the last address in X-Forwarded-For that is not trusted, so a
+    client cannot choose it.
+    """
+    networks = [ipaddress.ip_network(each) for each in trusted]
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if networks and _trusts(networks, environ.get("REMOTE_ADDR", "")):
+            proto = environ.get("HTTP_X_FORWARDED_PROTO", "").rpartition(",")[2].strip().lower()
+            if proto in ("http", "https"):
+                environ["wsgi.url_scheme"] = proto
+            environ["REMOTE_ADDR"] = _client(networks, environ)
+        return app(environ, start_response)
+
+    return call
+
+
+def _client(networks: Sequence[Network], environ: dict[str, Any]) -> str:
+    """The address nearest to this machine that no trusted proxy has."""
+    found = str(environ["REMOTE_ADDR"])
+    for named in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
+        address = _address(named)
+        if address is None:
+            break
+        found = str(address)
+        if not _trusts(networks, found):
+            break
+    return found
+
+
+def _trusts(networks: Sequence[Network], name: str) -> bool:
+    address = _address(name)
+    return address is not None and any(address in network for network in networks)
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address in 192.0.2.1, 192.0.2.1:80, 2001:db8::1 or [2001:db8::1]:80; None for anything else."""
+    name = name.strip()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
