@@ -326,3 +326,47 @@ def _version(text: str | None) -> tuple[int, ...]:
 def m006_direct_calls(db: Database) -> None:
     # 0: the agent listens on loopback alone, so its hub calls it over the link.
     db.execute("ALTER TABLE agents ADD COLUMN direct INTEGER NOT NULL DEFAULT 1")
+
+
+@occ()
+def m007_workspace_generations(db: Database) -> None:
+    """Number the workspaces, so that executions belong to one of them and not to its id."""
+    for statement in (
+        """
+        CREATE TABLE workspace_generations (  -- every workspace there ever was
+            generation   INTEGER PRIMARY KEY AUTOINCREMENT,
+            workspace_id TEXT NOT NULL
+        )
+        """,
+        "INSERT INTO workspace_generations (workspace_id)"
+        " SELECT workspace_id FROM workspaces ORDER BY created_at, workspace_id",
+        "ALTER TABLE workspaces ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
+        """
+        UPDATE workspaces SET generation = (
+            SELECT g.generation FROM workspace_generations g WHERE g.workspace_id = workspaces.workspace_id)
+        """,
+        "CREATE UNIQUE INDEX workspaces_by_generation ON workspaces (generation)",
+        # No row is without a number, also one that another program inserts.
+        """
+        CREATE TRIGGER workspaces_numbered AFTER INSERT ON workspaces WHEN new.generation = 0
+        BEGIN
+            INSERT INTO workspace_generations (workspace_id) VALUES (new.workspace_id);
+            UPDATE workspaces SET generation = last_insert_rowid() WHERE workspace_id = new.workspace_id;
+        END
+        """,
+        "ALTER TABLE workspaces ADD COLUMN agent_generation INTEGER",  # its number on its agent, as that reported it
+        # 0: a workspace that was removed before workspaces were numbered.
+        "ALTER TABLE executions ADD COLUMN workspace_generation INTEGER NOT NULL DEFAULT 0",
+        """
+        UPDATE executions SET workspace_generation = coalesce((
+            SELECT w.generation FROM workspaces w
+            WHERE w.workspace_id = executions.workspace_id AND w.created_at <= executions.created_at
+              AND (w.key_id IS executions.key_id OR executions.key_id IS NULL
+                   OR (SELECT k.admin FROM keys k WHERE k.key_id = executions.key_id))), 0)
+        """,
+        "DROP INDEX executions_active",
+        "CREATE INDEX executions_active ON executions (state, workspace_generation, number)"
+        " WHERE state IN ('queued', 'running')",
+        "CREATE INDEX executions_by_session ON executions (session_id) WHERE session_id IS NOT NULL",
+    ):
+        db.execute(statement)

@@ -57,7 +57,9 @@ def make_app(config: HubConfig) -> Flask:
             enqueue_upload=upload_enqueuer(config),
             health=lambda: health.health(config, database, agents),
             pack=lambda workspace, output: _pack(config, agents, calls, workspace, output),
-            delete_workspace=lambda workspace_id, only: hub_workspaces.delete(database, workspace_id, only),
+            delete_workspace=lambda workspace_id, only, generation: hub_workspaces.delete(
+                database, workspace_id, only, generation
+            ),
             execute_body=HubExecuteBody,
             measures=(measures.of_hub(database, agents, calls),),
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().only),

@@ -18,6 +18,7 @@ from occ_app.api.services import Parts
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
+from occ_app.executions import lifecycle
 from occ_app.home import health
 from occ_app.home.state import TokenFile
 from occ_app.queue import upload_enqueuer, waker
@@ -51,7 +52,9 @@ def make_app(config: Config) -> Flask:
             enqueue_upload=upload_enqueuer(config),
             health=lambda: health.health(config, database),
             pack=_pack,
-            delete_workspace=lambda workspace_id, _: workspaces.delete(database, workspace_id, config.workspaces),
+            delete_workspace=lambda workspace_id, _, generation: workspaces.delete(
+                database, workspace_id, config.workspaces, lifecycle.end_waiting, generation
+            ),
             measures=(metrics.of_agent(config, database),),
         )
     )

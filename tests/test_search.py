@@ -143,7 +143,8 @@ def rows(tmp_path: Path) -> Database:
     rows = Database(path)
     with rows.write() as connection:
         connection.execute(
-            "INSERT INTO workspaces VALUES ('w', '', '', '', 0, 0, '[]', '', '', NULL, NULL, NULL, NULL, NULL)"
+            "INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,"
+            " updated_at) VALUES ('w', '', '', '', 0, 0, '[]', '', '')"
         )
     return rows
 

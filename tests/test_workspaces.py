@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from occ_app.errors import Refused
+from occ_app.executions import lifecycle
 from occ_app.workspaces import archives, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, steps, wait_until
@@ -249,7 +250,7 @@ def test_a_commit_that_fails_leaves_the_old_workspace(agent: Occ) -> None:
         with pytest.raises(sqlite3.IntegrityError):
             uploads.run(database, number, folder, archives.Limits(1000, 10))
     with pytest.raises(sqlite3.IntegrityError):
-        workspaces.delete(database, "work", folder)
+        workspaces.delete(database, "work", folder, lifecycle.end_waiting)
     database.close()
     assert tree(folder) == {"work/old.txt": "old"}
 
@@ -268,10 +269,12 @@ def test_what_is_killed_before_it_is_written_down_is_undone_at_the_next_start(
     number = uploads.submit(agent.database, uploads.Upload("work", "", "", "overwrite", archive, None))
     dies = {
         "upload": f"uploads.run(rows, {number}, folder, archives.Limits(1000, 10))",
-        "removal": "workspaces.delete(rows, 'work', folder)",
+        "removal": "workspaces.delete(rows, 'work', folder, lifecycle.end_waiting)",
     }
     program = (
-        "import os\nfrom pathlib import Path\nfrom occ_app import archives, db, uploads, workspaces\n"
+        "import os\nfrom pathlib import Path\nfrom occ_app.database import database as db\n"
+        "from occ_app.executions import lifecycle\nfrom occ_app.workspaces import archives, uploads\n"
+        "from occ_app.workspaces import workspace as workspaces\n"
         "uploads.flush_folder = workspaces.flush_folder = lambda _: os._exit(9)\n"  # between the folder and the rows
         f"rows, folder = db.Database(Path({str(agent.home / 'occ.db')!r})), Path({str(folder)!r})\n{dies[change]}\n"
     )

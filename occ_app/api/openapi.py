@@ -35,7 +35,7 @@ _CONTRACTS: dict[str, dict[str, Any]] = {
     "workspaces.init": {"form": schemas.InitUpload, "reply": schemas.InitReply},
     "workspaces.listing": {"reply": schemas.WorkspaceList},
     "workspaces.show": {"reply": schemas.WorkspaceRecord},
-    "workspaces.delete": {"reply": schemas.Deleted},
+    "workspaces.delete": {"query": schemas.DeleteQuery, "reply": schemas.Deleted},
     "workspaces.archive": {"content": _ZIP},
     "executions.execute": {"content": _STREAM, "resumes": True},
     "executions.listing": {"query": schemas.ListQuery, "reply": schemas.ExecutionList},

@@ -29,8 +29,9 @@ class Parts:
 
     `readers` and `workers` ring the processes that follow or run executions. `wake_worker` and `enqueue_upload` put
     a job onto their queue. `pack` writes a workspace as a zip; `delete_workspace` removes one, only if it is the given
-    key's where a key is given. `admit` checks an execution before it is accepted. `measures` are those that only an
-    agent or only a hub has. `contracts` describes endpoints beyond the common ones; `title` is the API's name.
+    key's and has the given generation, where these are given, and returns the numbers of the executions it ended.
+    `admit` checks an execution before it is accepted. `measures` are those that only an agent or only a hub has.
+    `contracts` describes endpoints beyond the common ones; `title` is the API's name.
     """
 
     config: Config
@@ -44,7 +45,7 @@ class Parts:
     enqueue_upload: Callable[[int], None]
     health: Callable[[], dict[str, Any]]
     pack: Callable[[Workspace, IO[bytes]], None]
-    delete_workspace: Callable[[str, str | None], None]
+    delete_workspace: Callable[[str, str | None, int | None], list[int]]
     execute_body: type[Schema] = schemas.ExecuteBody
     admit: Callable[[sqlite3.Connection, records.Request], None] = lambda _connection, _request: None
     measures: tuple[Measure, ...] = ()

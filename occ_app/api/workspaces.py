@@ -116,9 +116,10 @@ def show(workspace_id: str) -> Response:
 
 @bp.delete("/workspaces/<workspace_id>")
 def delete(workspace_id: str) -> Response:
-    """Remove a workspace and its files, unless an execution runs in it."""
-    web.query(schemas.NoQuery)
-    parts().delete_workspace(workspace_id, callers.caller().only)
+    """Remove a workspace and its files and end what waits for it, unless an execution runs in it."""
+    asked = web.query(schemas.DeleteQuery)
+    for number in parts().delete_workspace(workspace_id, callers.caller().only, asked.get("generation")):
+        parts().readers.ring(tail.execution_key(number))
     return web.json_response({"status": "success"})
 
 

@@ -14,7 +14,7 @@ from occ_app import errors
 from occ_app.database.database import connect
 from occ_app.system.packaged import packaged
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 def ensure_schema(

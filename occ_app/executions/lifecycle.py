@@ -24,6 +24,8 @@ from occ_app.system import compact_json, timestamps
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 
+WORKSPACE_REMOVED = "Its workspace was removed before this could start; upload the folder and send the prompt again."
+
 
 def request_hash(body: Mapping[str, Any]) -> str:
     """Tells whether two bodies ask for the same: SHA-256 of the canonical JSON."""
@@ -51,7 +53,7 @@ def create(
                 )
             return existing, False
         workspace = connection.execute(
-            "SELECT 1 FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
+            "SELECT generation FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
         ).fetchone()
         if workspace is None:
             raise workspace_not_found(request.workspace_id)
@@ -65,8 +67,8 @@ def create(
             """
             INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
                 idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
-                key_id, wanted_agent, wanted_labels)
-            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                key_id, wanted_agent, wanted_labels, workspace_generation)
+            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
             RETURNING *, 1 AS newest_seq, ? AS position
             """,
             (
@@ -84,6 +86,7 @@ def create(
                 request.key_id,
                 request.agent,
                 compact_json.to_json(request.labels) if request.labels else None,
+                workspace["generation"],
                 ahead,
             ),
         ).fetchall()[0]
@@ -106,7 +109,8 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
             WHERE number = (
                 SELECT q.number FROM executions q
                 WHERE q.state = 'queued' AND NOT EXISTS (
-                    SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+                    SELECT 1 FROM executions r
+                    WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
                 ORDER BY q.number LIMIT 1)
             RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq, NULL AS position
             """,
@@ -129,6 +133,16 @@ def give_up(db: Database, number: int, outcome: Outcome) -> bool:
     """End an execution that still waits. False when it does not any more."""
     with db.write() as connection:
         return _finish(connection, number, outcome, "queued") > 0
+
+
+def end_waiting(connection: sqlite3.Connection, generation: int) -> list[int]:
+    """End everything that waits for a workspace that the caller's transaction removes; returns their numbers."""
+    rows = connection.execute(
+        "SELECT number FROM executions WHERE state = 'queued' AND workspace_generation = :generation ORDER BY number",
+        {"generation": generation},
+    ).fetchall()
+    outcome = Outcome.failure("WORKSPACE_MISSING", WORKSPACE_REMOVED)
+    return [row["number"] for row in rows if _finish(connection, row["number"], outcome, "queued")]
 
 
 def abandon_all(db: Database, outcome: Outcome) -> int:

@@ -27,8 +27,9 @@ def claimable(db: Database) -> int:
     with db.read() as connection:
         count: int = connection.execute(
             """
-            SELECT count(DISTINCT workspace_id) FROM executions q WHERE state = 'queued' AND NOT EXISTS (
-                SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
+            SELECT count(DISTINCT workspace_generation) FROM executions q WHERE state = 'queued' AND NOT EXISTS (
+                SELECT 1 FROM executions r
+                WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
             """
         ).fetchone()[0]
     return count

@@ -37,8 +37,9 @@ class Request:
 class Execution:
     """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it.
 
-    From `key_id` on: what only a hub has. `waits_for` says why it is not placed yet, `offered` whether its agent may
-    have heard of it.
+    `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
+    What only a hub has: `key_id`, `agent_id`, `wanted_…`, `waits_for`, which says why it is not placed yet, and
+    `offered`, whether its agent may have heard of it.
     """
 
     number: int
@@ -81,6 +82,7 @@ class Execution:
     wanted_labels: tuple[str, ...]
     waits_for: str | None
     offered: int | None
+    workspace_generation: int
 
     @property
     def over(self) -> bool:

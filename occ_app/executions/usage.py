@@ -14,7 +14,8 @@ MOST_GROUPS = 1000
 # What an execution is counted under, and what that is called.
 _GROUPS = {
     "day": ("substr(x.created_at, 1, 10)", "NULL"),
-    "workspace": ("x.workspace_id", "(SELECT name FROM workspaces WHERE workspace_id = x.workspace_id)"),
+    # Of the workspace they ran in, never of a later one that has its id: that may be another owner's.
+    "workspace": ("x.workspace_id", "max((SELECT name FROM workspaces WHERE generation = x.workspace_generation))"),
     "agent": ("x.agent_id", "(SELECT name FROM agents WHERE agent_id = x.agent_id)"),
     "key": ("x.key_id", "(SELECT name FROM keys WHERE key_id = x.key_id)"),
 }

@@ -26,9 +26,30 @@ def cancel(db: Database, agent_id: str, execution_id: str) -> None:
         _add(connection, agent_id, "POST", f"/executions/{quote(execution_id, safe='')}/cancel")
 
 
-def delete_workspace(connection: sqlite3.Connection, agent_id: str, workspace_id: str) -> None:
-    """Have an agent delete a workspace, once the caller's transaction has removed it from the hub."""
-    _add(connection, agent_id, "DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
+def delete_workspace(
+    connection: sqlite3.Connection, agent_id: str, workspace_id: str, agent_generation: int | None
+) -> None:
+    """Have an agent delete a workspace, once the caller's transaction has removed it from the hub.
+
+    With the workspace's number there a later workspace of the same id is left alone. It is None for agents that do not
+    report numbers, and for a workspace whose upload may not have arrived.
+    """
+    path = _workspace_path(workspace_id)
+    _add(connection, agent_id, "DELETE", path if agent_generation is None else f"{path}?generation={agent_generation}")
+
+
+def deletions(db: Database, agent_id: str, workspace_id: str) -> list[Errand]:
+    """The deletions of workspaces of this id that an agent is still to make."""
+    path = _workspace_path(workspace_id)
+    return [
+        errand
+        for errand in waiting(db)
+        if (errand.agent_id, errand.method, errand.path.partition("?")[0]) == (agent_id, "DELETE", path)
+    ]
+
+
+def _workspace_path(workspace_id: str) -> str:
+    return f"/workspaces/{quote(workspace_id, safe='')}"
 
 
 def waiting(db: Database) -> list[Errand]:

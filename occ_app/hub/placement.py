@@ -109,10 +109,10 @@ def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, 
     rows = connection.execute(
         """
         SELECT min(q.number) AS number, w.agent_id AS home FROM executions q
-        LEFT JOIN workspaces w ON w.workspace_id = q.workspace_id
+        LEFT JOIN workspaces w ON w.generation = q.workspace_generation
         WHERE q.state = 'queued' AND NOT EXISTS (
-            SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_id = q.workspace_id)
-        GROUP BY q.workspace_id ORDER BY 1
+            SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
+        GROUP BY q.workspace_generation ORDER BY 1
         """
     ).fetchall()
     return [(row["number"], row["home"]) for row in rows]
@@ -130,8 +130,8 @@ def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdenti
         if not won:
             return None
         connection.execute(
-            "UPDATE workspaces SET agent_id = ? WHERE workspace_id = ? AND agent_id IS NULL",
-            (agent.agent_id, execution.workspace_id),
+            "UPDATE workspaces SET agent_id = ? WHERE generation = ? AND agent_id IS NULL",
+            (agent.agent_id, execution.workspace_generation),
         )
         return executions.numbered(connection, execution.number)
 

@@ -16,6 +16,7 @@ from occ_app import errors
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.errors import workspace_not_found
+from occ_app.executions import lifecycle
 from occ_app.hub import outbox as errands
 from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import flush_folder
@@ -60,17 +61,25 @@ def offer(db: Database, workspace: Workspace, agent_id: str) -> None:
     """Note that its agent may have a folder of the hub's for it from now on."""
     with db.write() as connection:
         connection.execute(
-            "UPDATE workspaces SET placed = 0 WHERE workspace_id = ? AND agent_id = ? AND placed IS NULL",
-            (workspace.workspace_id, agent_id),
+            "UPDATE workspaces SET placed = 0, agent_generation = NULL"
+            " WHERE generation = :generation AND agent_id = :agent_id AND placed IS NULL",
+            {"generation": workspace.generation, "agent_id": agent_id},
         )
 
 
-def placed(db: Database, workspace: Workspace, agent_id: str, path: str) -> None:
-    """Note that its agent has this upload's files, at this path."""
+def placed(db: Database, workspace: Workspace, agent_id: str, path: str, agent_generation: int | None) -> None:
+    """Note that its agent has this upload's files, at this path and as its own workspace of this number."""
     with db.write() as connection:
         connection.execute(
-            "UPDATE workspaces SET placed = ?, path = ? WHERE workspace_id = ? AND agent_id = ? AND upload = ?",
-            (workspace.upload, path, workspace.workspace_id, agent_id, workspace.upload),
+            "UPDATE workspaces SET placed = :upload, path = :path, agent_generation = :agent_generation"
+            " WHERE generation = :generation AND agent_id = :agent_id AND upload = :upload",
+            {
+                "upload": workspace.upload,
+                "path": path,
+                "agent_generation": agent_generation,
+                "generation": workspace.generation,
+                "agent_id": agent_id,
+            },
         )
 
 
@@ -78,23 +87,30 @@ def missing(db: Database, workspace: Workspace, agent_id: str) -> None:
     """Note that its agent does not have its files any more, so that it gets them again."""
     with db.write() as connection:
         connection.execute(
-            "UPDATE workspaces SET placed = NULL WHERE workspace_id = ? AND agent_id = ?",
-            (workspace.workspace_id, agent_id),
+            "UPDATE workspaces SET placed = NULL WHERE generation = :generation AND agent_id = :agent_id",
+            {"generation": workspace.generation, "agent_id": agent_id},
         )
 
 
-def delete(db: Database, workspace_id: str, only: str | None) -> None:
-    """Remove a workspace, and have its agent delete the files. Raises NotFound, or Conflict while it is in use."""
+def delete(db: Database, workspace_id: str, only: str | None, generation: int | None = None) -> list[int]:
+    """Remove a workspace, end what waits for it, and have its agent delete the files.
+
+    Returns the numbers of the executions it ended. Raises NotFound, also when the id belongs to another `generation`
+    than the given one, and Conflict while it is in use.
+    """
     with db.write() as connection:
         row = connection.execute(
-            "SELECT agent_id, key_id FROM workspaces WHERE workspace_id = ?", (workspace_id,)
+            "SELECT agent_id, key_id, generation, agent_generation FROM workspaces WHERE workspace_id = :workspace_id"
+            " AND (:generation IS NULL OR generation = :generation)",
+            {"workspace_id": workspace_id, "generation": generation},
         ).fetchone()
         if row is None or only not in (None, row["key_id"]):
             raise workspace_not_found(workspace_id)
-        workspaces.refuse_busy(connection, workspace_id)
-        connection.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
+        workspaces.refuse_busy(connection, workspace_id, row["generation"])
+        connection.execute("DELETE FROM workspaces WHERE generation = :generation", {"generation": row["generation"]})
         if row["agent_id"] is not None:
-            errands.delete_workspace(connection, row["agent_id"], workspace_id)
+            errands.delete_workspace(connection, row["agent_id"], workspace_id, row["agent_generation"])
+        return lifecycle.end_waiting(connection, row["generation"])
 
 
 def remove_unused_zips(db: Database, config: HubConfig) -> None:
@@ -132,12 +148,16 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
         if row is not None and upload.policy == "reuse":
             uploads.succeed(connection, job.number, workspaces.from_row(row), reused=True)
             return
-        workspaces.refuse_busy(connection, upload.workspace_id)
+        if row is None:
+            generation = workspaces.new_generation(connection, upload.workspace_id)
+        else:
+            generation = row["generation"]
+            workspaces.refuse_busy(connection, upload.workspace_id, generation)
         row = connection.execute(
             """
             INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
-                updated_at, key_id, zip, upload)
-            VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?)
+                updated_at, key_id, zip, upload, generation)
+            VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
                 files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
                 updated_at = excluded.updated_at, zip = excluded.zip, upload = excluded.upload
@@ -145,7 +165,7 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
             """,
             (
                 *(upload.workspace_id, upload.name, upload.description, unpacked.files, unpacked.bytes),
-                *(to_json(list(unpacked.skipped)), now, now, upload.key_id, digest, job.number),
+                *(to_json(list(unpacked.skipped)), now, now, upload.key_id, digest, job.number, generation),
             ),
         ).fetchone()
         uploads.succeed(connection, job.number, workspaces.from_row(row), reused=False)

@@ -82,6 +82,12 @@ class EventsQuery(_Request):
     follow = fields.Boolean(load_default=True)
 
 
+class DeleteQuery(_Request):
+    """The query of DELETE /workspaces/{id}; `generation`: only if that is the workspace's number."""
+
+    generation = fields.Integer(validate=validate.Range(1, 2**62))
+
+
 class NoQuery(_Request):
     """No query parameters."""
 
@@ -232,6 +238,7 @@ class WorkspaceRecord(Schema):
     skipped = fields.List(fields.Nested(SkippedEntry))
     created_at = fields.String(data_key="createdAt")
     updated_at = fields.String(data_key="updatedAt")
+    generation = fields.Integer()
     agent_id = fields.String(data_key="agentId", allow_none=True)
 
 

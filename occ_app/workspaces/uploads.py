@@ -190,12 +190,19 @@ def _write_down(connection: sqlite3.Connection, job: Job, place: Path, unpacked:
     """The rows of a workspace that was made, in the caller's transaction."""
     now = iso_now()
     upload = job.upload
-    workspaces.refuse_busy(connection, upload.workspace_id)
+    existing = connection.execute(
+        "SELECT generation FROM workspaces WHERE workspace_id = :workspace_id", {"workspace_id": upload.workspace_id}
+    ).fetchone()
+    if existing is None:
+        generation = workspaces.new_generation(connection, upload.workspace_id)
+    else:
+        generation = existing["generation"]
+        workspaces.refuse_busy(connection, upload.workspace_id, generation)
     row = connection.execute(
         """
         INSERT INTO workspaces
-            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at, generation)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
             path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
             updated_at = excluded.updated_at
@@ -203,7 +210,7 @@ def _write_down(connection: sqlite3.Connection, job: Job, place: Path, unpacked:
         """,
         (
             *(upload.workspace_id, upload.name, upload.description, str(place)),
-            *(unpacked.files, unpacked.bytes, to_json(list(unpacked.skipped)), now, now),
+            *(unpacked.files, unpacked.bytes, to_json(list(unpacked.skipped)), now, now, generation),
         ),
     ).fetchone()
     succeed(connection, job.number, workspaces.from_row(row), reused=False)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from occ_app.system.kernel import flush_folder
 class Workspace:
     """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why.
 
-    From `key_id` on: what only a hub has. `zip` is the stored zip's SHA-256, `upload` the job that brought it, and
-    `placed` the job whose zip the agent `agent_id` has: None, none of the hub's; 0, one that may have arrived.
+    `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted.
+    What only a hub has: `key_id`; `agent_id`, where it lives; `agent_generation`, its number there; `zip`, the stored
+    zip's SHA-256; `upload`, the job that brought it; `placed`, the job whose zip that agent has: None, none of the
+    hub's; 0, one that may have arrived.
     """
 
     workspace_id: str
@@ -37,6 +40,8 @@ class Workspace:
     zip: str | None
     upload: int | None
     placed: int | None
+    generation: int
+    agent_generation: int | None
 
 
 def get(db: Database, workspace_id: str, only: str | None = None) -> Workspace:
@@ -48,6 +53,24 @@ def get(db: Database, workspace_id: str, only: str | None = None) -> Workspace:
     return from_row(row)
 
 
+def numbered(db: Database, generation: int) -> Workspace | None:
+    """The workspace with this number; None once it is deleted, also when its id is in use again."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT * FROM workspaces WHERE generation = :generation", {"generation": generation}
+        ).fetchone()
+    return None if row is None else from_row(row)
+
+
+def new_generation(connection: sqlite3.Connection, workspace_id: str) -> int:
+    """Number a workspace that the caller's transaction adds."""
+    number = connection.execute(
+        "INSERT INTO workspace_generations (workspace_id) VALUES (:workspace_id)", {"workspace_id": workspace_id}
+    ).lastrowid
+    assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
+    return number
+
+
 def listing(db: Database, only: str | None = None) -> list[Workspace]:
     """All workspaces, or those that the key `only` made, by id."""
     with db.read() as connection:
@@ -57,18 +80,31 @@ def listing(db: Database, only: str | None = None) -> list[Workspace]:
     return [from_row(row) for row in rows]
 
 
-def delete(db: Database, workspace_id: str, folder: Path) -> None:
-    """Remove a workspace and its files. Raises NotFound, or Conflict while an execution runs in it."""
+def delete(
+    db: Database,
+    workspace_id: str,
+    folder: Path,
+    end_waiting: Callable[[sqlite3.Connection, int], list[int]],
+    generation: int | None = None,
+) -> list[int]:
+    """Remove a workspace and its files, and end what waits for it; returns the numbers of those executions.
+
+    `end_waiting` does that in the transaction. Raises NotFound, also when the id belongs to another `generation` than
+    the given one, and Conflict while an execution runs in it.
+    """
     trash = folder / f".deleted-{workspace_id}-{os.urandom(4).hex()}"
     path: Path | None = None
     try:
         with db.write(durable=False) as connection:
             row = connection.execute(
-                "DELETE FROM workspaces WHERE workspace_id = ? RETURNING path", (workspace_id,)
+                "DELETE FROM workspaces WHERE workspace_id = :workspace_id"
+                " AND (:generation IS NULL OR generation = :generation) RETURNING path, generation",
+                {"workspace_id": workspace_id, "generation": generation},
             ).fetchone()
             if row is None:
                 raise workspace_not_found(workspace_id)
-            refuse_busy(connection, workspace_id)
+            refuse_busy(connection, workspace_id, row["generation"])
+            ended = end_waiting(connection, row["generation"])
             # The rename stands inside the transaction: no execution can be claimed between the check and it.
             if Path(row["path"]).exists():
                 os.rename(row["path"], trash)
@@ -80,6 +116,7 @@ def delete(db: Database, workspace_id: str, folder: Path) -> None:
         raise
     db.flush()
     shutil.rmtree(trash, ignore_errors=True)
+    return ended
 
 
 def settle(db: Database, folder: Path) -> None:
@@ -101,10 +138,11 @@ def settle(db: Database, folder: Path) -> None:
             shutil.rmtree(trash, ignore_errors=True)
 
 
-def refuse_busy(connection: sqlite3.Connection, workspace_id: str) -> None:
+def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int) -> None:
     """Raises Conflict while an execution runs in the workspace; inside the transaction that changes it."""
     row = connection.execute(
-        "SELECT execution_id FROM executions WHERE workspace_id = ? AND state = 'running'", (workspace_id,)
+        "SELECT execution_id FROM executions WHERE workspace_generation = :generation AND state = 'running'",
+        {"generation": generation},
     ).fetchone()
     if row is not None:
         raise errors.Conflict(

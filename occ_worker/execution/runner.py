@@ -10,7 +10,7 @@ from pathlib import Path
 
 from occ_app.claude import program as claude_cli
 from occ_app.claude import sandbox
-from occ_app.errors import NotFound, OCCError
+from occ_app.errors import OCCError
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
@@ -66,12 +66,10 @@ def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
 
 
 def _run(worker: Worker, execution: Execution) -> Outcome:
-    try:
-        workspace = Path(workspaces.get(worker.db, execution.workspace_id).path)
-    except NotFound:
-        return _workspace_missing(execution)
-    if not workspace.is_dir():
-        return _workspace_missing(execution)
+    row = workspaces.numbered(worker.db, execution.workspace_generation)
+    if row is None or not Path(row.path).is_dir():
+        return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
+    workspace = Path(row.path)
     path = claude_cli.find(worker.config)
     if path is None:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
@@ -101,8 +99,3 @@ def _needs_all_attachments_off(worker: Worker, path: str) -> bool:
         return True
     same = noted.get("path") == path and noted.get("file") == claude_cli.file_identity(path)
     return not (same and claude_cli.knows_file_mentions(noted.get("version")))
-
-
-def _workspace_missing(execution: Execution) -> Outcome:
-    message = f"Workspace {execution.workspace_id} was removed before this could start; upload it and run it again."
-    return Outcome.failure("WORKSPACE_MISSING", message)

@@ -16,7 +16,7 @@ from typing import Any
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
-from occ_app.errors import NotFound, OCCError, Refused, Unreachable
+from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import events, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome, countable
@@ -27,8 +27,8 @@ from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
 from occ_app.streams import tail
 from occ_app.system import timestamps
-from occ_app.system.foreign_text import whole_characters
 from occ_app.workspaces import workspace as workspaces
+from occ_worker.relay import sending
 from occ_worker.relay.context import Relaying
 
 log = logging.getLogger("occ.relay")
@@ -36,7 +36,6 @@ log = logging.getLogger("occ.relay")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
-_LONGEST_PATH = 4096
 _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 # What an agent may answer while it is well, and what somebody else at its address, or a fault: asked again.
 _BUSY = (429, 503)
@@ -116,7 +115,7 @@ class Relay:
         if self._seq <= 1:  # nothing but `queued`: the agent may not have heard of it
             if self._cancelled(client):
                 return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
-            hindrance = self._place(agent, client)
+            hindrance = sending.send_workspace(self._parts, self._execution, agent, client)
             if hindrance is not None:
                 return hindrance
             body, new = self._body(), not self._offered
@@ -158,32 +157,6 @@ class Relay:
             return refusal.status == 404
         return False
 
-    def _place(self, agent: Agent, client: AgentClient) -> Outcome | None:
-        """Give the agent the workspace unless it has it. Returns why that cannot be, if so."""
-        db = self._parts.db
-        try:
-            workspace = workspaces.get(db, self._execution.workspace_id)
-        except NotFound:
-            return Outcome.failure("WORKSPACE_MISSING", "Its workspace was removed before this could start.")
-        if workspace.placed == workspace.upload:
-            return None
-        if workspace.placed is None:
-            if _has(client, workspace.workspace_id):
-                return Outcome.failure(
-                    "AGENT_REFUSED",
-                    f"Agent {agent.name} has a workspace {workspace.workspace_id} that is not this hub's; upload under"
-                    " another id, or delete it there.",
-                )
-            hub_workspaces.offer(db, workspace, agent.agent_id)
-        with hub_workspaces.zip_path(self._parts.config, workspace).open("rb") as archive:
-            reply = client.upload(
-                workspace.workspace_id, archive, name=workspace.name, description=workspace.description
-            )
-        path = reply.get("path")
-        known = isinstance(path, str) and len(path) <= _LONGEST_PATH
-        hub_workspaces.placed(db, workspace, agent.agent_id, whole_characters(str(path)) if known else "")
-        return None
-
     def _body(self) -> dict[str, Any]:
         """What the agent is asked; what the client left open, the agent decides."""
         execution = self._execution
@@ -202,7 +175,9 @@ class Relay:
         """What an agent's refusal means; None when asking again may help."""
         if refusal.code == "WORKSPACE_NOT_FOUND" and not self._sent_anew:
             self._sent_anew = True
-            workspace = workspaces.get(self._parts.db, self._execution.workspace_id)
+            workspace = workspaces.numbered(self._parts.db, self._execution.workspace_generation)
+            if workspace is None:
+                return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
             hub_workspaces.missing(self._parts.db, workspace, agent.agent_id)
             return None
         if refusal.code == "WORKSPACE_BUSY":
@@ -278,17 +253,6 @@ class Relay:
 
     def _ring(self, news: bytes) -> None:
         self._parts.readers.ring(tail.execution_key(self._execution.number), news)
-
-
-def _has(client: AgentClient, workspace_id: str) -> bool:
-    """Whether an agent has a workspace of this id."""
-    try:
-        client.workspace(workspace_id)
-    except Refused as refusal:
-        if refusal.status == 404:
-            return False
-        raise
-    return True
 
 
 def _outcome(event: RawEvent) -> Outcome:

@@ -66,7 +66,10 @@ def events(execution_id: str) -> Response:
 @bp.get("/files")
 def files(execution_id: str) -> Response:
     """The files of its workspace as they are now, as a zip."""
-    return workspaces_api.archive(_execution(execution_id).workspace_id)
+    execution = _execution(execution_id)
+    if _workspace(execution) is None:
+        raise errors.workspace_not_found(execution.workspace_id)
+    return workspaces_api.archive(execution.workspace_id)
 
 
 @bp.post("/cancel")
@@ -80,11 +83,9 @@ def _execution(execution_id: str) -> Execution:
 
 
 def _workspace(execution: Execution) -> Workspace | None:
-    """Its workspace, unless that is gone or, by now, somebody else's."""
-    try:
-        return workspaces.get(parts().db, execution.workspace_id, callers.caller().only)
-    except errors.NotFound:
-        return None
+    """Its workspace; None once that is deleted, or if it is another owner's."""
+    workspace = workspaces.numbered(parts().db, execution.workspace_generation)
+    return workspace if workspace is not None and callers.caller().only in (None, workspace.key_id) else None
 
 
 def _before(execution: Execution) -> Execution | None:

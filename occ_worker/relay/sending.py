@@ -1,0 +1,76 @@
+"""Giving a machine the workspace of an execution that is placed on it."""
+
+from __future__ import annotations
+
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.event_checks import MAX_SEQ
+from occ_app.errors import Refused
+from occ_app.executions import lifecycle
+from occ_app.executions.records import Execution, Outcome
+from occ_app.hub import outbox as errands
+from occ_app.hub import workspaces as hub_workspaces
+from occ_app.hub.agents import Agent
+from occ_app.system.foreign_text import whole_characters
+from occ_app.workspaces import workspace as workspaces
+from occ_worker.relay.context import Relaying
+
+_LONGEST_PATH = 4096
+
+
+def send_workspace(parts: Relaying, execution: Execution, agent: Agent, client: AgentClient) -> Outcome | None:
+    """Give the agent the workspace unless it has it. Returns why that cannot be, if so.
+
+    Raises Unreachable, and Refused for what the agent refuses.
+    """
+    workspace = workspaces.numbered(parts.db, execution.workspace_generation)
+    if workspace is None:
+        return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
+    if workspace.placed == workspace.upload:
+        return None
+    if workspace.placed is None:
+        _delete_former(parts, agent, client, workspace.workspace_id)
+        if _record(client, workspace.workspace_id) is not None:
+            return Outcome.failure(
+                "AGENT_REFUSED",
+                f"Agent {agent.name} has a workspace {workspace.workspace_id} that is not this hub's; upload under"
+                " another id, or delete it there.",
+            )
+        hub_workspaces.offer(parts.db, workspace, agent.agent_id)
+    with hub_workspaces.zip_path(parts.config, workspace).open("rb") as archive:
+        reply = client.upload(workspace.workspace_id, archive, name=workspace.name, description=workspace.description)
+    path = reply.get("path")
+    known = isinstance(path, str) and len(path) <= _LONGEST_PATH
+    path = whole_characters(str(path)) if known else ""
+    hub_workspaces.placed(parts.db, workspace, agent.agent_id, path, _generation(client, workspace.workspace_id))
+    return None
+
+
+def _delete_former(parts: Relaying, agent: Agent, client: AgentClient, workspace_id: str) -> None:
+    """Have the agent delete former workspaces of this id first, if it has not yet.
+
+    Raises Unreachable, and Refused while something runs there.
+    """
+    for errand in errands.deletions(parts.db, agent.agent_id, workspace_id):
+        try:
+            client.call(errand.method, errand.path)
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+        errands.done(parts.db, errand)
+
+
+def _record(client: AgentClient, workspace_id: str) -> dict[str, object] | None:
+    """Read an agent's record of a workspace; None when it has none of this id."""
+    try:
+        return client.workspace(workspace_id)
+    except Refused as refusal:
+        if refusal.status == 404:
+            return None
+        raise
+
+
+def _generation(client: AgentClient, workspace_id: str) -> int | None:
+    """Read the number an agent gave a workspace; None for an agent that gives none."""
+    generation = (_record(client, workspace_id) or {}).get("generation")
+    valid = isinstance(generation, int) and not isinstance(generation, bool) and 0 < generation <= MAX_SEQ
+    return generation if valid and isinstance(generation, int) else None

@@ -1,0 +1,283 @@
+"""Executions belong to a workspace, not to its id: a freed id never opens the files of another owner."""
+
+from __future__ import annotations
+
+import importlib.util
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlite_utils
+
+from occ_app.database import schema
+from occ_app.database.database import Database
+from occ_app.errors import Conflict, NotFound
+from occ_app.executions import events, lifecycle, usage
+from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution, Request
+from occ_app.hub import outbox, placement
+from occ_app.hub import workspaces as hub_workspaces
+from occ_app.system.process_identity import own_identity
+from occ_app.system.timestamps import iso_now
+from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import workspace as workspaces
+from tests.conftest import Occ, make_zip, steps, wait_until
+from tests.hub_daemon import Hub, hub_in
+
+LIMITS = archives.Limits(10_000, 100)
+MIGRATIONS = Path(__file__).parent.parent / "migrations" / "migrations.py"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Iterator[Database]:
+    """The rows of an agent that never started."""
+    path = tmp_path / "occ.db"
+    schema.ensure_schema(path, tmp_path / "lock")
+    rows = Database(path)
+    yield rows
+    rows.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "workspaces"
+    folder.mkdir()
+    return folder
+
+
+def upload(rows: Database, folder: Path, workspace_id: str, **files: str) -> workspaces.Workspace:
+    """Make or overwrite a workspace as an agent does."""
+    archive = folder.parent / "upload.zip"
+    archive.write_bytes(make_zip({f"{name}.txt": text for name, text in (files or {"a": "a"}).items()}).getvalue())
+    number = uploads.submit(rows, uploads.Upload(workspace_id, workspace_id, "", "overwrite", archive))
+    uploads.run(rows, number, folder, LIMITS)
+    assert uploads.result(rows, number)[0] == "succeeded", uploads.result(rows, number)
+    return workspaces.get(rows, workspace_id)
+
+
+def accept(rows: Database, execution_id: str, workspace_id: str, *, key_id: str | None = None) -> Execution:
+    request = Request(execution_id, workspace_id, "x", 9, 9, None, None, None, None, "", key_id)
+    return lifecycle.create(rows, request, max_queue=100)[0]
+
+
+def delete(rows: Database, folder: Path, workspace_id: str, generation: int | None = None) -> list[int]:
+    return workspaces.delete(rows, workspace_id, folder, lifecycle.end_waiting, generation)
+
+
+def on_hub(rows: Database, workspace_id: str, key_id: str, name: str = "") -> workspaces.Workspace:
+    """A workspace on a hub, as its upload leaves it."""
+    with rows.write() as connection:
+        generation = workspaces.new_generation(connection, workspace_id)
+        connection.execute(
+            "INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,"
+            " updated_at, key_id, zip, upload, generation) VALUES (?, ?, '', '', 1, 1, '[]', ?, ?, ?, 'z', ?, ?)",
+            (workspace_id, name, iso_now(), iso_now(), key_id, generation, generation),
+        )
+    return workspaces.get(rows, workspace_id)
+
+
+def test_deleting_a_workspace_ends_what_waits_for_it(rows: Database, folder: Path) -> None:
+    upload(rows, folder, "work")
+    upload(rows, folder, "other")
+    waiting = [accept(rows, f"e{number}", "work").number for number in range(3)]
+    other = accept(rows, "other", "other")
+    assert delete(rows, folder, "work") == waiting
+    for number in waiting:
+        final = events.final(rows, number)
+        assert final is not None
+        assert '"code":"WORKSPACE_MISSING"' in final.data
+    assert executions.get(rows, "e0").state == "failed"
+    assert executions.get(rows, "other").state == "queued"
+    claimed = lifecycle.claim(rows, own_identity())
+    assert claimed is not None
+    assert claimed.number == other.number
+
+
+def test_an_upload_under_a_freed_id_is_another_workspace(rows: Database, folder: Path) -> None:
+    former = upload(rows, folder, "work")
+    overwritten = upload(rows, folder, "work", b="b")
+    assert (overwritten.generation, overwritten.path) == (former.generation, former.path)
+    delete(rows, folder, "work")
+    latter = upload(rows, folder, "work")
+    assert latter.generation > former.generation
+    assert workspaces.numbered(rows, former.generation) is None
+    with pytest.raises(NotFound):
+        delete(rows, folder, "work", former.generation)
+    assert Path(latter.path).is_dir()
+    delete(rows, folder, "work", latter.generation)
+    with pytest.raises(NotFound):
+        workspaces.get(rows, "work")
+
+
+def test_a_workspace_in_use_is_not_deleted_and_its_queue_stays(rows: Database, folder: Path) -> None:
+    upload(rows, folder, "work")
+    accept(rows, "runs", "work")
+    accept(rows, "waits", "work")
+    lifecycle.claim(rows, own_identity())
+    with pytest.raises(Conflict):
+        delete(rows, folder, "work")
+    assert executions.get(rows, "waits").state == "queued"
+    assert workspaces.get(rows, "work").generation == executions.get(rows, "waits").workspace_generation
+
+
+def test_a_number_is_not_given_again_after_the_newest_workspace_was_deleted(rows: Database, folder: Path) -> None:
+    numbers = []
+    for _ in range(3):
+        numbers.append(upload(rows, folder, "work").generation)
+        delete(rows, folder, "work")
+    assert numbers == sorted(set(numbers))
+
+
+def test_what_runs_in_a_former_workspace_blocks_no_later_one(rows: Database) -> None:
+    former = on_hub(rows, "work", "mallory")
+    accept(rows, "former", "work", key_id="mallory")
+    lifecycle.claim(rows, own_identity())
+    with rows.write() as connection:  # as when its row was lost in a restored copy
+        connection.execute("DELETE FROM workspaces WHERE generation = ?", (former.generation,))
+    on_hub(rows, "work", "victim")
+    accept(rows, "latter", "work", key_id="victim")
+    assert executions.claimable(rows) == 1
+    claimed = lifecycle.claim(rows, own_identity())
+    assert claimed is not None
+    assert claimed.execution_id == "latter"
+
+
+def test_usage_names_no_workspace_that_has_the_id_now(rows: Database, folder: Path) -> None:
+    on_hub(rows, "work", "client", "its own name")
+    accept(rows, "mine", "work", key_id="client")
+    assert [group.name for group in usage.report(rows, "workspace", only="client").groups] == ["its own name"]
+    hub_workspaces.delete(rows, "work", "client")
+    on_hub(rows, "work", "victim", "a secret project")
+    report = usage.report(rows, "workspace", only="client")
+    assert [(group.group, group.name) for group in report.groups] == [("work", None)]
+    accept(rows, "theirs", "work", key_id="victim")
+    report = usage.report(rows, "workspace", only="victim")
+    assert [(group.group, group.name) for group in report.groups] == [("work", "a secret project")]
+
+
+def test_a_hub_deletes_a_workspace_of_its_agent_by_its_number_there(rows: Database) -> None:
+    former = on_hub(rows, "work", "client")
+    with rows.write() as connection:
+        connection.execute("UPDATE workspaces SET agent_id = 'agent-1'")
+    hub_workspaces.offer(rows, former, "agent-1")
+    hub_workspaces.placed(rows, former, "agent-1", "/there", 7)
+    waiting = accept(rows, "waits", "work", key_id="client")
+    assert hub_workspaces.delete(rows, "work", "client") == [waiting.number]
+    assert [errand.path for errand in outbox.deletions(rows, "agent-1", "work")] == ["/workspaces/work?generation=7"]
+    assert outbox.deletions(rows, "agent-2", "work") == outbox.deletions(rows, "agent-1", "wor") == []
+    latter = on_hub(rows, "work", "victim")
+    hub_workspaces.offer(rows, former, "agent-1")  # a relay that was late
+    hub_workspaces.placed(rows, former, "agent-1", "/there", 7)
+    assert workspaces.get(rows, "work") == latter
+
+
+def test_placement_looks_at_the_workspace_an_execution_was_accepted_for(rows: Database) -> None:
+    on_hub(rows, "work", "client")
+    first = accept(rows, "first", "work", key_id="client")
+    with rows.write() as connection:
+        connection.execute("DELETE FROM workspaces")  # without ending what waits, as releases before numbers did
+    on_hub(rows, "work", "victim")
+    with rows.write() as connection:
+        connection.execute("UPDATE workspaces SET agent_id = 'agent-1'")
+    second = accept(rows, "second", "work", key_id="victim")
+    with rows.read() as connection:
+        assert placement._first_of_each_workspace(connection) == [(first.number, None), (second.number, "agent-1")]
+
+
+def migrated(path: Path, step: str, *statements: str) -> Database:
+    """A database as it was before a migration, with these rows, brought to this release."""
+    spec = importlib.util.spec_from_file_location("migrations", MIGRATIONS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    connection = sqlite3.connect(path)
+    earlier = sqlite_utils.Database(connection)
+    names = [migration.name for migration in module.occ.pending(earlier)]
+    before = next(number for number, name in enumerate(names) if name.endswith(step))
+    module.occ.apply(earlier, stop_before=names[before])
+    for statement in statements:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {before}")
+    connection.commit()
+    connection.close()
+    schema.ensure_schema(path, path.with_name("lock"))
+    return Database(path)
+
+
+def old_workspace(workspace_id: str, created_at: str, key_id: str | None = None) -> str:
+    key = "NULL" if key_id is None else f"'{key_id}'"
+    return (
+        "INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at,"  # noqa: S608 - literals of the tests
+        f" key_id) VALUES ('{workspace_id}', '', '', '/old/{workspace_id}', 1, 1, '[]', '{created_at}', '{created_at}',"
+        f" {key})"
+    )
+
+
+def old_execution(execution_id: str, workspace_id: str, created_at: str, key_id: str | None = None) -> str:
+    key = "NULL" if key_id is None else f"'{key_id}'"
+    return (
+        "INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,"  # noqa: S608 - literals of the tests
+        f" idle_timeout_seconds, created_at, key_id, session_id) VALUES ('{execution_id}', '{workspace_id}', 'queued',"
+        f" '', 'x', 9, 9, '{created_at}', {key}, 'session of {execution_id}')"
+    )
+
+
+def test_executions_of_an_earlier_release_get_the_workspace_they_were_accepted_for(tmp_path: Path) -> None:
+    rows = migrated(
+        tmp_path / "occ.db",
+        "_workspace_generations",
+        old_workspace("b", "2026-01-03T00:00:00.000Z", "victim"),
+        old_workspace("a", "2026-01-01T00:00:00.000Z"),
+        old_execution("before", "b", "2026-01-02T00:00:00.000Z", "mallory"),
+        old_execution("after", "b", "2026-01-04T00:00:00.000Z", "victim"),
+        old_execution("foreign", "b", "2026-01-04T00:00:00.000Z", "mallory"),
+        old_execution("gone", "c", "2026-01-04T00:00:00.000Z"),
+        old_execution("own", "a", "2026-01-04T00:00:00.000Z"),
+    )
+    found = {name: executions.get(rows, name).workspace_generation for name in ("before", "after", "foreign", "gone")}
+    assert [workspaces.get(rows, name).generation for name in "ab"] == [1, 2]
+    assert found == {"before": 0, "after": 2, "foreign": 0, "gone": 0}
+    assert executions.get(rows, "own").workspace_generation == 1
+    rows.close()
+
+
+def test_a_reader_of_what_waits_is_sent_the_end_when_its_workspace_is_deleted(agent: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    others = [agent.client.execute(agent.workspace(name), steps({"wait": str(gate)})) for name in ("one", "two")]
+    started = [next(stream) for stream in others]
+    wait_until(lambda: executions.counts(agent.database)[0] == 2, "both workers to be busy")
+    waiting = agent.client.execute("work", "hello")
+    assert next(waiting).name == started[0].name == "queued"
+    agent.client.delete_workspace("work")
+    assert [event.data.get("code") for event in waiting] == ["WORKSPACE_MISSING"]
+    gate.touch()
+    assert {list(stream)[-1].name for stream in others} == {"complete"}
+
+
+def test_a_prompt_never_runs_in_the_workspace_of_another_key(tmp_path: Path) -> None:
+    with hub_in(tmp_path) as hub:
+        _freed_id(hub.start())
+
+
+def _freed_id(hub: Hub) -> None:
+    mallory, victim = (hub.client_with(hub.key(name, "client")) for name in ("mallory", "victim"))
+    mallory.upload("payroll", make_zip({"a.txt": "x"}))
+    queued = mallory.execute("payroll", steps({"write": "backdoor.py", "text": "evil"}), executionId="e1")
+    assert next(queued).name == "queued"
+    mallory.delete_workspace("payroll")
+    victim.upload("payroll", make_zip({"salaries.csv": "ceo,900000"}))
+    assert [event.data.get("code") for event in queued] == ["WORKSPACE_MISSING"]
+    box = hub.agent("box")
+    assert list(victim.execute("payroll", "hello"))[-1].name == "complete"
+    assert not (box.home / "workspaces" / "payroll" / "backdoor.py").exists()
+    # The id is freed once more, while its machine is away; the next owner's first execution comes before the errand.
+    former = box.client.workspace("payroll")["generation"]
+    box.stop()
+    victim.delete_workspace("payroll")
+    mallory.upload("payroll", make_zip({"mine.txt": "x"}))
+    box.start()
+    assert list(mallory.execute("payroll", "hello"))[-1].name == "complete"
+    assert not (Path(box.client.workspace("payroll")["path"]) / "salaries.csv").exists()
+    assert box.client.workspace("payroll")["generation"] > former
