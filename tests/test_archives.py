@@ -281,6 +281,50 @@ def test_a_name_that_differs_between_the_two_headers_is_refused(tmp_path: Path, 
     assert refused(tmp_path, zipped(("name_a", content)).replace(b"name_a", b"name_b", 1)) == "ZIP_CORRUPT"
 
 
+def lying(
+    content: bytes, method: int, *, size: int | None = None, hidden: bytes = b"", crc: int | None = None
+) -> bytes:
+    """An archive of one file that claims another size or checksum, or whose area holds more than the file."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    area = (packer.compress(content) + packer.flush() if method else content) + hidden
+    claimed = len(content) if size is None else size
+    checksum = zlib.crc32(content[:claimed]) if crc is None else crc
+    common = struct.pack("<5H3I2H", 20, 0, method, 0, 0x21, checksum, len(area), claimed, 1, 0)
+    local = b"PK\3\4" + common + b"f" + area
+    central = b"PK\1\2" + struct.pack("<H", 20) + common + struct.pack("<3H2I", 0, 0, 0, 0, 0) + b"f"
+    return local + central + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local), 0)
+
+
+SIZES = [0, 1, 100, 65_535, 65_536, 65_537, 200_000, 600_000]
+HIDDEN = zipped(("evil", b"a second file"))
+
+
+@pytest.mark.parametrize("method", [0, 8])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["random", "zeros"])
+def test_it_agrees_with_zipfile_and_takes_no_hidden_bytes(tmp_path: Path, kind: str, size: int, method: int) -> None:
+    """Bytes, size and checksum as zipfile has them; all that zipfile refuses is refused, and all lies are, too."""
+    content = os.urandom(size) if kind == "random" else b"\0" * size
+    archive = lying(content, method)
+    with zipfile.ZipFile(io.BytesIO(archive)) as reader:
+        assert (taken(tmp_path, archive) / "f").read_bytes() == reader.read("f") == content
+    shutil.rmtree(tmp_path / "target")
+    (tmp_path / "a.zip").unlink()
+    lies = [
+        lying(content, method, size=size + 1),
+        lying(content, method, crc=zlib.crc32(content) ^ 1),
+        lying(content, method, hidden=HIDDEN),
+        *([lying(content, method, size=claimed) for claimed in {0, size // 2, size - 1}] if size else []),
+    ]
+    for lie in lies:
+        assert refused(tmp_path, lie) == "ZIP_CORRUPT"
+
+
+def test_an_entry_without_content_may_name_any_method(tmp_path: Path) -> None:
+    archive = lying(b"", 0).replace(struct.pack("<3H", 20, 0, 0), struct.pack("<3H", 20, 0, 8))
+    assert (taken(tmp_path, archive) / "f").read_bytes() == b""
+
+
 def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, zipped()) == "ZIP_EMPTY"
 

@@ -22,7 +22,7 @@ from occ_app.config import config
 from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting
 from occ_app.executions import search
 from occ_app.web import refusals
-from occ_app.workspaces import archive_checks, archives
+from occ_app.workspaces import archive_checks, archive_links, archive_names, archives
 from tests import hub as hubs
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
 from tests.hub_daemon import hub_in
@@ -170,7 +170,7 @@ def test_the_error_codes_are_the_code_s() -> None:
         name: int(status) for status, (cell,) in told.items() for name in re.findall(r"`([A-Z]+_?[A-Z_]*[A-Z])`", cell)
     }
     assert listed == refusals.STATUS
-    sources = [Path(module.__file__).read_text() for module in (archives, archive_checks)]
+    sources = [Path(module.__file__).read_text() for module in (archives, archive_checks, archive_links, archive_names)]
     zips = set(re.findall(r'"(ZIP_[A-Z_]+)"', "".join(sources)))
     assert set(re.findall(r"`(ZIP_[A-Z_]+[A-Z])`", DOCS["protocol.md"])) == zips
 

@@ -2,66 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 import stat
 import struct
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO
 
 from occ_app.errors import ArchiveError
+from occ_app.workspaces import archive_links
+from occ_app.workspaces.archive_content import content
+from occ_app.workspaces.archive_names import Name, checked_path, names, shown
+from occ_app.workspaces.skipped import skip_reason, skip_reasons
 
-_LONGEST_NAME = 255
-_LONGEST_PATH = 1024
-_DEEPEST = 64
-_DRIVE = re.compile(r"^[A-Za-z]:")
-_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# Letters that look like a separator or a dot, or that hide what follows; a name made of them is meant to deceive.
-_LOOKALIKES = frozenset(
-    "\u2024\u2025\u2026\u2044\u2215\u29f8\u29f9\ufe52\ufe68\uff0e\uff0f\uff3c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200b\u200c\u200e\u200f\u2060\ufeff"
-)
-_LOOKALIKES_ALLOWED = frozenset("\u200c\u200d")  # joiners are part of emoji and of several scripts' spelling
+_UNIX = (3, 19)  # the systems whose entries have a Unix mode: Unix, and macOS as some of its programs name it
+_DOS_FOLDER = 0x10
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a checked archive: `path` is relative, with `/`; `end` is where the next one may begin."""
+    """One entry of a checked archive: `path` is relative, with `/`; `end` is where the next one may begin.
+
+    `link` is the path that a link holds. `skip` says why the entry is left out of a workspace, None when it is not.
+    """
 
     info: zipfile.ZipInfo
     path: str
     folder: bool
     end: int
+    link: str | None = None
+    skip: str | None = None
+
+    @property
+    def executable(self) -> bool:
+        return bool(_mode(self.info) & 0o111)
 
 
-def checked(file: IO[bytes], zipped: zipfile.ZipFile, most: int) -> list[Entry]:
-    """All entries of an archive of at most that many. Raises ArchiveError with a ZIP_ code."""
+@dataclass(frozen=True)
+class Checked:
+    """The entries of an archive that passed; `stripped` names the single top folder that their paths are without."""
+
+    entries: list[Entry]
+    stripped: str | None
+
+
+def checked(file: IO[bytes], zipped: zipfile.ZipFile, most: int, *, trusted: bool, strip_root: bool) -> Checked:
+    """Check an archive of at most that many entries. Raises ArchiveError with a ZIP_ code."""
     _check_container(file, zipped, most)
+    infos = zipped.infolist()
     ends = _ends(zipped)
-    entries = [_checked(info, end) for info, end in zip(zipped.infolist(), ends, strict=True)]
+    found = [_checked(file, info, name, end) for info, name, end in zip(infos, names(infos), ends, strict=True)]
+    entries = [entry for entry in found if entry.path]  # without the archive's own root
+    stripped = _single_root(entries) if strip_root else None
+    if stripped is not None:
+        entries = [
+            dataclasses.replace(entry, path=entry.path[len(stripped) + 1 :])
+            for entry in entries
+            if entry.path != stripped
+        ]
     _check_collisions(entries)
-    return entries
-
-
-def skip_reason(path: str) -> str | None:
-    """Why an entry is left out of an untrusted workspace: it would make Claude Code or git run something."""
-    lowered = path.lower()
-    if ".claude" not in lowered and ".mcp.json" not in lowered and ".git" not in lowered:
-        return None
-    parts = lowered.split("/")
-    for index, part in enumerate(parts):
-        rest = parts[index + 1 :]
-        if part == ".claude" and rest and not (rest == ["claude.md"] or (rest[0] == "rules" and len(rest) > 1)):
-            return "settings, commands and hooks of Claude Code run programs"
-        if part == ".mcp.json":
-            return "MCP servers are programs"
-        if part == ".git" and rest and (rest == ["config"] or rest[0] == "hooks"):
-            return "git's configuration and hooks run programs"
-    return None
+    return Checked(_without_skipped(entries, trusted=trusted), stripped)
 
 
 def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, most: int) -> None:
@@ -98,70 +102,84 @@ def _check_end(file: IO[bytes], zipped: zipfile.ZipFile) -> None:
         )
 
 
-def _checked(info: zipfile.ZipInfo, end: int) -> Entry:
-    # orig_filename is what the archive says; filename is what zipfile made of it: cut at a NUL, separators changed.
-    name = _name(info)
+def _checked(file: IO[bytes], info: zipfile.ZipInfo, name: Name, end: int) -> Entry:
+    # `name` is made of orig_filename, as the archive says it; zipfile cuts filename at a NUL and changes separators.
     if info.flag_bits & 0x1 or info.flag_bits & 0x40 or info.flag_bits & 0x2000:
-        raise ArchiveError("ZIP_ENCRYPTED", f"{shown(name)} is encrypted; upload a zip without a password.")
+        raise ArchiveError("ZIP_ENCRYPTED", f"{shown(name.text)} is encrypted; upload a zip without a password.")
     if info.compress_type not in _METHODS or info.flag_bits & 0x20:  # the flag: patched data
-        raise ArchiveError("ZIP_UNSUPPORTED", f"{shown(name)} is compressed in a way OCC does not read; use deflate.")
+        raise ArchiveError(
+            "ZIP_UNSUPPORTED", f"{shown(name.text)} is compressed in a way OCC does not read; use deflate."
+        )
     if info.volume != 0:
         raise ArchiveError("ZIP_UNSUPPORTED", "The zip is split over several files; make it one file.")
-    mode = info.external_attr >> 16 if info.create_system == 3 else 0
-    kind = stat.S_IFMT(mode)
+    kind = stat.S_IFMT(_mode(info))
+    if kind == stat.S_IFLNK:
+        return _checked_link(file, info, name, end)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        what = "a link" if kind == stat.S_IFLNK else "a special file"
-        raise ArchiveError("ZIP_LINK", f"{shown(name)} is {what}; a workspace takes files and folders only.")
-    folder = name.endswith("/")
-    if folder != (kind == stat.S_IFDIR) and kind != 0:
-        raise ArchiveError("ZIP_LINK", f"{shown(name)} says it is a file and a folder at once.")
-    return Entry(info, _checked_path(name, folder), folder, end)
+        raise archive_links.refused(name.text, "is a special file")
+    folder = _is_folder(info, name.text, kind)
+    return Entry(info, checked_path(name, folder=folder), folder, end)
 
 
-def _name(info: zipfile.ZipInfo) -> str:
-    """An entry's name: without the flag for UTF-8 Info-ZIP's field 0x7075 tells it, or its bytes if they are UTF-8."""
-    name = info.orig_filename
-    if info.flag_bits & 0x800 or name.isascii():
-        return name
-    try:
-        stored = name.encode("cp437")
-    except UnicodeEncodeError:
-        return name
-    extra = info.extra
-    while len(extra) >= 4:
-        kind, length = struct.unpack("<HH", extra[:4])
-        field, extra = extra[4 : 4 + length], extra[4 + length :]
-        if kind == 0x7075 and len(field) > 5 and field[0] == 1 and field[1:5] == struct.pack("<I", zlib.crc32(stored)):
-            stored = field[5:]
-    try:
-        return stored.decode("utf-8")
-    except UnicodeDecodeError:
-        return name
+def _checked_link(file: IO[bytes], info: zipfile.ZipInfo, name: Name, end: int) -> Entry:
+    if name.text.endswith("/"):
+        raise archive_links.refused(name.text, "is a link and a folder at once")
+    target = archive_links.target_of(info, name.text, lambda: b"".join(content(file.fileno(), info, end)))
+    return Entry(info, checked_path(name, folder=False), False, end, target)
 
 
-def _checked_path(name: str, folder: bool) -> str:
-    path = name[:-1] if folder else name
-    if not path or path.startswith("/") or _DRIVE.match(path) or "\\" in path:
-        raise _escape(name, "an absolute path, a drive or a backslash")
-    if _CONTROL.search(path):
-        raise _escape(name, "a control character")
-    if not path.isascii() and any(c in _LOOKALIKES and c not in _LOOKALIKES_ALLOWED for c in path):
-        raise _escape(name, "a character that looks like another or is invisible")
-    parts = path.split("/")
-    for part in parts:
-        if part in ("", ".", "..") or part != part.rstrip(". ") or part != part.lstrip(" "):
-            raise _escape(name, "a part that is empty, is dots, or begins or ends with a space or ends with a dot")
-        if len(part) * 4 > _LONGEST_NAME and len(part.encode()) > _LONGEST_NAME:
-            raise ArchiveError("ZIP_NAME_TOO_LONG", f"{shown(name)} has a part of more than {_LONGEST_NAME} bytes.")
-    if len(path.encode()) > _LONGEST_PATH or len(parts) > _DEEPEST:
-        raise ArchiveError(
-            "ZIP_NAME_TOO_LONG", f"{shown(name)} is over {_LONGEST_PATH} bytes or {_DEEPEST} folders deep."
-        )
-    return path
+def _mode(info: zipfile.ZipInfo) -> int:
+    """Return the Unix mode of an entry, 0 for one that was made where there are none."""
+    return info.external_attr >> 16 if info.create_system in _UNIX else 0
 
 
-def _escape(name: str, what: str) -> ArchiveError:
-    return ArchiveError("ZIP_PATH", f"{shown(name)} has {what}; use plain relative names.", {"path": shown(name)})
+def _is_folder(info: zipfile.ZipInfo, name: str, kind: int) -> bool:
+    """Return whether an entry is a folder: its name ends with a slash, or its mode or its DOS attribute says so.
+
+    Programs disagree on which of the three they set. Only an entry without content can be a folder in spite of one.
+    """
+    slash = name.endswith("/")
+    if info.file_size == 0:
+        return slash or kind == stat.S_IFDIR or (kind == 0 and bool(info.external_attr & _DOS_FOLDER))
+    if kind not in (0, stat.S_IFDIR if slash else stat.S_IFREG):
+        raise archive_links.refused(name, "says it is a file and a folder at once")
+    return slash
+
+
+def _single_root(entries: Iterable[Entry]) -> str | None:
+    """Return the one folder that holds all else of an archive; None when there is more at the top, or nothing in it."""
+    roots = set()
+    deeper = False
+    for entry in entries:
+        root, _, rest = entry.path.partition("/")
+        if not rest and not entry.folder:
+            return None
+        roots.add(root)
+        deeper = deeper or bool(rest)
+    return roots.pop() if len(roots) == 1 and deeper else None
+
+
+def _without_skipped(entries: list[Entry], *, trusted: bool) -> list[Entry]:
+    """Return the entries with the reason for each that is left out; links that must not be stored are refused."""
+    kinds: dict[str, bool | None] = {}
+    for entry in entries:
+        parent = entry.path.rpartition("/")[0]
+        while parent and parent not in kinds:
+            kinds[parent] = True
+            parent = parent.rpartition("/")[0]
+        kinds[entry.path] = None if entry.link is not None else entry.folder
+    reasons = {} if trusted else skip_reasons({path: bool(kind) for path, kind in kinds.items()})
+    result = []
+    for entry in entries:
+        reason = reasons.get(entry.path)
+        if entry.link is not None:
+            place = archive_links.resolved(entry.path, entry.link, kinds)
+            if not place or kinds[place]:
+                reason = reason or archive_links.FOLDER_LINK
+            elif place in reasons:
+                reason = reason or archive_links.SKIPPED_TARGET
+        result.append(entry if reason is None else dataclasses.replace(entry, skip=reason))
+    return result
 
 
 def _check_collisions(entries: Iterable[Entry]) -> None:
@@ -196,8 +214,3 @@ def _ends(zipped: zipfile.ZipFile) -> list[int]:
             raise ArchiveError("ZIP_BOMB", f"{shown(info.filename)} shares its bytes with another entry.")
         ends[index], end = end, info.header_offset
     return ends
-
-
-def shown(name: str) -> str:
-    """A name as it may stand in a message: printable and short."""
-    return name[:80].encode("unicode_escape", "backslashreplace").decode()

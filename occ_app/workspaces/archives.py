@@ -19,14 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from occ_app.errors import ArchiveError
-from occ_app.workspaces.archive_checks import Entry, checked, shown, skip_reason
+from occ_app.workspaces.archive_checks import Checked, Entry, checked
+from occ_app.workspaces.archive_content import content
 
 _PIECE = 1 << 18
-_SHORT = 1 << 16  # a file of up to so many bytes is read at once
-
-# A local file header up to the lengths of its name and of its extra field; 4.3.7 of PKWARE's APPNOTE.TXT.
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-
 
 # What a file may answer that disappeared or was closed while its folder was read, or that is too deep.
 _OUT_OF_REACH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
@@ -43,21 +39,27 @@ class Limits:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What an archive held, or would: regular files written and their bytes, and what was left out and why."""
+    """The result for one archive, written or only checked: regular files, their bytes, entries left out and why.
+
+    `stripped` names the single top folder that was left out of all paths.
+    """
 
     files: int
     bytes: int
     skipped: tuple[dict[str, str], ...]
+    stripped: str | None = None
 
 
-def unpack(archive: Path, target: Path | None, limits: Limits) -> Unpacked:
+def unpack(archive: Path, target: Path | None, limits: Limits, *, strip_root: bool = False) -> Unpacked:
     """Check `archive` in full and write it below `target`, a new folder; with no target only check it.
 
-    Raises ArchiveError with a ZIP_ code; what was written by then is the caller's to remove.
+    With `strip_root` a single top folder that holds all else is left out of every path.
+    Raises ArchiveError with a ZIP_ code; the caller removes the files written until then.
     """
     try:
         with archive.open("rb") as file, zipfile.ZipFile(file) as zipped:
-            return _write(file, zipped, checked(file, zipped, limits.files), target, limits)
+            found = checked(file, zipped, limits.files, trusted=limits.trusted, strip_root=strip_root)
+            return _write(file.fileno(), found, target, limits)
     except ArchiveError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, UnicodeError) as error:
@@ -66,73 +68,38 @@ def unpack(archive: Path, target: Path | None, limits: Limits) -> Unpacked:
         raise ArchiveError("ZIP_UNSUPPORTED", f"The zip uses a feature OCC does not read ({error}).") from None
 
 
-def _write(
-    file: IO[bytes], zipped: zipfile.ZipFile, entries: list[Entry], target: Path | None, limits: Limits
-) -> Unpacked:
+def _write(descriptor: int, found: Checked, target: Path | None, limits: Limits) -> Unpacked:
     files = written = 0
-    skipped = []
     made: set[str] = set()
-    for entry in entries:
-        reason = None if limits.trusted else skip_reason(entry.path)
-        if reason is not None:
-            skipped.append({"path": entry.path, "reason": reason})
-        destination = None if target is None or reason is not None else f"{target}/{entry.path}"
+    links: list[tuple[str, str]] = []
+    for entry in found.entries:
+        destination = None if target is None or entry.skip is not None else f"{target}/{entry.path}"
         if destination is not None:
             folder = destination if entry.folder else destination.rpartition("/")[0]
             if folder not in made:
                 Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
                 made.add(folder)
-        if entry.folder:
+        if entry.link is not None and destination is not None:
+            links.append((entry.link, destination))
+        if entry.folder or entry.link is not None:
             continue
-        room = limits.unpacked_bytes - written
-        written += _write_file(_pieces(file, zipped, entry), entry, destination, room)
-        files += destination is not None or (target is None and reason is None)
-    return Unpacked(files, written, tuple(skipped))
+        written += _write_file(descriptor, entry, destination, limits.unpacked_bytes - written)
+        files += entry.skip is None
+    for link, destination in links:  # after all files, so that none is written through one
+        os.symlink(link, destination)
+    skipped = tuple({"path": entry.path, "reason": entry.skip} for entry in found.entries if entry.skip is not None)
+    return Unpacked(files, written, skipped, found.stripped)
 
 
-def _pieces(file: IO[bytes], zipped: zipfile.ZipFile, entry: Entry) -> Iterable[bytes]:
-    """The content of a file, piece by piece; whoever takes the last has it with its checksum checked."""
-    if entry.info.file_size <= _SHORT and entry.end - entry.info.header_offset <= _SHORT:
-        return (_short(file.fileno(), entry),)
-    return _long(zipped, entry.info)
-
-
-def _short(descriptor: int, entry: Entry) -> bytes:
-    """A short file's content: zipfile takes twice as long, for its objects and locks around each."""
-    info = entry.info
-    block = os.pread(descriptor, entry.end - info.header_offset, info.header_offset)
-    signature, name_length, extra_length = _LOCAL_HEADER.unpack_from(block)
-    begin = 30 + name_length + extra_length
-    content = block[begin : begin + info.compress_size]
-    name = block[30 : 30 + name_length].decode("utf-8" if info.flag_bits & 0x800 else "cp437")
-    if signature != b"PK\x03\x04" or name != info.orig_filename or len(content) != info.compress_size:
-        raise zipfile.BadZipFile(f"{shown(entry.path)} and the zip's directory do not agree")
-    if info.compress_type == zipfile.ZIP_DEFLATED:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        content = inflater.decompress(content, info.file_size + 1)
-        if not inflater.eof:
-            raise zipfile.BadZipFile(f"{shown(entry.path)} is cut, or longer than the zip says")
-    if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
-        raise zipfile.BadZipFile(f"{shown(entry.path)} has a wrong checksum")
-    return content
-
-
-def _long(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    with zipped.open(info) as source:
-        while piece := source.read(_PIECE):
-            yield piece
-
-
-def _write_file(pieces: Iterable[bytes], entry: Entry, destination: str | None, room: int) -> int:
+def _write_file(descriptor: int, entry: Entry, destination: str | None, room: int) -> int:
     """Write one file, or only count it; returns its bytes."""
     written = 0
     output: int | None = None
     if destination is not None:
-        executable = entry.info.create_system == 3 and (entry.info.external_attr >> 16) & 0o111
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        output = os.open(destination, flags, 0o700 if executable else 0o600)
+        output = os.open(destination, flags, 0o700 if entry.executable else 0o600)
     try:
-        for piece in pieces:
+        for piece in content(descriptor, entry.info, entry.end):
             written += len(piece)
             if written > room:
                 raise ArchiveError(
@@ -144,8 +111,6 @@ def _write_file(pieces: Iterable[bytes], entry: Entry, destination: str | None, 
     finally:
         if output is not None:
             os.close(output)
-    if written != entry.info.file_size:
-        raise ArchiveError("ZIP_CORRUPT", f"{shown(entry.path)} is not as long as the zip says.")
     return written
 
 
