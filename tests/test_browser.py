@@ -247,6 +247,91 @@ def test_a_refused_upload_leaves_the_form_as_it_was(page: Page, tmp_path: Path) 
     assert page.js("location.pathname") == "/"
 
 
+def log_out_elsewhere(browser: Browser, hub: Hub) -> Page:
+    """Log out in another tab of the same browser."""
+    other = browser.page()
+    other.go(hub.url + "/")
+    other.js("document.querySelector('form.who button').click()")
+    other.wait("document.querySelector('#key')")
+    return other
+
+
+def test_a_login_that_ends_keeps_what_is_written_and_the_next_login_sends_it(
+    page: Page, hub: Hub, browser: Browser
+) -> None:
+    page.fill("#prompt", "ten minutes of writing")
+    page.js("document.querySelector('#workspace').value = 'work'")
+    other = log_out_elsewhere(browser, hub)
+    page.call("Page.bringToFront")
+    page.shows("You are logged out", "#logged-out")
+    page.click("#start button.main")
+    page.shows("You are logged out", "#problem")
+    assert page.js("document.querySelector('#prompt').value") == "ten minutes of writing"
+    log_in(other, hub)
+    other.close()
+    page.call("Page.bringToFront")
+    page.click("#start button.main")  # with the token of the former login
+    page.wait("location.pathname.startsWith('/runs/')")
+    page.shows("ten minutes of writing", ".prompt")
+    page.errors.clear()
+
+
+def test_a_lost_reply_keeps_the_text_and_an_edited_form_is_another_run(page: Page, hub: Hub, box: Occ) -> None:
+    page.fill("#prompt", "the first")
+    page.js("document.querySelector('#workspace').value = 'work'")
+    # The form arrives, and the page does not learn of it.
+    page.js(
+        "fetch('/runs', {method: 'POST', body: new FormData(document.querySelector('#start')), redirect: 'manual'})"
+        ".then(() => true)"
+    )
+    page.fill("#prompt", ", edited")
+    page.click("#start button.main")
+    page.shows("sent already", "#problem")
+    page.click("#start button.main")
+    page.wait("location.pathname.startsWith('/runs/')")
+    page.shows("edited", ".prompt")
+    prompts = [one["prompt"] for one in hub.client.executions(limit=2)["executions"]]
+    assert sorted(map(len, prompts)) == [len("the first"), len("the first, edited")]
+    page.errors.clear()
+
+
+SELECT = """(selector => { const range = document.createRange();
+    range.selectNodeContents(document.querySelector(selector));
+    getSelection().removeAllRanges(); getSelection().addRange(range); })"""
+
+
+def test_a_growing_answer_keeps_selection_scroll_and_focus(page: Page, box: Occ) -> None:
+    wide = "x = 1234567890 " * 40
+    start(page, steps({"say": f"Long over.\n\n```\n{wide}\n```\n\nSecond: "}, {"wait": "go-21"}, {"say": "grown\n"}))
+    page.wait("document.querySelector('.text pre') && document.querySelector('.text p + pre + p')")
+    page.js(f"{SELECT}('.text p')")
+    page.js("document.querySelector('.text pre').scrollLeft = 200")
+    page.js("document.querySelector('.text pre').focus({preventScroll: true})")
+    look = "[getSelection().toString(), document.querySelector('.text pre').scrollLeft, document.activeElement.tagName]"
+    before = page.js(look)
+    assert before[1:] == [200, "PRE"]
+    let_go(box, "go-21")
+    page.shows("Second: grown", ".text")
+    page.shows("Done")
+    assert page.js(look) == before
+
+
+def test_a_list_that_is_refreshed_keeps_a_selection_and_takes_a_click(page: Page, hub: Hub, box: Occ) -> None:
+    list(hub.client.execute("work", "to be clicked", executionId="clicked"))
+    page.reload()
+    page.wait("document.querySelector('a[href=\"/runs/clicked\"]')")
+    page.js("window.old = document.querySelector('a[href=\"/runs/clicked\"]')")
+    page.js(f"{SELECT}('a[href=\"/runs/clicked\"] .what')")
+    chosen = page.js("getSelection().toString()")
+    list(hub.client.execute("work", "another", executionId="another"))
+    page.wait("document.querySelector('a[href=\"/runs/another\"]')")
+    assert page.js("getSelection().toString()") == chosen != ""
+    assert page.js("window.old === document.querySelector('a[href=\"/runs/clicked\"]')")
+    page.js("document.querySelectorAll('.machines li').forEach(one => one.remove())")
+    page.wait("document.querySelector('.machines li')")  # another refresh
+    assert page.js("window.old.isConnected")
+
+
 def test_a_zip_can_be_dropped_anywhere(page: Page) -> None:
     page.js(
         "(() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'dropped.zip'));"

@@ -262,11 +262,54 @@ def test_a_zip_becomes_a_workspace_and_its_execution(hub: Hub, visitor: Visitor)
 
 
 def test_the_same_form_sent_twice_is_one_execution(hub: Hub, visitor: Visitor) -> None:
-    form = visitor.form() | {"prompt": "once"}
-    first = run_id(visitor.post("/runs", form | {"zip": ("a.zip", make_zip({"a": "a"}).read())}))
-    again = run_id(visitor.post("/runs", form | {"zip": ("a.zip", make_zip({"a": "a"}).read())}))
+    form = visitor.form() | {"prompt": "once", "zip": ("a.zip", make_zip({"a": "a"}).read())}
+    first, again = run_id(visitor.post("/runs", form)), run_id(visitor.post("/runs", form))
     assert first == again
     assert [one["executionId"] for one in hub.client.executions(limit=1)["executions"]] == [first]
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"prompt": "other"},
+        {"zip": ("a.zip", make_zip({"b": "b"}).read())},
+        {"zip": ("b.zip", make_zip({"a": "a"}).read())},
+        {"model": "other"},
+        {"labels": "linux"},
+    ],
+    ids=["prompt", "zip", "name of the zip", "model", "labels"],
+)
+def test_an_edited_form_is_never_the_old_run(hub: Hub, visitor: Visitor, edited: dict[str, Any]) -> None:
+    form = visitor.form() | {"prompt": "first", "zip": ("a.zip", make_zip({"a": "a"}).read())}
+    first = run_id(visitor.post("/runs", form))
+    answer = visitor.post("/runs", form | edited)
+    assert answer.status == 409
+    assert "sent already" in refusals(answer)
+    assert f">{edited.get('prompt', 'first')}</textarea>" in answer.data.decode()
+    page = re.search(r'name="run" value="([^"]*)"', answer.data.decode())
+    assert page is not None
+    assert page[1] != form["run"]
+    second = run_id(visitor.post("/runs", form | edited | {"run": page[1]}))
+    assert first != second == page[1]
+    finished(hub, first)
+    finished(hub, second)
+
+
+def test_a_form_of_an_older_login_keeps_its_text(hub: Hub, visitor: Visitor) -> None:
+    old = visitor.form() | {"prompt": "ten minutes of writing", "workspace": "work"}
+    visitor.log_in(hub.client_key)
+    answer = visitor.post("/runs", old)
+    assert answer.status == 403
+    assert ">ten minutes of writing</textarea>" in answer.data.decode()
+    csrf = re.search(r'name="csrf" value="([^"]*)"', answer.data.decode())
+    assert csrf is not None
+    finished(hub, run_id(visitor.post("/runs", old | {"csrf": unescape(csrf[1])})))
+
+
+def test_a_form_without_a_login_shows_what_was_written(hub: Hub, visitor: Visitor) -> None:
+    answer = Visitor(hub.url).post("/runs", visitor.form() | {"prompt": "<ten> minutes"})
+    assert answer.status == 401
+    assert ">&lt;ten&gt; minutes</textarea>" in answer.data.decode()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+_MOST_KEPT_BYTES = 100_000
 _TITLES = {401: "Please log in", 403: "Not allowed", 404: "Nothing here", 413: "Too large", 503: "Not right now"}
 _SENTENCES = {
     "UNAUTHORIZED": "You are not logged in any more. Log in, then go back and try again.",
@@ -57,7 +58,7 @@ def asked_for() -> bool:
 @bp.before_request
 def check_form() -> None:
     """Refuse a form that was not made for this login."""
-    if request.method == "POST" and request.endpoint not in door.OPEN:
+    if request.method == "POST" and request.endpoint not in (*door.OPEN, door.KEEP_TEXT):
         door.check_csrf()
 
 
@@ -88,11 +89,19 @@ def error_page(code: str, message: str, _: object = None, status: int | None = N
     if code == "UNAUTHORIZED" and request.endpoint in door.LEAD_BACK:
         return door.go_and_log_in()
     title = _TITLES.get(status, "That did not work")
-    page = render_template("error.html", title=title, message=_SENTENCES.get(code, message), code=code)
+    kept = _written() if code == "UNAUTHORIZED" and request.endpoint == door.KEEP_TEXT else None
+    page = render_template("error.html", title=title, message=_SENTENCES.get(code, message), code=code, kept=kept)
     response = Response(page, status)
     if status in refusals.RETRY_AFTER_SECONDS:
         response.headers["Retry-After"] = str(refusals.RETRY_AFTER_SECONDS[status])
     return response
+
+
+def _written() -> str | None:
+    """The prompt in a form that came without a login; nobody sends much before a key is shown."""
+    if (request.content_length or 0) > _MOST_KEPT_BYTES:
+        return None
+    return request.form.get("prompt")
 
 
 def _refusal_outside(

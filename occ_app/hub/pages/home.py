@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Mapping
@@ -30,6 +31,10 @@ from occ_app.workspaces import workspace as workspaces
 bp = Blueprint("home", __name__)
 
 _PAGE = 20
+_SENT_BEFORE = (
+    "This form was sent already and has started a run, which is in the list: “{beginning}”. You have changed the form"
+    " since; send it again to start another run."
+)
 _MOST_ONLINE, _MOST_OFFLINE = 100, 5  # machines on the page
 _FIELDS = {"prompt": "Prompt", "workspaceId": "Workspace", "labels": "Labels", "model": "Model", "sessionId": "Session"}
 _EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": "", "session": ""}
@@ -70,6 +75,7 @@ def start() -> Response:
     """Start an execution in a workspace, there already or in the form; the same form again: the same execution."""
     given = {name: value.replace("\r\n", "\n") for name, value in request.form.items()}
     try:
+        door.check_csrf()
         return door.go(f"/runs/{_start(given)}")
     except errors.RequestError as error:
         response = Response(_page(given, {}, _told(error)), refusals.status_of(error.code))
@@ -82,8 +88,6 @@ def start() -> Response:
 def _start(given: dict[str, str]) -> str:
     """The id of the execution the form asks for. A workspace that was made for it is in `given` afterwards."""
     run_id = _loaded_id(given.get("run", ""))
-    if executions.find(parts().db, run_id, callers.caller().only) is not None:
-        return run_id
     upload = request.files.get("zip")
     if upload is not None and not upload.filename:
         upload = None  # the field was left empty
@@ -93,12 +97,30 @@ def _start(given: dict[str, str]) -> str:
     # The same form sent twice names the same workspace.
     workspace_id = given["workspace"] if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
     asked = executions_api.asked_for(_body(given, run_id, workspace_id))
+    sent = executions.find(parts().db, run_id, callers.caller().only)
+    if sent is not None:
+        if sent.request_hash == asked.hash and (upload is None or _is_zip_of(workspace_id, upload)):
+            return run_id
+        given["run"] = new_run()
+        raise errors.Conflict(
+            "EXECUTION_CONFLICT", _SENT_BEFORE.format(beginning=shown.beginning(sent.prompt or "", 80))
+        )
     parts().refuse_when_stopping()
     if upload is not None:
         _make(workspace_id, name, upload)
         given["workspace"] = workspace_id
     execution, _ = executions_api.start(asked)
     return execution.execution_id
+
+
+def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
+    """Whether a workspace was made of this very zip."""
+    digest = hashlib.file_digest(upload.stream, "sha256").hexdigest()  # type: ignore[arg-type]
+    upload.stream.seek(0)
+    try:
+        return workspaces.get(parts().db, workspace_id, callers.caller().only).zip == digest
+    except errors.NotFound:
+        return False
 
 
 def _make(workspace_id: str, name: str, upload: FileStorage) -> None:

@@ -22,6 +22,9 @@ bp = Blueprint("door", __name__)
 OPEN = frozenset({"pages.static", "pages.door.show", "pages.door.log_in"})
 """The endpoints of pages that ask for no login."""
 
+KEEP_TEXT = "pages.home.start"
+"""The endpoint that checks its form itself, so that a refusal shows what was written."""
+
 LEAD_BACK = frozenset({"pages.home.show", "pages.runs.show"})
 """Those from which one is sent to log in, and back afterwards."""
 
@@ -50,7 +53,10 @@ def check_csrf() -> None:
     """Raises Forbidden unless the form carries the token of this login."""
     login: Login = g.login
     if not callers.same_secret(request.form.get("csrf", ""), login.csrf):
-        raise errors.Forbidden("This form is not of your present login. Go back, reload the page and send it again.")
+        raise errors.Forbidden(
+            "You have logged in again since this page was opened. Your text is still here: send it again, or reload the"
+            " page."
+        )
 
 
 def go_and_log_in() -> Response:

@@ -3,18 +3,84 @@
 
 const byId = (id) => document.getElementById(id);
 
-/** A page's fragment as elements; null when there is none just now. Whoever is not logged in any more is sent to do so. */
+/** A page's fragment as elements; null when there is none just now. */
 async function fetched(address) {
   try {
     const answer = await fetch(address, { headers: { Accept: "text/html" } });
-    if (answer.status === 401) location.reload();
+    if (answer.status === 401) loggedOut();
     if (!answer.ok) return null;
+    byId("logged-out")?.remove();
     const made = document.createElement("template");
     made.innerHTML = await answer.text();
     return made.content;
   } catch {
     return null; // the hub is away; it will be asked again
   }
+}
+
+/** Leads to where one logs in, unless something is written here that would be lost: then says so and keeps it. */
+function loggedOut() {
+  if (!byId("prompt")?.value && !byId("zip")?.files.length) return location.reload();
+  if (byId("logged-out")) return;
+  const note = Object.assign(document.createElement("p"), { id: "logged-out", className: "problem" });
+  note.setAttribute("role", "alert");
+  const link = Object.assign(document.createElement("a"), { href: "/login", target: "_blank", textContent: "Log in in another tab" });
+  note.append("You are logged out. What you wrote is still here. ", link, ", then go on.");
+  byId("main").prepend(note);
+}
+
+// ---- Making a part of the page like its news, without touching what is the same: selection, scroll, focus stay
+
+const keyOf = (node) => node.dataset && (node.dataset.key ?? node.dataset.seq ?? (node.id || undefined));
+
+/** Makes `old` like `fresh`, which are of the same kind. Whether a person has unfolded something is theirs. */
+function become(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    // Text that only grew is not replaced: a selection in it stays.
+    if (fresh.data.startsWith(old.data)) old.appendData(fresh.data.slice(old.data.length));
+    else old.data = fresh.data;
+    return;
+  }
+  for (const { name } of [...old.attributes]) {
+    if (name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of [...fresh.attributes]) {
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  becomeChildren(old, old.firstChild, [...fresh.childNodes]);
+}
+
+/** Makes the children of `parent` from `place` on like the nodes `fresh`; those with a key are known by it. */
+function becomeChildren(parent, place, fresh) {
+  const coming = new Set(fresh.map(keyOf));
+  for (const node of fresh) {
+    while (place && keyOf(place) !== undefined && !coming.has(keyOf(place))) place = removed(place);
+    const key = keyOf(node);
+    if (place && keyOf(place) === key && place.nodeName === node.nodeName) {
+      become(place, node);
+      place = place.nextSibling;
+      continue;
+    }
+    let known = null;
+    for (let one = place; key !== undefined && one && !known; one = one.nextSibling) if (keyOf(one) === key) known = one;
+    if (known && known.nodeName === node.nodeName) {
+      // A node that is moved loses its focus and selection, so that those before it go, if they are to.
+      while (place !== known && (keyOf(place) === undefined || !coming.has(keyOf(place)))) place = removed(place);
+      if (place === known) place = known.nextSibling;
+      else parent.insertBefore(known, place);
+      become(known, node);
+    } else {
+      parent.insertBefore(node, place);
+    }
+  }
+  while (place) place = removed(place);
+}
+
+function removed(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
 }
 
 /** Runs `look` every so often while somebody can see the page, and at once when they come back to it. */
@@ -29,14 +95,7 @@ function refreshLists(lists) {
   whileSeen(4000, async () => {
     const news = await fetched(lists.dataset.refresh + location.search);
     if (news === null) return;
-    const sections = [...news.querySelectorAll("section")];
-    [...lists.querySelectorAll(":scope > section")].forEach((old, place) => {
-      const current = sections[place];
-      if (!current || old.innerHTML === current.innerHTML) return;
-      const focused = old.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-      old.replaceWith(current);
-      if (focused) [...current.querySelectorAll("a")].find((a) => a.getAttribute("href") === focused)?.focus();
-    });
+    becomeChildren(lists, lists.firstChild, [...news.childNodes]);
   });
 }
 
@@ -44,6 +103,21 @@ function refreshLists(lists) {
 
 function size(count) {
   return count < 1e6 ? `${Math.max(1, Math.round(count / 1e3))} KB` : `${(count / 1e6).toFixed(1)} MB`;
+}
+
+/**
+ * Takes the token of the present login, and the id for the next run, out of a page that refused a form. "same" when that
+ * is a new login with the same key, so that the form can be sent again unasked.
+ */
+function renew(form, page) {
+  const fresh = page?.getElementById("start");
+  if (!fresh) return "none";
+  const who = (where) => where.querySelector("form.who span")?.textContent;
+  const token = fresh.elements.csrf.value;
+  const changed = token !== form.elements.csrf.value;
+  for (const field of document.querySelectorAll("input[name=csrf]")) field.value = token;
+  form.elements.run.value = fresh.elements.run.value;
+  return changed && who(page) === who(document) ? "same" : "other";
 }
 
 function betterForm(form) {
@@ -105,7 +179,6 @@ function betterForm(form) {
       if (sending) sending.hidden = true;
       say(words);
     };
-    request.responseType = "document";
     request.upload.onprogress = (progress) => {
       if (sending && zip?.files.length) {
         sending.hidden = false;
@@ -114,8 +187,14 @@ function betterForm(form) {
     };
     request.onerror = () => over(["The hub does not answer. What you wrote is still here; try again in a moment."]);
     request.onload = () => {
-      const page = new URL(request.responseURL).pathname;
+      const page = new URL(request.responseURL || location.href).pathname;
       if (request.status < 400 && page.startsWith("/runs/")) return location.assign(page);
+      if (request.status === 401) {
+        loggedOut();
+        return over(["You are logged out. Log in in another tab, then send this again: what you wrote is still here."]);
+      }
+      const renewed = renew(form, request.response);
+      if (request.status === 403 && renewed === "same") return send();
       const told = request.response?.getElementById("problem");
       const words = told ? (told.children.length ? [...told.children] : [told]).map((one) => one.textContent) : [];
       const made = request.response?.querySelector("select[name=workspace]")?.value;
@@ -125,12 +204,18 @@ function betterForm(form) {
         workspace.value = made;
         workspace.dispatchEvent(new Event("change"));
       }
-      over(words.length ? words : [`The hub answered with ${request.status}.`]);
+      const away = request.status >= 500 || request.status === 429;
+      const silent = away ? `The hub is away (${request.status}). What you wrote is still here; try again in a moment.` : `The hub answered with ${request.status}.`;
+      over(words.length ? words : [silent]);
     };
-    request.open("POST", form.action);
-    say([]);
-    button.disabled = true;
-    request.send(new FormData(form));
+    const send = () => {
+      request.open("POST", form.action);
+      request.responseType = "document";
+      say([]);
+      button.disabled = true;
+      request.send(new FormData(form));
+    };
+    send();
   });
 }
 
@@ -184,16 +269,9 @@ function follow(run) {
   function put(news) {
     const fresh = news.getElementById("answer");
     const stable = Number(answer.dataset.stable);
-    const open = new Set();
-    for (const block of [...answer.children]) {
-      if (Number(block.dataset.seq) <= stable) continue;
-      if (block.open) open.add(block.dataset.seq);
-      block.remove();
-    }
-    for (const block of [...fresh.children]) {
-      if (open.has(block.dataset.seq)) block.open = true;
-      answer.append(block);
-    }
+    for (const node of [...answer.childNodes]) if (node.nodeType !== Node.ELEMENT_NODE) node.remove();
+    const first = [...answer.children].find((block) => Number(block.dataset.seq) > stable);
+    becomeChildren(answer, first ?? null, [...fresh.children]);
     delete answer.dataset.over;
     Object.assign(answer.dataset, fresh.dataset);
     shown = Number(answer.dataset.seq);
@@ -203,7 +281,7 @@ function follow(run) {
     if (tail) tail.append(...waiting.map(([, text]) => text));
     for (const part of news.querySelectorAll("[data-part]")) {
       const old = run.querySelector(`[data-part="${part.dataset.part}"]`);
-      if (old.innerHTML !== part.innerHTML || old.className !== part.className) old.replaceWith(part);
+      become(old, part);
     }
     lost = false;
     clock = { at: performance.now(), seconds: Number(answer.dataset.elapsed) };
@@ -289,7 +367,15 @@ function follow(run) {
     const button = cancel.querySelector("button");
     button.disabled = true;
     try {
-      const done = await fetch(cancel.action, { method: "POST", body: new FormData(cancel), redirect: "manual" });
+      const send = () => fetch(cancel.action, { method: "POST", body: new FormData(cancel), redirect: "manual" });
+      let done = await send();
+      if (done.status === 403) {
+        const token = (await fetched(location.pathname))?.querySelector("form.who input[name=csrf]")?.value;
+        if (token) {
+          cancel.elements.csrf.value = token;
+          done = await send();
+        }
+      }
       button.disabled = done.type === "opaqueredirect";
     } catch {
       button.disabled = false;
