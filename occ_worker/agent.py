@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from occ_app.config import config as configuration
@@ -152,7 +151,7 @@ def main() -> None:
     log_to_stderr()
     logging.getLogger("huey").setLevel(logging.WARNING)
     config.make_folders()
-    schema.ensure_schema(config.database, Path(config.home / "lock" / "migrate"))
+    schema.prepare_schema(config)
     {"executions": run_executions, "control": run_control}[sys.argv[1]](config)
 
 

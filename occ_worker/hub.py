@@ -85,7 +85,7 @@ def main() -> None:
     logging.getLogger("huey").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what is wrong with an answer is told by whoever asked
     config.make_folders()
-    schema.ensure_schema(config.database, config.home / "lock" / "migrate")
+    schema.prepare_schema(config)
     {"executions": run_executions, "control": run_control}[sys.argv[1]](config)
 
 

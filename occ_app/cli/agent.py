@@ -14,6 +14,7 @@ import click
 from occ_app import errors
 from occ_app.cli import output, remote
 from occ_app.config.config import Config
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import daemon, state
@@ -42,7 +43,7 @@ def _drain(config: Config) -> None:
     daemon.refuse_work(config)
     try:
         with closing(Doorbell(config.run / "tail")) as bell, output.Waiting("Waiting for what runs"):
-            database = Database(config.database, readonly=True)
+            database = schema.opened(config.database, readonly=True)
             while executions.running(database) and daemon.find(config):
                 select.select([bell], [], [], 1.0)
                 bell.hush()

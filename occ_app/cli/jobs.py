@@ -17,6 +17,7 @@ import click
 from occ_app import errors
 from occ_app.cli import output, remote
 from occ_app.config.config import Config
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import events, retention
 from occ_app.executions import queries as executions
@@ -289,7 +290,7 @@ def cancel(execution_id: str, url: str | None, token: str | None, pin: str | Non
 def prune(older_than: str) -> None:
     """Forget the prompts and output of old executions. Their ids, states and outcomes stay."""
     config = _config()
-    done = retention.prune(Database(_existing(config)), older_than, math.inf)
+    done = retention.prune(schema.opened(_existing(config)), older_than, math.inf)
     output.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
 
 
@@ -310,4 +311,4 @@ def _existing(config: Config) -> Path:
 
 
 def _database() -> Database:
-    return Database(_existing(_config()), readonly=True)
+    return schema.opened(_existing(_config()), readonly=True)

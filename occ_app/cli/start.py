@@ -90,7 +90,12 @@ def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
     def announce(ready: supervisor.Ready) -> None:
         shown(lambda: tell({**asdict(ready), "logs": "this terminal"}))
 
-    supervisor.Supervisor(config, supervisor.introduce, announce, to_terminal=True).run()
+    daemon = supervisor.Supervisor(config, supervisor.introduce, announce, to_terminal=True)
+    daemon.run()
+    if daemon.replaced:
+        raise errors.StartFailed(
+            "The files of OCC changed and a part of it ended, so all of it was stopped; start it again."
+        )
 
 
 def shown(tell: Callable[[], None]) -> None:

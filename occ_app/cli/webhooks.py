@@ -12,6 +12,7 @@ import click
 from occ_app import errors
 from occ_app.cli import output
 from occ_app.config import config as configuration
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.hub import webhooks as rows
 
@@ -94,4 +95,4 @@ def _database() -> Database:
     config = configuration.load_hub()
     if not config.database.exists():
         raise errors.NotRunning(f"There is no database in {config.home}; `occ hub start` makes one.")
-    return Database(config.database)
+    return schema.opened(config.database)

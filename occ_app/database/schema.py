@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import sqlite3
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from occ_app import errors
-from occ_app.database.database import connect
+from occ_app.config.config import Config, inherited_socket
+from occ_app.database.database import Database, connect, translated
 from occ_app.system.packaged import packaged
 
 SCHEMA_VERSION = 7
@@ -29,19 +31,57 @@ def ensure_schema(
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         meanwhile()
-        connection = connect(path)
-        try:
-            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise errors.SchemaTooNew(
-                    f"{path} has schema {version} and this OCC knows {SCHEMA_VERSION}; "
-                    "install the newer OCC that wrote it."
-                )
-        finally:
-            connection.close()
-        if version < SCHEMA_VERSION:
+        if _known_version(path) < SCHEMA_VERSION:
             _migrate_apart(path)
         settle()
+
+
+def prepare_schema(config: Config) -> None:
+    """Check the schema in a process of a daemon; without a supervisor, which migrates, bring it up to date."""
+    lock = config.home / "lock" / "migrate"
+    if inherited_socket() is None:
+        ensure_schema(config.database, lock)
+    else:
+        check_schema(config.database, lock)
+
+
+def check_schema(path: Path, lock: Path) -> None:
+    """Wait until the supervisor has migrated occ.db, and raise StartFailed if its schema is not this version's.
+
+    A process of a daemon never migrates: the other processes may still run the code of another version.
+    """
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        version = _known_version(path)
+    if version != SCHEMA_VERSION:
+        raise errors.StartFailed(
+            f"{path} has schema {version} and this process knows {SCHEMA_VERSION}: it was started from other files than"
+            " its daemon. Stop and start the daemon."
+        )
+
+
+def opened(path: Path, *, readonly: bool = False) -> Database:
+    """Open occ.db for a command. Raises SchemaTooNew when a newer OCC wrote it."""
+    _known_version(path, readonly=readonly)
+    return Database(path, readonly=readonly)
+
+
+def _known_version(path: Path, *, readonly: bool = False) -> int:
+    """Return the schema of occ.db. Raises SchemaTooNew when this OCC does not know it."""
+    try:
+        connection = connect(path, readonly=readonly)
+        try:
+            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise translated(error) from error
+    if version > SCHEMA_VERSION:
+        raise errors.SchemaTooNew(
+            f"{path} was written by a newer OCC: it has schema {version}, and this OCC knows {SCHEMA_VERSION}."
+            " Install the newer OCC."
+        )
+    return version
 
 
 def _migrate_apart(path: Path) -> None:

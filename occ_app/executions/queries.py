@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from dataclasses import fields
 from typing import Any
 
 from occ_app.database.database import Database
@@ -148,9 +149,10 @@ def from_row(row: sqlite3.Row) -> Execution:
         values[name] = _finite(values[name])
     for name in _TEXTS:
         values[name] = None if values[name] is None else whole_characters(str(values[name]))
-    return Execution(**values)
+    return Execution(**{name: values[name] for name in _FIELDS})  # a newer schema may have further columns
 
 
+_FIELDS = tuple(field.name for field in fields(Execution))
 _NUMBERS = ("exit_code", "signal", "cost_usd", "num_turns", "duration_ms")
 _TEXTS = ("error_code", "error_message", "session_id", "model", "claude_version")
 

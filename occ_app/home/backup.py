@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from occ_app.config.config import Config
+from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Outcome
@@ -29,6 +30,7 @@ def write(config: Config, target: Path) -> int:
     Unpacked into an empty home it is that agent again. What waited or ran at that instant is over in the copy, with
     WORKER_LOST: the original went on with it, and a prompt never runs twice.
     """
+    schema.opened(config.database, readonly=True)  # a newer one cannot be copied by this version
     with new_file(target) as output, tempfile.TemporaryDirectory(dir=config.run) as folder:
         snapshot = Path(folder) / "occ.db"
         _snapshot(config.database, snapshot)

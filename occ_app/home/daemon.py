@@ -8,12 +8,13 @@ import os
 import select
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from occ_app.config.config import Config
 from occ_app.system.files import write_file
+from occ_app.system.installation import fingerprint
 from occ_app.system.process_identity import ProcessIdentity
 
 STOP_SECONDS = 10.0
@@ -32,6 +33,8 @@ class Daemon:
     fingerprint: str | None = None  # of its TLS certificate
     self_signed: bool = False  # so that nobody vouches for it
     public_url: str | None = None
+    version: str | None = None
+    installation: str | None = None  # the fingerprint of the files it was started from
 
     @property
     def pin(self) -> str | None:
@@ -68,10 +71,27 @@ def remove(config: Config) -> None:
 
 def find(config: Config) -> Daemon | None:
     """The daemon of this home, if that very process runs."""
+    daemon = _written(config)
+    return daemon if daemon is not None and daemon.identity.alive() else None
+
+
+def replaced(config: Config) -> str | None:
+    """Return a sentence if the files of OCC are not those that the running daemon was started from."""
+    daemon = _written(config)
+    if daemon is None or daemon.installation in (None, fingerprint()):
+        return None
+    command = config.program.command
+    return (
+        f"The files of OCC changed while it runs. The daemon keeps version {daemon.version}; `{command} stop` and"
+        f" `{command} start` change to the installed one."
+    )
+
+
+def _written(config: Config) -> Daemon | None:
+    """What daemon.json says; a newer version may have written more than this one knows."""
     content = _read(config.run / "daemon.json")
     try:
-        daemon = Daemon(**content)
-        return daemon if daemon.identity.alive() else None
+        return Daemon(**{field.name: content[field.name] for field in fields(Daemon) if field.name in content})
     except TypeError:
         return None
 

@@ -47,6 +47,7 @@ def health(config: Config, db: Database) -> dict[str, Any]:
         problems.append(f"Not registered with the hub: {registration.get('problem', 'it was not tried yet')}")
     if not daemon.takes_work(config):
         problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
+    problems += [sentence for sentence in (daemon.replaced(config),) if sentence]
     problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",

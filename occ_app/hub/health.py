@@ -28,6 +28,7 @@ def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
         problems.append("It takes no new work: it is stopping.")
     if waiting and not machines:
         problems.append("Executions wait and no agent is online; `occ hub agents` lists them.")
+    problems += [sentence for sentence in (daemon.replaced(config),) if sentence]
     problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",

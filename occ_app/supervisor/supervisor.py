@@ -14,12 +14,14 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from occ_app import __version__
 from occ_app.claude import sandbox
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
@@ -30,7 +32,9 @@ from occ_app.supervisor import processes
 from occ_app.supervisor import startup as readiness
 from occ_app.supervisor.probe import Probe
 from occ_app.supervisor.processes import Part
+from occ_app.system import interpreter
 from occ_app.system.inheritance import prepare_daemon
+from occ_app.system.installation import fingerprint
 from occ_app.system.kernel import become_subreaper
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.process_identity import own_identity
@@ -43,6 +47,7 @@ WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final ev
 CONTROL_SECONDS = 0.5  # more than the others at least, for the last bytes of a link
 WEB_SECONDS = 3.3  # to send every stream its last events
 CRASHES = 5
+_REPLACED_PAUSE_SECONDS = 1.0  # between two looks at files that are being replaced
 _PROBE_PAUSE_SECONDS = 0.05  # after an answer that it is not well yet
 
 
@@ -74,7 +79,8 @@ class Supervisor:
         self._introduce = introduce
         self._announce = announce
         self._to_terminal = to_terminal
-        self._stopping = False
+        self._stopping = self.replaced = False
+        self._seen: str | None = None  # the newest fingerprint of changed files
         self._wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -95,7 +101,7 @@ class Supervisor:
             sandbox.check(self._config)
             listener = readiness.bind(self._config)
             with listener:
-                self._identity = own_identity()
+                self._identity, self._installation = own_identity(), fingerprint()
                 self._write_place(listener)
                 self._parts = processes.read_procfile(self._config, listener, to_terminal=self._to_terminal)
                 try:
@@ -106,7 +112,7 @@ class Supervisor:
                     daemon.remove(self._config)
 
     def _write_place(self, listener: socket.socket) -> None:
-        port = listener.getsockname()[1]
+        port = self.port = listener.getsockname()[1]
         identity = self._identity
         self._place = daemon.Daemon(
             identity.boot_id,
@@ -118,6 +124,8 @@ class Supervisor:
             self._certificate.fingerprint if self._certificate else None,
             self._config.tls is not None,
             self._config.public_url,
+            __version__,
+            self._installation,
         )
         daemon.write(self._config, self._place)
 
@@ -155,11 +163,28 @@ class Supervisor:
         started = False
         for part in self._parts if only is None else [only]:
             if part.restart_at is not None and part.restart_at <= time.monotonic():
+                if part.crashes and self._was_replaced():
+                    part.restart_at = time.monotonic() + _REPLACED_PAUSE_SECONDS
+                    continue
                 part.start(descriptor)
                 started = True
         if started:
             identities = [part.identity(self._identity.boot_id) for part in self._parts]
             daemon.write_parts(self._config, [identity for identity in identities if identity is not None])
+
+    def _was_replaced(self) -> bool:
+        """Whether a part would now be started from other files than those that run.
+
+        Once the new files are complete, has the daemon stop and start again as a whole.
+        """
+        found = fingerprint()
+        if found == self._installation:
+            return False
+        if found == self._seen and _loads():
+            log.warning("The files of OCC changed and a part ended: all parts are started again from the new files.")
+            self._stopping = self.replaced = True
+        self._seen = found
+        return True
 
     def _probe(self, listener: socket.socket) -> Probe | None:
         known = state.load(self._config.state)
@@ -230,6 +255,15 @@ class Supervisor:
             part.signal_group(signal.SIGKILL)
 
 
+def _loads() -> bool:
+    """Whether the installed files can be loaded; during an upgrade some are missing for a moment."""
+    programs = "import occ_app.supervisor.supervisor, occ_app.wsgi, occ_app.hub_wsgi, occ_worker.agent, occ_worker.hub"
+    tried = subprocess.run(
+        interpreter.command("-c", programs), stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    return tried.returncode == 0
+
+
 def introduce(config: Any, port: int) -> list[str]:
     """Make a daemon of its kind known when it starts; returns what a person should be warned of."""
     # Loaded while the web process loads, and of the two only what is needed.
@@ -258,7 +292,11 @@ def main() -> int:
 
     try:
         config = configuration.load_daemon(sys.argv[2])
-        return Supervisor(config, introduce, announce, to_terminal=False).run()
+        supervisor = Supervisor(config, introduce, announce, to_terminal=False)
+        code = supervisor.run()
+        if supervisor.replaced:
+            _start_again(config, supervisor.port)
+        return code
     except OCCError as error:
         log.error("%s", error)
         tell({"error": type(error).__name__, "message": str(error)})
@@ -272,6 +310,15 @@ def main() -> int:
             }
         )
         return 1
+
+
+def _start_again(config: Config, port: int) -> None:
+    """Become the daemon of the installed files, at the same port."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.set_inheritable(nobody, True)
+    environment = configuration.child_environment(replace(config, http_port=port), secrets=True)
+    command = interpreter.command("-m", "occ_app.supervisor.supervisor", str(nobody), config.program.kind)
+    os.execve(command[0], command, environment)  # noqa: S606 - OCC itself
 
 
 if __name__ == "__main__":

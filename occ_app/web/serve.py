@@ -23,7 +23,7 @@ def serve(config: Config, make_app: Callable[[], Flask]) -> None:
     allow_many_files()
     logging.getLogger("huey").setLevel(logging.WARNING)
     config.make_folders()
-    schema.ensure_schema(config.database, config.home / "lock" / "migrate")
+    schema.prepare_schema(config)
     descriptor = inherited_socket()
     if descriptor is None:
         state.ensure(config.state)

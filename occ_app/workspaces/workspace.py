@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from occ_app import errors
@@ -42,6 +42,9 @@ class Workspace:
     placed: int | None
     generation: int
     agent_generation: int | None
+
+
+_FIELDS = tuple(field.name for field in fields(Workspace))
 
 
 def get(db: Database, workspace_id: str, only: str | None = None) -> Workspace:
@@ -155,4 +158,4 @@ def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: i
 def from_row(row: sqlite3.Row) -> Workspace:
     values = dict(row)
     values["skipped"] = json.loads(values["skipped"])
-    return Workspace(**values)
+    return Workspace(**{name: values[name] for name in _FIELDS})  # a newer schema may have further columns

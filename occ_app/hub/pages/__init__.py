@@ -5,10 +5,13 @@ Pages have addresses of their own and are asked for with a cookie that opens not
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Flask, Response, g, render_template, request
+from flask import Blueprint, Flask, Response, current_app, g, render_template, request
+from werkzeug.exceptions import NotFound
 
 from occ_app import __version__
 from occ_app.api.services import parts
@@ -17,7 +20,9 @@ from occ_app.hub.pages import home, runs
 from occ_app.hub.pages import login as door
 from occ_app.web import refusals
 
-bp = Blueprint("pages", __name__, template_folder="../templates", static_folder="../static", static_url_path="/static")
+_STATIC = Path(__file__).parents[1] / "static"
+
+bp = Blueprint("pages", __name__, template_folder="../templates")
 for room in (door, home, runs):
     bp.register_blueprint(room.bp)
 
@@ -48,6 +53,11 @@ def add_pages(app: Flask) -> None:
     for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.size, shown.beginning):
         app.add_template_filter(function)
     refusals.answer_errors(app, _refusal_outside)
+    # Read now: an upgrade replaces these files while the code of this version runs.
+    for name in app.jinja_env.list_templates():
+        app.jinja_env.get_template(name)
+    files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.is_file()}
+    app.extensions["occ_static"] = files
 
 
 def asked_for() -> bool:
@@ -74,6 +84,17 @@ def add_headers(response: Response) -> Response:
 def common() -> dict[str, object]:
     """What every page shows or sends."""
     return {"login": g.get("login"), "version": __version__}
+
+
+@bp.get("/static/<filename>", endpoint="static")
+def static_file(filename: str) -> Response:
+    """A style, a script or an icon, as it was when the hub started."""
+    content = current_app.extensions["occ_static"].get(filename)
+    if content is None:
+        raise NotFound
+    response = Response(content, content_type=mimetypes.guess_type(filename)[0])
+    response.add_etag()
+    return response.make_conditional(request)  # type: ignore[return-value]  # it returns itself
 
 
 @bp.route("/runs/<path:_>", methods=["GET", "POST"])

@@ -1,0 +1,186 @@
+"""An upgrade in place: new files under a daemon that runs, another schema, rows with columns of another version."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import urllib3
+
+from occ_app import errors
+from occ_app.config.config import Config
+from occ_app.database import schema
+from occ_app.database.database import Database
+from occ_app.executions import queries
+from occ_app.home import daemon
+from occ_app.system.process_identity import own_identity
+from occ_app.workspaces import workspace as workspaces
+from tests.conftest import Occ, wait_until
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Installation:
+    """A copy of the checkout whose files can be replaced, and a hub's home."""
+
+    tree: Path
+    folder: Path
+    environment: dict[str, str]
+
+    def occ(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "occ_app.cli", *arguments]
+        return subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.occ("hub", "status", "--json").stdout))
+
+    def log(self) -> str:
+        return (self.folder / "hub" / "logs" / "daemon.log").read_text()
+
+    def upgrade(self) -> None:
+        """Put version 99.0.0 in, with a template that its predecessor cannot read."""
+        package = self.tree / "occ_app" / "__init__.py"
+        version = next(line for line in package.read_text().splitlines() if line.startswith("__version__"))
+        package.write_text(package.read_text().replace(version, '__version__ = "99.0.0"'))
+        for name in ("login.html", "home.html"):
+            template = self.tree / "occ_app" / "hub" / "templates" / name
+            template.write_text(template.read_text() + "{{ 'x' | a_filter_of_the_next_version }}")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Iterator[Installation]:
+    tree = tmp_path / "tree"
+    for name in ("occ_app", "occ_worker", "migrations"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Procfile", "Procfile.hub"):
+        shutil.copy(ROOT / name, tree / name)
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OCC_HUB_HOME": str(tmp_path / "hub")}
+    made = Installation(tree, tmp_path, environment | {"PYTHONPATH": str(tree)})
+    assert made.occ("hub", "start", "--port", "0").returncode == 0, made.log()
+    yield made
+    made.occ("hub", "stop")
+
+
+def test_a_daemon_whose_files_changed_serves_its_own_pages_and_says_so(installed: Installation) -> None:
+    before = installed.status()
+    assert before["problems"] == []
+    installed.upgrade()
+    after = installed.status()
+    assert any("version 0.1.0" in problem for problem in after["problems"]), after
+    with urllib3.PoolManager(retries=False) as pool:
+        assert pool.request("GET", before["url"] + "/login").status == 200
+        assert pool.request("GET", before["url"] + "/static/hub.css").status == 200
+
+
+def test_a_part_that_ends_after_an_upgrade_has_all_parts_start_from_the_new_files(installed: Installation) -> None:
+    before = installed.status()
+    templates = installed.tree / "occ_app" / "hub" / "templates"
+    kept = {name: (templates / name).read_text() for name in ("login.html", "home.html")}
+    installed.upgrade()
+    for name, content in kept.items():  # version 99 has the same pages after all
+        (templates / name).write_text(content)
+    parts = psutil.Process(before["pid"]).children()
+    next(part for part in parts if "control" in part.cmdline()).kill()
+
+    def changed() -> bool:
+        with contextlib.suppress(ValueError, KeyError):
+            return installed.status().get("uptime") is not None and all(not part.is_running() for part in parts)
+        return False
+
+    wait_until(changed, "all parts to be replaced", 30)
+    after = installed.status()
+    assert (after["url"], after["problems"]) == (before["url"], [])
+    assert "started again from the new files" in installed.log()
+    daemon_json = json.loads((installed.folder / "hub" / "run" / "daemon.json").read_text())
+    assert daemon_json["version"] == "99.0.0"
+
+
+def test_files_that_cannot_be_loaded_leave_the_rest_of_the_daemon_running(installed: Installation) -> None:
+    before = installed.status()
+    broken = installed.tree / "occ_worker" / "hub.py"
+    content = broken.read_text()
+    broken.write_text("this is half a file (")
+    control = next(p for p in psutil.Process(before["pid"]).children() if "control" in p.cmdline())
+    control.kill()
+    wait_until(lambda: not control.is_running(), "control to end")
+    with urllib3.PoolManager(retries=False) as pool:
+        assert pool.request("GET", before["url"] + "/login").status == 200
+    broken.write_text(content)
+    wait_until(lambda: "started again from the new files" in installed.log(), "the rest to be replaced", 30)
+
+
+def migrated(folder: Path) -> Path:
+    (folder / "lock").touch()
+    schema.ensure_schema(folder / "occ.db", folder / "lock")
+    return folder / "occ.db"
+
+
+@pytest.mark.parametrize("version", [schema.SCHEMA_VERSION - 1, schema.SCHEMA_VERSION + 1])
+def test_a_part_never_migrates_and_refuses_another_schema(tmp_path: Path, version: int) -> None:
+    path = migrated(tmp_path)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(errors.StartFailed):
+        schema.check_schema(path, tmp_path / "lock")
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == version
+
+
+def test_rows_with_columns_of_a_newer_version_are_read(tmp_path: Path) -> None:
+    path = migrated(tmp_path)
+    with sqlite3.connect(path) as connection:
+        for table in ("executions", "workspaces", "agents", "keys", "webhooks", "deliveries", "workspace_jobs"):
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN of_a_newer_version TEXT")
+        connection.execute(
+            "INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,"
+            " updated_at) VALUES ('work', 'work', '', '/nowhere', 0, 0, '[]', '', '')"
+        )
+        connection.execute(
+            "INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,"
+            " idle_timeout_seconds, created_at) VALUES ('one', 'work', 'running', '', 'hi', 1, 1, '')"
+        )
+    database = Database(path)
+    assert workspaces.get(database, "work").workspace_id == "work"
+    assert [x.execution_id for x in queries.running(database)] == ["one"]
+
+
+def test_commands_on_a_newer_database_say_that_it_is_newer(occ: Occ) -> None:
+    occ.start()
+    occ.stop()
+    with sqlite3.connect(occ.home / "occ.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+        connection.execute("ALTER TABLE executions RENAME COLUMN waits_for TO waits_upon")
+    for command in (
+        ("jobs",),
+        ("jobs", "show", "x"),
+        ("jobs", "prune", "--older-than", "1d"),
+        ("backup", "b.tgz"),
+        ("start",),
+    ):
+        done = occ.command(*command, check=False)
+        assert (done.returncode, "newer OCC" in done.stderr, "fault in OCC" in done.stderr) == (1, True, False)
+
+
+def test_a_daemon_of_a_newer_version_is_found(tmp_path: Path) -> None:
+    config = Config(home=tmp_path)
+    config.make_folders()
+    own = psutil.Process()
+    identity = own_identity()
+    written = {"boot_id": identity.boot_id, "pid": own.pid, "start": identity.start, "host": "", "port": 1, "url": ""}
+    (config.run / "daemon.json").write_text(json.dumps({**written, "of_a_newer_version": 1}))
+    found = daemon.find(config)
+    assert found is not None
+    assert found.pid == own.pid
