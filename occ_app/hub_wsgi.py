@@ -32,9 +32,11 @@ from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import most_files
-from occ_app.web.callers import Caller, bearer, caller, same_secret
+from occ_app.web.callers import Caller, bearer, caller, same_secret, slow_down
 from occ_app.web.serve import serve
 from occ_app.workspaces.workspace import Workspace
+
+_ZIP_OVERHEAD_BYTES = 64 << 20  # of names and headers, for as many files as a workspace may have
 
 
 def make_app(config: HubConfig) -> Flask:
@@ -97,13 +99,14 @@ def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller |
         if token is not None and same_secret(given, token):
             return Caller()
         key = keys.find(database, given, "client") if given else None
-        return None if key is None else Caller(key.key_id, key.admin)
+        return None if key is None else Caller(key.key_id, key.admin, refused=key.expired)
 
     return identify
 
 
 def _admit_link(agents: Agents, agent_id: str) -> None:
     if not agents.holds(agent_id, bearer()):
+        slow_down()
         raise api.not_registered()
 
 
@@ -117,7 +120,7 @@ def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace,
     try:
         if agent is None:
             raise errors.Unreachable("Its agent was removed.")
-        calls.client(agent).archive(workspace.workspace_id, output)
+        calls.client(agent).archive(workspace.workspace_id, output, config.max_unpacked_bytes + _ZIP_OVERHEAD_BYTES)
     except (errors.Unreachable, errors.Refused) as error:
         raise errors.Unavailable(
             "AGENT_UNREACHABLE", f"The agent that has this workspace does not give it: {error}"

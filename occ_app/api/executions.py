@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,12 +23,15 @@ from occ_app.web.event_stream import event_stream
 
 bp = Blueprint("executions", __name__)
 
+_LONGEST_LISTED = 1 << 16
+_BESIDE_PROMPT = 1 << 20  # bytes of the other fields
+
 
 @bp.post("/execute")
 def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
-    asked = asked_for(web.json_body())
+    asked = asked_for(web.json_body(6 * parts().config.max_prompt_bytes + _BESIDE_PROMPT))
     parts().streams.enter()
     try:
         execution, created = start(asked)
@@ -122,7 +126,15 @@ def listing() -> Response:
 
 def page(found: list[Execution], following: int | None) -> Any:
     """Return a page of executions as JSON."""
-    return web.schema_of(schemas.ExecutionList).dump({"executions": found, "next": following})
+    return web.schema_of(schemas.ExecutionList).dump({"executions": list(map(listed, found)), "next": following})
+
+
+def listed(execution: Execution) -> Execution:
+    """Return an execution for a list: its error message has at most 64 KiB there."""
+    message = (execution.error_message or "").encode(errors="surrogatepass")
+    if len(message) <= _LONGEST_LISTED:
+        return execution
+    return replace(execution, error_message=message[:_LONGEST_LISTED].decode(errors="ignore"))
 
 
 @bp.get("/executions/<execution_id>")
@@ -209,10 +221,17 @@ def _websocket_view() -> Callable[[], Any]:
     return routes["/"]
 
 
+class _Unread(list[Any]):
+    """Take the place of a WebSocket's queue of received messages, which nothing reads."""
+
+    def append(self, _: Any) -> None: ...
+
+
 def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> None:
     from simple_websocket import ConnectionClosed
 
     parts.streams.enter()
+    connection.input_buffer = _Unread()
     try:
         with follower:
             try:

@@ -33,7 +33,7 @@ def init() -> Response:
     doubled = [name for name, values in request.form.lists() if len(values) > 1]
     unknown = [name for name in request.files if name != "zip"]
     if doubled or unknown or len(request.files.getlist("zip")) > 1:
-        name = (doubled + unknown + ["zip"])[0]
+        name = (doubled + unknown + ["zip"])[0][:100]
         raise errors.InvalidRequest(
             f"{name} is given twice or is no file part.", {name: ["Given twice or not a file."]}
         )

@@ -29,6 +29,7 @@ _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a si
 _RELAYED_SILENCE_SECONDS = 22.0  # the same for a hub, which is there to notice
 _PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
 _PIECE = 1 << 16
+_BODY_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 16_384
 
 
 class AgentClient:
@@ -159,13 +160,22 @@ class AgentClient:
     def delete_workspace(self, workspace_id: str) -> None:
         self._json("DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
 
-    def archive(self, workspace_id: str, output: IO[bytes]) -> None:
-        """Write the workspace, as it is now, to `output` as a zip."""
+    def archive(self, workspace_id: str, output: IO[bytes], most: int | None = None) -> None:
+        """Write the workspace, as it is now, to `output` as a zip.
+
+        Raises Unreachable when it is over `most` bytes, or slower than 60 s and the time of its size at a low rate.
+        """
         response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive")
+        deadline = time.monotonic() + _BODY_SECONDS
+        written = 0
         try:
-            for piece in response.stream(_PIECE):
-                output.write(piece)
-        except urllib3.exceptions.HTTPError as error:
+            while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
+                written += output.write(piece)
+                if most is not None and written > most:
+                    raise Unreachable(f"{self.url} sent more than the {most} bytes that a workspace may have.")
+                if time.monotonic() > deadline + written / _MIN_BYTES_PER_SECOND:
+                    raise Unreachable(f"{self.url} sent its answer too slowly.")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(f"{self.url} broke off its answer ({replies.reason(error)}).") from None
         finally:
             response.release_conn() if response.closed else response.close()
@@ -230,6 +240,7 @@ class AgentClient:
                 headers={**self._headers, **(headers or {})},
                 preload_content=False,
                 redirect=False,
+                decode_content=False,  # none was requested, and a few bytes could become gigabytes
                 timeout=urllib3.Timeout(connect=min(_CONNECT_SECONDS, read_seconds), read=read_seconds),
             )
         except urllib3.exceptions.SSLError as error:

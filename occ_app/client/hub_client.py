@@ -91,6 +91,7 @@ class HubClient:
                 headers=headers,
                 preload_content=False,
                 redirect=False,
+                decode_content=False,
                 timeout=urllib3.Timeout(total=self._seconds),
             )
         except urllib3.exceptions.SSLError as error:

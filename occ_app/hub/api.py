@@ -63,6 +63,7 @@ def register() -> Response:
     """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
     key = keys.find(parts().db, callers.bearer(), "agent")
     if key is None:
+        callers.slow_down()
         raise callers.unauthorized(
             "The key is wrong, expired or revoked, or no agent's; `occ hub keys create NAME --for agent` makes one."
         )
@@ -88,6 +89,8 @@ def register() -> Response:
 def heartbeat(agent_id: str) -> Response:
     """Take an agent's sign of life."""
     if not hub_parts().agents.holds(agent_id, callers.bearer()):
+        _end_link(agent_id)
+        callers.slow_down()
         raise not_registered()
     said = _said(hub_schemas.Heartbeat)
     if not hub_parts().agents.beat(agent_id, callers.bearer(), said):
@@ -192,14 +195,20 @@ def only_admins() -> None:
         raise errors.Forbidden("This is for keys made with --admin; `occ hub` on the hub's machine does it, too.")
 
 
+def _end_link(agent_id: str) -> None:
+    """End the link of an agent whose token is right and whose key has expired or is revoked."""
+    agent = hub_parts().agents.find(agent_id)
+    if agent is not None and callers.same_secret(callers.bearer(), agent.token):
+        hub_parts().links.drop(agent_id)
+
+
 def not_registered() -> errors.RequestError:
     return callers.unauthorized("This agent is not registered with this token; register again.")
 
 
 def _said(kind: type[Schema]) -> dict[str, Any]:
     """What an agent says, which is never much."""
-    request.max_content_length = _LARGEST_BODY
-    return web.loaded(kind, web.json_body())
+    return web.loaded(kind, web.json_body(_LARGEST_BODY))
 
 
 def _set_draining(agent_id: str, *, draining: bool) -> Response:

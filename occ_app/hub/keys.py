@@ -31,6 +31,10 @@ class Key:
     expires_at: str | None
     revoked_at: str | None
 
+    def expired(self) -> bool:
+        """Whether its time is over now."""
+        return self.expires_at is not None and iso_now() >= self.expires_at
+
 
 def create(
     db: Database, name: str, kind: str, *, admin: bool = False, most: int | None = None, days: float | None = None

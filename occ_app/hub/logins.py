@@ -25,6 +25,7 @@ class Login:
     key_name: str
     admin: bool
     csrf: str
+    expires_at: str
 
 
 def begin(db: Database, key: Key) -> str:
@@ -44,12 +45,14 @@ def find(db: Database, cookie: str) -> Login | None:
     """The login this cookie stands for; None when it or its key is not valid any more."""
     with db.read() as connection:
         row = connection.execute(
-            "SELECT l.key_id, k.name AS key_name, k.admin, l.csrf FROM logins l JOIN keys k ON k.key_id = l.key_id"
+            "SELECT l.key_id, k.name AS key_name, k.admin, l.csrf,"
+            " min(l.expires_at, coalesce(k.expires_at, l.expires_at)) AS expires_at"
+            " FROM logins l JOIN keys k ON k.key_id = l.key_id"
             " WHERE l.hash = :hash AND l.expires_at > :now AND k.kind = 'client' AND k.revoked_at IS NULL"
             " AND (k.expires_at IS NULL OR k.expires_at > :now)",
             {"hash": hashed(cookie), "now": iso_now()},
         ).fetchone()
-    return None if row is None else Login(row["key_id"], row["key_name"], bool(row["admin"]), row["csrf"])
+    return None if row is None else Login(**{**dict(row), "admin": bool(row["admin"])})
 
 
 def cookie_name(db: Database) -> str:

@@ -33,6 +33,7 @@ class Caller:
 
     key_id: str | None = None
     admin: bool = True
+    known: bool = True  # False for a visitor who has shown no secret yet
     refused: Callable[[], bool] = field(default=lambda: False, compare=False)
 
     @property

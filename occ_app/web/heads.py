@@ -7,6 +7,7 @@ import select
 import socket
 import ssl
 import struct
+import threading
 import time
 from typing import Any
 
@@ -62,6 +63,16 @@ class Arriving:
         return False
 
 
+_current = threading.local()
+
+
+def hurry(seconds: float) -> None:
+    """Let the body of the request that this thread answers take at most `seconds` from now on."""
+    unreader = getattr(_current, "unreader", None)
+    if unreader is not None:
+        unreader.hurry(seconds)
+
+
 class Unreader(SocketUnreader):
     """Give gunicorn a head that is complete, then the body while it arrives at a minimum rate.
 
@@ -78,6 +89,10 @@ class Unreader(SocketUnreader):
 
     def begin_body(self) -> None:
         self._deadline = time.monotonic() + BODY_SECONDS
+        _current.unreader = self
+
+    def hurry(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         if self._deadline is None:

@@ -86,7 +86,7 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
         if status >= 500:
             return unexpected(error)
         if status == 413:
-            most = current_app.config["MAX_CONTENT_LENGTH"]
+            most = request.max_content_length or current_app.config["MAX_CONTENT_LENGTH"]
             within = request.content_length is not None and request.content_length <= most
             message = _FORM_TOO_LARGE if within else message.format(most=most)
         response = answer(code, message, status=status if status in _HTTP_CODES else 400)

@@ -6,7 +6,10 @@ import json
 import logging
 import re
 import threading
+from collections import Counter
+from collections.abc import Callable
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -14,38 +17,88 @@ from flask import json as flask_json
 from marshmallow import Schema, ValidationError
 
 from occ_app import errors
-from occ_app.web import fields
+from occ_app.web import callers, fields, heads
 
 log = logging.getLogger("occ.web")
 
 
 BODIES = 112
 _BODY_PATIENCE_SECONDS = 10.0
+_STRANGERS, _STRANGERS_OF_ADDRESS, _STRANGER_SECONDS = 16, 4, 10.0
+SMALL_BODY_BYTES = 1 << 16  # of a JSON body without a text of any length
+_MOST_STRUCTURE_BYTES = 1 << 16  # of a JSON body without its strings
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # possessive: no body makes it go back
+_MOST_NAMED, _LONGEST_NAME, _LONGEST_REASON = 20, 100, 300
 
 
 def limit_bodies(app: Flask) -> None:
     """Let only so many requests read their bodies at once: a slow one holds a thread, and /health needs one too."""
-    places = threading.BoundedSemaphore(BODIES)
+    places = Shares(BODIES, BODIES // 2, "A key may send half of them.")
+    strangers = Shares(_STRANGERS, _STRANGERS_OF_ADDRESS, "An address may send a few of them before it shows a key.")
 
     @app.before_request
     def enter() -> None:
         if request.content_length or request.headers.get("Transfer-Encoding"):
-            if not places.acquire(timeout=_BODY_PATIENCE_SECONDS):
-                raise errors.Unavailable("BUSY", f"{BODIES} uploads are under way already; try again in a moment.")
-            g.reads_body = True
+            sender = callers.caller()
+            if sender.known:
+                g.leave_body = places.enter(sender.key_id or "", shared=not sender.key_id)
+            else:
+                heads.hurry(_STRANGER_SECONDS)
+                g.leave_body = strangers.enter(request.remote_addr or "")
 
     @app.teardown_request
     def leave(_: object) -> None:
-        if g.pop("reads_body", False):
-            places.release()
+        leave_body = g.pop("leave_body", None)
+        if leave_body is not None:
+            leave_body()
 
 
-def json_body() -> Any:
-    """The request's JSON body. Raises the wire's errors for another type and for what is not JSON."""
+class Shares:
+    """Places for so many bodies at once, of which each holder may have a share."""
+
+    def __init__(self, most: int, share: int, message: str) -> None:
+        self._most, self._share, self._message = most, share, message
+        self._held = Counter[str]()
+        self._changed = threading.Condition()
+
+    def enter(self, holder: str, *, shared: bool = False) -> Callable[[], None]:
+        """Take a place and return the function that gives it back; `shared` holders have no limit of a share.
+
+        Waits a few seconds for a place. Raises Unavailable (BUSY).
+        """
+        share = self._most if shared else self._share
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._has_room(holder, share), _BODY_PATIENCE_SECONDS):
+                message = f"Too many bodies are being sent already. {self._message} Try again in a moment."
+                raise errors.Unavailable("BUSY", message)
+            self._held[holder] += 1
+        return lambda: self._leave(holder)
+
+    def _has_room(self, holder: str, share: int) -> bool:
+        return self._held.total() < self._most and self._held[holder] < share
+
+    def _leave(self, holder: str) -> None:
+        with self._changed:
+            self._held[holder] -= 1
+            self._held += Counter()  # without those that have none
+            self._changed.notify_all()
+
+
+def json_body(most: int = SMALL_BODY_BYTES) -> Any:
+    """Read the request's JSON body of at most `most` bytes.
+
+    Raises the wire's errors for another type, for a body that is not JSON, and for one that has too many parts: a
+    million names would take seconds to refuse one by one.
+    """
+    request.max_content_length = most
     if request.mimetype != "application/json":
         raise errors.RequestError("UNSUPPORTED_MEDIA_TYPE", "Send the body as application/json.")
     try:
-        return json.loads(request.get_data(cache=False), object_pairs_hook=_no_doubles, parse_constant=_no_constant)
+        content = request.get_data(cache=False)
+        if len(content) > _MOST_STRUCTURE_BYTES and len(_STRING.sub(b'""', content)) > _MOST_STRUCTURE_BYTES:
+            message = "The body has too many names and values; send only the fields that docs/protocol.md lists."
+            raise errors.RequestError("INVALID_JSON", message)
+        return json.loads(content, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
     except RecursionError:
         raise errors.RequestError("INVALID_JSON", "The body is nested too deeply.") from None
     except ValueError as error:
@@ -75,17 +128,26 @@ def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
         return dict(schema_of(kind).load(content))
     except ValidationError as error:
         wrong = error.messages if isinstance(error.messages, dict) else {"_body": error.messages}
-        names = ", ".join(sorted(map(str, wrong))[:5])
-        raise errors.InvalidRequest(
-            f"Wrong or missing: {names}; `details` says why.", {str(k): v for k, v in wrong.items()}
-        ) from None
+        details = _shortened(wrong)
+        names = ", ".join(sorted(details)[:5])
+        raise errors.InvalidRequest(f"Wrong or missing: {names}; `details` says why.", details) from None
+
+
+def _shortened(content: Any) -> Any:
+    """Return what is wrong with a body, its names and reasons cut: they echo the request."""
+    if isinstance(content, dict):
+        return {str(name)[:_LONGEST_NAME]: _shortened(content[name]) for name in islice(content, _MOST_NAMED)}
+    if isinstance(content, list):
+        return [_shortened(one) for one in content[:_MOST_NAMED]]
+    return str(content)[:_LONGEST_REASON]
 
 
 def query(kind: type[Schema]) -> dict[str, Any]:
     """The query string as the schema reads it."""
     doubled = [name for name, values in request.args.lists() if len(values) > 1]
     if doubled:
-        raise errors.InvalidRequest(f"{doubled[0]} stands twice in the query.", {doubled[0]: ["Given twice."]})
+        name = doubled[0][:_LONGEST_NAME]
+        raise errors.InvalidRequest(f"{name} is in the query twice.", {name: ["Given twice."]})
     return loaded(kind, request.args.to_dict())
 
 

@@ -41,6 +41,7 @@ _PLAIN_SEND = socket.socket.send  # past a subclass that would encrypt
 
 STOP_SECONDS = 3
 SPARE_THREADS = BODIES + 16  # beside the streams: those that read bodies, and a few that nothing can take
+_DRAIN_SECONDS = 0.2
 _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop would cost them time
 _HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
 
@@ -108,6 +109,11 @@ class Worker(AdmittingWorker):
                 return False
             conn.initialized = True
         return bool(conn.occ_arriving.whole(conn.sock))
+
+    def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
+        """Whether the connection can be used again: not with a body that was refused and has not come yet."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        return bool(keepalive) and bool(conn.parser.finish_body(deadline=deadline))
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.parser.unreader.begin_body()

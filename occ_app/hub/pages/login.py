@@ -14,6 +14,7 @@ from occ_app.api.services import parts
 from occ_app.database.database import Database
 from occ_app.hub import keys, logins
 from occ_app.hub.logins import Login
+from occ_app.system.timestamps import iso_now
 from occ_app.web import callers
 from occ_app.web.callers import Caller
 
@@ -41,12 +42,12 @@ _NO_COOKIE = (
 def visitor(db: Database) -> Caller | None:
     """Who asks for a page, by the cookie; None without a valid one. Where none is needed: somebody without rights."""
     if request.endpoint in OPEN:
-        return Caller(key_id="", admin=False)
+        return Caller(key_id="", admin=False, known=False)
     login = next((login for name in _names() if (login := logins.find(db, request.cookies.get(name, "")))), None)
     if login is None:
         return None
     g.login = login
-    return Caller(login.key_id, login.admin)
+    return Caller(login.key_id, login.admin, refused=lambda: iso_now() >= login.expires_at)
 
 
 def check_csrf() -> None:

@@ -19,6 +19,8 @@ from markupsafe import Markup
 _CUT_BYTES = 8_000  # from here on a blank line begins a new piece,
 _PLAIN_BYTES = 32_000  # and a piece over this is shown as it is: a few constructs take the square of their length
 _MOST_BYTES = 250_000
+_MOST_CELLS, _MOST_BRACKETS = 5_000, 2_000
+_TABLE = re.compile(r"[-:][ \t]*\||\|[ \t]*[-:]")  # a part of the line below a table's head
 
 _TAIL = "\ue0f0"  # of the private use area; taken out of whatever comes
 _TAIL_HTML = '<span class="tail"></span>'
@@ -41,7 +43,14 @@ def _finished(made: str) -> Markup:
 
 @lru_cache(maxsize=64)  # while a long answer streams only its last piece is new
 def _one(piece: str) -> str:
-    return str(_parser().render(piece)) if len(piece) <= _PLAIN_BYTES else _plain(piece)
+    return _plain(piece) if len(piece) > _PLAIN_BYTES or _is_costly(piece) else str(_parser().render(piece))
+
+
+def _is_costly(piece: str) -> bool:
+    """Whether rendering takes long: a table that is filled up with empty cells, or many brackets without an end."""
+    widest = max((line.count("|") for line in piece.split("\n")), default=0)
+    cells = widest * piece.count("\n") if _TABLE.search(piece) else 0
+    return cells > _MOST_CELLS or piece.count("[") > _MOST_BRACKETS
 
 
 def _plain(text: str) -> str:
