@@ -107,14 +107,14 @@ def receiving(certificate: Path | None = None) -> Iterator[Receiver]:
 
 _PROGRAM = """
 import json, logging, sys
-from occ_app import config
-from occ_app.logs import log_to_stderr
-from occ_worker import hub_consumer
-from occ_worker.delivery import Patience
+from occ_app.config import config
+from occ_app.system.logs import log_to_stderr
+from occ_worker import hub
+from occ_worker.control.delivery import Patience
 log_to_stderr()
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 patience = json.loads(sys.argv[1])
-hub_consumer.run_control(config.load_hub(), Patience(**{**patience, "pauses": tuple(patience["pauses"])}))
+hub.run_control(config.load_hub(), Patience(**{**patience, "pauses": tuple(patience["pauses"])}))
 """
 
 
