@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from occ_app.database.database import Database
 from occ_app.errors import Conflict, NotFound
 from occ_app.executions import events, lifecycle, usage
 from occ_app.executions import queries as executions
-from occ_app.executions.records import Execution, Request
+from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.hub import outbox, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.system.process_identity import own_identity
@@ -56,8 +57,10 @@ def upload(rows: Database, folder: Path, workspace_id: str, **files: str) -> wor
     return workspaces.get(rows, workspace_id)
 
 
-def accept(rows: Database, execution_id: str, workspace_id: str, *, key_id: str | None = None) -> Execution:
-    request = Request(execution_id, workspace_id, "x", 9, 9, None, None, None, None, "", key_id)
+def accept(
+    rows: Database, execution_id: str, workspace_id: str, *, key_id: str | None = None, session: str | None = None
+) -> Execution:
+    request = Request(execution_id, workspace_id, "x", 9, 9, None, None, None, session, "", key_id)
     return lifecycle.create(rows, request, max_queue=100)[0]
 
 
@@ -170,6 +173,64 @@ def test_a_hub_deletes_a_workspace_of_its_agent_by_its_number_there(rows: Databa
     hub_workspaces.offer(rows, former, "agent-1")  # a relay that was late
     hub_workspaces.placed(rows, former, "agent-1", "/there", 7)
     assert workspaces.get(rows, "work") == latter
+
+
+def ran(rows: Database, execution_id: str, workspace_id: str, session: str, key_id: str | None = None) -> None:
+    """An execution that is over and began a session."""
+    number = accept(rows, execution_id, workspace_id, key_id=key_id).number
+    lifecycle.claim(rows, own_identity())
+    said = json.dumps({"sessionId": session, "model": "m", "claudeVersion": "2"})
+    events.append(rows, number, 2, [("started", said)])
+    lifecycle.finish(rows, number, Outcome("succeeded", "complete", {}))
+
+
+def test_a_session_is_resumed_in_its_workspace_and_by_its_owner_alone(rows: Database) -> None:
+    with rows.write() as connection:
+        connection.execute(
+            "INSERT INTO keys (key_id, name, kind, admin, hash, created_at) VALUES"
+            " ('a', 'a', 'client', 0, '1', ''), ('b', 'b', 'client', 0, '2', ''), ('admin', 'c', 'client', 1, '3', '')"
+        )
+    on_hub(rows, "alpha", "a")
+    on_hub(rows, "beta", "b")
+    ran(rows, "first", "alpha", "session-a", "a")
+    ran(rows, "admins", "alpha", "session-admin", "admin")
+    asked = {
+        ("alpha", "a", "session-a"): True,
+        ("alpha", "admin", "session-a"): True,
+        ("alpha", None, "session-a"): True,
+        ("alpha", "a", None): True,
+        ("alpha", "b", "session-a"): False,
+        ("alpha", "a", "session-admin"): False,
+        ("beta", "b", "session-a"): False,
+        ("beta", "admin", "session-a"): False,
+        ("alpha", "a", "unheard-of"): False,
+    }
+    found = {
+        case: executions.may_resume(rows, accept(rows, f"e{number}", case[0], key_id=case[1], session=case[2]))
+        for number, case in enumerate(asked)
+    }
+    assert found == asked
+
+
+def test_a_session_ends_with_its_workspace(rows: Database, folder: Path) -> None:
+    upload(rows, folder, "work")
+    ran(rows, "first", "work", "s")
+    upload(rows, folder, "work", b="overwritten")
+    assert executions.may_resume(rows, accept(rows, "second", "work", session="s"))
+    delete(rows, folder, "work")
+    upload(rows, folder, "work")
+    assert not executions.may_resume(rows, accept(rows, "third", "work", session="s"))
+
+
+def test_a_session_of_another_workspace_is_not_resumed(agent: Occ) -> None:
+    agent.workspace("beta")
+    first = agent.run("hello")[-1].data["sessionId"]
+    final = agent.run("hello", "beta", sessionId=first)[-1]
+    assert (final.name, final.data["code"]) == ("error", "SESSION_NOT_FOUND")
+    assert agent.run("hello", sessionId=first)[-1].name == "complete"
+    agent.client.delete_workspace("work")
+    agent.workspace()
+    assert agent.run("hello", sessionId=first)[-1].data["code"] == "SESSION_NOT_FOUND"
 
 
 def test_placement_looks_at_the_workspace_an_execution_was_accepted_for(rows: Database) -> None:

@@ -26,6 +26,10 @@ from occ_app.system.timestamps import iso_now
 
 WORKSPACE_REMOVED = "Its workspace was removed before this could start; upload the folder and send the prompt again."
 
+SESSION_UNKNOWN = (
+    "No execution of yours began this session in this workspace; leave out sessionId, or name another one."
+)
+
 
 def request_hash(body: Mapping[str, Any]) -> str:
     """Tells whether two bodies ask for the same: SHA-256 of the canonical JSON."""

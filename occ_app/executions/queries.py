@@ -43,6 +43,33 @@ def stop_requested(db: Database, number: int) -> str | None:
         return row["stop_requested"] if row else None
 
 
+def may_resume(db: Database, execution: Execution) -> bool:
+    """Return whether an execution's session, if it asks for one, began in its workspace and is its owner's.
+
+    The CLI resumes any session of its home in any folder. Operators and admins may resume those of every key.
+    """
+    if execution.resume_session_id is None:
+        return True
+    with db.read() as connection:
+        row = connection.execute(
+            """
+            SELECT 1 FROM executions x
+            WHERE x.session_id = :session_id AND x.number < :number AND x.workspace_generation > 0
+              AND x.workspace_generation = :generation
+              AND (x.key_id IS :key_id OR :key_id IS NULL
+                   OR (SELECT k.admin FROM keys k WHERE k.key_id = :key_id))
+            LIMIT 1
+            """,
+            {
+                "session_id": execution.resume_session_id,
+                "number": execution.number,
+                "generation": execution.workspace_generation,
+                "key_id": execution.key_id,
+            },
+        ).fetchone()
+    return row is not None
+
+
 def get(db: Database, execution_id: str, only: str | None = None) -> Execution:
     """One execution. Raises NotFound, also for one that another key than `only` made."""
     execution = find(db, execution_id, only)

@@ -69,6 +69,8 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
     row = workspaces.numbered(worker.db, execution.workspace_generation)
     if row is None or not Path(row.path).is_dir():
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
+    if not executions.may_resume(worker.db, execution):
+        return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
     workspace = Path(row.path)
     path = claude_cli.find(worker.config)
     if path is None:

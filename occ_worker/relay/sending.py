@@ -6,6 +6,7 @@ from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ
 from occ_app.errors import Refused
 from occ_app.executions import lifecycle
+from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
@@ -25,6 +26,8 @@ def send_workspace(parts: Relaying, execution: Execution, agent: Agent, client: 
     workspace = workspaces.numbered(parts.db, execution.workspace_generation)
     if workspace is None:
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
+    if not executions.may_resume(parts.db, execution):
+        return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
     if workspace.placed == workspace.upload:
         return None
     if workspace.placed is None:
