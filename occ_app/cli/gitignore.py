@@ -1,47 +1,183 @@
-"""Which files of a folder go into an upload: all but .git, OCC's own homes, and what .gitignore files leave out."""
+"""Which files of a folder go into an upload: in a git work tree those that git lists, elsewhere all that no .gitignore
+names. Links, special files, OCC's own homes and names that an agent refuses are left out.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import stat
+import subprocess
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from pathspec import GitIgnoreSpec
+from occ_app.cli.ignore_patterns import Rules, ignored
+
+# Variables by which the caller of a hook says which repository git works on; here the folder says it.
+_REPOSITORY_VARIABLES = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"),
+    *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_IMPLICIT_WORK_TREE"),
+    *("GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS"),
+)
+
+LeaveOut = Callable[[Path, str], object]
+"""Called with a path that is left out, and the reason."""
 
 
-def files_to_send(
-    folder: Path, never: Collection[Path] = (), link: Callable[[Path], object] = lambda _: None
-) -> Iterator[Path]:
-    """The files and empty folders below `folder`, in order, links, special files and the folders `never` left out.
+def files_to_send(folder: Path, never: Collection[Path] = (), leave_out: LeaveOut = lambda *_: None) -> Iterator[Path]:
+    """Yield the files below `folder`, in order; without git its empty folders, too.
 
-    `link` is called with each link that is left out.
+    `leave_out` is called with each link, special file and folder of `never` that git would have sent.
     """
-    yield from _walk(folder, [], {path.resolve() for path in never}, link)
-
-
-def _walk(
-    folder: Path, rules: list[tuple[Path, GitIgnoreSpec]], never: Collection[Path], link: Callable[[Path], object]
-) -> Iterator[Path]:
-    ignore = folder / ".gitignore"
-    if ignore.is_file():
-        lines = ignore.read_text(encoding="utf-8", errors="replace").splitlines()
-        rules = [*rules, (folder, GitIgnoreSpec.from_lines(lines))]
-    for path in sorted(folder.iterdir()):
-        if path.name == ".git" or path in never or _ignored(path, rules):
+    excluded = {path.resolve() for path in never}
+    listed = _listed_by_git(folder)
+    found = _walk(folder) if listed is None else sorted(listed)
+    hidden: Path | None = None
+    for path in found:
+        if hidden is not None and path.is_relative_to(hidden):
             continue
-        if path.is_symlink():
-            link(path)
-        elif path.is_dir():
+        reason = _obstacle(path)
+        home = next((each for each in (path, *path.parents) if each in excluded), None)
+        if home is not None:
+            hidden, path, reason = home, home, "it is OCC's own folder, with its token"  # noqa: PLW2901 - the folder is named, once
+        if reason is None:
             yield path
-            yield from _walk(path, rules, never, link)
-        elif path.is_file():
-            yield path
+        else:
+            leave_out(path, reason)
 
 
-def _ignored(path: Path, rules: list[tuple[Path, GitIgnoreSpec]]) -> bool:
-    """Whether git would ignore it: the deepest .gitignore that says anything decides."""
-    for base, spec in reversed(rules):
-        name = path.relative_to(base).as_posix() + ("/" if path.is_dir() else "")
-        verdict = spec.check_file(name).include
-        if verdict is not None:
-            return verdict
-    return False
+def _obstacle(path: Path) -> str | None:
+    """Return why a path cannot be sent; None when it can."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return "it is gone"
+    if stat.S_ISLNK(mode):
+        return "links are not followed"
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        return "only files and folders are sent"
+    readable = os.access(path, os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK)
+    return None if readable else "it cannot be read"
+
+
+# -- with git
+
+
+def _listed_by_git(folder: Path) -> list[Path] | None:
+    """Return the files and links that git lists below a folder of a work tree, submodules entered; None without git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+    # Nothing of the repository is run: its fsmonitor would be.
+    command = [git, "-C", str(folder), "-c", "core.fsmonitor=false", "ls-files", "-coz", "--exclude-standard"]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode != 0:
+        return None
+    # A path in conflict is listed once for each side, hence the set.
+    return [found for name in set(done.stdout.split(b"\0")) - {b""} for found in _entered(folder, os.fsdecode(name))]
+
+
+def _entered(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a path that git listed if it exists, and of a repository inside the work tree its files."""
+    path = folder / name
+    if _missing(folder, path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        yield path
+    elif _is_repository(path):
+        listed = _listed_by_git(path)
+        yield from _walk(path) if listed is None else listed
+
+
+def _missing(folder: Path, path: Path) -> bool:
+    """Return whether a listed path is gone, or lies behind a link that took the place of a folder."""
+    parents = path.relative_to(folder).parents
+    return not os.path.lexists(path) or any((folder / parent).is_symlink() for parent in parents if parent.name)
+
+
+# -- without git
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files, links and folders below a folder that git would list, in order, and its empty folders."""
+    root = next((each for each in (folder, *folder.parents) if _is_repository(each)), None)
+    rules = [Rules.of(_content(path), b"") for path in _shared_ignore_files(root)] if root is not None else []
+    base = root or folder
+    for parent in [each for each in reversed(folder.parents) if each.is_relative_to(base)]:
+        rules.append(_rules_of(parent, base))
+        below = next(each for each in (folder, *folder.parents) if each.parent == parent)
+        if ignored(rules, _bytes(below, base), folder=True):
+            return
+    yield from _walk_below(folder, base, rules)
+
+
+def _walk_below(folder: Path, base: Path, rules: list[Rules]) -> Iterator[Path]:
+    rules = [*rules, _rules_of(folder, base)]
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return  # its own entry says that it cannot be read
+    for entry in entries:
+        path = folder / entry.name
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if entry.name == ".git" or ignored(rules, _bytes(path, base), folder=is_folder):
+            continue
+        if is_folder and _is_repository(path):
+            yield from _walk(path)
+            continue
+        yield path
+        if is_folder:
+            yield from _walk_below(path, base, rules)
+
+
+def _bytes(path: Path, base: Path) -> bytes:
+    return os.fsencode(path.relative_to(base))
+
+
+def _rules_of(folder: Path, base: Path) -> Rules:
+    """Return the rules of a folder's .gitignore, which git does not read through a link."""
+    below = os.fsencode(folder.relative_to(base)) + b"/" if folder != base else b""
+    path = folder / ".gitignore"
+    return Rules.of(b"" if path.is_symlink() else _content(path), below)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return b""
+
+
+def _is_repository(folder: Path) -> bool:
+    """Return whether git takes a folder as the top of a work tree."""
+    mark = folder / ".git"
+    return _content(mark).startswith(b"gitdir:") or (
+        (mark / "HEAD").is_file() and (mark / "objects").is_dir() and (mark / "refs").is_dir()
+    )
+
+
+def _shared_ignore_files(root: Path) -> list[Path]:
+    """Return the user's ignore file and that of the repository, the one that wins last."""
+    mark = root / ".git"
+    if mark.is_file():
+        mark = root / _content(mark).decode(errors="replace").removeprefix("gitdir:").strip()
+        common = _content(mark / "commondir").decode(errors="replace").strip()
+        mark = mark / common if common else mark
+    return [*_user_ignore_file(), mark / "info" / "exclude"]
+
+
+def _user_ignore_file() -> list[Path]:
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one
+        return []
+    configuration = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git"
+    found = configuration / "ignore"
+    for path in (configuration / "config", Path(os.environ.get("GIT_CONFIG_GLOBAL") or home / ".gitconfig")):
+        section = re.findall(rb"^\s*\[\s*core\s*\]([^\[]*)", _content(path), re.IGNORECASE | re.MULTILINE)
+        named = re.findall(rb"^\s*excludesfile\s*=\s*\"?([^\"\n]+)", b"\n".join(section), re.IGNORECASE | re.MULTILINE)
+        if named:
+            found = Path(os.fsdecode(named[-1].strip())).expanduser()
+    return [found]

@@ -27,7 +27,7 @@ _LOOK_SECONDS = 2.0
     "--dir",
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder to send as a new workspace; .gitignore is honoured.  [default: .]",
+    help="Folder to send as a new workspace: the files that git lists.  [default: .]",
 )
 @click.option("--workspace", metavar="ID", help="Go on in this workspace instead of sending a folder.")
 @click.option("--session", metavar="UUID", help="Go on with this Claude session of the workspace.")

@@ -1,0 +1,325 @@
+"""Which files `occ run` sends: with git exactly those that git lists, without it the same by the patterns alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from occ_app.cli import gitignore, upload
+from occ_app.workspaces.archives import Limits, unpack
+
+TREES = 700
+
+
+@pytest.fixture(autouse=True)
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home, so that nothing of this machine's own git settings counts."""
+    home = tmp_path / "me"
+    home.mkdir()
+    for name in [name for name in os.environ if name.startswith(("GIT_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    return home
+
+
+def git(folder: Path, *arguments: str) -> bytes:
+    """Run git in a folder; returns its output."""
+    identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "protocol.file.allow=always")
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True).stdout
+
+
+def made(folder: Path, files: dict[str, str | bytes], *, repository: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if repository:
+        git(folder, "init", "-q")
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def sent(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in gitignore.files_to_send(folder) if path.is_file())
+
+
+def without_git(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    with monkeypatch.context() as patched:
+        patched.setattr(gitignore.shutil, "which", lambda _: None)
+        return sent(folder)
+
+
+def listed(folder: Path) -> list[str]:
+    names = git(folder, "-c", "core.fsmonitor=false", "ls-files", "-coz", "--exclude-standard", "--deduplicate")
+    return sorted(os.fsdecode(name) for name in names.split(b"\0") if name and (folder / os.fsdecode(name)).is_file())
+
+
+def test_a_package_of_a_repository_obeys_the_root_s_gitignore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {".gitignore": ".env\nnode_modules/\n", "app/.env": "s", "app/node_modules/x/i.js": "1", "app/main.js": "1"}
+    folder = made(tmp_path / "a", files) / "app"
+    assert sent(folder) == without_git(folder, monkeypatch) == ["main.js"]
+
+
+def test_the_repository_s_and_the_user_s_ignore_files_count(
+    tmp_path: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "a", dict.fromkeys(("main.js", ".env", "mine.yml", "other.yml", "kept.yml"), "1"))
+    (folder / ".git/info").mkdir(exist_ok=True)
+    (folder / ".git/info/exclude").write_text(".env\n!kept.yml\n")
+    made(user / ".config/git", {"ignore": "mine.yml\nkept.yml\n"}, repository=False)
+    assert sent(folder) == without_git(folder, monkeypatch) == ["kept.yml", "main.js", "other.yml"]
+    made(
+        user,
+        {".gitconfig": "[user]\nname = n\n[core]\n\texcludesFile = ~/elsewhere\n", "elsewhere": "other.yml\n"},
+        repository=False,
+    )
+    assert sent(folder) == without_git(folder, monkeypatch) == ["kept.yml", "main.js", "mine.yml"]
+
+
+def test_files_that_are_tracked_are_sent_though_a_pattern_names_them(tmp_path: Path) -> None:
+    folder = made(tmp_path / "d", {".gitignore": "vendor/\n*.log\n", "vendor/lib.js": "1", "a.log": "l", "b.log": "l"})
+    git(folder, "add", "-f", "vendor", "a.log")
+    assert sent(folder) == [".gitignore", "a.log", "vendor/lib.js"]
+
+
+def test_a_submodule_is_entered_and_what_is_gone_is_not_named(tmp_path: Path) -> None:
+    library = made(tmp_path / "library", {".gitignore": "*.o\n", "lib.c": "1"})
+    git(library, "add", ".")
+    git(library, "commit", "-qm", "x")
+    folder = made(tmp_path / "main", {"main.c": "1", "gone.c": "1", "f": "1", "d/f": "1"})
+    git(folder, "submodule", "--quiet", "add", str(library), "lib")
+    git(folder, "add", ".")
+    made(folder, {"lib/lib.o": "1", "lib/new.c": "1", "nested/x": "1", "nested/y.o": "1"}, repository=False)
+    made(folder / "nested", {".gitignore": "*.o\n"})
+    (folder / "gone.c").unlink()
+    (folder / "f").unlink()
+    made(folder, {"f/inside": "1"}, repository=False)  # a folder where a file was tracked
+    (folder / "d/f").unlink()
+    (folder / "d").rmdir()
+    (folder / "d").symlink_to(library)  # a link where a folder was tracked
+    (library / "f").write_text("outside")
+    left_out = dict[Path, str]()
+    found = sorted(str(path.relative_to(folder)) for path in gitignore.files_to_send(folder, (), left_out.__setitem__))
+    expected = [".gitmodules", "f/inside", "lib/.gitignore", "lib/lib.c", "lib/new.c", "main.c"]
+    assert found == [*expected, "nested/.gitignore", "nested/x"]
+    assert list(left_out) == [folder / "d"]
+
+
+def test_git_runs_nothing_of_the_repository_and_obeys_no_hook_s_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "a", {"main.js": "1"})
+    (tmp_path / "monitor").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "monitor").chmod(0o755)
+    git(folder, "config", "core.fsmonitor", str(tmp_path / "monitor"))
+    other = made(tmp_path / "b", {"other.js": "1"})
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / "index"))
+    assert sent(folder) == ["main.js"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_repository_that_git_refuses_is_read_by_its_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made(tmp_path / "a", {".gitignore": "*.log\n", "x.log": "1", "main.js": "1"})
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own way to test safe.directory
+    with pytest.raises(subprocess.CalledProcessError):
+        git(folder, "status")
+    assert sent(folder) == [".gitignore", "main.js"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "ignored"),
+    [
+        (b"\xef\xbb\xbf.env\n", ".env"),
+        (b"Icon\r\r\n", None),
+        (b"*.log\r\n", "x.log"),
+        (b"# x\x0cmain.js\n", None),
+        ("# x\u0085main.js\n".encode(), None),
+        ("# x\u2028main.js\n".encode(), None),
+        (b"*.log.[[:digit:]]\n", "a.log.1"),
+        (b"!\n*.log\n", "x.log"),
+        (b"build\\\n*.log\n", "x.log"),
+        (b"[z-a]\n*.log\n", "x.log"),
+        (b"[\n[[:nonsense:]]\n[a\n***\\\n*.log", "x.log"),
+        (b"x.log  \n", "x.log"),
+        (b"x.log\\ \n", None),
+        (b"x.log\t\n", None),
+        (b"\xff\xfe\n*.log\n", "x.log"),
+    ],
+)
+def test_lines_are_cut_and_read_as_git_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patterns: bytes, ignored: str | None
+) -> None:
+    names = ["main.js", ".env", "x.log", "a.log.1", "src/Icon/index.ts"]
+    folder = made(tmp_path / "a", dict.fromkeys(names, "1"))
+    (folder / ".gitignore").write_bytes(patterns)
+    expected = sorted({".gitignore", *names} - {ignored})
+    assert sent(folder) == without_git(folder, monkeypatch) == expected
+
+
+NAMES = [
+    "a",
+    "b",
+    "ab",
+    "a.log",
+    "b.log",
+    ".env",
+    "build",
+    "src",
+    "a b",
+    " a",
+    "#a",
+    "!a",
+    "a-b",
+    "A",
+    "é",
+    "[a]",
+    "a\\b",
+    "x*",
+    "ba",
+    "1",
+]
+PIECES = [
+    "a",
+    "b",
+    "*",
+    "**",
+    "?",
+    "/",
+    "\\",
+    "[",
+    "]",
+    "!",
+    "-",
+    "^",
+    ".",
+    "log",
+    "src",
+    "build",
+    "[ab]",
+    "[!a]",
+    "[a-c]",
+    "[[:alpha:]]",
+    "[[:space:]]",
+    "é",
+    " ",
+    "#",
+    "**/",
+    "/**",
+    "1",
+]
+LINES = [
+    "*.log",
+    "build/",
+    "/src",
+    "!a.log",
+    "!build",
+    "src/**",
+    "**/a",
+    "a/**/b",
+    "*",
+    "!*/",
+    "!*.log",
+    "src/*",
+    "!src/a",
+    "\ufeffa",
+    "# c\x0cb",
+    "a\r\r",
+    "x\\",
+    "[z-a]",
+    "!",
+    "/",
+    "",
+    "**",
+    "a**/b",
+    "\\!a",
+    "\\#a",
+    "a\\ ",
+    "b\t",
+    "src//a",
+    "./a",
+    "a/",
+    "*/b",
+    "[]a]",
+    "[!]a]",
+    "[a-]",
+    "[\\]]",
+    "[[:x:]]",
+    "a\0b",
+]
+
+
+def _rules(chosen: random.Random) -> bytes:
+    lines = [
+        chosen.choice(LINES) if chosen.random() < 0.6 else "".join(chosen.choices(PIECES, k=chosen.randint(1, 5)))
+        for _ in range(chosen.randint(1, 5))
+    ]
+    return (chosen.choice(["", "", "", "\ufeff"]) + chosen.choice(["\n", "\n", "\r\n"]).join(lines)).encode()
+
+
+def _grow(chosen: random.Random, folder: Path, depth: int) -> None:
+    for name in chosen.sample(NAMES, chosen.randint(1, 6)):
+        if depth < 3 and chosen.random() < 0.45:
+            (folder / name).mkdir()
+            _grow(chosen, folder / name, depth + 1)
+        else:
+            (folder / name).write_bytes(b"")
+    if chosen.random() < (0.9 if depth == 0 else 0.3):
+        (folder / ".gitignore").write_bytes(_rules(chosen))
+
+
+def _trees(folder: Path) -> Iterator[tuple[int, Path]]:
+    for number in range(TREES):
+        chosen = random.Random(number)  # noqa: S311 - the same trees every time
+        root = folder / str(number)
+        root.mkdir()
+        _grow(chosen, root, 0)
+        made(root / ".git", {"HEAD": "ref: refs/heads/main\n"}, repository=False)
+        for name in ("objects", "refs"):
+            (root / ".git" / name).mkdir()
+        if chosen.random() < 0.3:
+            (root / ".git/info").mkdir()
+            (root / ".git/info/exclude").write_bytes(_rules(chosen))
+        folders = [root, *(path for path in root.rglob("*") if path.is_dir() and ".git" not in path.parts)]
+        yield number, chosen.choice(folders) if chosen.random() < 0.2 else root
+
+
+def test_without_git_random_trees_give_the_same_files_as_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    different = []
+    for number, folder in _trees(tmp_path):
+        expected = listed(folder)
+        if not (sent(folder) == expected == without_git(folder, monkeypatch)):
+            different.append((number, set(expected) ^ set(without_git(folder, monkeypatch))))
+    assert different == []
+
+
+REFUSED = ["dev\\x2ddisk", "notes\u2026.txt", "1\uff0f2.txt", "a.", " b", "Icon\r", "e\u0301", "x" * 250 + "\u00e9" * 3]
+
+
+@pytest.mark.parametrize("repository", [True, False])
+def test_what_an_agent_would_refuse_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], repository: bool
+) -> None:
+    folder = made(tmp_path / "p", {"ok": "1", "\u00e9": "1", "sub./x": "1"}, repository=repository)
+    for name in REFUSED[:-1]:
+        (folder / name).write_text("1")
+    (folder / os.fsdecode(b"latin-\xe9")).write_text("1")
+    (folder / "link").symlink_to("/etc/passwd")
+    (folder / "closed").write_text("1")
+    (folder / "closed").chmod(0)
+    with (tmp_path / "a.zip").open("w+b") as archive:
+        upload._pack(folder, archive)
+    names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
+    assert {"ok", "latin-\ufffd"} <= set(names)
+    assert len({"\u00e9", "e\u0301"} & set(names)) == 1
+    assert unpack(tmp_path / "a.zip", tmp_path / "out", Limits(10**6, 100)).files >= 3
+    told = capsys.readouterr().err
+    for name in ("dev\\x2ddisk", "a.", "link", "1\uff0f2.txt"):
+        assert name in told or "more" in told
+    assert "\r" not in told
