@@ -169,7 +169,7 @@ def kill(occ: Occ, victim: str) -> bool:
 
 
 def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
-    parts = {" ".join(part.cmdline()[2:]): part for part in supervisor.children()}
+    parts = {" ".join(part.cmdline()).partition(" -m ")[2]: part for part in supervisor.children()}
     web, consumer, control = (
         next((part for name, part in parts.items() if name.startswith(start)), None)
         for start in ("occ_app.wsgi", "occ_worker.agent executions", "occ_worker.agent control")
@@ -190,7 +190,7 @@ def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
 
 def _is_occ(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):  # gone, or a zombie
-        return process.cmdline()[1:2] == ["-m"]
+        return "-m" in process.cmdline()
     return False
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
+from occ_app.claude import sandbox
+from occ_app.config import config as configuration
 from tests.conftest import Occ, names, output, wait_until
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.promises import kill
@@ -87,6 +90,61 @@ def test_the_sandbox_shows_the_workspace_and_nothing_else_of_the_home(prying: Oc
     listed = told.split(f"{prying.home}/workspaces:")[1].split("\n\n")[0].split("cat:")[0].split()
     assert listed == ["work"]
     assert not Path("/tmp/mine").exists()
+
+
+def test_nothing_hidden_comes_to_light_by_unmounting(prying: Occ) -> None:
+    """As root, too: no capability is left that could take a mount away or reach a disk."""
+    home = Path(prying.environment["HOME"])
+    told = pry(
+        prying,
+        "grep Cap /proc/self/status",
+        f"for m in {home}/.claude {prying.home} {home} /tmp /root /; do umount -l $m; done",
+        f"cat {home}/secret.txt {prying.home}/state.json",
+        "mkdir -p /tmp/x; mount --bind / /tmp/x && echo MOUNTED",
+        "mount -o remount,rw,bind / && echo MOUNTED",
+        "mknod /tmp/disk b 8 0 && echo MADE",
+    )
+    capabilities = [line.split()[1] for line in told.splitlines() if line.startswith("Cap")]
+    assert (len(capabilities), {int(bits, 16) for bits in capabilities}) == (5, {0})
+    assert SECRET not in told
+    assert prying.token not in told
+    assert "MOUNTED" not in told
+    assert "MADE" not in told
+
+
+def test_a_plain_user_gets_the_same_sandbox() -> None:
+    """The argv that OCC makes, run by a user without rights; where the tests have none, by this one."""
+    plain = {"user": 65534, "group": 65534, "extra_groups": ()} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # one that the other user can reach
+        home, work = Path(folder), Path(folder, "occ/workspaces/work")
+        work.mkdir(parents=True)
+        (home / "secret.txt").write_text(SECRET)
+        script = (
+            f"cat {home}/secret.txt; grep Cap /proc/self/status; umount -l {home}; cat {home}/secret.txt; echo x > in"
+        )
+        for path in (home, *home.rglob("*")) if plain else ():
+            os.chown(path, 65534, 65534)
+        config = configuration.load(
+            {"HOME": folder, "OCC_HOME": f"{folder}/occ", "PATH": os.defpath, "OCC_SANDBOX": "bwrap"}
+        )
+        argv = sandbox.wrapped(["/bin/sh", "-c", script], work, config)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", **plain)  # type: ignore[call-overload]
+        assert SECRET not in done.stdout
+        assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith("Cap")} == {"0" * 16}
+        assert (work / "in").read_text() == "x\n"
+
+
+def test_without_user_namespaces_the_start_says_so_in_one_sentence(occ: Occ, tmp_path: Path) -> None:
+    """A bwrap that the kernel forbids its namespaces, as its own words are."""
+    (tmp_path / "bwrap").write_text(
+        '#!/bin/sh\ncase "$*" in *--unshare-user*) echo "bwrap: No permissions to create namespace" >&2; exit 1; esac\n'
+    )
+    (tmp_path / "bwrap").chmod(0o700)
+    done = occ.command("start", "--sandbox", "bwrap", check=False, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert "user namespaces" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not occ.processes()
 
 
 def test_a_program_that_lies_in_the_home_itself_does_not_open_the_home(occ: Occ) -> None:

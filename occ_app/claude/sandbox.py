@@ -20,6 +20,11 @@ _CHECK_SECONDS = 10
 _BASE = (
     *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
     *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"),
+    # Root without them could unmount all that hides the homes, or read the disk itself. A user namespace also keeps a
+    # bwrap that is installed setuid from doing without one.
+    *("--unshare-user", "--cap-drop", "ALL"),
+    # The sandbox cannot type into a terminal. It is a process group apart: a signal to bwrap ends all of it.
+    "--new-session",
 )
 # Where people and programs keep what is nobody else's business.
 _HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run", "/mnt", "/media", "/srv")  # noqa: S108 - hidden, not used
