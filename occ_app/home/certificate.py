@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import re
@@ -10,11 +9,13 @@ import socket
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from occ_app.config.config import Config
 from occ_app.errors import StartFailed
+from occ_app.home.certificate_dates import expires_at, first_certificate
 
 _OPENSSL_SECONDS = 30
 _DAYS = 3650  # whoever pins it trusts this very certificate, so its end would only be a surprise
@@ -35,16 +36,17 @@ def certificate(config: Config) -> Certificate | None:
     Raises StartFailed when it cannot be used or made.
     """
     if config.tls_cert and config.tls_key:
-        return _checked(Path(config.tls_cert), Path(config.tls_key))
+        return checked(Path(config.tls_cert), Path(config.tls_key))
     if config.tls is None:
         return None
     own = config.home / "tls.pem"
     if not own.exists():
         _make(own, _names(config))
-    return _checked(own, own)
+    return checked(own, own)
 
 
-def _checked(chain: Path, key: Path) -> Certificate:
+def checked(chain: Path, key: Path) -> Certificate:
+    """The certificate in two PEM files. Raises StartFailed when they are no pair."""
     import ssl  # an agent without TLS does without its memory
 
     try:
@@ -62,10 +64,37 @@ def _checked(chain: Path, key: Path) -> Certificate:
 
 
 def _fingerprint(pem: str) -> str:
-    block = re.search(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", pem, re.DOTALL)
-    if block is None:
-        raise ValueError("there is no certificate in it")
-    return hashlib.sha256(base64.b64decode(block.group(1))).digest().hex(":").upper()
+    return hashlib.sha256(first_certificate(pem)).digest().hex(":").upper()
+
+
+def fingerprint_of(chain: Path) -> str | None:
+    """The fingerprint of the first certificate that the file has now; None when it cannot be read."""
+    try:
+        return _fingerprint(chain.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def problems(config: Config) -> list[str]:
+    """A sentence when the certificate that is served has expired."""
+    chain = chain_of(config)
+    try:
+        end = None if chain is None else expires_at(first_certificate(chain.read_text()))
+    except (OSError, ValueError):
+        return []  # the start refuses such a file; later the pair that was read before goes on being served
+    if end is None or end > datetime.now(UTC):
+        return []
+    return [
+        f"The TLS certificate {chain} expired on {end:%Y-%m-%d}: clients refuse it. Renew it; the new one is served"
+        " without a restart."
+    ]
+
+
+def chain_of(config: Config) -> Path | None:
+    """The file of the certificate that the configuration asks for, None without TLS."""
+    if config.tls_cert:
+        return Path(config.tls_cert)
+    return config.home / "tls.pem" if config.tls else None
 
 
 def _names(config: Config) -> str:

@@ -8,11 +8,12 @@ import os
 import select
 import signal
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from occ_app.config.config import Config
+from occ_app.home import certificate
 from occ_app.system.files import write_file
 from occ_app.system.installation import fingerprint
 from occ_app.system.process_identity import ProcessIdentity
@@ -35,6 +36,7 @@ class Daemon:
     public_url: str | None = None
     version: str | None = None
     installation: str | None = None  # the fingerprint of the files it was started from
+    chain: str | None = None  # the file of its TLS certificate
 
     @property
     def pin(self) -> str | None:
@@ -91,9 +93,14 @@ def _written(config: Config) -> Daemon | None:
     """What daemon.json says; a newer version may have written more than this one knows."""
     content = _read(config.run / "daemon.json")
     try:
-        return Daemon(**{field.name: content[field.name] for field in fields(Daemon) if field.name in content})
+        daemon = Daemon(**{field.name: content[field.name] for field in fields(Daemon) if field.name in content})
     except TypeError:
         return None
+    if daemon.chain is None:
+        return daemon
+    # The file may have been renewed since, and is served as it is now.
+    renewed = certificate.fingerprint_of(Path(daemon.chain))
+    return replace(daemon, fingerprint=renewed or daemon.fingerprint)
 
 
 def write_parts(config: Config, parts: list[ProcessIdentity]) -> None:

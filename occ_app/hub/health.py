@@ -8,7 +8,7 @@ from occ_app import __version__
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
-from occ_app.home import daemon, state
+from occ_app.home import certificate, daemon, state
 from occ_app.home.health import skipped, skipped_problems, uptime
 from occ_app.hub.agents import Agents
 
@@ -24,6 +24,7 @@ def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
     busy, waiting = executions.counts(db)
     machines = [machine for machine in agents.listing() if machine.online]
     problems = []
+    problems += certificate.problems(config)
     if not daemon.takes_work(config):
         problems.append("It takes no new work: it is stopping.")
     if waiting and not machines:

@@ -98,6 +98,7 @@ class Supervisor:
         with readiness.lock(self._config):
             self._warnings = readiness.clean(self._config, WORKERS_SECONDS)
             self._certificate = tls.certificate(self._config)
+            self._warnings += tls.problems(self._config)
             sandbox.check(self._config)
             listener = readiness.bind(self._config)
             with listener:
@@ -126,6 +127,7 @@ class Supervisor:
             self._config.public_url,
             __version__,
             self._installation,
+            str(self._certificate.chain) if self._certificate else None,
         )
         daemon.write(self._config, self._place)
 

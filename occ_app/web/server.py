@@ -33,7 +33,7 @@ from occ_app.web.handover import HandedOver
 from occ_app.web.heads import Arriving, Unreader, readable, set_limits
 from occ_app.web.refusals import error_body
 from occ_app.web.requests import BODIES
-from occ_app.web.tls_socket import say_goodbye, server_context
+from occ_app.web.tls_socket import ServerContexts, say_goodbye
 
 log = logging.getLogger("occ.server")
 
@@ -214,12 +214,12 @@ class Application(BaseApplication):
             "forwarder_headers": "",
         }
         if certificate is not None:
-            context = server_context(certificate)
+            contexts = ServerContexts(certificate)
             self._options |= {
                 "certfile": str(certificate.chain),
                 "keyfile": str(certificate.key),
                 # One for all connections, where gunicorn would read the files for each.
-                "ssl_context": lambda _config, _default: context,
+                "ssl_context": lambda _config, _default: contexts.current(),
             }
         wsgi.SERVER = "occ"
         super().__init__()

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from occ_app.home.certificate import Certificate
+from occ_app.errors import StartFailed
+from occ_app.home.certificate import Certificate, checked
 
 log = logging.getLogger("occ.server")
 
@@ -62,6 +63,46 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
     context.load_cert_chain(certificate.chain, certificate.key, password="")
     context.sslsocket_class = _TLSSocket
     return context
+
+
+class ServerContexts:
+    """The context for each new connection; files that are replaced by a valid pair are read again."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self._certificate = certificate
+        self._lock = threading.Lock()
+        self._seen = self._signature()
+        self._context = server_context(certificate)
+
+    def current(self) -> ssl.SSLContext:
+        """The context with the certificate that the files have now, or had last."""
+        with self._lock:
+            signature = self._signature()
+            if signature != self._seen:
+                self._seen = signature
+                self._read_again()
+            return self._context
+
+    def _signature(self) -> tuple[object, ...]:
+        """What tells a replaced file from the one that was read."""
+        found: list[object] = []
+        for path in (self._certificate.chain, self._certificate.key):
+            try:
+                status = path.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
+    def _read_again(self) -> None:
+        chain, key = self._certificate.chain, self._certificate.key
+        try:
+            self._context = server_context(checked(chain, key))
+        except (StartFailed, OSError) as error:
+            log.warning("the former certificate is still served: %s", error)
+        else:
+            log.warning("the certificate %s was replaced and is served from now on", chain)
 
 
 def say_goodbye(connection: ssl.SSLSocket) -> None:

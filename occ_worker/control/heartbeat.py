@@ -17,7 +17,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import queries as executions
-from occ_app.home import health, state
+from occ_app.home import certificate, health, state
 from occ_app.home import notes as agent
 from occ_app.supervisor.registration import register
 from occ_app.system.timestamps import iso_now
@@ -53,6 +53,7 @@ class Heartbeat:
         self._pause = 1.0
         self._next = 0.0
         self._going = threading.Lock()
+        self._certificate = self._fingerprint()
 
     def due(self) -> bool:
         """Whether a beat is due now; asked about once a second."""
@@ -63,11 +64,23 @@ class Heartbeat:
     def beat(self) -> None:
         """Register or beat once, and note how it went."""
         with self._going:
+            fingerprint = self._fingerprint()
+            if fingerprint not in (
+                None,
+                self._certificate,
+            ):  # renewed: the hub knows the former one, and calls no other
+                self._registered = False
             if not self._registered:
                 self._register()
+                if self._registered:
+                    self._certificate = fingerprint
                 return
             self._schedule(state.load(self._config.state))
             self._send(self._hub(_BEAT_SECONDS), "")
+
+    def _fingerprint(self) -> str | None:
+        chain = certificate.chain_of(self._config)
+        return None if chain is None else certificate.fingerprint_of(chain)
 
     def last(self) -> None:
         """Say goodbye, in at most a second."""

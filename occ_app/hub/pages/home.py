@@ -115,7 +115,7 @@ def _start(given: dict[str, str]) -> str:
 
 def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
     """Whether a workspace was made of this very zip."""
-    digest = hashlib.file_digest(upload.stream, "sha256").hexdigest()  # type: ignore[arg-type]
+    digest = hashlib.file_digest(upload.stream, "sha256").hexdigest()  # type: ignore[arg-type]  # werkzeug types its stream loosely
     upload.stream.seek(0)
     try:
         return workspaces.get(parts().db, workspace_id, callers.caller().only).zip == digest
