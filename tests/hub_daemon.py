@@ -79,10 +79,8 @@ class Hub:
             )
         )
         occ.start(*arguments)
-        # On loopback an agent is called over its link.
-        way = "direct" if (variables | environment)["OCC_BIND_ADDRESS"] == "0.0.0.0" else "link"
         agent_id = json.loads(occ.command("status", "--json").stdout)["agentId"]
-        wait_until(lambda: self.seen(agent_id)["via"] == way, f"{name} is reached by the hub")
+        wait_until(lambda: self.seen(agent_id)["via"] == "link", f"{name} is reached by the hub")
         return occ
 
     def seen(self, name: str) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_what_is_nested_too_deeply_is_passed_over(promises: Promises) -> None:
 
 def test_a_cli_that_lingers_after_its_result_costs_no_cpu(promises: Promises) -> None:
     def used() -> float:
-        workers = [pid for pid, command in promises.occ.commands().items() if "consumer executions" in command]
+        workers = [pid for pid, command in promises.occ.commands().items() if "occ_worker.agent executions" in command]
         return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in workers)
 
     result = {"type": "result", "subtype": "success", "is_error": False, "num_turns": 1, "session_id": "x"}

@@ -35,17 +35,30 @@ _BODY_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 16_384
 class AgentClient:
     """An agent's or a hub's API. Every method raises Unreachable for no answer, Refused for one that is an error."""
 
-    def __init__(self, url: str, token: str, pin: str | None = None, through: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        pin: str | None = None,
+        through: Path | None = None,
+        admit: Callable[[str], None] | None = None,
+    ) -> None:
         """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for.
 
-        With `through` all goes over that Unix socket, the one a hub has for a linked agent.
+        With `through` all goes over that Unix socket, the one a hub has for a linked agent. `admit` gets the IP address
+        of every new connection before anything is sent, and raises when it must not be called.
         """
         self.url = url.rstrip("/")
         self._pin = pin
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
-        if through is None:
+        if through is None and admit is None:
             self._pool = urllib3.PoolManager(retries=False, maxsize=4, **trust)
+        elif through is None:
+            from occ_app.client.connections import connect_to, pools_over
+
+            assert admit is not None  # noqa: S101 - the other branch
+            self._pool = pools_over(connect_to(admit), retries=False, maxsize=4, **trust)
         else:
             from occ_app.client.unix_socket import pools
 

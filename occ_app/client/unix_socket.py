@@ -9,31 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 
+from occ_app.client.connections import pools_over
 from occ_app.system.files import short_path
 
 
 def pools(path: Path, **options: Any) -> urllib3.PoolManager:
     """A PoolManager for the agent behind this socket; its addresses say only which Host to send."""
 
-    class Plain(HTTPConnection):
-        def _new_conn(self) -> socket.socket:
-            return _connected(path, self)
-
-    class Secure(HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            return _connected(path, self)
-
-    class PlainPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class SecurePool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = Secure
-
-    manager = urllib3.PoolManager(**options)
-    manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-    return manager
+    return pools_over(lambda connection: _connected(path, connection), **options)
 
 
 def _connected(path: Path, connection: HTTPConnection) -> socket.socket:

@@ -1,7 +1,8 @@
 """How the hub calls its agents: at their address when that answers, otherwise through the link they hold.
 
-One HTTP client serves both. An address is an agent's own word, so some are never called: those of this machine, for an
-agent elsewhere, and link-local ones, where clouds keep their secrets.
+One HTTP client serves both. An address is an agent's own word, so some are never called: those of the hub's machine and
+link-local ones, where clouds keep their secrets. Every connection is checked once it is open, whatever a name resolved
+to before. An agent on the hub's own machine is called through its link.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Calls:
             if len(self._clients) >= _CLIENTS:
                 self._clients.clear()
             if via == "direct":
-                self._clients[key] = AgentClient(address(agent), agent.token, agent.tls_fingerprint)
+                self._clients[key] = _direct(agent, address(agent))
             else:
                 url = f"{_scheme(agent)}://127.0.0.1:{agent.port}"
                 through = self._links / agent.agent_id
@@ -60,8 +61,8 @@ class Calls:
         """Whether the agent's address answers, as this very agent; the row is told."""
         try:
             url = address(agent)
-            check_address(url, agent.address)
-            client = AgentClient(url, agent.token, agent.tls_fingerprint)
+            check_address(url)
+            client = _direct(agent, url)
             try:
                 client.health(_PROBE_SECONDS)
             finally:
@@ -81,11 +82,14 @@ def address(agent: Agent) -> str:
     return f"{_scheme(agent)}://{host}:{agent.port}"
 
 
-def check_address(url: str, peer: str) -> None:
-    """Raises Unreachable for an address that must not be called for an agent that registered from `peer`."""
-    here = addresses.address(peer).is_loopback
-    if any(target.is_loopback for target in addresses.resolved(url)) and not here:
-        raise Unreachable(f"{url} is this machine, and the agent is elsewhere.")
+def check_address(url: str) -> None:
+    """Raise Unreachable for a URL whose host has an address that must not be called for an agent."""
+    for target in addresses.resolved(url):
+        addresses.check_target(target)
+
+
+def _direct(agent: Agent, url: str) -> AgentClient:
+    return AgentClient(url, agent.token, agent.tls_fingerprint, admit=addresses.check_peer)
 
 
 def _scheme(agent: Agent) -> str:

@@ -1,4 +1,4 @@
-"""Addresses that the hub never calls, whoever names them: those where clouds keep their machines' secrets, and none."""
+"""Addresses that the hub never calls: those where clouds keep their machines' secrets, and for agents the hub's own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # What clouds answer at beside the link-local addresses.
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")))
+_TEST_NETS = {4: "192.0.2.1", 6: "2001:db8::1"}  # addresses for documentation, which no machine has
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -31,6 +32,51 @@ def resolved(url: str) -> list[Address]:
 def never_called(target: Address) -> bool:
     """Whether an address is one that nothing of OCC's may be sent to."""
     return target.is_link_local or target.is_multicast or target.is_unspecified or target in _METADATA
+
+
+def check_peer(text: str) -> None:
+    """Raise Unreachable unless an agent may be called at this IP address; for a connection that is open."""
+    check_target(address(text))
+
+
+def check_target(target: Address) -> None:
+    """Raise Unreachable unless an agent may be called at this address."""
+    if never_called(target):
+        raise Unreachable(f"{target} is an address that is never called.")
+    if is_own(target):
+        raise Unreachable(f"{target} is an address of the hub's own machine; an agent there is called over its link.")
+
+
+def is_own(target: Address) -> bool:
+    """Return whether an address is one of this machine's now."""
+    if target.is_loopback or _source(target) == target:
+        return True
+    # A second address of an interface is reached from its first, but can be bound. Where every address can be, that
+    # says nothing.
+    return _can_bind(str(target)) and not _can_bind(_TEST_NETS[target.version])
+
+
+def _source(target: Address) -> Address | None:
+    """Return the address that this machine would call `target` from; nothing is sent."""
+    try:
+        with socket.socket(_family(str(target)), socket.SOCK_DGRAM) as probe:
+            probe.connect((str(target), 9))
+            return address(str(probe.getsockname()[0]))
+    except OSError:
+        return None
+
+
+def _can_bind(text: str) -> bool:
+    try:
+        with socket.socket(_family(text), socket.SOCK_DGRAM) as probe:
+            probe.bind((text, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _family(text: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in text else socket.AF_INET
 
 
 def address(text: str) -> Address:

@@ -17,10 +17,11 @@ import time
 from dataclasses import dataclass
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 
 from occ_app import __version__
 from occ_app.client import replies
+from occ_app.client.connections import pools_over
 from occ_app.errors import Unreachable
 from occ_app.hub import forbidden_addresses as addresses
 from occ_app.hub.webhooks import Claimed
@@ -133,25 +134,7 @@ class _Line:
 
     def pools(self) -> urllib3.PoolManager:
         """A PoolManager whose connection is this one."""
-        connect = self._connect
-
-        class Plain(HTTPConnection):
-            def _new_conn(self) -> socket.socket:
-                return connect(self)
-
-        class Secure(HTTPSConnection):
-            def _new_conn(self) -> socket.socket:
-                return connect(self)
-
-        class PlainPool(urllib3.HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(urllib3.HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        manager = urllib3.PoolManager(retries=False)
-        manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-        return manager
+        return pools_over(self._connect, retries=False)
 
     def _connect(self, connection: HTTPConnection) -> socket.socket:
         made = HTTPConnection._new_conn(connection)
