@@ -327,7 +327,7 @@ def test_a_name_that_leads_elsewhere_at_the_last_moment_is_sent_nothing(
 
 
 def claim(control: Control) -> webhooks.Claimed | None:
-    return webhooks.claim(control.db, control.deliveries()[0].number, "9999", "9999")
+    return webhooks.claim(control.db, control.deliveries()[0].number, "9999", "9999", "99999")
 
 
 def test_of_many_that_claim_a_delivery_one_has_it(control: Control, receiver: Receiver) -> None:
@@ -337,7 +337,7 @@ def test_of_many_that_claim_a_delivery_one_has_it(control: Control, receiver: Re
     won: list[webhooks.Claimed] = []
 
     def try_it() -> None:
-        claimed = webhooks.claim(control.db, 1, str(now), "9999")
+        claimed = webhooks.claim(control.db, 1, str(now), "9999", "99999")
         won.extend([claimed] if claimed else [])
 
     threads = [threading.Thread(target=try_it) for _ in range(8)]
@@ -347,7 +347,7 @@ def test_of_many_that_claim_a_delivery_one_has_it(control: Control, receiver: Re
         thread.join()
     assert len(won) == 1
     assert webhooks.failed(control.db, won[0], None, "it was slow", str(now))
-    again = webhooks.claim(control.db, 1, str(now), "9999")
+    again = webhooks.claim(control.db, 1, str(now), "9999", "99999")
     assert again is not None
     assert not webhooks.delivered(control.db, won[0], 200)  # an attempt that was given up says nothing any more
     assert webhooks.delivered(control.db, again, 200)

@@ -105,7 +105,7 @@ def of_agent(config: Config, db: Database) -> Measure:
         failures = beat["consecutiveFailures"]
         yield gauge("occ_heartbeat_consecutive_failures", "Heartbeats in a row that the hub did not take.", failures)
         if beat["lastSuccessfulAt"] is not None:
-            age = (datetime.now(UTC) - datetime.fromisoformat(beat["lastSuccessfulAt"])).total_seconds()
+            age = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(beat["lastSuccessfulAt"])).total_seconds())
             yield gauge("occ_heartbeat_age_seconds", "Since the hub last took a heartbeat.", max(age, 0.0))
 
     return measure

@@ -23,7 +23,7 @@ from occ_app.executions import events, retention
 from occ_app.executions import queries as executions
 from occ_app.executions import search as searching
 from occ_app.executions.records import STATES, Execution
-from occ_app.home import daemon
+from occ_app.home import clock, daemon
 from occ_app.system.timestamps import iso
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _took(record: Mapping[str, Any]) -> str:
     if record["startedAt"] is None:
         return ""
     end = datetime.fromisoformat(record["finishedAt"]) if record["finishedAt"] else datetime.now(UTC)
-    return output.duration((end - datetime.fromisoformat(record["startedAt"])).total_seconds())
+    return output.duration(max(0.0, (end - datetime.fromisoformat(record["startedAt"])).total_seconds()))
 
 
 @jobs.command()
@@ -290,7 +290,9 @@ def cancel(execution_id: str, url: str | None, token: str | None, pin: str | Non
 def prune(older_than: str) -> None:
     """Forget the prompts and output of old executions. Their ids, states and outcomes stay."""
     config = _config()
-    done = retention.prune(schema.opened(_existing(config)), older_than, math.inf)
+    database = schema.opened(_existing(config))
+    clock.require(database)
+    done = retention.prune(database, older_than, math.inf)
     output.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
 
 

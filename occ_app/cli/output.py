@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
 
 def since(moment: str) -> str:
     """How long ago an ISO time was."""
-    return duration((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    return duration(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
 
 
 def size(count: int) -> str:

@@ -141,6 +141,13 @@ def oldest_stored(db: Database, before: str | None) -> int | None:
     return None if row is None else row["number"]
 
 
+def newest_moment(db: Database) -> str | None:
+    """The newest time of acceptance of any execution, ISO; None when there is none."""
+    with db.read() as connection:
+        row = connection.execute("SELECT created_at FROM executions ORDER BY number DESC LIMIT 1").fetchone()
+    return None if row is None else str(row["created_at"])
+
+
 def counts(db: Database) -> tuple[int, int]:
     """How many run and how many wait."""
     with db.read() as connection:

@@ -27,13 +27,15 @@ class Pruned:
     more: bool
 
 
-def enforce(db: Database, days: float, most_bytes: int, seconds: float) -> Pruned:
+def enforce(db: Database, days: float | None, most_bytes: int, seconds: float) -> Pruned:
     """Forget what is older than `days`, then the oldest until the database holds at most `most_bytes`.
+
+    With None for `days`, for a clock that is not believed, age counts for nothing.
 
     Stops after about `seconds`; the next call goes on.
     """
     deadline = time.monotonic() + seconds
-    aged = prune(db, older_than(days), deadline)
+    aged = Pruned(0, 0, False) if days is None else prune(db, older_than(days), deadline)
     forgotten, deleted = aged.executions, aged.events
     while not aged.more and db.used_bytes() > most_bytes and time.monotonic() < deadline:
         oldest = executions.oldest_stored(db, None)

@@ -24,8 +24,8 @@ RAN = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 
 _ROWS = """
     SELECT number, state, coalesce(error_code, '') AS code,
-           (julianday(started_at) - julianday(created_at)) * 86400 AS waited,
-           (julianday(finished_at) - julianday(started_at)) * 86400 AS ran,
+           max(0.0, julianday(started_at) - julianday(created_at)) * 86400 AS waited,
+           max(0.0, julianday(finished_at) - julianday(started_at)) * 86400 AS ran,
            coalesce(last_seq, (SELECT max(seq) FROM events WHERE execution = number), 0) AS events
     FROM executions
 """

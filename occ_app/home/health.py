@@ -13,7 +13,7 @@ from occ_app import __version__
 from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
-from occ_app.home import certificate, daemon
+from occ_app.home import certificate, clock, daemon
 from occ_app.home.notes import REFUSED, UNREADABLE, noted
 
 FAILURES_TO_MENTION = 2
@@ -48,7 +48,7 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     problems += certificate.problems(config)
     if not daemon.takes_work(config):
         problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
-    problems += [sentence for sentence in (daemon.replaced(config),) if sentence]
+    problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
     problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",

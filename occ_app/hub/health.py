@@ -8,7 +8,7 @@ from occ_app import __version__
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
-from occ_app.home import certificate, daemon, state
+from occ_app.home import certificate, clock, daemon, state
 from occ_app.home.health import skipped, skipped_problems, uptime
 from occ_app.hub.agents import Agents
 
@@ -29,7 +29,7 @@ def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
         problems.append("It takes no new work: it is stopping.")
     if waiting and not machines:
         problems.append("Executions wait and no agent is online; `occ hub agents` lists them.")
-    problems += [sentence for sentence in (daemon.replaced(config),) if sentence]
+    problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
     problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",

@@ -29,16 +29,21 @@ class Login:
 
 
 def begin(db: Database, key: Key) -> str:
-    """Log a key in; returns the cookie, which is never told again. Logins that have expired go."""
+    """Log a key in; returns the cookie, which is never told again."""
     cookie = secrets.token_urlsafe(32)
     expires = iso(datetime.now(UTC) + timedelta(days=DAYS))
     with db.write() as connection:
-        connection.execute("DELETE FROM logins WHERE expires_at <= ?", (iso_now(),))
         connection.execute(
             "INSERT INTO logins (hash, key_id, csrf, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
             (hashed(cookie), key.key_id, secrets.token_urlsafe(32), iso_now(), expires),
         )
     return cookie
+
+
+def forget(db: Database) -> None:
+    """Delete the logins that have expired; `find` refuses them before that."""
+    with db.write(durable=False) as connection:
+        connection.execute("DELETE FROM logins WHERE expires_at <= :now", {"now": iso_now()})
 
 
 def find(db: Database, cookie: str) -> Login | None:

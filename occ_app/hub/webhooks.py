@@ -138,27 +138,30 @@ def log(db: Database, limit: int) -> list[Delivery]:
     return [Delivery(*row) for row in rows]
 
 
-def due(db: Database, now: str) -> list[tuple[str, int]]:
-    """Each webhook that has something due at `now`, an ISO time, with the number of what was due first."""
+def due(db: Database, now: str, latest: str) -> list[tuple[str, int]]:
+    """Each webhook that has something due at `now`, an ISO time, with the number of what was due first.
+
+    A plan for later than `latest` was made before the clock was set back, so it is due, too.
+    """
     with db.read() as connection:
         rows = connection.execute(
-            "SELECT webhook_id, number, min(next_at) FROM deliveries WHERE state = 'waiting' AND next_at <= ?"
-            " GROUP BY webhook_id",
-            (now,),
+            "SELECT webhook_id, number, min(next_at) FROM deliveries WHERE state = 'waiting'"
+            " AND (next_at <= :now OR next_at > :latest) GROUP BY webhook_id",
+            {"now": now, "latest": latest},
         ).fetchall()
     return [(row["webhook_id"], row["number"]) for row in rows]
 
 
-def claim(db: Database, number: int, now: str, until: str) -> Claimed | None:
-    """Take a delivery that is due at `now` for an attempt that lasts no longer than to `until`, both ISO times.
+def claim(db: Database, number: int, now: str, until: str, latest: str) -> Claimed | None:
+    """Take a delivery that is due, as `due` has it, for an attempt that lasts no longer than to `until`, an ISO time.
 
     None when somebody else has it, it was made already, or its webhook was removed.
     """
     with db.write(durable=False) as connection:
         row = connection.execute(
-            "UPDATE deliveries SET attempts = attempts + 1, next_at = ?"
-            " WHERE number = ? AND state = 'waiting' AND next_at <= ? RETURNING *",
-            (until, number, now),
+            "UPDATE deliveries SET attempts = attempts + 1, next_at = :until WHERE number = :number"
+            " AND state = 'waiting' AND (next_at <= :now OR next_at > :latest) RETURNING *",
+            {"until": until, "number": number, "now": now, "latest": latest},
         ).fetchone()
         if row is None:
             return None

@@ -50,12 +50,12 @@ class Deliveries:
     def due(self) -> bool:
         """Whether anything is to be delivered now."""
         with contextlib.suppress(OCCError):  # a held database; there is a next time
-            return bool(webhooks.due(self._db, _in(0)))
+            return bool(webhooks.due(self._db, _in(0), _in(self._patience.longest)))
         return False
 
     def put_due(self, put: Callable[[int], None]) -> None:
         """Put in a job for each due delivery that has a place, whose webhook was called longest ago first."""
-        due = dict(webhooks.due(self._db, _in(0)))
+        due = dict(webhooks.due(self._db, _in(0), _in(self._patience.longest)))
         with self._lock:
             self._give_up_lost()
             chosen = {}
@@ -87,7 +87,7 @@ class Deliveries:
     def _attempt(self, number: int) -> bool | None:
         """Make it, and write down how it went. Returns whether the receiver is well; None when it was not called."""
         patience = self._patience
-        claimed = webhooks.claim(self._db, number, _in(0), _in(patience.lease))
+        claimed = webhooks.claim(self._db, number, _in(0), _in(patience.lease), _in(patience.longest))
         if claimed is None:
             return None
         status, problem = None, ""

@@ -42,6 +42,11 @@ class Patience:
     pauses: tuple[float, ...] = (10, 60, 300, 1800, 7200, 21600, 43200, 86400)
     jitter: float = 0.15
 
+    @property
+    def longest(self) -> float:
+        """No plan is made for later than this from now: the longest pause, with its jitter, or a lease."""
+        return max(self.lease, *self.pauses) * (1 + self.jitter) + 1.0
+
     def pause(self, attempts: int) -> float | None:
         """Until the next attempt when `attempts` were made; None when that was the last."""
         if attempts > len(self.pauses):

@@ -15,8 +15,8 @@ from occ_app.errors import Refused, Unreachable
 from occ_app.executions import lifecycle, retention
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome
+from occ_app.hub import logins, placement, webhooks
 from occ_app.hub import outbox as errands
-from occ_app.hub import placement, webhooks
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agent, Agents
@@ -164,8 +164,8 @@ class HubControl(Upkeep):
                 return  # busy, or about to stop: again in a moment
         errands.done(self._db, errand)
 
-    def forget(self) -> None:
-        """Forget old output as an agent does, old deliveries, and the zips that nothing is made of any more."""
-        super().forget()
+    def forget_aged(self) -> None:
+        """Delete old deliveries, logins that have expired, and the zips of no workspace."""
+        logins.forget(self._db)
         webhooks.forget(self._db, retention.older_than(self._hub.retention_days))
         hub_workspaces.remove_unused_zips(self._db, self._hub)

@@ -11,7 +11,7 @@ from occ_app.database.database import Database
 from occ_app.errors import OCCError
 from occ_app.executions import queries as executions
 from occ_app.executions import retention, search
-from occ_app.home import notes
+from occ_app.home import clock, notes
 from occ_app.system.kernel import give_back_memory
 
 log = logging.getLogger("occ.control")
@@ -49,12 +49,22 @@ class Upkeep:
             give_back_memory()  # a long answer takes many times its size while it is indexed
 
     def forget(self) -> None:
-        """Delete output that retention says is too old or too much, for a few seconds at most."""
-        done = retention.enforce(
-            self._db, self._config.retention_days, self._config.retention_bytes, _FORGETTING_SECONDS
-        )
+        """Delete output that retention says is too old or too much, for a few seconds at most.
+
+        While the clock is not believed, nothing is deleted by its age.
+        """
+        wrong = clock.beat(self._db, clock.Reading.now())
+        if wrong:
+            log.warning("%s", wrong)
+        days = None if wrong else self._config.retention_days
+        done = retention.enforce(self._db, days, self._config.retention_bytes, _FORGETTING_SECONDS)
+        if not wrong:
+            self.forget_aged()
         if done.executions:
             log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
+
+    def forget_aged(self) -> None:
+        """Delete what else goes by its age; called while the clock is believed."""
 
     def log_is_long(self) -> bool:
         """Whether the write-ahead log has grown enough to be moved into the database."""
