@@ -235,6 +235,22 @@ def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
     assert watched.returncode == 0
 
 
+@pytest.mark.parametrize("given", [("--token", "made-up"), ("--token=made-up",)])
+@pytest.mark.parametrize("known", ["", "made-up"])
+def test_a_secret_given_as_an_argument_is_warned_of(occ: Occ, given: tuple[str, ...], known: str) -> None:
+    where = ("jobs", "--url", "http://127.0.0.1:9")
+    done = occ.command(*where, *given, check=False, OCC_TOKEN=known)
+    assert done.stderr.count("warning: ") == 1
+    assert "--token @FILE" in done.stderr
+    assert "OCC_TOKEN" in done.stderr
+    assert "made-up" not in done.stderr
+    (occ.home.parent / "secret").write_text("made-up\n")
+    quiet = occ.command(*where, "--token", f"@{occ.home.parent / 'secret'}", check=False)
+    assert (quiet.returncode, "warning" in quiet.stderr) == (5, False)
+    quiet = occ.command(*where, check=False, OCC_TOKEN="made-up")
+    assert (quiet.returncode, "warning" in quiet.stderr) == (5, False)
+
+
 def test_an_exposed_agent_says_so_once(occ: Occ) -> None:
     started = occ.command("start", "--bind-address", "0.0.0.0")
     assert started.stderr.count("without TLS") == 1

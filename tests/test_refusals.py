@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -392,3 +393,23 @@ def test_a_form_of_too_many_fields_is_not_called_too_large(served: Occ) -> None:
     response = served.request("POST", "/workspace/init", body=body, Content_Type=kind)
     assert (response.status, response.json()["code"]) == (413, "BODY_TOO_LARGE")
     assert "too many" in response.json()["message"]
+
+
+FOR_BROWSERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
+
+
+def test_every_answer_carries_the_headers_for_browsers(agent: Occ) -> None:
+    agent.workspace()
+    agent.run("hi", executionId="e")
+    streams = [("GET", "/executions/e/events"), ("GET", "/workspaces/work/archive"), ("GET", "/metrics")]
+    for method, path in [*ROUTES, *streams]:
+        for options in ({}, {"Authorization": "Bearer wrong"}):
+            headers = agent.request(method, path, **options).headers
+            assert {name: headers.get(name) for name in FOR_BROWSERS} == FOR_BROWSERS, (path, options)
+    host, port = agent.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"GET / HTTP/9.9 x\r\n\r\n")
+        head = connection.recv(65536).decode().partition("\r\n\r\n")[0]
+    assert head.startswith("HTTP/1.1 400")
+    for name, value in FOR_BROWSERS.items():
+        assert f"\r\n{name}: {value}" in head

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from flask import Flask, Request
+from flask import Flask, Request, Response
 
 from occ_app.api.measures import Refusals, common
 from occ_app.api.services import Parts
@@ -49,7 +49,14 @@ def create_app(parts: Parts) -> Flask:
     for module in (health, workspaces, executions, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)
+    app.after_request(_for_browsers)
     return app
+
+
+def _for_browsers(response: Response) -> Response:
+    """Keep browsers from guessing a type and other sites from embedding an answer, whatever it is."""
+    response.headers.update(refusals.BROWSER_HEADERS)
+    return response
 
 
 def _request_class(uploads: Path) -> type[Request]:

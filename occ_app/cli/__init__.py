@@ -41,10 +41,10 @@ def _encode_output() -> None:
 def hide_secrets() -> None:
     """Run this command again where it must be another process image.
 
-    That is so with secrets on the command line, which `ps` shows to everybody, and in a locale whose file names are
-    not UTF-8.
+    That is so with secrets on the command line, and in a locale whose file names are not UTF-8. Until Python has
+    started nothing can hide a command line from other users, so a secret on it is named in a warning.
     """
-    kept, environment = [], dict(os.environ)
+    kept, environment, shown = list[str](), dict(os.environ), set[str]()
     utf8 = [] if sys.getfilesystemencoding().lower() == "utf-8" else ["-X", "utf8"]
     arguments = iter([*sys.orig_argv[:1], *utf8, *sys.orig_argv[1:]])
     for argument in arguments:
@@ -61,8 +61,15 @@ def hide_secrets() -> None:
             kept += [] if equals else [value]
             continue
         environment[SECRET_FLAGS[flag]] = value
+        shown.add(flag)
     kept += arguments
-    if utf8 or environment != dict(os.environ):
+    for flag in sorted(shown):
+        sys.stderr.write(
+            f"warning: other users of this machine can read the value of {flag} while the command starts;"
+            f" pass it as {flag} @FILE or in {SECRET_FLAGS[flag]}.\n"
+        )
+    if utf8 or shown:
+        sys.stderr.flush()
         os.execve(sys.executable, kept, environment)  # noqa: S606 - the same command, without its secrets
 
 

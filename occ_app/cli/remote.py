@@ -38,7 +38,11 @@ def options(what: str) -> Callable[[Any], Any]:
     def add(command: Any) -> Any:
         for option in (
             click.option("--pin", metavar="FINGERPRINT", help="The TLS certificate to trust, and no other."),
-            click.option("--token", metavar="TOKEN", help="Its token or key; @FILE reads a file, OCC_TOKEN works too."),
+            click.option(
+                "--token",
+                metavar="TOKEN",
+                help="Its token or key. Pass @FILE or set OCC_TOKEN: other users can see an argument.",
+            ),
             click.option("--url", metavar="URL", help=f"{what}  [default: the agent of this machine]"),
         ):
             command = option(command)

@@ -27,7 +27,11 @@ _AS_NAMED = (
 
 
 @click.command()
-@click.option("--api-key", metavar="KEY", help="Key to register with at the hub; @FILE reads it from a file.")
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    help="Key to register with at the hub. Pass @FILE or set OCC_API_KEY: other users can see an argument.",
+)
 @click.option("--remote-url", metavar="URL", help="The hub to register with. Without one the agent is standalone.")
 @click.option("--remote-pin", metavar="FINGERPRINT", help="The hub's TLS certificate to trust, and no other.")
 @click.option("--workers", metavar="N", help="Executions at once.  [default: 5]")

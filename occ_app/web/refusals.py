@@ -50,6 +50,9 @@ STATUS = {
 _FORM_TOO_LARGE = "The form has a field of over a megabyte, or too many; put long text into a file of the zip."
 
 
+BROWSER_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
+
+
 RETRY_AFTER_SECONDS = {429: 5, 503: 2}
 
 

@@ -31,7 +31,7 @@ from occ_app.system.logs import formatter
 from occ_app.web.admission import AdmittingWorker
 from occ_app.web.handover import HandedOver
 from occ_app.web.heads import Arriving, Unreader, readable, set_limits
-from occ_app.web.refusals import error_body
+from occ_app.web.refusals import BROWSER_HEADERS, error_body
 from occ_app.web.requests import BODIES
 from occ_app.web.tls_socket import ServerContexts, say_goodbye
 
@@ -39,6 +39,7 @@ log = logging.getLogger("occ.server")
 
 _PLAIN_SEND = socket.socket.send  # past a subclass that would encrypt
 
+_EOL = "\r\n"
 STOP_SECONDS = 3
 SPARE_THREADS = BODIES + 16  # beside the streams: those that read bodies, and a few that nothing can take
 _DRAIN_SECONDS = 0.2
@@ -162,6 +163,7 @@ class Worker(AdmittingWorker):
         reason = {400: "Bad Request", 413: "Content Too Large", 500: "Internal Server Error"}[status]
         head = (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"{''.join(f'{name}: {value}{_EOL}' for name, value in BROWSER_HEADERS.items())}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         try:
