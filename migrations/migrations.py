@@ -370,3 +370,16 @@ def m007_workspace_generations(db: Database) -> None:
         "CREATE INDEX executions_by_session ON executions (session_id) WHERE session_id IS NOT NULL",
     ):
         db.execute(statement)
+
+
+@occ()
+def m008_letters_apart(db: Database) -> None:
+    """Index again what is written without spaces: its letters are words by themselves from now on."""
+    unspaced = re.compile(
+        "[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u318f\u31a0-\u31bf"
+        "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
+    )
+    rows = db.execute("SELECT rowid, prompt, output FROM search")
+    numbers = [(number,) for number, *texts in rows if any(text and unspaced.search(text) for text in texts)]
+    db.conn.executemany("DELETE FROM search WHERE rowid = ?", numbers)
+    db.conn.executemany("INSERT OR IGNORE INTO unindexed (number) VALUES (?)", numbers)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from occ_app.hub.pages import markdown
+from occ_app.hub.pages import markdown, terminal
 from tests.conftest import make_zip, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
 
@@ -535,6 +535,79 @@ def test_links_tell_nobody_where_they_are_followed_from() -> None:
 )
 def test_what_follows_goes_where_the_markdown_would_have_it(text: str, made: str) -> None:
     assert str(markdown.html(text, live=True)) == made
+
+
+CODE = "```python\ndef a():\n    return 1\n\n\ndef b():\n    return 2\n```\n"
+
+
+def indented(text: str, by: int) -> str:
+    return "".join(" " * by + line if line.strip() else line for line in text.splitlines(keepends=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"1. First do this:\n\n{indented(CODE, 4)}\n2. Then that.\n",
+        "- Outer item\n\n  - Inner item\n\n    its second paragraph\n\n    its third\n",
+        "````markdown\n# Title\n\n```bash\npip install x\n\nx --run\n```\n\nmore\n````\n\nAfter.\n",
+        "```markdown\n# Title\n\n```bash\npip install x\n\nx --run\n```\n\nAfter.\n",
+        "> quoted\n>\n> ```\n> code\n>\n> more\n> ```\n\nAfter.\n",
+        "See [the docs][1].\n\n[1]: https://example.com/a\n",
+        "a | b\n--|--\n1 | 2\n\nAfter.\n",
+        f"~~~\n{'x' * 70}\n\n\n~~~\n\nAfter.\n",
+    ],
+    ids=[
+        "code in a step",
+        "list in a list",
+        "fence in a fence",
+        "three marks",
+        "quote",
+        "reference",
+        "table",
+        "tildes",
+    ],
+)
+@pytest.mark.parametrize("before", [1598, 1, 4000])
+def test_a_long_text_is_cut_only_where_nothing_changes(text: str, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "word " * before + "\n\n" + text * 150 + "The end.\n"
+    cut = str(markdown.html(long))
+    monkeypatch.setattr(markdown, "_CUT_BYTES", 10**9)
+    monkeypatch.setattr(markdown, "_PLAIN_BYTES", 10**9)
+    monkeypatch.setattr(markdown, "_is_costly", lambda _: False)
+    markdown._one.cache_clear()
+    assert cut == str(markdown.html(long))
+    markdown._one.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mFAILED\x1b[0m test_a\n\x1b]0;title\x07step 1\rstep 2\rstep 3\n", "FAILED test_a\nstep 3\n"),
+        ("10%\r 50%\r100%\r\ndone\r\n", "100%\ndone\n"),
+        ("\x1b]8;;https://x.example\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1b[2K\x1b[1Gx\x1b(B\x1b[?25h", "x"),
+        ("\x9b1mbold\x9b0m", "bold"),
+        ("\x1b]0;never ended\nnext", "\nnext"),
+        ("a\x08b_\x08c\x07", "bc"),
+        ("old\rMac", "old\nMac"),
+        ("tab\tstays, שלום too", "tab\tstays, שלום too"),
+        ("\x1b", ""),
+    ],
+)
+def test_what_was_written_for_a_terminal_is_plain(text: str, shown: str) -> None:
+    assert terminal.plain(text) == shown
+
+
+def test_colour_codes_and_progress_are_nowhere_on_a_page(hub: Hub, visitor: Visitor) -> None:
+    out = "\x1b[31mFAILED\x1b[0m test_a\n\x1b]0;title\x07step 1\rstep 2\rstep 3\n"
+    tool = {"tool": "Bash", "input": {"command": "\x1b[1mpytest"}, "result": out}
+    execution_id = run_id(visitor.run(steps(tool, {"say": f"```\n{out}```\n"}), workspace="work"))
+    finished(hub, execution_id)
+    page = visitor.get(f"/runs/{execution_id}").data.decode()
+    answer = page[page.index('id="answer"') :]
+    assert answer.count("FAILED test_a\nstep 3\n") == 2
+    assert "\x1b" not in answer
+    assert "[31m" not in answer
 
 
 def test_a_long_text_takes_time_in_proportion(hub: Hub) -> None:

@@ -256,3 +256,61 @@ def test_no_query_is_a_mistake(rows: Database, query: str) -> None:
     search.find(rows, query)
     (result, *_) = search.find(rows, f'{query}" é a*').results or [None]
     assert result is None or result.snippets
+
+
+UNSPACED = {
+    "zh": "项目的数据库连接失败。请检查配置。",
+    "ja": "住民が主体となって組織を作る",
+    "th": "ฐานข้อมูลเชื่อมต่อไม่ได้",
+    "ko": "데이터베이스에 연결할 수 없습니다",
+    "mixed": "重跑gen-itgc后再试",
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("数据库", ["zh"]),
+        ("配置", ["zh"]),
+        ("库", ["zh"]),
+        ("数据库 配置", ["zh"]),
+        ('"数据库连接"', ["zh"]),
+        ("数据*", ["zh"]),
+        ("库数", []),
+        ("組織", ["ja"]),
+        ("を作る", ["ja"]),
+        ("เชื่อมต่อ", ["th"]),
+        ("데이터베이스", ["ko"]),
+        ('"데이터베이스에 연결"', ["ko"]),
+        ("itgc", ["mixed"]),
+        ("itgc后", ["mixed"]),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_found(rows: Database, query: str, found: list[str]) -> None:
+    for execution_id, text in UNSPACED.items():
+        over(rows, execution_id, "prompt", text)
+    search.index_some(rows, 10)
+    results = search.find(rows, query).results
+    assert [result.execution.execution_id for result in results] == found
+    for result in results:
+        pieces = result.snippets[0].pieces
+        assert "".join(piece.text for piece in pieces) == UNSPACED[result.execution.execution_id]
+        assert any(piece.hit for piece in pieces)
+
+
+def test_an_older_index_is_filled_again_where_scripts_have_no_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "occ.db"
+    schema.ensure_schema(path, tmp_path / "lock")
+    rows = Database(path)
+    with rows.write() as connection:
+        for number, text in enumerate((UNSPACED["zh"], "plain words"), 1):
+            connection.execute("INSERT INTO search (rowid, prompt, output) VALUES (?, ?, '')", (number, text))
+        connection.execute("DELETE FROM _sqlite_migrations WHERE name = 'm008_letters_apart'")
+        connection.execute("PRAGMA user_version = 7")
+    rows.close()
+    schema.ensure_schema(path, tmp_path / "lock")
+    rows = Database(path)
+    with rows.read() as connection:
+        assert [row[0] for row in connection.execute("SELECT number FROM unindexed")] == [1]
+        assert [row[0] for row in connection.execute("SELECT rowid FROM search")] == [2]
+    rows.close()

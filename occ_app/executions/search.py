@@ -27,7 +27,15 @@ _TOKENIZE = "tokenize = 'unicode61 remove_diacritics 2'"  # as the migrations ma
 
 # Around each hit in what SQLite gives back. They stand for nothing in Unicode, and no indexed text has them.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
-_CLEANED = {0: " ", ord(_BEGIN): None, ord(_END): None}  # SQLite's functions end a text at a zero
+# Around each letter of a script without spaces, in the index and in a query, so that it is a word by itself.
+_APART = "\x1f"
+_CLEANED = {0: " ", ord(_BEGIN): None, ord(_END): None, ord(_APART): " "}  # SQLite ends a text at a zero
+
+# Thai, Lao, Tibetan, Burmese, Khmer, kana, bopomofo, hangul, Chinese characters.
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u318f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]+"
+)
 
 _TERM = re.compile(r'"([^"]*)(?:"|$)(\*?)|([^\s"]+)')
 
@@ -103,9 +111,16 @@ def expression(query: str) -> str:
 
 
 def _terms(query: str) -> Iterator[str]:
-    typed = query.replace("\0", " ").encode(errors="replace").decode()
+    typed = _cleaned(query.encode(errors="replace").decode())
     for phrase, phrase_star, word in _TERM.findall(typed):
-        yield f'"{phrase or word}"' + (" *" if phrase_star or word.endswith("*") else "")
+        yield f'"{letters_apart(phrase or word)}"' + (" *" if phrase_star or word.endswith("*") else "")
+
+
+def letters_apart(text: str) -> str:
+    """The text with the letters of scripts that put no spaces between words apart, as the index has it."""
+    if text.isascii():
+        return text
+    return _UNSPACED.sub(lambda run: _APART + _APART.join(run[0]) + _APART, text)
 
 
 def waiting(db: Database) -> bool:
@@ -149,7 +164,10 @@ def _index(connection: sqlite3.Connection, number: int, prompt: str | None, outp
     if not connection.execute("DELETE FROM unindexed WHERE number = ?", (number,)).rowcount:
         return False
     if prompt is not None:
-        connection.execute("INSERT INTO search (rowid, prompt, output) VALUES (?, ?, ?)", (number, prompt, output))
+        connection.execute(
+            "INSERT INTO search (rowid, prompt, output) VALUES (:number, :prompt, :output)",
+            {"number": number, "prompt": letters_apart(prompt), "output": letters_apart(output)},
+        )
     return True
 
 
@@ -229,7 +247,7 @@ class _Marker:
                 "SELECT highlight(shown, 0, ?, ?) FROM shown WHERE shown MATCH ?", (_BEGIN, _END, self._any)
             ).fetchone()
             if marked is not None:
-                return _cut(marked[0], more_before=begin > 0, more_after=end < len(text))
+                return _cut(marked[0].replace(_APART, ""), more_before=begin > 0, more_after=end < len(text))
         return []
 
 

@@ -16,7 +16,7 @@ from werkzeug.exceptions import NotFound
 from occ_app import __version__
 from occ_app.api.services import parts
 from occ_app.hub.pages import filters as shown
-from occ_app.hub.pages import home, runs
+from occ_app.hub.pages import home, runs, terminal
 from occ_app.hub.pages import login as door
 from occ_app.web import refusals
 
@@ -52,6 +52,7 @@ def add_pages(app: Flask) -> None:
     app.register_blueprint(bp)
     for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.size, shown.beginning):
         app.add_template_filter(function)
+    app.add_template_filter(terminal.plain, "plain")
     refusals.answer_errors(app, _refusal_outside)
     # Read now: an upgrade replaces these files while the code of this version runs.
     for name in app.jinja_env.list_templates():

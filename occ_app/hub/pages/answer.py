@@ -12,7 +12,7 @@ from occ_app.client.event_checks import RawEvent, checked
 from occ_app.database.database import Database
 from occ_app.executions import events
 from occ_app.executions.records import Execution
-from occ_app.hub.pages import markdown
+from occ_app.hub.pages import markdown, terminal
 
 _MOST_EVENTS = 30_000
 _MOST_BYTES = 1_000_000
@@ -32,7 +32,7 @@ class Text:
 
     @property
     def html(self) -> Markup:
-        return markdown.html(self.text, live=self.live)
+        return markdown.html(terminal.plain(self.text), live=self.live)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Reader:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    return terminal.plain(value) if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _given(given: Any) -> list[tuple[str, str]]:
@@ -197,5 +197,5 @@ def _subject(given: Any) -> str:
     if isinstance(given, dict):
         for name in _SUBJECTS:
             if isinstance(given.get(name), str):
-                return str(given[name])
+                return terminal.plain(str(given[name]))
     return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from occ_app.hub.pages.terminal import plain
+
 
 def ago(moment: str) -> str:
     """How long ago a time on the wire is: now, 12 s, 5 min, 3 h, 2 d."""
@@ -44,7 +46,7 @@ def size(count: int) -> str:
 
 def beginning(text: str, most: int = 160) -> str:
     """The beginning of a text as one line."""
-    line = " ".join(text[: most * 4].split())
+    line = " ".join(plain(text[: most * 4]).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 

@@ -6,7 +6,7 @@ This is the only place where a text becomes markup; a browser is given what come
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
-_CUT_BYTES = 8_000  # from here on a blank line begins a new piece,
+_CUT_BYTES = 8_000  # from here on a block at the top level begins a new piece,
 _PLAIN_BYTES = 32_000  # and a piece over this is shown as it is: a few constructs take the square of their length
 _MOST_BYTES = 250_000
 _MOST_CELLS, _MOST_BRACKETS = 5_000, 2_000
@@ -26,6 +26,7 @@ _TAIL = "\ue0f0"  # of the private use area; taken out of whatever comes
 _TAIL_HTML = '<span class="tail"></span>'
 _SAFE_LINK = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
 
+_References = tuple[tuple[str, str, str], ...]
 _Rule = Callable[[RendererHTML, Sequence[Token], int, Any, MutableMapping[str, Any]], str]
 
 
@@ -34,7 +35,8 @@ def html(text: str, *, live: bool = False) -> Markup:
     text = text.replace(_TAIL, "") + (_TAIL if live else "")
     if len(text) > _MOST_BYTES:
         return _finished(_plain(text))
-    return _finished("".join(_one(piece) for piece in _pieces(text)))
+    pieces, references = _pieces(text)
+    return _finished("".join(_one(piece, references) for piece in pieces))
 
 
 def _finished(made: str) -> Markup:
@@ -42,8 +44,11 @@ def _finished(made: str) -> Markup:
 
 
 @lru_cache(maxsize=64)  # while a long answer streams only its last piece is new
-def _one(piece: str) -> str:
-    return _plain(piece) if len(piece) > _PLAIN_BYTES or _is_costly(piece) else str(_parser().render(piece))
+def _one(piece: str, references: _References) -> str:
+    if len(piece) > _PLAIN_BYTES or _is_costly(piece):
+        return _plain(piece)
+    known = {label: {"href": href, "title": title} for label, href, title in references}
+    return str(_parser().render(piece, {"references": known} if known else {}))
 
 
 def _is_costly(piece: str) -> bool:
@@ -57,19 +62,48 @@ def _plain(text: str) -> str:
     return f'<p class="plain">{_escaped(text)}</p>'
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The text cut at blank lines outside of code, so that the time to render it grows no faster than it does."""
-    begun, length, fence = list[str](), 0, ""
-    for line in text.splitlines(keepends=True):
-        begun.append(line)
-        length += len(line)
-        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
-        if mark is not None:
-            fence = mark[1] if not fence else ("" if mark[1].startswith(fence) else fence)
-        elif length >= _CUT_BYTES and not fence and not line.strip():
-            yield "".join(begun)
-            begun, length = [], 0
-    yield "".join(begun)
+def _pieces(text: str) -> tuple[list[str], _References]:
+    """The text cut where the renderer is at the top level, so that the time to render it grows no faster than it does.
+
+    Returns the pieces and the links that any of them may refer to. The rest after a very long block is one piece.
+    """
+    if len(text) < _CUT_BYTES:
+        return [text], ()
+    text = re.sub(r"\r\n?", "\n", text)
+    pieces, links, begin, size = list[str](), dict[str, tuple[str, str]](), 0, _PLAIN_BYTES
+    while True:
+        cut, found = _first_cut(text[begin : begin + size])
+        links = {label: (href, title) for label, href, title in found} | links
+        if cut:
+            pieces.append(text[begin : begin + cut])
+            begin, size = begin + cut, _PLAIN_BYTES
+        elif begin + size >= len(text) or size > _PLAIN_BYTES:
+            return [*pieces, text[begin:]], tuple((label, *link) for label, link in links.items())
+        else:
+            size *= 2
+
+
+@lru_cache(maxsize=64)  # while a long answer streams only its last part is new
+def _first_cut(text: str) -> tuple[int, _References]:
+    """Where the first block at the top level begins behind a piece of enough characters, or 0; and the links."""
+    found: dict[str, Any] = {}
+    blocks = _block_parser().parse(text, found)
+    starts = {block.map[0] for block in blocks if block.level == 0 and block.map and block.nesting >= 0}
+    links = tuple((label, link["href"], link["title"]) for label, link in found.get("references", {}).items())
+    length = 0
+    for number, line in enumerate(text.split("\n")):
+        if length >= _CUT_BYTES and number in starts:
+            return length, links
+        length += len(line) + 1
+    return 0, links
+
+
+@cache
+def _block_parser() -> MarkdownIt:
+    """The renderer's own block rules alone. Without tables, which are cut nowhere else than a paragraph is."""
+    parser = MarkdownIt("commonmark", {"html": False, "linkify": False})
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    return parser
 
 
 @cache

@@ -254,6 +254,7 @@ function follow(run) {
 
   function append(text) {
     const tail = answer.querySelector(".tail");
+    text = text.replace(/\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|.?)/g, ""); // a terminal's, which the server leaves out
     if (tail) tail.append(text);
     // Whole lines are read out, not pieces of words.
     spoken += text;
