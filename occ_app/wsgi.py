@@ -29,7 +29,7 @@ from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import most_files
 from occ_app.web.callers import Caller, same_secret
 from occ_app.web.serve import serve
-from occ_app.workspaces import archives
+from occ_app.workspaces import snapshots
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 
@@ -74,14 +74,13 @@ def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
 
 
 def _pack(workspace: Workspace, output: IO[bytes]) -> None:
-    folder = Path(workspace.path)
-    if not folder.is_dir():
+    try:
+        snapshots.pack_instant(Path(workspace.path), output)
+    except FileNotFoundError:
         raise errors.NotFound(
             "WORKSPACE_NOT_FOUND",
-            f"The folder of workspace {workspace.workspace_id} is gone from the agent's disk; upload it anew.",
-        )
-    for _ in archives.pack(folder, output):
-        pass
+            f"The folder of workspace {workspace.workspace_id} is gone from the agent's disk; upload it again.",
+        ) from None
 
 
 def main() -> None:

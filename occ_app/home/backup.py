@@ -16,6 +16,7 @@ from occ_app.database.database import Database
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Outcome
 from occ_app.system.files import new_file
+from occ_app.workspaces import snapshots
 from occ_app.workspaces.archives import below
 
 _UNDER_WAY = Outcome.failure(
@@ -26,20 +27,31 @@ _UNDER_WAY = Outcome.failure(
 def write(config: Config, target: Path) -> int:
     """Write a .tar.gz of the home to `target`, which must not exist; returns its bytes.
 
-    The database is copied as of one instant, whatever is being written meanwhile. The queue is left out: it is rebuilt.
+    The database is copied as of one instant, whatever is being written meanwhile. When a workspace is uploaded,
+    replaced or removed meanwhile all of it is written again; after three attempts raises Unavailable (BUSY). Files that
+    a run changes are taken as they are when they are read. The queue is left out: it is rebuilt.
     Unpacked into an empty home it is that agent again. What waited or ran at that instant is over in the copy, with
     WORKER_LOST: the original went on with it, and a prompt never runs twice.
     """
     schema.opened(config.database, readonly=True)  # a newer one cannot be copied by this version
     with new_file(target) as output, tempfile.TemporaryDirectory(dir=config.run) as folder:
-        snapshot = Path(folder) / "occ.db"
-        _snapshot(config.database, snapshot)
-        with tarfile.open(fileobj=output, mode="w:gz", compresslevel=3) as archive:
-            archive.add(snapshot, "occ.db")
-            for name in ("state.json", "config.toml", "workspaces"):
-                for path in (config.home / name, *below(config.home / name)):
-                    _add(archive, path, path.relative_to(config.home))
+        snapshots.repeat(
+            lambda: _write(config, Path(folder) / "occ.db", output),
+            output,
+            lambda: snapshots.identities(config.workspaces.glob("[!.]*")),
+            "The workspaces",
+        )
     return target.stat().st_size
+
+
+def _write(config: Config, snapshot: Path, output: IO[bytes]) -> None:
+    snapshot.unlink(missing_ok=True)
+    _snapshot(config.database, snapshot)
+    with tarfile.open(fileobj=output, mode="w:gz", compresslevel=3) as archive:
+        archive.add(snapshot, "occ.db")
+        for name in ("state.json", "config.toml", "workspaces"):
+            for path in (config.home / name, *below(config.home / name)):
+                _add(archive, path, path.relative_to(config.home))
 
 
 def _snapshot(database: Path, copy: Path) -> None:
