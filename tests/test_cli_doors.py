@@ -76,7 +76,7 @@ class Cli:
                 "ANTHROPIC_API_KEY": FAKE_KEY,
             }
         )
-        argv = command.command(str(self.path), EXECUTION, self.work, config)
+        argv = command.command(str(self.path), EXECUTION, None, config)
         for name in without:
             if name in argv:
                 place = argv.index(name)

@@ -57,12 +57,15 @@ def check(config: Config) -> None:
         raise StartFailed(f"bwrap cannot make a sandbox here ({said}); allow user namespaces, or do without --sandbox.")
 
 
-def wrapped(argv: Sequence[str], workspace: Path, config: Config) -> list[str]:
-    """The argv that runs `argv` in the configured sandbox, in the folder `workspace`; `argv` itself without one."""
+def wrapped(argv: Sequence[str], workspace: Path, config: Config, readable: Sequence[Path] = ()) -> list[str]:
+    """Return the argv that runs `argv` in the configured sandbox, in the folder `workspace`; `argv` itself without one.
+
+    The files `readable` can be read in it, wherever they lie.
+    """
     if config.sandbox is None:
         return list(argv)
     mounts: dict[Path, tuple[str, ...]] = {path: ("--tmpfs", str(path)) for path in _hidden(config)}
-    mounts |= {path: ("--ro-bind", str(path), str(path)) for path in _read(argv[0], config)}
+    mounts |= {path: ("--ro-bind", str(path), str(path)) for path in (*_read(argv[0], config), *readable)}
     mounts |= {path: ("--bind", str(path), str(path)) for path in (*_state(workspace, config), workspace)}
     # A parent is mounted before what is in it.
     ordered = [option for path in sorted(mounts, key=lambda path: len(path.parts)) for option in mounts[path]]

@@ -126,8 +126,8 @@ class Config:
 
     def make_folders(self) -> None:
         """Create the home and its folders, closed to everyone else."""
-        folders = ("", "lock", "workspaces", "logs", "run", "run/tail", "run/worker", "run/uploads", "run/queue")
-        for folder in folders:
+        run = ("run", "run/tail", "run/worker", "run/uploads", "run/queue", "run/memory")
+        for folder in ("", "lock", "workspaces", "logs", *run):
             (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

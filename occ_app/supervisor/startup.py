@@ -41,7 +41,7 @@ def clean(config: Config, seconds: float) -> list[str]:
     warnings = salvage.put_unreadable_aside(config)
     state.check_private(config.state)
     daemon.take_work(config)
-    for folder in ("tail", "worker", "uploads", "links"):
+    for folder in ("tail", "worker", "uploads", "links", "memory"):
         for path in (config.run / folder).glob("*"):
             path.unlink(missing_ok=True)
     return warnings

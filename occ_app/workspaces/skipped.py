@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 _CLAUDE = "settings, commands and hooks of Claude Code run programs"
+_CLAUDE_TEXTS = (["claude.md"], ["agents.md"])
 _GIT = "git's configuration and hooks run programs"
 # Files of a git directory that configure it, or that name another directory with its configuration.
 _GIT_FILES = frozenset({"config", "config.worktree", "commondir", "gitdir", "alternates"})
@@ -19,7 +20,7 @@ def skip_reason(path: str, *, folder: bool = False) -> str | None:
     parts = lowered.split("/")
     for index, part in enumerate(parts):
         rest = parts[index + 1 :]
-        if part == ".claude" and rest and not (rest == ["claude.md"] or (rest[0] == "rules" and len(rest) > 1)):
+        if part == ".claude" and rest and not (rest in _CLAUDE_TEXTS or (rest[0] == "rules" and len(rest) > 1)):
             return _CLAUDE
         if part == ".mcp.json":
             return "MCP servers are programs"

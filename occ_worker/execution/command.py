@@ -39,7 +39,7 @@ _FIXED_ENVIRONMENT = {
 _SETTINGS = '{"permissions":{"disableAutoMode":"disable"}}'
 
 
-def command(path: str, execution: Execution, workspace: Path, config: Config) -> list[str]:
+def command(path: str, execution: Execution, memory: Path | None, config: Config) -> list[str]:
     """The argv for one execution. The prompt is not in it: it goes to stdin, where nothing can take it for a flag."""
     argv = [
         *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
@@ -63,9 +63,7 @@ def command(path: str, execution: Execution, workspace: Path, config: Config) ->
         argv += ["--max-budget-usd", str(execution.max_budget_usd)]
     if execution.resume_session_id is not None:
         argv += ["--resume", execution.resume_session_id]
-    memory = workspace / "CLAUDE.md"
-    if memory.is_file() and not memory.is_symlink() and not config.trust_workspaces:
-        # With user settings alone the CLI does not read the project's memory; as a text it is welcome.
+    if memory is not None:
         argv += ["--append-system-prompt-file", str(memory)]
     return argv
 

@@ -6,16 +6,19 @@ import contextlib
 import logging
 import select
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from occ_app.claude import program as claude_cli
 from occ_app.claude import sandbox
+from occ_app.config.config import Config
 from occ_app.errors import OCCError
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon, notes
 from occ_app.streams import tail
+from occ_app.workspaces import memory
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.execution import command as claude
 from occ_worker.execution.context import Worker
@@ -75,8 +78,41 @@ def _run(worker: Worker, execution: Execution) -> Outcome:
     path = claude_cli.find(worker.config)
     if path is None:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
+    try:
+        with _memory(worker.config, execution, workspace) as memory_file:
+            return _listen(worker, execution, workspace, path, memory_file)
+    except _MemoryUnwritable as error:
+        return Outcome.failure("INTERNAL", f"The project's memory could not be passed on ({error}); see the disk.")
+
+
+class _MemoryUnwritable(Exception):
+    """The file for the project's memory could not be written; the message is the system's."""
+
+
+@contextlib.contextmanager
+def _memory(config: Config, execution: Execution, workspace: Path) -> Iterator[Path | None]:
+    """Write the project's memory to a file for as long as it runs; None where there is none, or the CLI reads it."""
+    text = "" if config.trust_workspaces else memory.read(workspace)
+    if not text:
+        yield None
+        return
+    path = config.run / "memory" / f"{execution.number}.md"
+    try:
+        path.write_text(text)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _MemoryUnwritable(error.strerror) from error
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _listen(worker: Worker, execution: Execution, workspace: Path, path: str, memory_file: Path | None) -> Outcome:
+    argv = claude.command(path, execution, memory_file, worker.config)
+    readable = () if memory_file is None else (memory_file,)
     child = worker.launcher.start(
-        sandbox.wrapped(claude.command(path, execution, workspace, worker.config), workspace, worker.config),
+        sandbox.wrapped(argv, workspace, worker.config, readable),
         workspace,
         execution.execution_id,
         () if _needs_all_attachments_off(worker, path) else (claude.ALL_ATTACHMENTS,),

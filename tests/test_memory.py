@@ -1,0 +1,226 @@
+"""The memory of a project reaches the model as it does by hand in the same folder, and nothing from outside does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from occ_app.workspaces import memory
+from tests import real_cli
+from tests.conftest import Occ
+from tests.model_api import FAKE_KEY, ModelApi
+
+# Each import is a file of that name, which holds a mark with its name.
+IMPORTS = """
+MARK-root
+@plain.md and @two.md, in See @sentence.md, (@paren.md) x@mid.md @dot.md. `@code.md` ``@code2.md``
+@semi.md; @ex.md! @q.md? @colon.md: "@quoted.md" @frag.md#part @./rel.md @noext @a.json @b.py @d.yaml @c.bin
+@sp\\ ace.md @missing.md @dir/deep1.md @AGENTS.md @*star.md
+```
+@block.md
+```
+~~~python
+@tilde.md
+```
+@tilde2.md
+~~~
+- @list.md
+  @list2.md
+
+  @list3.md
+
+> @quote.md
+# @head.md
+**@bold.md** *@em.md* [x](@link.md) [@linktext.md](y) ~~@strike.md~~
+
+    @indent.md
+
+prose
+    @lazy.md
+
+<!-- @comment.md MARK-comment -->
+
+<div>@html.md
+@html2.md
+</div>
+
+| @table.md | x |
+|---|---|
+| @cell.md | y |
+
+1. @number.md
+"""
+NAMES = re.findall(r"@(?:\./)?([a-z0-9]+\.md)", IMPORTS)
+FILES = {
+    **{name: f"MARK-{name.removesuffix('.md')}\n" for name in NAMES if name != "missing.md"},
+    "CLAUDE.md": IMPORTS,
+    "AGENTS.md": "MARK-agents\n",
+    "noext": "MARK-noext\n",
+    "sp ace.md": "MARK-space\n",
+    **{name: f"MARK-file-{name[0]}\n" for name in ("a.json", "b.py", "c.bin", "d.yaml")},
+    **{f"dir/deep{n}.md": f"MARK-deep{n} @deep{n + 1}.md\n" for n in range(1, 8)},
+    "CLAUDE.local.md": "MARK-local @viaLocal.md\n",
+    "viaLocal.md": "MARK-viaLocal\n",
+    ".claude/CLAUDE.md": "MARK-dot @../viaDot.md @inDot.md\n",
+    ".claude/inDot.md": "MARK-inDot\n",
+    "viaDot.md": "MARK-viaDot\n",
+    ".claude/rules/a.md": "MARK-rule-a @imp.md\n",
+    ".claude/rules/imp.md": "MARK-rule-imp\n",
+    ".claude/rules/sub/b.md": "MARK-rule-b\n",
+    ".claude/rules/c.txt": "MARK-rule-text\n",
+    ".claude/rules/UP.MD": "MARK-rule-upper\n",
+    ".claude/rules/p.md": "---\npaths: src/**/*.py\n---\nMARK-rule-paths\n",
+    ".claude/rules/l.md": '---\npaths:\n  - "src/*.py"\n---\nMARK-rule-list\n',
+    ".claude/rules/q.md": "---\ndescription: x\n---\nMARK-rule-front\n",
+    ".claude/rules/r.md": "---\npaths:\n---\nMARK-rule-empty\n",
+    ".claude/rules/s.md": '---\npaths: "**"\n---\nMARK-rule-all\n',
+    "src/CLAUDE.md": "MARK-nested\n",
+    "claude.md": "MARK-lowercase\n",
+    "loop1.md": "MARK-loop1 @loop2.md\n",
+    "loop2.md": "MARK-loop2 @loop1.md\n",
+    ".claude/rules/z.md": "@../../loop1.md\n",
+}
+
+
+ABC = {f"{name}.md": f"MARK-{name}" for name in "abc"}
+
+
+def make(folder: Path, files: Mapping[str, str], links: Mapping[str, str] | None = None) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    for name, target in (links or {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(target)
+    return folder
+
+
+def marks(text: str) -> set[str]:
+    return set(re.findall(r"MARK-[A-Za-z0-9-]+", text))
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """Returns the marks that reach the model when `claude -p` runs in a folder."""
+
+    claude: Path
+    version: str
+    environment: Mapping[str, str]
+    model: ModelApi
+
+    def __call__(self, folder: Path) -> set[str]:
+        before = len(self.model.requests())
+        command = [self.claude, "-p", "hello"]
+        subprocess.run(
+            command,
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            check=True,
+            timeout=60,
+            capture_output=True,
+        )
+        return marks(json.dumps([request["body"] for request in self.model.requests()[before:]]))
+
+
+@pytest.fixture(params=real_cli.tested())
+def by_hand(request: pytest.FixtureRequest, tmp_path: Path, model: ModelApi) -> ByHand:
+    try:
+        claude = real_cli.install(real_cli.default_cache(), request.param)
+    except real_cli.CliUnavailable as reason:
+        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path), "ANTHROPIC_BASE_URL": model.url}
+    environment |= {"ANTHROPIC_API_KEY": FAKE_KEY, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+
+    return ByHand(claude, request.param, environment, model)
+
+
+@pytest.mark.real_cli
+@pytest.mark.parametrize(
+    ("files", "links"),
+    [
+        (FILES, {}),
+        ({"a.md": "MARK-root @x.md", "real/AGENTS.md": "MARK-linked @x.md",
+          "real/x.md": "MARK-beside", "x.md": "MARK-x"},
+         {"CLAUDE.md": "real/AGENTS.md", ".claude/rules/ln.md": "../../a.md", "CLAUDE.local.md": "/etc/hostname"}),
+        ({"CLAUDE.md": "\ufeff@AGENTS.md", "AGENTS.md": "MARK-agents"}, {}),
+        ({"CLAUDE.md": "a\r\n@AGENTS.md\r\n", "AGENTS.md": "MARK-agents\r\n"}, {}),
+        ({"AGENTS.md": "MARK-agents @x.md", "x.md": "MARK-x"}, {}),
+        ({"AGENTS.md": "MARK-agents", "CLAUDE.md": ""}, {}),
+        ({"AGENTS.md": "MARK-agents", "CLAUDE.md": "MARK-root"}, {}),
+        ({"AGENTS.md": "MARK-agents", "CLAUDE.local.md": "MARK-local"}, {}),
+        ({"AGENTS.md": "MARK-agents", ".claude/rules/a.md": "MARK-rule"}, {}),
+        ({".claude/AGENTS.md": "MARK-agents"}, {}),
+        ({".claude/CLAUDE.md": "MARK-dot"}, {}),
+        ({"CLAUDE.md": "# T\n\n- Use\n    @a.md\n\n1. x\n\n   ```sh\n   @b.md\n   ```\n2. @c.md", **ABC}, {}),
+        ({"CLAUDE.md": "a ` b\n\n@a.md ` c @b.md\n\n<b>@c.md</b>\n", **ABC}, {}),
+    ],
+)  # fmt: skip
+def test_it_is_the_memory_that_the_cli_reads_by_hand(
+    tmp_path: Path, by_hand: ByHand, files: Mapping[str, str], links: Mapping[str, str]
+) -> None:
+    folder = make(tmp_path / "work", files, links)
+    if (
+        by_hand.version == "2.1.197"
+        and "AGENTS.md" in " ".join(files)
+        and "@AGENTS.md" not in str(files.get("CLAUDE.md"))
+    ):
+        pytest.skip("2.1.197 reads no AGENTS.md by itself")
+    assert marks(memory.read(folder)) == by_hand(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/hostname", "../secret.md", "~/secret.md", "../work/../secret.md", "out.md", "folder/secret.md", "fifo"],
+)
+def test_an_import_reads_nothing_outside_the_workspace(tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret.md"
+    secret.write_text("SECRET")
+    folder = make(tmp_path / "work", {"CLAUDE.md": f"Look at @{name} and @{secret}."})
+    (folder / "out.md").symlink_to(secret)
+    (folder / "folder").symlink_to(tmp_path)
+    os.mkfifo(folder / "fifo")
+    text = memory.read(folder)
+    assert text.endswith(f"@{secret}.")
+    assert "SECRET" not in text
+
+
+@pytest.mark.parametrize("name", ["CLAUDE.md", ".claude", ".claude/rules", ".claude/rules/a.md"])
+def test_links_out_of_the_workspace_are_not_followed(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    make(outside, {"CLAUDE.md": "SECRET", "a.md": "SECRET", "rules/a.md": "SECRET"})
+    target = outside / "a.md" if name.endswith(".md") else outside
+    assert memory.read(make(tmp_path / "work", {}, {name: str(target)})) == ""
+
+
+def test_a_rule_for_some_files_is_named_to_the_model(tmp_path: Path) -> None:
+    text = memory.read(make(tmp_path, {".claude/rules/p.md": "---\npaths: src/*.py\n---\nMARK-rule\n"}))
+    assert ".claude/rules/p.md" in text
+    assert "MARK-rule" not in text
+
+
+def test_it_has_a_bound(tmp_path: Path) -> None:
+    files = {f"{n}.md": "x" * 600_000 for n in range(4)} | {"CLAUDE.md": "@0.md @1.md @2.md @3.md"}
+    assert len(memory.read(make(tmp_path, files))) < 1_100_000
+
+
+@pytest.mark.real_cli
+@pytest.mark.parametrize("arguments", [(), ("--sandbox", "bwrap")], ids=["plain", "sandbox"])
+def test_an_agent_passes_it_on_and_keeps_no_copy(
+    occ: Occ, real_claude: Path, model: ModelApi, arguments: tuple[str, ...]
+) -> None:
+    """Settings and hooks beside it stay unread; the file with the text is gone after the run."""
+    occ.start(*arguments, OCC_CLAUDE_BIN=str(real_claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
+    files = {"CLAUDE.md": "@AGENTS.md", "AGENTS.md": "MARK-agents", "CLAUDE.local.md": "MARK-local"}
+    occ.workspace("work", {**files, ".claude/rules/a.md": "MARK-rule", ".claude/CLAUDE.md": "MARK-dot"})
+    assert occ.run("hello")[-1].name == "complete"
+    sent = json.dumps([request["body"] for request in model.requests()])
+    assert marks(sent) == {"MARK-agents", "MARK-local", "MARK-rule", "MARK-dot"}
+    assert list((occ.home / "run/memory").iterdir()) == []
