@@ -273,7 +273,7 @@ def test_one_poisoned_row_stops_nothing(rows: Database) -> None:
         connection.execute(
             """
             UPDATE executions SET exit_code = 'abc', cost_usd = 'abc', num_turns = 'abc', duration_ms = 'abc',
-                usage = '{nonsense', error_message = x'ff', session_id = 5 WHERE number = ?
+                usage = '{nonsense', error_message = zeroblob(12000000), session_id = 5 WHERE number = ?
             """,
             (number,),
         )
@@ -281,6 +281,8 @@ def test_one_poisoned_row_stops_nothing(rows: Database) -> None:
     events.append(rows, later, 2, [("output", '{"chunk":"needle"}')])
     lifecycle.finish(rows, later, Outcome("succeeded", "complete", {"exitCode": 0}))
     stream = everything_works(rows, executions.get(rows, "poisoned"))
+    frames = "".join(each.frame for each in events.after(rows, number, 0))
+    assert not any(raw in frames for raw in ("\r", "\0", "\u0085", "\u009b", "\u2028"))
     assert not any(raw in stream for raw in (b"\r", b"\0", "\u0085".encode(), "\u009b".encode(), "\u2028".encode()))
     assert [found.execution.execution_id for found in search.find(rows, "needle").results] == ["victim"]
 

@@ -241,7 +241,7 @@ def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> N
             try:
                 for batch in follower.batches():
                     for event in batch:
-                        connection.send(f'{{"id":{event.seq},"event":"{event.name}","data":{event.data}}}')
+                        connection.send(event.frame)
             except ConnectionClosed:
                 return
             finally:

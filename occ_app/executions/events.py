@@ -37,6 +37,12 @@ class Event:
         return f"id: {event.seq}\nevent: {event.name}\ndata: {event.data}\n\n".encode(errors="replace")
 
     @property
+    def frame(self) -> str:
+        """The event as one text message of a WebSocket."""
+        event = self.sound
+        return f'{{"id":{event.seq},"event":{to_json(event.name)},"data":{event.data}}}'
+
+    @property
     def sound(self) -> Event:
         """The event, or the one that takes its place: a row of an earlier version may hold what no reader can take."""
         data = self.data

@@ -182,12 +182,13 @@ def from_row(row: sqlite3.Row) -> Execution:
     for name in _NUMBERS:
         values[name] = _finite(values[name])
     for name in _TEXTS:
-        values[name] = None if values[name] is None else whole_characters(str(values[name]))
+        values[name] = None if values[name] is None else whole_characters(str(values[name])[:_MAX_TEXT_CHARACTERS])
     return Execution(**{name: values[name] for name in _FIELDS})  # a newer schema may have further columns
 
 
 _FIELDS = tuple(field.name for field in fields(Execution))
 _NUMBERS = ("exit_code", "signal", "cost_usd", "num_turns", "duration_ms")
+_MAX_TEXT_CHARACTERS = 64 * 1024  # of one text in a record: a list has up to 1,000
 _TEXTS = ("error_code", "error_message", "session_id", "model", "claude_version")
 
 
