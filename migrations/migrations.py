@@ -383,3 +383,33 @@ def m008_letters_apart(db: Database) -> None:
     numbers = [(number,) for number, *texts in rows if any(text and unspaced.search(text) for text in texts)]
     db.conn.executemany("DELETE FROM search WHERE rowid = ?", numbers)
     db.conn.executemany("INSERT OR IGNORE INTO unindexed (number) VALUES (?)", numbers)
+
+
+@occ()
+def m009_claude_folders(db: Database) -> None:
+    """Reserve the folders' names as the CLI encodes them; those that several workspaces used are nobody's."""
+    # Only executions above `sessions_after` have sessions that can be resumed.
+    db.execute("ALTER TABLE workspaces ADD COLUMN sessions_after INTEGER NOT NULL DEFAULT 0")
+    db.execute(
+        """
+        CREATE TABLE claude_folders (
+            name       TEXT PRIMARY KEY,  -- of a workspace's folder, with dashes for all but ASCII letters and digits
+            generation INTEGER NOT NULL   -- the workspace it is reserved for; 0: none, since several used it
+        ) WITHOUT ROWID
+        """
+    )
+    users: dict[str, set[tuple[str, int]]] = {}
+    rows = db.execute(
+        """
+        SELECT workspace_id, generation FROM workspaces
+        UNION SELECT workspace_id, workspace_generation FROM executions WHERE session_id IS NOT NULL
+        """
+    ).fetchall()
+    for workspace_id, generation in rows:
+        users.setdefault(re.sub("[^A-Za-z0-9]", "-", workspace_id), set()).add((workspace_id, generation))
+    for name, used_by in users.items():
+        only = next(iter(used_by))[1] if len(used_by) == 1 else 0
+        db.execute(
+            "INSERT INTO claude_folders (name, generation) VALUES (:name, :generation)",
+            {"name": name, "generation": only},
+        )

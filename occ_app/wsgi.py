@@ -15,6 +15,7 @@ from occ_app import errors
 from occ_app.api import measures as metrics
 from occ_app.api.app import create_app
 from occ_app.api.services import Parts
+from occ_app.claude import projects
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
@@ -53,7 +54,12 @@ def make_app(config: Config) -> Flask:
             health=lambda: health.health(config, database),
             pack=_pack,
             delete_workspace=lambda workspace_id, _, generation: workspaces.delete(
-                database, workspace_id, config.workspaces, lifecycle.end_waiting, generation
+                database,
+                workspace_id,
+                config.workspaces,
+                lifecycle.end_waiting,
+                generation,
+                projects.claude_folder(config.cli_environment),
             ),
             measures=(metrics.of_agent(config, database),),
         )

@@ -7,12 +7,12 @@ network stays: the model is reached through it.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from occ_app.claude import projects
 from occ_app.config.config import Config
 from occ_app.errors import StartFailed
 
@@ -32,7 +32,6 @@ _HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run", "/mnt", "/media", "/srv
 _RESOLVERS = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
 # What the CLI writes of its own folder; the rest of it says what runs when the CLI starts, and is only read.
 _WRITTEN = ("todos", "file-history", "session-env", "shell-snapshots", "plans", "sessions", ".credentials.json")
-_LONGEST_SLUG = 200  # beyond it the CLI names a project's folder otherwise
 
 
 def check(config: Config) -> None:
@@ -93,17 +92,15 @@ def _read(program: str, config: Config) -> Iterator[Path]:
     yield real
     if "node_modules" in real.parts:
         yield Path(*real.parts[: real.parts.index("node_modules") + 1])
-    folder = _claude_folder(config)
+    folder = projects.claude_folder(config.cli_environment)
     if folder.is_dir():
         yield from (path for path in folder.iterdir() if path.name not in (*_WRITTEN, "projects"))
 
 
 def _state(workspace: Path, config: Config) -> Iterator[Path]:
     """What the CLI keeps from one execution to the next: its sessions of this workspace, and its login."""
-    folder = _claude_folder(config)
-    slug = re.sub(r"[^A-Za-z0-9]", "-", str(workspace))
-    if len(slug) <= _LONGEST_SLUG:
-        sessions = folder / "projects" / slug
+    folder = projects.claude_folder(config.cli_environment)
+    for sessions in projects.folders(folder, workspace):
         sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield sessions
     for name in _WRITTEN:
@@ -112,8 +109,3 @@ def _state(workspace: Path, config: Config) -> Iterator[Path]:
     settings = Path(config.cli_environment["HOME"], ".claude.json")
     if settings.is_file() and "CLAUDE_CONFIG_DIR" not in config.cli_environment:
         yield settings
-
-
-def _claude_folder(config: Config) -> Path:
-    given = config.cli_environment.get("CLAUDE_CONFIG_DIR")
-    return Path(given) if given else Path(config.cli_environment["HOME"], ".claude")

@@ -56,6 +56,7 @@ def may_resume(db: Database, execution: Execution) -> bool:
             SELECT 1 FROM executions x
             WHERE x.session_id = :session_id AND x.number < :number AND x.workspace_generation > 0
               AND x.workspace_generation = :generation
+              AND x.number > (SELECT sessions_after FROM workspaces WHERE generation = :generation)
               AND (x.key_id IS :key_id OR :key_id IS NULL
                    OR (SELECT k.admin FROM keys k WHERE k.key_id = :key_id))
             LIMIT 1

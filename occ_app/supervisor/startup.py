@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 
+from occ_app.claude import projects
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
@@ -47,29 +48,34 @@ def clean(config: Config, seconds: float) -> list[str]:
     return warnings
 
 
-def prepare_database(config: Config, meanwhile: Callable[[], None]) -> None:
+def prepare_database(config: Config, meanwhile: Callable[[], None]) -> list[str]:
     """Bring the rows to this version and settle what an earlier daemon left half done, before anybody serves.
 
-    `meanwhile` is done first. Raises StartFailed.
+    `meanwhile` is done first. Returns warnings. Raises StartFailed.
     """
+    warnings = list[str]()
     try:
-        schema.ensure_schema(config.database, config.home / "lock" / "migrate", meanwhile, lambda: _settle(config))
+        schema.ensure_schema(
+            config.database, config.home / "lock" / "migrate", meanwhile, lambda: warnings.extend(_settle(config))
+        )
     except StartFailed:
         raise
     except Exception as error:
         raise StartFailed(f"{config.database} cannot be used: {error}") from error
+    return warnings
 
 
-def _settle(config: Config) -> None:
-    from occ_app.workspaces import uploads
-    from occ_app.workspaces import workspace as workspaces
+def _settle(config: Config) -> list[str]:
+    from occ_app.workspaces import places, uploads
 
+    warnings = list[str]()
     rows = db.Database(config.database)
     uploads.abandon_all(rows)
     if config.program is configuration.AGENT:  # a hub has no workspaces of its own
         uploads.undo_unfinished(rows, config.workspaces)
-        workspaces.settle(rows, config.workspaces)
+        warnings = places.settle(rows, config.workspaces, projects.claude_folder(config.cli_environment))
     rows.close()
+    return warnings
 
 
 def bind(config: Config) -> socket.socket:

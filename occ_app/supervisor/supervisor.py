@@ -134,8 +134,8 @@ class Supervisor:
     def _serve(self, listener: socket.socket) -> int:
         # Alone at first: it takes the longest to load, and it is what whoever starts the daemon waits for.
         web = next(part for part in self._parts if part.name == "web")
-        readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), only=web))
-        warnings = [*self._warnings, *self._introduce(self._config, listener.getsockname()[1])]
+        moved = readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), only=web))
+        warnings = [*self._warnings, *moved, *self._introduce(self._config, listener.getsockname()[1])]
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
         started = False

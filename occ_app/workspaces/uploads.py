@@ -20,7 +20,7 @@ from occ_app.database.database import Database
 from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import exchange, flush, flush_folder
 from occ_app.system.timestamps import iso_now
-from occ_app.workspaces import archives
+from occ_app.workspaces import archives, places
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 
@@ -110,15 +110,20 @@ def undo_unfinished(db: Database, folder: Path) -> None:
         if inode and staging.stat().st_ino != int(inode):
             with db.read() as connection:
                 row = connection.execute(
-                    "SELECT workspace_id FROM workspace_jobs WHERE number = ? AND state != 'succeeded'", (int(number),)
+                    "SELECT w.path FROM workspace_jobs j JOIN workspaces w ON w.workspace_id = j.workspace_id"
+                    " WHERE j.number = :number AND j.state != 'succeeded'",
+                    {"number": int(number)},
                 ).fetchone()
             if row is not None:
-                exchange(staging, folder / row["workspace_id"])
+                exchange(staging, folder / Path(row["path"]).name)
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def run(db: Database, number: int, folder: Path, limits: archives.Limits) -> None:
-    """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays."""
+def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude: Path | None = None) -> None:
+    """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays.
+
+    `claude` is the CLI's own folder, where a new workspace must not find anything of another.
+    """
     job = take(db, number)
     if job is None:
         return
@@ -135,7 +140,7 @@ def run(db: Database, number: int, folder: Path, limits: archives.Limits) -> Non
             staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
             unpacked = archives.unpack(upload.zip_path, staging, limits)
             flush(staging)  # what is answered with 200 survives a power cut
-            _put_in_place(db, job, staging, folder / upload.workspace_id, unpacked)
+            _put_in_place(db, job, staging, folder, unpacked, claude)
         finally:
             shutil.rmtree(staging, ignore_errors=True)  # who is told of a failure finds its bytes free again
     except errors.RequestError as error:
@@ -170,15 +175,17 @@ def _reuse(db: Database, job: Job) -> None:
         succeed(connection, job.number, workspace, reused=True)
 
 
-def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: archives.Unpacked) -> None:
+def _put_in_place(
+    db: Database, job: Job, staging: Path, folder: Path, unpacked: archives.Unpacked, claude: Path | None
+) -> None:
     exchanged = False
     try:
         with db.write(durable=False) as connection:
-            _write_down(connection, job, place, unpacked)
+            place = _write_down(connection, job, folder, unpacked, claude)
             _exchange(staging, place)
             exchanged = True
             # Before the commit, which flushes the database alone: a row without its folder would be an upload lost.
-            flush_folder(place.parent)
+            flush_folder(folder)
     except BaseException:
         if exchanged:  # the rows are as they were, and so shall be the tree
             exchange(staging, place) if staging.exists() else os.rename(place, staging)
@@ -186,17 +193,21 @@ def _put_in_place(db: Database, job: Job, staging: Path, place: Path, unpacked: 
     db.flush()
 
 
-def _write_down(connection: sqlite3.Connection, job: Job, place: Path, unpacked: archives.Unpacked) -> None:
-    """The rows of a workspace that was made, in the caller's transaction."""
+def _write_down(
+    connection: sqlite3.Connection, job: Job, folder: Path, unpacked: archives.Unpacked, claude: Path | None
+) -> Path:
+    """Write the rows of a workspace that was made, in the caller's transaction; returns its path."""
     now = iso_now()
     upload = job.upload
     existing = connection.execute(
-        "SELECT generation FROM workspaces WHERE workspace_id = :workspace_id", {"workspace_id": upload.workspace_id}
+        "SELECT generation, path FROM workspaces WHERE workspace_id = :workspace_id",
+        {"workspace_id": upload.workspace_id},
     ).fetchone()
     if existing is None:
         generation = workspaces.new_generation(connection, upload.workspace_id)
+        place = places.choose(connection, upload.workspace_id, generation, folder, claude)
     else:
-        generation = existing["generation"]
+        generation, place = existing["generation"], Path(existing["path"])
         workspaces.refuse_busy(connection, upload.workspace_id, generation)
     row = connection.execute(
         """
@@ -214,6 +225,7 @@ def _write_down(connection: sqlite3.Connection, job: Job, place: Path, unpacked:
         ),
     ).fetchone()
     succeed(connection, job.number, workspaces.from_row(row), reused=False)
+    return place
 
 
 def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *, reused: bool) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from occ_app import errors
+from occ_app.claude import projects
 from occ_app.database.database import Database
 from occ_app.errors import workspace_not_found
 from occ_app.system.kernel import flush_folder
@@ -20,7 +21,8 @@ from occ_app.system.kernel import flush_folder
 class Workspace:
     """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why.
 
-    `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted.
+    `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
+    sessions of executions numbered above `sessions_after` can be resumed.
     What only a hub has: `key_id`; `agent_id`, where it lives; `agent_generation`, its number there; `zip`, the stored
     zip's SHA-256; `upload`, the job that brought it; `placed`, the job whose zip that agent has: None, none of the
     hub's; 0, one that may have arrived.
@@ -42,6 +44,7 @@ class Workspace:
     placed: int | None
     generation: int
     agent_generation: int | None
+    sessions_after: int
 
 
 _FIELDS = tuple(field.name for field in fields(Workspace))
@@ -89,14 +92,15 @@ def delete(
     folder: Path,
     end_waiting: Callable[[sqlite3.Connection, int], list[int]],
     generation: int | None = None,
+    claude: Path | None = None,
 ) -> list[int]:
     """Remove a workspace and its files, and end what waits for it; returns the numbers of those executions.
 
-    `end_waiting` does that in the transaction. Raises NotFound, also when the id belongs to another `generation` than
-    the given one, and Conflict while an execution runs in it.
+    `end_waiting` does that in the transaction. The workspace's conversations in the CLI's own folder, `claude`, are
+    removed, too. Raises NotFound, also when the id belongs to another `generation` than the given one, and Conflict
+    while an execution runs in it.
     """
-    trash = folder / f".deleted-{workspace_id}-{os.urandom(4).hex()}"
-    path: Path | None = None
+    trash: Path | None = None
     try:
         with db.write(durable=False) as connection:
             row = connection.execute(
@@ -108,37 +112,23 @@ def delete(
                 raise workspace_not_found(workspace_id)
             refuse_busy(connection, workspace_id, row["generation"])
             ended = end_waiting(connection, row["generation"])
-            # The rename stands inside the transaction: no execution can be claimed between the check and it.
-            if Path(row["path"]).exists():
-                os.rename(row["path"], trash)
-                path = Path(row["path"])
+            # The rename is inside the transaction: no execution can be claimed between the check and it.
+            path = Path(row["path"])
+            if path.exists():
+                target = folder / f".deleted-{path.name}-{os.urandom(4).hex()}"
+                os.rename(path, target)
+                trash = target
                 flush_folder(folder)
     except BaseException:
-        if path is not None:  # its row is there again
+        if trash is not None:  # its row is there again
             os.rename(trash, path)
         raise
     db.flush()
-    shutil.rmtree(trash, ignore_errors=True)
+    if claude is not None:
+        projects.remove(claude, path)
+    if trash is not None:  # last: the next start finds in it which removal to finish
+        shutil.rmtree(trash, ignore_errors=True)
     return ended
-
-
-def settle(db: Database, folder: Path) -> None:
-    """Make folders and rows agree before anybody serves, also in a home that was moved, copied or restored.
-
-    A removal that was killed before it was written down is undone, one after that is finished.
-    """
-    with db.write() as connection:
-        connection.execute(
-            "UPDATE workspaces SET path = ?1 || '/' || workspace_id WHERE path != ?1 || '/' || workspace_id",
-            (str(folder),),
-        )
-        kept = {row["workspace_id"] for row in connection.execute("SELECT workspace_id FROM workspaces").fetchall()}
-    for trash in folder.glob(".deleted-*"):
-        workspace_id = trash.name.removeprefix(".deleted-").rpartition("-")[0]
-        if workspace_id in kept and not (folder / workspace_id).exists():
-            trash.rename(folder / workspace_id)
-        else:
-            shutil.rmtree(trash, ignore_errors=True)
 
 
 def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int) -> None:

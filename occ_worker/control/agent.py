@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from occ_app.claude import program as claude_cli
+from occ_app.claude import projects
 from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import lifecycle
@@ -64,7 +65,8 @@ class Control(Upkeep):
 
     def _unpack(self, number: int) -> None:
         limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)
-        uploads.run(self._db, number, self._config.workspaces, limits)
+        claude = projects.claude_folder(self._config.cli_environment)
+        uploads.run(self._db, number, self._config.workspaces, limits, claude)
         self._readers.ring(tail.job_key(number))
 
     def heartbeat_due(self) -> bool:

@@ -70,7 +70,9 @@ def command(path: str, execution: Execution, memory: Path | None, config: Config
 
 def environment(config: Config) -> dict[str, str]:
     """The CLI's environment: what the operator's says on reaching the model, and OCC's own settings for it."""
-    return {**config.cli_environment, **_FIXED_ENVIRONMENT}
+    # Its memory goes into later requests, and whoever prompts can write it: like settings, for trusted workspaces only.
+    memory = {} if config.trust_workspaces else {"CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1"}
+    return {**config.cli_environment, **_FIXED_ENVIRONMENT, **memory}
 
 
 def prompt_line(prompt: str) -> bytes:
