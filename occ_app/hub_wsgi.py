@@ -57,7 +57,7 @@ def make_app(config: HubConfig) -> Flask:
             identify=_identify(database, TokenFile(config.state)),
             wake_worker=waker(config),
             enqueue_upload=upload_enqueuer(config),
-            health=lambda: health.health(config, database, agents),
+            health=lambda: health.health(config, database, agents, calls.via),
             pack=lambda workspace, output: _pack(config, agents, calls, workspace, output),
             delete_workspace=lambda workspace_id, only, generation: hub_workspaces.delete(
                 database, workspace_id, only, generation

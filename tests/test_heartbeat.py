@@ -133,6 +133,16 @@ def test_health_tells_of_a_hub_that_fails_and_recovers(occ: Occ, hub: Hub) -> No
     assert occ.client.health()["status"] == "healthy"
 
 
+def test_health_names_that_the_hub_cannot_call_the_agent(occ: Occ, hub: Hub) -> None:
+    start(occ, hub)
+    for reply, problems in (({"via": None}, 1), ({"via": "link"}, 0), ({"via": None}, 1), ({}, 0)):
+        hub.beat_with = lambda handler, reply=reply: handler.answer(200, reply)
+        wait_until(
+            lambda problems=problems: sum("cannot call" in p for p in occ.client.health()["problems"]) == problems,
+            f"{reply} means {problems} problems",
+        )
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_token_is_replaced_by_one_registration(occ: Occ, hub: Hub, status: int) -> None:
     start(occ, hub)

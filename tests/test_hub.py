@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from html import unescape
@@ -25,7 +26,7 @@ from occ_app.errors import Refused
 from occ_app.executions import queries as executions
 from occ_app.hub import placement
 from occ_app.hub.agents import Agents
-from occ_app.system.process_identity import own_identity
+from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
@@ -498,6 +499,58 @@ def test_a_machine_removed_while_work_is_placed_on_it_gets_none(hub: Hub) -> Non
         assert executions.get(database, "e1").state == "queued"
         assert workspaces.get(database, "work").agent_id is None
     database.close()
+
+
+@contextlib.contextmanager
+def beating(hub: Hub, name: str, **said: object) -> Iterator[str]:
+    """A machine that registers and sends heartbeats, but that the hub cannot call; yields its id."""
+    machine = {"protocol": 1, "name": name, "version": "1", "port": 9, "workers": 50, "direct": False, **said}
+    known = json.loads(hub.request("POST", "/api/agents/register", json_body=machine, token=hub.agent_key).data)
+    path = f"/api/agents/{known['agentId']}/heartbeat"
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.5):
+            reply = hub.request("POST", path, json_body={"seqNum": 1, "status": "healthy"}, token=known["token"])
+            assert (reply.status, json.loads(reply.data)) == (200, {"via": None})
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield known["agentId"]
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_machine_the_hub_cannot_call_gets_no_work_and_is_named(hub: Hub) -> None:
+    hub.agent("near", OCC_WORKERS="1")
+    with beating(hub, "far", labels=["far"]):
+        for number in range(2):
+            hub.client.upload(f"w{number}", make_zip({"a.txt": "a"}))
+            assert output(run(hub.client, steps({"say": "here"}), f"w{number}")) == "here"
+        hub.client.upload("work", make_zip({"a.txt": "a"}))
+        stream = hub.client.execute("work", "hello", executionId="e1", labels=["far"])
+        next(stream)
+        wait_until(lambda: "to be reached" in (hub.client.execution("e1")["waitsFor"] or ""), "it says why it waits")
+        hub.client.cancel("e1")
+        assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
+        wait_until(lambda: any("far" in problem for problem in hub.client.health()["problems"]), "the hub names it")
+
+
+def test_what_was_placed_and_never_offered_goes_back_to_the_queue(hub: Hub) -> None:
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    with beating(hub, "far") as far:
+        stream = hub.client.execute("work", steps({"say": "here"}), executionId="e1")
+        next(stream)
+        gone = ProcessIdentity(boot_id(), 2**22, 1)  # a relay whose process ended between the placement and the offer
+        placed = placement.claim(hub.database, Agents(hub.database, 60), gone)
+        assert placed is not None
+        assert placed.agent_id == far
+        wait_until(lambda: hub.client.execution("e1")["agentId"] is None, "it is back in the queue")
+        assert hub.client.workspace("work")["agentId"] is None
+        hub.agent("near")
+        assert output(list(stream)) == "here"
 
 
 def test_a_revoked_key_s_streams_end(hub: Hub) -> None:

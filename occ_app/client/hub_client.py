@@ -54,9 +54,13 @@ class HubClient:
             ) from None
         return Registration(reply["agentId"], reply["token"], interval)
 
-    def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> None:
-        """Send one heartbeat. Raises Refused or Unreachable."""
-        self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
+    def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> bool:
+        """Send one heartbeat. Returns False when the hub says that it cannot call this agent.
+
+        Raises Refused or Unreachable.
+        """
+        reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
+        return "via" not in reply or reply["via"] is not None
 
     def offers_link(self, agent_id: str, token: str) -> bool | None:
         """Return whether the hub has an endpoint for the agent's link; None when its answer does not say."""

@@ -30,6 +30,12 @@ def heartbeat(config: Config, db: Database) -> dict[str, Any]:
     }
 
 
+def unreached(db: Database) -> int:
+    """Return the number of heartbeats in a row to which the hub replied that it cannot call this agent."""
+    count: int = noted(db, "heartbeat").get("unreached", 0)
+    return count
+
+
 def health(config: Config, db: Database) -> dict[str, Any]:
     """The body of `/health`: what runs, what waits, and in `problems` what a person should look at."""
     busy, waiting = executions.counts(db)
@@ -41,6 +47,11 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     if beat["consecutiveFailures"] >= FAILURES_TO_MENTION:
         problems.append(
             f"The hub did not take {beat['consecutiveFailures']} heartbeats in a row; see logs/control.log."
+        )
+    if config.remote_url and unreached(db) >= FAILURES_TO_MENTION:
+        problems.append(
+            "The hub cannot call this agent, so it places no work here: the link is not connected. Let WebSockets pass"
+            " in any proxy between them, or start with --public-url; logs/control.log has the reason."
         )
     registration = noted(db, "registration")
     if config.remote_url and registration and not registration["registered"]:

@@ -8,6 +8,7 @@ to before. An agent on the hub's own machine is called through its link.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from occ_app.client.agent_client import AgentClient
@@ -19,6 +20,7 @@ log = logging.getLogger("occ.hub")
 
 _CLIENTS = 500
 _PROBE_SECONDS = 3.0
+_AVOID_SECONDS = 30.0
 
 
 class Calls:
@@ -28,12 +30,23 @@ class Calls:
         self._agents = agents
         self._links = links
         self._clients: dict[tuple[str, str, str], AgentClient] = {}
+        self._avoided: dict[str, float] = {}  # until when, on the monotonic clock, by the token of the registration
 
     def via(self, agent: Agent) -> str | None:
         """How an agent would be called now: direct, link, or None."""
         if agent.reachable == "direct":
             return "direct"
         return "link" if (self._links / agent.agent_id).exists() else None
+
+    def reached(self, agent: Agent) -> bool:
+        """Return whether there is a way to an agent that did not fail just now, so that work can be placed on it."""
+        return self.via(agent) is not None and time.monotonic() >= self._avoided.get(agent.token, 0.0)
+
+    def avoid(self, agent: Agent) -> None:
+        """Place nothing on an agent for a while, because calls to it fail."""
+        now = time.monotonic()
+        self._avoided = {token: end for token, end in self._avoided.items() if end > now}
+        self._avoided[agent.token] = now + _AVOID_SECONDS
 
     def client(self, agent: Agent) -> AgentClient:
         """A client of this agent. Raises Unreachable when there is no way to it."""

@@ -28,7 +28,7 @@ _LARGEST_BODY = 1 << 20
 # What each of these takes and answers, as occ_app/api/openapi.py describes them.
 CONTRACTS: dict[str, dict[str, Any]] = {
     "hub.register": {"body": hub_schemas.Registration, "reply": hub_schemas.Registered, "status": 201},
-    "hub.heartbeat": {"body": hub_schemas.Heartbeat, "reply": hub_schemas.Empty},
+    "hub.heartbeat": {"body": hub_schemas.Heartbeat, "reply": hub_schemas.Heard},
     "hub.listing": {"query": hub_schemas.AgentQuery, "reply": hub_schemas.AgentList},
     "hub.show": {"reply": hub_schemas.AgentRecord},
     "hub.drain": {"reply": hub_schemas.AgentRecord},
@@ -99,7 +99,9 @@ def heartbeat(agent_id: str) -> Response:
     if hub_parts().room.get(agent_id) != room:
         hub_parts().room[agent_id] = room
         _look_for_work()
-    return web.json_response({})
+    agent = hub_parts().agents.find(agent_id)
+    via = None if agent is None else hub_parts().calls.via(agent)
+    return web.json_response(web.schema_of(hub_schemas.Heard).dump({"via": via}))
 
 
 @bp.get("/agents")

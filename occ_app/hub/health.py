@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from occ_app import __version__
@@ -10,7 +12,10 @@ from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, clock, daemon, state
 from occ_app.home.health import skipped, skipped_problems, uptime
-from occ_app.hub.agents import Agents
+from occ_app.hub.agents import Agent, Agents
+from occ_app.system.timestamps import iso
+
+_SETTLE_SECONDS = 10.0  # for links to be made after a registration or a start of the hub
 
 
 def introduce(config: HubConfig, _: int) -> list[str]:
@@ -19,7 +24,20 @@ def introduce(config: HubConfig, _: int) -> list[str]:
     return []
 
 
-def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
+def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) -> list[str]:
+    """Return a problem for each machine that sends heartbeats but has had no way for the hub's calls for a while."""
+    before = iso(datetime.now(UTC) - timedelta(seconds=_SETTLE_SECONDS))
+    return [
+        f"Agent {machine.name} ({machine.agent_id}) is online, but the hub cannot call it: its link is not connected."
+        " Let WebSockets pass in any proxy between them, or start it with --public-url."
+        for machine in machines
+        if machine.registered_at < before and via(machine) is None
+    ]
+
+
+def health(
+    config: HubConfig, db: Database, agents: Agents, via: Callable[[Agent], str | None] = lambda _: "link"
+) -> dict[str, Any]:
     """The body of `/health`, as an agent's; its workers are those of all machines that are online."""
     busy, waiting = executions.counts(db)
     machines = [machine for machine in agents.listing() if machine.online]
@@ -30,6 +48,8 @@ def health(config: HubConfig, db: Database, agents: Agents) -> dict[str, Any]:
     if waiting and not machines:
         problems.append("Executions wait and no agent is online; `occ hub agents` lists them.")
     problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
+    if uptime(config.run / "daemon.json") > _SETTLE_SECONDS:
+        problems += _without_a_way(machines, via)
     problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",

@@ -8,7 +8,7 @@ the state it starts from.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from occ_app import errors
 from occ_app.database.database import Database
@@ -54,7 +54,13 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only
             )
 
 
-def choose(execution: Execution, home: str | None, agents: Sequence[Agent], foreign: dict[str, int]) -> Agent | str:
+def choose(
+    execution: Execution,
+    home: str | None,
+    agents: Sequence[Agent],
+    foreign: dict[str, int],
+    reached: Callable[[Agent], bool] = lambda _: True,
+) -> Agent | str:
     """The agent to run an execution on, or what it waits for.
 
     `home` is the id of the agent its workspace lives on, `foreign` counts by id what an agent runs for others.
@@ -75,11 +81,16 @@ def choose(execution: Execution, home: str | None, agents: Sequence[Agent], fore
     if not ready:
         drained = any(agent.online for agent in suitable)
         return f"{what} to take work again (it is draining)" if drained else f"{what} to be online"
+    ready = [agent for agent in ready if reached(agent)]
+    if not ready:
+        return f"{what} to be reached by the hub (it is online, but its link is not connected)"
     best = max(ready, key=lambda agent: _free(agent, foreign))
     return best if _free(best, foreign) > 0 else f"{what} to have a free worker"
 
 
-def claim(db: Database, agents: Agents, owner: ProcessIdentity) -> Execution | None:
+def claim(
+    db: Database, agents: Agents, owner: ProcessIdentity, reached: Callable[[Agent], bool] = lambda _: True
+) -> Execution | None:
     """Take the oldest queued execution that an agent can take now, for a relay of process `owner`.
 
     The others that were looked at are told what they wait for. Called by one thread of one process at a time, or two
@@ -93,7 +104,7 @@ def claim(db: Database, agents: Agents, owner: ProcessIdentity) -> Execution | N
         foreign = _foreign(connection, machines)
         for number, home in _first_of_each_workspace(connection):
             execution = executions.numbered(connection, number)
-            chosen = choose(execution, home, machines, foreign)
+            chosen = choose(execution, home, machines, foreign, reached)
             if not isinstance(chosen, str):
                 found = execution, chosen
                 break
@@ -161,6 +172,34 @@ def offer(db: Database, execution: Execution) -> None:
     """Note that its agent may hear of an execution from now on; on the disk when this returns."""
     with db.write() as connection:
         connection.execute("UPDATE executions SET offered = 1 WHERE number = ?", (execution.number,))
+
+
+def put_back(db: Database, execution: Execution) -> bool:
+    """Return an execution that its agent was never offered to the queue, for another agent to take.
+
+    Returns False when it was cancelled meanwhile. A workspace with nothing on that agent is free to go elsewhere.
+    """
+    names = {"number": execution.number, "agent": execution.agent_id, "workspace": execution.workspace_id}
+    with db.write() as connection:
+        won = connection.execute(
+            """
+            UPDATE executions SET state = 'queued', started_at = NULL, agent_id = NULL,
+                owner_boot_id = NULL, owner_pid = NULL, owner_start = NULL
+            WHERE number = :number AND state = 'running' AND offered IS NULL AND stop_requested IS NULL
+            """,
+            names,
+        ).rowcount
+        if won:
+            connection.execute(
+                """
+                UPDATE workspaces SET agent_id = NULL
+                WHERE workspace_id = :workspace AND agent_id = :agent AND placed IS NULL AND NOT EXISTS (
+                    SELECT 1 FROM executions x
+                    WHERE x.workspace_id = :workspace AND x.agent_id = :agent AND x.offered = 1)
+                """,
+                names,
+            )
+    return bool(won)
 
 
 def orphans(db: Database) -> int:

@@ -107,8 +107,10 @@ class Heartbeat(_FromAgent):
     executions = fields.List(_Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
 
 
-class Empty(Schema):
-    """An answer that says no more than that it went well."""
+class Heard(Schema):
+    """The reply to a heartbeat. `via` is how the hub calls this agent: direct, link, or null while it cannot."""
+
+    via = fields.String(allow_none=True, validate=validate.OneOf(["direct", "link"]))
 
 
 class AgentRecord(Schema):

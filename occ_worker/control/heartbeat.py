@@ -120,8 +120,9 @@ class Heartbeat:
         body = self._body(sequence, status)
         result = {**kept, "seqNum": sequence}
         try:
-            hub.beat(known.agent_id, known.token, body)
-            result |= {"lastSuccessfulAt": iso_now(), "consecutiveFailures": 0}
+            reached = hub.beat(known.agent_id, known.token, body)
+            unreached = 0 if reached else health.unreached(self._db) + 1
+            result |= {"lastSuccessfulAt": iso_now(), "consecutiveFailures": 0, "unreached": unreached}
         except (Refused, Unreachable) as error:
             log.warning("heartbeat %d was not taken: %s", sequence, error)
             result["consecutiveFailures"] += 1

@@ -37,6 +37,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
 _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
+_UNOFFERED_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
 # What an agent may answer while it is well, and what somebody else at its address, or a fault: asked again.
 _BUSY = (429, 503)
 _PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
@@ -52,6 +53,7 @@ class Relay:
         self._lost_since: float | None = None
         self._sent_anew = False
         self._offered = bool(execution.offered)
+        self._left = False  # True once it is back in the queue
         self._bytes = 0
         self._lag_seconds = 0.0
         self._broken = self._counted = 0  # events that broke their schema
@@ -76,6 +78,8 @@ class Relay:
             before = self._seq
             try:
                 outcome = self._try() if faults < _FAULTS else self._given_up(*_FAULTY)
+                if self._left:
+                    return
                 if outcome is not None:
                     self._end(outcome)
                     return
@@ -93,7 +97,12 @@ class Relay:
         """Relay over one connection. Returns how the execution ended; None when that is not known yet."""
         agent = self._parts.agents.find(self._execution.agent_id or "")
         if agent is None:
+            self._left = not self._offered and placement.put_back(self._parts.db, self._execution)
+            if self._left:
+                return None
             return Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
+        if not self._offered and executions.stop_requested(self._parts.db, self._execution.number) is not None:
+            return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
         try:
             return self._relay(agent, self._parts.calls.client(agent))
         except (Refused, Unreachable) as error:
@@ -105,10 +114,21 @@ class Relay:
                 return self._refused(error, agent)
             self._parts.calls.broke(agent)
             lost = self._lost_since = self._lost_since or time.monotonic()
+            if not self._offered and self._put_back(agent):
+                return None
             seconds = self._parts.config.reconnect_seconds
             if time.monotonic() - lost <= seconds:
                 raise
             return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
+
+    def _put_back(self, agent: Agent) -> bool:
+        """Return the execution to the queue when its agent, which does not know it, cannot be called."""
+        calls = self._parts.calls
+        if calls.via(agent) is not None and time.monotonic() - (self._lost_since or 0.0) < _UNOFFERED_SECONDS:
+            return False
+        calls.avoid(agent)
+        self._left = placement.put_back(self._parts.db, self._execution)
+        return self._left
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
         body, new = None, False

@@ -72,7 +72,7 @@ class Relays:
             try:
                 execution = placement.take_up(parts.db, self._identity)
                 if execution is None and daemon.takes_work(self._config):
-                    execution = placement.claim(parts.db, parts.agents, self._identity)
+                    execution = placement.claim(parts.db, parts.agents, self._identity, parts.calls.reached)
             except BaseException:
                 self._places.release()
                 raise
