@@ -24,6 +24,7 @@ bp = Blueprint("hub", __name__)
 
 FROM_AGENTS = "/api/agents/"
 _LARGEST_BODY = 1 << 20
+_CANCEL_SECONDS = 3.0  # for a removed machine to hear over its link that its runs are cancelled
 
 # What each of these takes and answers, as occ_app/api/openapi.py describes them.
 CONTRACTS: dict[str, dict[str, Any]] = {
@@ -138,8 +139,8 @@ def remove(agent_id: str) -> Response:
     only_admins()
     agent = hub_parts().agents.named(agent_id)
     hub_parts().agents.remove(agent.agent_id)
-    hub_parts().links.drop(agent.agent_id)
     parts().workers.ring(agent.agent_id)
+    hub_parts().links.drop(agent.agent_id, _CANCEL_SECONDS)
     _look_for_work()
     return web.json_response({"status": "success"})
 

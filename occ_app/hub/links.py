@@ -73,11 +73,11 @@ class Links:
         """The agents that are linked now."""
         return set(self._linked)
 
-    def drop(self, agent_id: str) -> None:
-        """End this agent's link, if it has one: it may not have it any more."""
+    def drop(self, agent_id: str, seconds: float = 0.0) -> None:
+        """End this agent's link after so many seconds, if it has one: it may not have it any more."""
         with self._lock:
             if self._started and not self._closed:
-                self._loop.soon(partial(self._drop, agent_id))
+                self._loop.soon(partial(self._drop_at, time.monotonic() + seconds, agent_id))
 
     def close(self) -> None:
         """End every link and the thread; harmless when that is done."""
@@ -139,6 +139,12 @@ class Links:
         if agent_id not in self._linked:
             (self._folder / agent_id).unlink(missing_ok=True)
         log.info("a link of agent %s ended: %s", agent_id, reason)
+
+    def _drop_at(self, moment: float, agent_id: str) -> None:
+        if moment <= time.monotonic():
+            self._drop(agent_id)
+        else:
+            self._loop.at(moment, partial(self._drop, agent_id))
 
     def _drop(self, agent_id: str) -> None:
         link = self._linked.get(agent_id)
