@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from flask import Flask
+from flask import Flask, request
 
 from occ_app import errors
 from occ_app.api import measures as metrics
+from occ_app.api import proof
 from occ_app.api.app import create_app
 from occ_app.api.services import Parts
 from occ_app.claude import projects
@@ -62,8 +63,10 @@ def make_app(config: Config) -> Flask:
                 projects.claude_folder(config.cli_environment),
             ),
             measures=(metrics.of_agent(config, database),),
+            contracts=proof.CONTRACTS,
         )
     )
+    app.register_blueprint(proof.bp)
     app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
     app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
@@ -72,6 +75,8 @@ def make_app(config: Config) -> Flask:
 def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
     def identify(given: str) -> Caller | None:
         right = token.current()
+        if right is not None and request.endpoint == "proof.show":
+            return proof.identify(right)
         if right is None or not same_secret(given, right):
             return None
         return Caller(refused=lambda: token.recent() != right)

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
 
@@ -32,6 +32,9 @@ _PIECE = 1 << 16
 _BODY_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 16_384
 
 
+def _nothing(_: object) -> None: ...
+
+
 class AgentClient:
     """An agent's or a hub's API. Every method raises Unreachable for no answer, Refused for one that is an error."""
 
@@ -42,23 +45,28 @@ class AgentClient:
         pin: str | None = None,
         through: Path | None = None,
         admit: Callable[[str], None] | None = None,
+        *,
+        prove: bool = False,
     ) -> None:
         """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for.
 
         With `through` all goes over that Unix socket, the one a hub has for a linked agent. `admit` gets the IP address
-        of every new connection before anything is sent, and raises when it must not be called.
+        of every new connection before anything is sent, and raises when it must not be called. With `prove`, and no
+        pin, each connection must prove that it leads to a holder of the token before the token is sent on it.
         """
         self.url = url.rstrip("/")
         self._pin = pin
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
-        if through is None and admit is None:
+        proving = prove and pin is None
+        if through is None and admit is None and not proving:
             self._pool = urllib3.PoolManager(retries=False, maxsize=4, **trust)
         elif through is None:
             from occ_app.client.connections import connect_to, pools_over
+            from occ_app.client.proven import prover
 
-            assert admit is not None  # noqa: S101 - the other branch
-            self._pool = pools_over(connect_to(admit), retries=False, maxsize=4, **trust)
+            check = prover(token, urlsplit(self.url).path) if proving else _nothing
+            self._pool = pools_over(connect_to(admit or _nothing), check, retries=False, maxsize=4, **trust)
         else:
             from occ_app.client.unix_socket import pools
 

@@ -13,16 +13,29 @@ Connect = Callable[[HTTPConnection], socket.socket]
 """Opens the TCP or Unix connection of an HTTP connection; TLS comes after it."""
 
 
-def pools_over(connect: Connect, **options: Any) -> urllib3.PoolManager:
-    """Return a PoolManager whose every connection `connect` opens."""
+def pools_over(
+    connect: Connect, check: Callable[[HTTPConnection], None] = lambda _: None, **options: Any
+) -> urllib3.PoolManager:
+    """Return a PoolManager whose every connection `connect` opens.
+
+    `check` gets each one once it is connected, with TLS where that is used, before a request is sent on it.
+    """
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
+        def connect(self) -> None:
+            super().connect()
+            check(self)
+
     class Secure(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
+
+        def connect(self) -> None:
+            super().connect()
+            check(self)
 
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain

@@ -102,7 +102,7 @@ def check_address(url: str) -> None:
 
 
 def _direct(agent: Agent, url: str) -> AgentClient:
-    return AgentClient(url, agent.token, agent.tls_fingerprint, admit=addresses.check_peer)
+    return AgentClient(url, agent.token, agent.tls_fingerprint, admit=addresses.check_peer, prove=True)
 
 
 def _scheme(agent: Agent) -> str:
