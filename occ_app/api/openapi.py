@@ -15,17 +15,13 @@ from occ_app.web import requests as web
 
 bp = Blueprint("openapi", __name__)
 
-# One event of a stream; what its data holds depends on its name, as docs/protocol.md lists them.
-_EVENT = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "string", "pattern": "^[0-9]+$"},
-        "event": {"type": "string"},
-        "data": {"type": "string", "contentMediaType": "application/json"},
-    },
-    "required": ["id", "event", "data"],
+# The whole stream is a text. docs/protocol.md has its frames, and the fields of each event.
+_EVENTS = {
+    "type": "string",
+    "description": "Server-sent events: `id`, `event`, and in `data` one JSON object.",
+    "example": 'id: 1\nevent: queued\ndata: {"position":0,"timestamp":1790000000000}\n\n',
 }
-_STREAM = {"text/event-stream": {"schema": _EVENT}}
+_STREAM = {"text/event-stream": {"schema": _EVENTS}}
 _ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 
 # The parameters, body and replies of each endpoint; paths, methods and summaries come from the routes. A hub's further
@@ -40,7 +36,12 @@ _CONTRACTS: dict[str, dict[str, Any]] = {
     "executions.execute": {"content": _STREAM, "resumes": True},
     "executions.listing": {"query": schemas.ListQuery, "reply": schemas.ExecutionList},
     "executions.show": {"reply": schemas.ExecutionRecord},
-    "executions.events": {"query": schemas.EventsQuery, "content": _STREAM, "resumes": True},
+    "executions.events": {
+        "query": schemas.EventsQuery,
+        "content": _STREAM,
+        "resumes": True,
+        "empty": "Last-Event-ID is the id of the final event: there is nothing to reconnect for",
+    },
     "executions.cancel": {"reply": schemas.ExecutionRecord, "status": 202},
     "search.find": {"query": schemas.SearchQuery, "reply": schemas.SearchResults},
     "usage.report": {"query": schemas.UsageQuery, "reply": schemas.UsageReport},
@@ -66,6 +67,7 @@ def document(app: Flask, parts: Parts) -> dict[str, Any]:
     spec = APISpec(parts.title, __version__, "3.1.0", plugins=[MarshmallowPlugin(schema_name_resolver=_schema_name)])
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
     spec.options["security"] = [{"bearer": []}]
+    spec.options["servers"] = [{"url": "/", "description": "the agent or hub that serves this document"}]
     for rule in app.url_map.iter_rules():
         contract = contracts.get(rule.endpoint)
         if contract is None:
@@ -75,7 +77,21 @@ def document(app: Flask, parts: Parts) -> dict[str, Any]:
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             operation = _operation(contract, view.__doc__ or "", rule.endpoint, sorted(rule.arguments))
             spec.path(path, operations={method.lower(): operation})
-    return dict(spec.to_dict())
+    described: dict[str, Any] = dict(spec.to_dict())
+    _open_replies(described)
+    return described
+
+
+def _open_replies(described: dict[str, Any]) -> None:
+    """Let objects have fields that the document does not name, but not the bodies of requests: replies may grow."""
+    closed = set[str]()
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            for media in operation.get("requestBody", {}).get("content", {}).values():
+                closed.add(media["schema"].get("$ref", "").rpartition("/")[2])
+    for name, schema in described["components"]["schemas"].items():
+        if name not in closed:
+            schema.pop("additionalProperties", None)
 
 
 def _operation(contract: Mapping[str, Any], summary: str, name: str, arguments: list[str]) -> dict[str, Any]:
@@ -91,6 +107,8 @@ def _operation(contract: Mapping[str, Any], summary: str, name: str, arguments: 
             "default": {"description": "Refused", "content": {"application/json": {"schema": schemas.Error}}},
         },
     }
+    if "empty" in contract:
+        operation["responses"]["204"] = {"description": contract["empty"]}
     if "query" in contract:
         operation["parameters"].append({"in": "query", "schema": contract["query"]})
     if "resumes" in contract:

@@ -132,7 +132,7 @@ class AgentClient:
     def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
         """Yield an execution's events above `after`; to the last one, or to what is there without `follow`."""
         if not follow:
-            stored = sse.batches(self._open_events(execution_id, after, "?follow=0"))
+            stored = sse.batches(self._open_events(execution_id, after, follow=False))
             return (sse.parsed(raw) for batch in stored for raw in batch)
         return self._follow(execution_id, lambda after: self._open_events(execution_id, after), after)
 
@@ -143,10 +143,12 @@ class AgentClient:
         return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers, read_seconds=seconds)
 
     def _open_events(
-        self, execution_id: str, after: int, query: str = "", seconds: float = _SILENCE_SECONDS
+        self, execution_id: str, after: int, *, follow: bool = True, seconds: float = _SILENCE_SECONDS
     ) -> urllib3.BaseHTTPResponse:
-        path = f"/executions/{quote(execution_id, safe='')}/events{query}"
-        return self._open("GET", path, headers={"Last-Event-ID": str(after)}, read_seconds=seconds)
+        # As a header the cursor would be answered with 204 once it is the final event's.
+        query = f"after={after}" + ("" if follow else "&follow=0")
+        path = f"/executions/{quote(execution_id, safe='')}/events?{query}"
+        return self._open("GET", path, read_seconds=seconds)
 
     def execution(self, execution_id: str) -> dict[str, Any]:
         return self._json("GET", f"/executions/{quote(execution_id, safe='')}")

@@ -123,7 +123,7 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
 
 def error_body(code: str, message: str, details: Mapping[str, Any] | None = None) -> bytes:
     body = {"status": "error", "code": code, "message": message, "details": dict(details or {})}
-    return json.dumps(body).encode()
+    return json.dumps(body).encode() + b"\n"
 
 
 def error_response(

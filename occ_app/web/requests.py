@@ -163,4 +163,4 @@ def cursor(after: str | None) -> int:
 
 
 def json_response(content: Any, status: int = 200) -> Response:
-    return Response(flask_json.dumps(content), status, content_type="application/json")
+    return Response(flask_json.dumps(content) + "\n", status, content_type="application/json")

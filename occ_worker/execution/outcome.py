@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from occ_app.executions.records import Outcome, countable
-from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import texts
 
@@ -20,6 +19,10 @@ _ADVICE = {
     "SESSION_NOT_FOUND": "a session goes on only in the workspace where it began; leave sessionId out to begin anew.",
 }
 
+# Of the final event, which is one line of at most texts.LINE_BYTES.
+_USAGE_BYTES = 16 * 1024
+_DENIALS_BYTES = 40 * 1024
+
 
 def of_result(result: Mapping[str, Any], error: str) -> Outcome:
     """What the CLI's result line decides; `error` is what an earlier line said went wrong, or empty."""
@@ -29,14 +32,14 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
         "numTurns": _whole_number_of(result.get("num_turns")),
         "durationMs": _whole_number_of(result.get("duration_ms")),
     }
-    usage = _kept(result.get("usage"), dict)
+    usage = _usage(result.get("usage"))
     if result.get("is_error") is False:
         data = {
             "exitCode": 0,
             "timestamp": milliseconds(),
             **told,
             "usage": usage,
-            "permissionDenials": _kept(result.get("permission_denials"), list) or [],
+            "permissionDenials": _denials(result.get("permission_denials")),
         }
         return Outcome("succeeded", "complete", data, usage)
     code, message = _failure(result, error)
@@ -128,12 +131,27 @@ def _whole_number_of(value: object) -> int | None:
     return None if number is None else int(number)
 
 
-def _kept(value: object, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
-    """Return a value of the result as it can be stored and sent; None for another kind, or one too large or deep."""
-    if not isinstance(value, kind):
+def _usage(value: object) -> Any:
+    """Return the usage of a result as it can be stored and sent; None for no object, or one too large or deep."""
+    if not isinstance(value, dict):
         return None
     try:
         kept = countable(texts.storable(value))
-        return kept if len(to_json(kept)) <= 4 * texts.CHUNK_BYTES else None
+        return kept if texts.json_size(kept) <= _USAGE_BYTES else None
     except (ValueError, RecursionError):
         return None
+
+
+def _denials(value: object) -> list[Any]:
+    """Return the denied tool calls of a result, long inputs cut, as many of them as fit into the final event."""
+    kept, room = list[Any](), _DENIALS_BYTES
+    for denial in value if isinstance(value, list) else []:
+        try:
+            short = {name: texts.cut(item, 4096)[0] for name, item in countable(texts.storable(denial)).items()}
+            room -= texts.json_size(short) + 1
+        except (AttributeError, ValueError, RecursionError):
+            continue
+        if room < 0:
+            break
+        kept.append(short)
+    return kept

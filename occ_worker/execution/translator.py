@@ -49,11 +49,13 @@ class Translator:
         delta = _TEXT_DELTA.fullmatch(line)
         if delta is not None and not self._surrogate and 0 < len(delta[1]) <= texts.CHUNK_BYTES:
             try:
-                text = delta[1].decode()
+                text = escape_controls(delta[1].decode())
             except UnicodeDecodeError:
                 return self._other(line)
+            if len(text) > texts.CHUNK_BYTES // 6 and len(text.encode()) > texts.CHUNK_BYTES:
+                return self._other(line)
             self._streamed.add(self._message_id)
-            return [("output", f'{{"chunk":"{escape_controls(text)}","timestamp":{milliseconds()}}}')]
+            return [("output", f'{{"chunk":"{text}","timestamp":{milliseconds()}}}')]
         return self._other(line)
 
     def _other(self, line: bytes) -> list[Event]:
@@ -143,7 +145,7 @@ class Translator:
             return [_status(content["status"], "")]
         if kind == "api_retry":
             reason = content.get("error") or content.get("error_status") or "no answer"
-            shown = texts.whole_characters(str(reason))[: texts.CHUNK_BYTES // 4]
+            shown = texts.whole_characters(str(reason))[:2000]
             return [_status("retrying", f"Try {content['attempt']} of {content['max_retries']} after: {shown}")]
         return []
 
