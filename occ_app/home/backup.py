@@ -68,7 +68,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
 
     What an upload or a delete under way keeps beside the workspaces is left out.
     """
-    if len(name.parts) > 1 and name.parts[1].startswith((".incoming-", ".deleted-")):
+    if len(name.parts) > 1 and name.parts[1].startswith((".incoming-", ".aside-", ".deleted-")):
         return
     with contextlib.suppress(FileNotFoundError):
         entry = archive.gettarinfo(path, str(name))

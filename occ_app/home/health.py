@@ -14,9 +14,10 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, clock, daemon
-from occ_app.home.notes import REFUSED, UNREADABLE, noted
+from occ_app.home.notes import REFUSED, UNREADABLE, note, noted
 
 FAILURES_TO_MENTION = 2
+LARGE_LOG_BYTES = 64_000_000  # that no checkpoint moves: a reader holds them
 _MENTIONED_SECONDS = 86_400.0  # since the last event that was skipped
 
 
@@ -60,6 +61,7 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     if not daemon.takes_work(config):
         problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
     problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
+    problems += log_problems(db)
     problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",
@@ -72,6 +74,23 @@ def health(config: Config, db: Database) -> dict[str, Any]:
         "skipped": skipped(db),
         "problems": problems,
     }
+
+
+def note_pending_log(db: Database, size: int) -> None:
+    """Note how many bytes of the write-ahead log a checkpoint could not move into the database."""
+    if size > LARGE_LOG_BYTES or noted(db, "log").get("pending"):
+        note(db, "log", {"pending": size if size > LARGE_LOG_BYTES else 0})
+
+
+def log_problems(db: Database) -> list[str]:
+    """Return a sentence while another program keeps the write-ahead log from being moved into the database."""
+    pending = noted(db, "log").get("pending", 0)
+    if not pending:
+        return []
+    return [
+        f"occ.db-wal holds {pending // 1_000_000} MB that cannot be moved into occ.db, because another program keeps a"
+        " transaction open; end that program, or the disk fills up."
+    ]
 
 
 def skipped(db: Database) -> dict[str, int]:

@@ -11,7 +11,7 @@ from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, clock, daemon, state
-from occ_app.home.health import skipped, skipped_problems, uptime
+from occ_app.home.health import log_problems, skipped, skipped_problems, uptime
 from occ_app.hub.agents import Agent, Agents
 from occ_app.system.timestamps import iso
 
@@ -50,6 +50,7 @@ def health(
     problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
     if uptime(config.run / "daemon.json") > _SETTLE_SECONDS:
         problems += _without_a_way(machines, via)
+    problems += log_problems(db)
     problems += skipped_problems(db)
     return {
         "status": "degraded" if problems else "healthy",

@@ -18,10 +18,11 @@ from typing import Any
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.system.compact_json import to_json
-from occ_app.system.kernel import exchange, flush, flush_folder
+from occ_app.system.kernel import flush, flush_folder
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, places
 from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.exchange import ASIDE, finish_swap, swap
 from occ_app.workspaces.workspace import Workspace
 
 
@@ -105,6 +106,15 @@ def abandon_running(db: Database) -> list[int]:
 
 def undo_unfinished(db: Database, folder: Path) -> None:
     """Undo what a killed process had put into the workspaces' folder and not written down, and remove what is left."""
+    for aside in folder.glob(f"{ASIDE}*"):
+        with db.read() as connection:
+            row = connection.execute(
+                "SELECT w.path FROM workspace_jobs j JOIN workspaces w ON w.workspace_id = j.workspace_id"
+                " WHERE j.number = :number",
+                {"number": int(aside.name.removeprefix(ASIDE).partition("-")[0])},
+            ).fetchone()
+        if row is not None:
+            finish_swap(aside, folder / Path(row["path"]).name)
     for staging in folder.glob(".incoming-*"):
         number, _, inode = staging.name.removeprefix(".incoming-").partition("-")
         if inode and staging.stat().st_ino != int(inode):
@@ -115,7 +125,7 @@ def undo_unfinished(db: Database, folder: Path) -> None:
                     {"number": int(number)},
                 ).fetchone()
             if row is not None:
-                exchange(staging, folder / Path(row["path"]).name)
+                swap(staging, folder / Path(row["path"]).name)
         shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -188,7 +198,7 @@ def _put_in_place(
             flush_folder(folder)
     except BaseException:
         if exchanged:  # the rows are as they were, and so shall be the tree
-            exchange(staging, place) if staging.exists() else os.rename(place, staging)
+            swap(staging, place) if staging.exists() else os.rename(place, staging)
         raise
     db.flush()
 
@@ -269,4 +279,4 @@ def _exchange(staging: Path, place: Path) -> None:
         return
     except OSError:
         pass
-    exchange(staging, place)
+    swap(staging, place)

@@ -11,7 +11,7 @@ from occ_app.database.database import Database
 from occ_app.errors import OCCError
 from occ_app.executions import queries as executions
 from occ_app.executions import retention, search
-from occ_app.home import clock, notes
+from occ_app.home import clock, health, notes
 from occ_app.system.kernel import give_back_memory
 
 log = logging.getLogger("occ.control")
@@ -76,6 +76,10 @@ class Upkeep:
         """Move the write-ahead log into the database; SQLite's own trigger is off (see db.py)."""
         busy, _ = executions.counts(self._db)
         with self._db.read() as connection:
-            connection.execute(f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})").fetchall()
+            _, written, moved = connection.execute(
+                f"PRAGMA wal_checkpoint({'PASSIVE' if busy else 'TRUNCATE'})"
+            ).fetchone()
+            pending = max(0, written - moved) * connection.execute("PRAGMA page_size").fetchone()[0]
+        health.note_pending_log(self._db, pending)
         if not busy:
             self.make_room_for_log()
