@@ -413,3 +413,10 @@ def m009_claude_folders(db: Database) -> None:
             "INSERT INTO claude_folders (name, generation) VALUES (:name, :generation)",
             {"name": name, "generation": only},
         )
+
+
+@occ()
+def m010_single_top_folders(db: Database) -> None:
+    """Keep whether an upload asks to leave out its single top folder, and the name of the folder left out."""
+    db.execute("ALTER TABLE workspace_jobs ADD COLUMN strip_root INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE workspaces ADD COLUMN stripped TEXT")

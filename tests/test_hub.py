@@ -366,6 +366,18 @@ def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub: Hub) -
     wait_until(lambda: not place.exists(), "the agent deleted it, too")
 
 
+def test_a_workspace_without_its_single_top_folder_is_placed_without_it(hub: Hub) -> None:
+    box = hub.agent("box")
+    zipped = make_zip({"repo-main/a.txt": "a"})
+    assert hub.client.upload("work", zipped, strip_root=True)["stripped"] == "repo-main"
+    run(hub.client, "hello")
+    assert (box.home / "workspaces/work/a.txt").read_text() == "a"
+    zipped.seek(0)
+    assert hub.client.upload("whole", zipped)["stripped"] is None
+    run(hub.client, "hello", "whole")
+    assert (box.home / "workspaces/whole/repo-main/a.txt").read_text() == "a"
+
+
 def test_a_machine_that_only_the_link_reaches_does_everything(hub: Hub) -> None:
     box = hub.agent("box", OCC_BIND_ADDRESS="127.0.0.2")
     assert hub.seen("box")["via"] == "link"

@@ -245,7 +245,7 @@ def test_a_form_from_another_site_is_refused(visitor: Visitor) -> None:
 
 
 def test_a_zip_becomes_a_workspace_and_its_execution(hub: Hub, visitor: Visitor) -> None:
-    zipped = ("My project.zip", make_zip({"notes.txt": "buy milk\n", ".mcp.json": "{}"}).read())
+    zipped = ("My project.zip", make_zip({"p/notes.txt": "buy milk\n", "p/.mcp.json": "{}"}).read())
     execution_id = run_id(visitor.run("what\r\nis in it?", zip=zipped, labels="gpu, linux", model="some-model"))
     record = finished(hub, execution_id)
     assert record["state"] == "succeeded"

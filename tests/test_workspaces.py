@@ -101,6 +101,17 @@ def test_a_workspace_in_use_is_neither_replaced_nor_removed(agent: Occ, tmp_path
     assert not place(agent).exists()
 
 
+def test_a_single_top_folder_is_left_out_when_the_form_asks_for_it(agent: Occ) -> None:
+    files = {"repo-main/a.txt": "x", "repo-main/.mcp.json": "{}"}
+    reply = agent.client.upload("work", make_zip(files), strip_root=True)
+    assert (reply["stripped"], reply["files"]) == ("repo-main", 1)
+    assert (place(agent) / "a.txt").read_text() == "x"
+    assert [entry["path"] for entry in reply["skipped"]] == [".mcp.json"]
+    reply = agent.client.upload("work", make_zip(files))
+    assert reply["stripped"] is None
+    assert (place(agent) / "repo-main/a.txt").read_text() == "x"
+
+
 def test_what_would_run_something_is_left_out_and_named(agent: Occ) -> None:
     files = {
         "CLAUDE.md": "text",

@@ -62,6 +62,7 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
             form["process_policy"],
             path,
             callers.caller().key_id,
+            form["strip_root"],
         ),
     )
     return _await_job(number)

@@ -87,14 +87,20 @@ class AgentClient:
         name: str | None = None,
         policy: str = "overwrite",
         description: str = "",
+        strip_root: bool = False,
     ) -> dict[str, Any]:
-        """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply."""
+        """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply.
+
+        With `strip_root` a zip whose only top entry is a folder becomes a workspace with the contents of that folder.
+        """
         fields = {
             "workspaceId": workspace_id,
             "name": name or workspace_id,
             "processPolicy": policy,
             "description": description,
         }
+        if strip_root:  # older agents do not know the field
+            fields["stripRoot"] = "true"
         boundary = uuid.uuid4().hex
         begin, end = _around_the_file(fields, boundary)
         here = archive.tell()

@@ -44,7 +44,7 @@ def store(db: Database, number: int, config: HubConfig) -> None:
     try:
         try:
             limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
-            unpacked = archives.unpack(job.upload.zip_path, None, limits)
+            unpacked = archives.unpack(job.upload.zip_path, None, limits, strip_root=job.upload.strip_root)
             digest = _copy(job.upload.zip_path, staging)
             os.replace(staging, config.zips / f"{digest}.zip")
         finally:
@@ -156,16 +156,18 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
         row = connection.execute(
             """
             INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
-                updated_at, key_id, zip, upload, generation)
-            VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                updated_at, key_id, zip, upload, generation, stripped)
+            VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
                 files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
-                updated_at = excluded.updated_at, zip = excluded.zip, upload = excluded.upload
+                updated_at = excluded.updated_at, zip = excluded.zip, upload = excluded.upload,
+                stripped = excluded.stripped
             RETURNING *
             """,
             (
                 *(upload.workspace_id, upload.name, upload.description, unpacked.files, unpacked.bytes),
                 *(to_json(list(unpacked.skipped)), now, now, upload.key_id, digest, job.number, generation),
+                unpacked.stripped,
             ),
         ).fetchone()
         uploads.succeed(connection, job.number, workspaces.from_row(row), reused=False)

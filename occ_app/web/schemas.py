@@ -43,6 +43,7 @@ class InitForm(_Request):
         data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse"])
     )
     description = fields.String(load_default="", validate=[validate.Length(max=10_000), check_text])
+    strip_root = fields.Boolean(data_key="stripRoot", load_default=False, truthy={"true"}, falsy={"false"})
 
 
 class InitUpload(InitForm):
@@ -223,6 +224,7 @@ class InitReply(Schema):
     files = fields.Integer()
     bytes = fields.Integer()
     skipped = fields.List(fields.Nested(SkippedEntry))
+    stripped = fields.String(allow_none=True)
     agent_id = fields.String(data_key="agentId", allow_none=True)
 
 

@@ -36,6 +36,7 @@ class Upload:
     policy: str
     zip_path: Path
     key_id: str | None = None
+    strip_root: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def submit(db: Database, upload: Upload) -> int:
     """Note that a workspace is to be made; returns the job's number."""
     with db.write() as connection:
         number = connection.execute(
-            "INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, state, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, 'queued', ?)",
+            "INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, strip_root, state,"
+            " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?)",
             (
                 upload.workspace_id,
                 upload.name,
@@ -59,6 +60,7 @@ def submit(db: Database, upload: Upload) -> int:
                 upload.policy,
                 str(upload.zip_path),
                 upload.key_id,
+                upload.strip_root,
                 iso_now(),
             ),
         ).lastrowid
@@ -142,13 +144,13 @@ def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude
     try:
         try:
             if upload.policy == "reuse" and _exists(db, upload.workspace_id):
-                archives.unpack(upload.zip_path, None, limits)
+                archives.unpack(upload.zip_path, None, limits, strip_root=upload.strip_root)
                 _reuse(db, job)
                 return
             staging.mkdir(mode=0o700)
             # Its name tells the new tree from the old one, which is there once they were exchanged.
             staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
-            unpacked = archives.unpack(upload.zip_path, staging, limits)
+            unpacked = archives.unpack(upload.zip_path, staging, limits, strip_root=upload.strip_root)
             flush(staging)  # what is answered with 200 survives a power cut
             _put_in_place(db, job, staging, folder, unpacked, claude)
         finally:
@@ -164,13 +166,13 @@ def take(db: Database, number: int) -> Job | None:
     with db.write() as connection:
         row = connection.execute(
             "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
-            " RETURNING workspace_id, name, description, policy, zip_path, key_id",
+            " RETURNING workspace_id, name, description, policy, zip_path, key_id, strip_root",
             (number,),
         ).fetchone()
     if row is None:
         return None
     asked = (row["workspace_id"], row["name"], row["description"], row["policy"])
-    return Job(number, Upload(*asked, Path(row["zip_path"]), row["key_id"]))
+    return Job(number, Upload(*asked, Path(row["zip_path"]), row["key_id"], bool(row["strip_root"])))
 
 
 def _exists(db: Database, workspace_id: str) -> bool:
@@ -222,16 +224,17 @@ def _write_down(
     row = connection.execute(
         """
         INSERT INTO workspaces
-            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at, generation)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at, generation, stripped)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
             path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
-            updated_at = excluded.updated_at
+            updated_at = excluded.updated_at, stripped = excluded.stripped
         RETURNING *
         """,
         (
             *(upload.workspace_id, upload.name, upload.description, str(place)),
             *(unpacked.files, unpacked.bytes, to_json(list(unpacked.skipped)), now, now, generation),
+            unpacked.stripped,
         ),
     ).fetchone()
     succeed(connection, job.number, workspaces.from_row(row), reused=False)
@@ -248,6 +251,7 @@ def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *
         "files": workspace.files,
         "bytes": workspace.bytes,
         "skipped": workspace.skipped,
+        "stripped": workspace.stripped,
     }
     if workspace.zip is not None:  # on a hub, which tells where it is
         reply["agentId"] = workspace.agent_id

@@ -45,6 +45,7 @@ class Workspace:
     generation: int
     agent_generation: int | None
     sessions_after: int
+    stripped: str | None  # the single top folder of the zip that the workspace is without
 
 
 _FIELDS = tuple(field.name for field in fields(Workspace))

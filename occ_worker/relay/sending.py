@@ -40,7 +40,13 @@ def send_workspace(parts: Relaying, execution: Execution, agent: Agent, client: 
             )
         hub_workspaces.offer(parts.db, workspace, agent.agent_id)
     with hub_workspaces.zip_path(parts.config, workspace).open("rb") as archive:
-        reply = client.upload(workspace.workspace_id, archive, name=workspace.name, description=workspace.description)
+        reply = client.upload(
+            workspace.workspace_id,
+            archive,
+            name=workspace.name,
+            description=workspace.description,
+            strip_root=workspace.stripped is not None,
+        )
     path = reply.get("path")
     known = isinstance(path, str) and len(path) <= _LONGEST_PATH
     path = whole_characters(str(path)) if known else ""

@@ -124,7 +124,12 @@ def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
 
 
 def _make(workspace_id: str, name: str, upload: FileStorage) -> None:
-    said = {"workspaceId": workspace_id, "name": name[:200].strip() or workspace_id, "processPolicy": "overwrite"}
+    said = {
+        "workspaceId": workspace_id,
+        "name": name[:200].strip() or workspace_id,
+        "processPolicy": "overwrite",
+        "stripRoot": "true",
+    }
     workspaces_api.make(web.loaded(schemas.InitForm, said), upload)
 
 
