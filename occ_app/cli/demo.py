@@ -125,9 +125,9 @@ def _show(config: Config, url: str) -> None:
     client = AgentClient(url, known.token)
     workspace = _send_project(config, client)
     output.echo(f"> {PROMPT}\n")
-    events = client.execute(workspace, PROMPT)
+    events = client.execute(workspace, PROMPT, executionId="demo")
     final = output.print_events(events, as_json=False, waiting="Claude is reading the project")
-    output.summary(final)
+    output.summary(final, client.execution("demo"))
     output.outcome(final)
     occ = f"{sys.executable} -m occ_app.cli" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
     output.echo(

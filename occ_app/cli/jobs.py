@@ -143,7 +143,7 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         _state(record),
         record["workspaceId"],
         output.since(record["createdAt"]),
-        _took(record),
+        output.took(record),
         _cost(record),
         _short(output.printable(record["prompt"] or "")),
     )
@@ -167,13 +167,6 @@ def _state(record: Mapping[str, Any]) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 48 else text[:47] + "…"
-
-
-def _took(record: Mapping[str, Any]) -> str:
-    if record["startedAt"] is None:
-        return ""
-    end = datetime.fromisoformat(record["finishedAt"]) if record["finishedAt"] else datetime.now(UTC)
-    return output.duration(max(0.0, (end - datetime.fromisoformat(record["startedAt"])).total_seconds()))
 
 
 @jobs.command()

@@ -158,7 +158,7 @@ def _text(event: Event) -> str | None:
     if event.name == "tool" and "name" in data:
         return printable(f"[{data['name']}] {_subject(data['input'])}")
     if event.name == "tool" and data["isError"]:
-        return printable(f"[refused] {data['result']}")[:200]
+        return printable(f"[failed] {data['result']}")[:200]
     if event.name == "status" and data["state"] == "retrying":
         return printable(data["message"])
     if event.name == "queued" and data["position"] > 0:
@@ -204,14 +204,22 @@ def outcome(final: Event | None) -> int:
     return EXIT_BY_CODE.get(final.data["code"], 1)
 
 
-def summary(final: Event | None) -> None:
-    """Return one line with the time, cost and turns of a finished execution."""
+def took(record: Mapping[str, Any]) -> str:
+    """Return the time from the start of an execution to its end, or to now; empty before its start."""
+    if record["startedAt"] is None:
+        return ""
+    end = datetime.fromisoformat(record["finishedAt"]) if record["finishedAt"] else datetime.now(UTC)
+    return duration(max(0.0, (end - datetime.fromisoformat(record["startedAt"])).total_seconds()))
+
+
+def summary(final: Event | None, record: Mapping[str, Any] | None) -> None:
+    """Print one line with the time, cost and turns of a finished execution; the time is that of its record."""
     if final is None or final.name != "complete":
         return
     data = final.data
     parts = []
-    if data.get("durationMs") is not None:
-        parts.append(duration(data["durationMs"] / 1000))
+    if record is not None:
+        parts.append(took(record))
     if data.get("costUsd") is not None:
         parts.append(f"${data['costUsd']:.4f}")
     if data.get("numTurns"):

@@ -67,11 +67,11 @@ def run(
     if workspace is None:
         workspace = upload(client, folder or _here())
     execution_id = f"run-{uuid.uuid4()}"
-    output.note(f"{execution_id} in workspace {workspace}")
     given: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     given |= {"agent": agent, "labels": list(label) or None}
     options = {name: value for name, value in given.items() if value is not None}
-    events = client.execute(workspace, prompt, executionId=execution_id, **options)
+    accepted = f"{execution_id} in workspace {workspace}"
+    events = _announced(client.execute(workspace, prompt, executionId=execution_id, **options), accepted)
     try:
         with _telling_what_it_waits_for(client, execution_id):
             final = output.print_events(events, as_json=as_json, waiting="waiting for the answer")
@@ -89,9 +89,23 @@ def run(
     except KeyboardInterrupt:
         return _interrupted(client, execution_id, workspace if sent else None, remote.again(url, pin))
     if not as_json:
-        output.summary(final)
+        output.summary(final, _record(client, execution_id))
         _tell_session(final, workspace, remote.again(url, pin))
     return output.outcome(final)
+
+
+def _announced(events: Iterator[Event], accepted: str) -> Iterator[Event]:
+    """Yield the events, after a line that names the execution once the first event shows that it was accepted."""
+    for index, event in enumerate(events):
+        if index == 0:
+            output.note(accepted)
+        yield event
+
+
+def _record(client: AgentClient, execution_id: str) -> dict[str, Any] | None:
+    with contextlib.suppress(errors.OCCError):
+        return client.execution(execution_id)
+    return None
 
 
 def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
@@ -205,5 +219,5 @@ def _tell_it_goes_on(execution_id: str, again: str) -> None:
 
 def _tell_session(final: Event | None, workspace: str, again: str) -> None:
     session: Any = final.data.get("sessionId") if final else None
-    if session:
+    if session and final is not None and final.data.get("code") != "SESSION_NOT_FOUND":
         output.note(f'go on with: occ run{again} --workspace {workspace} --session {session} "…"')
