@@ -303,13 +303,27 @@ def test_what_an_agent_has_of_its_own_is_neither_taken_for_the_hub_s_nor_overwri
         assert told in final.data["message"]
 
 
-def test_a_name_that_two_machines_have_is_refused(hub: Hub) -> None:
-    hub.agent("one", OCC_NAME="same")
-    hub.agent("two", OCC_NAME="same")
+def test_names_are_unique_and_never_look_like_ids(hub: Hub) -> None:
+    first = hub.agent("one", OCC_NAME="same")
+    second = hub.agent("two", OCC_NAME="same")
+    with beating(hub, "agent-0123456789ab") as third:
+        listed = {agent["name"] for agent in hub.client.call("GET", "/agents")["agents"]}
+        assert listed == {"same", "same-2", "agent-0123456789ab-2"}
+        assert hub.seen("agent-0123456789ab-2")["agentId"] == third
+    second.stop()
+    assert "calls this one same-2" in second.command("start").stderr
+    for machine in (second, first):  # neither takes the other's name when it registers again
+        machine.stop()
+        machine.start()
+        assert json.loads(machine.command("status", "--json").stdout)["agentId"] in (
+            hub.seen("same")["agentId"],
+            hub.seen("same-2")["agentId"],
+        )
     hub.client.upload("work", make_zip({"a.txt": "a"}))
-    with pytest.raises(Refused) as refused:
-        run(hub.client, "hello", agent="same")
-    assert "There are 2 agents same" in str(refused.value)
+    run(hub.client, "hello", executionId="e1", agent="same-2")
+    assert hub.client.execution("e1")["agentId"] == hub.seen("same-2")["agentId"]
+    row = executions.get(hub.database, "e1")
+    assert row.wanted_agent == hub.seen("same-2")["agentId"]  # kept as an id: a later name changes nothing
 
 
 def test_the_commands_say_what_a_hub_s_execution_waits_for(hub: Hub, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Parts:
     pack: Callable[[Workspace, IO[bytes]], None]
     delete_workspace: Callable[[str, str | None, int | None], list[int]]
     execute_body: type[Schema] = schemas.ExecuteBody
-    admit: Callable[[sqlite3.Connection, records.Request], None] = lambda _connection, _request: None
+    admit: Callable[[sqlite3.Connection, records.Request], str | None] = lambda _connection, _request: None
     measures: tuple[Measure, ...] = ()
     title: str = "OCC agent"
     contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -26,6 +26,7 @@ class Registration:
     agent_id: str
     token: str
     heartbeat_interval_seconds: float
+    name: str | None = None
 
 
 class HubClient:
@@ -52,7 +53,9 @@ class HubClient:
             raise Unreachable(
                 f"{self.url} did not answer a registration as a hub does; check OCC_REMOTE_URL."
             ) from None
-        return Registration(reply["agentId"], reply["token"], interval)
+        called = reply.get("name")
+        usable = isinstance(called, str) and 0 < len(called) <= 250 and called.isprintable()
+        return Registration(reply["agentId"], reply["token"], interval, called if usable else None)
 
     def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> bool:
         """Send one heartbeat. Returns False when the hub says that it cannot call this agent.

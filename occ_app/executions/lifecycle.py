@@ -37,14 +37,20 @@ def request_hash(body: Mapping[str, Any]) -> str:
 
 
 def create(
-    db: Database, request: Request, *, max_queue: int, admit: Callable[[sqlite3.Connection], None] = lambda _: None
+    db: Database,
+    request: Request,
+    *,
+    max_queue: int,
+    admit: Callable[[sqlite3.Connection], str | None] = lambda _: None,
 ) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
     Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, NoSpace, QueueFull, and what `admit` raises, which may look at the rows before one is added.
+    unknown workspace, NoSpace, QueueFull, and what `admit` raises,
+    which may look at the rows before one is added and returns
+    the id of the agent that the request names.
     """
     with db.write(durable=False) as connection:
         existing = one(connection, "x.execution_id = ?", (request.execution_id,))
@@ -63,7 +69,7 @@ def create(
             raise workspace_not_found(request.workspace_id)
         if db.disk_is_full():
             raise errors.NoSpace
-        admit(connection)
+        wanted_agent = admit(connection)
         ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if ahead >= max_queue:
             raise errors.QueueFull(ahead)
@@ -88,7 +94,7 @@ def create(
                 request.session_id,
                 iso_now(),
                 request.key_id,
-                request.agent,
+                wanted_agent,
                 compact_json.to_json(request.labels) if request.labels else None,
                 workspace["generation"],
                 ahead,

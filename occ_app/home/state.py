@@ -20,6 +20,7 @@ class State:
     agent_id: str | None = None
     heartbeat_interval_seconds: float = 30
     remote_url: str | None = None
+    name: str | None = None  # that the hub uses, in a registration's reply; not stored
 
 
 def new_token() -> str:

@@ -6,7 +6,9 @@ clock that counts from the hub's boot, and never remembered: nothing can look al
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import secrets
 import sqlite3
 import time
@@ -124,6 +126,7 @@ class Agents:
             if agent_id is None:
                 self._check_room(connection, key)
                 agent_id = f"agent-{secrets.token_hex(6)}"
+            name = _free_name(connection, agent_id, said["name"])
             connection.execute(
                 """
                 INSERT INTO agents (agent_id, key_id, name, token, url, address, port, direct, tls_fingerprint, workers,
@@ -141,9 +144,10 @@ class Agents:
                     heard = excluded.heard, reachable = NULL
                 """,
                 {
-                    **{name: said[name] for name in ("name", "url", "port", "direct", "tls_fingerprint", "workers")},
+                    **{name: said[name] for name in ("url", "port", "direct", "tls_fingerprint", "workers")},
                     **{name: said[name] for name in ("version", "platform", "claude_version")},
                     "labels": to_json(said["labels"]),
+                    "name": name,
                     "agent_id": agent_id,
                     "key_id": key.key_id,
                     "token": new_token(),
@@ -290,6 +294,18 @@ class Agents:
         forgotten = iso(datetime.now(UTC) - timedelta(days=self._forget_days))
         times = {"boot": boot_id(), "now": boottime(), "lease": lease, "today": iso_now(), "forgotten": forgotten}
         return {**times, **more}
+
+
+def _free_name(connection: sqlite3.Connection, agent_id: str, wanted: str) -> str:
+    """Return the name for an agent: `wanted`, or with a number where another has it or it looks like an id."""
+    rows = connection.execute("SELECT agent_id, name FROM agents").fetchall()
+    taken = {row["name"] for row in rows if row["agent_id"] != agent_id}
+    own = next((row["name"] for row in rows if row["agent_id"] == agent_id), wanted)
+    if own not in taken and re.fullmatch(re.escape(wanted) + r"-\d+", own):
+        return str(own)
+    if wanted not in taken and not re.fullmatch(r"agent-[0-9a-f]{12}", wanted):
+        return wanted
+    return next(name for number in itertools.count(2) if (name := f"{wanted[:190]}-{number}") not in taken)
 
 
 def agent_of(row: sqlite3.Row) -> Agent:

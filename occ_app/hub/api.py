@@ -79,7 +79,7 @@ def register() -> Response:
         )
     agent = hub_parts().agents.register(key, request.remote_addr or "", said)
     _look_for_work()
-    told = {"agent_id": agent.agent_id, "token": agent.token}
+    told = {"agent_id": agent.agent_id, "token": agent.token, "name": agent.name}
     interval = hub_parts().config.heartbeat_seconds
     return web.json_response(
         web.schema_of(hub_schemas.Registered).dump({**told, "heartbeat_interval_seconds": interval}), 201

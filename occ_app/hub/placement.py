@@ -19,8 +19,10 @@ from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 
 
-def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> None:
+def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> str | None:
     """Look whether an execution can be accepted, in the transaction that does.
+
+    Returns the id of the agent that the request names.
 
     Raises NotFound for a workspace of another key than `only` and for an agent nobody knows, Conflict when it lives on
     another agent than the one asked for, QueueFull when the key has as many under way as it may.
@@ -30,10 +32,9 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only
     ).fetchone()
     if only not in (None, row["key_id"]):
         raise errors.workspace_not_found(request.workspace_id)
-    if request.agent:
-        agents.meant(connection, request.agent)
+    wanted = agents.meant(connection, request.agent).agent_id if request.agent else None
     home = agents.known(connection, row["agent_id"])
-    if home is not None and not _suits(home, request.agent, request.labels):
+    if home is not None and not _suits(home, wanted, request.labels):
         raise errors.Conflict(
             "WORKSPACE_ELSEWHERE",
             f"Workspace {request.workspace_id} lives on agent {home.name}; leave out `agent` and `labels`, or upload it"
@@ -52,6 +53,7 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only
                 " one, or cancel one.",
                 {"most": limit["most"]},
             )
+    return wanted
 
 
 def choose(

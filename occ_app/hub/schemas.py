@@ -84,6 +84,7 @@ class Registered(Schema):
 
     agent_id = fields.String(data_key="agentId")
     token = fields.String()
+    name = fields.String()
     heartbeat_interval_seconds = fields.Integer(data_key="heartbeatIntervalSeconds")
 
 

@@ -41,6 +41,8 @@ def introduce(config: Config, port: int) -> list[str]:
         try:
             known = register(config, hub, port, cli)
             registration = {"registered": True}
+            if known.name not in (None, config.name):
+                warnings.append(f"The hub has a machine {config.name} already, so it calls this one {known.name}.")
             warnings += without_a_way(config, hub, known)
         except Refused as refusal:
             if refusal.status in (401, 403, 426):
@@ -99,6 +101,8 @@ def register(config: Config, hub: HubClient, port: int, cli: Cli) -> state.State
             "claudeVersion": cli.version,
         },
     )
-    registered = state.State(answer.token, answer.agent_id, answer.heartbeat_interval_seconds, config.remote_url)
+    registered = state.State(
+        answer.token, answer.agent_id, answer.heartbeat_interval_seconds, config.remote_url, answer.name
+    )
     state.save(config.state, registered)
     return registered
