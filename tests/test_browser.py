@@ -428,3 +428,17 @@ def luminance(colour: str) -> float:
 
 def contrast(one: float, other: float) -> float:
     return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def test_text_is_laid_out_by_its_own_direction(page: Page, box: Occ) -> None:
+    text = "שלום, הקובץ README.md מוכן."
+    page.fill("#prompt", text)
+    assert page.js("getComputedStyle(document.querySelector('#prompt')).direction") == "rtl"
+    page.js("document.querySelector('#prompt').value = ''")
+    start(page, steps({"say": f"{text}\n\n- {text}\n\nAnd English.\n\n    code"}))
+    page.shows("Done")
+    look = "getComputedStyle(document.querySelector('#answer {}')).{}"
+    assert page.js(look.format(".text", "direction")) == "rtl"
+    for tag in ("p", "li"):
+        assert page.js(look.format(tag, "unicodeBidi")) == "plaintext"
+    assert page.js(look.format("pre", "direction")) == "ltr"
