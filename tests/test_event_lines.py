@@ -136,3 +136,15 @@ def test_the_end_that_a_recovery_wrote_is_sent_to_a_reader_with_its_id(agent: Oc
 def test_json_ends_with_a_line_break(agent: Occ) -> None:
     for path in ("/health", "/executions", "/openapi.json", "/executions/none", "/nowhere"):
         assert agent.request("GET", path).data.endswith(b"}\n"), path
+
+
+def test_the_document_describes_streams_as_texts_and_leaves_replies_open(agent: Occ) -> None:
+    document = agent.request("GET", "/openapi.json").json()
+    assert document["servers"] == [{"url": "/", "description": "the agent or hub that serves this document"}]
+    for path, method in (("/execute", "post"), ("/executions/{execution_id}/events", "get")):
+        success = document["paths"][path][method]["responses"]["200"]
+        assert success["content"]["text/event-stream"]["schema"]["type"] == "string"
+    assert "204" in document["paths"]["/executions/{execution_id}/events"]["get"]["responses"]
+    found = document["components"]["schemas"]
+    closed = {name for name, schema in found.items() if schema.get("additionalProperties") is False}
+    assert closed == {"ExecuteBody", "InitUpload"}  # the bodies of requests
