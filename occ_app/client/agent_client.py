@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote, urlencode, urlsplit
@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import urllib3
 
 from occ_app import __version__
-from occ_app.client import replies, sse
+from occ_app.client import deadlines, replies, sse
 from occ_app.client.event_checks import RawEvent
 from occ_app.client.sse import Event
 from occ_app.errors import Lost, Refused, Unreachable, Untrusted
@@ -28,6 +28,7 @@ _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
 _RELAYED_SILENCE_SECONDS = 22.0  # the same for a hub, which is there to notice
 _PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
+_CANCEL_SECONDS = 20.0
 _PIECE = 1 << 16
 _BODY_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 16_384
 
@@ -60,7 +61,7 @@ class AgentClient:
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
         proving = prove and pin is None
         if through is None and admit is None and not proving:
-            self._pool = urllib3.PoolManager(retries=False, maxsize=4, **trust)
+            self._pool = deadlines.pools(retries=False, maxsize=4, **trust)
         elif through is None:
             from occ_app.client.connections import connect_to, pools_over
             from occ_app.client.proven import prover
@@ -106,7 +107,7 @@ class AgentClient:
         here = archive.tell()
         length = len(begin) + archive.seek(0, os.SEEK_END) - here + len(end)
         archive.seek(here)
-        body = itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end])
+        body = _timed(itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end]))
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
         return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
 
@@ -171,14 +172,16 @@ class AgentClient:
         """What executions took, by day, workspace, agent or key; span as on the wire: since, until."""
         return self._json("GET", "/usage?" + urlencode({"by": by, **span}))
 
-    def call(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def call(
+        self, method: str, path: str, content: Mapping[str, Any] | None = None, seconds: float = 60
+    ) -> dict[str, Any]:
         """Make a call that no other method stands for, with `content` as its JSON body if any; returns the reply."""
         if content is None:
-            return self._json(method, path)
+            return self._json(method, path, read_seconds=seconds)
         return self._json(method, path, body=json.dumps(content).encode(), headers={"Content-Type": "application/json"})
 
     def cancel(self, execution_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel")
+        return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel", read_seconds=_CANCEL_SECONDS)
 
     def workspaces(self) -> list[dict[str, Any]]:
         return cast(list[dict[str, Any]], self._json("GET", "/workspaces")["workspaces"])
@@ -250,7 +253,7 @@ class AgentClient:
         read_seconds: float = 60,
     ) -> dict[str, Any]:
         response = self._open(method, path, body=body, headers=headers, read_seconds=read_seconds)
-        return replies.body(response, self.url)
+        return replies.body(response, self.url, time.monotonic() + read_seconds, replies.LARGEST_PATIENT)
 
     def _open(
         self,
@@ -292,6 +295,16 @@ def _given_up(error: Unreachable | Refused, execution_id: str, *, accepted: bool
     if not accepted:
         return error
     return Lost(f"{error} The run goes on there without this reader; its id is {execution_id}.")
+
+
+def _timed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a body's pieces while the other side takes them fast enough. Raises TimeoutError."""
+    deadline = time.monotonic() + _BODY_SECONDS
+    for piece in pieces:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the body is taken too slowly")
+        yield piece
+        deadline += len(piece) / _MIN_BYTES_PER_SECOND
 
 
 def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, bytes]:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
+
+from occ_app.client.deadlines import TimedHTTPConnection, TimedHTTPSConnection
 
 Connect = Callable[[HTTPConnection], socket.socket]
 """Opens the TCP or Unix connection of an HTTP connection; TLS comes after it."""
@@ -21,7 +23,7 @@ def pools_over(
     `check` gets each one once it is connected, with TLS where that is used, before a request is sent on it.
     """
 
-    class Plain(HTTPConnection):
+    class Plain(TimedHTTPConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
@@ -29,7 +31,7 @@ def pools_over(
             super().connect()
             check(self)
 
-    class Secure(HTTPSConnection):
+    class Secure(TimedHTTPSConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
 

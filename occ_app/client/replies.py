@@ -14,18 +14,17 @@ from occ_app.system.foreign_text import whole_characters
 
 _PIECE = 1 << 16
 _LARGEST = 1 << 20
-_LARGEST_PATIENT = 64 << 20
+_REFUSAL_SECONDS = 10.0
+LARGEST_PATIENT = 64 << 20
 
 
-def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float | None = None) -> dict[str, Any]:
-    content = b""
+def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float, most: int = _LARGEST) -> dict[str, Any]:
+    """Return the JSON object that an answer has, read until `deadline` on the monotonic clock and to `most` bytes.
+
+    Raises Unreachable when it is slower, larger or something else.
+    """
     try:
-        while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
-            content += piece
-            if len(content) > _LARGEST_PATIENT or (deadline and len(content) > _LARGEST):
-                raise ValueError
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError("it answers too slowly")
+        content = _content(response, deadline, most)
         reply = json.loads(content or b"{}")
         if not isinstance(reply, dict):
             raise ValueError
@@ -39,11 +38,22 @@ def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float | None = 
         response.release_conn() if response.closed else response.close()
 
 
+def _content(response: urllib3.BaseHTTPResponse, deadline: float, most: int) -> bytes:
+    content = b""
+    while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
+        content += piece
+        if len(content) > most:
+            raise ValueError("the answer is too large")
+        if time.monotonic() > deadline:
+            raise TimeoutError("it answers too slowly")
+    return content
+
+
 def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
     """What an error reply says: its own sentence when it is one of OCC's, else its status."""
     after = response.headers.get("Retry-After", "")
     try:
-        content = json.loads(cast(urllib3.HTTPResponse, response).read(_LARGEST))
+        content = json.loads(_content(response, time.monotonic() + _REFUSAL_SECONDS, _LARGEST))
         message, code = whole_characters(str(content["message"]))[:1000], str(content["code"])
         if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", code):
             raise ValueError(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from occ_app import errors
 from occ_app.database.database import Database
@@ -91,7 +92,12 @@ def choose(
 
 
 def claim(
-    db: Database, agents: Agents, owner: ProcessIdentity, reached: Callable[[Agent], bool] = lambda _: True
+    db: Database,
+    agents: Agents,
+    owner: ProcessIdentity,
+    reached: Callable[[Agent], bool] = lambda _: True,
+    *,
+    relays: int = 1000,
 ) -> Execution | None:
     """Take the oldest queued execution that an agent can take now, for a relay of process `owner`.
 
@@ -104,6 +110,7 @@ def claim(
     with db.read() as connection:
         machines = agents.listed(connection)
         foreign = _foreign(connection, machines)
+        machines = _shared(machines, relays)
         for number, home in _first_of_each_workspace(connection):
             execution = executions.numbered(connection, number)
             chosen = choose(execution, home, machines, foreign, reached)
@@ -125,6 +132,10 @@ def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, 
         LEFT JOIN workspaces w ON w.generation = q.workspace_generation
         WHERE q.state = 'queued' AND NOT EXISTS (
             SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
+        AND NOT EXISTS (
+            SELECT 1 FROM errands e
+            JOIN executions r ON e.path = '/executions/' || r.execution_id || '/cancel' AND e.agent_id = r.agent_id
+            WHERE r.workspace_generation = q.workspace_generation)
         GROUP BY q.workspace_generation ORDER BY 1
         """
     ).fetchall()
@@ -207,6 +218,12 @@ def put_back(db: Database, execution: Execution) -> bool:
 def orphans(db: Database) -> int:
     """How many running executions have lost their relay."""
     return sum(execution.owner is None or not execution.owner.alive() for execution in executions.running(db))
+
+
+def _shared(machines: Sequence[Agent], relays: int) -> list[Agent]:
+    """Return the machines, none with more workers than its share of the hub's relays: all, or 3 of 4 beside others."""
+    share = relays if sum(agent.online for agent in machines) <= 1 else max(1, relays * 3 // 4)
+    return [replace(agent, workers=min(agent.workers, share)) for agent in machines]
 
 
 def _suits(agent: Agent, wanted: str | None, labels: Sequence[str]) -> bool:

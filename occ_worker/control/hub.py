@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ from occ_worker.control.upkeep import Upkeep
 log = logging.getLogger("occ.control")
 
 _PROBES_AT_ONCE = 8
+_ERRAND_SECONDS = 10.0
 _FIRST_PROBE_PAUSE, _LONGEST_PROBE_PAUSE = 5.0, 900.0
 _LINKED_PROBE_PAUSE = 120.0  # once it failed twice: nothing hangs on it
 
@@ -124,9 +125,7 @@ class HubControl(Upkeep):
             self._next_probe = time.monotonic() + _FIRST_PROBE_PAUSE
             machines = {agent.agent_id: agent for agent in self._agents.listing() if agent.online}
             self._probe([agent for agent in machines.values() if self._to_be_probed(agent)])
-            for errand in errands.waiting(self._db):
-                if errand.agent_id in machines:
-                    self._run(errand, machines[errand.agent_id])
+            self._run_errands(machines)
         finally:
             self._reaching.release()
 
@@ -154,15 +153,30 @@ class HubControl(Upkeep):
                 pause = max(pause, _LINKED_PROBE_PAUSE)
             self._probed[agent.token] = _Probed(time.monotonic() + pause, pause)
 
-    def _run(self, errand: errands.Errand, agent: Agent) -> None:
-        try:
-            self._calls.client(agent).call(errand.method, errand.path)
-        except Unreachable:
+    def _run_errands(self, machines: Mapping[str, Agent]) -> None:
+        """Run what waits for each machine, several machines at once: one that does not answer delays no other long."""
+        due = dict[str, list[errands.Errand]]()
+        for errand in errands.waiting(self._db):
+            if errand.agent_id in machines:
+                due.setdefault(errand.agent_id, []).append(errand)
+        if not due:
             return
-        except Refused as refusal:
-            if refusal.status != 404:
-                return  # busy, or about to stop: again in a moment
-        errands.done(self._db, errand)
+        with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+            for agent_id, waiting in due.items():
+                pool.submit(self._run_for, machines[agent_id], waiting)
+
+    def _run_for(self, agent: Agent, waiting: Sequence[errands.Errand]) -> None:
+        """Run a machine's errands in their order, as long as it answers."""
+        for errand in waiting:
+            try:
+                self._calls.client(agent).call(errand.method, errand.path, seconds=_ERRAND_SECONDS)
+            except Unreachable:
+                return
+            except Refused as refusal:
+                if refusal.status != 404:
+                    continue  # busy, or about to stop: again in a moment
+            errands.done(self._db, errand)
+            self._ring()  # a workspace that was held may be free now
 
     def forget_aged(self) -> None:
         """Delete old deliveries, logins that have expired, and the zips of no workspace."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
@@ -30,6 +30,7 @@ from occ_app.system import timestamps
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.relay import sending
 from occ_worker.relay.context import Relaying
+from occ_worker.relay.patience import Patience
 
 log = logging.getLogger("occ.relay")
 
@@ -57,6 +58,9 @@ class Relay:
         self._bytes = 0
         self._lag_seconds = 0.0
         self._broken = self._counted = 0  # events that broke their schema
+        self._lock = threading.Lock()
+        self._over = False  # its row has ended, and nothing is stored any more
+        self._patience = Patience(begun=self._seq > 1)
 
     @property
     def away(self) -> bool:
@@ -68,13 +72,45 @@ class Relay:
         lag, self._lag_seconds = self._lag_seconds, 0.0
         return lag
 
+    @property
+    def number(self) -> int:
+        return self._execution.number
+
+    @property
+    def agent_id(self) -> str:
+        return self._execution.agent_id or ""
+
+    def overdue(self, stop_requested: str | None) -> Outcome | None:
+        """Return how the hub is to end the execution because its agent did not; None while the agent has time."""
+        return self._patience.over(stop_requested, self._execution.timeout_seconds)
+
+    def abandon(self, outcome: Outcome) -> bool:
+        """End the execution now, whatever its agent does. False when it is over already.
+
+        The agent gets a cancel that waits until it is confirmed, and the workspace is held until then. Waits for no
+        machine; the thread of the relay leaves when its own wait is over.
+        """
+        with self._lock:
+            if self._over:
+                return False
+            self._have_it_cancelled()
+            seq = lifecycle.finish(self._parts.db, self.number, outcome, after=self._seq)
+            self._over = True
+        self._ring(outcome.news(seq))
+        log.warning("execution %s was ended without agent %s", self._execution.execution_id, self.agent_id)
+        return True
+
+    def _have_it_cancelled(self) -> None:
+        if self._parts.agents.find(self.agent_id) is not None:
+            errands.cancel(self._parts.db, self.agent_id, self._execution.execution_id)
+
     def run(self) -> None:
         """Relay to the end and write it down, however often the agent or the database is away.
 
         When the process is to stop the row stays as it is, for the next process to take up.
         """
         parts, pause, faults = self._parts, _FIRST_PAUSE, 0
-        while not parts.stopping():
+        while not (parts.stopping() or self._over):
             before = self._seq
             try:
                 outcome = self._try() if faults < _FAULTS else self._given_up(*_FAULTY)
@@ -92,6 +128,8 @@ class Relay:
                 log.exception("execution %s met a fault of OCC", self._execution.execution_id)
             pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
             parts.rest(pause)
+        if self._over and self._offered:  # the agent may have got it after the cancel
+            self._have_it_cancelled()
 
     def _try(self) -> Outcome | None:
         """Relay over one connection. Returns how the execution ended; None when that is not known yet."""
@@ -138,20 +176,25 @@ class Relay:
             hindrance = sending.send_workspace(self._parts, self._execution, agent, client)
             if hindrance is not None:
                 return hindrance
-            body, new = self._body(), not self._offered
+            body, new = sending.request_body(self._execution), not self._offered
             # The agent hears of nothing that a power cut could place elsewhere, and what it has of this id before it
             # was offered any is somebody else's.
+            if self._over:
+                return None
             placement.offer(self._parts.db, self._execution)
             self._offered = True
+            self._patience.offered()
         for batch in client.batches(self._execution.execution_id, self._seq, body, new=new):
             self._lost_since = None
             outcome = self._store(batch) or self._over_limit()
             self._count_broken()
-            if outcome is not None or self._parts.stopping():
+            if outcome is not None:
                 return outcome
             if self._is_removed(agent, sign_of_life=not batch):
                 with contextlib.suppress(Unreachable, Refused):
                     client.cancel(self._execution.execution_id)
+                return None
+            if self._over or self._parts.stopping():
                 return None
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
 
@@ -176,20 +219,6 @@ class Relay:
         except Refused as refusal:
             return refusal.status == 404
         return False
-
-    def _body(self) -> dict[str, Any]:
-        """What the agent is asked; what the client left open, the agent decides."""
-        execution = self._execution
-        given = {
-            "timeoutSeconds": execution.timeout_seconds,
-            "idleTimeoutSeconds": execution.idle_timeout_seconds,
-            "model": execution.requested_model,
-            "maxTurns": execution.max_turns,
-            "maxBudgetUsd": execution.max_budget_usd,
-            "sessionId": execution.resume_session_id,
-        }
-        asked = {"executionId": execution.execution_id, "workspaceId": execution.workspace_id}
-        return {**asked, "prompt": execution.prompt, **{name: value for name, value in given.items() if value}}
 
     def _refused(self, refusal: Refused, agent: Agent) -> Outcome | None:
         """What an agent's refusal means; None when asking again may help."""
@@ -251,10 +280,13 @@ class Relay:
     def _append(self, fresh: list[tuple[str, str]]) -> None:
         if not fresh:
             return
-        number = self._execution.number
-        events.append(self._parts.db, number, self._seq + 1, fresh)
-        self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
-        self._seq += len(fresh)
+        with self._lock:
+            if self._over:
+                return
+            events.append(self._parts.db, self.number, self._seq + 1, fresh)
+            self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
+            self._seq += len(fresh)
+        self._patience.begun()
         self._bytes += sum(len(data) for _, data in fresh)
         said = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(said, int):
@@ -267,7 +299,11 @@ class Relay:
 
     def _end(self, outcome: Outcome) -> None:
         self._count_broken()
-        seq = lifecycle.finish(self._parts.db, self._execution.number, outcome, after=self._seq)
+        with self._lock:
+            if self._over:
+                return
+            seq = lifecycle.finish(self._parts.db, self.number, outcome, after=self._seq)
+            self._over = True
         self._ring(outcome.news(seq))
         log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
 
@@ -282,15 +318,3 @@ def _outcome(event: RawEvent) -> Outcome:
     if data.get("code") == "EXECUTION_CANCELLED":
         state = "cancelled"
     return Outcome(state, event.name, data, data.get("usage"))
-
-
-def pass_cancel_on(parts: Relaying, execution: Execution) -> bool:
-    """Tell its agent of an execution that somebody asked to end. False when it could not be told."""
-    agent = parts.agents.find(execution.agent_id or "")
-    try:
-        if agent is not None:
-            parts.calls.client(agent).cancel(execution.execution_id)
-    except (Unreachable, Refused) as error:
-        log.info("execution %s is to be cancelled: %s", execution.execution_id, error)
-        return False
-    return True

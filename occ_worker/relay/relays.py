@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from occ_app.config.config import HubConfig
 from occ_app.database import database as db
-from occ_app.errors import OCCError
+from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import queries as executions
-from occ_app.executions.records import Execution
+from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon
 from occ_app.home import notes as agent
 from occ_app.hub import placement
@@ -21,11 +21,11 @@ from occ_app.hub.agents import Agents
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.process_identity import own_identity
 from occ_worker.relay.context import Relaying
-from occ_worker.relay.relay import Relay, pass_cancel_on
+from occ_worker.relay.relay import Relay
 
 log = logging.getLogger("occ.relay")
 
-_LOOK_SECONDS = 2.0  # how often a cancel is looked for even if nobody rang
+_LOOK_SECONDS = 1.0  # how often a cancel is looked for even if nobody rang
 
 
 class Relays:
@@ -72,7 +72,9 @@ class Relays:
             try:
                 execution = placement.take_up(parts.db, self._identity)
                 if execution is None and daemon.takes_work(self._config):
-                    execution = placement.claim(parts.db, parts.agents, self._identity, parts.calls.reached)
+                    execution = placement.claim(
+                        parts.db, parts.agents, self._identity, parts.calls.reached, relays=self._config.relays
+                    )
             except BaseException:
                 self._places.release()
                 raise
@@ -80,19 +82,36 @@ class Relays:
                 self._places.release()
                 return
             relay = Relay(parts, execution)
+            self._relays.add(relay)
             threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
 
     def _run(self, relay: Relay) -> None:
-        self._relays.add(relay)
         try:
             relay.run()
         except Exception:
             log.exception("a relay met a fault of OCC; its execution is taken up when the hub starts anew")
         finally:
-            self._relays.discard(relay)
-            self._places.release()
-            with contextlib.suppress(OCCError):  # control looks for what waits, too
-                self._ring_queue()
+            self._leave(relay)
+
+    def _leave(self, relay: Relay) -> None:
+        """Give the place of a relay back, once."""
+        with self._happened:
+            if relay not in self._relays:
+                return
+            self._relays.remove(relay)
+        self._places.release()
+        with contextlib.suppress(OCCError):  # control looks for what waits, too
+            self._ring_queue()
+
+    def _end_overdue(self) -> None:
+        """End what an agent was to end and did not, and what a removed agent ran; a place is free at once."""
+        stops = {x.number: x.stop_requested for x in executions.running(self._parts.db)}
+        for relay in list(self._relays):
+            outcome = relay.overdue(stops.get(relay.number))
+            if relay.agent_id in self._removed:
+                outcome = Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
+            if outcome is not None and relay.abandon(outcome):
+                self._leave(relay)
 
     def _rest(self, seconds: float) -> None:
         with self._happened:
@@ -111,6 +130,7 @@ class Relays:
                 self._removed |= {key for key, _ in rings if key.startswith("agent-") and self._is_removed(key)}
                 if self._relays:
                     self._pass_cancels_on()
+                    self._end_overdue()
                 self._note()
             except OCCError as error:
                 log.error("cancels cannot be looked for: %s", error)
@@ -127,7 +147,7 @@ class Relays:
     def _pass_on(self, execution: Execution) -> None:
         told = False
         try:
-            told = pass_cancel_on(self._parts, execution)
+            told = _pass_cancel_on(self._parts, execution)
         finally:
             if not told:
                 self._cancels.discard(execution.execution_id)  # to be tried again at the next look
@@ -143,3 +163,15 @@ class Relays:
         if told != self._noted:
             agent.note(self._parts.db, "relays", told)
             self._noted = told
+
+
+def _pass_cancel_on(parts: Relaying, execution: Execution) -> bool:
+    """Tell its agent of an execution that somebody asked to end. False when it could not be told."""
+    agent = parts.agents.find(execution.agent_id or "")
+    try:
+        if agent is not None:
+            parts.calls.client(agent).cancel(execution.execution_id)
+    except (Unreachable, Refused) as error:
+        log.info("execution %s is to be cancelled: %s", execution.execution_id, error)
+        return False
+    return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ
 from occ_app.errors import Refused
@@ -83,3 +85,17 @@ def _generation(client: AgentClient, workspace_id: str) -> int | None:
     generation = (_record(client, workspace_id) or {}).get("generation")
     valid = isinstance(generation, int) and not isinstance(generation, bool) and 0 < generation <= MAX_SEQ
     return generation if valid and isinstance(generation, int) else None
+
+
+def request_body(execution: Execution) -> dict[str, Any]:
+    """Return the body of the agent's POST /execute; the agent decides the values that the client left open."""
+    given = {
+        "timeoutSeconds": execution.timeout_seconds,
+        "idleTimeoutSeconds": execution.idle_timeout_seconds,
+        "model": execution.requested_model,
+        "maxTurns": execution.max_turns,
+        "maxBudgetUsd": execution.max_budget_usd,
+        "sessionId": execution.resume_session_id,
+    }
+    asked = {"executionId": execution.execution_id, "workspaceId": execution.workspace_id}
+    return {**asked, "prompt": execution.prompt, **{name: value for name, value in given.items() if value}}

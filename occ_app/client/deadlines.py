@@ -1,0 +1,63 @@
+"""A limit on the whole time to an answer's head: urllib3's limits are for each read, and a head may come by bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+
+class _Timed:
+    """Add the limit to a connection: the answer's head must come within the read timeout of its request."""
+
+    def getresponse(self) -> Any:
+        connection: Any = self
+        seconds = connection.timeout
+        if not isinstance(seconds, (int, float)) or connection.sock is None:
+            return super().getresponse()  # type: ignore[misc]  # of urllib3's connection, which it is mixed into
+        overdue = threading.Event()
+        timer = threading.Timer(seconds, _cut, (connection.sock, overdue))
+        timer.daemon = True
+        timer.start()
+        try:
+            response = super().getresponse()  # type: ignore[misc]  # as above
+        finally:
+            timer.cancel()
+        if overdue.is_set():  # http.client takes a head that was cut for a whole one
+            response.close()
+            raise TimeoutError("the answer's head came too slowly")
+        return response
+
+
+class TimedHTTPConnection(_Timed, HTTPConnection):
+    """A plain connection with the limit."""
+
+
+class TimedHTTPSConnection(_Timed, HTTPSConnection):
+    """A TLS connection with the limit."""
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = TimedHTTPConnection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = TimedHTTPSConnection
+
+
+def pools(**options: Any) -> urllib3.PoolManager:
+    """Return a PoolManager whose connections have the limit."""
+    manager = urllib3.PoolManager(**options)
+    manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+    return manager
+
+
+def _cut(connection: socket.socket, overdue: threading.Event) -> None:
+    """End a connection under a thread that reads from it; TLS is left to that thread."""
+    overdue.set()
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

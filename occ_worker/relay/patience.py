@@ -1,0 +1,45 @@
+"""How long the hub waits for an agent to end an execution that has to end."""
+
+from __future__ import annotations
+
+import time
+
+from occ_app.executions.records import Outcome
+
+STOP_GRACE_SECONDS = 3.0  # for the agent to end what was cancelled
+TIMEOUT_GRACE_SECONDS = 4.0  # for the agent to keep a time limit, from the first event after `queued` on
+SILENT_GRACE_SECONDS = 60.0  # for an agent that sent no such event: the execution may wait there
+
+
+class Patience:
+    """The clock of one execution on its agent; `begun` when the hub has events of it already."""
+
+    def __init__(self, *, begun: bool) -> None:
+        self._begun_at = time.monotonic() if begun else None
+        self._offered_at: float | None = None
+        self._stop_seen_at: float | None = None
+
+    def offered(self) -> None:
+        """Note that the agent may have the execution now."""
+        self._offered_at = self._offered_at or time.monotonic()
+
+    def begun(self) -> None:
+        """Note that the agent sent an event of it."""
+        self._begun_at = self._begun_at or time.monotonic()
+
+    def over(self, stop_requested: str | None, limit: float) -> Outcome | None:
+        """Return how the hub ends the execution when its agent did not; None while the agent has time.
+
+        `limit` is the execution's time limit in seconds, 0 when the agent decides.
+        """
+        now = time.monotonic()
+        if stop_requested is not None:
+            self._stop_seen_at = self._stop_seen_at or now
+            if now - self._stop_seen_at >= STOP_GRACE_SECONDS:
+                return Outcome.failure(stop_requested, "The execution was cancelled, and its agent did not confirm it.")
+        begun, offered = self._begun_at, self._offered_at
+        late = begun is not None and now > begun + limit + TIMEOUT_GRACE_SECONDS
+        silent = begun is None and offered is not None and now > offered + limit + SILENT_GRACE_SECONDS
+        if limit and (late or silent):
+            return Outcome.failure("EXECUTION_TIMEOUT", f"Its agent did not end it after its limit of {limit:g} s.")
+        return None
