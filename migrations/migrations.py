@@ -420,3 +420,24 @@ def m010_single_top_folders(db: Database) -> None:
     """Keep whether an upload asks to leave out its single top folder, and the name of the folder left out."""
     db.execute("ALTER TABLE workspace_jobs ADD COLUMN strip_root INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE workspaces ADD COLUMN stripped TEXT")
+
+
+@occ()
+def m011_random_delivery_ids(db: Database) -> None:
+    """Give each delivery a random id, which a hub restored from a copy does not give to another one."""
+    for statement in (
+        "ALTER TABLE deliveries ADD COLUMN delivery_id TEXT",
+        "UPDATE deliveries SET delivery_id = 'delivery-' || number",
+        "DROP TRIGGER executions_delivered",
+        """
+        CREATE TRIGGER executions_delivered AFTER UPDATE OF finished_at ON executions
+        WHEN new.finished_at IS NOT NULL AND old.finished_at IS NULL
+        BEGIN
+            INSERT INTO deliveries (webhook_id, execution, state, next_at, created_at, delivery_id)
+            SELECT webhook_id, new.number, 'waiting', new.finished_at, new.finished_at,
+                'delivery-' || lower(hex(randomblob(12)))
+            FROM webhooks WHERE key_id IS NULL OR key_id = new.key_id;
+        END
+        """,
+    ):
+        db.execute(statement)

@@ -70,7 +70,7 @@ def log(limit: int, as_json: bool) -> None:
 
 def _record(delivery: rows.Delivery) -> dict[str, Any]:
     return {
-        "deliveryId": rows.delivery_id(delivery.number),
+        "deliveryId": delivery.delivery_id,
         "webhookId": delivery.webhook_id,
         "executionId": delivery.execution_id,
         "state": delivery.state,

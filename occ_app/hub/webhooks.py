@@ -41,10 +41,7 @@ class Claimed:
     url: str
     secret: str = field(repr=False)
     execution: Execution
-
-    @property
-    def delivery_id(self) -> str:
-        return delivery_id(self.number)
+    delivery_id: str  # by which a receiver knows it, however often it is made
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Delivery:
     """A row of `deliveries` as a person looks at it. `status` and `problem` are those of the last attempt."""
 
     number: int
+    delivery_id: str
     webhook_id: str
     execution_id: str
     state: str
@@ -61,11 +59,6 @@ class Delivery:
     next_at: str | None
     created_at: str
     finished_at: str | None
-
-
-def delivery_id(number: int) -> str:
-    """What a receiver knows a delivery by, however often it is made."""
-    return f"delivery-{number}"
 
 
 def check_url(url: str) -> str:
@@ -129,7 +122,8 @@ def log(db: Database, limit: int) -> list[Delivery]:
     with db.read() as connection:
         rows = connection.execute(
             """
-            SELECT d.number, d.webhook_id, x.execution_id, d.state, d.attempts, d.status, d.problem, d.next_at,
+            SELECT d.number, d.delivery_id, d.webhook_id, x.execution_id, d.state, d.attempts,
+                d.status, d.problem, d.next_at,
                 d.created_at, d.finished_at
             FROM deliveries d JOIN executions x ON x.number = d.execution ORDER BY d.number DESC LIMIT ?
             """,
@@ -169,7 +163,8 @@ def claim(db: Database, number: int, now: str, until: str, latest: str) -> Claim
             "SELECT url, secret FROM webhooks WHERE webhook_id = ?", (row["webhook_id"],)
         ).fetchone()
         execution = executions.numbered(connection, row["execution"])
-    return Claimed(number, row["attempts"], row["webhook_id"], webhook["url"], webhook["secret"], execution)
+    opened = webhook["url"], webhook["secret"]
+    return Claimed(number, row["attempts"], row["webhook_id"], *opened, execution, row["delivery_id"])
 
 
 def delivered(db: Database, claimed: Claimed, status: int) -> bool:

@@ -78,7 +78,7 @@ class Deliveries:
         try:
             self._note(webhook_id, self._attempt(number))
         except OCCError as error:
-            log.error("delivery %s is put off: %s", webhooks.delivery_id(number), error)
+            log.error("delivery number %d is put off: %s", number, error)
             return
         finally:
             self._leave(webhook_id)
