@@ -66,7 +66,6 @@ def make_app(config: HubConfig) -> Flask:
             measures=(measures.of_hub(database, agents, calls),),
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().only),
             title="OCC hub",
-            contracts=api.CONTRACTS,
         )
     )
     links = Links(config.run / "links")

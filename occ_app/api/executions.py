@@ -19,6 +19,7 @@ from occ_app.streams import followers as streams
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
+from occ_app.web.contracts import STREAM, contract
 from occ_app.web.event_stream import event_stream
 
 bp = Blueprint("executions", __name__)
@@ -28,6 +29,7 @@ _BESIDE_PROMPT = 1 << 20  # bytes of the other fields
 
 
 @bp.post("/execute")
+@contract(content=STREAM, resumes=True)
 def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
@@ -117,10 +119,10 @@ def follower(execution: Execution, after: int) -> streams.Follower:
 
 
 @bp.get("/executions")
-def listing() -> Response:
+@contract(query=schemas.ListQuery, reply=schemas.ExecutionList)
+def listing(query: dict[str, Any]) -> Response:
     """Executions, newest first."""
-    asked = web.query(schemas.ListQuery)
-    found, following = executions.listing(parts().db, key_id=callers.caller().only, **asked)
+    found, following = executions.listing(parts().db, key_id=callers.caller().only, **query)
     return web.json_response(page(found, following))
 
 
@@ -138,25 +140,28 @@ def listed(execution: Execution) -> Execution:
 
 
 @bp.get("/executions/<execution_id>")
-def show(execution_id: str) -> Response:
+@contract(reply=schemas.ExecutionRecord)
+def show(execution_id: str) -> Any:
     """Return one execution."""
-    web.query(schemas.NoQuery)
-    return web.json_response(
-        web.schema_of(schemas.ExecutionRecord).dump(executions.get(parts().db, execution_id, callers.caller().only))
-    )
+    return executions.get(parts().db, execution_id, callers.caller().only)
 
 
 @bp.get("/executions/<execution_id>/events")
-def events(execution_id: str) -> Response:
+@contract(
+    query=schemas.EventsQuery,
+    content=STREAM,
+    resumes=True,
+    empty="Last-Event-ID is the id of the final event: there is nothing to reconnect for",
+)
+def events(execution_id: str, query: dict[str, Any]) -> Response:
     """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
-    asked = web.query(schemas.EventsQuery)
-    after = web.cursor(asked.get("after"))
+    after = web.cursor(query.get("after"))
     execution = executions.get(parts().db, execution_id, callers.caller().only)
     if _has_all(execution, after):
         return Response(status=204)
     parts().streams.enter()
     try:
-        return stream(execution, after, follow=asked["follow"])
+        return stream(execution, after, follow=query["follow"])
     except BaseException:
         parts().streams.leave()
         raise
@@ -177,10 +182,10 @@ def _has_all(execution: Execution, after: int) -> bool:
 
 
 @bp.post("/executions/<execution_id>/cancel")
-def cancel(execution_id: str) -> Response:
+@contract(reply=schemas.ExecutionRecord, status=202)
+def cancel(execution_id: str) -> Any:
     """End an execution; harmless when it is over."""
-    web.query(schemas.NoQuery)
-    return web.json_response(web.schema_of(schemas.ExecutionRecord).dump(stop(execution_id)), 202)
+    return stop(execution_id)
 
 
 def stop(execution_id: str) -> Execution:

@@ -7,12 +7,13 @@ from flask import Blueprint, Response
 from occ_app.api.services import parts
 from occ_app.web import requests as web
 from occ_app.web import schemas
+from occ_app.web.contracts import contract
 
 bp = Blueprint("health", __name__)
 
 
 @bp.get("/health")
+@contract(reply=schemas.Health)
 def health() -> Response:
     """How it is; 200 also when it is degraded."""
-    web.query(schemas.NoQuery)
     return web.json_response(parts().health())

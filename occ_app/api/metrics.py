@@ -10,19 +10,19 @@ from flask import Blueprint, Flask, Response, g
 from occ_app import errors
 from occ_app.api.measures import Histogram, Measure, Metric, Refusals
 from occ_app.api.services import measures
-from occ_app.web import callers, schemas
-from occ_app.web import requests as web
+from occ_app.web import callers
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family
+from occ_app.web.contracts import contract
 
 bp = Blueprint("metrics", __name__)
 
 
 @bp.get("/metrics")
+@contract(content={"text/plain": {"schema": {"type": "string"}}})
 def metrics() -> Response:
     """Return all measurements in Prometheus' text format."""
-    web.query(schemas.NoQuery)
     if callers.caller().only is not None:
         raise errors.Forbidden("Metrics tell of everybody's executions; use an admin's key.")
     # Loaded when somebody asks for it first; without Prometheus it is never needed.

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from occ_app.api.executions import listed
 from occ_app.api.services import parts
 from occ_app.executions import search
 from occ_app.web import callers, schemas
-from occ_app.web import requests as web
+from occ_app.web.contracts import contract
 
 bp = Blueprint("search", __name__)
 
 
 @bp.get("/search")
-def find() -> Response:
+@contract(query=schemas.SearchQuery, reply=schemas.SearchResults)
+def find(query: dict[str, Any]) -> Any:
     """Executions that are over and have all these words in prompt or output, newest first."""
-    asked = web.query(schemas.SearchQuery)
-    found = search.find(parts().db, asked["q"], callers.caller().only, asked["limit"], asked.get("before"))
-    results = [replace(result, execution=listed(result.execution)) for result in found.results]
-    return web.json_response(web.schema_of(schemas.SearchResults).dump(replace(found, results=results)))
+    found = search.find(parts().db, query["q"], callers.caller().only, query["limit"], query.get("before"))
+    return replace(found, results=[replace(result, execution=listed(result.execution)) for result in found.results])

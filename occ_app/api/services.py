@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any
 
 from flask import current_app
@@ -31,7 +31,7 @@ class Parts:
     a job onto their queue. `pack` writes a workspace as a zip; `delete_workspace` removes one, only if it is the given
     key's and has the given generation, where these are given, and returns the numbers of the executions it ended.
     `admit` checks an execution before it is accepted. `measures` are those that only an agent or only a hub has.
-    `contracts` describes endpoints beyond the common ones; `title` is the API's name.
+    `title` is the API's name.
     """
 
     config: Config
@@ -50,7 +50,6 @@ class Parts:
     admit: Callable[[sqlite3.Connection, records.Request], str | None] = lambda _connection, _request: None
     measures: tuple[Measure, ...] = ()
     title: str = "OCC agent"
-    contracts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun, with --drain too."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from typing import Any
+
+from flask import Blueprint
 
 from occ_app.api.services import parts
 from occ_app.executions import usage
 from occ_app.web import callers, schemas
-from occ_app.web import requests as web
+from occ_app.web.contracts import contract
 
 bp = Blueprint("usage", __name__)
 
 
 @bp.get("/usage")
-def report() -> Response:
+@contract(query=schemas.UsageQuery, reply=schemas.UsageReport)
+def report(query: dict[str, Any]) -> Any:
     """What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
-    asked = web.query(schemas.UsageQuery)
-    return web.json_response(
-        web.schema_of(schemas.UsageReport).dump(usage.report(parts().db, only=callers.caller().only, **asked))
-    )
+    return usage.report(parts().db, only=callers.caller().only, **query)

@@ -16,6 +16,7 @@ from occ_app.api.services import parts
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
+from occ_app.web.contracts import ZIP, contract
 from occ_app.workspaces import uploads
 from occ_app.workspaces import workspace as workspaces
 
@@ -25,6 +26,7 @@ INIT_SECONDS = 60.0
 
 
 @bp.post("/workspace/init")
+@contract(form=schemas.InitUpload, reply=schemas.InitReply)
 def init() -> Response:
     """Make a workspace from an uploaded zip, or keep the one there is."""
     parts().refuse_when_stopping()
@@ -100,34 +102,32 @@ def _await_job(number: int) -> dict[str, Any]:
 
 
 @bp.get("/workspaces")
-def listing() -> Response:
+@contract(reply=schemas.WorkspaceList)
+def listing() -> Any:
     """All workspaces, by id."""
-    web.query(schemas.NoQuery)
-    found = workspaces.listing(parts().db, callers.caller().only)
-    return web.json_response(web.schema_of(schemas.WorkspaceList).dump({"workspaces": found}))
+    return {"workspaces": workspaces.listing(parts().db, callers.caller().only)}
 
 
 @bp.get("/workspaces/<workspace_id>")
-def show(workspace_id: str) -> Response:
+@contract(reply=schemas.WorkspaceRecord)
+def show(workspace_id: str) -> Any:
     """One workspace."""
-    web.query(schemas.NoQuery)
-    workspace = workspaces.get(parts().db, workspace_id, callers.caller().only)
-    return web.json_response(web.schema_of(schemas.WorkspaceRecord).dump(workspace))
+    return workspaces.get(parts().db, workspace_id, callers.caller().only)
 
 
 @bp.delete("/workspaces/<workspace_id>")
-def delete(workspace_id: str) -> Response:
+@contract(query=schemas.DeleteQuery, reply=schemas.Deleted)
+def delete(workspace_id: str, query: dict[str, Any]) -> Response:
     """Remove a workspace and its files and end what waits for it, unless an execution runs in it."""
-    asked = web.query(schemas.DeleteQuery)
-    for number in parts().delete_workspace(workspace_id, callers.caller().only, asked.get("generation")):
+    for number in parts().delete_workspace(workspace_id, callers.caller().only, query.get("generation")):
         parts().readers.ring(tail.execution_key(number))
     return web.json_response({"status": "success"})
 
 
 @bp.get("/workspaces/<workspace_id>/archive")
+@contract(content=ZIP)
 def archive(workspace_id: str) -> Response:
     """The workspace as it is now, as a zip."""
-    web.query(schemas.NoQuery)
     workspace = workspaces.get(parts().db, workspace_id, callers.caller().only)
     folder = parts().config.run / "uploads"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up

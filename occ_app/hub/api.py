@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flask import Blueprint, Response, current_app, request
@@ -19,27 +19,13 @@ from occ_app.hub.agents import PROTOCOL, Agent, Agents
 from occ_app.hub.links import Links
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
+from occ_app.web.contracts import contract
 
 bp = Blueprint("hub", __name__)
 
 FROM_AGENTS = "/api/agents/"
 _LARGEST_BODY = 1 << 20
 _CANCEL_SECONDS = 3.0  # for a removed machine to hear over its link that its runs are cancelled
-
-# What each of these takes and answers, as occ_app/api/openapi.py describes them.
-CONTRACTS: dict[str, dict[str, Any]] = {
-    "hub.register": {"body": hub_schemas.Registration, "reply": hub_schemas.Registered, "status": 201},
-    "hub.heartbeat": {"body": hub_schemas.Heartbeat, "reply": hub_schemas.Heard},
-    "hub.listing": {"query": hub_schemas.AgentQuery, "reply": hub_schemas.AgentList},
-    "hub.show": {"reply": hub_schemas.AgentRecord},
-    "hub.drain": {"reply": hub_schemas.AgentRecord},
-    "hub.resume": {"reply": hub_schemas.AgentRecord},
-    "hub.remove": {"reply": schemas.Deleted},
-    "hub.list_keys": {"reply": hub_schemas.KeyList},
-    "hub.create_key": {"body": hub_schemas.KeyBody, "reply": hub_schemas.KeyMade, "status": 201},
-    "hub.rotate_key": {"body": hub_schemas.KeyRotation, "reply": hub_schemas.KeyMade},
-    "hub.revoke_key": {"reply": hub_schemas.KeyRecord},
-}
 
 
 @dataclass(frozen=True)
@@ -60,6 +46,7 @@ def hub_parts() -> HubParts:
 
 
 @bp.post("/api/agents/register")
+@contract(body=hub_schemas.Registration, reply=hub_schemas.Registered, status=201)
 def register() -> Response:
     """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
     key = keys.find(parts().db, callers.bearer(), "agent")
@@ -87,6 +74,7 @@ def register() -> Response:
 
 
 @bp.post("/api/agents/<agent_id>/heartbeat")
+@contract(body=hub_schemas.Heartbeat, reply=hub_schemas.Heard)
 def heartbeat(agent_id: str) -> Response:
     """Take an agent's sign of life."""
     if not hub_parts().agents.holds(agent_id, callers.bearer()):
@@ -106,37 +94,38 @@ def heartbeat(agent_id: str) -> Response:
 
 
 @bp.get("/agents")
-def listing() -> Response:
+@contract(query=hub_schemas.AgentQuery, reply=hub_schemas.AgentList)
+def listing(query: dict[str, Any]) -> Any:
     """The machines, by name, without those that are forgotten."""
-    found, following = agent_lists.page(hub_parts().agents, **web.query(hub_schemas.AgentQuery))
-    listed = {"agents": [_record(agent) for agent in found], "next": following}
-    return web.json_response(web.schema_of(hub_schemas.AgentList).dump(listed))
+    found, following = agent_lists.page(hub_parts().agents, **query)
+    return {"agents": [_record(agent) for agent in found], "next": following}
 
 
 @bp.get("/agents/<agent_id>")
-def show(agent_id: str) -> Response:
+@contract(reply=hub_schemas.AgentRecord)
+def show(agent_id: str) -> Any:
     """One machine, by its id or its name."""
-    web.query(schemas.NoQuery)
-    return _answer(hub_parts().agents.named(agent_id))
+    return _record(hub_parts().agents.named(agent_id))
 
 
 @bp.post("/agents/<agent_id>/drain")
-def drain(agent_id: str) -> Response:
+@contract(reply=hub_schemas.AgentRecord, admin=True)
+def drain(agent_id: str) -> Any:
     """Place nothing more on a machine; what runs there goes on."""
     return _set_draining(agent_id, draining=True)
 
 
 @bp.post("/agents/<agent_id>/resume")
-def resume(agent_id: str) -> Response:
+@contract(reply=hub_schemas.AgentRecord, admin=True)
+def resume(agent_id: str) -> Any:
     """Place executions on a machine again."""
     return _set_draining(agent_id, draining=False)
 
 
 @bp.delete("/agents/<agent_id>")
+@contract(reply=schemas.Deleted, admin=True)
 def remove(agent_id: str) -> Response:
     """Forget a machine: its token is refused, what it runs is lost, its workspaces are placed anew."""
-    web.query(schemas.NoQuery)
-    only_admins()
     agent = hub_parts().agents.named(agent_id)
     hub_parts().agents.remove(agent.agent_id)
     parts().workers.ring(agent.agent_id)
@@ -146,56 +135,45 @@ def remove(agent_id: str) -> Response:
 
 
 @bp.get("/keys")
-def list_keys() -> Response:
+@contract(reply=hub_schemas.KeyList, admin=True)
+def list_keys() -> Any:
     """All keys, without their secrets."""
-    web.query(schemas.NoQuery)
-    only_admins()
-    return web.json_response(web.schema_of(hub_schemas.KeyList).dump({"keys": keys.listing(parts().db)}))
+    return {"keys": keys.listing(parts().db)}
 
 
 @bp.post("/keys")
-def create_key() -> Response:
+@contract(body=hub_schemas.KeyBody, reply=hub_schemas.KeyMade, status=201, admin=True)
+def create_key(body: dict[str, Any]) -> Any:
     """Make a key; the answer is the only one that has its secret."""
-    only_admins()
-    asked = web.loaded(hub_schemas.KeyBody, web.json_body())
-    if asked["admin"] and asked["kind"] == "agent":
+    if body["admin"] and body["kind"] == "agent":
         raise errors.InvalidRequest("Only a client's key can be an admin's.", {"admin": ["Not for an agent."]})
     try:
-        key, secret = keys.create(parts().db, asked.pop("name"), asked.pop("kind"), **asked)
+        key, secret = keys.create(parts().db, body.pop("name"), body.pop("kind"), **body)
     except errors.ConfigError as error:
         raise errors.InvalidRequest(
             str(error), {"name": ["In use; choose another, or revoke that key first."]}
         ) from None
-    return web.json_response({**web.schema_of(hub_schemas.KeyRecord).dump(key), "key": secret}, 201)
+    return _with_secret(key, secret)
 
 
 @bp.post("/keys/<name>/rotate")
-def rotate_key(name: str) -> Response:
+@contract(body=hub_schemas.KeyRotation, reply=hub_schemas.KeyMade, admin=True)
+def rotate_key(name: str, body: dict[str, Any]) -> Any:
     """Replace the secret of a key; everything the key owns stays, and the old secret is refused at once."""
-    web.query(schemas.NoQuery)
-    only_admins()
-    asked = web.loaded(hub_schemas.KeyRotation, web.json_body())
-    key, secret = keys.rotate(parts().db, name, **asked)
+    key, secret = keys.rotate(parts().db, name, **body)
     parts().streams.refuse(key.key_id)
-    return web.json_response({**web.schema_of(hub_schemas.KeyRecord).dump(key), "key": secret})
+    return _with_secret(key, secret)
 
 
 @bp.post("/keys/<name>/revoke")
-def revoke_key(name: str) -> Response:
+@contract(reply=hub_schemas.KeyRecord, admin=True)
+def revoke_key(name: str) -> Any:
     """Refuse a key from now on, and whatever registered with it."""
-    web.query(schemas.NoQuery)
-    only_admins()
     key = keys.revoke(parts().db, name)
     parts().streams.refuse(key.key_id)
     for agent_id in agent_lists.of_key(hub_parts().agents, key.key_id):
         hub_parts().links.drop(agent_id)
-    return web.json_response(web.schema_of(hub_schemas.KeyRecord).dump(key))
-
-
-def only_admins() -> None:
-    """Raises Forbidden unless the caller's key is an admin's."""
-    if not callers.caller().admin:
-        raise errors.Forbidden("This is for keys made with --admin; `occ hub` on the hub's machine does it, too.")
+    return key
 
 
 def _end_link(agent_id: str) -> None:
@@ -214,13 +192,11 @@ def _said(kind: type[Schema]) -> dict[str, Any]:
     return web.loaded(kind, web.json_body(_LARGEST_BODY))
 
 
-def _set_draining(agent_id: str, *, draining: bool) -> Response:
-    web.query(schemas.NoQuery)
-    only_admins()
+def _set_draining(agent_id: str, *, draining: bool) -> Any:
     agent = hub_parts().agents.named(agent_id)
     hub_parts().agents.set_draining(agent.agent_id, draining=draining)
     _look_for_work()
-    return _answer(hub_parts().agents.named(agent.agent_id))
+    return _record(hub_parts().agents.named(agent.agent_id))
 
 
 def _look_for_work() -> None:
@@ -233,5 +209,5 @@ def _record(agent: Agent) -> dict[str, object]:
     return hub_schemas.agent_record(agent, hub_parts().calls.via(agent))
 
 
-def _answer(agent: Agent) -> Response:
-    return web.json_response(web.schema_of(hub_schemas.AgentRecord).dump(_record(agent)))
+def _with_secret(key: keys.Key, secret: str) -> dict[str, object]:
+    return {**asdict(key), "key": secret}

@@ -62,6 +62,12 @@ def caller() -> Caller:
     return found
 
 
+def require_admin() -> None:
+    """Raise Forbidden unless the caller's key is an admin's."""
+    if not caller().admin:
+        raise errors.Forbidden("This is for keys made with --admin; `occ hub` on the hub's machine does it, too.")
+
+
 def asked_at() -> float:
     """When the secret of the request being answered was checked, in seconds on the monotonic clock."""
     began: float = g.began

@@ -1,0 +1,82 @@
+"""The contract of an endpoint: one decorator above its view checks the request, shapes the reply and describes both.
+
+    @bp.get("/search")
+    @contract(query=schemas.SearchQuery, reply=schemas.SearchResults)
+    def find(query: dict[str, Any]) -> SearchResults: ...
+
+The view gets the loaded `query` or `body` by that name, if the contract has a schema for it, and returns the value that
+the reply's schema dumps, or a finished Response. An endpoint without a query schema refuses every query. OpenAPI is
+generated from the same contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from flask import Response
+from marshmallow import Schema
+
+from occ_app.web import callers, requests, schemas
+
+# The whole stream is a text. docs/protocol.md has its frames, and the fields of each event.
+_EVENTS = {
+    "type": "string",
+    "description": "Server-sent events: `id`, `event`, and in `data` one JSON object.",
+    "example": 'id: 1\nevent: queued\ndata: {"position":0,"timestamp":1790000000000}\n\n',
+}
+STREAM = {"text/event-stream": {"schema": _EVENTS}}
+ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an endpoint accepts and returns.
+
+    `form` and `content` only describe: the view reads the form and returns a Response of that content itself.
+    `empty` describes a reply of 204, `resumes` adds the header Last-Event-ID; `admin` refuses callers that are not admins before the body is read.
+    """
+
+    query: type[Schema] = schemas.NoQuery
+    body: type[Schema] | None = None
+    form: type[Schema] | None = None
+    reply: type[Schema] | None = None
+    content: Mapping[str, Any] | None = None
+    status: int = 200
+    empty: str | None = None
+    resumes: bool = False
+    admin: bool = False
+
+
+def contract(**terms: Any) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
+    """Give a view its contract; `terms` are the fields of Contract."""
+    agreed = Contract(**terms)
+
+    def decorate(view: Callable[..., Any]) -> Callable[..., Response]:
+        @wraps(view)
+        def answer(**arguments: str) -> Response:
+            given: dict[str, Any] = dict(arguments)
+            query = requests.query(agreed.query)
+            if agreed.query is not schemas.NoQuery:
+                given["query"] = query
+            if agreed.admin:
+                callers.require_admin()
+            if agreed.body is not None:
+                given["body"] = requests.loaded(agreed.body, requests.json_body())
+            result = view(**given)
+            if isinstance(result, Response) or agreed.reply is None:
+                return result  # type: ignore[no-any-return]  # a view without a reply schema returns a Response
+            return requests.json_response(requests.schema_of(agreed.reply).dump(result), agreed.status)
+
+        answer.contract = agreed  # type: ignore[attr-defined]  # a function has no such attribute; contract_of reads it
+        return answer
+
+    return decorate
+
+
+def contract_of(view: Callable[..., Any]) -> Contract | None:
+    """Return the contract of a view, None for one that has none."""
+    found: Contract | None = getattr(view, "contract", None)
+    return found
