@@ -86,12 +86,12 @@ def make_app(config: HubConfig) -> Flask:
 def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller | None]:
     """Who calls: a client's key, or whoever can read the hub's own token; for a page, whose cookie it is.
 
-    What agents call asks for itself.
+    Endpoints for agents check an agent's credentials themselves; one that forgot to is closed to agents.
     """
 
     def identify(given: str) -> Caller | None:
-        if request.path.startswith(api.FROM_AGENTS):
-            return Caller(key_id="", admin=False)  # whose nothing is
+        if request.path.startswith(api.FROM_AGENTS) and api.authenticates_agents():
+            return Caller(key_id="", admin=False)  # an agent, which owns nothing here
         if pages.asked_for():
             return visitor(database)
         token = own.current()

@@ -63,7 +63,6 @@ def make_app(config: Config) -> Flask:
                 projects.claude_folder(config.cli_environment),
             ),
             measures=(metrics.of_agent(config, database),),
-            contracts=proof.CONTRACTS,
         )
     )
     app.register_blueprint(proof.bp)

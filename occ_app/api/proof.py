@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, g, request
 from marshmallow import Schema, fields
 
 from occ_app.system import proofs
-from occ_app.web import requests as web
-from occ_app.web import schemas
 from occ_app.web.callers import Caller
+from occ_app.web.contracts import contract
 
 bp = Blueprint("proof", __name__)
 
@@ -19,9 +18,6 @@ class Proof(Schema):
     """The agent's proof, an HMAC in hexadecimal."""
 
     proof = fields.String()
-
-
-CONTRACTS: dict[str, dict[str, Any]] = {"proof.show": {"reply": Proof}}
 
 
 def identify(token: str) -> Caller | None:
@@ -34,7 +30,7 @@ def identify(token: str) -> Caller | None:
 
 
 @bp.get(proofs.PATH)
-def show() -> Response:
+@contract(reply=Proof)
+def show() -> Any:
     """Prove that this agent holds the token with which the caller signed its nonce."""
-    web.query(schemas.NoQuery)
-    return web.json_response({"proof": g.proof})
+    return {"proof": g.proof}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
-from marshmallow import Schema
+from flask import Blueprint, Response, current_app, g, request
 
 from occ_app import __version__, errors
 from occ_app.api.services import parts
@@ -16,10 +15,10 @@ from occ_app.hub import agent_lists, keys
 from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
-from occ_app.hub.links import Links
+from occ_app.hub.links import LINK_ENDPOINT, Links
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
-from occ_app.web.contracts import contract
+from occ_app.web.contracts import contract, contract_of
 
 bp = Blueprint("hub", __name__)
 
@@ -45,18 +44,38 @@ def hub_parts() -> HubParts:
     return found
 
 
-@bp.post("/api/agents/register")
-@contract(body=hub_schemas.Registration, reply=hub_schemas.Registered, status=201)
-def register() -> Response:
-    """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
+def _agent_key() -> None:
+    """Require an agent key, and keep it for the view. Raises UNAUTHORIZED."""
     key = keys.find(parts().db, callers.bearer(), "agent")
     if key is None:
         callers.slow_down()
         raise callers.unauthorized(
             "The key is wrong, expired or revoked, or no agent's; `occ hub keys create NAME --for agent` makes one."
         )
+    g.agent_key = key
+
+
+def _agent_token(agent_id: str) -> None:
+    """Require the token of a registered agent. Raises UNAUTHORIZED."""
+    if not hub_parts().agents.holds(agent_id, callers.bearer()):
+        _end_link(agent_id)
+        callers.slow_down()
+        raise not_registered()
+
+
+@bp.post("/api/agents/register")
+@contract(
+    authenticate=_agent_key,
+    body=hub_schemas.Registration,
+    body_bytes=_LARGEST_BODY,
+    reply=hub_schemas.Registered,
+    status=201,
+)
+def register(body: dict[str, Any]) -> Any:
+    """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
+    key: keys.Key = g.agent_key
     parts().refuse_when_stopping()
-    said = _said(hub_schemas.Registration)
+    said = body
     if said["protocol"] != PROTOCOL:
         raise errors.RequestError(
             "PROTOCOL_UNSUPPORTED",
@@ -68,20 +87,14 @@ def register() -> Response:
     _look_for_work()
     told = {"agent_id": agent.agent_id, "token": agent.token, "name": agent.name}
     interval = hub_parts().config.heartbeat_seconds
-    return web.json_response(
-        web.schema_of(hub_schemas.Registered).dump({**told, "heartbeat_interval_seconds": interval}), 201
-    )
+    return {**told, "heartbeat_interval_seconds": interval}
 
 
 @bp.post("/api/agents/<agent_id>/heartbeat")
-@contract(body=hub_schemas.Heartbeat, reply=hub_schemas.Heard)
-def heartbeat(agent_id: str) -> Response:
+@contract(authenticate=_agent_token, body=hub_schemas.Heartbeat, body_bytes=_LARGEST_BODY, reply=hub_schemas.Heard)
+def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
     """Take an agent's sign of life."""
-    if not hub_parts().agents.holds(agent_id, callers.bearer()):
-        _end_link(agent_id)
-        callers.slow_down()
-        raise not_registered()
-    said = _said(hub_schemas.Heartbeat)
+    said = body
     if not hub_parts().agents.beat(agent_id, callers.bearer(), said):
         raise not_registered()
     room = (said["status"], said["workers"].get("busy"))
@@ -183,13 +196,14 @@ def _end_link(agent_id: str) -> None:
         hub_parts().links.drop(agent_id)
 
 
+def authenticates_agents() -> bool:
+    """Whether the endpoint of this request checks an agent's credentials itself; all others require a client's."""
+    agreed = contract_of(current_app.view_functions.get(request.endpoint or "", parts))
+    return request.endpoint == LINK_ENDPOINT or (agreed is not None and agreed.authenticate is not None)
+
+
 def not_registered() -> errors.RequestError:
     return callers.unauthorized("This agent is not registered with this token; register again.")
-
-
-def _said(kind: type[Schema]) -> dict[str, Any]:
-    """What an agent says, which is never much."""
-    return web.loaded(kind, web.json_body(_LARGEST_BODY))
 
 
 def _set_draining(agent_id: str, *, draining: bool) -> Any:

@@ -32,6 +32,7 @@ from occ_app.system.files import short_path
 from occ_app.system.kernel import OUT_OF_FILES, allow_many_files
 from occ_app.web.handover import HandedOver
 
+LINK_ENDPOINT = "link"
 log = logging.getLogger("occ.links")
 
 _BACKLOG = 1024
@@ -202,7 +203,7 @@ def add_link(app: Flask, links: Links, admit: Callable[[str], None]) -> None:
     @app.before_request
     def check_link() -> None:
         """Refuse while a refusal can still be an HTTP reply."""
-        if request.endpoint == "link":
+        if request.endpoint == LINK_ENDPOINT:
             admit((request.view_args or {})["agent_id"])
             offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
             if SUBPROTOCOL not in (name.strip() for name in offered):
@@ -211,7 +212,7 @@ def add_link(app: Flask, links: Links, admit: Callable[[str], None]) -> None:
                 )
 
     # Not flask-sock's route: it has one set of options for all routes, and a thread for each connection.
-    @app.route("/api/agents/<agent_id>/link", endpoint="link", websocket=True)
+    @app.route("/api/agents/<agent_id>/link", endpoint=LINK_ENDPOINT, websocket=True)
     def link(agent_id: str) -> Any:
         raise HandedOver(_Begun(links, agent_id, _accepted(request.environ)))
 

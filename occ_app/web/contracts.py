@@ -33,14 +33,16 @@ ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 
 @dataclass(frozen=True)
 class Contract:
-    """What an endpoint accepts and returns.
+    """What an endpoint accepts and returns; a JSON body has at most `body_bytes`.
 
     `form` and `content` only describe: the view reads the form and returns a Response of that content itself.
-    `empty` describes a reply of 204, `resumes` adds the header Last-Event-ID; `admin` refuses callers that are not admins before the body is read.
+    `empty` describes a reply of 204; `resumes` adds the header Last-Event-ID. `admin` refuses callers that are not
+    admins, and `authenticate` checks the credentials of an endpoint that agents use; both run before the body is read.
     """
 
     query: type[Schema] = schemas.NoQuery
     body: type[Schema] | None = None
+    body_bytes: int = requests.SMALL_BODY_BYTES
     form: type[Schema] | None = None
     reply: type[Schema] | None = None
     content: Mapping[str, Any] | None = None
@@ -48,6 +50,7 @@ class Contract:
     empty: str | None = None
     resumes: bool = False
     admin: bool = False
+    authenticate: Callable[..., None] | None = None
 
 
 def contract(**terms: Any) -> Callable[[Callable[..., Any]], Callable[..., Response]]:
@@ -61,10 +64,12 @@ def contract(**terms: Any) -> Callable[[Callable[..., Any]], Callable[..., Respo
             query = requests.query(agreed.query)
             if agreed.query is not schemas.NoQuery:
                 given["query"] = query
+            if agreed.authenticate is not None:
+                agreed.authenticate(**arguments)
             if agreed.admin:
                 callers.require_admin()
             if agreed.body is not None:
-                given["body"] = requests.loaded(agreed.body, requests.json_body())
+                given["body"] = requests.loaded(agreed.body, requests.json_body(agreed.body_bytes))
             result = view(**given)
             if isinstance(result, Response) or agreed.reply is None:
                 return result  # type: ignore[no-any-return]  # a view without a reply schema returns a Response

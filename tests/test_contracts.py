@@ -1,0 +1,78 @@
+"""Contracts above the views: what they check before a view runs, and that no endpoint goes without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from occ_app import hub_wsgi, wsgi
+from occ_app.config import config
+from occ_app.database import schema
+from occ_app.home import state
+from occ_app.web.contracts import contract_of
+
+WITHOUT_CONTRACT = {"websocket", "link"}  # OpenAPI cannot describe WebSockets
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Flask]:
+    settings = config.load_hub({"OCC_HUB_HOME": str(tmp_path / "hub"), "HOME": str(tmp_path)})
+    settings.make_folders()
+    state.ensure(settings.state)
+    schema.ensure_schema(settings.database, settings.home / "lock" / "migrate")
+    app = hub_wsgi.make_app(settings)
+    yield app
+    app.occ_on_stop()  # type: ignore[attr-defined]  # the server calls it
+    app.occ_on_end()  # type: ignore[attr-defined]  # the server calls it
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Flask]:
+    settings = config.load({"OCC_HOME": str(tmp_path / "agent"), "HOME": str(tmp_path)})
+    settings.make_folders()
+    state.ensure(settings.state)
+    schema.ensure_schema(settings.database, settings.home / "lock" / "migrate")
+    app = wsgi.make_app(settings)
+    yield app
+    app.occ_on_stop()  # type: ignore[attr-defined]  # the server calls it
+    app.occ_on_end()  # type: ignore[attr-defined]  # the server calls it
+
+
+def token(app: Flask) -> dict[str, str]:
+    known = state.load(app.extensions["occ"].config.state)
+    assert known is not None
+    return {"Authorization": f"Bearer {known.token}"}
+
+
+@pytest.mark.parametrize("name", ["agent", "hub"])
+def test_every_endpoint_of_the_api_has_a_contract(name: str, request: pytest.FixtureRequest) -> None:
+    app: Flask = request.getfixturevalue(name)
+    without = {
+        rule.endpoint
+        for rule in app.url_map.iter_rules()
+        if not rule.endpoint.startswith("pages.") and contract_of(app.view_functions[rule.endpoint]) is None
+    }
+    assert without <= WITHOUT_CONTRACT
+
+
+def test_an_endpoint_without_a_query_refuses_one(agent: Flask) -> None:
+    answer = agent.test_client().get("/health?verbose=1", headers=token(agent))
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "INVALID_REQUEST")
+
+
+def test_an_endpoint_for_agents_that_authenticates_nobody_is_closed_to_agents(hub: Flask) -> None:
+    """An endpoint under /api/agents/ whose contract has no check of its own requires a client's secret."""
+    reached = []
+    hub.add_url_rule("/api/agents/forgotten", view_func=lambda: reached.append(1) or "open", endpoint="forgotten")
+    for headers in ({}, {"Authorization": "Bearer occ_made-up"}):
+        assert hub.test_client().get("/api/agents/forgotten", headers=headers).status_code == 401
+    assert reached == []
+
+
+def test_credentials_of_agents_are_checked_before_the_body_is_read(hub: Flask) -> None:
+    for path in ("/api/agents/register", "/api/agents/agent-0/heartbeat"):
+        answer = hub.test_client().post(path, data="not json", headers={"Authorization": "Bearer occ_made-up"})
+        assert answer.status_code == 401
