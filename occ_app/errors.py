@@ -1,4 +1,4 @@
-"""Everything that can go wrong in a way a person or a program should be told about.
+"""Every error that a person or a program can act on.
 
 OCCError
 ├── ConfigError            a flag, a variable or config.toml is wrong
@@ -91,7 +91,7 @@ class Refused(OCCError):
 
 
 class RequestError(OCCError):
-    """The base of what a caller of the API is told: `code` of the wire contract, a sentence, and details."""
+    """The base of errors for callers of the API: `code` of the wire contract, a sentence, and details."""
 
     def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -114,7 +114,7 @@ class ArchiveError(InvalidRequest):
 
 
 class Forbidden(RequestError):
-    """Raised when a caller is known and may not do what it asks for."""
+    """Raised when a known caller lacks the permission."""
 
     def __init__(self, message: str) -> None:
         super().__init__("FORBIDDEN", message)
@@ -152,7 +152,7 @@ class Unavailable(RequestError):
 
 
 def unwritable(error: OSError) -> RequestError:
-    """What a caller is told when a file could not be written."""
+    """Return the error for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace()
     if error.errno == errno.EFBIG:
@@ -164,7 +164,7 @@ def unwritable(error: OSError) -> RequestError:
 
 
 class NoSpace(RequestError):
-    """Raised when there is no room on the disk for what was asked."""
+    """Raised when the disk has no room for the request."""
 
     def __init__(
         self, message: str = "The disk there is full; free some space under OCC's home folder and try again."

@@ -14,7 +14,7 @@ from flask import Flask, request
 
 from occ_app import errors
 from occ_app.api.app import create_app
-from occ_app.api.services import Parts
+from occ_app.api.services import Services
 from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
 from occ_app.database import database as db
@@ -47,7 +47,7 @@ def make_app(config: HubConfig) -> Flask:
     agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
     calls = Calls(agents, config.run / "links")
     app = create_app(
-        Parts(
+        Services(
             config=config,
             db=database,
             tail=tail,
@@ -69,7 +69,7 @@ def make_app(config: HubConfig) -> Flask:
         )
     )
     links = Links(config.run / "links")
-    app.extensions["occ_hub"] = api.HubParts(config, agents, calls, links)
+    app.extensions["occ_hub"] = api.HubServices(config, agents, calls, links)
     app.register_blueprint(api.bp)
     pages.add_pages(app)
     add_link(app, links, partial(_admit_link, agents))

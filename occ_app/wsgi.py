@@ -15,7 +15,7 @@ from occ_app import errors
 from occ_app.api import measures as metrics
 from occ_app.api import proof
 from occ_app.api.app import create_app
-from occ_app.api.services import Parts
+from occ_app.api.services import Services
 from occ_app.claude import projects
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
@@ -42,7 +42,7 @@ def make_app(config: Config) -> Flask:
     tail = Tail(database, config.run / "tail")
     tail.start()
     app = create_app(
-        Parts(
+        Services(
             config=config,
             db=database,
             tail=tail,

@@ -1,4 +1,4 @@
-"""The agent's HTTP API: one module a resource, put together here from parts that arrive as arguments."""
+"""The agent's HTTP API: one module a resource, wired here to the services that arrive as an argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Any
 from flask import Flask, Request, Response
 
 from occ_app.api.measures import Refusals, common
-from occ_app.api.services import Parts
+from occ_app.api.services import Services
 from occ_app.web import callers, refusals
 from occ_app.web import requests as web
 from occ_app.web.proxies import forwarded
@@ -24,28 +24,28 @@ class _Application(Flask):
         return func
 
 
-def create_app(parts: Parts) -> Flask:
+def create_app(services: Services) -> Flask:
     """Return the WSGI application of an agent, which a hub's extends."""
     from occ_app.api import executions, health, metrics, openapi, search, usage, workspaces
 
     app = _Application("occ_app", static_folder=None)
-    config = parts.config
+    config = services.config
     # An upload is the largest body; a JSON body is held to the prompt's limit where it is read.
     app.config["MAX_CONTENT_LENGTH"] = max(config.max_upload_bytes, 6 * config.max_prompt_bytes) + _FORM_OVERHEAD
     app.config["MAX_FORM_MEMORY_SIZE"] = 1 << 20
     app.config["MAX_FORM_PARTS"] = 20
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    app.extensions["occ"] = parts
+    app.extensions["occ"] = services
     app.request_class = _request_class(config.run / "uploads")
     app.wsgi_app = forwarded(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign, assignment]
     hosts = callers.own_hosts(config.public_url, config.allowed_hosts)
-    callers.guard(app, hosts, config.public_url, parts.identify)
+    callers.guard(app, hosts, config.public_url, services.identify)
     web.limit_bodies(app)
     refusals.answer_errors(app)
     counted = Refusals()
     metrics.count_refusals(app, counted)
-    app.extensions["occ_measures"] = (common(parts.db, parts.streams, counted), *parts.measures)
+    app.extensions["occ_measures"] = (common(services.db, services.streams, counted), *services.measures)
     for module in (health, workspaces, executions, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)

@@ -11,7 +11,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, g, request
 
 from occ_app import errors
-from occ_app.api.services import Parts, parts
+from occ_app.api.services import Services, services
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
@@ -33,15 +33,15 @@ _BESIDE_PROMPT = 1 << 20  # bytes of the other fields
 def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
-    asked = asked_for(web.json_body(6 * parts().config.max_prompt_bytes + _BESIDE_PROMPT))
-    parts().streams.enter()
+    asked = asked_for(web.json_body(6 * services().config.max_prompt_bytes + _BESIDE_PROMPT))
+    services().streams.enter()
     try:
         execution, created = start(asked)
         response = stream(execution, after, follow=True)
         response.headers["OCC-Execution"] = "created" if created else "existing"
         return response
     except BaseException:
-        parts().streams.leave()
+        services().streams.leave()
         raise
 
 
@@ -50,7 +50,7 @@ def start(asked: Request) -> tuple[Execution, bool]:
 
     Raises what lifecycle.create does.
     """
-    own = parts()
+    own = services()
     execution, created = _create(own, asked)
     if created:
         with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
@@ -60,7 +60,7 @@ def start(asked: Request) -> tuple[Execution, bool]:
     return execution, created
 
 
-def _create(own: Parts, asked: Request) -> tuple[Execution, bool]:
+def _create(own: Services, asked: Request) -> tuple[Execution, bool]:
     try:
         own.refuse_when_stopping()
     except errors.Unavailable:
@@ -76,7 +76,7 @@ def _create(own: Parts, asked: Request) -> tuple[Execution, bool]:
 
 def asked_for(body: Any) -> Request:
     """The body as a request, with the configured limits filled in. Raises InvalidRequest and TooLarge."""
-    own = parts()
+    own = services()
     loaded, config = web.loaded(own.execute_body, body), own.config
     if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
         raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
@@ -105,24 +105,24 @@ def asked_for(body: Any) -> Request:
 
 def stream(execution: Execution, after: int, *, follow: bool) -> Response:
     """The events of an execution as server-sent events; the caller took a place among the streams."""
-    return event_stream(parts().tail, follower(execution, after), parts().streams, follow=follow)
+    return event_stream(services().tail, follower(execution, after), services().streams, follow=follow)
 
 
 def follower(execution: Execution, after: int) -> streams.Follower:
     """The caller as a reader of an execution."""
-    open_streams, caller, since = parts().streams, callers.caller(), callers.asked_at()
+    open_streams, caller, since = services().streams, callers.caller(), callers.asked_at()
 
     def refused() -> bool:
         return open_streams.refuses(caller.key_id, since) or caller.refused()
 
-    return streams.Follower(parts().db, parts().tail, execution, after, refused)
+    return streams.Follower(services().db, services().tail, execution, after, refused)
 
 
 @bp.get("/executions")
 @contract(query=schemas.ListQuery, reply=schemas.ExecutionList)
 def listing(query: dict[str, Any]) -> Response:
     """Executions, newest first."""
-    found, following = executions.listing(parts().db, key_id=callers.caller().only, **query)
+    found, following = executions.listing(services().db, key_id=callers.caller().only, **query)
     return web.json_response(page(found, following))
 
 
@@ -143,7 +143,7 @@ def listed(execution: Execution) -> Execution:
 @contract(reply=schemas.ExecutionRecord)
 def show(execution_id: str) -> Any:
     """Return one execution."""
-    return executions.get(parts().db, execution_id, callers.caller().only)
+    return executions.get(services().db, execution_id, callers.caller().only)
 
 
 @bp.get("/executions/<execution_id>/events")
@@ -156,14 +156,14 @@ def show(execution_id: str) -> Any:
 def events(execution_id: str, query: dict[str, Any]) -> Response:
     """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
     after = web.cursor(query.get("after"))
-    execution = executions.get(parts().db, execution_id, callers.caller().only)
+    execution = executions.get(services().db, execution_id, callers.caller().only)
     if _has_all(execution, after):
         return Response(status=204)
-    parts().streams.enter()
+    services().streams.enter()
     try:
         return stream(execution, after, follow=query["follow"])
     except BaseException:
-        parts().streams.leave()
+        services().streams.leave()
         raise
 
 
@@ -191,14 +191,14 @@ def cancel(execution_id: str) -> Any:
 def stop(execution_id: str) -> Execution:
     """Request the end of an execution of the caller's and wake its runner and followers. Raises NotFound."""
     execution = lifecycle.request_stop(
-        parts().db,
+        services().db,
         execution_id,
         "EXECUTION_CANCELLED",
         "The execution was cancelled before it started.",
         callers.caller().only,
     )
-    parts().workers.ring(execution_id)
-    parts().readers.ring(tail.execution_key(execution.number))
+    services().workers.ring(execution_id)
+    services().readers.ring(tail.execution_key(execution.number))
     return execution
 
 
@@ -215,7 +215,7 @@ def add_websocket(app: Flask) -> None:
                 raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
             g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
             execution_id = (request.view_args or {})["execution_id"]
-            g.execution = executions.get(parts().db, execution_id, callers.caller().only)
+            g.execution = executions.get(services().db, execution_id, callers.caller().only)
 
     @app.get("/executions/<execution_id>/ws", websocket=True)
     def websocket(execution_id: str) -> Any:  # noqa: ARG001 - the URL has it; check_first used it
@@ -237,7 +237,7 @@ def _websocket_view() -> Callable[[], Any]:
 
     @Sock().route("/", bp=Keeper())  # type: ignore[untyped-decorator]  # flask-sock is untyped
     def speak(connection: Any) -> None:
-        _send_events(connection, parts(), follower(g.execution, g.after))
+        _send_events(connection, services(), follower(g.execution, g.after))
 
     return routes["/"]
 
@@ -248,15 +248,15 @@ class _Unread(list[Any]):
     def append(self, _: Any) -> None: ...
 
 
-def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> None:
+def _send_events(connection: Any, services: Services, follower: streams.Follower) -> None:
     from simple_websocket import ConnectionClosed
 
-    parts.streams.enter()
+    services.streams.enter()
     connection.input_buffer = _Unread()
     try:
         with follower:
             try:
-                unwatch = parts.tail.when_gone(connection.sock, follower.leave)
+                unwatch = services.tail.when_gone(connection.sock, follower.leave)
             except OSError:  # it is gone already
                 return
             try:
@@ -268,4 +268,4 @@ def _send_events(connection: Any, parts: Parts, follower: streams.Follower) -> N
             finally:
                 unwatch()
     finally:
-        parts.streams.leave()
+        services.streams.leave()

@@ -9,7 +9,7 @@ from flask import Blueprint, Flask, Response, current_app
 from marshmallow import Schema
 
 from occ_app import __version__
-from occ_app.api.services import Parts, parts
+from occ_app.api.services import Services, services
 from occ_app.web import fields, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import Contract, contract, contract_of
@@ -21,15 +21,15 @@ bp = Blueprint("openapi", __name__)
 @contract(content={"application/json": {"schema": {"type": "object"}}})
 def openapi() -> Response:
     """This document."""
-    return web.json_response(document(current_app, parts()))
+    return web.json_response(document(current_app, services()))
 
 
-def document(app: Flask, parts: Parts) -> dict[str, Any]:
+def document(app: Flask, services: Services) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an agent or a hub."""
     from apispec import APISpec
     from apispec.ext.marshmallow import MarshmallowPlugin
 
-    spec = APISpec(parts.title, __version__, "3.1.0", plugins=[MarshmallowPlugin(schema_name_resolver=_schema_name)])
+    spec = APISpec(services.title, __version__, "3.1.0", plugins=[MarshmallowPlugin(schema_name_resolver=_schema_name)])
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
     spec.options["security"] = [{"bearer": []}]
     spec.options["servers"] = [{"url": "/", "description": "the agent or hub that serves this document"}]
@@ -39,7 +39,7 @@ def document(app: Flask, parts: Parts) -> dict[str, Any]:
         if agreed is None:
             continue
         if rule.endpoint == "executions.execute":  # a hub's body has more fields than an agent's
-            agreed = replace(agreed, body=parts.execute_body)
+            agreed = replace(agreed, body=services.execute_body)
         path = str(rule).replace("<", "{").replace(">", "}")
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             operation = _operation(agreed, view.__doc__ or "", rule.endpoint, sorted(rule.arguments))

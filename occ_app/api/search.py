@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint
 
 from occ_app.api.executions import listed
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.executions import search
 from occ_app.web import callers, schemas
 from occ_app.web.contracts import contract
@@ -20,5 +20,5 @@ bp = Blueprint("search", __name__)
 @contract(query=schemas.SearchQuery, reply=schemas.SearchResults)
 def find(query: dict[str, Any]) -> Any:
     """Executions that are over and have all these words in prompt or output, newest first."""
-    found = search.find(parts().db, query["q"], callers.caller().only, query["limit"], query.get("before"))
+    found = search.find(services().db, query["q"], callers.caller().only, query["limit"], query.get("before"))
     return replace(found, results=[replace(result, execution=listed(result.execution)) for result in found.results])

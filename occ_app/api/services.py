@@ -24,7 +24,7 @@ from occ_app.workspaces.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Parts:
+class Services:
     """The objects and functions that the views of an agent or a hub use.
 
     `readers` and `workers` ring the processes that follow or run executions. `wake_worker` and `enqueue_upload` put
@@ -59,9 +59,9 @@ class Parts:
             )
 
 
-def parts() -> Parts:
-    """The parts of the application that answers this request."""
-    found: Parts = current_app.extensions["occ"]
+def services() -> Services:
+    """Return the services of the application that answers this request."""
+    found: Services = current_app.extensions["occ"]
     return found
 
 

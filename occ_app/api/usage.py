@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Blueprint
 
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.executions import usage
 from occ_app.web import callers, schemas
 from occ_app.web.contracts import contract
@@ -18,4 +18,4 @@ bp = Blueprint("usage", __name__)
 @contract(query=schemas.UsageQuery, reply=schemas.UsageReport)
 def report(query: dict[str, Any]) -> Any:
     """What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
-    return usage.report(parts().db, only=callers.caller().only, **query)
+    return usage.report(services().db, only=callers.caller().only, **query)

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request, send_file
 from werkzeug.datastructures import FileStorage
 
 from occ_app import errors
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
@@ -29,7 +29,7 @@ INIT_SECONDS = 60.0
 @contract(form=schemas.InitUpload, reply=schemas.InitReply)
 def init() -> Response:
     """Make a workspace from an uploaded zip, or keep the one there is."""
-    parts().refuse_when_stopping()
+    services().refuse_when_stopping()
     if request.mimetype != "multipart/form-data":
         raise errors.RequestError("UNSUPPORTED_MEDIA_TYPE", "Send the upload as multipart/form-data.")
     doubled = [name for name, values in request.form.lists() if len(values) > 1]
@@ -53,10 +53,10 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
     """
     upload.stream.flush()
     path = Path(upload.stream.name or "")
-    if path.stat().st_size > parts().config.max_upload_bytes:
-        raise errors.TooLarge(f"The zip is over {parts().config.max_upload_bytes} bytes; leave something out of it.")
+    if path.stat().st_size > services().config.max_upload_bytes:
+        raise errors.TooLarge(f"The zip is over {services().config.max_upload_bytes} bytes; leave something out of it.")
     number = uploads.submit(
-        parts().db,
+        services().db,
         uploads.Upload(
             form["workspace_id"],
             form["name"],
@@ -73,31 +73,31 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
 def _await_job(number: int) -> dict[str, Any]:
     """Enqueue the job and return its result."""
     key = tail.job_key(number)
-    channel = parts().tail.join(key)
+    channel = services().tail.join(key)
     try:
-        parts().enqueue_upload(number)
+        services().enqueue_upload(number)
         deadline = time.monotonic() + INIT_SECONDS
         while True:
             rings = channel.rings
-            state, result = uploads.result(parts().db, number)
+            state, result = uploads.result(services().db, number)
             if state not in ("queued", "running"):
                 break
             left = deadline - time.monotonic()
-            if left <= 0 or parts().tail.closed:
-                uploads.abandon(parts().db, number)
+            if left <= 0 or services().tail.closed:
+                uploads.abandon(services().db, number)
                 continue
-            parts().tail.wait(channel, lambda seen=rings: channel.rings > seen, min(left, 2.0))  # type: ignore[misc]  # mypy does not infer the default
+            services().tail.wait(channel, lambda seen=rings: channel.rings > seen, min(left, 2.0))  # type: ignore[misc]  # mypy does not infer the default
     except errors.OCCError:
-        uploads.abandon(parts().db, number)
+        uploads.abandon(services().db, number)
         raise
     finally:
-        parts().tail.leave(key)
+        services().tail.leave(key)
     if state == "abandoned" or result is None:
         raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
     if state == "failed":
         raise errors.RequestError(result["code"], result["message"], result["details"])
     # Its rows are seen here as soon as control has committed them, which may still be waiting for the disk.
-    parts().db.flush()
+    services().db.flush()
     return result
 
 
@@ -105,22 +105,22 @@ def _await_job(number: int) -> dict[str, Any]:
 @contract(reply=schemas.WorkspaceList)
 def listing() -> Any:
     """All workspaces, by id."""
-    return {"workspaces": workspaces.listing(parts().db, callers.caller().only)}
+    return {"workspaces": workspaces.listing(services().db, callers.caller().only)}
 
 
 @bp.get("/workspaces/<workspace_id>")
 @contract(reply=schemas.WorkspaceRecord)
 def show(workspace_id: str) -> Any:
     """One workspace."""
-    return workspaces.get(parts().db, workspace_id, callers.caller().only)
+    return workspaces.get(services().db, workspace_id, callers.caller().only)
 
 
 @bp.delete("/workspaces/<workspace_id>")
 @contract(query=schemas.DeleteQuery, reply=schemas.Deleted)
 def delete(workspace_id: str, query: dict[str, Any]) -> Response:
     """Remove a workspace and its files and end what waits for it, unless an execution runs in it."""
-    for number in parts().delete_workspace(workspace_id, callers.caller().only, query.get("generation")):
-        parts().readers.ring(tail.execution_key(number))
+    for number in services().delete_workspace(workspace_id, callers.caller().only, query.get("generation")):
+        services().readers.ring(tail.execution_key(number))
     return web.json_response({"status": "success"})
 
 
@@ -128,12 +128,12 @@ def delete(workspace_id: str, query: dict[str, Any]) -> Response:
 @contract(content=ZIP)
 def archive(workspace_id: str) -> Response:
     """The workspace as it is now, as a zip."""
-    workspace = workspaces.get(parts().db, workspace_id, callers.caller().only)
-    folder = parts().config.run / "uploads"
+    workspace = workspaces.get(services().db, workspace_id, callers.caller().only)
+    folder = services().config.run / "uploads"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up
     output = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the response
     try:
-        parts().pack(workspace, output)
+        services().pack(workspace, output)
         output.seek(0)
     except OSError as error:
         output.close()

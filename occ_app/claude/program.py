@@ -1,4 +1,4 @@
-"""Finding the Claude Code CLI and asking what it is: its path, its version, whether somebody is logged in."""
+"""Finding the Claude Code CLI: its path, its version, its login."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def missing(config: Config) -> str:
 
 
 def _answer(argv: list[str], config: Config) -> str | None:
-    """What a short call of the CLI printed, None when it failed; ended after a few seconds, whatever it does."""
+    """Return the output of a short call of the CLI, None when it failed; it is killed after a few seconds."""
     try:
         done = subprocess.run(
             argv,

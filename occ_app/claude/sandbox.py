@@ -1,4 +1,4 @@
-"""What the CLI sees under `--sandbox bwrap`: its workspace, its own state, the system read-only, nothing else of yours.
+"""The view of the CLI under `--sandbox bwrap`: its workspace, its state, and the system read-only.
 
 bubblewrap builds a view of the file system out of mounts, without root where the kernel allows user namespaces. The
 network stays: the model is reached through it.
@@ -26,11 +26,11 @@ _BASE = (
     # The sandbox cannot type into a terminal. It is a process group apart: a signal to bwrap ends all of it.
     "--new-session",
 )
-# Where people and programs keep what is nobody else's business.
+# Folders where people and programs keep private files.
 _HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run", "/mnt", "/media", "/srv")  # noqa: S108 - hidden, not used
-# Of what is hidden, what names are looked up with.
+# Hidden files that name resolution needs.
 _RESOLVERS = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
-# What the CLI writes of its own folder; the rest of it says what runs when the CLI starts, and is only read.
+# Parts of the CLI's folder that it writes; the rest configures the CLI and is read-only.
 _WRITTEN = ("todos", "file-history", "session-env", "shell-snapshots", "plans", "sessions", ".credentials.json")
 
 
@@ -66,7 +66,7 @@ def wrapped(argv: Sequence[str], workspace: Path, config: Config, readable: Sequ
     mounts: dict[Path, tuple[str, ...]] = {path: ("--tmpfs", str(path)) for path in _hidden(config)}
     mounts |= {path: ("--ro-bind", str(path), str(path)) for path in (*_read(argv[0], config), *readable)}
     mounts |= {path: ("--bind", str(path), str(path)) for path in (*_state(workspace, config), workspace)}
-    # A parent is mounted before what is in it.
+    # A parent is mounted before its children.
     ordered = [option for path in sorted(mounts, key=lambda path: len(path.parts)) for option in mounts[path]]
     environment = ("--setenv", "TMPDIR", "/tmp")  # noqa: S108 - the sandbox's own
     return [*_bwrap(config), *_BASE, *ordered, *environment, "--chdir", str(workspace), "--", *argv]
@@ -83,7 +83,7 @@ def _hidden(config: Config) -> Iterator[Path]:
 
 
 def _read(program: str, config: Config) -> Iterator[Path]:
-    """What the CLI needs to run, where that lies in something hidden, and what it reads of its own folder."""
+    """Return the files the CLI needs that are hidden, and those it reads of its own folder."""
     real = Path(program).resolve()
     yield from (Path(path) for path in _RESOLVERS if os.path.isdir(path))
     folder = Path(program).parent
@@ -98,7 +98,7 @@ def _read(program: str, config: Config) -> Iterator[Path]:
 
 
 def _state(workspace: Path, config: Config) -> Iterator[Path]:
-    """What the CLI keeps from one execution to the next: its sessions of this workspace, and its login."""
+    """Return the files the CLI keeps between executions: its sessions of this workspace, and its login."""
     folder = projects.claude_folder(config.cli_environment)
     for sessions in projects.folders(folder, workspace):
         sessions.mkdir(mode=0o700, parents=True, exist_ok=True)

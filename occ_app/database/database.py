@@ -104,7 +104,7 @@ class Database:
     def flush(self) -> None:
         """Wait until every commit so far is on the disk. Raises as `write`.
 
-        For whoever has something to do meanwhile: a commit that is not durable, then the work, then this. All who come
+        To work meanwhile: commit without `durable`, do the work, then call this. All who come
         while a flush is under way share the next.
         """
         wanted = self._flushes_begun + 1  # one that begins from now on covers every commit so far
@@ -139,7 +139,7 @@ class Database:
         self.flush()
 
     def disk_is_full(self) -> bool:
-        """Whether its disk has no byte left; the log has room of its own for a while, but what follows has not."""
+        """Whether its disk has no byte left; the log has room for a while, but later writes have not."""
         disk = os.statvfs(self._folder)
         return disk.f_blocks > 0 and disk.f_bavail == 0  # a tmpfs without a limit has none
 
@@ -153,7 +153,7 @@ class Database:
         return int((pages - free) * size)
 
     def close(self) -> None:
-        """Close the idle connections; what is lent closes when it comes back."""
+        """Close the idle connections; lent ones close when they are returned."""
         with self._lock:
             idle, self._idle = self._idle, {False: [], True: []}
         for connection in itertools.chain(*idle.values()):
@@ -185,7 +185,7 @@ class Database:
 def begin(statement: Callable[[], object], deadline: float | None = None) -> None:
     """Execute the BEGIN of a transaction that writes, waiting up to BUSY_SECONDS, or `deadline`, for others that do.
 
-    SQLite's own way of waiting sleeps longer and longer, 1 ms at first and 100 ms at last, and whoever comes later
+    SQLite's own way of waiting sleeps longer and longer, 1 ms at first and 100 ms at last, and a later writer
     overtakes; but a transaction of OCC takes a tenth of a millisecond. There is nothing to wait on, so this asks often.
     """
     deadline, pause = deadline or time.monotonic() + BUSY_SECONDS, _SHORTEST_PAUSE
@@ -224,7 +224,7 @@ def connect(path: Path, *, readonly: bool = False) -> Connection:
 
 
 def translated(error: sqlite3.Error) -> errors.OCCError:
-    """What a SQLite failure means to a caller; a mistake of OCC's own in using it stays what it is."""
+    """Return the error that a SQLite failure means to a caller; a programming error is returned unchanged."""
     if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
         raise error
     text = str(error)

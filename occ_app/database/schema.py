@@ -22,7 +22,7 @@ SCHEMA_VERSION = 11
 def ensure_schema(
     path: Path, lock: Path, meanwhile: Callable[[], None] = lambda: None, settle: Callable[[], None] = lambda: None
 ) -> None:
-    """Bring occ.db to the schema of this version; done once, under a lock, by whoever starts first.
+    """Bring occ.db to the schema of this version; done once, under a lock, by the process that starts first.
 
     sqlite-utils' migrations are not safe to apply from several processes at once, hence the lock. `meanwhile` is done
     first, to start what loads for as long as this takes; `settle` last, before any other process goes on. Raises
@@ -85,7 +85,7 @@ def _known_version(path: Path, *, readonly: bool = False) -> int:
 
 
 def _migrate_apart(path: Path) -> None:
-    """Migrate in a process of its own: what it loads for that would stay in a daemon's memory for months.
+    """Migrate in a separate process: modules loaded for it would stay in a daemon's memory for months.
 
     Raises StartFailed when that fails; the reason is on stderr.
     """

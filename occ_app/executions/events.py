@@ -1,4 +1,4 @@
-"""Events: what an execution said, in order, numbered 1, 2, 3 …; every client reads these rows and nothing else."""
+"""Events of an execution, numbered 1, 2, 3 …; every client reads these rows and nothing else."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def unreadable(event: Event) -> Event:
 def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:
     """Store events of a running execution, each a name and a JSON object as text, the first of them as `first_seq`.
 
-    What the CLI says of itself when it starts goes into the execution's row as well.
+    The CLI's `started` data is also stored in the execution's row.
 
     Not waited for on disk: the state change that ends the execution is, and it comes after them in the same file.
     """
@@ -108,7 +108,7 @@ def after(db: Database, number: int, seq: int, limit: int = MOST) -> list[Event]
 
 
 def settled(db: Database, number: int, seq: int, known: int, limit: int = MOST) -> list[Event]:
-    """The same, for whoever tells them on: a final event above `known` is on the disk when this returns.
+    """The same for senders: a final event above `known` is on the disk when this returns.
 
     It is seen from its commit on, when who wrote it may still be waiting for the disk; nobody shall hear of an end that
     a power cut takes back.
@@ -151,7 +151,7 @@ def purge(db: Database, number: int, most: int) -> int:
 
 
 def gap(after: int, following: Event) -> Event | None:
-    """What tells a reader at `after` that events before `following` were removed; None when none were."""
+    """Return the event for a reader at `after` that events before `following` were removed; None when none were."""
     if following.seq <= after + 1:
         return None
     data = {"fromSeq": after + 1, "toSeq": following.seq - 1, "reason": "removed by retention"}

@@ -1,7 +1,7 @@
 """The life of an execution: every change of its state, and all SQL that makes one; reading is in executions.py.
 
 States go queued → running → succeeded | failed | cancelled; a queued one may end without running. Each change is one
-UPDATE that names the state it starts from, so whoever loses a race learns it. The final event and the final state are
+UPDATE that names the state it starts from, so a lost race is reported. The final event and the final state are
 one transaction, and nothing is ever appended after it.
 """
 
@@ -45,7 +45,7 @@ def create(
 ) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
-    Not waited for on disk: whoever acknowledges it calls `db.flush()` first.
+    Not yet on the disk: call `db.flush()` before acknowledging it.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
     unknown workspace, NoSpace, QueueFull, and what `admit` raises,
@@ -156,7 +156,7 @@ def end_waiting(connection: sqlite3.Connection, generation: int) -> list[int]:
 
 
 def abandon_all(db: Database, outcome: Outcome) -> int:
-    """End whatever waits or runs, as far as these rows go; returns how many. For a copy of the rows without workers."""
+    """End every queued or running execution in these rows; returns how many. For a copy of the rows without workers."""
     with db.write() as connection:
         rows = connection.execute(
             "SELECT number, state FROM executions WHERE state IN ('queued', 'running')"

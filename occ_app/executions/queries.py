@@ -1,4 +1,4 @@
-"""Executions: the rows every promise of OCC is kept by, as they are read; what changes them is in lifecycle.py."""
+"""Queries on executions; lifecycle.py has the changes."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def from_row(row: sqlite3.Row) -> Execution:
     values["last_seq"] = values.pop("newest_seq")
     values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
     values["cost_exact"] = bool(values["cost_exact"])
-    # A row of an earlier version may hold what a machine or a CLI said unchecked.
+    # A row of an earlier version may hold unchecked data of a machine or a CLI.
     values["usage"] = _usage(values["usage"])
     for name in _NUMBERS:
         values[name] = _finite(values[name])

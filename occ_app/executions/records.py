@@ -1,4 +1,4 @@
-"""An execution as a value: what was asked, its row, and how it ended. The SQL is in executions.py and lifecycle.py."""
+"""An execution as a value: its request, its row, and its outcome. The SQL is in executions.py and lifecycle.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES = ("queued", "running", *FINAL_STATES)
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asks to be run; limits in seconds."""
+    """A caller's request; limits in seconds."""
 
     execution_id: str
     workspace_id: str

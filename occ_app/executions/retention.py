@@ -1,7 +1,7 @@
-"""Forgetting old output: what is deleted, in which order, and in steps so small that nobody waits for them.
+"""Deletion of old output, in steps so small that no other writer waits.
 
 Id, state, final event and request hash of an execution stay for ever, so an old id attaches and never runs again; its
-readers are told by a `gap` what is gone.
+readers get a `gap` for the missing events.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pruned:
 
 
 def enforce(db: Database, days: float | None, most_bytes: int, seconds: float) -> Pruned:
-    """Forget what is older than `days`, then the oldest until the database holds at most `most_bytes`.
+    """Delete output older than `days`, then the oldest until the database holds at most `most_bytes`.
 
     With None for `days`, for a clock that is not believed, age counts for nothing.
 
@@ -59,7 +59,7 @@ def prune(db: Database, before: str, deadline: float) -> Pruned:
 
 
 def older_than(days: float) -> str:
-    """The moment `days` ago, as times stand in the rows."""
+    """The moment `days` ago, in the format of the rows."""
     try:
         moment = datetime.now(UTC) - timedelta(days=days)
     except OverflowError:
@@ -69,7 +69,7 @@ def older_than(days: float) -> str:
 
 def _forget(db: Database, number: int, deadline: float) -> int:
     """Delete one execution's events but the final one, a step at a time; the prompt goes last."""
-    search.forget(db, number)  # before the text, so that nothing finds what is half gone
+    search.forget(db, number)  # before the text, so that no search finds a half-deleted execution
     deleted = 0
     while step := events.purge(db, number, _STEP_EVENTS):
         deleted += step

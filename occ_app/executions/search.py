@@ -1,7 +1,7 @@
-"""Full-text search over what was asked and what was answered: the index, how it is filled, and how it is asked.
+"""Full-text search over prompts and output: the index, filling it, querying it.
 
 An execution gets into the index once it is over, some seconds later, and leaves it before retention forgets it. Until
-then its number stands in `unindexed`, where a trigger puts it; whoever takes it out from there decides about it.
+then its number stands in `unindexed`, where a trigger puts it; the process that removes it from there decides about it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from occ_app.executions.records import Execution
 from occ_app.system.compact_json import object_of
 from occ_app.system.foreign_text import whole_characters
 
-MOST_CHARACTERS = 1_000_000  # of a prompt and of an output; what follows is not searched
+MOST_CHARACTERS = 1_000_000  # of a prompt and of an output; the rest is not searched
 _STEP_EXECUTIONS, _STEP_CHARACTERS = 50, 50_000  # one transaction, some milliseconds
 _BEFORE_HIT, _AFTER_HIT = 60, 180  # characters of a snippet
 _WINDOW, _OVERLAP = 2000, 200
 _TOKENIZE = "tokenize = 'unicode61 remove_diacritics 2'"  # as the migrations made the index
 
-# Around each hit in what SQLite gives back. They stand for nothing in Unicode, and no indexed text has them.
+# Around each hit in what SQLite gives back. They mean nothing in Unicode, and no indexed text has them.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 # Around each letter of a script without spaces, in the index and in a query, so that it is a word by itself.
 _APART = "\x1f"
@@ -42,7 +42,7 @@ _TERM = re.compile(r'"([^"]*)(?:"|$)(\*?)|([^\s"]+)')
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a snippet: `hit` when it is what was looked for."""
+    """A piece of a snippet: `hit` when it matches."""
 
     text: str
     hit: bool
@@ -66,7 +66,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Found:
-    """Newest first. `next` is the `before` of the next page; `unindexed` counts what is over and not searched yet."""
+    """Newest first. `next` is the `before` of the next page; `unindexed` counts executions that are not indexed yet."""
 
     results: list[Result]
     next: int | None
@@ -103,7 +103,7 @@ def find(db: Database, query: str, only: str | None = None, limit: int = 20, bef
 
 
 def expression(query: str) -> str:
-    """What a person typed, in the language of FTS5: words and "phrases" that must all be there, `*` after a beginning.
+    """Return a person's query for FTS5: words and "phrases" that must all be there, `*` after a beginning.
 
     All else is text to look for, so nothing a person types is a mistake.
     """
@@ -224,7 +224,7 @@ def _cleaned(text: str) -> str:
 class _Marker:
     """Marks hits in text as SQLite found them, by indexing it once more, in memory and a window at a time.
 
-    SQLite's own functions for that, run on the whole of it, take minutes where a word stands very often.
+    SQLite's own functions for that, run on the whole of it, take minutes where a word occurs very often.
     """
 
     def __init__(self, query: str) -> None:

@@ -1,7 +1,7 @@
 """Executions counted over their whole past, and how long they waited and ran; cheap to ask however many there are.
 
-What is over never changes, so it is read once: a look reads the rows that came since the last one and those that were
-not over then.
+Finished executions never change, so they are read once: a look reads the rows that came since the last one and those
+that were unfinished then.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Counted:
 
 
 class Tally:
-    """What is known of the executions of one database; safe to share between threads."""
+    """Counts of the executions of one database; safe to share between threads."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -65,7 +65,7 @@ class Tally:
         self._ran = _Histogram(RAN)
 
     def look(self) -> Counted:
-        """Read what is new and count it. Raises Unavailable when the database is held."""
+        """Read and count new rows. Raises Unavailable when the database is held."""
         with self._lock:
             with self._db.read() as connection:
                 rows = connection.execute(
@@ -85,7 +85,7 @@ class Tally:
             return Counted(dict(states), dict(self._ended), waited, ran, self._events + events)
 
     def _count(self, row: sqlite3.Row) -> bool:
-        """Count what is known of an execution now; True when that is all there will ever be."""
+        """Count an execution as it is now; True when it will not change any more."""
         number, over = row["number"], row["state"] in FINAL_STATES
         self._newest = max(self._newest, number)
         counted = self._open.pop(number, False)

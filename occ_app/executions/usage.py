@@ -11,7 +11,7 @@ from occ_app.executions.records import LARGEST, STATES
 
 MOST_GROUPS = 1000
 
-# What an execution is counted under, and what that is called.
+# The column an execution is counted under, and its name.
 _GROUPS = {
     "day": ("substr(x.created_at, 1, 10)", "NULL"),
     # Of the workspace they ran in, never of a later one that has its id: that may be another owner's.
@@ -23,7 +23,7 @@ BY = tuple(_GROUPS)
 
 
 def _total(value: str) -> str:
-    """Return SQL that adds up what is a number, 0 or more: a row may hold what a machine said unchecked."""
+    """Return SQL that adds up what is a number, 0 or more: a row may hold unchecked data of a machine."""
     return (
         f"total(CASE WHEN typeof({value}) IN ('integer', 'real') AND {value} BETWEEN 0 AND {LARGEST} THEN {value} END)"
     )
@@ -44,12 +44,12 @@ _SUMS = {
     "turns": _total("x.num_turns"),
     "run_seconds": "total(max(0.0, julianday(x.finished_at) - julianday(x.started_at))) * 86400",
 }
-_FRACTIONS = {"cost_usd": 6, "run_seconds": 3}  # digits; what is not here is whole
+_FRACTIONS = {"cost_usd": 6, "run_seconds": 3}  # digits; other sums are whole numbers
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a group of executions took; `states` counts them by state. Money and time are of what is over.
+    """The usage of a group of executions; `states` counts them by state. Money and time cover finished ones.
 
     `inexact_costs` counts the executions in `cost_usd` whose cost may include earlier runs of their session.
     """
@@ -88,7 +88,7 @@ class Report:
 def report(
     db: Database, by: str, *, only: str | None = None, since: str | None = None, until: str | None = None
 ) -> Report:
-    """What the executions accepted from `since` on and before `until` took, of those the key `only` made, if given."""
+    """Return the usage of executions accepted from `since` on and before `until`, of the key `only` if given."""
     with db.read() as connection:
         rows = connection.execute(_select(*_GROUPS[by]), (since, since, until, until, only, only)).fetchall()
     groups = [Group(row["grouped"], row["name"], _usage([row])) for row in rows]

@@ -20,14 +20,14 @@ from occ_app.workspaces import snapshots
 from occ_app.workspaces.archives import below
 
 _UNDER_WAY = Outcome.failure(
-    "WORKER_LOST", "This was under way when the backup was made; it is not run again, so send it anew if it is wanted."
+    "WORKER_LOST", "This was under way when the backup was made; it is not run again, so send it again if you need it."
 )
 
 
 def write(config: Config, target: Path) -> int:
     """Write a .tar.gz of the home to `target`, which must not exist; returns its bytes.
 
-    The database is copied as of one instant, whatever is being written meanwhile. When a workspace is uploaded,
+    The database is copied as of one instant, also during writes. When a workspace is uploaded,
     replaced or removed meanwhile all of it is written again; after three attempts raises Unavailable (BUSY). Files that
     a run changes are taken as they are when they are read. The queue is left out: it is rebuilt.
     Unpacked into an empty home it is that agent again. What waited or ran at that instant is over in the copy, with
@@ -66,7 +66,7 @@ def _snapshot(database: Path, copy: Path) -> None:
 def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
     """Add a file, folder or link as it is now: what disappears is left out, what grows or shrinks is cut or filled up.
 
-    What an upload or a delete under way keeps beside the workspaces is left out.
+    Temporary files of an upload or a delete in progress are left out.
     """
     if len(name.parts) > 1 and name.parts[1].startswith((".incoming-", ".aside-", ".deleted-")):
         return

@@ -1,4 +1,4 @@
-"""TLS of the API: the certificate an agent shows, the operator's or one of its own, and its fingerprint."""
+"""TLS of the API: an agent's certificate, the operator's or a self-signed one, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from occ_app.errors import StartFailed
 from occ_app.home.certificate_dates import expires_at, first_certificate
 
 _OPENSSL_SECONDS = 30
-_DAYS = 3650  # whoever pins it trusts this very certificate, so its end would only be a surprise
+_DAYS = 3650  # a client that pins it trusts this very certificate, so an expiry would only be a surprise
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Certificate:
 
 
 def certificate(config: Config) -> Certificate | None:
-    """What the configuration asks for, None without TLS; one of its own is made at the first call and kept.
+    """Return the configured certificate, None without TLS; a self-signed one is made at the first call and kept.
 
     Raises StartFailed when it cannot be used or made.
     """
@@ -98,7 +98,7 @@ def chain_of(config: Config) -> Path | None:
 
 
 def _names(config: Config) -> str:
-    """The names it is for, as OpenSSL writes them: this machine's, and those the operator told OCC."""
+    """The names it is for, as OpenSSL writes them: this machine's, and those that the operator configured."""
     hosts = {"localhost", socket.gethostname(), *config.allowed_hosts}
     if config.public_url:
         hosts.add(urlsplit(config.public_url).hostname or "localhost")

@@ -1,4 +1,4 @@
-"""The daemon as others see it: the files that say where it is, whether it runs, and how it is told to stop."""
+"""The daemon as other processes see it: its address, whether it runs, and how to stop it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Daemon:
-    """What run/daemon.json says of a running daemon."""
+    """The content of run/daemon.json of a running daemon."""
 
     boot_id: str
     pid: int
@@ -104,12 +104,12 @@ def _written(config: Config) -> Daemon | None:
 
 
 def write_parts(config: Config, parts: list[ProcessIdentity]) -> None:
-    """Note the leaders of the daemon's process groups, for whoever must end them without the supervisor."""
+    """Note the leaders of the daemon's process groups, so that they can be ended without the supervisor."""
     write_file(config.run / "parts.json", json.dumps([asdict(part) for part in parts]))
 
 
 def end_parts(config: Config, seconds: float) -> None:
-    """Wait for what a killed supervisor left, which ends by itself; after `seconds` in all kill it."""
+    """Wait for the processes of a killed supervisor, which end by themselves; kill them after `seconds` in total."""
     deadline = time.monotonic() + seconds
     for part in _parts(config):
         if not part.alive():

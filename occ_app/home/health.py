@@ -22,7 +22,7 @@ _MENTIONED_SECONDS = 86_400.0  # since the last event that was skipped
 
 
 def heartbeat(config: Config, db: Database) -> dict[str, Any]:
-    """The heartbeat as `/health` shows it; a standalone agent has none, whatever it once had: null, 0, 0."""
+    """The heartbeat as `/health` shows it; a standalone agent has none, even if it once had one: null, 0, 0."""
     kept = noted(db, "heartbeat") if config.remote_url else {}
     return {
         "lastSuccessfulAt": kept.get("lastSuccessfulAt"),
@@ -38,7 +38,7 @@ def unreached(db: Database) -> int:
 
 
 def health(config: Config, db: Database) -> dict[str, Any]:
-    """The body of `/health`: what runs, what waits, and in `problems` what a person should look at."""
+    """Return the body of `/health`: workers, queue, and in `problems` sentences for a person."""
     busy, waiting = executions.counts(db)
     beat = heartbeat(config, db)
     claude = noted(db, "claude")

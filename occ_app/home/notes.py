@@ -33,7 +33,7 @@ def count(db: Database, key: str, by: int) -> None:
 
 
 def noted(db: Database, key: str) -> dict[str, Any]:
-    """What is kept under `key`; empty when nothing is."""
+    """Return the note under `key`; empty when there is none."""
     with db.read() as connection:
         row = connection.execute("SELECT value FROM agent WHERE key = ?", (key,)).fetchone()
     return {} if row is None else dict(json.loads(row["value"]))

@@ -51,7 +51,7 @@ def _database_readable(path: Path) -> bool:
                 return _whole(connection, path)
             return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
     except sqlite3.OperationalError as error:
-        # A database that is merely locked or cannot be opened is not broken; whoever uses it next will say why.
+        # A database that is merely locked or cannot be opened is not broken; its next user reports the reason.
         return "malformed" not in str(error) and "not a database" not in str(error)
     except sqlite3.DatabaseError:
         return False

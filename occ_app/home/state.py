@@ -24,7 +24,7 @@ class State:
 
 
 def new_token() -> str:
-    import secrets  # here and below: most processes only read, and a start waits for what they load
+    import secrets  # here and below: most processes only read, and a start waits for every import
 
     return "occ_" + secrets.token_urlsafe(32)
 
@@ -113,7 +113,7 @@ class TokenFile:
         return self._token
 
     def recent(self) -> str | None:
-        """The token as it was at most a second ago, for whoever asks at each event of each stream."""
+        """Return the token as it was at most a second ago, for checks at each event of each stream."""
         now = time.monotonic()
         if now >= self._looked + 1:
             self._looked = now

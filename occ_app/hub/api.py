@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, g, request
 
 from occ_app import __version__, errors
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.config.config import HubConfig
 from occ_app.executions import queries as executions
 from occ_app.hub import agent_lists, keys
@@ -28,8 +28,8 @@ _CANCEL_SECONDS = 3.0  # for a removed machine to hear over its link that its ru
 
 
 @dataclass(frozen=True)
-class HubParts:
-    """What these views work with beside the parts of every API."""
+class HubServices:
+    """The objects that the hub's views use beside the services of every API."""
 
     config: HubConfig
     agents: Agents
@@ -38,15 +38,15 @@ class HubParts:
     room: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # as the agents' last beats said it
 
 
-def hub_parts() -> HubParts:
-    """The hub's parts of the application that answers this request."""
-    found: HubParts = current_app.extensions["occ_hub"]
+def hub_services() -> HubServices:
+    """Return the hub's services of the application that answers this request."""
+    found: HubServices = current_app.extensions["occ_hub"]
     return found
 
 
 def _agent_key() -> None:
     """Require an agent key, and keep it for the view. Raises UNAUTHORIZED."""
-    key = keys.find(parts().db, callers.bearer(), "agent")
+    key = keys.find(services().db, callers.bearer(), "agent")
     if key is None:
         callers.slow_down()
         raise callers.unauthorized(
@@ -57,7 +57,7 @@ def _agent_key() -> None:
 
 def _agent_token(agent_id: str) -> None:
     """Require the token of a registered agent. Raises UNAUTHORIZED."""
-    if not hub_parts().agents.holds(agent_id, callers.bearer()):
+    if not hub_services().agents.holds(agent_id, callers.bearer()):
         _end_link(agent_id)
         callers.slow_down()
         raise not_registered()
@@ -74,7 +74,7 @@ def _agent_token(agent_id: str) -> None:
 def register(body: dict[str, Any]) -> Any:
     """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
     key: keys.Key = g.agent_key
-    parts().refuse_when_stopping()
+    services().refuse_when_stopping()
     said = body
     if said["protocol"] != PROTOCOL:
         raise errors.RequestError(
@@ -83,10 +83,10 @@ def register(body: dict[str, Any]) -> Any:
             f" {said['protocol']}; install versions of OCC that match.",
             {"protocol": PROTOCOL},
         )
-    agent = hub_parts().agents.register(key, request.remote_addr or "", said)
+    agent = hub_services().agents.register(key, request.remote_addr or "", said)
     _look_for_work()
     told = {"agent_id": agent.agent_id, "token": agent.token, "name": agent.name}
-    interval = hub_parts().config.heartbeat_seconds
+    interval = hub_services().config.heartbeat_seconds
     return {**told, "heartbeat_interval_seconds": interval}
 
 
@@ -95,14 +95,14 @@ def register(body: dict[str, Any]) -> Any:
 def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
     """Take an agent's sign of life."""
     said = body
-    if not hub_parts().agents.beat(agent_id, callers.bearer(), said):
+    if not hub_services().agents.beat(agent_id, callers.bearer(), said):
         raise not_registered()
     room = (said["status"], said["workers"].get("busy"))
-    if hub_parts().room.get(agent_id) != room:
-        hub_parts().room[agent_id] = room
+    if hub_services().room.get(agent_id) != room:
+        hub_services().room[agent_id] = room
         _look_for_work()
-    agent = hub_parts().agents.find(agent_id)
-    via = None if agent is None else hub_parts().calls.via(agent)
+    agent = hub_services().agents.find(agent_id)
+    via = None if agent is None else hub_services().calls.via(agent)
     return web.json_response(web.schema_of(hub_schemas.Heard).dump({"via": via}))
 
 
@@ -110,7 +110,7 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
 @contract(query=hub_schemas.AgentQuery, reply=hub_schemas.AgentList)
 def listing(query: dict[str, Any]) -> Any:
     """The machines, by name, without those that are forgotten."""
-    found, following = agent_lists.page(hub_parts().agents, **query)
+    found, following = agent_lists.page(hub_services().agents, **query)
     return {"agents": [_record(agent) for agent in found], "next": following}
 
 
@@ -118,7 +118,7 @@ def listing(query: dict[str, Any]) -> Any:
 @contract(reply=hub_schemas.AgentRecord)
 def show(agent_id: str) -> Any:
     """One machine, by its id or its name."""
-    return _record(hub_parts().agents.named(agent_id))
+    return _record(hub_services().agents.named(agent_id))
 
 
 @bp.post("/agents/<agent_id>/drain")
@@ -139,10 +139,10 @@ def resume(agent_id: str) -> Any:
 @contract(reply=schemas.Deleted, admin=True)
 def remove(agent_id: str) -> Response:
     """Forget a machine: its token is refused, what it runs is lost, its workspaces are placed anew."""
-    agent = hub_parts().agents.named(agent_id)
-    hub_parts().agents.remove(agent.agent_id)
-    parts().workers.ring(agent.agent_id)
-    hub_parts().links.drop(agent.agent_id, _CANCEL_SECONDS)
+    agent = hub_services().agents.named(agent_id)
+    hub_services().agents.remove(agent.agent_id)
+    services().workers.ring(agent.agent_id)
+    hub_services().links.drop(agent.agent_id, _CANCEL_SECONDS)
     _look_for_work()
     return web.json_response({"status": "success"})
 
@@ -151,7 +151,7 @@ def remove(agent_id: str) -> Response:
 @contract(reply=hub_schemas.KeyList, admin=True)
 def list_keys() -> Any:
     """All keys, without their secrets."""
-    return {"keys": keys.listing(parts().db)}
+    return {"keys": keys.listing(services().db)}
 
 
 @bp.post("/keys")
@@ -161,7 +161,7 @@ def create_key(body: dict[str, Any]) -> Any:
     if body["admin"] and body["kind"] == "agent":
         raise errors.InvalidRequest("Only a client's key can be an admin's.", {"admin": ["Not for an agent."]})
     try:
-        key, secret = keys.create(parts().db, body.pop("name"), body.pop("kind"), **body)
+        key, secret = keys.create(services().db, body.pop("name"), body.pop("kind"), **body)
     except errors.ConfigError as error:
         raise errors.InvalidRequest(
             str(error), {"name": ["In use; choose another, or revoke that key first."]}
@@ -173,8 +173,8 @@ def create_key(body: dict[str, Any]) -> Any:
 @contract(body=hub_schemas.KeyRotation, reply=hub_schemas.KeyMade, admin=True)
 def rotate_key(name: str, body: dict[str, Any]) -> Any:
     """Replace the secret of a key; everything the key owns stays, and the old secret is refused at once."""
-    key, secret = keys.rotate(parts().db, name, **body)
-    parts().streams.refuse(key.key_id)
+    key, secret = keys.rotate(services().db, name, **body)
+    services().streams.refuse(key.key_id)
     return _with_secret(key, secret)
 
 
@@ -182,23 +182,23 @@ def rotate_key(name: str, body: dict[str, Any]) -> Any:
 @contract(reply=hub_schemas.KeyRecord, admin=True)
 def revoke_key(name: str) -> Any:
     """Refuse a key from now on, and whatever registered with it."""
-    key = keys.revoke(parts().db, name)
-    parts().streams.refuse(key.key_id)
-    for agent_id in agent_lists.of_key(hub_parts().agents, key.key_id):
-        hub_parts().links.drop(agent_id)
+    key = keys.revoke(services().db, name)
+    services().streams.refuse(key.key_id)
+    for agent_id in agent_lists.of_key(hub_services().agents, key.key_id):
+        hub_services().links.drop(agent_id)
     return key
 
 
 def _end_link(agent_id: str) -> None:
     """End the link of an agent whose token is right and whose key has expired or is revoked."""
-    agent = hub_parts().agents.find(agent_id)
+    agent = hub_services().agents.find(agent_id)
     if agent is not None and callers.same_secret(callers.bearer(), agent.token):
-        hub_parts().links.drop(agent_id)
+        hub_services().links.drop(agent_id)
 
 
 def authenticates_agents() -> bool:
     """Whether the endpoint of this request checks an agent's credentials itself; all others require a client's."""
-    agreed = contract_of(current_app.view_functions.get(request.endpoint or "", parts))
+    agreed = contract_of(current_app.view_functions.get(request.endpoint or "", services))
     return request.endpoint == LINK_ENDPOINT or (agreed is not None and agreed.authenticate is not None)
 
 
@@ -207,20 +207,20 @@ def not_registered() -> errors.RequestError:
 
 
 def _set_draining(agent_id: str, *, draining: bool) -> Any:
-    agent = hub_parts().agents.named(agent_id)
-    hub_parts().agents.set_draining(agent.agent_id, draining=draining)
+    agent = hub_services().agents.named(agent_id)
+    hub_services().agents.set_draining(agent.agent_id, draining=draining)
     _look_for_work()
-    return _record(hub_parts().agents.named(agent.agent_id))
+    return _record(hub_services().agents.named(agent.agent_id))
 
 
 def _look_for_work() -> None:
     """Wake a relay when something waits that may find an agent now."""
-    if executions.counts(parts().db)[1]:
-        parts().wake_worker()
+    if executions.counts(services().db)[1]:
+        services().wake_worker()
 
 
 def _record(agent: Agent) -> dict[str, object]:
-    return hub_schemas.agent_record(agent, hub_parts().calls.via(agent))
+    return hub_schemas.agent_record(agent, hub_services().calls.via(agent))
 
 
 def _with_secret(key: keys.Key, secret: str) -> dict[str, object]:

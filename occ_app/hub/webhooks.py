@@ -1,7 +1,7 @@
-"""The webhooks of a hub, and all SQL on them: who is told of executions that are over, and how each telling went.
+"""The webhooks of a hub and their deliveries, with all SQL on them.
 
 A trigger makes a delivery in the very transaction that ends an execution, so none is forgotten. A delivery is claimed
-by one UPDATE for as long as the attempt may take; if whoever claimed it dies it becomes due again. So it is made at
+by one UPDATE for as long as the attempt may take; if the claiming process dies it becomes due again. So it is made at
 least once, each time under the same id.
 """
 
@@ -23,7 +23,7 @@ from occ_app.system.timestamps import iso_now
 
 @dataclass(frozen=True)
 class Webhook:
-    """A row of `webhooks` without its secret. `key` is the name of the key whose executions it is told; None: all."""
+    """A row of `webhooks` without its secret. `key` is the name of the key whose executions it receives; None: all."""
 
     webhook_id: str
     url: str
@@ -81,9 +81,9 @@ def check_url(url: str) -> str:
 
 
 def add(db: Database, url: str, key: str | None = None) -> tuple[Webhook, str]:
-    """Have a URL told of executions that end from now on; of those of the client's key called `key`, or of all.
+    """Send executions that end from now on to a URL: those of the client key named `key`, or all.
 
-    Returns it and the secret that signs, which is never told again. Raises NotFound for an unknown key.
+    Returns it and the signing secret, which is never shown again. Raises NotFound for an unknown key.
     """
     webhook_id, secret = f"webhook-{secrets.token_hex(6)}", f"occ_webhook_{secrets.token_urlsafe(32)}"
     with db.write() as connection:
@@ -106,7 +106,7 @@ def listing(db: Database) -> list[Webhook]:
 
 
 def remove(db: Database, webhook_id: str) -> None:
-    """Tell a URL no more, also not of what waits to be told. Raises NotFound."""
+    """Remove a webhook and its pending deliveries. Raises NotFound."""
     with db.write() as connection:
         if not connection.execute("DELETE FROM webhooks WHERE webhook_id = ?", (webhook_id,)).rowcount:
             raise NotFound(
@@ -133,7 +133,7 @@ def log(db: Database, limit: int) -> list[Delivery]:
 
 
 def due(db: Database, now: str, latest: str) -> list[tuple[str, int]]:
-    """Each webhook that has something due at `now`, an ISO time, with the number of what was due first.
+    """Return each webhook with a delivery due at `now`, an ISO time, and the number of its first due delivery.
 
     A plan for later than `latest` was made before the clock was set back, so it is due, too.
     """

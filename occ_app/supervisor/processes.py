@@ -97,7 +97,7 @@ class Part:
 
 
 def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:
-    """What the Procfile names, none of it started; its output goes to logs or to the terminal."""
+    """Return the Procfile's processes, not started; their output goes to logs or to the terminal."""
     procfile = parse_procfile(packaged(config.program.procfile).read_text())
     made = []
     for name, command in procfile.processes.items():

@@ -1,4 +1,4 @@
-"""How an agent makes itself known when it starts: registering with its hub and keeping what the hub answers."""
+"""Registration of an agent with its hub at the start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROTOCOL = 1
 
 
 def introduce(config: Config, port: int) -> list[str]:
-    """Register with the hub, or make sure of a token where there is none; returns what a person should be warned of.
+    """Register with the hub, or make sure of a token where there is none; returns warnings for a person.
 
     A hub that cannot be reached is a warning, since the control process goes on trying. Raises Refused when it will
     not have this agent: a wrong key, or a version it cannot speak to.

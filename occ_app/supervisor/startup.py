@@ -1,4 +1,4 @@
-"""What a supervisor sees to before anything serves: what an earlier daemon left, the rows, the socket, the Procfile."""
+"""Preparation of a start: remains of an earlier daemon, the schema, the socket."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lock(config: Config) -> Iterator[None]:
 
 
 def clean(config: Config, seconds: float) -> list[str]:
-    """Settle what an earlier daemon left, its processes within `seconds`, and its files; returns warnings."""
+    """End an earlier daemon's processes within `seconds` and remove its files; returns warnings."""
     daemon.end_parts(config, seconds)
     warnings = salvage.put_unreadable_aside(config)
     state.check_private(config.state)
@@ -49,7 +49,7 @@ def clean(config: Config, seconds: float) -> list[str]:
 
 
 def prepare_database(config: Config, meanwhile: Callable[[], None]) -> list[str]:
-    """Bring the rows to this version and settle what an earlier daemon left half done, before anybody serves.
+    """Migrate the database and settle the unfinished work of an earlier daemon, before any process serves.
 
     `meanwhile` is done first. Returns warnings. Raises StartFailed.
     """
@@ -71,7 +71,7 @@ def _settle(config: Config) -> list[str]:
     warnings = list[str]()
     rows = db.Database(config.database)
     uploads.abandon_all(rows)
-    if config.program is configuration.AGENT:  # a hub has no workspaces of its own
+    if config.program is configuration.AGENT:  # a hub has no workspace folders
         uploads.undo_unfinished(rows, config.workspaces)
         warnings = places.settle(rows, config.workspaces, projects.claude_folder(config.cli_environment))
     rows.close()

@@ -2,7 +2,7 @@
 everything in order within ten seconds.
 
 One thread, one loop: wait for a signal, a dead child or the clock, and act. Parts are started without a shell, each as
-the leader of a session of its own, and get SIGTERM from the kernel if the supervisor dies without a word.
+the leader of a separate session, and get SIGTERM from the kernel if the supervisor dies without a word.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from occ_app.system.strays import sweep_children
 log = logging.getLogger("occ.supervisor")
 
 START_SECONDS = 30.0
-WORKERS_SECONDS = 5.7  # to end what runs: 4 s of grace, the sweep, the final event
+WORKERS_SECONDS = 5.7  # to end executions: 4 s of grace, the sweep, the final event
 CONTROL_SECONDS = 0.5  # more than the others at least, for the last bytes of a link
 WEB_SECONDS = 3.3  # to send every stream its last events
 CRASHES = 5
@@ -64,7 +64,7 @@ class Ready:
 class Supervisor:
     """The daemon of one home, an agent's or a hub's; `run` returns the exit code when it is over.
 
-    `introduce` makes it known, given its config and port, and returns what a person should be warned of.
+    `introduce` makes it known, given its config and port, and returns warnings for a person.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Supervisor:
         daemon.write(self._config, self._place)
 
     def _serve(self, listener: socket.socket) -> int:
-        # Alone at first: it takes the longest to load, and it is what whoever starts the daemon waits for.
+        # Alone at first: it takes the longest to load, and the caller of the start waits for it.
         web = next(part for part in self._parts if part.name == "web")
         moved = readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), only=web))
         warnings = [*self._warnings, *moved, *self._introduce(self._config, listener.getsockname()[1])]
@@ -161,7 +161,7 @@ class Supervisor:
         return 0
 
     def _start_due(self, descriptor: int, only: Part | None = None) -> None:
-        """Start what is to be started now, of all parts or of one."""
+        """Start the processes that are due, of all parts or of one."""
         started = False
         for part in self._parts if only is None else [only]:
             if part.restart_at is not None and part.restart_at <= time.monotonic():
@@ -220,7 +220,7 @@ class Supervisor:
         self._sweep()
 
     def _sweep(self) -> None:
-        """End what came to this process when a part was killed."""
+        """End orphans that this process inherited from a killed part."""
         sweep_children([part.pid for part in self._parts if part.pid is not None])
 
     def _on_stop(self, *_: Any) -> None:
@@ -245,7 +245,7 @@ class Supervisor:
         self._sweep()
 
     def _await_parts(self, parts: list[Part], seconds: float) -> None:
-        """Wait until all have ended, at most `seconds`, then kill what is left of their groups."""
+        """Wait until all have ended, at most `seconds`, then kill the rest of their groups."""
         deadline = time.monotonic() + seconds
         while any(part.running() for part in parts) and (left := deadline - time.monotonic()) > 0:
             with selectors.DefaultSelector() as selector:
@@ -267,8 +267,8 @@ def _loads() -> bool:
 
 
 def introduce(config: Any, port: int) -> list[str]:
-    """Make a daemon of its kind known when it starts; returns what a person should be warned of."""
-    # Loaded while the web process loads, and of the two only what is needed.
+    """Make a daemon of its kind known when it starts; returns warnings for a person."""
+    # Loaded while the web process loads, and only the one that is needed.
     if config.program is configuration.HUB:
         from occ_app.hub import health
 
@@ -285,7 +285,7 @@ def main() -> int:
     log_to_stderr()
 
     def tell(content: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError, ValueError):  # whoever asked may have gone
+        with contextlib.suppress(OSError, ValueError):  # the caller may have gone
             answer.write(json.dumps(content) + "\n")
             answer.close()
 

@@ -1,6 +1,6 @@
 """The hub's pages for people with a browser, made on the server; hub.js only spares reloading them.
 
-Pages have addresses of their own and are asked for with a cookie that opens nothing else; the API takes no cookie.
+Pages have separate addresses and require a cookie that opens nothing else; the API accepts no cookie.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flask import Blueprint, Flask, Response, current_app, g, render_template, r
 from werkzeug.exceptions import NotFound
 
 from occ_app import __version__
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import home, runs, terminal
 from occ_app.hub.pages import login as door
@@ -42,7 +42,7 @@ _SENTENCES = {
     "NOT_FOUND": "There is no page at this address.",
     "METHOD_NOT_ALLOWED": "This address does not take that.",
     "EXECUTION_NOT_FOUND": "There is no such execution, or it belongs to another key.",
-    "INTERNAL": "The hub met a fault of its own; its log logs/web.log says more.",
+    "INTERNAL": "Internal error. See logs/web.log on the hub's machine.",
     "WRONG_HOST": "This hub does not answer to that host name; use its address, or start it with --allowed-host.",
 }
 
@@ -83,7 +83,7 @@ def add_headers(response: Response) -> Response:
 
 @bp.app_context_processor
 def common() -> dict[str, object]:
-    """What every page shows or sends."""
+    """Return the variables of every page."""
     return {"login": g.get("login"), "version": __version__}
 
 
@@ -106,7 +106,7 @@ def nowhere(_: str) -> Response:
 
 def error_page(code: str, message: str, _: object = None, status: int | None = None) -> Response:
     """A refusal as a page; who asks for a whole page without being logged in is sent to where one logs in."""
-    g.refusal = code  # for whoever counts them
+    g.refusal = code  # for the metrics
     status = status or refusals.status_of(code)
     if code == "UNAUTHORIZED" and request.endpoint in door.LEAD_BACK:
         return door.go_and_log_in()
@@ -132,7 +132,7 @@ def _refusal_outside(
     """A refusal of anything that is no page: as the API says it, but for a browser at an address that is nobody's."""
     if request.endpoint is not None or "text/html" not in request.headers.get("Accept", ""):
         return refusals.error_response(code, message, details, status)
-    door.visitor(parts().db)  # whoever is logged in is led to the first page, others to where one logs in
+    door.visitor(services().db)  # a visitor with a login goes to the first page, others to the log-in page
     return add_headers(error_page("NOT_FOUND" if code == "UNAUTHORIZED" else code, message))
 
 

@@ -1,4 +1,4 @@
-"""An execution's events as what a page shows of them: texts and tool calls in order, and how far that goes."""
+"""An execution's events as blocks of a page: texts and tool calls in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUBJECTS = ("file_path", "notebook_path", "pattern", "path", "command", "url", 
 
 @dataclass(frozen=True)
 class Text:
-    """What was said in one go; `first` is the number of its first event."""
+    """Uninterrupted text; `first` is the number of its first event."""
 
     first: int
     text: str
@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool call: what it was given, by name, and its result, which is None until it came."""
+    """A tool call: its input by name, and its result, None until it arrives."""
 
     first: int
     name: str
@@ -52,7 +52,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence about what is not shown."""
+    """A sentence about hidden events."""
 
     first: int
     text: str
@@ -65,7 +65,7 @@ Block = Text | Tool | Note
 
 @dataclass(frozen=True)
 class Answer:
-    """Blocks up to the event `last`. Those up to `stable` will never change; `status` is what it does just now."""
+    """Blocks up to the event `last`. Those up to `stable` will never change; `status` is its current activity."""
 
     blocks: tuple[Block, ...]
     last: int
@@ -75,9 +75,9 @@ class Answer:
 
 
 def read(db: Database, execution: Execution, after: int = 0, folder: str = "") -> Answer:
-    """What is stored after an event; where that is more than a page can show, its end.
+    """Return the events stored after one; of more than a page can show, the last ones.
 
-    `folder` is that of the workspace: paths in it are told from there.
+    `folder` is that of the workspace: paths in it are shown relative to it.
     """
     reader = _Reader(after, folder)
     start = max(after, execution.last_seq - _MOST_EVENTS)
@@ -127,7 +127,7 @@ class _Reader:
             self._status = ""
 
     def leave_out(self, up_to: int) -> None:
-        """Forget what came so far: the end of a long answer tells more than its beginning."""
+        """Drop the blocks so far: the end of a long answer matters more than its beginning."""
         self._blocks, self._said, self._open, self._bytes = [], [], {}, 0
         text = "The beginning of this answer is left out, because it is long; `occ jobs tail` and the API have it all."
         self._blocks.append(Note(up_to, text))
@@ -141,7 +141,7 @@ class _Reader:
             unfinished.append(self._blocks[-1].first)
             self._blocks[-1] = replace(self._blocks[-1], live=True)
         else:
-            self._blocks.append(Text(self._last + 1, "", live=True))  # where the next words will stand
+            self._blocks.append(Text(self._last + 1, "", live=True))  # the place of the next words
         stable = min(unfinished) - 1 if unfinished else self._last
         return Answer(tuple(self._blocks), self._last, stable, self._status, over=False)
 
@@ -193,7 +193,7 @@ def _given(given: Any) -> list[tuple[str, str]]:
 
 
 def _subject(given: Any) -> str:
-    """The part of a tool's input that says what it is about."""
+    """Return the part of a tool's input that identifies its target."""
     if isinstance(given, dict):
         for name in _SUBJECTS:
             if isinstance(given.get(name), str):

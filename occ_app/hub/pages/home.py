@@ -16,11 +16,11 @@ from werkzeug.datastructures import FileStorage
 from occ_app import errors
 from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.executions import queries as executions
 from occ_app.home import daemon
 from occ_app.hub import agent_lists
-from occ_app.hub.api import hub_parts
+from occ_app.hub.api import hub_services
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.web import callers, refusals, schemas
@@ -97,7 +97,7 @@ def _start(given: dict[str, str]) -> str:
     # The same form sent twice names the same workspace.
     workspace_id = given["workspace"] if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
     asked = executions_api.asked_for(_body(given, run_id, workspace_id))
-    sent = executions.find(parts().db, run_id, callers.caller().only)
+    sent = executions.find(services().db, run_id, callers.caller().only)
     if sent is not None:
         if sent.request_hash == asked.hash and (upload is None or _is_zip_of(workspace_id, upload)):
             return run_id
@@ -105,7 +105,7 @@ def _start(given: dict[str, str]) -> str:
         raise errors.Conflict(
             "EXECUTION_CONFLICT", _SENT_BEFORE.format(beginning=shown.beginning(sent.prompt or "", 80))
         )
-    parts().refuse_when_stopping()
+    services().refuse_when_stopping()
     if upload is not None:
         _make(workspace_id, name, upload)
         given["workspace"] = workspace_id
@@ -118,7 +118,7 @@ def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
     digest = hashlib.file_digest(upload.stream, "sha256").hexdigest()  # type: ignore[arg-type]  # werkzeug types its stream loosely
     upload.stream.seek(0)
     try:
-        return workspaces.get(parts().db, workspace_id, callers.caller().only).zip == digest
+        return workspaces.get(services().db, workspace_id, callers.caller().only).zip == digest
     except errors.NotFound:
         return False
 
@@ -157,7 +157,7 @@ def _loaded_id(given: str) -> str:
 
 
 def _told(error: errors.RequestError) -> list[str]:
-    """What went wrong, in sentences for a person in front of the form."""
+    """Return the errors as sentences for a person in front of the form."""
     if error.code != "INVALID_REQUEST" or not error.details:
         return [str(error)]
     told = []
@@ -176,7 +176,7 @@ def _page(given: Mapping[str, str], asked: Mapping[str, Any], problems: list[str
         problems=problems,
         given=_EMPTY | dict(given),
         run=given.get("run") or new_run(),
-        workspaces=workspaces.listing(parts().db, callers.caller().only),
+        workspaces=workspaces.listing(services().db, callers.caller().only),
     )
 
 
@@ -187,15 +187,15 @@ def new_run() -> str:
 
 def _join() -> dict[str, str | None]:
     """Return the address and the pin for the `occ start` line of a new machine."""
-    running = daemon.find(parts().config)
+    running = daemon.find(services().config)
     address = running.public_url if running else None
     return {"hub_url": address or request.host_url.rstrip("/"), "hub_pin": running.pin if running else None}
 
 
 def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
-    machines, total = agent_lists.of_interest(hub_parts().agents, _MOST_ONLINE, _MOST_OFFLINE)
+    machines, total = agent_lists.of_interest(hub_services().agents, _MOST_ONLINE, _MOST_OFFLINE)
     found, following = executions.listing(
-        parts().db,
+        services().db,
         key_id=callers.caller().only,
         state=asked.get("state"),
         workspace_id=asked.get("workspace"),
@@ -204,9 +204,9 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "machines": machines,
-        "via": {machine.agent_id: hub_parts().calls.via(machine) for machine in machines},
+        "via": {machine.agent_id: hub_services().calls.via(machine) for machine in machines},
         "machines_left_out": total - len(machines),
-        "names": agent_lists.names(hub_parts().agents, (one.agent_id for one in found)),
+        "names": agent_lists.names(hub_services().agents, (one.agent_id for one in found)),
         "executions": found,
         "took": {one.execution_id: shown.since(one.started_at, one.finished_at) for one in found},
         "next": following,
@@ -217,7 +217,7 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _query() -> dict[str, Any]:
-    """What the address asks for; a wrong value narrows nothing."""
+    """Return the filters in the address; a wrong value is ignored."""
     try:
         return dict(web.schema_of(_Query).load({name: value for name, value in request.args.items() if value}))
     except ValidationError as wrong:

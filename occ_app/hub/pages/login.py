@@ -1,4 +1,4 @@
-"""Logging in to the hub's pages with a client's key, the cookie that stands for it, and logging out."""
+"""Logging in to the hub's pages with a client's key, the cookie that represents it, and logging out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, g, redirect, render_template
 from werkzeug.wrappers import Response as AnyResponse
 
 from occ_app import errors
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.database.database import Database
 from occ_app.hub import keys, logins
 from occ_app.hub.logins import Login
@@ -61,7 +61,7 @@ def check_csrf() -> None:
 
 
 def go_and_log_in() -> Response:
-    """To the log-in page, and from there back to what was asked for."""
+    """Redirect to the log-in page, and from there back to the requested page."""
     asked = request.full_path.rstrip("?")
     query = {"next": asked} if asked != "/" and re.fullmatch(_NEXT, asked) else {}
     if _has_just_logged_in():
@@ -96,7 +96,7 @@ def log_in() -> Response:
     """Take a key and give the cookie for it."""
     request.max_content_length = _FORM_BYTES  # nobody has shown a key yet
     after = request.form.get("next", "/")
-    key = keys.find(parts().db, request.form.get("key", "").strip(), "client")
+    key = keys.find(services().db, request.form.get("key", "").strip(), "client")
     if key is None:
         callers.slow_down()
         problem = "This is not a valid client key."
@@ -105,7 +105,7 @@ def log_in() -> Response:
     response = go(after if re.fullmatch(_NEXT, after) else "/")
     response.set_cookie(
         _name(secure=_secure()),
-        logins.begin(parts().db, key),
+        logins.begin(services().db, key),
         max_age=logins.DAYS * 86400,
         secure=_secure(),
         httponly=True,
@@ -116,7 +116,7 @@ def log_in() -> Response:
 
 @bp.get("/logout")
 def stay() -> Response:
-    """Logging out is a form; whoever comes by a link stays."""
+    """Logging out is a form; a link does not log out."""
     return go("/")
 
 
@@ -126,14 +126,14 @@ def log_out() -> Response:
     response = go("/login")
     for name in _names():
         if name in request.cookies:
-            logins.end(parts().db, request.cookies[name])
+            logins.end(services().db, request.cookies[name])
             secure = name.startswith(_BOUND)
             response.delete_cookie(name, secure=secure, httponly=True, samesite="Lax")
     return response
 
 
 def go(address: str) -> Response:
-    """Send the browser to a page, whatever the method was."""
+    """Redirect the browser to a page with GET."""
     found: AnyResponse = redirect(address, 303, Response)
     assert isinstance(found, Response)  # noqa: S101 - it was asked for
     return found
@@ -144,13 +144,13 @@ def _secure() -> bool:
     origin = request.headers.get("Origin", "")
     if origin.startswith(("http:", "https:")):
         return origin.startswith("https:")
-    public = urlsplit(parts().config.public_url or "")
+    public = urlsplit(services().config.public_url or "")
     is_public = public.scheme == "https" and public.netloc.lower() == request.host.lower()
     return request.is_secure or is_public
 
 
 def _name(*, secure: bool) -> str:
-    known: str = current_app.extensions.setdefault("occ_cookie", "") or logins.cookie_name(parts().db)
+    known: str = current_app.extensions.setdefault("occ_cookie", "") or logins.cookie_name(services().db)
     current_app.extensions["occ_cookie"] = known
     # With the prefix a browser takes it from this very host and over TLS alone.
     return f"{_BOUND}{known}" if secure else known

@@ -1,6 +1,6 @@
-"""Claude's Markdown as HTML that cannot inject: no HTML of its own, no images, no links but to the web and to mail.
+"""Claude's Markdown as HTML that cannot inject: no HTML, no images, and only links to the web and to mail.
 
-This is the only place where a text becomes markup; a browser is given what comes out of it, also while it streams.
+This is the only place where a text becomes markup; a browser gets its output, also while it streams.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_BYTES = 250_000
 _MOST_CELLS, _MOST_BRACKETS = 5_000, 2_000
 _TABLE = re.compile(r"[-:][ \t]*\||\|[ \t]*[-:]")  # a part of the line below a table's head
 
-_TAIL = "\ue0f0"  # of the private use area; taken out of whatever comes
+_TAIL = "\ue0f0"  # of the private use area; removed from the input
 _TAIL_HTML = '<span class="tail"></span>'
 _SAFE_LINK = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
 
@@ -31,7 +31,7 @@ _Rule = Callable[[RendererHTML, Sequence[Token], int, Any, MutableMapping[str, A
 
 
 def html(text: str, *, live: bool = False) -> Markup:
-    """The text as HTML. With `live` there is an empty element of class `tail` where what follows would stand."""
+    """The text as HTML. With `live` an empty element of class `tail` marks the place of the next words."""
     text = text.replace(_TAIL, "") + (_TAIL if live else "")
     if len(text) > _MOST_BYTES:
         return _finished(_plain(text))
@@ -135,7 +135,7 @@ def _link_open(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -
 
 
 def _link_close(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
-    # The one that opened it is the nearest before: links do not stand in links.
+    # The one that opened it is the nearest before: links are not nested.
     opened = next(token for token in reversed(tokens[:index]) if token.type == "link_open")
     return _closing(str(opened.attrGet("href") or ""))
 
@@ -158,7 +158,7 @@ def _closing(target: str) -> str:
 
 def _heading(closing: str) -> _Rule:
     def rule(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
-        # The page has headings of its own above these.
+        # The page has headings above these.
         level = min(int(tokens[index].tag[1:]) + 2, 6)
         return f"<{closing}h{level}>"
 

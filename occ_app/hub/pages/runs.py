@@ -1,4 +1,4 @@
-"""The page of one execution: what it was asked, what it says as it says it, what came of it; cancel, and go on."""
+"""The page of one execution: prompt, live output, outcome, cancel and continue."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flask import Blueprint, Response, render_template, request
 from occ_app import errors
 from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
-from occ_app.api.services import parts
+from occ_app.api.services import services
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
-from occ_app.hub.api import hub_parts
+from occ_app.hub.api import hub_services
 from occ_app.hub.pages import answer
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
@@ -52,14 +52,14 @@ def rest(execution_id: str) -> str:
 
 @bp.get("/events")
 def events(execution_id: str) -> Response:
-    """The events as they come: what GET /executions/{id}/events answers, for whoever has the cookie."""
+    """Stream the events as GET /executions/{id}/events does, for a visitor with the cookie."""
     after = web.cursor(request.args.get("after"))
     execution = _execution(execution_id)
-    parts().streams.enter()
+    services().streams.enter()
     try:
         return executions_api.stream(execution, after, follow=True)
     except BaseException:
-        parts().streams.leave()
+        services().streams.leave()
         raise
 
 
@@ -79,29 +79,29 @@ def cancel(execution_id: str) -> Response:
 
 
 def _execution(execution_id: str) -> Execution:
-    return executions.get(parts().db, execution_id, callers.caller().only)
+    return executions.get(services().db, execution_id, callers.caller().only)
 
 
 def _workspace(execution: Execution) -> Workspace | None:
     """Its workspace; None once that is deleted, or if it is another owner's."""
-    workspace = workspaces.numbered(parts().db, execution.workspace_generation)
+    workspace = workspaces.numbered(services().db, execution.workspace_generation)
     return workspace if workspace is not None and callers.caller().only in (None, workspace.key_id) else None
 
 
 def _before(execution: Execution) -> Execution | None:
-    """What runs in the workspace of one that waits."""
+    """Return the execution that runs in the workspace of a waiting one."""
     if execution.state != "queued":
         return None
     only, workspace_id = callers.caller().only, execution.workspace_id
-    found, _ = executions.listing(parts().db, state="running", workspace_id=workspace_id, key_id=only, limit=1)
+    found, _ = executions.listing(services().db, state="running", workspace_id=workspace_id, key_id=only, limit=1)
     return found[0] if found else None
 
 
 def _shown(execution: Execution, after: int) -> dict[str, Any]:
-    # In this order: what ends it between the two is in the answer, and the script asks again for the state.
+    # In this order: an end between the two is in the answer, and the script asks again for the state.
     workspace = _workspace(execution)
-    found = answer.read(parts().db, execution, after, workspace.path if workspace else "")
-    agent = hub_parts().agents.find(execution.agent_id) if execution.agent_id else None
+    found = answer.read(services().db, execution, after, workspace.path if workspace else "")
+    agent = hub_services().agents.find(execution.agent_id) if execution.agent_id else None
     return {
         "execution": execution,
         "answer": found,
