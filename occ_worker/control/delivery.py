@@ -45,7 +45,7 @@ class Patience:
     @property
     def longest(self) -> float:
         """No plan is made for later than this from now: the longest pause, with its jitter, or a lease."""
-        return max(self.lease, *self.pauses) * (1 + self.jitter) + 1.0
+        return max((self.lease, *self.pauses)) * (1 + self.jitter) + 1.0
 
     def pause(self, attempts: int) -> float | None:
         """Until the next attempt when `attempts` were made; None when that was the last."""
