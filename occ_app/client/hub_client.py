@@ -67,7 +67,15 @@ class HubClient:
 
     def offers_link(self, agent_id: str, token: str) -> bool | None:
         """Return whether the hub has an endpoint for the agent's link; None when its answer does not say."""
-        headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}", "Connection": "close"}
+        # A handshake, since routes for WebSockets match nothing else; without a subprotocol a hub refuses it with 426.
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "User-Agent": f"occ/{__version__}",
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        }
         try:
             response = self._pool.request(
                 "GET",
@@ -80,7 +88,6 @@ class HubClient:
         except (urllib3.exceptions.HTTPError, OSError):
             return None
         response.close()
-        # A hub refuses a request that names no subprotocol with 426. A server without links has no such endpoint.
         return {426: True, 404: False, 405: False, 501: False}.get(response.status)
 
     def _post(self, path: str, secret: str, body: Mapping[str, Any]) -> dict[str, Any]:

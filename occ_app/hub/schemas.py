@@ -10,7 +10,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from occ_app.config.settings import http_url
 from occ_app.web import schemas
-from occ_app.web.fields import ONE_LINE_PATTERN, Amount, WholeNumber, check_one_line
+from occ_app.web.fields import ONE_LINE_PATTERN, Amount, TrueOrFalse, WholeNumber, check_one_line
 
 FINGERPRINT_PATTERN = r"^([0-9A-Fa-f]{2}:?){32}$"
 
@@ -66,7 +66,7 @@ class Registration(_FromAgent):
         metadata={"description": "http:// or https://, a host, and a port or a path if wanted"},
     )
     port = WholeNumber(required=True, validate=validate.Range(1, 65535))
-    direct = fields.Boolean(load_default=True, truthy={True}, falsy={False})
+    direct = TrueOrFalse(load_default=True)
     tls_fingerprint = fields.String(
         data_key="tlsFingerprint",
         allow_none=True,
@@ -151,7 +151,7 @@ class KeyBody(Schema):
 
     name = _Line(1, 100, required=True)
     kind = fields.String(required=True, data_key="for", validate=validate.OneOf(["agent", "client"]))
-    admin = fields.Boolean(load_default=False, truthy={True}, falsy={False})  # no words that mean yes
+    admin = TrueOrFalse(load_default=False)
     most = WholeNumber(validate=validate.Range(1, 1_000_000))
     days = Amount(100_000)
 

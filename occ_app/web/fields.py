@@ -98,6 +98,15 @@ class WholeNumber(fields.Integer):
         return super()._deserialize(value, *args, **kwargs)
 
 
+class TrueOrFalse(fields.Boolean):
+    """A JSON boolean; 0, 1 and "yes" are none."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise ValidationError("Must be true or false.")
+        return super()._deserialize(value, *args, **kwargs)
+
+
 class Moment(fields.String):
     """A day or a time, ISO 8601; without an offset it is UTC. Read as times stand in the rows."""
 
