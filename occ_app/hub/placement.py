@@ -75,8 +75,9 @@ def choose(
         suitable = [agent for agent in agents if _suits(agent, execution.wanted_agent, execution.wanted_labels)]
         what = "an agent"
         if execution.wanted_agent:
-            what = f"agent {suitable[0].name}" if suitable else f"agent {execution.wanted_agent}"
-            if not suitable and any(_suits(agent, execution.wanted_agent, ()) for agent in agents):
+            wanted = next((agent.name for agent in agents if _suits(agent, execution.wanted_agent, ())), None)
+            what = f"agent {wanted or execution.wanted_agent}"
+            if not suitable and wanted is not None:
                 return f"{what} to have the labels {', '.join(execution.wanted_labels)}"
         elif execution.wanted_labels:
             what = f"an agent with the labels {', '.join(execution.wanted_labels)}"
