@@ -21,6 +21,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.style
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench

@@ -144,7 +144,7 @@ def m002_search(db: Database) -> None:
 
 @occ()
 def m003_hub(db: Database) -> None:
-    """What a hub knows beyond an agent; on an agent these stay empty."""
+    """Tables that only a hub uses; on an agent they stay empty."""
     for statement in (
         """
         CREATE TABLE keys (
@@ -374,7 +374,7 @@ def m007_workspace_generations(db: Database) -> None:
 
 @occ()
 def m008_letters_apart(db: Database) -> None:
-    """Index again what is written without spaces: its letters are words by themselves from now on."""
+    """Index text without spaces again: its letters are words by themselves from now on."""
     unspaced = re.compile(
         "[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u318f\u31a0-\u31bf"
         "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"

@@ -85,7 +85,7 @@ class DoorbellStorage(SqliteStorage):
         return taken[0][0] if taken else None
 
     def _poller(self) -> select.epoll:
-        """What the calling thread waits with."""
+        """Return the epoll of the calling thread."""
         bell = self._open()
         if getattr(self._own, "bell", None) != (self._pid, bell):
             poller = select.epoll()
@@ -160,7 +160,7 @@ def _never_run(_: Any) -> None:
 
 
 def open_queue(config: Config, name: str) -> Huey:
-    """The queue `executions` or `control`. Results are not kept: what a job did stands in occ.db."""
+    """The queue `executions` or `control`. Results are not kept: the effects of a job are in occ.db."""
     return Huey(
         name,
         results=False,

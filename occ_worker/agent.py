@@ -84,7 +84,7 @@ def run_executions(config: Config) -> None:
         shutdown_timeout=GRACE_SECONDS,
     )
     become_subreaper()
-    gc.freeze()  # what is there now is shared by all workers, as long as no collection writes to it
+    gc.freeze()  # existing objects are shared by all workers, as long as no collection writes to them
     consumer.run()
 
 
@@ -127,7 +127,7 @@ def _link(config: Config, database: db.Database, port: int) -> LinkClient | None
     from occ_worker.control.link import LinkClient
 
     def note(connected: bool) -> None:
-        with contextlib.suppress(OCCError):  # a held database; the next change is told
+        with contextlib.suppress(OCCError):  # a held database; the next change is recorded
             agent.note(database, "link", {"connected": connected})
 
     own = (daemon.local_host(config.bind_address), port)

@@ -34,7 +34,7 @@ log = logging.getLogger("occ.relay")
 
 
 def run_executions(config: HubConfig) -> None:
-    """Consume the executions queue until SIGTERM; what is being relayed then is taken up by the next process."""
+    """Consume the executions queue until SIGTERM; the next process takes over its relays."""
     database = db.Database(config.database)
     queue = open_queue(config, "executions")
     relays = Relays(config, database)
@@ -83,7 +83,7 @@ def main() -> None:
     log_to_stderr()
     allow_many_files()  # each relay has a connection
     logging.getLogger("huey").setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what is wrong with an answer is told by whoever asked
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # the caller reports errors of a reply
     config.make_folders()
     schema.prepare_schema(config)
     {"executions": run_executions, "control": run_control}[sys.argv[1]](config)

@@ -54,7 +54,7 @@ def create_app(services: Services) -> Flask:
 
 
 def _for_browsers(response: Response) -> Response:
-    """Keep browsers from guessing a type and other sites from embedding an answer, whatever it is."""
+    """Keep browsers from guessing a type and other sites from embedding a reply."""
     response.headers.update(refusals.BROWSER_HEADERS)
     return response
 

@@ -154,7 +154,7 @@ def show(execution_id: str) -> Any:
     empty="Last-Event-ID is the id of the final event: there is nothing to reconnect for",
 )
 def events(execution_id: str, query: dict[str, Any]) -> Response:
-    """An execution's events, from its first or after Last-Event-ID; to its end, or with follow=0 to what is there."""
+    """An execution's events, from the first or after Last-Event-ID, to its end or with follow=0 to the stored ones."""
     after = web.cursor(query.get("after"))
     execution = executions.get(services().db, execution_id, callers.caller().only)
     if _has_all(execution, after):
@@ -174,7 +174,7 @@ _LOW_ENDS = ("WORKER_LOST", "AGENT_LOST", "INTERNAL")
 def _has_all(execution: Execution, after: int) -> bool:
     """Return whether the reader's Last-Event-ID shows that it has the final event: an EventSource reconnects until 204.
 
-    The cursor of the query does not count, and no end that may stand in the place of another event.
+    The cursor of the query does not count, and no end that may have replaced another event.
     """
     if "Last-Event-ID" not in request.headers or not execution.over or execution.error_code in _LOW_ENDS:
         return False

@@ -49,7 +49,7 @@ def init() -> Response:
 def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
     """Make a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
 
-    Raises RequestError with what is wrong with the zip, Unavailable when it took too long.
+    Raises RequestError for a wrong zip, Unavailable when it took too long.
     """
     upload.stream.flush()
     path = Path(upload.stream.name or "")
@@ -118,7 +118,7 @@ def show(workspace_id: str) -> Any:
 @bp.delete("/workspaces/<workspace_id>")
 @contract(query=schemas.DeleteQuery, reply=schemas.Deleted)
 def delete(workspace_id: str, query: dict[str, Any]) -> Response:
-    """Remove a workspace and its files and end what waits for it, unless an execution runs in it."""
+    """Remove a workspace and its files and end its queued executions, unless one runs in it."""
     for number in services().delete_workspace(workspace_id, callers.caller().only, query.get("generation")):
         services().readers.ring(tail.execution_key(number))
     return web.json_response({"status": "success"})

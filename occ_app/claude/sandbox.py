@@ -83,7 +83,7 @@ def _hidden(config: Config) -> Iterator[Path]:
 
 
 def _read(program: str, config: Config) -> Iterator[Path]:
-    """Return the files the CLI needs that are hidden, and those it reads of its own folder."""
+    """Return the hidden files that the CLI needs, and those it reads of its configuration folder."""
     real = Path(program).resolve()
     yield from (Path(path) for path in _RESOLVERS if os.path.isdir(path))
     folder = Path(program).parent

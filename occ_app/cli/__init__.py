@@ -110,7 +110,7 @@ def output_failed(error: OSError) -> None:
     from occ_app.cli.output import echo
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if error.errno != errno.EPIPE:  # whoever read it has seen enough
+    if error.errno != errno.EPIPE:  # the reader closed it early
         echo(f"occ: the output cannot be written ({(error.strerror or str(error)).lower()}).", err=True)
 
 

@@ -82,7 +82,7 @@ def _exposure(config: HubConfig) -> list[str]:
 
 @hub.command()
 def stop() -> None:
-    """Stop the hub. What runs on agents goes on there and is taken up at the next start."""
+    """Stop the hub. Runs continue on their agents and are resumed at the next start."""
     config = remote.settings("hub")
     running = daemon.find(config)
     if running is None:
@@ -155,7 +155,7 @@ def _print_key(made: dict[str, Any], kind: str) -> None:
     output.echo(made["key"])
     running = running_hub()
     url = _address(running)
-    key = made["key"] if sys.stdout.isatty() else "KEY"  # whoever catches it does not want it on the screen
+    key = made["key"] if sys.stdout.isatty() else "KEY"  # a script that captures the key does not want it on the screen
     pin = running.pin
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
@@ -270,7 +270,7 @@ def agents(context: click.Context, as_json: bool) -> None:
 @agents.command()
 @click.argument("name")
 def drain(name: str) -> None:
-    """Place nothing more on a machine; what runs there goes on."""
+    """Place no further runs on a machine; current runs continue."""
     hub_client().call("POST", f"/agents/{_quoted(name)}/drain")
     output.echo(f"{name} is draining.")
 
@@ -286,7 +286,7 @@ def resume(name: str) -> None:
 @agents.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Forget a machine. What it runs is ended, and its workspaces are placed anew from their zips."""
+    """Remove a machine. Its runs end, and its workspaces are placed again from their zips."""
     hub_client().call("DELETE", f"/agents/{_quoted(name)}")
     output.echo(f"{name} is removed. While it runs it registers anew; stop it there, or revoke its key.")
 

@@ -169,7 +169,7 @@ def _members(text: bytes, index: int) -> tuple[set[int], int]:
             matched.update(value for value in range(256) if re.match(b"[%b]" % named, bytes([value])))
             index, previous = end, 0
         else:
-            index += byte == 0x5C  # a backslash: the next byte, whatever it is
+            index += byte == 0x5C  # a backslash: the next byte, of any value
             previous = text[index]
             matched.add(previous)
         index += 1

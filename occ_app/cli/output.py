@@ -26,7 +26,7 @@ EXIT_BY_CODE = {"EXECUTION_CANCELLED": 130, "EXECUTION_TIMEOUT": 124, "EXECUTION
 
 
 def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
-    """Print text with whatever a terminal would obey escaped: every command prints through this module."""
+    """Print text with terminal control sequences escaped: every command prints through this module."""
     click.echo(visible(message), nl=nl, err=err)
 
 

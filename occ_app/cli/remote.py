@@ -33,7 +33,7 @@ def settings(kind: str = "agent") -> Config:
 
 
 def options(what: str) -> Callable[[Any], Any]:
-    """The options --url, --token and --pin; `what` says what the URL is for."""
+    """The options --url, --token and --pin; `what` describes the URL."""
 
     def add(command: Any) -> Any:
         for option in (
@@ -52,7 +52,7 @@ def options(what: str) -> Callable[[Any], Any]:
 
 
 def chosen(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient:
-    """A client of what the options name, or else of this machine's agent, with `hub` of its hub."""
+    """Return a client of the agent or hub that the options name, else of this machine's agent, or hub with `hub`."""
     _check_pin(url, pin)
     if url is not None:
         return _client(url, token, pin)
@@ -96,7 +96,7 @@ def _check_pin(url: str | None, pin: str | None) -> None:
 
 
 def again(url: str | None, pin: str | None) -> str:
-    """What a command that is printed for later needs to reach the same place; the token stays out of it."""
+    """Return the options with which a printed command reaches the same place, without the token."""
     return (f" --url {url} --token …" if url else "") + (f" --pin {pin}" if pin else "")
 
 

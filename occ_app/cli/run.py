@@ -109,7 +109,7 @@ def _record(client: AgentClient, execution_id: str) -> dict[str, Any] | None:
 
 
 def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
-    """Remove what was sent for a prompt that was not accepted; one that was keeps its files, whatever was refused."""
+    """Remove the upload of a prompt that was not accepted; an accepted one keeps its files."""
     with contextlib.suppress(errors.OCCError):
         try:
             client.execution(execution_id)
@@ -119,7 +119,7 @@ def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
 
 
 def _check_hub(client: AgentClient) -> None:
-    """Raises UsageError before anything is sent, where only a hub could do what was asked for."""
+    """Raises UsageError before anything is sent, where only a hub accepts the options."""
     try:
         client.call("GET", "/agents")
     except errors.Refused as refusal:
@@ -162,7 +162,7 @@ def _here() -> Path:
 
 @contextlib.contextmanager
 def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterator[None]:
-    """Meanwhile say what a hub's execution waits for, while it does: a machine may not come for an hour."""
+    """Report why a hub's execution waits: a machine may not come for an hour."""
     done = threading.Event()
 
     def look() -> None:
@@ -186,7 +186,9 @@ def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterat
 
 
 def _interrupted(client: AgentClient, execution_id: str, sent: str | None, again: str) -> int:
-    """Ask what is to become of the execution; without a terminal, and at another Ctrl-C, it is left running.
+    """Ask whether to cancel the execution or leave it running.
+
+    Without a terminal, and at another Ctrl-C, it is left running.
 
     One that was not accepted leaves nothing: `sent` is the workspace that was made for it, if any.
     """

@@ -56,7 +56,7 @@ _AS_NAMED = (
 def start(foreground: bool, **flags: Any) -> None:
     """Start the agent in the background; returns when it answers.
 
-    Every option has a variable (OCC_WORKERS, OCC_HTTP_PORT, …) and a line in ~/.occ/config.toml. What is given twice
+    Every option has a variable (OCC_WORKERS, OCC_HTTP_PORT, …) and a line in ~/.occ/config.toml. A setting given twice
     is taken from the option first, then the variable, then the file.
     """
     config = configuration.load(flags=_settings(flags))

@@ -49,7 +49,7 @@ def _accepted(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    """Return what two names share that an agent takes for one."""
+    """Return the key that two names share if an agent takes them for one."""
     key = unicodedata.normalize("NFC", name)
     return key if skip_reason(name) is None else key.lower()
 

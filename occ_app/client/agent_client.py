@@ -1,4 +1,4 @@
-"""The HTTP client of the API: what `occ run` is built on and what a Python program imports.
+"""The HTTP client of the API, for `occ run` and for Python programs.
 
 It keeps the promise of the API from the caller's side: a dropped connection is taken up again where it broke, and a
 lost reply never runs a prompt twice.
@@ -49,7 +49,7 @@ class AgentClient:
         *,
         prove: bool = False,
     ) -> None:
-        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for.
+        """`pin` is the SHA-256 fingerprint of the only certificate to trust, for any host name.
 
         With `through` all goes over that Unix socket, the one a hub has for a linked agent. `admit` gets the IP address
         of every new connection before anything is sent, and raises when it must not be called. With `prove`, and no
@@ -115,7 +115,7 @@ class AgentClient:
         """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
 
         With `executionId` among them an execution that exists with the same body is followed instead. A connection
-        that breaks is taken up again; the prompt runs once whatever happens to it.
+        that breaks is resumed; the prompt runs once in every case.
         """
         body = {"executionId": f"exec-{uuid.uuid4()}", "workspaceId": workspace_id, "prompt": prompt, **options}
         return self._follow(str(body["executionId"]), lambda after: self._open_execute(body, after), 0)
@@ -125,7 +125,7 @@ class AgentClient:
     ) -> Iterator[list[RawEvent]]:
         """An execution's events above `after`, as many at once as came, over one connection; with `body` it is started.
 
-        An empty list is a sign of life. For whoever passes events on and takes a broken stream up by itself.
+        An empty list is a sign of life. For callers that forward events and resume a broken stream themselves.
         With `new` one that exists already is refused.
         """
         if body is not None:
@@ -175,7 +175,7 @@ class AgentClient:
     def call(
         self, method: str, path: str, content: Mapping[str, Any] | None = None, seconds: float = 60
     ) -> dict[str, Any]:
-        """Make a call that no other method stands for, with `content` as its JSON body if any; returns the reply."""
+        """Make a call that has no method here, with `content` as its JSON body if any; returns the reply."""
         if content is None:
             return self._json(method, path, read_seconds=seconds)
         return self._json(method, path, body=json.dumps(content).encode(), headers={"Content-Type": "application/json"})
@@ -215,7 +215,7 @@ class AgentClient:
     def _follow(
         self, execution_id: str, open_stream: Callable[[int], urllib3.BaseHTTPResponse], after: int
     ) -> Iterator[Event]:
-        """Yield events to the final one, opening the stream anew after the last seen event whenever it breaks.
+        """Yield events to the final one, reopening the stream after the last seen event whenever it breaks.
 
         Raises Lost when the other side stays away after it had accepted the execution.
         """
@@ -282,7 +282,7 @@ class AgentClient:
             raise Unreachable(f"{self.url} does not answer ({reason}); is the agent running there?") from None
         if response.status >= 300:
             refusal = replies.refusal(response, self.url)
-            if refusal.status == 401:  # its own sentence is for whoever makes requests by hand
+            if refusal.status == 401:  # its sentence is for people who make requests by hand
                 why = "it is wrong, expired or revoked"
                 where = "`occ token` prints an agent's, `occ hub keys create` makes a hub's"
                 raise Refused(f"{self.url} does not take this token or key: {why}; {where}.", 401, refusal.code)
@@ -308,7 +308,7 @@ def _timed(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, bytes]:
-    """What stands before and after the file in a multipart form."""
+    """Return the bytes before and after the file in a multipart form."""
     begin = "".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()

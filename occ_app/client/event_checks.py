@@ -114,7 +114,7 @@ def _tool(content: Mapping[str, Any]) -> _Object:
 
 
 def _result(content: Mapping[str, Any]) -> _Object:
-    """Check what both final events may have beside what they must."""
+    """Check the optional fields of both final events."""
     usage = content.get("usage")
     return {
         "sessionId": _short(content, "sessionId"),

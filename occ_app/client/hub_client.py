@@ -30,10 +30,10 @@ class Registration:
 
 
 class HubClient:
-    """What an agent calls on its hub: small JSON replies, no redirects, bounded in time."""
+    """An agent's calls to its hub: small JSON replies, no redirects, bounded in time."""
 
     def __init__(self, url: str, seconds: float = 10.0, pin: str | None = None) -> None:
-        """`pin` is the SHA-256 fingerprint of the only certificate to trust, whatever name it is for."""
+        """`pin` is the SHA-256 fingerprint of the only certificate to trust, for any host name."""
         self.url = url
         self._seconds = seconds
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}

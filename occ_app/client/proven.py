@@ -1,4 +1,4 @@
-"""HTTP to an agent's address without TLS of its own: no request is sent on a connection before the agent's proof."""
+"""HTTP to an agent's address without TLS: no request is sent on a connection before the agent's proof."""
 
 from __future__ import annotations
 

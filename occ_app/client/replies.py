@@ -1,4 +1,4 @@
-"""What an HTTP client makes of an answer: its JSON, the error it tells, or the reason why there was none."""
+"""Reading replies: their JSON, their error, or the reason why there was none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _content(response: urllib3.BaseHTTPResponse, deadline: float, most: int) -> 
 
 
 def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
-    """What an error reply says: its own sentence when it is one of OCC's, else its status."""
+    """Return the message of an error reply: its sentence if it is OCC's, else its status."""
     after = response.headers.get("Retry-After", "")
     try:
         content = json.loads(_content(response, time.monotonic() + _REFUSAL_SECONDS, _LARGEST))
@@ -83,7 +83,7 @@ def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
 
 
 def _each(details: dict[str, Any]) -> str:
-    """What is wrong with each field, as one sentence a person can use without seeing the request."""
+    """Return the errors of each field as one sentence that a person can use without seeing the request."""
     told = (f"{name}: {value[0] if isinstance(value, list) and value else value}" for name, value in details.items())
     return whole_characters(f"It was refused. {' '.join(told)}")[:1000]
 

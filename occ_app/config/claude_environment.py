@@ -64,7 +64,7 @@ def chosen(environ: Mapping[str, str], more: Collection[str], home: Path) -> dic
     found = {
         name: value for name, value in environ.items() if name in NAMES or name in more or name.startswith(PREFIXES)
     }
-    # Without HOME the CLI falls back to the password file; saying it outright keeps what runs and what is seen alike.
+    # Without HOME the CLI falls back to the password file; setting it keeps both the same.
     if "HOME" not in found:
         found["HOME"] = str(home)
         with contextlib.suppress(KeyError):

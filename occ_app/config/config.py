@@ -30,7 +30,7 @@ C = TypeVar("C", bound="Config")
 
 @dataclass(frozen=True)
 class Program:
-    """What tells the two daemons apart: how a person calls it, where it lives, what runs it, what can be set."""
+    """The differences between the two daemons: name, home, processes, settings."""
 
     kind: str
     name: str
@@ -158,7 +158,7 @@ class HubConfig(Config):
 
 
 def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Config:
-    """Read all settings of an agent. `flags` maps names of settings to what the command line said (None: nothing).
+    """Read all settings of an agent. `flags` maps names of settings to values of the command line (None: not given).
 
     Raises ConfigError naming the flag, the variable or the line of config.toml that is wrong.
     """
@@ -187,7 +187,7 @@ def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] 
 
 
 def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The home, and what is set of the program's settings."""
+    """Return the home folder and the program's settings that are set."""
     home = home_folder(environ, program)
     stored = _read_toml(home / "config.toml", program)
     values: dict[str, Any] = {}
@@ -285,13 +285,13 @@ def _read_toml(path: Path, program: Program) -> dict[str, str]:
 
 
 def _paths(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a hub's processes need of the operator's environment: they run no CLI and reach no model."""
+    """Return the variables that a hub's processes need: they run no CLI and reach no model."""
     names = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
     return {name: environ[name] for name in names if name in environ}
 
 
 def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
-    """The environment of a daemon's process: all settings as resolved, and what the CLI may need.
+    """The environment of a daemon's process: all settings as resolved, and the CLI's variables.
 
     The API key goes only where `secrets` is true: to the process that registers.
     """
@@ -302,7 +302,7 @@ def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
         if value in (None, (), "") or (setting.parse is secret and not secrets):
             continue
         environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
-    # glibc would give each of many threads a heap of its own, and never take one back.
+    # glibc would give each of many threads a separate heap, and never take one back.
     environ["MALLOC_ARENA_MAX"] = "2"
     return environ | interpreter_variables()
 

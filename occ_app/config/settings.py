@@ -1,4 +1,4 @@
-"""The settings of OCC: for each its name, what may stand there, and what it means."""
+"""The settings of OCC: names, parsers and meanings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _number(value: str) -> float:
 
 
 def http_url(value: str) -> str:
-    """An address to call, without a slash at its end. Raises ValueError saying what it must be."""
+    """An address to call, without a slash at its end. Raises ValueError with the accepted form."""
     parts = urlsplit(_text(value))
     try:
         parts.port  # noqa: B018 - reading it is the check: urlsplit raises for a port that is no number
@@ -53,7 +53,7 @@ def http_url(value: str) -> str:
 
 
 def http_origin(value: str) -> str:
-    """An address without a path. Raises ValueError saying what it must be."""
+    """An address without a path. Raises ValueError with the accepted form."""
     url = http_url(value)
     if urlsplit(url).path:
         raise ValueError(

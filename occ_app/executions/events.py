@@ -16,7 +16,7 @@ from occ_app.system.compact_json import object_of, to_json
 FINAL_EVENTS = ("complete", "error")
 MOST = 1000  # that are read at once
 
-# What a row must not bring into a stream raw: a reader may take it for a line break or obey it.
+# Characters that a row must not bring into a stream raw: a reader may break a line there or obey them.
 _NAME = re.compile("[\x21-\x7e]+")
 _BREAK = re.compile("[\x00-\x1f\x7f]")
 _RAW = re.compile("[\x80-\x9f\u2028\u2029]")
@@ -44,7 +44,7 @@ class Event:
 
     @property
     def sound(self) -> Event:
-        """The event, or the one that takes its place: a row of an earlier version may hold what no reader can take."""
+        """Return the event, or its replacement: a row of an earlier version may be unreadable."""
         data = self.data
         if not _NAME.fullmatch(self.name):
             return unreadable(self)
@@ -61,7 +61,7 @@ class Event:
 
 
 def unreadable(event: Event) -> Event:
-    """Return what a reader is given in place of a stored event that cannot be read."""
+    """Return the replacement for a stored event that cannot be read."""
     if event.final:
         failure = {"code": "INTERNAL", "message": "The final event is damaged.", "timestamp": 0}
         return Event(event.seq, "error", to_json(failure))

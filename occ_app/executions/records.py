@@ -38,7 +38,7 @@ class Execution:
     """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it.
 
     `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
-    What only a hub has: `key_id`, `agent_id`, `wanted_…`, `waits_for`, which says why it is not placed yet, and
+    Only on a hub: `key_id`, `agent_id`, `wanted_…`, `waits_for`, which says why it is not placed yet, and
     `offered`, whether its agent may have heard of it.
     """
 

@@ -1,7 +1,7 @@
 """Full-text search over prompts and output: the index, filling it, querying it.
 
 An execution gets into the index once it is over, some seconds later, and leaves it before retention forgets it. Until
-then its number stands in `unindexed`, where a trigger puts it; the process that removes it from there decides about it.
+then its number is in `unindexed`, where a trigger inserts it; the process that removes it from there decides about it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ BY = tuple(_GROUPS)
 
 
 def _total(value: str) -> str:
-    """Return SQL that adds up what is a number, 0 or more: a row may hold unchecked data of a machine."""
+    """Return SQL that adds up the numbers of 0 or more: a row may hold unchecked data of a machine."""
     return (
         f"total(CASE WHEN typeof({value}) IN ('integer', 'real') AND {value} BETWEEN 0 AND {LARGEST} THEN {value} END)"
     )

@@ -1,8 +1,8 @@
 """How the hub calls its agents: at their address when that answers, otherwise through the link they hold.
 
 One HTTP client serves both. An address is an agent's own word, so some are never called: those of the hub's machine and
-link-local ones, where clouds keep their secrets. Every connection is checked once it is open, whatever a name resolved
-to before. An agent on the hub's own machine is called through its link.
+link-local ones, where clouds keep their secrets. Every connection is checked once it is open, because a name may
+resolve to another address by then. An agent on the hub's own machine is called through its link.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Calls:
             self._agents.set_reachable(agent, None)
 
     def probe(self, agent: Agent) -> bool:
-        """Whether the agent's address answers, as this very agent; the row is told."""
+        """Return whether the agent's address answers as this very agent, and record it in the row."""
         try:
             url = address(agent)
             check_address(url)

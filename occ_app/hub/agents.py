@@ -107,7 +107,7 @@ def boottime() -> float:
 class Agents:
     """The rows of one hub.
 
-    `interval` is what it asks its agents to keep between heartbeats, in seconds. A machine that is silent for
+    `interval` is the seconds between heartbeats that it asks of its agents. A machine that is silent for
     `forget_days` with nothing on it is forgotten: its row stays, and it is back with its next heartbeat.
     """
 
@@ -255,7 +255,7 @@ class Agents:
             )
 
     def remove(self, agent_id: str) -> None:
-        """Forget an agent: its token is refused, and its workspaces are placed anew from their zips."""
+        """Remove an agent: its token is refused, and its workspaces are placed again from their zips."""
         with self.db.write() as connection:
             connection.execute("DELETE FROM agents WHERE agent_id = ?", (agent_id,))
             connection.execute("DELETE FROM errands WHERE agent_id = ?", (agent_id,))

@@ -1,4 +1,4 @@
-"""What the hub's HTTP API has beyond an agent's: registering and beating for agents, machines and keys for people."""
+"""The hub's HTTP API beyond an agent's: registration and heartbeats of agents, machines and keys."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def show(agent_id: str) -> Any:
 @bp.post("/agents/<agent_id>/drain")
 @contract(reply=hub_schemas.AgentRecord, admin=True)
 def drain(agent_id: str) -> Any:
-    """Place nothing more on a machine; what runs there goes on."""
+    """Place nothing more on a machine; current executions continue."""
     return _set_draining(agent_id, draining=True)
 
 
@@ -138,7 +138,7 @@ def resume(agent_id: str) -> Any:
 @bp.delete("/agents/<agent_id>")
 @contract(reply=schemas.Deleted, admin=True)
 def remove(agent_id: str) -> Response:
-    """Forget a machine: its token is refused, what it runs is lost, its workspaces are placed anew."""
+    """Remove a machine: its token is refused, its executions are lost, its workspaces are placed again."""
     agent = hub_services().agents.named(agent_id)
     hub_services().agents.remove(agent.agent_id)
     services().workers.ring(agent.agent_id)
@@ -181,7 +181,7 @@ def rotate_key(name: str, body: dict[str, Any]) -> Any:
 @bp.post("/keys/<name>/revoke")
 @contract(reply=hub_schemas.KeyRecord, admin=True)
 def revoke_key(name: str) -> Any:
-    """Refuse a key from now on, and whatever registered with it."""
+    """Refuse a key from now on, and the machines registered with it."""
     key = keys.revoke(services().db, name)
     services().streams.refuse(key.key_id)
     for agent_id in agent_lists.of_key(hub_services().agents, key.key_id):

@@ -80,7 +80,7 @@ def _family(text: str) -> socket.AddressFamily:
 
 
 def address(text: str) -> Address:
-    """An address as the system writes it; an IPv4 one in IPv6's clothes is taken as what it is."""
+    """An address as the system writes it; an IPv4 address mapped into IPv6 is taken as IPv4."""
     found = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         if found in _NAT64:

@@ -1,4 +1,4 @@
-"""What a hub says of itself, and what it makes sure of when it starts."""
+"""The health of a hub, and its preparation at the start."""
 
 from __future__ import annotations
 

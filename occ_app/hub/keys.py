@@ -39,7 +39,7 @@ class Key:
 def create(
     db: Database, name: str, kind: str, *, admin: bool = False, most: int | None = None, days: float | None = None
 ) -> tuple[Key, str]:
-    """Make a key; returns it and its secret, which is never told again. Raises ConfigError for a name in use."""
+    """Make a key; returns it and its secret, which is never shown again. Raises ConfigError for a name in use."""
     key_id, secret = f"key-{secrets.token_hex(6)}", _new_secret(kind)
     expires = None
     if days is not None:
@@ -76,7 +76,7 @@ def listing(db: Database) -> list[Key]:
 
 
 def revoke(db: Database, name: str) -> Key:
-    """Refuse a key, named or by its id, from now on, and whatever registered with it. Raises NotFound."""
+    """Refuse a key, named or by its id, from now on, and the machines registered with it. Raises NotFound."""
     with db.write() as connection:
         row = connection.execute(
             "UPDATE keys SET revoked_at = ? WHERE (name = ? OR key_id = ?) AND revoked_at IS NULL RETURNING *",

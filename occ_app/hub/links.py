@@ -1,6 +1,6 @@
 """The hub's ends of the links: a Unix socket for each linked agent, through which its API is called.
 
-Whoever connects to `FOLDER/AGENT_ID` speaks with that agent's API as if it had connected to the agent itself.
+A process that connects to `FOLDER/AGENT_ID` speaks with that agent's API as if it had connected to the agent itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Links:
     """All links of this process, in one thread that begins with the first of them."""
 
     def __init__(self, folder: Path, ping_seconds: float = PING_SECONDS) -> None:
-        """`folder` is made; what a killed predecessor left in it goes. Each link and each call takes open files."""
+        """`folder` is made, and files of a killed predecessor in it are removed. Links and calls take open files."""
         allow_many_files()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.iterdir():
@@ -176,7 +176,7 @@ def _listen(folder: Path, agent_id: str) -> socket.socket:
 
 
 class _NoThread:
-    """Stands where simple_websocket starts a thread to read: the links have one for all of them."""
+    """Replaces the reading thread of simple_websocket: the links have one for all of them."""
 
     name = ""
 

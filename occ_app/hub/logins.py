@@ -1,4 +1,4 @@
-"""Logins of the hub's pages, and all SQL on them: which cookie stands for which key, and until when.
+"""Logins of the hub's pages, and all SQL on them: which cookie represents which key, and until when.
 
 A cookie is as secret as the key it was got with; kept is its SHA-256. A login ends with its key, at once.
 """
@@ -29,7 +29,7 @@ class Login:
 
 
 def begin(db: Database, key: Key) -> str:
-    """Log a key in; returns the cookie, which is never told again."""
+    """Log a key in; returns the cookie, which is never shown again."""
     cookie = secrets.token_urlsafe(32)
     expires = iso(datetime.now(UTC) + timedelta(days=DAYS))
     with db.write() as connection:
@@ -47,7 +47,7 @@ def forget(db: Database) -> None:
 
 
 def find(db: Database, cookie: str) -> Login | None:
-    """The login this cookie stands for; None when it or its key is not valid any more."""
+    """Return the login of this cookie; None when it or its key is not valid any more."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT l.key_id, k.name AS key_name, k.admin, l.csrf,"
@@ -61,7 +61,7 @@ def find(db: Database, cookie: str) -> Login | None:
 
 
 def cookie_name(db: Database) -> str:
-    """The name of this hub's cookie: no other hub has it, at whatever port of the same host."""
+    """The name of this hub's cookie: no other hub has it, at any port of the same host."""
     known = notes.noted(db, "cookie").get("name")
     if known is None:
         notes.note(db, "cookie", {"name": f"occ-{secrets.token_hex(4)}"})

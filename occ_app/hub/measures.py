@@ -1,4 +1,4 @@
-"""What a hub has to tell Prometheus beyond what agents and hubs have in common."""
+"""Measures that only a hub has."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where an execution runs: which agent takes it, and all SQL on taking it up.
 
 A workspace lives on one agent from its first execution on; a first execution goes to the online agent with the most
-free workers. What nobody can take waits and says for what. Of many relays one wins: each change is an UPDATE that names
-the state it starts from.
+free workers. An execution that no machine can take waits, with the reason. Of many relays one wins: each change is
+an UPDATE that names the state it starts from.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def choose(
     foreign: dict[str, int],
     reached: Callable[[Agent], bool] = lambda _: True,
 ) -> Agent | str:
-    """The agent to run an execution on, or what it waits for.
+    """Return the agent to run an execution on, or the reason why it waits.
 
-    `home` is the id of the agent its workspace lives on, `foreign` counts by id what an agent runs for others.
+    `home` is the id of the agent its workspace lives on, `foreign` counts by id an agent's executions for others.
     """
     if home is not None:
         suitable = [agent for agent in agents if agent.agent_id == home]
@@ -102,7 +102,7 @@ def claim(
 ) -> Execution | None:
     """Take the oldest queued execution that an agent can take now, for a relay of process `owner`.
 
-    The others that were looked at are told what they wait for. Called by one thread of one process at a time, or two
+    The others that were looked at get the reason why they wait. Called by one thread of one process at a time, or two
     could fill the same worker. Not waited for on disk: the agent is called only after a `db.flush()`, since a placement
     that a power cut took back would run twice.
     """
@@ -126,7 +126,7 @@ def claim(
 
 
 def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, str | None]]:
-    """The numbers of what could start if it had an agent, oldest first, each with the agent its workspace lives on."""
+    """Return executions that could start if they had an agent, oldest first: number, and agent of the workspace."""
     rows = connection.execute(
         """
         SELECT min(q.number) AS number, w.agent_id AS home FROM executions q
@@ -236,7 +236,7 @@ def _free(agent: Agent, foreign: dict[str, int]) -> int:
 
 
 def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[str, int]:
-    """What each agent said that it runs and that this hub did not place there."""
+    """Return each agent's executions that this hub did not place there."""
     counts = {}
     for agent in machines:
         if not (agent.online and agent.running):

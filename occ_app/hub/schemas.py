@@ -45,7 +45,7 @@ def _check_fingerprint(value: str) -> None:
 
 
 class _FromAgent(Schema):
-    """What an agent says; a newer one may say more."""
+    """A body of an agent; a newer one may have more fields."""
 
     class Meta:
         unknown = EXCLUDE
@@ -115,7 +115,7 @@ class Heard(Schema):
 
 
 class AgentRecord(Schema):
-    """A machine as it stands. `via` is how the hub reaches it: direct, link, or null while it cannot."""
+    """The record of a machine. `via` is how the hub reaches it: direct, link, or null while it cannot."""
 
     agent_id = fields.String(data_key="agentId")
     name = fields.String()
@@ -176,7 +176,7 @@ class KeyRecord(Schema):
 
 
 class KeyMade(KeyRecord):
-    """A new key with its secret, which is told this once."""
+    """A new key with its secret, which is shown only once."""
 
     key = fields.String()
 

@@ -1,7 +1,7 @@
 """The workspaces of a hub: their zips, each stored once by its content, and which agent has which.
 
 The first execution places a workspace: its agent gets the zip, and from then on the files live there. The zip stays,
-for an agent that is removed, and for a workspace that was uploaded anew and not run since.
+for an agent that is removed, and for a workspace that was uploaded again and not run since.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def store(db: Database, number: int, config: HubConfig) -> None:
             digest = _copy(job.upload.zip_path, staging)
             os.replace(staging, config.zips / f"{digest}.zip")
         finally:
-            staging.unlink(missing_ok=True)  # who is told of a failure finds its bytes free again
+            staging.unlink(missing_ok=True)  # after a failure its bytes are free again
         flush_folder(config.zips)
         _write_down(db, job, digest, unpacked)
     except errors.RequestError as error:
@@ -93,7 +93,7 @@ def missing(db: Database, workspace: Workspace, agent_id: str) -> None:
 
 
 def delete(db: Database, workspace_id: str, only: str | None, generation: int | None = None) -> list[int]:
-    """Remove a workspace, end what waits for it, and have its agent delete the files.
+    """Remove a workspace, end its queued executions, and have its agent delete the files.
 
     Returns the numbers of the executions it ended. Raises NotFound, also when the id belongs to another `generation`
     than the given one, and Conflict while it is in use.

@@ -123,7 +123,7 @@ class Link:
             self.close("a fault of OCC", FAULT)
 
     def _wait(self) -> None:
-        """Have the loop call for what is to be waited for now."""
+        """Register the events to wait for with the loop."""
         mask = select.EPOLLIN | (select.EPOLLOUT if self._websocket.waits else 0)
         if mask != self._waiting:
             self._waiting = mask

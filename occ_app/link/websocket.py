@@ -90,7 +90,7 @@ class LinkSocket:
         try:
             data = self._socket.recv(_AT_ONCE)
             while data and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-                data += self._socket.recv(_AT_ONCE)  # epoll does not know of what is decrypted already
+                data += self._socket.recv(_AT_ONCE)  # epoll does not report data that is decrypted already
         except _LATER:
             return iter(())
         if not data:

@@ -104,7 +104,7 @@ class Follower:
         self._channel.live.discard(reader)
 
     def stored(self) -> Iterator[list[events.Event]]:
-        """What is there now."""
+        """Return the events stored by now."""
         known = self._execution.last_seq if self._execution.over else 0
         while batch := events.settled(self._db, self._execution.number, self._after, known):
             yield self._told(batch)

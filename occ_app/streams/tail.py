@@ -36,7 +36,7 @@ class Live(Protocol):
     """A connection that the tail's thread serves."""
 
     def push(self) -> None:
-        """Send what is there; called in the tail's thread at news, and once a second anyway."""
+        """Send stored events; called in the tail's thread after a ring, and once a second."""
 
 
 class Channel:
@@ -74,7 +74,7 @@ class Tail:
         self._thread.start()
 
     def close(self) -> None:
-        """End all following: readers get what is stored, then see `closed`."""
+        """End all following: readers get the stored events, then see `closed`."""
         self.closed = True
         self.soon(lambda: self._say_last_words(time.monotonic() + _LAST_WORDS_SECONDS))
 
@@ -147,7 +147,7 @@ class Tail:
             self._advance(True)
 
     def _say_last_words(self, deadline: float) -> None:
-        """Let every thread that waits see `closed`, and every connection have what is stored."""
+        """Let every thread that waits see `closed`, and every connection get the stored events."""
         self._advance(True)
         if self._rung or (self._any_live() and time.monotonic() < deadline):
             self._loop.at(time.monotonic() + _LOOK_SECONDS, lambda: self._say_last_words(deadline))
@@ -159,7 +159,7 @@ class Tail:
         return any(channel.live for channel in list(self._channels.values()))
 
     def _advance(self, everything: bool = False) -> None:
-        """Take what is new under the keys that rang, or under all, and tell who waits."""
+        """Read new rows of the keys that rang, or of all, and wake their waiters."""
         rung, self._rung = self._rung, {}
         with self._lock:
             due = [(key, channel) for key, channel in self._channels.items() if everything or key in rung]
@@ -176,7 +176,7 @@ class Tail:
         if not key.startswith("e"):
             return []
         if news and news[0].seq <= channel.newest + 1 and news[-1].seq - news[0].seq == len(news) - 1:
-            return news[channel.newest + 1 - news[0].seq :]  # without a gap to what is known: no need to read
+            return news[channel.newest + 1 - news[0].seq :]  # without a gap to the known events: no need to read
         try:
             return events.settled(self._db, int(key[1:]), channel.newest, channel.newest, _RECENT)
         except OCCError:

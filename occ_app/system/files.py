@@ -14,7 +14,7 @@ from occ_app.errors import NotWritten
 
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[IO[bytes]]:
-    """What is written to the yielded file becomes `target`, readable by its owner alone, when the block ends well.
+    """The yielded file becomes `target`, readable by its owner alone, when the block ends without an error.
 
     Raises NotWritten when `target` exists already or cannot be written, and when the block could not read a file.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# ESC and the rest of C0 but tab and newline, DEL, C1, line separators, and what changes the direction of text.
+# ESC and the rest of C0 but tab and newline, DEL, C1, line separators, and overrides of the text direction.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _BREAKS = re.compile("[\t\n]")
 _LONE = re.compile("[\ud800-\udfff]")

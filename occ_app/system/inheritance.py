@@ -1,4 +1,4 @@
-"""What a parent process hands down, set to what OCC needs; docs/reliability.md lists all of it."""
+"""The process state that a parent hands down, set for OCC; docs/reliability.md lists all of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 def open_standard_descriptors() -> None:
     """Open descriptors 0 to 2 where they are closed; otherwise a file or a socket would take their numbers.
 
-    Reading from 0 and writing to 1 fail then, as they would on a closed descriptor. What is written to 2 is discarded.
+    Reading from 0 and writing to 1 fail then, as they would on a closed descriptor. Output to 2 is discarded.
     """
     for number, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -35,7 +35,7 @@ def open_standard_descriptors() -> None:
 
 
 def prepare_command() -> None:
-    """Set what a command needs: descriptors, umask, a signal mask that blocks nothing, and children to wait for.
+    """Set the state for a command: descriptors, umask, a signal mask that blocks nothing, and children to wait for.
 
     Signals that `nohup` or a shell ignores for a background job stay ignored.
     """
@@ -47,7 +47,7 @@ def prepare_command() -> None:
 
 
 def prepare_daemon() -> None:
-    """Set what a process of a daemon needs: as `prepare_command`, and default actions for all ignored signals.
+    """Set the state for a daemon's process: as `prepare_command`, and default actions for all ignored signals.
 
     Soft limits on processor time and file size are raised to the hard limits.
     """

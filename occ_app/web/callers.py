@@ -1,4 +1,4 @@
-"""Who calls: what is refused before anything else is looked at, a wrong Host, a foreign Origin, an unknown caller."""
+"""Authentication: refuses a wrong Host, a foreign Origin and an unknown caller before anything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _guessing = threading.BoundedSemaphore(16)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from: on a hub one of its keys; on an agent, which has one token, whoever holds that.
+    """Who a request comes from: on a hub one of its keys; on an agent, the holder of its one token.
 
     `refused` tells, while a stream goes on, whether the secret that opened it has lost its worth.
     """

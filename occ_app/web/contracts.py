@@ -33,7 +33,7 @@ ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 
 @dataclass(frozen=True)
 class Contract:
-    """What an endpoint accepts and returns; a JSON body has at most `body_bytes`.
+    """The input and output of an endpoint; a JSON body has at most `body_bytes`.
 
     `form` and `content` only describe: the view reads the form and returns a Response of that content itself.
     `empty` describes a reply of 204; `resumes` adds the header Last-Event-ID. `admin` refuses callers that are not

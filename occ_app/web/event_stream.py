@@ -49,7 +49,7 @@ class LiveStream:
         self._sent_at = time.monotonic()
         self._blocked_at: float | None = None
         self._ended = False
-        self._over = False  # nothing comes after what is unsent
+        self._over = False  # nothing follows the unsent bytes
         self._watched = _GONE
         self._leave = contextlib.ExitStack()
         self._leave.callback(release)
@@ -143,7 +143,7 @@ class LiveStream:
 def event_stream(tailing: Tail, follower: Follower, streams: Streams, *, follow: bool) -> Response:
     """An execution's events as server-sent events. The caller took a place among the streams; this gives it back.
 
-    What is stored is sent by the thread of the request, however much that is; then the tail's thread goes on.
+    The thread of the request sends all stored events; then the tail's thread continues.
     """
     connection = request.environ["gunicorn.socket"]
     frame = _bare if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else _chunk

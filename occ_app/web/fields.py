@@ -1,4 +1,4 @@
-"""The fields that the bodies and queries on the wire are made of: what may stand there, and how it is read."""
+"""The fields of bodies and queries on the wire: accepted values, and how they are read."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TrueOrFalse(fields.Boolean):
 
 
 class Moment(fields.String):
-    """A day or a time, ISO 8601; without an offset it is UTC. Read as times stand in the rows."""
+    """A day or a time, ISO 8601; without an offset it is UTC. Read into the format of the rows."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(metadata={"pattern": MOMENT_PATTERN}, **kwargs)

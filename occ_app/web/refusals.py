@@ -70,7 +70,7 @@ _HTTP_CODES = {
 
 
 def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None = None) -> None:
-    """Turn whatever is raised while answering into one kind of reply: the error body, or what `answer` makes.
+    """Turn every exception of a request into one kind of reply: the error body, or the result of `answer`.
 
     `answer` takes what `error_response` takes.
     """
@@ -101,7 +101,7 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
     @app.errorhandler(NoMoreData)
     @app.errorhandler(ParseException)
     def broken_body(_: Exception) -> Response:
-        # A chunked body is parsed only when it is read, so what is wrong with it comes out here.
+        # A chunked body is parsed only when it is read, so its errors arrive here.
         return answer(*_HTTP_CODES[400])
 
     @app.errorhandler(OSError)
@@ -129,7 +129,7 @@ def error_body(code: str, message: str, details: Mapping[str, Any] | None = None
 def error_response(
     code: str, message: str, details: Mapping[str, Any] | None = None, status: int | None = None
 ) -> Response:
-    g.refusal = code  # for whoever counts them
+    g.refusal = code  # for the metrics
     status = status or status_of(code)
     response = Response(error_body(code, message, details), status, content_type="application/json")
     if status == 401:

@@ -1,4 +1,4 @@
-"""What every HTTP face of OCC shares: how a request is read, how a refusal looks."""
+"""Reading requests: JSON bodies, queries, limits."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
 
 
 def _shortened(content: Any) -> Any:
-    """Return what is wrong with a body, its names and reasons cut: they echo the request."""
+    """Return the errors of a body, names and reasons cut: they echo the request."""
     if isinstance(content, dict):
         return {str(name)[:_LONGEST_NAME]: _shortened(content[name]) for name in islice(content, _MOST_NAMED)}
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Every body and query on the agent's wire, as marshmallow schemas: what is accepted, and what is answered.
+"""Every body and query on the agent's wire, as marshmallow schemas.
 
 `/openapi.json` is generated from these, so the document and the checks cannot differ. Names on the wire are camelCase,
 in Python snake_case.
@@ -47,7 +47,7 @@ class InitForm(_Request):
 
 
 class InitUpload(InitForm):
-    """The whole form, as the document shows it; what comes as a file is read apart."""
+    """The whole form, as the document shows it; the file is read separately."""
 
     zip = fields.Raw(required=True, metadata={"type": "string", "format": "binary"})
 
@@ -77,7 +77,7 @@ class ListQuery(_Request):
 
 
 class EventsQuery(_Request):
-    """The query of GET /executions/{id}/events. `after` is checked apart: it has an error code of its own."""
+    """The query of GET /executions/{id}/events. `after` is checked separately: it has a special error code."""
 
     after = fields.String(metadata={"pattern": CURSOR_PATTERN})
     follow = fields.Boolean(load_default=True)
@@ -94,7 +94,7 @@ class NoQuery(_Request):
 
 
 class ExecutionRecord(Schema):
-    """An execution as it stands."""
+    """The record of an execution."""
 
     execution_id = fields.String(data_key="executionId")
     workspace_id = fields.String(data_key="workspaceId")
@@ -139,7 +139,7 @@ class SearchQuery(_Request):
 
 
 class SnippetPiece(Schema):
-    """A piece of text; `hit` when it is what was looked for."""
+    """A piece of text; `hit` when it matches."""
 
     text = fields.String()
     hit = fields.Boolean()
@@ -160,7 +160,7 @@ class SearchResult(Schema):
 
 
 class SearchResults(Schema):
-    """A page of what was found, newest first; `unindexed` counts what is over and not searched yet."""
+    """A page of results, newest first; `unindexed` counts executions that are not indexed yet."""
 
     results = fields.List(fields.Nested(SearchResult))
     next = fields.Integer(allow_none=True)
@@ -176,7 +176,7 @@ class UsageQuery(_Request):
 
 
 class Usage(Schema):
-    """What a group of executions took; money, tokens, turns and time are of what is over."""
+    """The usage of a group of executions; money, tokens, turns and time cover finished ones."""
 
     executions = fields.Integer()
     states = fields.Dict(keys=fields.String(validate=validate.OneOf(STATES)), values=fields.Integer())
@@ -229,7 +229,7 @@ class InitReply(Schema):
 
 
 class WorkspaceRecord(Schema):
-    """A workspace as it stands."""
+    """The record of a workspace."""
 
     workspace_id = fields.String(data_key="workspaceId")
     name = fields.String()

@@ -73,7 +73,7 @@ class Worker(AdmittingWorker):
         return kept if kept else _let_go(conn)
 
     def _head_is_here(self, conn: Any) -> bool:
-        """Read what has come of a head. Return True when it is whole, and give it to the connection's parser.
+        """Read the arrived bytes of a head. Return True when it is whole, and give it to the connection's parser.
 
         Raises ssl.SSLError or gunicorn's parse errors, and OSError when the client is gone or too slow.
         """
@@ -125,7 +125,7 @@ class Worker(AdmittingWorker):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop
 
     def run(self) -> None:
-        gc.freeze()  # what is there now stays, and need not be looked through again and again
+        gc.freeze()  # existing objects stay, and need no further collection
         super().run()
         faulthandler.cancel_dump_traceback_later()
         self._to_the_application("occ_on_end")
@@ -138,7 +138,7 @@ class Worker(AdmittingWorker):
             faulthandler.dump_traceback_later(_HUNG_SECONDS, exit=True)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """A stop: let every stream send what is stored and end, instead of being cut at the time limit."""
+        """At a stop, let every stream send its stored events and end, instead of cutting it at the time limit."""
         super().handle_exit(sig, frame)
         self._to_the_application("occ_on_stop")
 
@@ -186,7 +186,7 @@ def _let_go(conn: Any) -> bool:
 
 
 def _already_closed(graceful: bool = False) -> None:
-    """Stands in for a connection's close once that is done."""
+    """Replaces a connection's close once that is done."""
 
 
 def _framing_status(exc: Exception) -> tuple[int, str]:

@@ -57,7 +57,7 @@ def _silence_is_a_reset() -> Iterator[None]:
 
 
 def server_context(certificate: Certificate) -> ssl.SSLContext:
-    """What a server needs to speak TLS with this certificate, version 1.2 or newer."""
+    """Return the context of a server with this certificate, TLS 1.2 or newer."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate.chain, certificate.key, password="")
@@ -84,7 +84,7 @@ class ServerContexts:
             return self._context
 
     def _signature(self) -> tuple[object, ...]:
-        """What tells a replaced file from the one that was read."""
+        """Return the identity that changes when a file is replaced."""
         found: list[object] = []
         for path in (self._certificate.chain, self._certificate.key):
             try:

@@ -1,4 +1,4 @@
-"""The bytes of one entry of a zip, read and checked by one rule, whatever the entry's size.
+"""The bytes of one entry of a zip, read and checked by one rule for every size.
 
 The entry's area holds exactly one stream, the stream unpacks to exactly the size that the directory gives, and its
 checksum is the directory's. Anything else could hide a second file from this reader or from another one.
@@ -82,7 +82,7 @@ def _inflated(stream: Iterator[bytes], info: zipfile.ZipInfo) -> Iterator[bytes]
             if unpacked:
                 yield unpacked
     while not inflater.eof:
-        # The last of the input may stand for more than one piece of output.
+        # The end of the input may expand to more than one piece of output.
         unpacked = inflater.decompress(b"", _PIECE)
         if not unpacked:
             raise zipfile.BadZipFile(f"{shown(info.orig_filename)} is cut")

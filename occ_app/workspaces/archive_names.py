@@ -20,7 +20,7 @@ _LONGEST_PATH = 1024
 _DEEPEST = 64
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-# Letters that look like a separator or a dot, or that hide what follows; a name made of them is meant to deceive.
+# Letters that look like a separator or a dot, or that hide the following ones; a name made of them is meant to deceive.
 _LOOKALIKES = frozenset(
     "\u2024\u2025\u2026\u2044\u2215\u29f8\u29f9\ufe52\ufe68\uff0e\uff0f\uff3c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200b\u200c\u200e\u200f\u2060\ufeff"
 )

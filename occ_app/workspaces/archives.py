@@ -1,7 +1,7 @@
 """Zips in and out: the unpacking of an upload that passed the checks, and the packing of a folder.
 
 Nothing of an archive is believed: names are judged before anything is written, sizes are counted on the bytes that are
-really written, and files are created, never opened through what was there before.
+really written, and files are created, never opened through existing ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OUT_OF_REACH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.E
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in bytes, counted on what is written; `trusted`: what would run something is taken too."""
+    """Sizes in bytes, counted on the output; `trusted`: configuration that runs programs is accepted."""
 
     unpacked_bytes: int
     files: int
@@ -125,7 +125,7 @@ def _write_all(descriptor: int, piece: bytes) -> None:
 def pack(folder: Path, output: IO[bytes], paths: Iterable[Path] | None = None) -> Iterator[int]:
     """Write a folder (or just `paths` below it) to a zip; yields the bytes of each file as it is done.
 
-    Links are stored as links and never followed: what they point to is not the workspace's.
+    Links are stored as links and never followed: their targets are not the workspace's.
     """
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         for path in below(folder) if paths is None else paths:

@@ -53,7 +53,7 @@ def _configures_git(rest: list[str]) -> bool:
 
 
 def _bare_repositories(paths: Iterable[str]) -> set[str]:
-    """Return the folders, in lower case, that git takes for git directories whatever their name.
+    """Return the folders, in lower case, that git takes for git directories under any name.
 
     Such a folder has HEAD beside objects and refs, or beside commondir.
     """

@@ -48,7 +48,7 @@ def repeat(attempt: Callable[[], None], output: IO[bytes], look: Callable[[], Ma
 
 
 def marks(paths: Iterable[Path]) -> Marks:
-    """Return what tells each file or folder from a later state of it: identity, kind, size and times of changes."""
+    """Return each file's or folder's identity and state: identity, kind, size and times of changes."""
     found: Marks = {}
     for path in paths:
         with contextlib.suppress(OSError):
@@ -59,5 +59,5 @@ def marks(paths: Iterable[Path]) -> Marks:
 
 
 def identities(paths: Iterable[Path]) -> Marks:
-    """Return what tells each folder from one that replaces it; changes within it count for nothing."""
+    """Return each folder's identity, which a replacement changes; changes within it count for nothing."""
     return {name: mark[:2] for name, mark in marks(paths).items()}

@@ -76,7 +76,7 @@ def result(db: Database, number: int) -> tuple[str, dict[str, Any] | None]:
 
 
 def abandon(db: Database, number: int) -> bool:
-    """Give a job up. False when it was over already; then its result stands."""
+    """Abandon a job. False when it was over already; then its result counts."""
     with db.write() as connection:
         return bool(
             connection.execute(
@@ -88,7 +88,7 @@ def abandon(db: Database, number: int) -> bool:
 
 
 def abandon_all(db: Database) -> None:
-    """Give up every unfinished job: whoever waited for them is gone with the daemon that took them."""
+    """Abandon every unfinished job: its caller is gone with the daemon that took it."""
     with db.write() as connection:
         connection.execute(
             "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ? WHERE state IN ('queued', 'running')",
@@ -97,7 +97,7 @@ def abandon_all(db: Database) -> None:
 
 
 def abandon_running(db: Database) -> list[int]:
-    """Give up the jobs that a killed control process had begun; returns their numbers, for whoever waits."""
+    """Abandon the jobs that a killed control process had begun; returns their numbers for their callers."""
     with db.write() as connection:
         rows = connection.execute(
             "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ? WHERE state = 'running' RETURNING number",
@@ -107,7 +107,7 @@ def abandon_running(db: Database) -> list[int]:
 
 
 def undo_unfinished(db: Database, folder: Path) -> None:
-    """Undo what a killed process had put into the workspaces' folder and not written down, and remove what is left."""
+    """Undo changes of a killed process in the workspaces' folder that it did not record, and remove remains."""
     for aside in folder.glob(f"{ASIDE}*"):
         with db.read() as connection:
             row = connection.execute(
@@ -132,7 +132,7 @@ def undo_unfinished(db: Database, folder: Path) -> None:
 
 
 def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude: Path | None = None) -> None:
-    """Make the workspace a job asks for, and write down how it went; whatever happens, no half of it stays.
+    """Make the workspace of a job and record the result; a failure leaves no half of it.
 
     `claude` is the CLI's own folder, where a new workspace must not find anything of another.
     """
@@ -151,10 +151,10 @@ def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude
             # Its name tells the new tree from the old one, which is there once they were exchanged.
             staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
             unpacked = archives.unpack(upload.zip_path, staging, limits, strip_root=upload.strip_root)
-            flush(staging)  # what is answered with 200 survives a power cut
+            flush(staging)  # an upload answered with 200 survives a power cut
             _put_in_place(db, job, staging, folder, unpacked, claude)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)  # who is told of a failure finds its bytes free again
+            shutil.rmtree(staging, ignore_errors=True)  # after a failure its bytes are free again
     except errors.RequestError as error:
         fail(db, number, error)
     except OSError as error:
@@ -261,12 +261,12 @@ def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *
         (to_json(reply), iso_now(), number),
     ).rowcount
     if not won:
-        # Its caller was told that it took too long; raising undoes the transaction and with it the workspace.
+        # Its caller got the answer that it took too long; raising undoes the transaction and with it the workspace.
         raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
 
 
 def fail(db: Database, number: int, error: errors.RequestError) -> None:
-    """End a job with what its caller is to be told."""
+    """End a job with the result for its caller."""
     result: Mapping[str, Any] = {"code": error.code, "message": str(error), "details": error.details}
     with db.write() as connection:
         connection.execute(

@@ -19,11 +19,11 @@ from occ_app.system.kernel import flush_folder
 
 @dataclass(frozen=True)
 class Workspace:
-    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` what was left out of the zip and why.
+    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` the files left out of the zip, with reasons.
 
     `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
     sessions of executions numbered above `sessions_after` can be resumed.
-    What only a hub has: `key_id`; `agent_id`, where it lives; `agent_generation`, its number there; `zip`, the stored
+    Only on a hub: `key_id`; `agent_id`, where it lives; `agent_generation`, its number there; `zip`, the stored
     zip's SHA-256; `upload`, the job that brought it; `placed`, the job whose zip that agent has: None, none of the
     hub's; 0, one that may have arrived.
     """
@@ -95,7 +95,7 @@ def delete(
     generation: int | None = None,
     claude: Path | None = None,
 ) -> list[int]:
-    """Remove a workspace and its files, and end what waits for it; returns the numbers of those executions.
+    """Remove a workspace and its files, and end its queued executions; returns the numbers of those executions.
 
     `end_waiting` does that in the transaction. The workspace's conversations in the CLI's own folder, `claude`, are
     removed, too. Raises NotFound, also when the id belongs to another `generation` than the given one, and Conflict

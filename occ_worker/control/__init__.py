@@ -1,1 +1,1 @@
-"""What the control process does: heartbeat, link, deliveries, upkeep."""
+"""The control process: heartbeat, link, deliveries, upkeep."""

@@ -1,4 +1,4 @@
-"""What the control process does: workspaces from uploads, the heartbeat, and keeping the rows true to the processes."""
+"""An agent's control process: uploads, the heartbeat, and settling the executions of lost workers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Control(Upkeep):
         self._uploads = Places(2, self._unpack)  # at most half of the threads, so that a beat finds one
 
     def settle_uploads(self) -> None:
-        """Undo what a killed predecessor had begun, and tell those who wait."""
+        """Undo the unfinished work of a killed predecessor, and wake its callers."""
         for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
         uploads.undo_unfinished(self._db, self._config.workspaces)
@@ -90,7 +90,7 @@ class Control(Upkeep):
         return any(executions.counts(self._db))
 
     def reap(self) -> None:
-        """Settle executions whose worker is gone, end workers that are stuck, and wake workers for what waits."""
+        """Settle executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
         if not self._reaping.acquire(blocking=False):
             return
         try:

@@ -71,7 +71,7 @@ class Deliveries:
                 raise
 
     def deliver(self, number: int, put: Callable[[int], None]) -> None:
-        """Make one delivery that has a place, then put in what is due next. One without a place is an old job."""
+        """Make one delivery that has a slot, then enqueue the next due one. One without a place is an old job."""
         webhook_id = self._begin(number)
         if webhook_id is None:
             return
@@ -138,6 +138,6 @@ class Deliveries:
 
 
 def _in(seconds: float) -> str:
-    """The moment that is so many seconds away, as times stand in the rows."""
+    """The moment that is so many seconds away, in the format of the rows."""
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     return iso(moment)

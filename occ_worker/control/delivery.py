@@ -1,6 +1,6 @@
 """Telling webhooks of executions that are over: one signed POST, bounded in time, and when to try again.
 
-The URL is the operator's choice, so this machine and its network may be called; what is never called stands in
+The URL is the operator's choice, so this machine and its network may be called; addresses that are never called are in
 occ_app/hub/forbidden_addresses.py, and is looked at for the very address that is then connected to.
 """
 
@@ -58,7 +58,7 @@ PATIENCE = Patience()
 
 
 def body(claimed: Claimed) -> bytes:
-    """What is posted: the execution as GET /executions/{id} tells it."""
+    """Return the posted body: the execution as in GET /executions/{id}."""
     told = {
         "event": "execution.finished",
         "deliveryId": claimed.delivery_id,
@@ -86,7 +86,7 @@ def send(claimed: Claimed, seconds: float) -> int:
         "OCC-Signature": signature(claimed.secret, int(time.time()), content),
     }
     line = _Line()
-    watch = threading.Timer(seconds, line.cut)  # whoever sends a byte a second is never silent for long
+    watch = threading.Timer(seconds, line.cut)  # a receiver that sends a byte a second is never silent for long
     watch.daemon = True
     watch.start()
     try:
@@ -126,7 +126,7 @@ class _Line:
         self.was_cut = False
 
     def cut(self) -> None:
-        """End it, whatever it waits for; one that is opened later is cut at once."""
+        """Cut the connection at any point; one that is opened later is cut at once."""
         with self._lock:
             self.was_cut = True
             self._shut()

@@ -1,6 +1,6 @@
 """The agent's sign of life: registering when that is still to be done, one beat each interval, one last at the end.
 
-A beat is never repeated: the next one comes in time. What came of it stands in occ.db, where `/health` reads it.
+A beat is never repeated: the next one comes in time. Its result is in occ.db, where `/health` reads it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the hub's control process does: storing zips, ways to agents, webhooks, and ending what waits too long."""
+"""A hub's control process: zips, routes to agents, webhooks, and ending executions that wait too long."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class HubControl(Upkeep):
         self._uploads = Places(2, self._store)  # at most half of the threads
 
     def settle_uploads(self) -> None:
-        """Undo what a killed predecessor had begun, and tell those who wait."""
+        """Undo the unfinished work of a killed predecessor, and wake its callers."""
         for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
         for path in self._hub.zips.glob(".incoming-*"):
@@ -90,7 +90,7 @@ class HubControl(Upkeep):
         return any(executions.counts(self._db))
 
     def reap(self) -> None:
-        """Wake a relay for what waits or has lost its own, and end what has waited too long."""
+        """Wake a relay for executions that wait or lost theirs, and end those that waited too long."""
         _, waiting = executions.counts(self._db)
         if (waiting or placement.orphans(self._db)) and self._queued() == 0:
             self._ring()
@@ -154,7 +154,7 @@ class HubControl(Upkeep):
             self._probed[agent.token] = _Probed(time.monotonic() + pause, pause)
 
     def _run_errands(self, machines: Mapping[str, Agent]) -> None:
-        """Run what waits for each machine, several machines at once: one that does not answer delays no other long."""
+        """Run the pending calls of each machine, several machines at once, so that no silent one delays others."""
         due = dict[str, list[errands.Errand]]()
         for errand in errands.waiting(self._db):
             if errand.agent_id in machines:

@@ -40,7 +40,7 @@ _LARGEST_ANSWER = 64 * 1024
 
 
 class LinkClient:
-    """The link of one control process. `own` is the address of this agent's API, `note` is told of each change,
+    """The link of one control process. `own` is the address of this agent's API, `note` is called at each change,
     `pin` is the fingerprint of the only certificate of the hub to trust."""
 
     def __init__(
@@ -70,7 +70,7 @@ class LinkClient:
         self._thread.start()
 
     def renew(self) -> None:
-        """The registration changed: link anew with what state.json says now, at once."""
+        """Link again at once with the new registration of state.json."""
         with self._lock:
             self._wake.set()
             if self._loop is not None:

@@ -20,7 +20,7 @@ class Places:
         self._lock = threading.Lock()
 
     def take(self, number: int) -> None:
-        """Do it in this thread, and then what came meanwhile; or leave it to those with a place and return at once."""
+        """Run it in this thread, then the jobs that arrived meanwhile; or leave it to a running thread and return."""
         with self._lock:
             self._waiting.append(number)
             if self._free == 0:
@@ -29,11 +29,11 @@ class Places:
         while (following := self._next()) is not None:
             try:
                 self._do(following)
-            except Exception:  # what waits behind it is done all the same
+            except Exception:  # the jobs behind it still run
                 log.exception("job %d met a fault of OCC", following)
 
     def _next(self) -> int | None:
-        """What is to be done next; without any the place is given back."""
+        """Return the next job; without one the slot is released."""
         with self._lock:
             if not self._waiting:
                 self._free += 1

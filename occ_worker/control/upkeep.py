@@ -1,4 +1,4 @@
-"""What the control process of an agent and of a hub both do for their database: search, forgetting, short logs."""
+"""Upkeep of the database of an agent or a hub: search index, retention, checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Upkeep:
         return False
 
     def index(self) -> None:
-        """Let searches find what is over, for a second at most; the next call goes on."""
+        """Index finished executions for at most a second; the next call continues."""
         indexed = search.index_some(self._db, _INDEXING_SECONDS)
         if indexed.unreadable:
             log.warning("%d stored events cannot be read and are not searched", indexed.unreadable)

@@ -1,4 +1,4 @@
-"""The Claude Code CLI: how it is called. What it answers is read in translator.py.
+"""The command line of the Claude Code CLI. translator.py reads its output.
 
 docs/claude-cli.md names the versions this was measured on, and gives the findings behind each choice.
 """
@@ -69,8 +69,8 @@ def command(path: str, execution: Execution, memory: Path | None, config: Config
 
 
 def environment(config: Config) -> dict[str, str]:
-    """The CLI's environment: what the operator's says on reaching the model, and OCC's own settings for it."""
-    # Its memory goes into later requests, and whoever prompts can write it: like settings, for trusted workspaces only.
+    """The CLI's environment: the operator's variables for reaching the model, and OCC's settings."""
+    # Its memory goes into later requests, and a prompt can write it: like settings, for trusted workspaces only.
     memory = {} if config.trust_workspaces else {"CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1"}
     return {**config.cli_environment, **_FIXED_ENVIRONMENT, **memory}
 

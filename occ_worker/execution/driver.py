@@ -1,6 +1,6 @@
 """Listening to one CLI process until it is gone.
 
-The loop reads whatever the CLI has printed, stores it in one transaction, rings, and looks at the clock. It never waits
+The loop reads the CLI's new output, stores it in one transaction, rings, and looks at the clock. It never waits
 for a reader of the events: nothing downstream can slow the CLI or make it lose output.
 """
 
@@ -79,7 +79,7 @@ class Listener:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 self._check_clock()
-            # What is left in the pipe is the CLI's last words; once strays are swept nobody adds to it.
+            # The rest of the pipe is the CLI's last output; once strays are swept no process adds to it.
             sweep_children()
             while self._read_output():
                 pass
@@ -100,7 +100,7 @@ class Listener:
         secrets = self._worker.config.cli_environment
         return verdict.without_result(returncode, self._overstayed, verdict.redacted(self._stderr, secrets))
 
-    # -- what the selector calls
+    # -- handlers of the selector
 
     def _write(self) -> None:
         try:
@@ -110,11 +110,11 @@ class Listener:
         except OSError:
             self._input = self._input[:0]  # it does not read any more; its exit will tell why
         if not self._input:
-            # Not closed: with its input ended the CLI exits without writing out what it holds.
+            # Not closed: at the end of its input the CLI exits without flushing its output.
             self._selector.unregister(self._child.stdin)
 
     def _read_output(self) -> bool:
-        """Store one burst of what is there. False when there was nothing more."""
+        """Store one burst of output. False when there was no more."""
         events: list[Event] = []
         taken = 0
         while taken < _BURST_BYTES:
@@ -207,7 +207,7 @@ class Listener:
             self._end("EXECUTION_IDLE", f"Claude Code printed nothing for {seconds:g} s and was ended.")
 
     def _end(self, code: str, message: str) -> None:
-        """Begin to end the CLI for a reason of OCC's own; the first stands, and so does a result that came before."""
+        """Begin to end the CLI for a reason of OCC; the first reason counts, and an earlier result before it."""
         if self._reason is not None or self._translator.result is not None:
             return
         self._reason, self._ending_since = (code, message), time.monotonic()
@@ -232,7 +232,7 @@ class Listener:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """What is there to read; empty at the end, None when there is nothing yet."""
+    """Return the available bytes; empty at the end, None when there are none yet."""
     try:
         return os.read(descriptor, _READ_BYTES)
     except BlockingIOError:

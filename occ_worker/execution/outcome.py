@@ -25,7 +25,7 @@ _DENIALS_BYTES = 40 * 1024
 
 
 def of_result(result: Mapping[str, Any], error: str) -> Outcome:
-    """What the CLI's result line decides; `error` is what an earlier line said went wrong, or empty."""
+    """Return the outcome of the CLI's result line; `error` is the error of an earlier line, or empty."""
     told = {
         "sessionId": texts.text_of(result.get("session_id")),
         "costUsd": _own_cost(result),
@@ -63,7 +63,7 @@ def without_result(returncode: int, killed: bool, stderr: str) -> Outcome:
     said = f" and said: {stderr}" if stderr else "."
     if "No conversation found" in stderr:
         return Outcome.failure("SESSION_NOT_FOUND", f"Claude Code said: {stderr}", **how(returncode))
-    if returncode in (126, 127):  # what a shell ends with when it cannot start a program
+    if returncode in (126, 127):  # a shell's codes for a program that it cannot start
         message = f"Claude Code cannot be started ({stderr or 'no reason given'}); install it again."
         return Outcome.failure("CLAUDE_NOT_FOUND", message, **how(returncode))
     ended = f"exit code {returncode}" if returncode > 0 else f"signal {-returncode}"
@@ -71,7 +71,7 @@ def without_result(returncode: int, killed: bool, stderr: str) -> Outcome:
 
 
 def redacted(stderr: bytes, environment: Mapping[str, str]) -> str:
-    """What it printed on stderr as text, without the secrets that it was given in its environment."""
+    """Return its stderr as text, without the secrets of its environment."""
     text = stderr.decode(errors="replace").replace("\0", "\ufffd").strip()
     for name, value in environment.items():
         if len(value) >= 8 and any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS")):

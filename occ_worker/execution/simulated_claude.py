@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "0.0.0-simulated"
-_PAUSE_SECONDS = 0.04  # the pace of a model's words; what is shown is how they stream
+_PAUSE_SECONDS = 0.04  # the pace of a model's words, to show how they stream
 
 
 def main() -> int:

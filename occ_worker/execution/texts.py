@@ -29,7 +29,7 @@ NAME_CHARACTERS = 256  # of a name or an id that the CLI gives
 
 
 def text_of(value: object) -> str | None:
-    """Return a name or an id that can be stored; None for anything else, whatever a newer CLI may say there."""
+    """Return a name or an id that can be stored; None for any other value of a newer CLI."""
     return whole_characters(value)[:NAME_CHARACTERS] if isinstance(value, str) else None
 
 

@@ -1,4 +1,4 @@
-"""What the CLI's lines mean as events.
+"""Translating the CLI's lines into events.
 
 Read off versions 2.1.197 and 2.1.330; lines of an unknown type or shape are counted and passed over, so that a newer
 CLI loses what OCC does not know and nothing else.
@@ -23,7 +23,7 @@ Event = tuple[str, str]
 _Said = tuple[str, dict[str, Any]]
 
 # Almost every line of a long answer is this one, down to the byte. Its text is JSON already and goes into the event as
-# it stands; whatever looks different in the least, an escape by number among it, takes the way through the parser.
+# it stands; any line that differs, even by a numeric escape, goes through the parser.
 _PLAIN = rb'[^"\\\x00-\x1f]*'
 _TEXT_DELTA = re.compile(
     rb'\{"type":"stream_event","event":\{"type":"content_block_delta","index":\d+,'
@@ -165,7 +165,7 @@ class Translator:
         return events
 
     def outcome(self) -> Outcome | None:
-        """What the CLI's result line decides; None when there was none."""
+        """Return the outcome of the CLI's result line; None when there was none."""
         return None if self.result is None else verdict.of_result(self.result, self._error)
 
 
@@ -192,7 +192,7 @@ def _status(state: str, message: str) -> _Said:
 
 
 def _name(value: object) -> str:
-    """Return a name or an id of the CLI's. Raises TypeError for what is no text."""
+    """Return a name or an id of the CLI's. Raises TypeError for other types."""
     name = texts.text_of(value)
     if name is None:
         raise TypeError(value)

@@ -1,4 +1,4 @@
-"""What the relays of one process work with."""
+"""The objects that the relays of one process work with."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from occ_app.streams.doorbell import Ringer
 
 @dataclass(frozen=True)
 class Relaying:
-    """What the relays of one process work with. `rest` waits up to so many seconds, or until something happened that
-    may concern them; `removed` has the ids of removed agents; `stopping` tells whether the process is to end."""
+    (
+        """The objects that the relays of one process work with.
+
+    `rest` waits up to so many seconds, or until an event that may concern them; `removed` has the ids of removed
+    agents; `stopping` returns whether the process is to end.
+    """
+        ""
+    )
 
     config: HubConfig
     db: Database

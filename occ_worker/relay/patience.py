@@ -6,7 +6,7 @@ import time
 
 from occ_app.executions.records import Outcome
 
-STOP_GRACE_SECONDS = 3.0  # for the agent to end what was cancelled
+STOP_GRACE_SECONDS = 3.0  # for the agent to end a cancelled execution
 TIMEOUT_GRACE_SECONDS = 4.0  # for the agent to keep a time limit, from the first event after `queued` on
 SILENT_GRACE_SECONDS = 60.0  # for an agent that sent no such event: the execution may wait there
 

@@ -1,8 +1,8 @@
-"""One execution on its way through the hub: its agent gets the work, and what the agent says becomes the hub's rows.
+"""The relay of one execution: its agent gets the work, and the agent's events become the hub's rows.
 
 The agent numbers the events, beginning with `queued`, which the hub has stored already; so the hub's rows and the
 agent's are numbered alike, and a relay that breaks goes on after the newest row, whichever process it lives in. The
-execution's id is the same on both sides, so that whatever is asked twice runs once.
+execution's id is the same on both sides, so that a repeated request runs once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
 _FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 _UNOFFERED_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
-# What an agent may answer while it is well, and what somebody else at its address, or a fault: asked again.
+# Replies of a healthy agent, of another server at its address, or of a fault: the call is repeated.
 _BUSY = (429, 503)
 _PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
 
@@ -85,7 +85,7 @@ class Relay:
         return self._patience.over(stop_requested, self._execution.timeout_seconds)
 
     def abandon(self, outcome: Outcome) -> bool:
-        """End the execution now, whatever its agent does. False when it is over already.
+        """End the execution now, without waiting for its agent. False when it is over already.
 
         The agent gets a cancel that waits until it is confirmed, and the workspace is held until then. Waits for no
         machine; the thread of the relay leaves when its own wait is over.
@@ -221,7 +221,7 @@ class Relay:
         return False
 
     def _refused(self, refusal: Refused, agent: Agent) -> Outcome | None:
-        """What an agent's refusal means; None when asking again may help."""
+        """Return the outcome of an agent's refusal; None when a repeated call may help."""
         if refusal.code == "WORKSPACE_NOT_FOUND" and not self._sent_anew:
             self._sent_anew = True
             workspace = workspaces.numbered(self._parts.db, self._execution.workspace_generation)
@@ -237,7 +237,7 @@ class Relay:
         return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
 
     def _store(self, batch: Sequence[RawEvent]) -> Outcome | None:
-        """Store what is new of a batch. Returns how the execution ended when its final event is in it."""
+        """Store the new events of a batch. Returns how the execution ended when its final event is in it."""
         fresh = list[tuple[str, str]]()
         for event in batch:
             if event.final:
@@ -293,7 +293,7 @@ class Relay:
             self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - said) / 1000)
 
     def _given_up(self, code: str, message: str) -> Outcome:
-        """The outcome of an execution that its agent may still run, and is to end when it can be told."""
+        """Return the outcome of an execution that its agent may still run, and cancel it there once possible."""
         errands.cancel(self._parts.db, self._execution.agent_id or "", self._execution.execution_id)
         return Outcome.failure(code, message)
 

@@ -39,7 +39,7 @@ class Relays:
         self._stopping = threading.Event()
         self._relays: set[Relay] = set()
         self._removed: set[str] = set()
-        self._cancels: set[str] = set()  # those that are told or being told, each by a thread of its own
+        self._cancels: set[str] = set()  # those being sent or sent, each by a separate thread
         self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
         agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
@@ -100,11 +100,11 @@ class Relays:
                 return
             self._relays.remove(relay)
         self._places.release()
-        with contextlib.suppress(OCCError):  # control looks for what waits, too
+        with contextlib.suppress(OCCError):  # control also looks for queued executions
             self._ring_queue()
 
     def _end_overdue(self) -> None:
-        """End what an agent was to end and did not, and what a removed agent ran; a place is free at once."""
+        """End executions that an agent did not end in time, and those of a removed agent; a slot is free at once."""
         stops = {x.number: x.stop_requested for x in executions.running(self._parts.db)}
         for relay in list(self._relays):
             outcome = relay.overdue(stops.get(relay.number))
@@ -136,7 +136,7 @@ class Relays:
                 log.error("cancels cannot be looked for: %s", error)
 
     def _pass_cancels_on(self) -> None:
-        """Have agents told of what is to end there; one that does not answer holds up no other."""
+        """Send cancels to agents; one that does not answer holds up no other."""
         due = {x.execution_id: x for x in executions.running(self._parts.db) if x.stop_requested is not None}
         self._cancels &= due.keys()
         for execution_id, execution in due.items():
@@ -166,7 +166,7 @@ class Relays:
 
 
 def _pass_cancel_on(parts: Relaying, execution: Execution) -> bool:
-    """Tell its agent of an execution that somebody asked to end. False when it could not be told."""
+    """Send a requested cancel to the execution's agent. False when it could not be sent."""
     agent = parts.agents.find(execution.agent_id or "")
     try:
         if agent is not None:

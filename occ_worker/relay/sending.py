@@ -23,7 +23,7 @@ _LONGEST_PATH = 4096
 def send_workspace(parts: Relaying, execution: Execution, agent: Agent, client: AgentClient) -> Outcome | None:
     """Give the agent the workspace unless it has it. Returns why that cannot be, if so.
 
-    Raises Unreachable, and Refused for what the agent refuses.
+    Raises Unreachable, and Refused when the agent refuses.
     """
     workspace = workspaces.numbered(parts.db, execution.workspace_generation)
     if workspace is None:

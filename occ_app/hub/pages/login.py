@@ -24,7 +24,7 @@ OPEN = frozenset({"pages.static", "pages.door.show", "pages.door.log_in"})
 """The endpoints of pages that ask for no login."""
 
 KEEP_TEXT = "pages.home.start"
-"""The endpoint that checks its form itself, so that a refusal shows what was written."""
+"""The endpoint that checks its form itself, so that a refusal shows the person's text."""
 
 LEAD_BACK = frozenset({"pages.home.show", "pages.runs.show"})
 """Those from which one is sent to log in, and back afterwards."""
