@@ -128,7 +128,7 @@ def test_the_documented_metrics_are_those_there_are(occ: Occ) -> None:
         occ.run("one")
         names = {name.split(" ")[0] for name in scrape(occ)}
     there = {re.sub(r"(_seconds)_(bucket|count|sum)$", r"\1", name) for name in names}
-    section = PROTOCOL.partition("## For Prometheus")[2].partition("\nWhat is of executions")[0]
+    section = PROTOCOL.partition("## For Prometheus")[2].partition("\nValues about executions")[0]
     assert set(re.findall(r"`((?:occ|process)_[a-z_]+)`", section)) == there
 
 

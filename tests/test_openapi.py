@@ -114,18 +114,29 @@ def test_every_operation_answers_as_documented_for_ids_that_exist(served: Occ, t
 
 
 def test_every_operation_of_a_hub_answers_as_documented_for_ids_of_any_kind(hub: Hub, tmp_path: Path) -> None:
-    assert tried(hub.url, own_token(hub), tmp_path, "", document_of(hub, tmp_path)) > 600
+    assert tried(hub.url, own_token(hub), tmp_path, spared(hub), document_of(hub, tmp_path)) > 600
     assert hub.request("GET", "/health", token=own_token(hub)).json()["status"] == "healthy"
 
 
 def test_every_operation_of_a_hub_answers_as_documented_for_ids_that_exist(hub: Hub, tmp_path: Path) -> None:
-    # The machine that has the workspace stays: without it the archive is rightly 503.
-    hub.agent("other")
-    config = KNOWN + '"path.agent_id" = "box"\n"path.name" = "spare"\n'
-    config += '[[operations]]\ninclude-method = "DELETE"\ninclude-path = "/agents/{agent_id}"\n'
-    config += 'parameters = { "path.agent_id" = "other" }\n'
+    config = KNOWN + '"path.agent_id" = "box"\n"path.name" = "spare"\n' + spared(hub)
     assert tried(hub.url, own_token(hub), tmp_path, config, document_of(hub, tmp_path)) > 600
     assert hub.request("GET", "/health", token=own_token(hub)).json()["status"] == "healthy"
+
+
+def spared(hub: Hub) -> str:
+    """Keep the machine that has the workspace, and its key: without them the archive is rightly 503."""
+    hub.agent("other")
+    operations = (
+        ("DELETE", "/agents/{agent_id}", "agent_id", "other"),
+        ("POST", "/keys/{name}/revoke", "name", "spare"),
+        ("POST", "/keys/{name}/rotate", "name", "spare"),
+    )
+    return "".join(
+        f'[[operations]]\ninclude-method = "{method}"\ninclude-path = "{path}"\n'
+        f'parameters = {{ "path.{name}" = "{value}" }}\n'
+        for method, path, name, value in operations
+    )
 
 
 def test_what_agents_call_on_a_hub_is_answered_as_documented(hub: Hub, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_an_upload_becomes_a_folder_and_says_what_is_in_it(agent: Occ) -> None:
         "files": 2,
         "bytes": 6,
         "skipped": [],
+        "stripped": None,
     }
     assert tree(place(agent, "new")) == files
     record = agent.client.workspace("new")

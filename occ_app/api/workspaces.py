@@ -128,6 +128,11 @@ def delete(workspace_id: str, query: dict[str, Any]) -> Response:
 @contract(content=ZIP)
 def archive(workspace_id: str) -> Response:
     """The workspace as it is now, as a zip."""
+    return packed(workspace_id)
+
+
+def packed(workspace_id: str) -> Response:
+    """Return the caller's workspace as it is now, as a zip. Raises NotFound, Unavailable or NoSpace."""
     workspace = workspaces.get(services().db, workspace_id, callers.caller().only)
     folder = services().config.run / "uploads"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up

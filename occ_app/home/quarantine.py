@@ -45,7 +45,8 @@ def _database_readable(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5)) as connection:
+        # Read-only: closing a writable connection would move a log that was left behind into the damaged file.
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if path.stat().st_size > _THOROUGH_BYTES:
                 return _whole(connection, path)

@@ -126,7 +126,7 @@ class Agents:
             if agent_id is None:
                 self._check_room(connection, key)
                 agent_id = f"agent-{secrets.token_hex(6)}"
-            name = _free_name(connection, agent_id, said["name"])
+            name = _free_name(connection, self.times(), agent_id, said["name"])
             connection.execute(
                 """
                 INSERT INTO agents (agent_id, key_id, name, token, url, address, port, direct, tls_fingerprint, workers,
@@ -296,9 +296,12 @@ class Agents:
         return {**times, **more}
 
 
-def _free_name(connection: sqlite3.Connection, agent_id: str, wanted: str) -> str:
-    """Return the name for an agent: `wanted`, or with a number where another has it or it looks like an id."""
-    rows = connection.execute("SELECT agent_id, name FROM agents").fetchall()
+def _free_name(connection: sqlite3.Connection, times: dict[str, Any], agent_id: str, wanted: str) -> str:
+    """Return the name for an agent: `wanted`, or with a number if another has it or it looks like an id.
+
+    A machine that is hidden, because it has been gone for long, keeps no name.
+    """
+    rows = connection.execute(f"{FROM} WHERE {KEPT} OR a.agent_id = :id", times | {"id": agent_id}).fetchall()
     taken = {row["name"] for row in rows if row["agent_id"] != agent_id}
     own = next((row["name"] for row in rows if row["agent_id"] == agent_id), wanted)
     if own not in taken and re.fullmatch(re.escape(wanted) + r"-\d+", own):

@@ -102,7 +102,10 @@ class Unreader(SocketUnreader):
             raise TimeoutError("the body arrived too slowly")
         if remaining < IO_SECONDS:
             _limit_reads(self.sock, remaining)
-        data: bytes = super().chunk(size_hint)
+        try:
+            data: bytes = super().chunk(size_hint)
+        except BlockingIOError:  # the limit on one read, which the kernel reports so
+            raise TimeoutError("the body arrived too slowly") from None
         self._deadline += len(data) / MIN_BYTES_PER_SECOND
         return data
 
