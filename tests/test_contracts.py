@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
 
 from occ_app import hub_wsgi, wsgi
 from occ_app.config import config
+from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.home import state
 from occ_app.web.contracts import contract_of
@@ -17,28 +19,26 @@ from occ_app.web.contracts import contract_of
 WITHOUT_CONTRACT = {"websocket", "link"}  # OpenAPI cannot describe WebSockets
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Flask]:
-    settings = config.load_hub({"OCC_HUB_HOME": str(tmp_path / "hub"), "HOME": str(tmp_path)})
+def served(settings: Config, make_app: Callable[[Any], Flask]) -> Iterator[Flask]:
+    """The application of these settings, with a database and a token."""
     settings.make_folders()
     state.ensure(settings.state)
     schema.ensure_schema(settings.database, settings.home / "lock" / "migrate")
-    app = hub_wsgi.make_app(settings)
+    app = make_app(settings)
     yield app
     app.occ_on_stop()  # type: ignore[attr-defined]  # the server calls it
     app.occ_on_end()  # type: ignore[attr-defined]  # the server calls it
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Flask]:
+    settings = config.load_hub({"OCC_HUB_HOME": str(tmp_path / "hub"), "HOME": str(tmp_path)})
+    yield from served(settings, hub_wsgi.make_app)
 
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Flask]:
-    settings = config.load({"OCC_HOME": str(tmp_path / "agent"), "HOME": str(tmp_path)})
-    settings.make_folders()
-    state.ensure(settings.state)
-    schema.ensure_schema(settings.database, settings.home / "lock" / "migrate")
-    app = wsgi.make_app(settings)
-    yield app
-    app.occ_on_stop()  # type: ignore[attr-defined]  # the server calls it
-    app.occ_on_end()  # type: ignore[attr-defined]  # the server calls it
+    yield from served(config.load({"OCC_HOME": str(tmp_path / "agent"), "HOME": str(tmp_path)}), wsgi.make_app)
 
 
 def token(app: Flask) -> dict[str, str]:

@@ -69,16 +69,3 @@ def occ() -> None:
     occ jobs     list, show, tail and cancel runs
     occ hub      one address for many agents
     """
-
-
-EXIT_CODES = """\b
-Exit codes:
-  0    done, or the execution succeeded
-  1    it failed
-  2    the command was used wrongly
-  3    not running, or already running
-  4    refused by the agent or the hub
-  5    unreachable
-  124  the execution timed out
-  130  the execution was cancelled, or the command interrupted
-"""
