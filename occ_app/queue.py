@@ -46,7 +46,7 @@ class DoorbellStorage(SqliteStorage):
     def _create_connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection = super()._create_connection()
         connection.execute("PRAGMA busy_timeout = 0")  # begin() waits better
-        # Losing the newest wake-ups in a power cut costs nothing: the rows of occ.db ring anew at the next start.
+        # Losing the newest wake-ups in a power cut costs nothing: the rows of occ.db ring again at the next start.
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 

@@ -1,4 +1,4 @@
-"""The jobs on the two queues, a line or two each: what they do is in the modules they call."""
+"""The jobs on the two queues, a line or two each; the modules they call do the work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def executions(queue: Huey, run_next: Callable[[], object]) -> Callable[[str], N
 
 
 def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
-    """Define the jobs of the `control` queue; `parts` gives what they work with."""
+    """Define the jobs of the `control` queue; `parts` returns their object."""
 
     @queue.periodic_task(lambda _: parts().heartbeat_due(), name="heartbeat", expires=25)  # type: ignore[untyped-decorator]  # huey is untyped
     def heartbeat() -> None:
@@ -44,7 +44,7 @@ def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
 
 
 def hub_control(queue: Huey, parts: Callable[[], HubControl]) -> Callable[[int], None]:
-    """Define the jobs of a hub's `control` queue; `parts` gives what they work with."""
+    """Define the jobs of a hub's `control` queue; `parts` returns their object."""
 
     @queue.periodic_task(_every(2, lambda: parts().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reap() -> None:

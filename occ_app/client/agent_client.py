@@ -137,7 +137,7 @@ class AgentClient:
         return sse.batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
     def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
-        """Yield an execution's events above `after`; to the last one, or to what is there without `follow`."""
+        """Yield an execution's events above `after`; to the last one, or to the stored ones without `follow`."""
         if not follow:
             stored = sse.batches(self._open_events(execution_id, after, follow=False))
             return (sse.parsed(raw) for batch in stored for raw in batch)

@@ -49,7 +49,7 @@ class _TLSSocket(ssl.SSLSocket):
 
 @contextlib.contextmanager
 def _silence_is_a_reset() -> Iterator[None]:
-    """A client that stalls is no fault of the server's, and gunicorn logs a traceback for what it does not know."""
+    """A client that stalls is no fault of the server's, and gunicorn logs a traceback for unknown errors."""
     try:
         yield
     except TimeoutError as error:

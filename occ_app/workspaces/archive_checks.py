@@ -78,7 +78,7 @@ def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, most: int) -> Non
             f"The zip has {len(entries)} entries and {most} are allowed; leave some out, or raise OCC_MAX_FILES"
             " (on a hub OCC_HUB_MAX_FILES).",
         )
-    # zipfile moves all offsets when something stands before the archive; other readers do not, and see another archive.
+    # zipfile moves all offsets when bytes precede the archive; other readers do not, and see another archive.
     if min(info.header_offset for info in entries) != 0:
         raise ArchiveError("ZIP_PREFIX_DATA", "Something stands before the zip's first entry; make a plain zip.")
     file.seek(0)

@@ -24,7 +24,7 @@ from occ_app.workspaces.archive_content import content
 
 _PIECE = 1 << 18
 
-# What a file may answer that disappeared or was closed while its folder was read, or that is too deep.
+# Errors of a file that disappeared or was closed while its folder was read, or that is too deep.
 _OUT_OF_REACH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 

@@ -1,6 +1,6 @@
 """Uploads: the jobs that make workspaces from zips.
 
-A workspace appears and changes in one step: a tree is unpacked beside its place and exchanged with what is there inside
+A workspace appears and changes in one step: a tree is unpacked beside its place and exchanged with the old tree inside
 the transaction that checks nobody is using it.
 """
 

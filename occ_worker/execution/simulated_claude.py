@@ -1,4 +1,4 @@
-"""A stand-in for the Claude Code CLI, for `occ demo` on a machine without one. It thinks nothing and says so.
+"""A substitute for the Claude Code CLI, for `occ demo` on a machine without one. It thinks nothing and says so.
 
 Speaks just enough of stream-json for a demonstration: reads the prompt, looks at the folder, answers in small pieces.
 """
