@@ -25,7 +25,7 @@ from occ_app.executions import queries
 from occ_app.home import daemon
 from occ_app.system.process_identity import own_identity
 from occ_app.workspaces import workspace as workspaces
-from tests.conftest import Occ, wait_until
+from tests.conftest import Occ, processes_with, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,7 +71,13 @@ def installed(tmp_path: Path) -> Iterator[Installation]:
     made = Installation(tree, tmp_path, environment | {"PYTHONPATH": str(tree)})
     assert made.occ("hub", "start", "--port", "0").returncode == 0, made.log()
     yield made
-    made.occ("hub", "stop")
+
+    def stopped() -> bool:
+        """Stop it again until nothing is left: a daemon that was just restarting does not hear the first stop."""
+        made.occ("hub", "stop")
+        return not processes_with(f"OCC_HUB_HOME={tmp_path / 'hub'}\0".encode())
+
+    wait_until(stopped, "the hub to stop", 30)
 
 
 def test_a_daemon_whose_files_changed_serves_its_own_pages_and_says_so(installed: Installation) -> None:
