@@ -151,11 +151,8 @@ class Occ:
 
     def commands(self) -> dict[int, str]:
         """Their command lines by process id, of those that live long enough to be asked."""
-        found = {}
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                found[process.pid] = " ".join(process.cmdline())
-        return found
+        lines = {process.pid: " ".join(command_line(process)) for process in self.processes()}
+        return {pid: line for pid, line in lines.items() if line}
 
     def under_way(self, prompt: str, execution_id: str) -> tuple[Iterator[Event], list[Event]]:
         """Start a prompt and wait for its first text; returns its stream, and the events that came already."""
@@ -167,6 +164,14 @@ class Occ:
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted((self.home / "logs").glob("*.log")))
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """The arguments of a process, none when it has just ended."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def processes_with(marker: bytes) -> list[psutil.Process]:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import urllib3
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.database import database as db
-from tests.conftest import Occ, occ_in, processes_with, run_occ, wait_until
+from tests.conftest import Occ, command_line, occ_in, processes_with, run_occ, wait_until
 
 
 @dataclass
@@ -110,12 +109,7 @@ class Hub:
 
     def part(self, command: str) -> list[int]:
         """The ids of this hub's processes whose command line has `command` in it."""
-        found = []
-        for process in processes_with(self.marker):
-            with contextlib.suppress(psutil.Error):  # one that was just going
-                if command in " ".join(process.cmdline()):
-                    found.append(process.pid)
-        return found
+        return [process.pid for process in processes_with(self.marker) if command in " ".join(command_line(process))]
 
     @property
     def marker(self) -> bytes:

@@ -24,7 +24,7 @@ from occ_app.executions import events
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
 from occ_app.home import daemon
-from tests.conftest import Occ, output, steps, wait_until
+from tests.conftest import Occ, command_line, output, steps, wait_until
 
 GRACE_SECONDS = 5.0
 HEALTH_SECONDS = 2.0
@@ -134,7 +134,7 @@ class Promises:
         assert self.occ.token not in self.occ.logs()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                assert self.occ.token not in " ".join(process.cmdline())
+                assert self.occ.token not in " ".join(command_line(process))
         self.checked["no secret shown"] += 1
 
 
@@ -169,7 +169,7 @@ def kill(occ: Occ, victim: str) -> bool:
 
 
 def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
-    parts = {" ".join(part.cmdline()).partition(" -m ")[2]: part for part in supervisor.children()}
+    parts = {" ".join(command_line(part)).partition(" -m ")[2]: part for part in supervisor.children()}
     web, consumer, control = (
         next((part for name, part in parts.items() if name.startswith(start)), None)
         for start in ("occ_app.wsgi", "occ_worker.agent executions", "occ_worker.agent control")
@@ -190,7 +190,7 @@ def _pids(supervisor: psutil.Process, victim: str) -> list[int]:
 
 def _is_occ(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):  # gone, or a zombie
-        return "-m" in process.cmdline()
+        return "-m" in command_line(process)
     return False
 
 

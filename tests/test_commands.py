@@ -22,7 +22,7 @@ import pytest
 from occ_app.cli.run import _take_back
 from occ_app.errors import Refused
 from occ_app.executions import queries as executions
-from tests.conftest import Occ, make_zip, run_occ, steps, wait_until
+from tests.conftest import Occ, command_line, make_zip, run_occ, steps, wait_until
 
 
 def test_start_prints_where_it_is_and_answers_when_it_returns(occ: Occ) -> None:
@@ -228,7 +228,7 @@ def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
     try:
         assert watched.stdout is not None
         assert b"running at" in watched.stdout.readline()
-        assert "made-up" not in " ".join(psutil.Process(watched.pid).cmdline())
+        assert "made-up" not in " ".join(command_line(psutil.Process(watched.pid)))
     finally:
         watched.send_signal(signal.SIGINT)
         watched.communicate(timeout=15)

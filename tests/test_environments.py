@@ -19,7 +19,7 @@ from occ_app import errors
 from occ_app.config import config as configuration
 from occ_app.config.claude_environment import chosen
 from occ_app.system import interpreter
-from tests.conftest import Occ, make_zip, steps, wait_until
+from tests.conftest import Occ, command_line, make_zip, steps, wait_until
 
 OCC = [sys.executable, "-m", "occ_app.cli"]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces and other users here")
@@ -118,7 +118,7 @@ def test_what_a_parent_hands_down_reaches_neither_the_daemon_nor_the_cli(
     assert (tmp_path / "pwd").read_text().strip() == str(occ.home / "workspaces" / "work")
     assert (tmp_path / "fsize").read_text().strip() == "unlimited"
     for process in occ.processes():
-        arguments = " ".join(process.cmdline())
+        arguments = " ".join(command_line(process))
         if "occ_worker" in arguments or "wsgi" in arguments:
             assert process.cwd() == "/"
             # While it starts a program Python blocks all signals.
@@ -167,11 +167,13 @@ def test_the_first_process_of_a_container_ends_only_what_occ_started(occ: Occ, t
         inside = ["nsenter", "-t", str(first.pid), "-p", "-m", "sh", "-c"]
         subprocess.run([*inside, "setsid sleep 311 </dev/null >/dev/null 2>&1 &"], check=True)
         (stranger,) = wait_until(
-            lambda: [child for child in first.children() if child.cmdline() == ["sleep", "311"]], "the stranger"
+            lambda: [child for child in first.children() if command_line(child) == ["sleep", "311"]], "the stranger"
         )
         subprocess.run([*inside, "sleep 0.1 & exit"], check=True)  # an orphan that ends, at which OCC looks around
-        wait_until(lambda: not [c for c in first.children() if c.cmdline()[:2] == ["sleep", "0.1"]], "it to be reaped")
-        killed = next(p for p in psutil.Process(first.pid).children(recursive=True) if "control" in p.cmdline())
+        wait_until(
+            lambda: not [c for c in first.children() if command_line(c)[:2] == ["sleep", "0.1"]], "it to be reaped"
+        )
+        killed = next(p for p in psutil.Process(first.pid).children(recursive=True) if "control" in command_line(p))
         killed.kill()  # a part that is replaced is another occasion
         wait_until(lambda: not killed.is_running(), "the part to be reaped")
         assert stranger.is_running()
@@ -193,11 +195,11 @@ def test_a_supervisor_that_a_shell_became_spares_the_shell_s_children_and_theirs
         wait_until(lambda: "running at" in text(tmp_path / "out"), "the start")
         wait_until(lambda: psutil.Process(orphan).ppid() != shell.pid, "its parent to end")
         occ.attach()
-        next(p for p in occ.processes() if "control" in p.cmdline()).kill()
+        next(p for p in occ.processes() if "control" in command_line(p)).kill()
         wait_until(lambda: "is started again" in occ.logs() or occ.client.health(), "the part to be replaced")
         shell.terminate()
         assert shell.wait(20) == 0
-        assert psutil.Process(orphan).cmdline() == ["sleep", "313"]
+        assert command_line(psutil.Process(orphan)) == ["sleep", "313"]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(orphan, signal.SIGKILL)

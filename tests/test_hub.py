@@ -28,7 +28,7 @@ from occ_app.hub import placement
 from occ_app.hub.agents import Agents
 from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity
 from occ_app.workspaces import workspace as workspaces
-from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
+from tests.conftest import command_line, make_zip, names, occ_in, output, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
 
 WAITING = [{"say": "begun "}, {"wait": "go"}, {"say": "done"}]
@@ -93,7 +93,7 @@ def test_a_machine_is_online_while_it_beats_and_keeps_its_id_when_it_returns(hub
     box.start()
     wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")
     assert hub.seen("box")["agentId"] == seen["agentId"]
-    for process in sorted(box.processes(), key=lambda process: "control" not in process.cmdline()):
+    for process in sorted(box.processes(), key=lambda process: "control" not in command_line(process)):
         process.kill()  # what would say a last word first
     assert hub.seen("box")["state"] == "online"
     wait_until(lambda: hub.seen("box")["state"] == "offline", "two beats were missed", 8)

@@ -25,7 +25,7 @@ from occ_app.executions import queries as executions
 from occ_app.hub.pages import markdown
 from occ_app.system.timestamps import iso
 from occ_app.web.requests import Shares
-from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
+from tests.conftest import Occ, command_line, make_zip, shared_agent, steps, wait_until
 from tests.hub_daemon import Hub, hub_in
 
 JSON = {"Content_Type": "application/json"}
@@ -86,7 +86,7 @@ def test_a_small_body_has_a_small_limit(hub: Hub) -> None:
 def test_messages_to_a_stream_are_not_kept(served: Occ, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     stream, _ = served.under_way(steps({"say": "0 "}, {"wait": str(gate)}, {"say": "1"}), "talked")
-    web = next(process for process in served.processes() if "occ_app.wsgi" in " ".join(process.cmdline()))
+    web = next(process for process in served.processes() if "occ_app.wsgi" in " ".join(command_line(process)))
     url = served.url.replace("http://", "ws://") + "/executions/talked/ws"
     client = Client.connect(url, headers={"Authorization": f"Bearer {served.token}"})
     before = web.memory_info().rss

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Occ, output, steps, wait_until
+from tests.conftest import Occ, command_line, output, steps, wait_until
 from tests.promises import Promises, counted, counting_cli, prompt
 
 HEALTH_SECONDS = 2.0
@@ -240,8 +240,8 @@ def test_nothing_grows_over_fifty_repeats(occ: Occ, tmp_path: Path) -> None:
     after = cost()
     assert before.keys() == after.keys()
     for pid, (descriptors, threads) in before.items():
-        assert after[pid][0] <= descriptors + 4, (psutil.Process(pid).cmdline(), before[pid], after[pid])
-        assert after[pid][1] <= threads + 8, (psutil.Process(pid).cmdline(), before[pid], after[pid])
+        assert after[pid][0] <= descriptors + 4, (command_line(psutil.Process(pid)), before[pid], after[pid])
+        assert after[pid][1] <= threads + 8, (command_line(psutil.Process(pid)), before[pid], after[pid])
     assert _pss(occ) < memory + 15_000_000
     assert _folders(occ) == folders
     Promises(occ, starts).check()

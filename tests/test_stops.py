@@ -17,7 +17,7 @@ import pytest
 from occ_app.config.config import load
 from occ_app.home import daemon
 from tests import hub as hubs
-from tests.conftest import Occ, names, output, steps, wait_until
+from tests.conftest import Occ, command_line, names, output, steps, wait_until
 from tests.promises import Promises, counted, counting_cli, prompt
 
 STUBBORN = steps({"stubborn": True}, {"spawn": "daemon"}, {"say": "0 "}, {"sleep": 60})
@@ -108,7 +108,7 @@ def test_a_stop_while_it_starts_leaves_nothing(occ: Occ) -> None:
 def test_a_worker_that_is_told_to_leave_leaves_and_is_replaced(promises: Promises) -> None:
     occ = promises.occ
     parts = psutil.Process(supervisor(occ)).children()
-    consumer = next(part for part in parts if part.cmdline()[-1:] == ["executions"])
+    consumer = next(part for part in parts if command_line(part)[-1:] == ["executions"])
     workers = {child.pid for child in consumer.children()}
     told = min(workers)
     os.kill(told, signal.SIGTERM)

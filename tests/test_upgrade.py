@@ -25,7 +25,7 @@ from occ_app.executions import queries
 from occ_app.home import daemon
 from occ_app.system.process_identity import own_identity
 from occ_app.workspaces import workspace as workspaces
-from tests.conftest import Occ, processes_with, wait_until
+from tests.conftest import Occ, command_line, processes_with, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,7 +99,7 @@ def test_a_part_that_ends_after_an_upgrade_has_all_parts_start_from_the_new_file
     for name, content in kept.items():  # version 99 has the same pages after all
         (templates / name).write_text(content)
     parts = psutil.Process(before["pid"]).children()
-    next(part for part in parts if "control" in part.cmdline()).kill()
+    next(part for part in parts if "control" in command_line(part)).kill()
 
     def changed() -> bool:
         with contextlib.suppress(ValueError, KeyError):
@@ -119,7 +119,7 @@ def test_files_that_cannot_be_loaded_leave_the_rest_of_the_daemon_running(instal
     broken = installed.tree / "occ_worker" / "hub.py"
     content = broken.read_text()
     broken.write_text("this is half a file (")
-    control = next(p for p in psutil.Process(before["pid"]).children() if "control" in p.cmdline())
+    control = next(p for p in psutil.Process(before["pid"]).children() if "control" in command_line(p))
     control.kill()
     wait_until(lambda: not control.is_running(), "control to end")
     with urllib3.PoolManager(retries=False) as pool:
