@@ -69,8 +69,9 @@ def _names(processes: Sequence[psutil.Process]) -> list[str]:
     names = []
     for process in processes:
         command = commands[process.pid]
-        module = command[2] if len(command) > 2 else command[0]
-        name = " ".join([module, *command[3:]]) if module.startswith("occ_worker") else module
+        # `python -X faulthandler -m module argument`, or a waiting shell: `sh -c 'read …'`
+        words = command[command.index("-m") + 1 :] if "-m" in command else command[2:] or command
+        name = " ".join(words) if words[0].startswith("occ_worker") else words[0]
         forked = commands.get(process.ppid()) == command
         names.append(f"{name} (forked)" if forked else name)
     return names
