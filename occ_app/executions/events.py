@@ -46,8 +46,11 @@ class Event:
     def sound(self) -> Event:
         """Return the event, or its replacement: a row of an earlier version may be unreadable."""
         data = self.data
-        if not _NAME.fullmatch(self.name):
+        # The two checks in C first: almost every event passes them, and a replay makes them for each.
+        if not (self.name.isidentifier() and self.name.isascii()) and not _NAME.fullmatch(self.name):
             return unreadable(self)
+        if isinstance(data, str) and data.isprintable():
+            return self
         if isinstance(data, str) and (data.isascii() or not _RAW.search(data)) and not _BREAK.search(data):
             return self
         try:
