@@ -48,7 +48,7 @@ def make_app(config: Config) -> Flask:
             tail=tail,
             readers=Ringer(config.run / "tail"),
             workers=Ringer(config.run / "worker"),
-            streams=streams.Streams(min(config.max_streams, most_files() // 2)),
+            streams=streams.StreamLimit(min(config.max_streams, most_files() // 2)),
             identify=_holder_of(TokenFile(config.state)),
             wake_worker=waker(config),
             enqueue_upload=upload_enqueuer(config),

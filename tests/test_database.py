@@ -250,7 +250,7 @@ def test_the_tail_tells_no_end_that_is_not_on_the_disk(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fdatasync", slow)
     (tmp_path / "bells").mkdir()
     tail, ringer = Tail(rows, tmp_path / "bells"), Ringer(tmp_path / "bells")
-    channel = tail.join("e3", 1)
+    channel = tail.subscribe("e3", 1)
     tail.start()
     ringer.ring("e3")  # before whoever wrote the end has waited for the disk
     assert flushing.wait(5)
@@ -269,7 +269,7 @@ def test_the_tail_takes_news_that_join_on_and_reads_what_does_not(tmp_path: Path
     rows = with_events(tmp_path / "tail.db", 10)
     (tmp_path / "bells").mkdir()
     tail, ringer = Tail(rows, tmp_path / "bells"), Ringer(tmp_path / "bells")
-    channel = tail.join("e3", 2)
+    channel = tail.subscribe("e3", 2)
     tail.start()
 
     def told(*seqs: int) -> bytes:

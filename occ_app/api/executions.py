@@ -34,15 +34,11 @@ def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
     asked = asked_for(web.json_body(6 * services().config.max_prompt_bytes + _BESIDE_PROMPT))
-    services().streams.enter()
-    try:
+    with services().streams.place() as place:
         execution, created = start(asked)
-        response = stream(execution, after, follow=True)
-        response.headers["OCC-Execution"] = "created" if created else "existing"
-        return response
-    except BaseException:
-        services().streams.leave()
-        raise
+        response = stream(execution, after, place, follow=True)
+    response.headers["OCC-Execution"] = "created" if created else "existing"
+    return response
 
 
 def start(asked: Request) -> tuple[Execution, bool]:
@@ -103,9 +99,9 @@ def asked_for(body: Any) -> Request:
     )
 
 
-def stream(execution: Execution, after: int, *, follow: bool) -> Response:
-    """The events of an execution as server-sent events; the caller took a place among the streams."""
-    return event_stream(services().tail, follower(execution, after), services().streams, follow=follow)
+def stream(execution: Execution, after: int, place: contextlib.ExitStack, *, follow: bool) -> Response:
+    """Return the events of an execution as server-sent events; the response takes `place` over."""
+    return event_stream(services().tail, follower(execution, after), place, follow=follow)
 
 
 def follower(execution: Execution, after: int) -> streams.Follower:
@@ -159,12 +155,8 @@ def events(execution_id: str, query: dict[str, Any]) -> Response:
     execution = executions.get(services().db, execution_id, callers.caller().only)
     if _has_all(execution, after):
         return Response(status=204)
-    services().streams.enter()
-    try:
-        return stream(execution, after, follow=query["follow"])
-    except BaseException:
-        services().streams.leave()
-        raise
+    with services().streams.place() as place:
+        return stream(execution, after, place, follow=query["follow"])
 
 
 # The codes of ends that may have a lower id than events that a reader has: written after an owner was lost, or a disk.
@@ -251,21 +243,17 @@ class _Unread(list[Any]):
 def _send_events(connection: Any, services: Services, follower: streams.Follower) -> None:
     from simple_websocket import ConnectionClosed
 
-    services.streams.enter()
-    connection.input_buffer = _Unread()
-    try:
-        with follower:
-            try:
-                unwatch = services.tail.when_gone(connection.sock, follower.leave)
-            except OSError:  # it is gone already
-                return
-            try:
-                for batch in follower.batches():
-                    for event in batch:
-                        connection.send(event.frame)
-            except ConnectionClosed:
-                return
-            finally:
-                unwatch()
-    finally:
-        services.streams.leave()
+    with services.streams.place(), follower:
+        connection.input_buffer = _Unread()
+        try:
+            unwatch = services.tail.when_gone(connection.sock, follower.disconnect)
+        except OSError:  # it is gone already
+            return
+        try:
+            for batch in follower.batches():
+                for event in batch:
+                    connection.send(event.frame)
+        except ConnectionClosed:
+            return
+        finally:
+            unwatch()

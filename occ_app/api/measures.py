@@ -21,7 +21,7 @@ from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.executions.tally import Counted, Distribution, Tally
 from occ_app.home import health
-from occ_app.streams.followers import Streams
+from occ_app.streams.followers import StreamLimit
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Refusals:
             return dict(self._by_code)
 
 
-def common(db: Database, streams: Streams, refusals: Refusals) -> Measure:
+def common(db: Database, streams: StreamLimit, refusals: Refusals) -> Measure:
     """The measure of what agents and hubs have in common."""
     tally = Tally(db)
 

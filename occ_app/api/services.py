@@ -17,7 +17,7 @@ from occ_app.errors import Unavailable
 from occ_app.executions import records
 from occ_app.home import daemon
 from occ_app.streams.doorbell import Ringer
-from occ_app.streams.followers import Streams
+from occ_app.streams.followers import StreamLimit
 from occ_app.streams.tail import Tail
 from occ_app.web import callers, schemas
 from occ_app.workspaces.workspace import Workspace
@@ -39,7 +39,7 @@ class Services:
     tail: Tail
     readers: Ringer
     workers: Ringer
-    streams: Streams
+    streams: StreamLimit
     identify: Callable[[str], callers.Caller | None]
     wake_worker: Callable[[], None]
     enqueue_upload: Callable[[int], None]

@@ -73,7 +73,7 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
 def _await_job(number: int) -> dict[str, Any]:
     """Enqueue the job and return its result."""
     key = tail.job_key(number)
-    channel = services().tail.join(key)
+    channel = services().tail.subscribe(key)
     try:
         services().enqueue_upload(number)
         deadline = time.monotonic() + INIT_SECONDS
@@ -91,7 +91,7 @@ def _await_job(number: int) -> dict[str, Any]:
         uploads.abandon(services().db, number)
         raise
     finally:
-        services().tail.leave(key)
+        services().tail.unsubscribe(key)
     if state == "abandoned" or result is None:
         raise errors.Unavailable("BUSY", "The upload took too long and was undone; try again.")
     if state == "failed":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 from occ_app import errors
 from occ_app.database.database import Database
@@ -16,11 +17,11 @@ from occ_app.streams.tail import Live, Tail
 KEEPALIVE_SECONDS = 15.0
 
 
-class Streams:
+class StreamLimit:
     """Counts the streams that are open, so that they never take the last thread from everybody else."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._open = 0
         self._refused: dict[str, float] = {}  # when a key was last refused, on the monotonic clock
         self._lock = threading.Lock()
@@ -33,18 +34,24 @@ class Streams:
         """Whether this key was refused after `since`, in seconds on the monotonic clock."""
         return key_id is not None and self._refused.get(key_id, float("-inf")) >= since
 
-    def enter(self) -> None:
-        """Take a place. Raises Unavailable when there is none."""
+    def place(self) -> ExitStack:
+        """Take a place, which is free again when the returned stack closes; `pop_all` hands it over.
+
+        Raises Unavailable when there is none.
+        """
         with self._lock:
-            if self._open >= self._most:
+            if self._open >= self._limit:
                 raise errors.Unavailable(
                     "TOO_MANY_STREAMS",
                     f"{self._open} streams are open already; close one or raise OCC_MAX_STREAMS (on a hub"
                     " OCC_HUB_MAX_STREAMS).",
                 )
             self._open += 1
+        place = ExitStack()
+        place.callback(self._release)
+        return place
 
-    def leave(self) -> None:
+    def _release(self) -> None:
         with self._lock:
             self._open -= 1
 
@@ -79,14 +86,14 @@ class Follower:
 
     def __enter__(self) -> Follower:
         # The final event counts as news, for others who follow and have not heard of the end.
-        self._channel = self._tail.join(self._key, self._execution.last_seq - self._execution.over)
+        self._channel = self._tail.subscribe(self._key, self._execution.last_seq - self._execution.over)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tail.leave(self._key)
+        self._tail.unsubscribe(self._key)
 
-    def leave(self) -> None:
-        """Called from elsewhere when the client is gone: the next wait ends."""
+    def disconnect(self) -> None:
+        """End the next wait: the client is gone. Callable from any thread."""
         with self._channel.changed:
             self.gone = True
             self._channel.changed.notify_all()
@@ -96,11 +103,11 @@ class Follower:
         """Whether events beyond the reader's, or the end, are known to exist."""
         return self._after < self._channel.newest or self._channel.over
 
-    def join(self, reader: Live) -> None:
+    def attach(self, reader: Live) -> None:
         """Have the tail call this reader's `push` at news."""
         self._channel.live.add(reader)
 
-    def part(self, reader: Live) -> None:
+    def detach(self, reader: Live) -> None:
         self._channel.live.discard(reader)
 
     def stored(self) -> Iterator[list[events.Event]]:

@@ -82,8 +82,8 @@ class Tail:
         """After `close`: wait until the live readers have all stored events."""
         self._thread.join(_LAST_WORDS_SECONDS + 1)
 
-    def join(self, key: str, newest: int = 0) -> Channel:
-        """Begin to follow `key`, whose newest stored event is `newest` or later; must be paired with `leave`."""
+    def subscribe(self, key: str, newest: int = 0) -> Channel:
+        """Begin to follow `key`, whose newest stored event is `newest` or later; must be paired with `unsubscribe`."""
         with self._lock:
             channel = self._channels.get(key)
             if channel is None:
@@ -91,7 +91,7 @@ class Tail:
             channel.readers += 1
             return channel
 
-    def leave(self, key: str) -> None:
+    def unsubscribe(self, key: str) -> None:
         with self._lock:
             channel = self._channels[key]
             channel.readers -= 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from flask import Response, request
 
 from occ_app import errors
-from occ_app.streams.followers import KEEPALIVE_SECONDS, Follower, Streams
+from occ_app.streams.followers import KEEPALIVE_SECONDS, Follower
 from occ_app.streams.tail import Tail
 from occ_app.web.handover import HandedOver
 
@@ -57,13 +57,13 @@ class LiveStream:
     def begin(self) -> None:
         """Take the connection over, to its end."""
         self._connection.setblocking(False)
-        self._tail.soon(self._join)
+        self._tail.soon(self._attach)
 
-    def _join(self) -> None:
+    def _attach(self) -> None:
         try:
             self._leave.enter_context(self._follower)
-            self._follower.join(self)
-            self._leave.callback(self._follower.part, self)
+            self._follower.attach(self)
+            self._leave.callback(self._follower.detach, self)
             self._tail.watch(self._connection.fileno(), self._watched, self._happened)
         except BaseException:
             self._end()
@@ -140,15 +140,13 @@ class LiveStream:
         self._leave.close()
 
 
-def event_stream(tailing: Tail, follower: Follower, streams: Streams, *, follow: bool) -> Response:
-    """An execution's events as server-sent events. The caller took a place among the streams; this gives it back.
+def event_stream(tailing: Tail, follower: Follower, place: contextlib.ExitStack, *, follow: bool) -> Response:
+    """Return an execution's events as server-sent events; the response takes over `place` and releases it at its end.
 
     The thread of the request sends all stored events; then the tail's thread continues.
     """
     connection = request.environ["gunicorn.socket"]
     frame = _bare if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else _chunk
-    place = contextlib.ExitStack()
-    place.callback(streams.leave)
 
     def generate() -> Iterator[bytes]:
         over = follower.repeated_final() if follow else None
@@ -159,11 +157,12 @@ def event_stream(tailing: Tail, follower: Follower, streams: Streams, *, follow:
         if begun:
             yield begun
         if follow and over is None:
-            raise HandedOver(LiveStream(tailing, follower, connection, frame, place.pop_all().close))
+            raise HandedOver(LiveStream(tailing, follower, connection, frame, held.pop_all().close))
 
     response = Response(generate(), content_type="text/event-stream; charset=utf-8")
+    held = place.pop_all()
     # A generator that was never begun runs no `finally`; the response's own close always comes.
-    response.call_on_close(place.close)
+    response.call_on_close(held.close)
     response.headers.update(
         {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Connection": "close"}
     )

@@ -55,12 +55,8 @@ def events(execution_id: str) -> Response:
     """Stream the events as GET /executions/{id}/events does, for a visitor with the cookie."""
     after = web.cursor(request.args.get("after"))
     execution = _execution(execution_id)
-    services().streams.enter()
-    try:
-        return executions_api.stream(execution, after, follow=True)
-    except BaseException:
-        services().streams.leave()
-        raise
+    with services().streams.place() as place:
+        return executions_api.stream(execution, after, place, follow=True)
 
 
 @bp.get("/files")
