@@ -78,7 +78,7 @@ def test_who_flushes_at_once_shares_the_flush(database: Database, monkeypatch: p
     with database.write(durable=False):
         pass
     monkeypatch.setattr(os, "fdatasync", slow)
-    threads = [threading.Thread(target=database.flush) for _ in range(20)]
+    threads = [threading.Thread(target=database.sync) for _ in range(20)]
     threads[0].start()
     begun.wait()
     for thread in threads[1:]:
@@ -132,10 +132,10 @@ def test_others_write_while_one_waits_for_the_disk(database: Database, monkeypat
 def test_a_flush_without_the_log_of_commits_is_told(database: Database, tmp_path: Path) -> None:
     with database.write(durable=False) as connection:
         connection.execute("UPDATE counts SET n = 1")
-    database.flush()
+    database.sync()
     (tmp_path / "test.db-wal").unlink()
     with pytest.raises(errors.Unavailable, match="cannot write"):
-        database.flush()
+        database.sync()
 
 
 def test_a_log_that_has_its_room_beforehand_holds_the_rows_and_does_not_grow(

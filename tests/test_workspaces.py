@@ -287,7 +287,7 @@ def test_what_is_killed_before_it_is_written_down_is_undone_at_the_next_start(
         "import os\nfrom pathlib import Path\nfrom occ_app.database import database as db\n"
         "from occ_app.executions import lifecycle\nfrom occ_app.workspaces import archives, uploads\n"
         "from occ_app.workspaces import workspace as workspaces\n"
-        "uploads.flush_folder = workspaces.flush_folder = lambda _: os._exit(9)\n"  # between the folder and the rows
+        "uploads.sync_folder = workspaces.sync_folder = lambda _: os._exit(9)\n"  # between the folder and the rows
         f"rows, folder = db.Database(Path({str(agent.home / 'occ.db')!r})), Path({str(folder)!r})\n{dies[change]}\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9

@@ -52,7 +52,7 @@ def start(asked: Request) -> tuple[Execution, bool]:
         with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
             own.wake_worker()
     # A worker may be starting the CLI already; the client gets only a reply that no power cut takes back.
-    own.db.flush()
+    own.db.sync()
     return execution, created
 
 

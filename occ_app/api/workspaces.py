@@ -97,7 +97,7 @@ def _await_job(number: int) -> dict[str, Any]:
     if state == "failed":
         raise errors.RequestError(result["code"], result["message"], result["details"])
     # Its rows are seen here as soon as control has committed them, which may still be waiting for the disk.
-    services().db.flush()
+    services().db.sync()
     return result
 
 

@@ -56,8 +56,8 @@ class Database:
         self._idle: dict[bool, list[Connection]] = {False: [], True: []}  # for reading, and for writing
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # to write; threads that wait for a lock are woken, those that ask SQLite are not
-        self._flushing = threading.Lock()
-        self._flushes_begun = self._flushes_done = 0
+        self._syncing = threading.Lock()
+        self._syncs_begun = self._syncs_done = 0
         self._pid = os.getpid()
 
     @contextlib.contextmanager
@@ -99,19 +99,19 @@ class Database:
         finally:
             self._turn.release()
         if durable:
-            self.flush()
+            self.sync()
 
-    def flush(self) -> None:
+    def sync(self) -> None:
         """Wait until every commit so far is on the disk. Raises as `write`.
 
         To work meanwhile: commit without `durable`, do the work, then call this. All who come
-        while a flush is under way share the next.
+        while a sync is under way share the next.
         """
-        wanted = self._flushes_begun + 1  # one that begins from now on covers every commit so far
-        with self._flushing:
-            if self._flushes_done >= wanted:
+        wanted = self._syncs_begun + 1  # one that begins from now on covers every commit so far
+        with self._syncing:
+            if self._syncs_done >= wanted:
                 return
-            self._flushes_begun += 1
+            self._syncs_begun += 1
             try:
                 descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
                 try:
@@ -120,7 +120,7 @@ class Database:
                     os.close(descriptor)
             except OSError as error:
                 raise errors.unwritable(error) from error
-            self._flushes_done = self._flushes_begun
+            self._syncs_done = self._syncs_begun
 
     def prepare(self) -> None:
         """Have a connection of each kind open, which takes the first who needs one some milliseconds."""
@@ -130,13 +130,13 @@ class Database:
     def make_room_for_log(self, size: int) -> None:
         """Let the write-ahead log be `size` bytes long from the start, filled with zeros, which SQLite passes over.
 
-        A flush of a file that has grown waits for the file system's journal too; one of a file that has not takes
+        A sync of a file that has grown waits for the file system's journal too; one of a file that has not takes
         half of that.
         """
         with self.write(durable=False), Path(self._log).open("ab", buffering=0) as log:
             # Nobody else adds to it during a transaction.
             log.write(bytes(max(0, size - log.tell())))
-        self.flush()
+        self.sync()
 
     def disk_is_full(self) -> bool:
         """Whether its disk has no byte left; the log has room for a while, but later writes have not."""

@@ -118,7 +118,7 @@ def settled(db: Database, number: int, seq: int, known: int, limit: int = MOST) 
     """
     found = after(db, number, seq, limit)
     if found and found[-1].final and found[-1].seq > known:
-        db.flush()
+        db.sync()
     return found
 
 

@@ -45,7 +45,7 @@ def create(
 ) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
-    Not yet on the disk: call `db.flush()` before acknowledging it.
+    Not yet on the disk: call `db.sync()` before acknowledging it.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
     unknown workspace, NoSpace, QueueFull, and what `admit` raises,
@@ -109,7 +109,7 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
     """Take the oldest queued execution whose workspace is idle, for `owner`, whichever id rang; None if there is none.
 
     An execution is claimed once ever: the UPDATE starts from 'queued'. Not waited for on disk: the CLI gets its prompt
-    only after a `db.flush()`.
+    only after a `db.sync()`.
     """
     with db.write(durable=False) as connection:
         rows = connection.execute(

@@ -103,7 +103,7 @@ def claim(
     """Take the oldest queued execution that an agent can take now, for a relay of process `owner`.
 
     The others that were looked at get the reason why they wait. Called by one thread of one process at a time, or two
-    could fill the same worker. Not waited for on disk: the agent is called only after a `db.flush()`, since a placement
+    could fill the same worker. Not waited for on disk: the agent is called only after a `db.sync()`, since a placement
     that a power cut took back would run twice.
     """
     waiting: list[tuple[str, int]] = []

@@ -19,7 +19,7 @@ from occ_app.errors import workspace_not_found
 from occ_app.executions import lifecycle
 from occ_app.hub import outbox as errands
 from occ_app.system.compact_json import to_json
-from occ_app.system.kernel import flush_folder
+from occ_app.system.kernel import sync_folder
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, uploads
 from occ_app.workspaces import workspace as workspaces
@@ -49,7 +49,7 @@ def store(db: Database, number: int, config: HubConfig) -> None:
             os.replace(staging, config.zips / f"{digest}.zip")
         finally:
             staging.unlink(missing_ok=True)  # after a failure its bytes are free again
-        flush_folder(config.zips)
+        sync_folder(config.zips)
         _write_down(db, job, digest, unpacked)
     except errors.RequestError as error:
         uploads.fail(db, number, error)

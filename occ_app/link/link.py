@@ -112,7 +112,7 @@ class Link:
             if not self._over:
                 if self._finishing and all(stream.ended for stream in self._streams.values()):
                     self._websocket.say_goodbye(GOING_AWAY, self._finishing)
-                self._websocket.flush()
+                self._websocket.send_pending()
                 self._wait()
         except Violation as violation:
             self.close(f"the other side broke the protocol: {violation}", PROTOCOL_ERROR)

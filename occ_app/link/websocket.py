@@ -69,13 +69,13 @@ class LinkSocket:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
     def put(self, message: bytes) -> None:
-        """Add a message to what `flush` sends."""
+        """Add a message to what `send_pending` sends."""
         self._put(BytesMessage(data=message))
 
     def ping(self) -> None:
         self._put(Ping())
 
-    def flush(self) -> None:
+    def send_pending(self) -> None:
         """Send as much as the connection takes now."""
         while self._unsent:
             try:
@@ -112,7 +112,7 @@ class LinkSocket:
         """Say goodbye if that can be done at once, and close the connection."""
         with contextlib.suppress(Exception):  # its state or the connection may not allow it any more
             self._unsent += self._framing.send(CloseConnection(code=code, reason=reason))
-            self.flush()
+            self.send_pending()
         self._socket.close()
 
     def _put(self, event: Event) -> None:

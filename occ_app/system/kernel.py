@@ -48,7 +48,7 @@ def most_files() -> int:
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft - max(64, soft // 4)
 
 
-def flush(path: Path) -> None:
+def sync_filesystem(path: Path) -> None:
     """Have everything below `path` on the disk, in one step for its whole file system. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -59,8 +59,8 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_folder(path: Path) -> None:
-    """Flush creations, renames and removals in a folder to the disk. Raises OSError."""
+def sync_folder(path: Path) -> None:
+    """Write creations, renames and removals in a folder to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from occ_app.claude import projects
 from occ_app.database.database import Database
-from occ_app.system.kernel import flush_folder
+from occ_app.system.kernel import sync_folder
 
 
 def choose(
@@ -100,8 +100,8 @@ def _move(db: Database, workspace_id: str, generation: int, former: Path, folder
         )
         if former.exists():
             os.rename(former, place)
-        flush_folder(folder)
-    db.flush()
+        sync_folder(folder)
+    db.sync()
     return place
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.system.compact_json import to_json
-from occ_app.system.kernel import flush, flush_folder
+from occ_app.system.kernel import sync_filesystem, sync_folder
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, places
 from occ_app.workspaces import workspace as workspaces
@@ -151,7 +151,7 @@ def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude
             # Its name tells the new tree from the old one, which is there once they were exchanged.
             staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
             unpacked = archives.unpack(upload.zip_path, staging, limits, strip_root=upload.strip_root)
-            flush(staging)  # an upload answered with 200 survives a power cut
+            sync_filesystem(staging)  # an upload answered with 200 survives a power cut
             _put_in_place(db, job, staging, folder, unpacked, claude)
         finally:
             shutil.rmtree(staging, ignore_errors=True)  # after a failure its bytes are free again
@@ -197,12 +197,12 @@ def _put_in_place(
             _exchange(staging, place)
             exchanged = True
             # Before the commit, which flushes the database alone: a row without its folder would be an upload lost.
-            flush_folder(folder)
+            sync_folder(folder)
     except BaseException:
         if exchanged:  # the rows are as they were, and so shall be the tree
             swap(staging, place) if staging.exists() else os.rename(place, staging)
         raise
-    db.flush()
+    db.sync()
 
 
 def _write_down(

@@ -14,7 +14,7 @@ from occ_app import errors
 from occ_app.claude import projects
 from occ_app.database.database import Database
 from occ_app.errors import workspace_not_found
-from occ_app.system.kernel import flush_folder
+from occ_app.system.kernel import sync_folder
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,12 @@ def delete(
                 target = folder / f".deleted-{path.name}-{os.urandom(4).hex()}"
                 os.rename(path, target)
                 trash = target
-                flush_folder(folder)
+                sync_folder(folder)
     except BaseException:
         if trash is not None:  # its row is there again
             os.rename(trash, path)
         raise
-    db.flush()
+    db.sync()
     if claude is not None:
         projects.remove(claude, path)
     if trash is not None:  # last: the next start finds in it which removal to finish

@@ -121,7 +121,7 @@ def _listen(worker: Worker, execution: Execution, workspace: Path, path: str, me
         listener = Listener(worker, execution, child)
         log.info("execution %s started", execution.execution_id)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
-        worker.db.flush()
+        worker.db.sync()
         return listener.outcome()
     except OCCError as error:
         return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")

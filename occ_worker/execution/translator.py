@@ -20,7 +20,7 @@ from occ_worker.execution import texts
 Event = tuple[str, str]
 """The event's name and its data, a JSON object as text."""
 
-_Said = tuple[str, dict[str, Any]]
+_ParsedEvent = tuple[str, dict[str, Any]]
 
 # Almost every line of a long answer is this one, down to the byte. Its text is JSON already and goes into the event as
 # it stands; any line that differs, even by a numeric escape, goes through the parser.
@@ -65,7 +65,7 @@ class Translator:
             self.unreadable += 1  # nested as deep as no text of JSON can be written
             return []
 
-    def _parsed(self, line: bytes) -> list[_Said]:
+    def _parsed(self, line: bytes) -> list[_ParsedEvent]:
         try:
             content = json.loads(line, parse_constant=_no_number)
         except (ValueError, RecursionError):
@@ -82,7 +82,7 @@ class Translator:
             self.unreadable += 1  # a known type with an unknown shape: a newer CLI; the rest may still be understood
             return []
 
-    def _stream_event(self, content: dict[str, Any]) -> list[_Said]:
+    def _stream_event(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         event = content["event"]
         kind = event["type"]
         if kind == "content_block_delta":
@@ -93,9 +93,9 @@ class Translator:
             return self._text(delta["text"])
         if kind == "message_start" and not content.get("parent_tool_use_id"):
             self._message_id = event["message"]["id"]
-        return self._flush() if kind == "content_block_stop" else []
+        return self._take_rest() if kind == "content_block_stop" else []
 
-    def _text(self, text: str) -> list[_Said]:
+    def _text(self, text: str) -> list[_ParsedEvent]:
         text, self._surrogate = self._surrogate + text, ""
         if not text.isascii():
             if "\ud800" <= text[-1] <= "\udbff":
@@ -103,34 +103,34 @@ class Translator:
             text = texts.whole_characters(text)
         return [_output(piece) for piece in texts.pieces(text)] if text else []
 
-    def _flush(self) -> list[_Said]:
-        """What waited for the other half of a character that did not come."""
+    def _take_rest(self) -> list[_ParsedEvent]:
+        """Return a replacement for half a character whose other half did not come."""
         if not self._surrogate:
             return []
         self._surrogate = ""
         return [_output("\ufffd")]
 
-    def _assistant(self, content: dict[str, Any]) -> list[_Said]:
+    def _assistant(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         message = content["message"]
-        events: list[_Said] = []
+        events: list[_ParsedEvent] = []
         for block in message["content"]:
             if block["type"] == "text":
                 if content.get("error"):
                     self._error = str(content["error"])
                 elif message["id"] not in self._streamed and not content.get("parent_tool_use_id"):
                     # Said without deltas: a command the CLI answered itself.
-                    events += self._text(block["text"]) + self._flush()
+                    events += self._text(block["text"]) + self._take_rest()
             elif block["type"] == "tool_use":
                 events.append(_tool_use(block))
         return events
 
-    def _user(self, content: dict[str, Any]) -> list[_Said]:
+    def _user(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         blocks = content["message"]["content"]
         if isinstance(blocks, str):
             return []
         return [_tool_result(block) for block in blocks if block.get("type") == "tool_result"]
 
-    def _system(self, content: dict[str, Any]) -> list[_Said]:
+    def _system(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         kind = content.get("subtype")
         if kind == "init" and self.init is None:
             self.init = content
@@ -149,19 +149,19 @@ class Translator:
             return [_status("retrying", f"Try {content['attempt']} of {content['max_retries']} after: {shown}")]
         return []
 
-    def _rate_limit(self, content: dict[str, Any]) -> list[_Said]:
+    def _rate_limit(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         limit = content.get("rate_limit_info") or {}
         if limit.get("status") != "rejected":
             return []
         return [_status("waiting", "The usage limit is reached.")]
 
-    def _result(self, content: dict[str, Any]) -> list[_Said]:
+    def _result(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         if self.result is not None:
             return []
         self.result = content
-        events = self._flush()
+        events = self._take_rest()
         if content.get("is_error") is False and content.get("num_turns") == 0 and not self._streamed:
-            events += self._text(str(content.get("result") or "")) + self._flush()
+            events += self._text(str(content.get("result") or "")) + self._take_rest()
         return events
 
     def outcome(self) -> Outcome | None:
@@ -183,11 +183,11 @@ def _no_number(_: str) -> None:
     """NaN and Infinity, which JSON does not know."""
 
 
-def _output(chunk: str) -> _Said:
+def _output(chunk: str) -> _ParsedEvent:
     return ("output", {"chunk": chunk, "timestamp": milliseconds()})
 
 
-def _status(state: str, message: str) -> _Said:
+def _status(state: str, message: str) -> _ParsedEvent:
     return ("status", {"state": state, "message": message, "timestamp": milliseconds()})
 
 
@@ -199,14 +199,14 @@ def _name(value: object) -> str:
     return name
 
 
-def _tool_use(block: Mapping[str, Any]) -> _Said:
+def _tool_use(block: Mapping[str, Any]) -> _ParsedEvent:
     value, truncated = texts.cut(block.get("input"))
     names = {"toolUseId": _name(block["id"]), "name": _name(block["name"])}
     data = {**names, "input": value, "timestamp": milliseconds()}
     return ("tool", data | ({"truncated": True} if truncated else {}))
 
 
-def _tool_result(block: Mapping[str, Any]) -> _Said:
+def _tool_result(block: Mapping[str, Any]) -> _ParsedEvent:
     content = block.get("content")
     if isinstance(content, list):
         content = "\n".join(
