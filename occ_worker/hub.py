@@ -28,7 +28,7 @@ from occ_worker.consumers import ControlConsumer, ThreadsConsumer
 from occ_worker.control.deliveries import PLACES, Deliveries
 from occ_worker.control.delivery import PATIENCE, Patience
 from occ_worker.control.hub import HubControl
-from occ_worker.relay.relays import Relays
+from occ_worker.relay.relay_pool import RelayPool
 
 log = logging.getLogger("occ.relay")
 
@@ -37,7 +37,7 @@ def run_executions(config: HubConfig) -> None:
     """Consume the executions queue until SIGTERM; the next process takes over its relays."""
     database = db.Database(config.database)
     queue = open_queue(config, "executions")
-    relays = Relays(config, database)
+    relays = RelayPool(config, database)
     put = tasks.executions(queue, relays.start_due)
     relays.start(lambda: put(""))
     if any(executions.counts(database)):

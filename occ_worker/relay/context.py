@@ -13,15 +13,12 @@ from occ_app.streams.doorbell import Ringer
 
 
 @dataclass(frozen=True)
-class Relaying:
-    (
-        """The objects that the relays of one process work with.
+class RelayContext:
+    """The objects that the relays of one process work with.
 
     `rest` waits up to so many seconds, or until an event that may concern them; `removed` has the ids of removed
     agents; `stopping` returns whether the process is to end.
     """
-        ""
-    )
 
     config: HubConfig
     db: Database

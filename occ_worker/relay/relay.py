@@ -29,7 +29,7 @@ from occ_app.streams import tail
 from occ_app.system import timestamps
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.relay import sending
-from occ_worker.relay.context import Relaying
+from occ_worker.relay.context import RelayContext
 from occ_worker.relay.patience import Patience
 
 log = logging.getLogger("occ.relay")
@@ -47,8 +47,8 @@ _PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
 class Relay:
     """The relay of one execution, which its agent `agent_id` runs or is to run."""
 
-    def __init__(self, parts: Relaying, execution: Execution) -> None:
-        self._parts = parts
+    def __init__(self, context: RelayContext, execution: Execution) -> None:
+        self._context = context
         self._execution = execution
         self._seq = execution.last_seq
         self._lost_since: float | None = None
@@ -94,23 +94,23 @@ class Relay:
             if self._over:
                 return False
             self._have_it_cancelled()
-            seq = lifecycle.finish(self._parts.db, self.number, outcome, after=self._seq)
+            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._seq)
             self._over = True
         self._ring(outcome.news(seq))
         log.warning("execution %s was ended without agent %s", self._execution.execution_id, self.agent_id)
         return True
 
     def _have_it_cancelled(self) -> None:
-        if self._parts.agents.find(self.agent_id) is not None:
-            errands.cancel(self._parts.db, self.agent_id, self._execution.execution_id)
+        if self._context.agents.find(self.agent_id) is not None:
+            errands.cancel(self._context.db, self.agent_id, self._execution.execution_id)
 
     def run(self) -> None:
         """Relay to the end and write it down, however often the agent or the database is away.
 
         When the process is to stop the row stays as it is, for the next process to take up.
         """
-        parts, pause, faults = self._parts, _FIRST_PAUSE, 0
-        while not (parts.stopping() or self._over):
+        context, pause, faults = self._context, _FIRST_PAUSE, 0
+        while not (context.stopping() or self._over):
             before = self._seq
             try:
                 outcome = self._try() if faults < _FAULTS else self._given_up(*_FAULTY)
@@ -127,22 +127,22 @@ class Relay:
                 faults += 1
                 log.exception("execution %s met a fault of OCC", self._execution.execution_id)
             pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
-            parts.rest(pause)
+            context.rest(pause)
         if self._over and self._offered:  # the agent may have got it after the cancel
             self._have_it_cancelled()
 
     def _try(self) -> Outcome | None:
         """Relay over one connection. Returns how the execution ended; None when that is not known yet."""
-        agent = self._parts.agents.find(self._execution.agent_id or "")
+        agent = self._context.agents.find(self._execution.agent_id or "")
         if agent is None:
-            self._left = not self._offered and placement.put_back(self._parts.db, self._execution)
+            self._left = not self._offered and placement.put_back(self._context.db, self._execution)
             if self._left:
                 return None
             return Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
-        if not self._offered and executions.stop_requested(self._parts.db, self._execution.number) is not None:
+        if not self._offered and executions.stop_requested(self._context.db, self._execution.number) is not None:
             return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
         try:
-            return self._relay(agent, self._parts.calls.client(agent))
+            return self._relay(agent, self._context.calls.client(agent))
         except (Refused, Unreachable) as error:
             status = error.status if isinstance(error, Refused) else 0
             if status in _BUSY and isinstance(error, Refused) and error.code:
@@ -150,22 +150,22 @@ class Relay:
                 raise
             if isinstance(error, Refused) and status not in _PASSING and not error.away:
                 return self._refused(error, agent)
-            self._parts.calls.broke(agent)
+            self._context.calls.broke(agent)
             lost = self._lost_since = self._lost_since or time.monotonic()
             if not self._offered and self._put_back(agent):
                 return None
-            seconds = self._parts.config.reconnect_seconds
+            seconds = self._context.config.reconnect_seconds
             if time.monotonic() - lost <= seconds:
                 raise
             return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
 
     def _put_back(self, agent: Agent) -> bool:
         """Return the execution to the queue when its agent, which does not know it, cannot be called."""
-        calls = self._parts.calls
+        calls = self._context.calls
         if calls.via(agent) is not None and time.monotonic() - (self._lost_since or 0.0) < _UNOFFERED_SECONDS:
             return False
         calls.avoid(agent)
-        self._left = placement.put_back(self._parts.db, self._execution)
+        self._left = placement.put_back(self._context.db, self._execution)
         return self._left
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
@@ -173,7 +173,7 @@ class Relay:
         if self._seq <= 1:  # nothing but `queued`: the agent may not have heard of it
             if self._cancelled(client):
                 return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
-            hindrance = sending.send_workspace(self._parts, self._execution, agent, client)
+            hindrance = sending.send_workspace(self._context, self._execution, agent, client)
             if hindrance is not None:
                 return hindrance
             body, new = sending.request_body(self._execution), not self._offered
@@ -181,7 +181,7 @@ class Relay:
             # was offered any is somebody else's.
             if self._over:
                 return None
-            placement.offer(self._parts.db, self._execution)
+            placement.offer(self._context.db, self._execution)
             self._offered = True
             self._patience.offered()
         for batch in client.batches(self._execution.execution_id, self._seq, body, new=new):
@@ -194,25 +194,25 @@ class Relay:
                 with contextlib.suppress(Unreachable, Refused):
                     client.cancel(self._execution.execution_id)
                 return None
-            if self._over or self._parts.stopping():
+            if self._over or self._context.stopping():
                 return None
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
 
     def _over_limit(self) -> Outcome | None:
-        most = self._parts.config.max_output_bytes
+        most = self._context.config.max_output_bytes
         if self._bytes <= most:
             return None
         return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {most} bytes.")
 
     def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
         """Whether somebody removed the agent; looked up only when there is nothing else to do."""
-        if agent.agent_id in self._parts.removed:
+        if agent.agent_id in self._context.removed:
             return True
-        return sign_of_life and self._parts.agents.find(agent.agent_id) is None
+        return sign_of_life and self._context.agents.find(agent.agent_id) is None
 
     def _cancelled(self, client: AgentClient) -> bool:
         """Whether somebody ended it before the agent heard of it."""
-        if executions.stop_requested(self._parts.db, self._execution.number) is None:
+        if executions.stop_requested(self._context.db, self._execution.number) is None:
             return False
         try:
             client.cancel(self._execution.execution_id)
@@ -224,10 +224,10 @@ class Relay:
         """Return the outcome of an agent's refusal; None when a repeated call may help."""
         if refusal.code == "WORKSPACE_NOT_FOUND" and not self._sent_anew:
             self._sent_anew = True
-            workspace = workspaces.numbered(self._parts.db, self._execution.workspace_generation)
+            workspace = workspaces.numbered(self._context.db, self._execution.workspace_generation)
             if workspace is None:
                 return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
-            hub_workspaces.missing(self._parts.db, workspace, agent.agent_id)
+            hub_workspaces.missing(self._context.db, workspace, agent.agent_id)
             return None
         if refusal.code == "WORKSPACE_BUSY":
             return None  # something the hub did not send runs in it
@@ -274,7 +274,7 @@ class Relay:
         """Add the events that broke their schema to the count that /health shows; a lost count costs no execution."""
         if self._broken > self._counted:
             with contextlib.suppress(OCCError):
-                notes.count(self._parts.db, notes.REFUSED, self._broken - self._counted)
+                notes.count(self._context.db, notes.REFUSED, self._broken - self._counted)
                 self._counted = self._broken
 
     def _append(self, fresh: list[tuple[str, str]]) -> None:
@@ -283,7 +283,7 @@ class Relay:
         with self._lock:
             if self._over:
                 return
-            events.append(self._parts.db, self.number, self._seq + 1, fresh)
+            events.append(self._context.db, self.number, self._seq + 1, fresh)
             self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
             self._seq += len(fresh)
         self._patience.begun()
@@ -294,7 +294,7 @@ class Relay:
 
     def _given_up(self, code: str, message: str) -> Outcome:
         """Return the outcome of an execution that its agent may still run, and cancel it there once possible."""
-        errands.cancel(self._parts.db, self._execution.agent_id or "", self._execution.execution_id)
+        errands.cancel(self._context.db, self._execution.agent_id or "", self._execution.execution_id)
         return Outcome.failure(code, message)
 
     def _end(self, outcome: Outcome) -> None:
@@ -302,13 +302,13 @@ class Relay:
         with self._lock:
             if self._over:
                 return
-            seq = lifecycle.finish(self._parts.db, self.number, outcome, after=self._seq)
+            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._seq)
             self._over = True
         self._ring(outcome.news(seq))
         log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
 
     def _ring(self, news: bytes) -> None:
-        self._parts.readers.ring(tail.execution_key(self._execution.number), news)
+        self._context.readers.ring(tail.execution_key(self._execution.number), news)
 
 
 def _outcome(event: RawEvent) -> Outcome:

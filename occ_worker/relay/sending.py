@@ -15,33 +15,33 @@ from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
 from occ_app.system.foreign_text import whole_characters
 from occ_app.workspaces import workspace as workspaces
-from occ_worker.relay.context import Relaying
+from occ_worker.relay.context import RelayContext
 
 _LONGEST_PATH = 4096
 
 
-def send_workspace(parts: Relaying, execution: Execution, agent: Agent, client: AgentClient) -> Outcome | None:
+def send_workspace(context: RelayContext, execution: Execution, agent: Agent, client: AgentClient) -> Outcome | None:
     """Give the agent the workspace unless it has it. Returns why that cannot be, if so.
 
     Raises Unreachable, and Refused when the agent refuses.
     """
-    workspace = workspaces.numbered(parts.db, execution.workspace_generation)
+    workspace = workspaces.numbered(context.db, execution.workspace_generation)
     if workspace is None:
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
-    if not executions.may_resume(parts.db, execution):
+    if not executions.may_resume(context.db, execution):
         return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
     if workspace.placed == workspace.upload:
         return None
     if workspace.placed is None:
-        _delete_former(parts, agent, client, workspace.workspace_id)
+        _delete_former(context, agent, client, workspace.workspace_id)
         if _record(client, workspace.workspace_id) is not None:
             return Outcome.failure(
                 "AGENT_REFUSED",
                 f"Agent {agent.name} has a workspace {workspace.workspace_id} that is not this hub's; upload under"
                 " another id, or delete it there.",
             )
-        hub_workspaces.offer(parts.db, workspace, agent.agent_id)
-    with hub_workspaces.zip_path(parts.config, workspace).open("rb") as archive:
+        hub_workspaces.offer(context.db, workspace, agent.agent_id)
+    with hub_workspaces.zip_path(context.config, workspace).open("rb") as archive:
         reply = client.upload(
             workspace.workspace_id,
             archive,
@@ -52,22 +52,22 @@ def send_workspace(parts: Relaying, execution: Execution, agent: Agent, client: 
     path = reply.get("path")
     known = isinstance(path, str) and len(path) <= _LONGEST_PATH
     path = whole_characters(str(path)) if known else ""
-    hub_workspaces.placed(parts.db, workspace, agent.agent_id, path, _generation(client, workspace.workspace_id))
+    hub_workspaces.placed(context.db, workspace, agent.agent_id, path, _generation(client, workspace.workspace_id))
     return None
 
 
-def _delete_former(parts: Relaying, agent: Agent, client: AgentClient, workspace_id: str) -> None:
+def _delete_former(context: RelayContext, agent: Agent, client: AgentClient, workspace_id: str) -> None:
     """Have the agent delete former workspaces of this id first, if it has not yet.
 
     Raises Unreachable, and Refused while something runs there.
     """
-    for errand in errands.deletions(parts.db, agent.agent_id, workspace_id):
+    for errand in errands.deletions(context.db, agent.agent_id, workspace_id):
         try:
             client.call(errand.method, errand.path)
         except Refused as refusal:
             if refusal.status != 404:
                 raise
-        errands.done(parts.db, errand)
+        errands.done(context.db, errand)
 
 
 def _record(client: AgentClient, workspace_id: str) -> dict[str, object] | None:

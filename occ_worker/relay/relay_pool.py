@@ -20,7 +20,7 @@ from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.process_identity import own_identity
-from occ_worker.relay.context import Relaying
+from occ_worker.relay.context import RelayContext
 from occ_worker.relay.relay import Relay
 
 log = logging.getLogger("occ.relay")
@@ -28,7 +28,7 @@ log = logging.getLogger("occ.relay")
 _LOOK_SECONDS = 1.0  # how often a cancel is looked for even if nobody rang
 
 
-class Relays:
+class RelayPool:
     """The relays of one process: at most `relays` threads, each for one execution, and one that hears the bell."""
 
     def __init__(self, config: HubConfig, database: db.Database) -> None:
@@ -43,7 +43,7 @@ class Relays:
         self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
         agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
-        self._parts = Relaying(
+        self._context = RelayContext(
             config=config,
             db=database,
             agents=agents,
@@ -67,13 +67,13 @@ class Relays:
 
     def start_due(self) -> None:
         """Start a relay for every execution that can be taken up or placed now, while there are places."""
-        parts = self._parts
+        context = self._context
         while not self._stopping.is_set() and self._places.acquire(blocking=False):
             try:
-                execution = placement.take_up(parts.db, self._identity)
+                execution = placement.take_up(context.db, self._identity)
                 if execution is None and daemon.takes_work(self._config):
                     execution = placement.claim(
-                        parts.db, parts.agents, self._identity, parts.calls.reached, relays=self._config.relays
+                        context.db, context.agents, self._identity, context.calls.reached, relays=self._config.relays
                     )
             except BaseException:
                 self._places.release()
@@ -81,7 +81,7 @@ class Relays:
             if execution is None:
                 self._places.release()
                 return
-            relay = Relay(parts, execution)
+            relay = Relay(context, execution)
             self._relays.add(relay)
             threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
 
@@ -105,7 +105,7 @@ class Relays:
 
     def _end_overdue(self) -> None:
         """End executions that an agent did not end in time, and those of a removed agent; a slot is free at once."""
-        stops = {x.number: x.stop_requested for x in executions.running(self._parts.db)}
+        stops = {x.number: x.stop_requested for x in executions.running(self._context.db)}
         for relay in list(self._relays):
             outcome = relay.overdue(stops.get(relay.number))
             if relay.agent_id in self._removed:
@@ -137,7 +137,7 @@ class Relays:
 
     def _pass_cancels_on(self) -> None:
         """Send cancels to agents; one that does not answer holds up no other."""
-        due = {x.execution_id: x for x in executions.running(self._parts.db) if x.stop_requested is not None}
+        due = {x.execution_id: x for x in executions.running(self._context.db) if x.stop_requested is not None}
         self._cancels &= due.keys()
         for execution_id, execution in due.items():
             if execution_id not in self._cancels:
@@ -147,13 +147,13 @@ class Relays:
     def _pass_on(self, execution: Execution) -> None:
         told = False
         try:
-            told = _pass_cancel_on(self._parts, execution)
+            told = _pass_cancel_on(self._context, execution)
         finally:
             if not told:
                 self._cancels.discard(execution.execution_id)  # to be tried again at the next look
 
     def _is_removed(self, agent_id: str) -> bool:
-        return self._parts.agents.find(agent_id) is None
+        return self._context.agents.find(agent_id) is None
 
     def _note(self) -> None:
         """Note for /metrics how the relays are, when that has changed."""
@@ -161,16 +161,16 @@ class Relays:
         lag = max((relay.take_lag() for relay in relays), default=0.0)
         told = {"relays": len(relays), "away": sum(relay.away for relay in relays), "lagSeconds": round(lag, 3)}
         if told != self._noted:
-            agent.note(self._parts.db, "relays", told)
+            agent.note(self._context.db, "relays", told)
             self._noted = told
 
 
-def _pass_cancel_on(parts: Relaying, execution: Execution) -> bool:
+def _pass_cancel_on(context: RelayContext, execution: Execution) -> bool:
     """Send a requested cancel to the execution's agent. False when it could not be sent."""
-    agent = parts.agents.find(execution.agent_id or "")
+    agent = context.agents.find(execution.agent_id or "")
     try:
         if agent is not None:
-            parts.calls.client(agent).cancel(execution.execution_id)
+            context.calls.client(agent).cancel(execution.execution_id)
     except (Unreachable, Refused) as error:
         log.info("execution %s is to be cancelled: %s", execution.execution_id, error)
         return False
