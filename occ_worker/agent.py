@@ -28,7 +28,7 @@ from occ_worker.control.heartbeat import Heartbeat
 from occ_worker.execution import command as claude
 from occ_worker.execution import runner
 from occ_worker.execution.child import Launcher
-from occ_worker.execution.context import Worker
+from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.driver import GRACE_SECONDS
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ LINK_SECONDS = 9.0  # for the other parts to say their last over the link; who s
 def run_executions(config: Config) -> None:
     """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""
     queue = open_queue(config, "executions")
-    parts: list[Worker] = []
-    put = tasks.executions(queue, lambda: runner.run_next(parts[0]))
+    contexts: list[ExecutionContext] = []
+    put = tasks.executions(queue, lambda: runner.run_next(contexts[0]))
 
     @queue.on_startup()  # type: ignore[untyped-decorator]  # huey is untyped
-    def open_parts() -> None:
+    def open_context() -> None:
         """In the forked worker: nothing that holds a file or a lock crosses the fork."""
         become_subreaper()
         launcher = Launcher(claude.environment(config))
@@ -54,8 +54,8 @@ def run_executions(config: Config) -> None:
         database = db.Database(config.database)
         with contextlib.suppress(OCCError):  # a held database; the first execution opens them then
             database.prepare()
-        parts.append(
-            Worker(
+        contexts.append(
+            ExecutionContext(
                 config=config,
                 db=database,
                 identity=own_identity(),
@@ -69,9 +69,9 @@ def run_executions(config: Config) -> None:
         )
 
     @queue.on_shutdown()  # type: ignore[untyped-decorator]  # huey is untyped
-    def close_parts() -> None:
-        parts[0].launcher.close()
-        parts[0].bell.close()
+    def close_context() -> None:
+        contexts[0].launcher.close()
+        contexts[0].bell.close()
 
     consumer = ProcessesConsumer(
         queue,

@@ -47,7 +47,7 @@ _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop 
 _HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
 
 
-class Worker(AdmittingWorker):
+class WebWorker(AdmittingWorker):
     """gunicorn's thread worker: heads are read without a thread, and nothing that a client does blocks the loop."""
 
     _next_look = 0.0
@@ -203,7 +203,7 @@ class Application(BaseApplication):
         self._options = {
             "bind": bind,
             "workers": 1,
-            "worker_class": Worker,
+            "worker_class": WebWorker,
             "threads": streams + SPARE_THREADS,
             "worker_connections": streams + 2 * SPARE_THREADS + 1000,
             "graceful_timeout": STOP_SECONDS,
@@ -238,6 +238,6 @@ class Application(BaseApplication):
         logger = self.cfg.logger_class(self.cfg)
         for handler in (*logger.error_log.handlers, *logger.access_log.handlers):
             handler.setFormatter(formatter())  # gunicorn's lines quote what clients send
-        worker = Worker(1, os.getppid(), create_sockets(self.cfg, logger), self, self.cfg.timeout, self.cfg, logger)
+        worker = WebWorker(1, os.getppid(), create_sockets(self.cfg, logger), self, self.cfg.timeout, self.cfg, logger)
         worker.pid = os.getpid()
         worker.init_process()

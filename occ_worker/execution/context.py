@@ -13,7 +13,7 @@ from occ_worker.execution.child import Launcher
 
 
 @dataclass(frozen=True)
-class Worker:
+class ExecutionContext:
     """The objects that one worker process works with.
 
     `stopping` returns whether the daemon stops; `wake` is readable from then on.

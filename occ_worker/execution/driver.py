@@ -1,4 +1,4 @@
-"""Listening to one CLI process until it is gone.
+"""Drive one CLI process until it is gone.
 
 The loop reads the CLI's new output, stores it in one transaction, rings, and looks at the clock. It never waits
 for a reader of the events: nothing downstream can slow the CLI or make it lose output.
@@ -22,12 +22,12 @@ from occ_app.system.strays import sweep_children
 from occ_worker.execution import command as claude
 from occ_worker.execution import outcome as verdict
 from occ_worker.execution.child import Child
-from occ_worker.execution.context import Worker
+from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.recorder import RETRY_SECONDS, Recorder
 from occ_worker.execution.translator import Event, Translator
 
-log = logging.getLogger("occ.listener")
+log = logging.getLogger("occ.driver")
 
 INTERRUPT_SECONDS = 2.0  # from the interrupt to SIGTERM
 TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
@@ -39,18 +39,18 @@ _LOOK_SECONDS = 2.0  # how often a running execution's row is read even if nobod
 _STDERR_KEPT = 2048
 
 
-class Listener:
-    """One CLI process being listened to, limited, and if need be stopped."""
+class Driver:
+    """One CLI process: its prompt, its output, its limits and its end."""
 
-    def __init__(self, worker: Worker, execution: Execution, child: Child) -> None:
-        self._worker = worker
+    def __init__(self, context: ExecutionContext, execution: Execution, child: Child) -> None:
+        self._context = context
         self._execution = execution
         self._child = child
         self._translator = Translator()
         self._lines = Lines()
         key = tail.execution_key(execution.number)
         self._recorder = Recorder(
-            worker.db, execution, worker.config.max_output_bytes, lambda news: worker.readers.ring(key, news)
+            context.db, execution, context.config.max_output_bytes, lambda news: context.readers.ring(key, news)
         )
         self._stderr = b""
         self._input = memoryview(claude.prompt_line(execution.prompt or ""))
@@ -68,11 +68,11 @@ class Listener:
         self._selector.register(child.stdout, selectors.EVENT_READ, self._read_output)
         self._selector.register(child.stderr, selectors.EVENT_READ, self._read_stderr)
         self._selector.register(child.exited, selectors.EVENT_READ, self._note_exit)
-        self._selector.register(worker.bell, selectors.EVENT_READ, self._look)
-        self._selector.register(worker.wake, selectors.EVENT_READ, self._wake)
+        self._selector.register(context.bell, selectors.EVENT_READ, self._look)
+        self._selector.register(context.wake, selectors.EVENT_READ, self._wake)
 
-    def outcome(self) -> Outcome:
-        """Give the CLI its prompt and listen until it is gone, then say how it went."""
+    def run(self) -> Outcome:
+        """Send the CLI its prompt, store its events until it is gone, and return how it ended."""
         with self._selector:
             self._write()  # before anything else: the CLI may have loaded, and wait for its prompt
             while not self._exited:
@@ -85,8 +85,8 @@ class Listener:
                 pass
             self._read_stderr()
             self._store(self._translator.events(self._lines.rest()))
-            while self._recorder.retry_at is not None and not self._worker.stopping():
-                select.select([self._worker.wake], [], [], RETRY_SECONDS)
+            while self._recorder.retry_at is not None and not self._context.stopping():
+                select.select([self._context.wake], [], [], RETRY_SECONDS)
                 self._store([])
         returncode = self._child.returncode()
         assert returncode is not None  # noqa: S101 - the loop above ends only then
@@ -97,7 +97,7 @@ class Listener:
         told = self._translator.outcome()
         if told is not None:
             return told
-        secrets = self._worker.config.cli_environment
+        secrets = self._context.config.cli_environment
         return verdict.without_result(returncode, self._overstayed, verdict.redacted(self._stderr, secrets))
 
     # -- handlers of the selector
@@ -151,14 +151,14 @@ class Listener:
         self._exited = self._child.returncode() is not None
 
     def _wake(self) -> None:
-        self._selector.unregister(self._worker.wake)  # it stays readable; _check_clock sees that the daemon stops
+        self._selector.unregister(self._context.wake)  # it stays readable; _check_clock sees that the daemon stops
 
     def _look(self) -> None:
-        self._worker.bell.hush()
+        self._context.bell.hush()
         self._looked = time.monotonic()
         code = None
         with contextlib.suppress(OCCError):  # a held database is looked at again
-            code = executions.stop_requested(self._worker.db, self._execution.number)
+            code = executions.stop_requested(self._context.db, self._execution.number)
         if code is not None:
             self._end(code, "The execution was cancelled.")
 
@@ -184,7 +184,7 @@ class Listener:
 
     def _check_clock(self) -> None:
         now = time.monotonic()
-        if self._worker.stopping():
+        if self._context.stopping():
             self._end("DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back.")
         if now >= self._looked + _LOOK_SECONDS:
             self._look()

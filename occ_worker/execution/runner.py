@@ -21,66 +21,66 @@ from occ_app.streams import tail
 from occ_app.workspaces import memory
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.execution import command as claude
-from occ_worker.execution.context import Worker
-from occ_worker.execution.driver import Listener
+from occ_worker.execution.context import ExecutionContext
+from occ_worker.execution.driver import Driver
 from occ_worker.execution.recorder import RETRY_SECONDS
 
 log = logging.getLogger("occ.runner")
 
 
-def run_next(worker: Worker) -> bool:
+def run_next(context: ExecutionContext) -> bool:
     """Claim the oldest execution that can run and run it to its end. False when there was none."""
-    if worker.stopping() or not daemon.takes_work(worker.config):
+    if context.stopping() or not daemon.takes_work(context.config):
         return False
-    execution = lifecycle.claim(worker.db, worker.identity)
+    execution = lifecycle.claim(context.db, context.identity)
     if execution is None:
         return False
     try:
-        outcome = _run(worker, execution)
+        outcome = _run(context, execution)
     except BaseException:
         log.exception("execution %s met a fault of OCC", execution.execution_id)
-        _end(worker, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
+        _end(context, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
         raise
     try:
-        _end(worker, execution, outcome)
+        _end(context, execution, outcome)
     except (sqlite3.Error, ValueError):
         log.exception("execution %s: its outcome could not be stored as it is", execution.execution_id)
-        _end(worker, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
-    worker.launcher.prepare()
+        _end(context, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
+    context.launcher.prepare()
     return True
 
 
-def _end(worker: Worker, execution: Execution, outcome: Outcome) -> None:
+def _end(context: ExecutionContext, execution: Execution, outcome: Outcome) -> None:
     """Write the end down, however long the disk is full or the database held; a stop leaves it to the next start."""
     while True:
         try:
-            seq = lifecycle.finish(worker.db, execution.number, outcome)
+            seq = lifecycle.finish(context.db, execution.number, outcome)
             break
         except OCCError as error:
             log.error("execution %s: its end cannot be stored yet: %s", execution.execution_id, error)
-        if worker.stopping():
+        if context.stopping():
             return
-        select.select([worker.wake], [], [], RETRY_SECONDS)
-    worker.readers.ring(tail.execution_key(execution.number), outcome.news(seq))
+        select.select([context.wake], [], [], RETRY_SECONDS)
+    context.readers.ring(tail.execution_key(execution.number), outcome.news(seq))
     log.info("execution %s %s", execution.execution_id, outcome.data.get("code", outcome.state))
     with contextlib.suppress(OCCError):  # control also looks for queued executions
-        if executions.claimable(worker.db):
-            worker.ring_queue()
+        if executions.claimable(context.db):
+            context.ring_queue()
 
 
-def _run(worker: Worker, execution: Execution) -> Outcome:
-    row = workspaces.numbered(worker.db, execution.workspace_generation)
+def _run(context: ExecutionContext, execution: Execution) -> Outcome:
+    row = workspaces.numbered(context.db, execution.workspace_generation)
     if row is None or not Path(row.path).is_dir():
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
-    if not executions.may_resume(worker.db, execution):
+    if not executions.may_resume(context.db, execution):
         return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
     workspace = Path(row.path)
-    path = claude_cli.find(worker.config)
+    path = claude_cli.find(context.config)
     if path is None:
-        return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(worker.config))
+        return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(context.config))
     try:
-        with _memory(worker.config, execution, workspace) as memory_file:
-            return _listen(worker, execution, workspace, path, memory_file)
+        with _memory(context.config, execution, workspace) as memory_file:
+            return _drive(context, execution, workspace, path, memory_file)
     except _MemoryUnwritable as error:
         return Outcome.failure("INTERNAL", f"The project's memory could not be passed on ({error}); see the disk.")
 
@@ -108,31 +108,31 @@ def _memory(config: Config, execution: Execution, workspace: Path) -> Iterator[P
         path.unlink(missing_ok=True)
 
 
-def _listen(worker: Worker, execution: Execution, workspace: Path, path: str, memory_file: Path | None) -> Outcome:
-    argv = claude.command(path, execution, memory_file, worker.config)
+def _drive(context: ExecutionContext, execution: Execution, workspace: Path, path: str, memory_file: Path | None) -> Outcome:
+    argv = claude.command(path, execution, memory_file, context.config)
     readable = () if memory_file is None else (memory_file,)
-    child = worker.launcher.start(
-        sandbox.wrapped(argv, workspace, worker.config, readable),
+    child = context.launcher.start(
+        sandbox.wrapped(argv, workspace, context.config, readable),
         workspace,
         execution.execution_id,
-        () if _needs_all_attachments_off(worker, path) else (claude.ALL_ATTACHMENTS,),
+        () if _needs_all_attachments_off(context, path) else (claude.ALL_ATTACHMENTS,),
     )
     try:
-        listener = Listener(worker, execution, child)
+        driver = Driver(context, execution, child)
         log.info("execution %s started", execution.execution_id)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
-        worker.db.sync()
-        return listener.outcome()
+        context.db.sync()
+        return driver.run()
     except OCCError as error:
         return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")
     finally:
         child.close()
 
 
-def _needs_all_attachments_off(worker: Worker, path: str) -> bool:
+def _needs_all_attachments_off(context: ExecutionContext, path: str) -> bool:
     """Return whether the CLI is old, or not the file whose version was noted."""
     try:
-        noted = notes.noted(worker.db, "claude")
+        noted = notes.noted(context.db, "claude")
     except OCCError:
         return True
     same = noted.get("path") == path and noted.get("file") == claude_cli.file_identity(path)
