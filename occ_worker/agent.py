@@ -107,7 +107,7 @@ def run_control(config: Config) -> None:
     )
     tasks.control(queue, lambda: control)
     control.make_room_for_log()
-    control.settle_uploads()
+    control.reconcile_uploads()
     consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )

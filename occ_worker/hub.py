@@ -70,7 +70,7 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
     )
     tasks.hub_control(queue, lambda: control)
     control.make_room_for_log()
-    control.settle_uploads()
+    control.reconcile_uploads()
     consumer = ControlConsumer(
         queue, workers=CONTROL_THREADS + PLACES, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )

@@ -98,7 +98,7 @@ def test_a_removal_that_was_killed_is_finished_with_its_conversations(
         with pytest.raises(KeyboardInterrupt):
             delete(rows, folder, claude, "work")
     assert [path.name.startswith(".deleted-") for path in folder.iterdir()] == [True]
-    assert places.settle(rows, folder, claude) == []
+    assert places.reconcile(rows, folder, claude) == []
     assert not any(path.exists() for path in left)
     assert list(folder.iterdir()) == []
 
@@ -107,7 +107,7 @@ def test_a_home_that_was_moved_keeps_the_names_of_its_folders(rows: Database, fo
     made = [upload(rows, folder, claude, workspace_id) for workspace_id in ("my.app", "my-app")]
     moved = folder.parent / "moved"
     shutil.move(folder, moved)
-    assert places.settle(rows, moved, claude) == []
+    assert places.reconcile(rows, moved, claude) == []
     for each in made:
         place = Path(workspaces.get(rows, each.workspace_id).path)
         assert (place.parent, place.name) == (moved, Path(each.path).name)
@@ -132,10 +132,10 @@ def test_workspaces_of_an_earlier_release_move_only_where_they_shared_a_folder(
         (folder / workspace_id / "a.txt").write_text(workspace_id)
     shared = claude / "projects" / projects.name_of(str(folder / "my-app"))
     shared.mkdir(parents=True)
-    warnings = places.settle(rows, folder, claude)
+    warnings = places.reconcile(rows, folder, claude)
     assert sorted(warning.split()[1] for warning in warnings) == ["again", "my-app", "my.app"]
     assert str(shared) in warnings[0] + warnings[1] + warnings[2]
-    assert places.settle(rows, folder, claude) == []
+    assert places.reconcile(rows, folder, claude) == []
     found = {each.workspace_id: Path(each.path) for each in workspaces.listing(rows)}
     assert found["alone"] == folder / "alone"
     assert [(path / "a.txt").read_text() for path in found.values()] == list(found)
@@ -157,7 +157,7 @@ def test_a_move_that_was_killed_before_its_commit_is_finished(tmp_path: Path, fo
     generation = workspaces.get(rows, "a.b").generation
     for name in (f"a.b-g{generation}", "a-b"):  # the first was renamed
         (folder / name).mkdir()
-    assert len(places.settle(rows, folder, claude)) == 2
+    assert len(places.reconcile(rows, folder, claude)) == 2
     assert Path(workspaces.get(rows, "a.b").path) == folder / f"a.b-g{generation}"
     assert Path(workspaces.get(rows, "a.b").path).is_dir()
     rows.close()
@@ -170,7 +170,7 @@ def test_a_session_of_before_a_move_is_not_resumed_but_later_ones_are(
     ran(rows, "before", "work", "s1")
     with rows.write() as connection:
         connection.execute("UPDATE claude_folders SET generation = 0")
-    assert len(places.settle(rows, folder, claude)) == 1
+    assert len(places.reconcile(rows, folder, claude)) == 1
     ran(rows, "after", "work", "s2")
     asked = {session: accept(rows, f"e-{session}", "work", session=session) for session in ("s1", "s2")}
     assert {session: executions.may_resume(rows, each) for session, each in asked.items()} == {"s1": False, "s2": True}

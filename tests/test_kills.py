@@ -77,7 +77,7 @@ def test_the_promises_hold_whatever_is_killed(promises: Promises, victim: str) -
     )
 
 
-def test_a_lost_worker_s_execution_is_settled_and_the_others_go_on(promises: Promises, tmp_path: Path) -> None:
+def test_a_lost_worker_s_execution_is_finished_and_the_others_go_on(promises: Promises, tmp_path: Path) -> None:
     occ = promises.occ
     gate = tmp_path / "gate"
     streams = {}

@@ -100,7 +100,7 @@ def test_what_fails_is_tried_again_under_the_same_id_until_it_arrives(control: C
     receiver.answer = answer
     control.start(pauses=(2.5, 0.1, 0.1))
     control.finish("e1")
-    (done,) = control.settled(1)
+    (done,) = control.finished(1)
     assert (done.state, done.attempts, done.status, done.problem) == ("delivered", 3, 204, None)
     assert {call.content["deliveryId"] for call in receiver.calls} == {done.delivery_id}
     assert re.fullmatch(r"delivery-[0-9a-f]{24}", done.delivery_id)  # never counted: a restored hub would count again
@@ -114,7 +114,7 @@ def test_after_the_last_attempt_it_has_failed(control: Control, receiver: Receiv
     receiver.answer = 503
     control.start(pauses=(0.1, 0.1))
     control.finish("e1")
-    (done,) = control.settled(1)
+    (done,) = control.finished(1)
     assert (done.state, done.attempts, done.problem, done.next_at) == ("failed", 3, "it answered 503", None)
     assert len(receiver.calls) == 3
 
@@ -124,7 +124,7 @@ def test_a_receiver_that_is_gone_for_good_is_not_asked_again(control: Control, r
     receiver.answer = 410
     control.start()
     control.finish("e1")
-    (done,) = control.settled(1)
+    (done,) = control.finished(1)
     assert (done.state, done.attempts, done.status) == ("failed", 1, 410)
 
 
@@ -139,7 +139,7 @@ def test_a_redirect_is_not_followed(control: Control, receiver: Receiver) -> Non
     receiver.answer = elsewhere
     control.start(pauses=())
     control.finish("e1")
-    (done,) = control.settled(1)
+    (done,) = control.finished(1)
     assert (done.state, done.problem) == ("failed", "it answered 307")
     assert [call.path for call in receiver.calls] == ["/occ"]
 
@@ -157,7 +157,7 @@ def test_a_receiver_that_hangs_or_trickles_is_left_in_time(control: Control, rec
     for name, answer in (("hangs", receiver.hang), ("trickles", trickle)):
         receiver.answer = answer
         control.finish(name)
-        done = control.settled(len(control.deliveries()))[-1]
+        done = control.finished(len(control.deliveries()))[-1]
         assert (done.state, done.problem) == ("failed", "no answer in time"), name
 
 
@@ -166,7 +166,7 @@ def test_nobody_there_is_told_in_words(control: Control, free_port: int) -> None
     webhooks.add(control.db, "http://no-such-host.invalid/")
     control.start(pauses=())
     control.finish("e1")
-    problems = {done.problem for done in control.settled(2, 30)}
+    problems = {done.problem for done in control.finished(2, 30)}
     assert problems == {"connection refused", "The host of http://no-such-host.invalid/ is not known."}
 
 
@@ -179,7 +179,7 @@ def test_a_control_process_killed_in_the_middle_leaves_it_to_the_next(control: C
     control.end(signal.SIGKILL)
     receiver.answer = 200
     control.start(seconds=10.0, lease=4.0)
-    (done,) = control.settled(1)
+    (done,) = control.finished(1)
     assert (done.state, done.attempts) == ("delivered", 2)
     first, second = receiver.calls
     assert first.content["deliveryId"] == second.content["deliveryId"]
@@ -230,7 +230,7 @@ def test_a_webhook_of_a_key_is_told_of_its_executions_alone(control: Control, re
         control.finish("mine", mine.key_id)
         control.finish("other", other.key_id)
         control.finish("operator")
-        control.settled(4)
+        control.finished(4)
         assert {call.content["execution"]["executionId"] for call in receiver.calls} == {"mine"}
         told = {call.content["execution"]["executionId"] for call in everything.calls}
         assert told == {"mine", "other", "operator"}
@@ -243,7 +243,7 @@ def test_removing_a_webhook_drops_what_waits_and_keeps_what_was(control: Control
     made, _ = webhooks.add(control.db, receiver.url)
     control.start(pauses=(3600,))
     control.finish("e1")
-    control.settled(1)
+    control.finished(1)
     receiver.answer = 500
     control.finish("e2")
     wait_until(lambda: control.deliveries()[-1].problem, "the second failed")
@@ -269,7 +269,7 @@ def test_only_https_with_a_trusted_certificate_is_spoken(tmp_path: Path) -> None
             control.start(pauses=())
             control.finish("e1")
             try:
-                (done,) = control.settled(1)
+                (done,) = control.finished(1)
             finally:
                 control.end()
             expected = ("delivered", None) if trusted else ("failed", "its certificate is not trusted here")

@@ -159,7 +159,7 @@ class Control:
         """The log, oldest first."""
         return webhooks.log(self.db, 1000)[::-1]
 
-    def settled(self, count: int, seconds: float = 15) -> list[webhooks.Delivery]:
+    def finished(self, count: int, seconds: float = 15) -> list[webhooks.Delivery]:
         """The log, once so many deliveries are over."""
 
         def over() -> bool:

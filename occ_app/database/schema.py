@@ -20,12 +20,12 @@ SCHEMA_VERSION = 11
 
 
 def ensure_schema(
-    path: Path, lock: Path, meanwhile: Callable[[], None] = lambda: None, settle: Callable[[], None] = lambda: None
+    path: Path, lock: Path, meanwhile: Callable[[], None] = lambda: None, reconcile: Callable[[], None] = lambda: None
 ) -> None:
     """Bring occ.db to the schema of this version; done once, under a lock, by the process that starts first.
 
     sqlite-utils' migrations are not safe to apply from several processes at once, hence the lock. `meanwhile` is done
-    first, to start what loads for as long as this takes; `settle` last, before any other process goes on. Raises
+    first, to start what loads for as long as this takes; `reconcile` last, before any other process goes on. Raises
     SchemaTooNew when a newer OCC wrote the file.
     """
     with lock.open("a") as held:
@@ -33,7 +33,7 @@ def ensure_schema(
         meanwhile()
         if _known_version(path) < SCHEMA_VERSION:
             _migrate_apart(path)
-        settle()
+        reconcile()
 
 
 def prepare_schema(config: Config) -> None:

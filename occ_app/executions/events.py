@@ -110,11 +110,11 @@ def after(db: Database, number: int, seq: int, limit: int = MOST) -> list[Event]
     return [Event(*row) for row in rows]
 
 
-def settled(db: Database, number: int, seq: int, known: int, limit: int = MOST) -> list[Event]:
-    """The same for senders: a final event above `known` is on the disk when this returns.
+def sendable(db: Database, number: int, seq: int, known: int, limit: int = MOST) -> list[Event]:
+    """Return events as `after` does, to be sent: a final event above `known` is on the disk when this returns.
 
-    It is seen from its commit on, when who wrote it may still be waiting for the disk; nobody shall hear of an end that
-    a power cut takes back.
+    A reader sees the event from its commit on, while its writer may still wait for the disk; no client may receive an
+    end that a power cut takes back.
     """
     found = after(db, number, seq, limit)
     if found and found[-1].final and found[-1].seq > known:

@@ -169,12 +169,12 @@ def claim(db: Database, number: int, now: str, until: str, latest: str) -> Claim
 
 def delivered(db: Database, claimed: Claimed, status: int) -> bool:
     """Write down that it arrived. False when it is not this attempt's to say any more."""
-    return _settle(db, claimed, "delivered", status, None, None)
+    return _finish_attempt(db, claimed, "delivered", status, None, None)
 
 
 def failed(db: Database, claimed: Claimed, status: int | None, problem: str, next_at: str | None) -> bool:
     """Write down that it did not arrive: it is tried again at `next_at`, an ISO time, or never (None)."""
-    return _settle(db, claimed, "failed" if next_at is None else "waiting", status, problem, next_at)
+    return _finish_attempt(db, claimed, "failed" if next_at is None else "waiting", status, problem, next_at)
 
 
 def forget(db: Database, before: str) -> int:
@@ -185,7 +185,7 @@ def forget(db: Database, before: str) -> int:
         ).rowcount
 
 
-def _settle(
+def _finish_attempt(
     db: Database, claimed: Claimed, state: str, status: int | None, problem: str | None, next_at: str | None
 ) -> bool:
     with db.write() as connection:

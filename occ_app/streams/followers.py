@@ -113,7 +113,7 @@ class Follower:
     def stored(self) -> Iterator[list[events.Event]]:
         """Return the events stored by now."""
         known = self._execution.last_seq if self._execution.over else 0
-        while batch := events.settled(self._db, self._execution.number, self._after, known):
+        while batch := events.sendable(self._db, self._execution.number, self._after, known):
             yield self._told(batch)
             if len(batch) < events.MOST:
                 return  # that was all; asking would say so, and costs a look into the table

@@ -109,7 +109,7 @@ class Tail:
             if channel.recent and channel.recent[0].seq <= after + 1:
                 first = after + 1 - channel.recent[0].seq
                 return list(itertools.islice(channel.recent, first, None))
-        return events.settled(self._db, number, after, channel.newest)
+        return events.sendable(self._db, number, after, channel.newest)
 
     def wait(self, channel: Channel, ready: Callable[[], bool], seconds: float) -> bool:
         """Wait until `ready` holds, checked at each ring, at most `seconds`. False when the time ran out."""
@@ -178,7 +178,7 @@ class Tail:
         if news and news[0].seq <= channel.newest + 1 and news[-1].seq - news[0].seq == len(news) - 1:
             return news[channel.newest + 1 - news[0].seq :]  # without a gap to the known events: no need to read
         try:
-            return events.settled(self._db, int(key[1:]), channel.newest, channel.newest, _RECENT)
+            return events.sendable(self._db, int(key[1:]), channel.newest, channel.newest, _RECENT)
         except OCCError:
             return []  # a locked database is met again at the next ring or re-read
 

@@ -49,14 +49,14 @@ def clean(config: Config, seconds: float) -> list[str]:
 
 
 def prepare_database(config: Config, meanwhile: Callable[[], None]) -> list[str]:
-    """Migrate the database and settle the unfinished work of an earlier daemon, before any process serves.
+    """Migrate the database and reconcile the unfinished work of an earlier daemon, before any process serves.
 
     `meanwhile` is done first. Returns warnings. Raises StartFailed.
     """
     warnings = list[str]()
     try:
         schema.ensure_schema(
-            config.database, config.home / "lock" / "migrate", meanwhile, lambda: warnings.extend(_settle(config))
+            config.database, config.home / "lock" / "migrate", meanwhile, lambda: warnings.extend(_reconcile(config))
         )
     except StartFailed:
         raise
@@ -65,7 +65,7 @@ def prepare_database(config: Config, meanwhile: Callable[[], None]) -> list[str]
     return warnings
 
 
-def _settle(config: Config) -> list[str]:
+def _reconcile(config: Config) -> list[str]:
     from occ_app.workspaces import places, uploads
 
     warnings = list[str]()
@@ -73,7 +73,7 @@ def _settle(config: Config) -> list[str]:
     uploads.abandon_all(rows)
     if config.program is configuration.AGENT:  # a hub has no workspace folders
         uploads.undo_unfinished(rows, config.workspaces)
-        warnings = places.settle(rows, config.workspaces, projects.claude_folder(config.cli_environment))
+        warnings = places.reconcile(rows, config.workspaces, projects.claude_folder(config.cli_environment))
     rows.close()
     return warnings
 

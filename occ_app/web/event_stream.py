@@ -66,13 +66,13 @@ class LiveStream:
             self._leave.callback(self._follower.detach, self)
             self._tail.watch(self._connection.fileno(), self._watched, self._happened)
         except BaseException:
-            self._end()
+            self._finish()
             raise
         self.push()
 
     def _happened(self, mask: int) -> None:
         if mask & (_GONE | select.EPOLLHUP | select.EPOLLERR):
-            self._end()
+            self._finish()
         else:
             self.push()
 
@@ -80,7 +80,7 @@ class LiveStream:
         if self._ended:
             return
         if self._follower.refused():
-            self._end()
+            self._finish()
             return
         try:
             if not self._unsent:
@@ -90,14 +90,14 @@ class LiveStream:
         except errors.OCCError:
             return  # a held database is asked again within a second
         except OSError:
-            self._end()
+            self._finish()
         except Exception:
             log.exception("a stream met a fault of OCC")  # and the thread must go on for all others
-            self._end()
+            self._finish()
         if self._unsent or self._ended:
             return
         if self._over:
-            self._end()
+            self._finish()
         elif self._follower.behind:
             self._tail.soon(self.push)  # everybody else first
 
@@ -128,7 +128,7 @@ class LiveStream:
             self._watched = mask
             self._tail.watch(self._connection.fileno(), mask, self._happened)
 
-    def _end(self) -> None:
+    def _finish(self) -> None:
         self._ended = True
         self._tail.forget(self._connection.fileno())
         with contextlib.suppress(OSError, ValueError):

@@ -34,7 +34,7 @@ def choose(
     return folder / name
 
 
-def settle(db: Database, folder: Path, claude: Path | None) -> list[str]:
+def reconcile(db: Database, folder: Path, claude: Path | None) -> list[str]:
     """Make folders and rows agree before anybody serves, also in a home that was moved, copied or restored.
 
     A removal that was killed before it was written down is undone, one after that is finished. A workspace that shares

@@ -54,7 +54,7 @@ class Control(Upkeep):
         self._asked: dict[int, float] = {}  # when an execution's end was asked for, as far as this process knows
         self._uploads = Places(2, self._unpack)  # at most half of the threads, so that a beat finds one
 
-    def settle_uploads(self) -> None:
+    def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
         for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
@@ -90,14 +90,14 @@ class Control(Upkeep):
         return any(executions.counts(self._db))
 
     def reap(self) -> None:
-        """Settle executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
+        """Finish executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
         if not self._reaping.acquire(blocking=False):
             return
         try:
             running = executions.running(self._db)
             self._asked = {x.number: self._asked[x.number] for x in running if x.number in self._asked}
             for execution in running:
-                self._settle(execution)
+                self._reconcile(execution)
             idle = self._config.workers - len(running)
             if idle > 0 and self._queued() == 0:
                 for _ in range(min(idle, executions.claimable(self._db))):
@@ -113,7 +113,7 @@ class Control(Upkeep):
         asked = self._asked.setdefault(execution.number, now)
         return now > asked + _UNHEARD_SECONDS
 
-    def _settle(self, execution: Execution) -> None:
+    def _reconcile(self, execution: Execution) -> None:
         owner = execution.owner
         if owner is not None and owner.alive():
             if owner.boot_id == boot_id() and self._is_overdue(execution):

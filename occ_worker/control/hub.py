@@ -72,7 +72,7 @@ class HubControl(Upkeep):
         self._reaching = threading.Lock()
         self._uploads = Places(2, self._store)  # at most half of the threads
 
-    def settle_uploads(self) -> None:
+    def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
         for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))

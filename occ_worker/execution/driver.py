@@ -55,7 +55,7 @@ class Driver:
         self._stderr = b""
         self._input = memoryview(claude.prompt_line(execution.prompt or ""))
         self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
-        self._ending_since = 0.0
+        self._termination_begun = 0.0
         self._signalled = 0
         self._leaving_since: float | None = None  # since its result, or since it closed its output
         self._overstayed = False
@@ -134,7 +134,7 @@ class Driver:
             self._heard = time.monotonic()
         self._store(events)
         if self._lines.too_long:
-            self._end("OUTPUT_LIMIT", "Claude Code printed a line of over 16 MiB.")
+            self._begin_termination("OUTPUT_LIMIT", "Claude Code printed a line of over 16 MiB.")
         if self._translator.result is not None and not self._child.stdin.closed:
             self._leaving_since = time.monotonic()
             self._forget(self._child.stdin)
@@ -160,12 +160,12 @@ class Driver:
         with contextlib.suppress(OCCError):  # a held database is looked at again
             code = executions.stop_requested(self._context.db, self._execution.number)
         if code is not None:
-            self._end(code, "The execution was cancelled.")
+            self._begin_termination(code, "The execution was cancelled.")
 
     def _store(self, events: list[Event]) -> None:
         self._recorder.store(events)
         if self._recorder.overflow is not None:
-            self._end(*self._recorder.overflow)
+            self._begin_termination(*self._recorder.overflow)
 
     # -- the clock
 
@@ -175,7 +175,7 @@ class Driver:
         if self._recorder.retry_at is not None:
             until.append(self._recorder.retry_at)
         if self._reason is not None:
-            until.append(self._ending_since + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
+            until.append(self._termination_begun + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
         elif self._translator.result is None:
             until += [self._deadline, self._heard + self._execution.idle_timeout_seconds]
         if self._leaving_since is not None:
@@ -185,7 +185,7 @@ class Driver:
     def _check_clock(self) -> None:
         now = time.monotonic()
         if self._context.stopping():
-            self._end("DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back.")
+            self._begin_termination("DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back.")
         if now >= self._looked + _LOOK_SECONDS:
             self._look()
         if self._recorder.retry_at is not None and now >= self._recorder.retry_at:
@@ -196,21 +196,21 @@ class Driver:
         elif self._reason is None and self._translator.result is None:
             self._check_limits(now)
         if self._reason is not None:
-            self._press(now - self._ending_since)
+            self._press(now - self._termination_begun)
 
     def _check_limits(self, now: float) -> None:
         if now >= self._deadline:
             seconds = self._execution.timeout_seconds
-            self._end("EXECUTION_TIMEOUT", f"The execution was ended after its limit of {seconds:g} s.")
+            self._begin_termination("EXECUTION_TIMEOUT", f"The execution was ended after its limit of {seconds:g} s.")
         elif now >= self._heard + self._execution.idle_timeout_seconds:
             seconds = self._execution.idle_timeout_seconds
-            self._end("EXECUTION_IDLE", f"Claude Code printed nothing for {seconds:g} s and was ended.")
+            self._begin_termination("EXECUTION_IDLE", f"Claude Code printed nothing for {seconds:g} s and was ended.")
 
-    def _end(self, code: str, message: str) -> None:
-        """Begin to end the CLI for a reason of OCC; the first reason counts, and an earlier result before it."""
+    def _begin_termination(self, code: str, message: str) -> None:
+        """Begin to terminate the CLI for a reason of OCC; the first reason counts, and an earlier result before it."""
         if self._reason is not None or self._translator.result is not None:
             return
-        self._reason, self._ending_since = (code, message), time.monotonic()
+        self._reason, self._termination_begun = (code, message), time.monotonic()
         if not self._input:
             with contextlib.suppress(OSError, ValueError):
                 os.write(self._child.stdin.fileno(), claude.INTERRUPT)

@@ -39,18 +39,18 @@ def run_next(context: ExecutionContext) -> bool:
         outcome = _run(context, execution)
     except BaseException:
         log.exception("execution %s met a fault of OCC", execution.execution_id)
-        _end(context, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
+        _finish(context, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
         raise
     try:
-        _end(context, execution, outcome)
+        _finish(context, execution, outcome)
     except (sqlite3.Error, ValueError):
         log.exception("execution %s: its outcome could not be stored as it is", execution.execution_id)
-        _end(context, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
+        _finish(context, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
     context.launcher.prepare()
     return True
 
 
-def _end(context: ExecutionContext, execution: Execution, outcome: Outcome) -> None:
+def _finish(context: ExecutionContext, execution: Execution, outcome: Outcome) -> None:
     """Write the end down, however long the disk is full or the database held; a stop leaves it to the next start."""
     while True:
         try:

@@ -117,7 +117,7 @@ class Relay:
                 if self._left:
                     return
                 if outcome is not None:
-                    self._end(outcome)
+                    self._finish(outcome)
                     return
             except (Unreachable, Refused) as error:
                 log.info("execution %s: %s", self._execution.execution_id, error)
@@ -297,7 +297,7 @@ class Relay:
         errands.cancel(self._context.db, self._execution.agent_id or "", self._execution.execution_id)
         return Outcome.failure(code, message)
 
-    def _end(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         self._count_broken()
         with self._lock:
             if self._over:
