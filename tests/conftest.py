@@ -22,7 +22,7 @@ import pytest
 import urllib3
 
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.sse import Event
+from occ_app.client.sse import StreamEvent
 from occ_app.database import database as db
 from tests import model_api, real_cli
 
@@ -137,7 +137,7 @@ class Occ:
         self.client.upload(workspace_id, make_zip(files or {"README.md": "hello\n"}))
         return workspace_id
 
-    def run(self, prompt: str, workspace_id: str = "work", **options: Any) -> list[Event]:
+    def run(self, prompt: str, workspace_id: str = "work", **options: Any) -> list[StreamEvent]:
         """Execute a prompt to its end and return all events."""
         return list(self.client.execute(workspace_id, prompt, **options))
 
@@ -154,7 +154,7 @@ class Occ:
         lines = {process.pid: " ".join(command_line(process)) for process in self.processes()}
         return {pid: line for pid, line in lines.items() if line}
 
-    def under_way(self, prompt: str, execution_id: str) -> tuple[Iterator[Event], list[Event]]:
+    def under_way(self, prompt: str, execution_id: str) -> tuple[Iterator[StreamEvent], list[StreamEvent]]:
         """Start a prompt and wait for its first text; returns its stream, and the events that came already."""
         stream = self.client.execute("work", prompt, executionId=execution_id)
         seen = [next(stream)]
@@ -284,10 +284,10 @@ def model() -> Iterator[model_api.ModelApi]:
         yield api
 
 
-def output(events: list[Event]) -> str:
+def output(events: list[StreamEvent]) -> str:
     """The text of an execution."""
     return "".join(event.data["chunk"] for event in events if event.name == "output")
 
 
-def names(events: list[Event]) -> list[str]:
+def names(events: list[StreamEvent]) -> list[str]:
     return [event.name for event in events]

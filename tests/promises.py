@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.sse import Event
+from occ_app.client.sse import StreamEvent
 from occ_app.config.config import load
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import events
@@ -138,7 +138,7 @@ class Promises:
         self.checked["no secret shown"] += 1
 
 
-def _plain(told: list[Event]) -> list[tuple[int, str, str]]:
+def _plain(told: list[StreamEvent]) -> list[tuple[int, str, str]]:
     return [(event.seq, event.name, str(sorted(event.data.items(), key=str))) for event in told]
 
 

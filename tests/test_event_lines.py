@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from occ_app.executions.events import Event
+from occ_app.executions.events import StoredEvent
 from occ_app.system.compact_json import to_json
 from occ_worker.execution import outcome, texts
 from occ_worker.execution.translator import Translator
@@ -27,7 +27,7 @@ def lines(printed: bytes) -> list[tuple[str, str]]:
     """Return the events of a line of the CLI, each checked as it is sent with the largest of ids."""
     events = Translator().events(printed)
     for name, data in events:
-        sent = Event(10**15, name, data).sse
+        sent = StoredEvent(10**15, name, data).sse
         assert max(map(len, sent.splitlines(keepends=True))) <= texts.LINE_BYTES, (name, len(data))
         assert len(sent.decode().splitlines()) == 4  # no separator of Unicode cuts a line
     return events
@@ -84,7 +84,7 @@ def test_starts_states_and_ends_fit_into_a_line(piece: str) -> None:
         result = {"is_error": is_error, "session_id": text, "result": text, "subtype": text}
         result |= {"usage": {"input_tokens": 1, text: 1}, "permission_denials": [denial] * 5}
         ended = outcome.of_result(result, text)
-        assert len(Event(10**15, ended.event, to_json(ended.data)).sse) <= texts.LINE_BYTES
+        assert len(StoredEvent(10**15, ended.event, to_json(ended.data)).sse) <= texts.LINE_BYTES
         if not is_error:
             assert ended.data["permissionDenials"][0]["tool_input"]["file_path"] == "a"
 

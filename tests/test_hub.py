@@ -20,7 +20,7 @@ import pytest
 import urllib3
 
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.sse import Event
+from occ_app.client.sse import StreamEvent
 from occ_app.database import database as db
 from occ_app.errors import Refused
 from occ_app.executions import queries as executions
@@ -41,7 +41,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub.start()
 
 
-def run(client: AgentClient, prompt: str, workspace: str = "work", **options: object) -> list[Event]:
+def run(client: AgentClient, prompt: str, workspace: str = "work", **options: object) -> list[StreamEvent]:
     return list(client.execute(workspace, prompt, **options))
 
 

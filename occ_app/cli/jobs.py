@@ -27,7 +27,7 @@ from occ_app.home import clock, daemon
 from occ_app.system.timestamps import iso
 
 if TYPE_CHECKING:
-    from occ_app.client.sse import Event
+    from occ_app.client.sse import StreamEvent
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -238,14 +238,14 @@ def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token:
     execution = executions.get(database, execution_id)
     config = _config()
     if follow and not execution.over and daemon.find(config) is not None:
-        shown: Iterable[Event] = remote.chosen(None, None, None, hub=_of_hub()).events(execution_id)
+        shown: Iterable[StreamEvent] = remote.chosen(None, None, None, hub=_of_hub()).events(execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
     final = output.print_events(shown, as_json=as_json, waiting=f"reading {execution_id}")
     return output.outcome(final) if follow else 0
 
 
-def stored_events(database: Database, execution: Execution) -> Iterator[events.Event]:
+def stored_events(database: Database, execution: Execution) -> Iterator[events.StoredEvent]:
     """All events of an execution that are stored now."""
     after = 0
     while batch := events.after(database, execution.number, after):
@@ -254,7 +254,7 @@ def stored_events(database: Database, execution: Execution) -> Iterator[events.E
         yield from batch if missing is None else [missing, *batch]
 
 
-def _event(event: events.Event) -> Event:
+def _event(event: events.StoredEvent) -> StreamEvent:
     from occ_app.client.event_checks import RawEvent
     from occ_app.client.sse import parsed
 

@@ -20,7 +20,7 @@ import click
 from occ_app.system.foreign_text import visible, visible_line
 
 if TYPE_CHECKING:
-    from occ_app.client.sse import Event
+    from occ_app.client.sse import StreamEvent
 
 EXIT_BY_CODE = {"EXECUTION_CANCELLED": 130, "EXECUTION_TIMEOUT": 124, "EXECUTION_IDLE": 124}
 
@@ -113,19 +113,19 @@ class Waiting:
                 return
 
 
-def print_events(shown: Iterable[Event], *, as_json: bool, waiting: str) -> Event | None:
+def print_events(shown: Iterable[StreamEvent], *, as_json: bool, waiting: str) -> StreamEvent | None:
     """Print events for a person, or each as one line of JSON. Returns the final event."""
     if not as_json:
         return _show_events(shown, waiting=waiting)
-    last: Event | None = None
+    last: StreamEvent | None = None
     for last in shown:
         click.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
     return last if last is not None and last.final else None
 
 
-def _show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
+def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent | None:
     """Print an execution as it comes, its text to standard output, the rest to standard error; returns the end."""
-    last: Event | None = None
+    last: StreamEvent | None = None
     in_line = False
     progress = Waiting(waiting)
     with progress:
@@ -149,7 +149,7 @@ def _show_events(events: Iterable[Event], *, waiting: str) -> Event | None:
     return last if last is not None and last.final else None
 
 
-def _text(event: Event) -> str | None:
+def _text(event: StreamEvent) -> str | None:
     """Return the line that a person sees for an event; None for nothing."""
     data = event.data
     if event.name == "output":
@@ -194,7 +194,7 @@ def print_snippet(where: str, pieces: Iterable[Mapping[str, Any]]) -> None:
     click.echo(f"  {visible_line(where)}: {''.join(shown)}")
 
 
-def outcome(final: Event | None) -> int:
+def outcome(final: StreamEvent | None) -> int:
     """The exit code of an execution, its reason printed when it did not succeed."""
     if final is None:
         return 1
@@ -212,7 +212,7 @@ def took(record: Mapping[str, Any]) -> str:
     return duration(max(0.0, (end - datetime.fromisoformat(record["startedAt"])).total_seconds()))
 
 
-def summary(final: Event | None, record: Mapping[str, Any] | None) -> None:
+def summary(final: StreamEvent | None, record: Mapping[str, Any] | None) -> None:
     """Print one line with the time, cost and turns of a finished execution; the time is that of its record."""
     if final is None or final.name != "complete":
         return

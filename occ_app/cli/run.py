@@ -16,7 +16,7 @@ from occ_app import errors
 from occ_app.cli import output, output_failed, remote
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.sse import Event
+from occ_app.client.sse import StreamEvent
 
 _LOOK_SECONDS = 2.0
 
@@ -94,7 +94,7 @@ def run(
     return output.outcome(final)
 
 
-def _announced(events: Iterator[Event], accepted: str) -> Iterator[Event]:
+def _announced(events: Iterator[StreamEvent], accepted: str) -> Iterator[StreamEvent]:
     """Yield the events, after a line that names the execution once the first event shows that it was accepted."""
     for index, event in enumerate(events):
         if index == 0:
@@ -219,7 +219,7 @@ def _tell_it_goes_on(execution_id: str, again: str) -> None:
     output.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
 
 
-def _tell_session(final: Event | None, workspace: str, again: str) -> None:
+def _tell_session(final: StreamEvent | None, workspace: str, again: str) -> None:
     session: Any = final.data.get("sessionId") if final else None
     if session and final is not None and final.data.get("code") != "SESSION_NOT_FOUND":
         output.note(f'go on with: occ run{again} --workspace {workspace} --session {session} "…"')

@@ -21,7 +21,7 @@ import urllib3
 from occ_app import __version__
 from occ_app.client import deadlines, replies, sse
 from occ_app.client.event_checks import RawEvent
-from occ_app.client.sse import Event
+from occ_app.client.sse import StreamEvent
 from occ_app.errors import Lost, Refused, Unreachable, Untrusted
 
 _CONNECT_SECONDS = 10.0
@@ -111,7 +111,7 @@ class AgentClient:
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
         return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
 
-    def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[Event]:
+    def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[StreamEvent]:
         """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
 
         With `executionId` among them an execution that exists with the same body is followed instead. A connection
@@ -136,7 +136,7 @@ class AgentClient:
             return sse.batches(response)
         return sse.batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
-    def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
+    def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[StreamEvent]:
         """Yield an execution's events above `after`; to the last one, or to the stored ones without `follow`."""
         if not follow:
             stored = sse.batches(self._open_events(execution_id, after, follow=False))
@@ -214,7 +214,7 @@ class AgentClient:
 
     def _follow(
         self, execution_id: str, open_stream: Callable[[int], urllib3.BaseHTTPResponse], after: int
-    ) -> Iterator[Event]:
+    ) -> Iterator[StreamEvent]:
         """Yield events to the final one, reopening the stream after the last seen event whenever it breaks.
 
         Raises Lost when the other side stays away after it had accepted the execution.

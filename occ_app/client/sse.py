@@ -19,7 +19,7 @@ _LONGEST_EVENT = 16 << 20
 
 
 @dataclass(frozen=True)
-class Event:
+class StreamEvent:
     """One event of an execution: `seq` counts 1, 2, 3 …; `data` is its object."""
 
     seq: int
@@ -59,7 +59,7 @@ def _raw_event(frame: bytes) -> RawEvent | None:
     return RawEvent(int(number), name.decode(errors="replace"), fields[b"data"].decode(errors="replace"))
 
 
-def parsed(raw: RawEvent) -> Event:
+def parsed(raw: RawEvent) -> StreamEvent:
     """Return an event with its data as an object; one that breaks its schema as what takes its place."""
     sound = checked(raw) or replacement(raw)
-    return Event(sound.seq, sound.name, json.loads(sound.data))
+    return StreamEvent(sound.seq, sound.name, json.loads(sound.data))

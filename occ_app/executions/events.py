@@ -14,7 +14,11 @@ from occ_app.database.database import Database
 from occ_app.system.compact_json import object_of, to_json
 
 FINAL_EVENTS = ("complete", "error")
-MOST = 1000  # that are read at once
+MAX_EVENTS_PER_READ = 1000
+MAX_EVENTS_PER_RING = 50  # a ring with more carries none: readers fetch a burst from the table
+
+NewEvent = tuple[str, str]
+"""An event before it has a number: its name, and its data, a JSON object as text."""
 
 # Characters that a row must not bring into a stream raw: a reader may break a line there or obey them.
 _NAME = re.compile("[\x21-\x7e]+")
@@ -23,7 +27,7 @@ _RAW = re.compile("[\x80-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
-class Event:
+class StoredEvent:
     """One event as stored: `data` is one JSON object, as text."""
 
     seq: int
@@ -43,7 +47,7 @@ class Event:
         return f'{{"id":{event.seq},"event":{to_json(event.name)},"data":{event.data}}}'
 
     @property
-    def sound(self) -> Event:
+    def sound(self) -> StoredEvent:
         """Return the event, or its replacement: a row of an earlier version may be unreadable."""
         data = self.data
         # The two checks in C first: almost every event passes them, and a replay makes them for each.
@@ -54,7 +58,7 @@ class Event:
         if isinstance(data, str) and (data.isascii() or not _RAW.search(data)) and not _BREAK.search(data):
             return self
         try:
-            return Event(self.seq, self.name, to_json(object_of(data)))
+            return StoredEvent(self.seq, self.name, to_json(object_of(data)))
         except (ValueError, TypeError, RecursionError):
             return unreadable(self)
 
@@ -63,15 +67,15 @@ class Event:
         return self.name in FINAL_EVENTS
 
 
-def unreadable(event: Event) -> Event:
+def unreadable(event: StoredEvent) -> StoredEvent:
     """Return the replacement for a stored event that cannot be read."""
     if event.final:
         failure = {"code": "INTERNAL", "message": "The final event is damaged.", "timestamp": 0}
-        return Event(event.seq, "error", to_json(failure))
-    return Event(event.seq, "gap", to_json({"fromSeq": event.seq, "toSeq": event.seq, "reason": "it cannot be read"}))
+        return StoredEvent(event.seq, "error", to_json(failure))
+    return StoredEvent(event.seq, "gap", to_json({"fromSeq": event.seq, "toSeq": event.seq, "reason": "it cannot be read"}))
 
 
-def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:
+def append(db: Database, number: int, first_seq: int, events: Sequence[NewEvent]) -> None:
     """Store events of a running execution, each a name and a JSON object as text, the first of them as `first_seq`.
 
     The CLI's `started` data is also stored in the execution's row.
@@ -85,32 +89,32 @@ def append(db: Database, number: int, first_seq: int, events: Sequence[tuple[str
                 _note_start(connection, number, json.loads(data))
 
 
-def news(first_seq: int, events: Sequence[tuple[str, str]]) -> bytes:
+def news(first_seq: int, events: Sequence[NewEvent]) -> bytes:
     """Events that were just stored, as a ring carries them."""
     # JSON escapes every line break, so an event is one line.
     return f"{first_seq}\n".encode() + "\n".join(f"{name} {data}" for name, data in events).encode()
 
 
-def from_news(told: bytes) -> list[Event]:
+def from_news(told: bytes) -> list[StoredEvent]:
     """The events of a ring; none when it carries none."""
     first_seq, _, lines = told.partition(b"\n")
     if not first_seq:
         return []
     pairs = (line.split(" ", 1) for line in lines.decode().split("\n"))
-    return [Event(seq, name, data) for seq, (name, data) in enumerate(pairs, int(first_seq))]
+    return [StoredEvent(seq, name, data) for seq, (name, data) in enumerate(pairs, int(first_seq))]
 
 
-def after(db: Database, number: int, seq: int, limit: int = MOST) -> list[Event]:
+def after(db: Database, number: int, seq: int, limit: int = MAX_EVENTS_PER_READ) -> list[StoredEvent]:
     """Up to `limit` events above `seq`, in order."""
     with db.read() as connection:
         rows = connection.execute(
             "SELECT seq, event, data FROM events WHERE execution = ? AND seq > ? ORDER BY seq LIMIT ?",
             (number, seq, limit),
         ).fetchall()
-    return [Event(*row) for row in rows]
+    return [StoredEvent(*row) for row in rows]
 
 
-def sendable(db: Database, number: int, seq: int, known: int, limit: int = MOST) -> list[Event]:
+def sendable(db: Database, number: int, seq: int, known: int, limit: int = MAX_EVENTS_PER_READ) -> list[StoredEvent]:
     """Return events as `after` does, to be sent: a final event above `known` is on the disk when this returns.
 
     A reader sees the event from its commit on, while its writer may still wait for the disk; no client may receive an
@@ -129,13 +133,13 @@ def newest(db: Database, number: int) -> int:
     return row[0] or 0
 
 
-def final(db: Database, number: int) -> Event | None:
+def final(db: Database, number: int) -> StoredEvent | None:
     """The event that ended an execution, None while it is not over."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT seq, event, data FROM events WHERE execution = ? ORDER BY seq DESC LIMIT 1", (number,)
         ).fetchone()
-    event = Event(*row) if row else None
+    event = StoredEvent(*row) if row else None
     return event if event and event.final else None
 
 
@@ -153,15 +157,15 @@ def purge(db: Database, number: int, most: int) -> int:
         ).rowcount
 
 
-def gap(after: int, following: Event) -> Event | None:
+def gap(after: int, following: StoredEvent) -> StoredEvent | None:
     """Return the event for a reader at `after` that events before `following` were removed; None when none were."""
     if following.seq <= after + 1:
         return None
     data = {"fromSeq": after + 1, "toSeq": following.seq - 1, "reason": "removed by retention"}
-    return Event(following.seq - 1, "gap", to_json(data))
+    return StoredEvent(following.seq - 1, "gap", to_json(data))
 
 
-def insert(connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[tuple[str, str]]) -> None:
+def insert(connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[NewEvent]) -> None:
     """Write events, each a name and its data as text, inside the caller's transaction."""
     connection.executemany(
         "INSERT INTO events (execution, seq, event, data) VALUES (?, ?, ?, ?)",

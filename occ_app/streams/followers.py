@@ -110,20 +110,20 @@ class Follower:
     def detach(self, reader: Live) -> None:
         self._channel.live.discard(reader)
 
-    def stored(self) -> Iterator[list[events.Event]]:
+    def stored(self) -> Iterator[list[events.StoredEvent]]:
         """Return the events stored by now."""
         known = self._execution.last_seq if self._execution.over else 0
         while batch := events.sendable(self._db, self._execution.number, self._after, known):
             yield self._told(batch)
-            if len(batch) < events.MOST:
+            if len(batch) < events.MAX_EVENTS_PER_READ:
                 return  # that was all; asking would say so, and costs a look into the table
 
-    def ready(self) -> list[events.Event]:
+    def ready(self) -> list[events.StoredEvent]:
         """The next events, at once; empty when there are none yet."""
         batch = self._tail.next_events(self._channel, self._execution.number, self._after)
         return self._told(batch) if batch else []
 
-    def batches(self) -> Iterator[list[events.Event]]:
+    def batches(self) -> Iterator[list[events.StoredEvent]]:
         """Everything to the final event, as it comes."""
         over = self.repeated_final()
         if over is not None:
@@ -142,13 +142,13 @@ class Follower:
             if not moved:
                 yield []
 
-    def repeated_final(self) -> events.Event | None:
+    def repeated_final(self) -> events.StoredEvent | None:
         """The final event for a reader that has it already, or claims to: it is always sent."""
         if self._execution.over and self._after >= self._execution.last_seq:
             return events.final(self._db, self._execution.number)
         return None
 
-    def _told(self, batch: list[events.Event]) -> list[events.Event]:
+    def _told(self, batch: list[events.StoredEvent]) -> list[events.StoredEvent]:
         """A batch as the reader gets it: with a `gap` before it where retention removed events."""
         missing = events.gap(self._after, batch[0])
         self._after = batch[-1].seq

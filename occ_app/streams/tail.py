@@ -47,7 +47,7 @@ class Channel:
         self.readers = 0
         self.rings = 0
         self.newest = newest
-        self.recent: deque[events.Event] = deque(maxlen=_RECENT)
+        self.recent: deque[events.StoredEvent] = deque(maxlen=_RECENT)
         self.live: set[Live] = set()
         self.over = False  # the newest event is the final one
 
@@ -67,7 +67,7 @@ class Tail:
         self.closed = False
 
     def start(self) -> None:
-        self._rung: dict[str, list[events.Event]] = {}
+        self._rung: dict[str, list[events.StoredEvent]] = {}
         self._bell = Doorbell(self._folder)
         self.watch(self._bell.fileno(), select.EPOLLIN, lambda _: self._hear())
         self._loop.at(time.monotonic() + _REREAD_SECONDS, self._reread)
@@ -98,7 +98,7 @@ class Tail:
             if channel.readers == 0:
                 del self._channels[key]
 
-    def next_events(self, channel: Channel, number: int, after: int) -> list[events.Event]:
+    def next_events(self, channel: Channel, number: int, after: int) -> list[events.StoredEvent]:
         """The next events of execution `number` above `after`, at once; empty when there are none yet.
 
         The final one is sent for any `after`: a reader may have events that a power cut took from the table.
@@ -172,7 +172,7 @@ class Tail:
         if self._rung:
             self.soon(self._advance)  # the rest, after those who wait for the thread
 
-    def _fresh(self, key: str, channel: Channel, news: list[events.Event]) -> list[events.Event]:
+    def _fresh(self, key: str, channel: Channel, news: list[events.StoredEvent]) -> list[events.StoredEvent]:
         if not key.startswith("e"):
             return []
         if news and news[0].seq <= channel.newest + 1 and news[-1].seq - news[0].seq == len(news) - 1:
@@ -182,7 +182,7 @@ class Tail:
         except OCCError:
             return []  # a locked database is met again at the next ring or re-read
 
-    def _tell(self, channel: Channel, fresh: list[events.Event]) -> None:
+    def _tell(self, channel: Channel, fresh: list[events.StoredEvent]) -> None:
         with channel.changed:
             if fresh and fresh[0].seq != channel.newest + 1:
                 channel.recent.clear()

@@ -16,6 +16,7 @@ import time
 
 from occ_app.errors import OCCError
 from occ_app.executions import queries as executions
+from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
 from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
@@ -25,7 +26,7 @@ from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.recorder import RETRY_SECONDS, Recorder
-from occ_worker.execution.translator import Event, Translator
+from occ_worker.execution.translator import Translator
 
 log = logging.getLogger("occ.driver")
 
@@ -115,7 +116,7 @@ class Driver:
 
     def _read_output(self) -> bool:
         """Store one burst of output. False when there was no more."""
-        events: list[Event] = []
+        events: list[NewEvent] = []
         taken = 0
         while taken < _BURST_BYTES:
             data = _read(self._child.stdout.fileno())
@@ -162,7 +163,7 @@ class Driver:
         if code is not None:
             self._begin_termination(code, "The execution was cancelled.")
 
-    def _store(self, events: list[Event]) -> None:
+    def _store(self, events: list[NewEvent]) -> None:
         self._recorder.store(events)
         if self._recorder.overflow is not None:
             self._begin_termination(*self._recorder.overflow)

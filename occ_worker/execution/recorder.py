@@ -9,13 +9,12 @@ from collections.abc import Callable
 from occ_app.database.database import Database
 from occ_app.errors import OCCError
 from occ_app.executions import events as rows
+from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution
-from occ_worker.execution.translator import Event
 
 log = logging.getLogger("occ.recorder")
 
 RETRY_SECONDS = 0.5  # between attempts to store events
-_FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 _UNSTORED_BYTES = 32 * 1024 * 1024  # held in memory meanwhile
 
 
@@ -33,7 +32,7 @@ class Recorder:
         self._ring = ring
         self._seq = execution.last_seq
         self._bytes = 0
-        self._unstored: list[Event] = []
+        self._unstored: list[NewEvent] = []
         self._retry_at: float | None = None
         self.overflow: tuple[str, str] | None = None
 
@@ -42,7 +41,7 @@ class Recorder:
         """When `store` should be called again though nothing new came, on the monotonic clock; None: not at all."""
         return None if self.overflow else self._retry_at
 
-    def store(self, events: list[Event]) -> None:
+    def store(self, events: list[NewEvent]) -> None:
         """Store events, and before them those that could not be stored earlier."""
         if self.overflow is not None:
             return
@@ -56,12 +55,12 @@ class Recorder:
             self._keep(waiting, error)
             return
         self._unstored, self._retry_at = [], None
-        self._ring(rows.news(self._seq + 1, waiting) if len(waiting) <= _FEW else b"")
+        self._ring(rows.news(self._seq + 1, waiting) if len(waiting) <= rows.MAX_EVENTS_PER_RING else b"")
         self._seq += len(waiting)
         if self._bytes > self._most_bytes:
             self.overflow = ("OUTPUT_LIMIT", f"The output went over the limit of {self._most_bytes} bytes.")
 
-    def _keep(self, waiting: list[Event], error: OCCError) -> None:
+    def _keep(self, waiting: list[NewEvent], error: OCCError) -> None:
         if not self._unstored:
             log.warning("execution %s: output cannot be stored yet: %s", self._execution.execution_id, error)
         self._unstored = waiting
@@ -70,6 +69,6 @@ class Recorder:
             self.overflow = ("INTERNAL", f"The output could not be stored, so the execution was ended: {error}")
 
 
-def _size(event: Event) -> int:
+def _size(event: NewEvent) -> int:
     """About how many bytes an event takes on disk."""
     return 100 + len(event[1])

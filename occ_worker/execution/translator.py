@@ -11,14 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Outcome
 from occ_app.system.compact_json import escape_controls, to_json
 from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import outcome as verdict
 from occ_worker.execution import texts
-
-Event = tuple[str, str]
-"""The event's name and its data, a JSON object as text."""
 
 _ParsedEvent = tuple[str, dict[str, Any]]
 
@@ -44,7 +42,7 @@ class Translator:
         self._streamed: set[str] = set()  # messages whose text came as deltas
         self._error = ""
 
-    def events(self, line: bytes) -> list[Event]:
+    def events(self, line: bytes) -> list[NewEvent]:
         """The events one line means; unknown and unreadable lines mean none."""
         delta = _TEXT_DELTA.fullmatch(line)
         if delta is not None and not self._surrogate and 0 < len(delta[1]) <= texts.CHUNK_BYTES:
@@ -58,7 +56,7 @@ class Translator:
             return [("output", f'{{"chunk":"{text}","timestamp":{milliseconds()}}}')]
         return self._other(line)
 
-    def _other(self, line: bytes) -> list[Event]:
+    def _other(self, line: bytes) -> list[NewEvent]:
         try:
             return [(name, texts.whole_characters(to_json(data))) for name, data in self._parsed(line)]
         except (RecursionError, ValueError):

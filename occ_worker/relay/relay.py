@@ -19,6 +19,7 @@ from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import events, lifecycle
 from occ_app.executions import queries as executions
+from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome, countable
 from occ_app.home import notes
 from occ_app.hub import outbox as errands
@@ -37,7 +38,6 @@ log = logging.getLogger("occ.relay")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
-_FEW = 50  # events that a ring carries; more are a burst, which readers fetch
 _UNOFFERED_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
 # Replies of a healthy agent, of another server at its address, or of a fault: the call is repeated.
 _BUSY = (429, 503)
@@ -238,7 +238,7 @@ class Relay:
 
     def _store(self, batch: Sequence[RawEvent]) -> Outcome | None:
         """Store the new events of a batch. Returns how the execution ended when its final event is in it."""
-        fresh = list[tuple[str, str]]()
+        fresh = list[NewEvent]()
         for event in batch:
             if event.final:
                 self._append(fresh)
@@ -277,14 +277,14 @@ class Relay:
                 notes.count(self._context.db, notes.REFUSED, self._broken - self._counted)
                 self._counted = self._broken
 
-    def _append(self, fresh: list[tuple[str, str]]) -> None:
+    def _append(self, fresh: list[NewEvent]) -> None:
         if not fresh:
             return
         with self._lock:
             if self._over:
                 return
             events.append(self._context.db, self.number, self._seq + 1, fresh)
-            self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= _FEW else b"")
+            self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= events.MAX_EVENTS_PER_RING else b"")
             self._seq += len(fresh)
         self._patience.begun()
         self._bytes += sum(len(data) for _, data in fresh)

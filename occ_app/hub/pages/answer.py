@@ -105,7 +105,7 @@ class _Reader:
         self._last = after
         self._status = ""
 
-    def take(self, event: events.Event) -> None:
+    def take(self, event: events.StoredEvent) -> None:
         self._bytes += len(event.data)
         if self._bytes > _MOST_BYTES:
             self.leave_out(event.seq - 1)
