@@ -164,7 +164,7 @@ def step(rows: Database, dice: random.Random, number: int) -> None:
         lifecycle.finish(rows, dice.choice(active), outcome)
     elif number > 1:
         for row in select(rows, f"SELECT execution_id FROM executions WHERE number = {dice.randrange(1, number)}"):  # noqa: S608 - a number
-            lifecycle.request_stop(rows, row["execution_id"], "EXECUTION_CANCELLED", "")
+            lifecycle.cancel(rows, row["execution_id"], "EXECUTION_CANCELLED", "")
 
 
 def select(rows: Database, sql: str) -> list[sqlite3.Row]:

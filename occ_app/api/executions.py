@@ -177,12 +177,12 @@ def _has_all(execution: Execution, after: int) -> bool:
 @contract(reply=schemas.ExecutionRecord, status=202)
 def cancel(execution_id: str) -> Any:
     """End an execution; harmless when it is over."""
-    return stop(execution_id)
+    return cancel_execution(execution_id)
 
 
-def stop(execution_id: str) -> Execution:
-    """Request the end of an execution of the caller's and wake its runner and followers. Raises NotFound."""
-    execution = lifecycle.request_stop(
+def cancel_execution(execution_id: str) -> Execution:
+    """Cancel an execution of the caller's and wake its runner and followers. Raises NotFound."""
+    execution = lifecycle.cancel(
         services().db,
         execution_id,
         "EXECUTION_CANCELLED",

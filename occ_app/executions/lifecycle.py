@@ -164,8 +164,8 @@ def abandon_all(db: Database, outcome: Outcome) -> int:
         return sum(_finish(connection, row["number"], outcome, row["state"]) > 0 for row in rows)
 
 
-def request_stop(db: Database, execution_id: str, code: str, message: str, only: str | None = None) -> Execution:
-    """Ask that an execution ends with `code`. A queued one ends here; a running one by its worker, which must be rung.
+def cancel(db: Database, execution_id: str, code: str, message: str, only: str | None = None) -> Execution:
+    """Cancel an execution: it ends with `code`. A queued one ends here, a running one by its worker, which must be rung.
 
     Harmless when it is over. Raises NotFound, also for one that another key than `only` made.
     """

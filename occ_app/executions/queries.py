@@ -16,6 +16,7 @@ from occ_app.system.foreign_text import storable, whole_characters
 
 _COLUMNS = """
     x.*,
+    x.stop_requested AS cancel_code,
     coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq,
     CASE x.state WHEN 'queued' THEN
         (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)
@@ -36,8 +37,8 @@ def claimable(db: Database) -> int:
     return count
 
 
-def stop_requested(db: Database, number: int) -> str | None:
-    """The error code somebody asked a running execution to end with."""
+def cancel_code(db: Database, number: int) -> str | None:
+    """Return the error code that a cancelled execution is to end with; None when nobody cancelled it."""
     with db.read() as connection:
         row = connection.execute("SELECT stop_requested FROM executions WHERE number = ?", (number,)).fetchone()
         return row["stop_requested"] if row else None

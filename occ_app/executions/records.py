@@ -38,6 +38,7 @@ class Execution:
     """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it.
 
     `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
+    `cancel_code` is the error code that it is to end with, once it was cancelled.
     Only on a hub: `key_id`, `agent_id`, `wanted_…`, `waits_for`, which says why it is not placed yet, and
     `offered`, whether its agent may have heard of it.
     """
@@ -57,7 +58,7 @@ class Execution:
     created_at: str
     started_at: str | None
     finished_at: str | None
-    stop_requested: str | None
+    cancel_code: str | None
     owner_boot_id: str | None
     owner_pid: int | None
     owner_start: int | None

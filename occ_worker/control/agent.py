@@ -30,7 +30,7 @@ from occ_worker.control.upkeep import Upkeep
 log = logging.getLogger("occ.control")
 
 _OVERDUE_SECONDS = 30.0  # past its limit and grace, before a worker counts as stuck
-_UNHEARD_SECONDS = 20.0  # the same for one that was asked to end an execution
+_CANCEL_OVERDUE_SECONDS = 20.0  # the same after a cancel
 
 
 class Control(Upkeep):
@@ -51,7 +51,7 @@ class Control(Upkeep):
         self._queued = queued
         self._ring = ring
         self._reaping = threading.Lock()
-        self._asked: dict[int, float] = {}  # when an execution's end was asked for, as far as this process knows
+        self._cancels_seen: dict[int, float] = {}  # when, on the monotonic clock, by the execution's number
         self._uploads = Places(2, self._unpack)  # at most half of the threads, so that a beat finds one
 
     def reconcile_uploads(self) -> None:
@@ -95,7 +95,7 @@ class Control(Upkeep):
             return
         try:
             running = executions.running(self._db)
-            self._asked = {x.number: self._asked[x.number] for x in running if x.number in self._asked}
+            self._cancels_seen = {x.number: self._cancels_seen[x.number] for x in running if x.number in self._cancels_seen}
             for execution in running:
                 self._reconcile(execution)
             idle = self._config.workers - len(running)
@@ -106,12 +106,12 @@ class Control(Upkeep):
             self._reaping.release()
 
     def _is_overdue(self, execution: Execution) -> bool:
-        """Whether its worker ought to have ended it by now: at its limit, or since somebody asked for it."""
+        """Whether its worker ought to have ended it by now: at its limit, or after a cancel."""
         now = time.monotonic()
-        if execution.stop_requested is None:
+        if execution.cancel_code is None:
             return now > (execution.deadline or 0) + _OVERDUE_SECONDS
-        asked = self._asked.setdefault(execution.number, now)
-        return now > asked + _UNHEARD_SECONDS
+        seen_at = self._cancels_seen.setdefault(execution.number, now)
+        return now > seen_at + _CANCEL_OVERDUE_SECONDS
 
     def _reconcile(self, execution: Execution) -> None:
         owner = execution.owner
@@ -127,8 +127,8 @@ class Control(Upkeep):
             "WORKER_LOST",
             "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
         )
-        if execution.stop_requested is not None:
-            outcome = Outcome.failure(execution.stop_requested, "The execution was cancelled.")
+        if execution.cancel_code is not None:
+            outcome = Outcome.failure(execution.cancel_code, "The execution was cancelled.")
         if lifecycle.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))

@@ -159,7 +159,7 @@ class Driver:
         self._looked = time.monotonic()
         code = None
         with contextlib.suppress(OCCError):  # a held database is looked at again
-            code = executions.stop_requested(self._context.db, self._execution.number)
+            code = executions.cancel_code(self._context.db, self._execution.number)
         if code is not None:
             self._begin_termination(code, "The execution was cancelled.")
 

@@ -6,7 +6,7 @@ import time
 
 from occ_app.executions.records import Outcome
 
-STOP_GRACE_SECONDS = 3.0  # for the agent to end a cancelled execution
+CANCEL_GRACE_SECONDS = 3.0  # for the agent to end a cancelled execution
 TIMEOUT_GRACE_SECONDS = 4.0  # for the agent to keep a time limit, from the first event after `queued` on
 SILENT_GRACE_SECONDS = 60.0  # for an agent that sent no such event: the execution may wait there
 
@@ -17,7 +17,7 @@ class Patience:
     def __init__(self, *, begun: bool) -> None:
         self._begun_at = time.monotonic() if begun else None
         self._offered_at: float | None = None
-        self._stop_seen_at: float | None = None
+        self._cancel_seen_at: float | None = None
 
     def offered(self) -> None:
         """Note that the agent may have the execution now."""
@@ -27,16 +27,16 @@ class Patience:
         """Note that the agent sent an event of it."""
         self._begun_at = self._begun_at or time.monotonic()
 
-    def over(self, stop_requested: str | None, limit: float) -> Outcome | None:
+    def over(self, cancel_code: str | None, limit: float) -> Outcome | None:
         """Return how the hub ends the execution when its agent did not; None while the agent has time.
 
         `limit` is the execution's time limit in seconds, 0 when the agent decides.
         """
         now = time.monotonic()
-        if stop_requested is not None:
-            self._stop_seen_at = self._stop_seen_at or now
-            if now - self._stop_seen_at >= STOP_GRACE_SECONDS:
-                return Outcome.failure(stop_requested, "The execution was cancelled, and its agent did not confirm it.")
+        if cancel_code is not None:
+            self._cancel_seen_at = self._cancel_seen_at or now
+            if now - self._cancel_seen_at >= CANCEL_GRACE_SECONDS:
+                return Outcome.failure(cancel_code, "The execution was cancelled, and its agent did not confirm it.")
         begun, offered = self._begun_at, self._offered_at
         late = begun is not None and now > begun + limit + TIMEOUT_GRACE_SECONDS
         silent = begun is None and offered is not None and now > offered + limit + SILENT_GRACE_SECONDS

@@ -80,9 +80,9 @@ class Relay:
     def agent_id(self) -> str:
         return self._execution.agent_id or ""
 
-    def overdue(self, stop_requested: str | None) -> Outcome | None:
+    def overdue(self, cancel_code: str | None) -> Outcome | None:
         """Return how the hub is to end the execution because its agent did not; None while the agent has time."""
-        return self._patience.over(stop_requested, self._execution.timeout_seconds)
+        return self._patience.over(cancel_code, self._execution.timeout_seconds)
 
     def abandon(self, outcome: Outcome) -> bool:
         """End the execution now, without waiting for its agent. False when it is over already.
@@ -139,7 +139,7 @@ class Relay:
             if self._left:
                 return None
             return Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
-        if not self._offered and executions.stop_requested(self._context.db, self._execution.number) is not None:
+        if not self._offered and executions.cancel_code(self._context.db, self._execution.number) is not None:
             return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
         try:
             return self._relay(agent, self._context.calls.client(agent))
@@ -212,7 +212,7 @@ class Relay:
 
     def _cancelled(self, client: AgentClient) -> bool:
         """Whether somebody ended it before the agent heard of it."""
-        if executions.stop_requested(self._context.db, self._execution.number) is None:
+        if executions.cancel_code(self._context.db, self._execution.number) is None:
             return False
         try:
             client.cancel(self._execution.execution_id)

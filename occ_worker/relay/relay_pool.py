@@ -105,9 +105,9 @@ class RelayPool:
 
     def _end_overdue(self) -> None:
         """End executions that an agent did not end in time, and those of a removed agent; a slot is free at once."""
-        stops = {x.number: x.stop_requested for x in executions.running(self._context.db)}
+        cancel_codes = {x.number: x.cancel_code for x in executions.running(self._context.db)}
         for relay in list(self._relays):
-            outcome = relay.overdue(stops.get(relay.number))
+            outcome = relay.overdue(cancel_codes.get(relay.number))
             if relay.agent_id in self._removed:
                 outcome = Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
             if outcome is not None and relay.abandon(outcome):
@@ -137,7 +137,7 @@ class RelayPool:
 
     def _pass_cancels_on(self) -> None:
         """Send cancels to agents; one that does not answer holds up no other."""
-        due = {x.execution_id: x for x in executions.running(self._context.db) if x.stop_requested is not None}
+        due = {x.execution_id: x for x in executions.running(self._context.db) if x.cancel_code is not None}
         self._cancels &= due.keys()
         for execution_id, execution in due.items():
             if execution_id not in self._cancels:

@@ -71,7 +71,7 @@ def files(execution_id: str) -> Response:
 @bp.post("/cancel")
 def cancel(execution_id: str) -> Response:
     """End it."""
-    return door.go(f"/runs/{executions_api.stop(execution_id).execution_id}")
+    return door.go(f"/runs/{executions_api.cancel_execution(execution_id).execution_id}")
 
 
 def _execution(execution_id: str) -> Execution:
@@ -106,7 +106,7 @@ def _shown(execution: Execution, after: int) -> dict[str, Any]:
         "run": new_run(),
         "before": _before(execution),
         "machine": agent.name if agent else None,
-        "word": "Stopping" if execution.stop_requested and not execution.over else _WORDS[execution.state],
+        "word": "Cancelling" if execution.cancel_code and not execution.over else _WORDS[execution.state],
         "elapsed": shown.since(execution.started_at, execution.finished_at),
         "waited": shown.since(execution.created_at, execution.started_at or execution.finished_at),
     }
