@@ -111,11 +111,12 @@ def _admit_link(agents: Agents, agent_id: str) -> None:
 
 def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace, output: IO[bytes]) -> None:
     """Write a workspace as it is now: its agent's files, or the stored zip while no agent has it."""
-    if workspace.agent_id is None or workspace.placed != workspace.upload:
+    where = workspace.placement
+    if where is None or not where.is_current:
         with hub_workspaces.zip_path(config, workspace).open("rb") as stored:
             shutil.copyfileobj(stored, output)
         return
-    agent = agents.find(workspace.agent_id)
+    agent = agents.find(where.agent_id)
     try:
         if agent is None:
             raise errors.Unreachable("Its agent was removed.")

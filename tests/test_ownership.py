@@ -163,15 +163,15 @@ def test_a_hub_deletes_a_workspace_of_its_agent_by_its_number_there(rows: Databa
     former = on_hub(rows, "work", "client")
     with rows.write() as connection:
         connection.execute("UPDATE workspaces SET agent_id = 'agent-1'")
-    hub_workspaces.offer(rows, former, "agent-1")
-    hub_workspaces.placed(rows, former, "agent-1", "/there", 7)
+    hub_workspaces.reserve_on(rows, former, "agent-1")
+    hub_workspaces.note_placed(rows, former, "agent-1", "/there", 7)
     waiting = accept(rows, "waits", "work", key_id="client")
     assert hub_workspaces.delete(rows, "work", "client") == [waiting.number]
     assert [errand.path for errand in outbox.deletions(rows, "agent-1", "work")] == ["/workspaces/work?generation=7"]
     assert outbox.deletions(rows, "agent-2", "work") == outbox.deletions(rows, "agent-1", "wor") == []
     latter = on_hub(rows, "work", "victim")
-    hub_workspaces.offer(rows, former, "agent-1")  # a relay that was late
-    hub_workspaces.placed(rows, former, "agent-1", "/there", 7)
+    hub_workspaces.reserve_on(rows, former, "agent-1")  # a relay that was late
+    hub_workspaces.note_placed(rows, former, "agent-1", "/there", 7)
     assert workspaces.get(rows, "work") == latter
 
 

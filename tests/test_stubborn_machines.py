@@ -247,7 +247,7 @@ def test_the_agent_s_time_limit_comes_before_the_hub_s(monkeypatch: pytest.Monke
     now = [100.0]
     monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
     clock = patience.Patience(begun=False)
-    clock.offered()
+    clock.prompt_sent()
 
     def code() -> Any:
         found: Outcome | None = clock.over(None, 10.0)

@@ -72,7 +72,9 @@ def unreadable(event: StoredEvent) -> StoredEvent:
     if event.final:
         failure = {"code": "INTERNAL", "message": "The final event is damaged.", "timestamp": 0}
         return StoredEvent(event.seq, "error", to_json(failure))
-    return StoredEvent(event.seq, "gap", to_json({"fromSeq": event.seq, "toSeq": event.seq, "reason": "it cannot be read"}))
+    return StoredEvent(
+        event.seq, "gap", to_json({"fromSeq": event.seq, "toSeq": event.seq, "reason": "it cannot be read"})
+    )
 
 
 def append(db: Database, number: int, first_seq: int, events: Sequence[NewEvent]) -> None:

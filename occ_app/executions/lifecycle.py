@@ -165,7 +165,7 @@ def abandon_all(db: Database, outcome: Outcome) -> int:
 
 
 def cancel(db: Database, execution_id: str, code: str, message: str, only: str | None = None) -> Execution:
-    """Cancel an execution: it ends with `code`. A queued one ends here, a running one by its worker, which must be rung.
+    """Cancel an execution: it ends with `code`. A queued one ends here, a running one by its worker: ring it.
 
     Harmless when it is over. Raises NotFound, also for one that another key than `only` made.
     """

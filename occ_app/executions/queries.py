@@ -17,6 +17,7 @@ from occ_app.system.foreign_text import storable, whole_characters
 _COLUMNS = """
     x.*,
     x.stop_requested AS cancel_code,
+    x.offered AS prompt_sent,
     coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq,
     CASE x.state WHEN 'queued' THEN
         (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)

@@ -40,7 +40,7 @@ class Execution:
     `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
     `cancel_code` is the error code that it is to end with, once it was cancelled.
     Only on a hub: `key_id`, `agent_id`, `wanted_…`, `waits_for`, which says why it is not placed yet, and
-    `offered`, whether its agent may have heard of it.
+    `prompt_sent`, whether its agent may have the prompt.
     """
 
     number: int
@@ -82,7 +82,7 @@ class Execution:
     wanted_agent: str | None
     wanted_labels: tuple[str, ...]
     waits_for: str | None
-    offered: int | None
+    prompt_sent: int | None
     workspace_generation: int
 
     @property

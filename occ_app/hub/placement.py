@@ -182,14 +182,14 @@ def _columns(owner: ProcessIdentity | None) -> tuple[str | None, int | None, int
     return (None, None, None) if owner is None else (owner.boot_id, owner.pid, owner.start)
 
 
-def offer(db: Database, execution: Execution) -> None:
-    """Note that its agent may hear of an execution from now on; on the disk when this returns."""
+def mark_prompt_sent(db: Database, execution: Execution) -> None:
+    """Note that its agent may have the prompt from now on; on the disk when this returns."""
     with db.write() as connection:
         connection.execute("UPDATE executions SET offered = 1 WHERE number = ?", (execution.number,))
 
 
 def put_back(db: Database, execution: Execution) -> bool:
-    """Return an execution that its agent was never offered to the queue, for another agent to take.
+    """Return to the queue an execution whose prompt was never sent, for another agent to take.
 
     Returns False when it was cancelled meanwhile. A workspace with nothing on that agent is free to go elsewhere.
     """

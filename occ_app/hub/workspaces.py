@@ -57,7 +57,7 @@ def store(db: Database, number: int, config: HubConfig) -> None:
         uploads.fail(db, number, errors.unwritable(error))
 
 
-def offer(db: Database, workspace: Workspace, agent_id: str) -> None:
+def reserve_on(db: Database, workspace: Workspace, agent_id: str) -> None:
     """Note that its agent may have a folder of the hub's for it from now on."""
     with db.write() as connection:
         connection.execute(
@@ -67,7 +67,7 @@ def offer(db: Database, workspace: Workspace, agent_id: str) -> None:
         )
 
 
-def placed(db: Database, workspace: Workspace, agent_id: str, path: str, agent_generation: int | None) -> None:
+def note_placed(db: Database, workspace: Workspace, agent_id: str, path: str, agent_generation: int | None) -> None:
     """Note that its agent has this upload's files, at this path and as its own workspace of this number."""
     with db.write() as connection:
         connection.execute(
@@ -83,7 +83,7 @@ def placed(db: Database, workspace: Workspace, agent_id: str, path: str, agent_g
         )
 
 
-def missing(db: Database, workspace: Workspace, agent_id: str) -> None:
+def note_missing(db: Database, workspace: Workspace, agent_id: str) -> None:
     """Note that its agent does not have its files any more, so that it gets them again."""
     with db.write() as connection:
         connection.execute(

@@ -18,14 +18,26 @@ from occ_app.system.kernel import sync_folder
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a hub's workspace lives: on this agent, which has the files of this upload.
+
+    `upload_number` is None while the agent has no files of the hub, and 0 while an upload may have arrived.
+    `is_current` is True when those are the files of the workspace's newest upload.
+    """
+
+    agent_id: str
+    upload_number: int | None
+    is_current: bool
+
+
+@dataclass(frozen=True)
 class Workspace:
     """A row of `workspaces`; `bytes` is the unpacked size, `skipped` the files left out of the zip, with reasons.
 
     `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
     sessions of executions numbered above `sessions_after` can be resumed.
     Only on a hub: `key_id`; `agent_id`, where it lives; `agent_generation`, its number there; `zip`, the stored
-    zip's SHA-256; `upload`, the job that brought it; `placed`, the job whose zip that agent has: None, none of the
-    hub's; 0, one that may have arrived.
+    zip's SHA-256; `upload`, the number of the job that brought it; `placed`, the upload of its `placement`.
     """
 
     workspace_id: str
@@ -46,6 +58,13 @@ class Workspace:
     agent_generation: int | None
     sessions_after: int
     stripped: str | None  # the single top folder of the zip that the workspace is without
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where it lives; None while it is on no agent."""
+        if self.agent_id is None:
+            return None
+        return Placement(self.agent_id, self.placed, is_current=self.placed == self.upload)
 
 
 _FIELDS = tuple(field.name for field in fields(Workspace))

@@ -95,7 +95,9 @@ class Control(Upkeep):
             return
         try:
             running = executions.running(self._db)
-            self._cancels_seen = {x.number: self._cancels_seen[x.number] for x in running if x.number in self._cancels_seen}
+            self._cancels_seen = {
+                x.number: self._cancels_seen[x.number] for x in running if x.number in self._cancels_seen
+            }
             for execution in running:
                 self._reconcile(execution)
             idle = self._config.workers - len(running)

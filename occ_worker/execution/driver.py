@@ -186,7 +186,9 @@ class Driver:
     def _check_clock(self) -> None:
         now = time.monotonic()
         if self._context.stopping():
-            self._begin_termination("DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back.")
+            self._begin_termination(
+                "DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back."
+            )
         if now >= self._looked + _LOOK_SECONDS:
             self._look()
         if self._recorder.retry_at is not None and now >= self._recorder.retry_at:

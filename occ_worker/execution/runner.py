@@ -45,7 +45,9 @@ def run_next(context: ExecutionContext) -> bool:
         _finish(context, execution, outcome)
     except (sqlite3.Error, ValueError):
         log.exception("execution %s: its outcome could not be stored as it is", execution.execution_id)
-        _finish(context, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why."))
+        _finish(
+            context, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why.")
+        )
     context.launcher.prepare()
     return True
 
@@ -108,7 +110,9 @@ def _memory(config: Config, execution: Execution, workspace: Path) -> Iterator[P
         path.unlink(missing_ok=True)
 
 
-def _drive(context: ExecutionContext, execution: Execution, workspace: Path, path: str, memory_file: Path | None) -> Outcome:
+def _drive(
+    context: ExecutionContext, execution: Execution, workspace: Path, path: str, memory_file: Path | None
+) -> Outcome:
     argv = claude.command(path, execution, memory_file, context.config)
     readable = () if memory_file is None else (memory_file,)
     child = context.launcher.start(

@@ -16,12 +16,12 @@ class Patience:
 
     def __init__(self, *, begun: bool) -> None:
         self._begun_at = time.monotonic() if begun else None
-        self._offered_at: float | None = None
+        self._prompt_sent_at: float | None = None
         self._cancel_seen_at: float | None = None
 
-    def offered(self) -> None:
+    def prompt_sent(self) -> None:
         """Note that the agent may have the execution now."""
-        self._offered_at = self._offered_at or time.monotonic()
+        self._prompt_sent_at = self._prompt_sent_at or time.monotonic()
 
     def begun(self) -> None:
         """Note that the agent sent an event of it."""
@@ -37,9 +37,9 @@ class Patience:
             self._cancel_seen_at = self._cancel_seen_at or now
             if now - self._cancel_seen_at >= CANCEL_GRACE_SECONDS:
                 return Outcome.failure(cancel_code, "The execution was cancelled, and its agent did not confirm it.")
-        begun, offered = self._begun_at, self._offered_at
+        begun, sent = self._begun_at, self._prompt_sent_at
         late = begun is not None and now > begun + limit + TIMEOUT_GRACE_SECONDS
-        silent = begun is None and offered is not None and now > offered + limit + SILENT_GRACE_SECONDS
+        silent = begun is None and sent is not None and now > sent + limit + SILENT_GRACE_SECONDS
         if limit and (late or silent):
             return Outcome.failure("EXECUTION_TIMEOUT", f"Its agent did not end it after its limit of {limit:g} s.")
         return None

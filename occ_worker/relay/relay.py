@@ -38,7 +38,7 @@ log = logging.getLogger("occ.relay")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
-_UNOFFERED_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
+_PUT_BACK_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
 # Replies of a healthy agent, of another server at its address, or of a fault: the call is repeated.
 _BUSY = (429, 503)
 _PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
@@ -53,7 +53,7 @@ class Relay:
         self._seq = execution.last_seq
         self._lost_since: float | None = None
         self._sent_anew = False
-        self._offered = bool(execution.offered)
+        self._prompt_sent = bool(execution.prompt_sent)
         self._left = False  # True once it is back in the queue
         self._bytes = 0
         self._lag_seconds = 0.0
@@ -128,18 +128,18 @@ class Relay:
                 log.exception("execution %s met a fault of OCC", self._execution.execution_id)
             pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
             context.rest(pause)
-        if self._over and self._offered:  # the agent may have got it after the cancel
+        if self._over and self._prompt_sent:  # the agent may have got it after the cancel
             self._have_it_cancelled()
 
     def _try(self) -> Outcome | None:
         """Relay over one connection. Returns how the execution ended; None when that is not known yet."""
         agent = self._context.agents.find(self._execution.agent_id or "")
         if agent is None:
-            self._left = not self._offered and placement.put_back(self._context.db, self._execution)
+            self._left = not self._prompt_sent and placement.put_back(self._context.db, self._execution)
             if self._left:
                 return None
             return Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
-        if not self._offered and executions.cancel_code(self._context.db, self._execution.number) is not None:
+        if not self._prompt_sent and executions.cancel_code(self._context.db, self._execution.number) is not None:
             return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
         try:
             return self._relay(agent, self._context.calls.client(agent))
@@ -152,7 +152,7 @@ class Relay:
                 return self._refused(error, agent)
             self._context.calls.broke(agent)
             lost = self._lost_since = self._lost_since or time.monotonic()
-            if not self._offered and self._put_back(agent):
+            if not self._prompt_sent and self._put_back(agent):
                 return None
             seconds = self._context.config.reconnect_seconds
             if time.monotonic() - lost <= seconds:
@@ -162,7 +162,7 @@ class Relay:
     def _put_back(self, agent: Agent) -> bool:
         """Return the execution to the queue when its agent, which does not know it, cannot be called."""
         calls = self._context.calls
-        if calls.via(agent) is not None and time.monotonic() - (self._lost_since or 0.0) < _UNOFFERED_SECONDS:
+        if calls.via(agent) is not None and time.monotonic() - (self._lost_since or 0.0) < _PUT_BACK_SECONDS:
             return False
         calls.avoid(agent)
         self._left = placement.put_back(self._context.db, self._execution)
@@ -176,14 +176,14 @@ class Relay:
             hindrance = sending.send_workspace(self._context, self._execution, agent, client)
             if hindrance is not None:
                 return hindrance
-            body, new = sending.request_body(self._execution), not self._offered
-            # The agent hears of nothing that a power cut could place elsewhere, and what it has of this id before it
-            # was offered any is somebody else's.
+            body, new = sending.request_body(self._execution), not self._prompt_sent
+            # Marked first: the agent gets no prompt that a power cut could place elsewhere, and an execution of this
+            # id that it has before the mark is somebody else's.
             if self._over:
                 return None
-            placement.offer(self._context.db, self._execution)
-            self._offered = True
-            self._patience.offered()
+            placement.mark_prompt_sent(self._context.db, self._execution)
+            self._prompt_sent = True
+            self._patience.prompt_sent()
         for batch in client.batches(self._execution.execution_id, self._seq, body, new=new):
             self._lost_since = None
             outcome = self._store(batch) or self._over_limit()
@@ -227,7 +227,7 @@ class Relay:
             workspace = workspaces.numbered(self._context.db, self._execution.workspace_generation)
             if workspace is None:
                 return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
-            hub_workspaces.missing(self._context.db, workspace, agent.agent_id)
+            hub_workspaces.note_missing(self._context.db, workspace, agent.agent_id)
             return None
         if refusal.code == "WORKSPACE_BUSY":
             return None  # something the hub did not send runs in it

@@ -30,9 +30,10 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
     if not executions.may_resume(context.db, execution):
         return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
-    if workspace.placed == workspace.upload:
+    placement = workspace.placement
+    if placement is not None and placement.is_current:
         return None
-    if workspace.placed is None:
+    if placement is None or placement.upload_number is None:
         _delete_former(context, agent, client, workspace.workspace_id)
         if _record(client, workspace.workspace_id) is not None:
             return Outcome.failure(
@@ -40,7 +41,7 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
                 f"Agent {agent.name} has a workspace {workspace.workspace_id} that is not this hub's; upload under"
                 " another id, or delete it there.",
             )
-        hub_workspaces.offer(context.db, workspace, agent.agent_id)
+        hub_workspaces.reserve_on(context.db, workspace, agent.agent_id)
     with hub_workspaces.zip_path(context.config, workspace).open("rb") as archive:
         reply = client.upload(
             workspace.workspace_id,
@@ -52,7 +53,7 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
     path = reply.get("path")
     known = isinstance(path, str) and len(path) <= _LONGEST_PATH
     path = whole_characters(str(path)) if known else ""
-    hub_workspaces.placed(context.db, workspace, agent.agent_id, path, _generation(client, workspace.workspace_id))
+    hub_workspaces.note_placed(context.db, workspace, agent.agent_id, path, _generation(client, workspace.workspace_id))
     return None
 
 
