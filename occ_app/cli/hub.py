@@ -47,7 +47,9 @@ def start(foreground: bool, **flags: Any) -> None:
     hosts = ",".join(flags["allowed_host"]) or None
     config = configuration.load_hub(flags={**named, "http_port": flags["port"], "allowed_hosts": hosts})
     if foreground:
-        run_here(config, lambda told: _tell_started(config, with_warnings(told, _exposure(config))))
+        from occ_app.supervisor.supervisor import prepare_hub
+
+        run_here(config, prepare_hub, lambda told: _tell_started(config, with_warnings(told, _exposure(config))))
         return
     told = with_warnings(start_daemon(config), _exposure(config))
     shown(lambda: _tell_started(config, told))

@@ -63,7 +63,9 @@ def start(foreground: bool, **flags: Any) -> None:
     if config.remote_url and not config.api_key:
         raise click.UsageError("A remote URL needs an API key: --api-key KEY, --api-key @FILE or OCC_API_KEY.")
     if foreground:
-        run_here(config, lambda told: tell_started(with_warnings(told, _exposure(config))))
+        from occ_app.supervisor.supervisor import prepare_agent
+
+        run_here(config, prepare_agent, lambda told: tell_started(with_warnings(told, _exposure(config))))
         return
     told = with_warnings(start_daemon(config), _exposure(config))
     shown(lambda: tell_started(told))
@@ -79,8 +81,13 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Be the daemon, an agent's or a hub's, in this terminal; `tell` says that it serves."""
+def run_here(
+    config: Config, prepare: Callable[[Any, int], list[str]], tell: Callable[[dict[str, Any]], None]
+) -> None:
+    """Be the daemon, an agent's or a hub's, in this terminal.
+
+    `prepare` is the supervisor's; `tell` prints that the daemon serves.
+    """
     from occ_app.supervisor import supervisor
     from occ_app.system.inheritance import leave_strangers, prepare_daemon
     from occ_app.system.logs import log_to_stderr
@@ -94,7 +101,7 @@ def run_here(config: Config, tell: Callable[[dict[str, Any]], None]) -> None:
     def announce(ready: supervisor.Ready) -> None:
         shown(lambda: tell({**asdict(ready), "logs": "this terminal"}))
 
-    daemon = supervisor.Supervisor(config, supervisor.introduce, announce, to_terminal=True)
+    daemon = supervisor.Supervisor(config, prepare, announce, to_terminal=True)
     daemon.run()
     if daemon.replaced:
         raise errors.StartFailed(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from occ_app import __version__
-from occ_app.config.config import HubConfig
+from occ_app.config.config import Config, HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, clock, daemon, state
@@ -18,10 +18,9 @@ from occ_app.system.timestamps import iso
 _SETTLE_SECONDS = 10.0  # for links to be made after a registration or a start of the hub
 
 
-def introduce(config: HubConfig, _: int) -> list[str]:
-    """Make sure of the token with which the commands on this machine call the hub; there is nothing to warn of."""
+def ensure_hub_token(config: Config) -> None:
+    """Make sure of the token with which the commands on this machine call the hub."""
     state.ensure(config.state)
-    return []
 
 
 def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) -> list[str]:

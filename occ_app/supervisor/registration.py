@@ -23,11 +23,11 @@ if TYPE_CHECKING:  # a standalone agent does without the memory of the HTTP clie
 PROTOCOL = 1
 
 
-def introduce(config: Config, port: int) -> list[str]:
+def register_or_warn(config: Config, port: int) -> list[str]:
     """Register with the hub, or make sure of a token where there is none; returns warnings for a person.
 
-    A hub that cannot be reached is a warning, since the control process goes on trying. Raises Refused when it will
-    not have this agent: a wrong key, or a version it cannot speak to.
+    A hub that cannot be reached is a warning: the control process keeps trying. Raises Refused when the hub refuses
+    this agent: a wrong key, or a version it cannot speak to.
     """
     warnings = []
     cli = claude_cli.probe(config) if config.remote_url else claude_cli.Cli(claude_cli.find(config), None)

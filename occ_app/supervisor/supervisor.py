@@ -64,19 +64,20 @@ class Ready:
 class Supervisor:
     """The daemon of one home, an agent's or a hub's; `run` returns the exit code when it is over.
 
-    `introduce` makes it known, given its config and port, and returns warnings for a person.
+    `prepare` is called with the config and the port once the web process loads; it makes sure of a token and returns
+    warnings for a person.
     """
 
     def __init__(
         self,
         config: Config,
-        introduce: Callable[[Any, int], list[str]],
+        prepare: Callable[[Any, int], list[str]],
         announce: Callable[[Ready], None],
         *,
         to_terminal: bool,
     ) -> None:
         self._config = config
-        self._introduce = introduce
+        self._prepare = prepare
         self._announce = announce
         self._to_terminal = to_terminal
         self._stopping = self.replaced = False
@@ -135,7 +136,7 @@ class Supervisor:
         # Alone at first: it takes the longest to load, and the caller of the start waits for it.
         web = next(part for part in self._parts if part.name == "web")
         moved = readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), only=web))
-        warnings = [*self._warnings, *moved, *self._introduce(self._config, listener.getsockname()[1])]
+        warnings = [*self._warnings, *moved, *self._prepare(self._config, listener.getsockname()[1])]
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
         started = False
@@ -190,7 +191,7 @@ class Supervisor:
 
     def _probe(self, listener: socket.socket) -> Probe | None:
         known = state.load(self._config.state)
-        assert known is not None  # noqa: S101 - introduce made one
+        assert known is not None  # noqa: S101 - `prepare` made one
         address = listener.getsockname()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
         return Probe((host, *address[1:]), listener.family, known.token, tls=self._certificate is not None)
@@ -266,16 +267,19 @@ def _loads() -> bool:
     return tried.returncode == 0
 
 
-def introduce(config: Any, port: int) -> list[str]:
-    """Make a daemon of its kind known when it starts; returns warnings for a person."""
-    # Loaded while the web process loads, and only the one that is needed.
-    if config.program is configuration.HUB:
-        from occ_app.hub import health
+def prepare_agent(config: Config, port: int) -> list[str]:
+    """Register an agent with its hub; returns warnings for a person. Raises Refused."""
+    from occ_app.supervisor.registration import register_or_warn  # here: it loads while the web process loads
 
-        return health.introduce(config, port)
-    from occ_app.supervisor import registration
+    return register_or_warn(config, port)
 
-    return registration.introduce(config, port)
+
+def prepare_hub(config: Config, _: int) -> list[str]:
+    """Make sure of a hub's token; there is nothing to warn of."""
+    from occ_app.hub.health import ensure_hub_token  # here: it loads while the web process loads
+
+    ensure_hub_token(config)
+    return []
 
 
 def main() -> int:
@@ -294,7 +298,8 @@ def main() -> int:
 
     try:
         config = configuration.load_daemon(sys.argv[2])
-        supervisor = Supervisor(config, introduce, announce, to_terminal=False)
+        prepare = {"agent": prepare_agent, "hub": prepare_hub}[config.program.kind]
+        supervisor = Supervisor(config, prepare, announce, to_terminal=False)
         code = supervisor.run()
         if supervisor.replaced:
             _start_again(config, supervisor.port)
