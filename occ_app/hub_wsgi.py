@@ -59,12 +59,12 @@ def make_app(config: HubConfig) -> Flask:
             enqueue_upload=upload_enqueuer(config),
             health=lambda: health.health(config, database, agents, calls.via),
             pack=lambda workspace, output: _pack(config, agents, calls, workspace, output),
-            delete_workspace=lambda workspace_id, only, generation: hub_workspaces.delete(
-                database, workspace_id, only, generation
+            delete_workspace=lambda workspace_id, visible_to, generation: hub_workspaces.delete(
+                database, workspace_id, visible_to, generation
             ),
             execute_body=HubExecuteBody,
             measures=(measures.of_hub(database, agents, calls),),
-            admit=lambda connection, request: placement.admit(agents, connection, request, caller().only),
+            admit=lambda connection, request: placement.admit(agents, connection, request, caller().visible_to),
             title="OCC hub",
         )
     )

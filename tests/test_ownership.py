@@ -149,13 +149,13 @@ def test_what_runs_in_a_former_workspace_blocks_no_later_one(rows: Database) -> 
 def test_usage_names_no_workspace_that_has_the_id_now(rows: Database, folder: Path) -> None:
     on_hub(rows, "work", "client", "its own name")
     accept(rows, "mine", "work", key_id="client")
-    assert [group.name for group in usage.report(rows, "workspace", only="client").groups] == ["its own name"]
+    assert [group.name for group in usage.report(rows, "workspace", visible_to="client").groups] == ["its own name"]
     hub_workspaces.delete(rows, "work", "client")
     on_hub(rows, "work", "victim", "a secret project")
-    report = usage.report(rows, "workspace", only="client")
+    report = usage.report(rows, "workspace", visible_to="client")
     assert [(group.group, group.name) for group in report.groups] == [("work", None)]
     accept(rows, "theirs", "work", key_id="victim")
-    report = usage.report(rows, "workspace", only="victim")
+    report = usage.report(rows, "workspace", visible_to="victim")
     assert [(group.group, group.name) for group in report.groups] == [("work", "a secret project")]
 
 

@@ -159,8 +159,8 @@ def over(rows: Database, execution_id: str, prompt: str, *chunks: str, key_id: s
     return number
 
 
-def ids(rows: Database, query: str, only: str | None = None) -> list[str]:
-    return [result.execution.execution_id for result in search.find(rows, query, only).results]
+def ids(rows: Database, query: str, visible_to: str | None = None) -> list[str]:
+    return [result.execution.execution_id for result in search.find(rows, query, visible_to).results]
 
 
 def test_a_key_finds_its_own_and_is_told_of_nothing_else(rows: Database) -> None:

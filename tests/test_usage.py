@@ -133,9 +133,9 @@ def test_a_key_is_told_of_its_own_alone(rows: Database) -> None:
     everything = usage.report(rows, "key")
     assert [(group.group, group.name) for group in everything.groups] == [("k2", None), ("k1", "Ann")]
     for by in usage.BY:
-        own = usage.report(rows, by, only="k1")
+        own = usage.report(rows, by, visible_to="k1")
         assert (own.total.executions, own.total.cost_usd, len(own.groups)) == (1, 1.0, 1)
-    assert usage.report(rows, "key", only="k3").groups == []
+    assert usage.report(rows, "key", visible_to="k3").groups == []
 
 
 def test_whatever_the_cli_reports_as_usage_can_be_summed(rows: Database) -> None:

@@ -61,7 +61,7 @@ def _create(own: Services, asked: Request) -> tuple[Execution, bool]:
         own.refuse_when_stopping()
     except errors.Unavailable:
         # One that exists may still be followed to its end.
-        existing = executions.find(own.db, asked.execution_id, callers.caller().only)
+        existing = executions.find(own.db, asked.execution_id, callers.caller().visible_to)
         if existing is not None and existing.request_hash == asked.hash:
             return existing, False
         raise
@@ -118,7 +118,7 @@ def follower(execution: Execution, after: int) -> streams.Follower:
 @contract(query=schemas.ListQuery, reply=schemas.ExecutionList)
 def listing(query: dict[str, Any]) -> Response:
     """Executions, newest first."""
-    found, following = executions.listing(services().db, key_id=callers.caller().only, **query)
+    found, following = executions.listing(services().db, key_id=callers.caller().visible_to, **query)
     return web.json_response(page(found, following))
 
 
@@ -139,7 +139,7 @@ def listed(execution: Execution) -> Execution:
 @contract(reply=schemas.ExecutionRecord)
 def show(execution_id: str) -> Any:
     """Return one execution."""
-    return executions.get(services().db, execution_id, callers.caller().only)
+    return executions.get(services().db, execution_id, callers.caller().visible_to)
 
 
 @bp.get("/executions/<execution_id>/events")
@@ -152,7 +152,7 @@ def show(execution_id: str) -> Any:
 def events(execution_id: str, query: dict[str, Any]) -> Response:
     """An execution's events, from the first or after Last-Event-ID, to its end or with follow=0 to the stored ones."""
     after = web.cursor(query.get("after"))
-    execution = executions.get(services().db, execution_id, callers.caller().only)
+    execution = executions.get(services().db, execution_id, callers.caller().visible_to)
     if _has_all(execution, after):
         return Response(status=204)
     with services().streams.place() as place:
@@ -187,7 +187,7 @@ def cancel_execution(execution_id: str) -> Execution:
         execution_id,
         "EXECUTION_CANCELLED",
         "The execution was cancelled before it started.",
-        callers.caller().only,
+        callers.caller().visible_to,
     )
     services().workers.ring(execution_id)
     services().readers.ring(tail.execution_key(execution.number))
@@ -207,7 +207,7 @@ def add_websocket(app: Flask) -> None:
                 raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
             g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
             execution_id = (request.view_args or {})["execution_id"]
-            g.execution = executions.get(services().db, execution_id, callers.caller().only)
+            g.execution = executions.get(services().db, execution_id, callers.caller().visible_to)
 
     @app.get("/executions/<execution_id>/ws", websocket=True)
     def websocket(execution_id: str) -> Any:  # noqa: ARG001 - the URL has it; check_first used it

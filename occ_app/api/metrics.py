@@ -23,7 +23,7 @@ bp = Blueprint("metrics", __name__)
 @contract(content={"text/plain": {"schema": {"type": "string"}}})
 def metrics() -> Response:
     """Return all measurements in Prometheus' text format."""
-    if callers.caller().only is not None:
+    if callers.caller().visible_to is not None:
         raise errors.Forbidden("Metrics tell of everybody's executions; use an admin's key.")
     # Loaded when somebody asks for it first; without Prometheus it is never needed.
     from prometheus_client import CollectorRegistry, ProcessCollector

@@ -18,4 +18,4 @@ bp = Blueprint("usage", __name__)
 @contract(query=schemas.UsageQuery, reply=schemas.UsageReport)
 def report(query: dict[str, Any]) -> Any:
     """What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
-    return usage.report(services().db, only=callers.caller().only, **query)
+    return usage.report(services().db, visible_to=callers.caller().visible_to, **query)

@@ -105,21 +105,21 @@ def _await_job(number: int) -> dict[str, Any]:
 @contract(reply=schemas.WorkspaceList)
 def listing() -> Any:
     """All workspaces, by id."""
-    return {"workspaces": workspaces.listing(services().db, callers.caller().only)}
+    return {"workspaces": workspaces.listing(services().db, callers.caller().visible_to)}
 
 
 @bp.get("/workspaces/<workspace_id>")
 @contract(reply=schemas.WorkspaceRecord)
 def show(workspace_id: str) -> Any:
     """One workspace."""
-    return workspaces.get(services().db, workspace_id, callers.caller().only)
+    return workspaces.get(services().db, workspace_id, callers.caller().visible_to)
 
 
 @bp.delete("/workspaces/<workspace_id>")
 @contract(query=schemas.DeleteQuery, reply=schemas.Deleted)
 def delete(workspace_id: str, query: dict[str, Any]) -> Response:
     """Remove a workspace and its files and end its queued executions, unless one runs in it."""
-    for number in services().delete_workspace(workspace_id, callers.caller().only, query.get("generation")):
+    for number in services().delete_workspace(workspace_id, callers.caller().visible_to, query.get("generation")):
         services().readers.ring(tail.execution_key(number))
     return web.json_response({"status": "success"})
 
@@ -133,7 +133,7 @@ def archive(workspace_id: str) -> Response:
 
 def packed(workspace_id: str) -> Response:
     """Return the caller's workspace as it is now, as a zip. Raises NotFound, Unavailable or NoSpace."""
-    workspace = workspaces.get(services().db, workspace_id, callers.caller().only)
+    workspace = workspaces.get(services().db, workspace_id, callers.caller().visible_to)
     folder = services().config.run / "uploads"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up
     output = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the response

@@ -81,9 +81,7 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_here(
-    config: Config, prepare: Callable[[Any, int], list[str]], tell: Callable[[dict[str, Any]], None]
-) -> None:
+def run_here(config: Config, prepare: Callable[[Any, int], list[str]], tell: Callable[[dict[str, Any]], None]) -> None:
     """Be the daemon, an agent's or a hub's, in this terminal.
 
     `prepare` is the supervisor's; `tell` prints that the daemon serves.

@@ -164,14 +164,14 @@ def abandon_all(db: Database, outcome: Outcome) -> int:
         return sum(_finish(connection, row["number"], outcome, row["state"]) > 0 for row in rows)
 
 
-def cancel(db: Database, execution_id: str, code: str, message: str, only: str | None = None) -> Execution:
+def cancel(db: Database, execution_id: str, code: str, message: str, visible_to: str | None = None) -> Execution:
     """Cancel an execution: it ends with `code`. A queued one ends here, a running one by its worker: ring it.
 
-    Harmless when it is over. Raises NotFound, also for one that another key than `only` made.
+    Harmless when it is over. Raises NotFound, also for one that another key than `visible_to` made.
     """
     with db.write() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
-        if execution is None or only not in (None, execution.key_id):
+        if execution is None or visible_to not in (None, execution.key_id):
             raise execution_not_found(execution_id)
         if execution.state == "queued":
             _finish(connection, execution.number, Outcome.failure(code, message), "queued")

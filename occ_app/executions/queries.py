@@ -73,19 +73,19 @@ def may_resume(db: Database, execution: Execution) -> bool:
     return row is not None
 
 
-def get(db: Database, execution_id: str, only: str | None = None) -> Execution:
-    """One execution. Raises NotFound, also for one that another key than `only` made."""
-    execution = find(db, execution_id, only)
+def get(db: Database, execution_id: str, visible_to: str | None = None) -> Execution:
+    """One execution. Raises NotFound, also for one that another key than `visible_to` made."""
+    execution = find(db, execution_id, visible_to)
     if execution is None:
         raise execution_not_found(execution_id)
     return execution
 
 
-def find(db: Database, execution_id: str, only: str | None = None) -> Execution | None:
+def find(db: Database, execution_id: str, visible_to: str | None = None) -> Execution | None:
     """One execution, None where `get` raises."""
     with db.read() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
-    return execution if execution is not None and only in (None, execution.key_id) else None
+    return execution if execution is not None and visible_to in (None, execution.key_id) else None
 
 
 def listing(

@@ -73,15 +73,15 @@ class Found:
     unindexed: int
 
 
-def find(db: Database, query: str, only: str | None = None, limit: int = 20, before: int | None = None) -> Found:
-    """Executions with every word of `query` in the prompt or the output, of those the key `only` made, if given."""
+def find(db: Database, query: str, visible_to: str | None = None, limit: int = 20, before: int | None = None) -> Found:
+    """Return executions with every word of `query` in prompt or output; of the key `visible_to` alone, if given."""
     with db.read() as connection, closing(_Marker(query)) as marker:
         unindexed = connection.execute(
             """
             SELECT count(*) FROM unindexed u CROSS JOIN executions x ON x.number = u.number
             WHERE ? IS NULL OR x.key_id = ?
             """,
-            (only, only),
+            (visible_to, visible_to),
         ).fetchone()[0]
         rows = connection.execute(
             """
@@ -90,7 +90,7 @@ def find(db: Database, query: str, only: str | None = None, limit: int = 20, bef
             WHERE search MATCH ? AND (? IS NULL OR search.rowid < ?) AND (? IS NULL OR x.key_id = ?)
             ORDER BY search.rowid DESC LIMIT ?
             """,
-            (expression(query), before, before, only, only, limit + 1),
+            (expression(query), before, before, visible_to, visible_to, limit + 1),
         )
         results: list[Result] = []
         for row in rows:

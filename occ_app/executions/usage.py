@@ -86,11 +86,13 @@ class Report:
 
 
 def report(
-    db: Database, by: str, *, only: str | None = None, since: str | None = None, until: str | None = None
+    db: Database, by: str, *, visible_to: str | None = None, since: str | None = None, until: str | None = None
 ) -> Report:
-    """Return the usage of executions accepted from `since` on and before `until`, of the key `only` if given."""
+    """Return the usage of executions accepted from `since` on and before `until`, of the key `visible_to` if given."""
     with db.read() as connection:
-        rows = connection.execute(_select(*_GROUPS[by]), (since, since, until, until, only, only)).fetchall()
+        rows = connection.execute(
+            _select(*_GROUPS[by]), (since, since, until, until, visible_to, visible_to)
+        ).fetchall()
     groups = [Group(row["grouped"], row["name"], _usage([row])) for row in rows]
     if by == "day":
         groups.sort(key=lambda group: group.group or "", reverse=True)

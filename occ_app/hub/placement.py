@@ -20,18 +20,18 @@ from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 
 
-def admit(agents: Agents, connection: sqlite3.Connection, request: Request, only: str | None) -> str | None:
+def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visible_to: str | None) -> str | None:
     """Look whether an execution can be accepted, in the transaction that does.
 
     Returns the id of the agent that the request names.
 
-    Raises NotFound for a workspace of another key than `only` and for an agent nobody knows, Conflict when it lives on
-    another agent than the one asked for, QueueFull when the key has as many under way as it may.
+    Raises NotFound for a workspace of another key than `visible_to` and for an unknown agent, Conflict when the
+    workspace lives on another agent than the request names, QueueFull when the key has as many under way as it may.
     """
     row = connection.execute(
         "SELECT key_id, agent_id FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
     ).fetchone()
-    if only not in (None, row["key_id"]):
+    if visible_to not in (None, row["key_id"]):
         raise errors.workspace_not_found(request.workspace_id)
     wanted = agents.meant(connection, request.agent).agent_id if request.agent else None
     home = agents.known(connection, row["agent_id"])

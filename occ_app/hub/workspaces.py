@@ -92,7 +92,7 @@ def note_missing(db: Database, workspace: Workspace, agent_id: str) -> None:
         )
 
 
-def delete(db: Database, workspace_id: str, only: str | None, generation: int | None = None) -> list[int]:
+def delete(db: Database, workspace_id: str, visible_to: str | None, generation: int | None = None) -> list[int]:
     """Remove a workspace, end its queued executions, and have its agent delete the files.
 
     Returns the numbers of the executions it ended. Raises NotFound, also when the id belongs to another `generation`
@@ -104,7 +104,7 @@ def delete(db: Database, workspace_id: str, only: str | None, generation: int | 
             " AND (:generation IS NULL OR generation = :generation)",
             {"workspace_id": workspace_id, "generation": generation},
         ).fetchone()
-        if row is None or only not in (None, row["key_id"]):
+        if row is None or visible_to not in (None, row["key_id"]):
             raise workspace_not_found(workspace_id)
         workspaces.refuse_busy(connection, workspace_id, row["generation"])
         connection.execute("DELETE FROM workspaces WHERE generation = :generation", {"generation": row["generation"]})

@@ -135,13 +135,13 @@ class Supervisor:
     def _serve(self, listener: socket.socket) -> int:
         # Alone at first: it takes the longest to load, and the caller of the start waits for it.
         web = next(part for part in self._parts if part.name == "web")
-        moved = readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), only=web))
+        moved = readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), one=web))
         warnings = [*self._warnings, *moved, *self._prepare(self._config, listener.getsockname()[1])]
         probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
         started = False
         while not self._stopping:
-            self._start_due(listener.fileno(), only=None if started else web)
+            self._start_due(listener.fileno(), one=None if started else web)
             if not started and probe is None:
                 probe = self._probe(listener)
             answered = None if probe is None else probe.answer()
@@ -161,10 +161,10 @@ class Supervisor:
                 raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
         return 0
 
-    def _start_due(self, descriptor: int, only: Part | None = None) -> None:
+    def _start_due(self, descriptor: int, one: Part | None = None) -> None:
         """Start the processes that are due, of all parts or of one."""
         started = False
-        for part in self._parts if only is None else [only]:
+        for part in self._parts if one is None else [one]:
             if part.restart_at is not None and part.restart_at <= time.monotonic():
                 if part.crashes and self._was_replaced():
                     part.restart_at = time.monotonic() + _REPLACED_PAUSE_SECONDS

@@ -37,8 +37,8 @@ class Caller:
     refused: Callable[[], bool] = field(default=lambda: False, compare=False)
 
     @property
-    def only(self) -> str | None:
-        """The key whose workspaces and executions this caller may see and use; None for all."""
+    def visible_to(self) -> str | None:
+        """The key whose workspaces and executions this caller sees and uses; None for those of all keys."""
         return None if self.admin else self.key_id
 
 

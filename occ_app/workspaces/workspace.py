@@ -70,11 +70,11 @@ class Workspace:
 _FIELDS = tuple(field.name for field in fields(Workspace))
 
 
-def get(db: Database, workspace_id: str, only: str | None = None) -> Workspace:
-    """One workspace. Raises NotFound, also for one that another key than `only` made."""
+def get(db: Database, workspace_id: str, visible_to: str | None = None) -> Workspace:
+    """One workspace. Raises NotFound, also for one that another key than `visible_to` made."""
     with db.read() as connection:
         row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
-    if row is None or only not in (None, row["key_id"]):
+    if row is None or visible_to not in (None, row["key_id"]):
         raise workspace_not_found(workspace_id)
     return from_row(row)
 
@@ -97,11 +97,11 @@ def new_generation(connection: sqlite3.Connection, workspace_id: str) -> int:
     return number
 
 
-def listing(db: Database, only: str | None = None) -> list[Workspace]:
-    """All workspaces, or those that the key `only` made, by id."""
+def listing(db: Database, visible_to: str | None = None) -> list[Workspace]:
+    """All workspaces, or those that the key `visible_to` made, by id."""
     with db.read() as connection:
         rows = connection.execute(
-            "SELECT * FROM workspaces WHERE ? IS NULL OR key_id = ? ORDER BY workspace_id", (only, only)
+            "SELECT * FROM workspaces WHERE ? IS NULL OR key_id = ? ORDER BY workspace_id", (visible_to, visible_to)
         ).fetchall()
     return [from_row(row) for row in rows]
 

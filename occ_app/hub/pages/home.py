@@ -97,7 +97,7 @@ def _start(given: dict[str, str]) -> str:
     # The same form sent twice names the same workspace.
     workspace_id = given["workspace"] if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
     asked = executions_api.asked_for(_body(given, run_id, workspace_id))
-    sent = executions.find(services().db, run_id, callers.caller().only)
+    sent = executions.find(services().db, run_id, callers.caller().visible_to)
     if sent is not None:
         if sent.request_hash == asked.hash and (upload is None or _is_zip_of(workspace_id, upload)):
             return run_id
@@ -118,7 +118,7 @@ def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
     digest = hashlib.file_digest(upload.stream, "sha256").hexdigest()  # type: ignore[arg-type]  # werkzeug types its stream loosely
     upload.stream.seek(0)
     try:
-        return workspaces.get(services().db, workspace_id, callers.caller().only).zip == digest
+        return workspaces.get(services().db, workspace_id, callers.caller().visible_to).zip == digest
     except errors.NotFound:
         return False
 
@@ -176,7 +176,7 @@ def _page(given: Mapping[str, str], asked: Mapping[str, Any], problems: list[str
         problems=problems,
         given=_EMPTY | dict(given),
         run=given.get("run") or new_run(),
-        workspaces=workspaces.listing(services().db, callers.caller().only),
+        workspaces=workspaces.listing(services().db, callers.caller().visible_to),
     )
 
 
@@ -196,7 +196,7 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
     machines, total = agent_lists.of_interest(hub_services().agents, _MOST_ONLINE, _MOST_OFFLINE)
     found, following = executions.listing(
         services().db,
-        key_id=callers.caller().only,
+        key_id=callers.caller().visible_to,
         state=asked.get("state"),
         workspace_id=asked.get("workspace"),
         before=asked.get("before"),

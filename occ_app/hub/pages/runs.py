@@ -75,21 +75,21 @@ def cancel(execution_id: str) -> Response:
 
 
 def _execution(execution_id: str) -> Execution:
-    return executions.get(services().db, execution_id, callers.caller().only)
+    return executions.get(services().db, execution_id, callers.caller().visible_to)
 
 
 def _workspace(execution: Execution) -> Workspace | None:
     """Its workspace; None once that is deleted, or if it is another owner's."""
     workspace = workspaces.numbered(services().db, execution.workspace_generation)
-    return workspace if workspace is not None and callers.caller().only in (None, workspace.key_id) else None
+    return workspace if workspace is not None and callers.caller().visible_to in (None, workspace.key_id) else None
 
 
 def _before(execution: Execution) -> Execution | None:
     """Return the execution that runs in the workspace of a waiting one."""
     if execution.state != "queued":
         return None
-    only, workspace_id = callers.caller().only, execution.workspace_id
-    found, _ = executions.listing(services().db, state="running", workspace_id=workspace_id, key_id=only, limit=1)
+    visible_to, workspace_id = callers.caller().visible_to, execution.workspace_id
+    found, _ = executions.listing(services().db, state="running", workspace_id=workspace_id, key_id=visible_to, limit=1)
     return found[0] if found else None
 
 
