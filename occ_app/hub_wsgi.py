@@ -31,7 +31,7 @@ from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
 from occ_app.system.inheritance import prepare_daemon
-from occ_app.system.kernel import most_files
+from occ_app.system.kernel import max_open_files
 from occ_app.web.callers import Caller, bearer, caller, same_secret, slow_down
 from occ_app.web.serve import serve
 from occ_app.workspaces.workspace import Workspace
@@ -53,7 +53,7 @@ def make_app(config: HubConfig) -> Flask:
             tail=tail,
             readers=Ringer(config.run / "tail"),
             workers=Ringer(config.run / "worker"),
-            streams=streams.StreamLimit(min(config.max_streams, most_files() // 2)),
+            streams=streams.StreamLimit(min(config.max_streams, max_open_files() // 2)),
             identify=_identify(database, TokenFile(config.state)),
             wake_worker=waker(config),
             enqueue_upload=upload_enqueuer(config),

@@ -192,10 +192,10 @@ class AgentClient:
     def delete_workspace(self, workspace_id: str) -> None:
         self._json("DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
 
-    def archive(self, workspace_id: str, output: IO[bytes], most: int | None = None) -> None:
+    def archive(self, workspace_id: str, output: IO[bytes], limit: int | None = None) -> None:
         """Write the workspace, as it is now, to `output` as a zip.
 
-        Raises Unreachable when it is over `most` bytes, or slower than 60 s and the time of its size at a low rate.
+        Raises Unreachable when it is over `limit` bytes, or slower than 60 s and the time of its size at a low rate.
         """
         response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive")
         deadline = time.monotonic() + _BODY_SECONDS
@@ -203,8 +203,8 @@ class AgentClient:
         try:
             while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
                 written += output.write(piece)
-                if most is not None and written > most:
-                    raise Unreachable(f"{self.url} sent more than the {most} bytes that a workspace may have.")
+                if limit is not None and written > limit:
+                    raise Unreachable(f"{self.url} sent more than the {limit} bytes that a workspace may have.")
                 if time.monotonic() > deadline + written / _MIN_BYTES_PER_SECOND:
                     raise Unreachable(f"{self.url} sent its answer too slowly.")
         except (urllib3.exceptions.HTTPError, OSError) as error:

@@ -18,13 +18,13 @@ _REFUSAL_SECONDS = 10.0
 LARGEST_PATIENT = 64 << 20
 
 
-def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float, most: int = _LARGEST) -> dict[str, Any]:
-    """Return the JSON object that an answer has, read until `deadline` on the monotonic clock and to `most` bytes.
+def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float, limit: int = _LARGEST) -> dict[str, Any]:
+    """Return the JSON object that an answer has, read until `deadline` on the monotonic clock and to `limit` bytes.
 
     Raises Unreachable when it is slower, larger or something else.
     """
     try:
-        content = _content(response, deadline, most)
+        content = _content(response, deadline, limit)
         reply = json.loads(content or b"{}")
         if not isinstance(reply, dict):
             raise ValueError
@@ -38,11 +38,11 @@ def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float, most: in
         response.release_conn() if response.closed else response.close()
 
 
-def _content(response: urllib3.BaseHTTPResponse, deadline: float, most: int) -> bytes:
+def _content(response: urllib3.BaseHTTPResponse, deadline: float, limit: int) -> bytes:
     content = b""
     while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
         content += piece
-        if len(content) > most:
+        if len(content) > limit:
             raise ValueError("the answer is too large")
         if time.monotonic() > deadline:
             raise TimeoutError("it answers too slowly")

@@ -17,14 +17,14 @@ def _text(value: str) -> str:
     return value.strip()
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
+def _whole(least: int, largest: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         try:
             number = int(value)
         except ValueError:
             raise ValueError("it must be a whole number") from None
-        if not least <= number <= most:
-            raise ValueError(f"it must be between {least} and {most}")
+        if not least <= number <= largest:
+            raise ValueError(f"it must be between {least} and {largest}")
         return number
 
     return parse

@@ -145,8 +145,8 @@ def final(db: Database, number: int) -> StoredEvent | None:
     return event if event and event.final else None
 
 
-def purge(db: Database, number: int, most: int) -> int:
-    """Delete up to `most` of a finished execution's oldest events, never the final one; returns how many."""
+def purge(db: Database, number: int, limit: int) -> int:
+    """Delete up to `limit` of a finished execution's oldest events, never the final one; returns how many."""
     with db.write(durable=False) as connection:
         return connection.execute(
             """
@@ -155,7 +155,7 @@ def purge(db: Database, number: int, most: int) -> int:
                     SELECT last_seq FROM executions WHERE number = ?)
                 ORDER BY seq LIMIT ?)
             """,
-            (number, number, number, most),
+            (number, number, number, limit),
         ).rowcount
 
 

@@ -27,8 +27,8 @@ class Pruned:
     more: bool
 
 
-def enforce(db: Database, days: float | None, most_bytes: int, seconds: float) -> Pruned:
-    """Delete output older than `days`, then the oldest until the database holds at most `most_bytes`.
+def enforce(db: Database, days: float | None, limit_bytes: int, seconds: float) -> Pruned:
+    """Delete output older than `days`, then the oldest until the database holds at most `limit_bytes`.
 
     With None for `days`, for a clock that is not believed, age counts for nothing.
 
@@ -37,7 +37,7 @@ def enforce(db: Database, days: float | None, most_bytes: int, seconds: float) -
     deadline = time.monotonic() + seconds
     aged = Pruned(0, 0, False) if days is None else prune(db, older_than(days), deadline)
     forgotten, deleted = aged.executions, aged.events
-    while not aged.more and db.used_bytes() > most_bytes and time.monotonic() < deadline:
+    while not aged.more and db.used_bytes() > limit_bytes and time.monotonic() < deadline:
         oldest = executions.oldest_stored(db, None)
         if oldest is None:
             break

@@ -27,8 +27,8 @@ def _check_direction(value: str) -> None:
 class _Line(fields.String):
     """One line of text, of so many characters."""
 
-    def __init__(self, least: int, most: int, **kwargs: Any) -> None:
-        checks: list[Callable[[str], object]] = [validate.Length(least, most), check_one_line, _check_direction]
+    def __init__(self, least: int, largest: int, **kwargs: Any) -> None:
+        checks: list[Callable[[str], object]] = [validate.Length(least, largest), check_one_line, _check_direction]
         super().__init__(validate=checks, metadata={"pattern": _LINE_PATTERN}, **kwargs)
 
 

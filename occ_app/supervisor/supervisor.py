@@ -196,13 +196,13 @@ class Supervisor:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
         return Probe((host, *address[1:]), listener.family, known.token, tls=self._certificate is not None)
 
-    def _wait(self, probe: Probe | None, most: float | None = None) -> None:
-        """Wait for a signal, the probe's answer, or the moment the next part is due, at most so many seconds."""
+    def _wait(self, probe: Probe | None, limit: float | None = None) -> None:
+        """Wait for a signal, the probe's answer, or the moment the next part is due, at most `limit` seconds."""
         due = [part.restart_at for part in self._parts if part.restart_at is not None]
         if probe is not None:
-            most = START_SECONDS / 10
-        if most is not None:
-            due.append(time.monotonic() + most)
+            limit = START_SECONDS / 10
+        if limit is not None:
+            due.append(time.monotonic() + limit)
         seconds = max(0.0, min(due) - time.monotonic()) if due else None
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)

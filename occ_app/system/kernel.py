@@ -34,15 +34,15 @@ def become_subreaper() -> None:
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def allow_many_files(most: int = 65536) -> None:
-    """Let this process open as many files as it may, up to `most`; the usual 1,024 are few for a server."""
+def allow_many_files(limit: int = 65536) -> None:
+    """Let this process open as many files as it may, up to `limit`; the usual 1,024 are few for a server."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    wanted = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def most_files() -> int:
+def max_open_files() -> int:
     """Return how many open files connections may take; the rest is for the database, uploads and libraries."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft - max(64, soft // 4)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gunicorn.workers import gthread
 
-from occ_app.system.kernel import OUT_OF_FILES, most_files
+from occ_app.system.kernel import OUT_OF_FILES, max_open_files
 from occ_app.web.heads import Arriving
 
 log = logging.getLogger("occ.server")
@@ -25,7 +25,7 @@ class AdmittingWorker(gthread.ThreadWorker):
     _next_sweep = _next_warning = _resting_until = 0.0
 
     def init_process(self) -> None:
-        self._highest = most_files()
+        self._highest = max_open_files()
         super().init_process()
 
     def accept(self, listener: Any) -> None:
@@ -79,8 +79,8 @@ class AdmittingWorker(gthread.ThreadWorker):
         """Close the oldest connection that sent no whole head, of the address with most of them; else an idle one."""
         if self.pending_conns:
             addresses = Counter(_address(conn) for conn in self.pending_conns)
-            most = max(addresses, key=addresses.__getitem__)
-            self._drop(next(conn for conn in self.pending_conns if _address(conn) == most), self.pending_conns)
+            busiest = max(addresses, key=addresses.__getitem__)
+            self._drop(next(conn for conn in self.pending_conns if _address(conn) == busiest), self.pending_conns)
             return True
         if self.keepalived_conns:
             self._drop(self.keepalived_conns[0], self.keepalived_conns)

@@ -68,10 +68,10 @@ class Id(fields.String):
 
 
 class Amount(fields.Float):
-    """A JSON number above 0 and at most `most`; true and "3" are none."""
+    """A JSON number above 0 and at most `limit`; true and "3" are none."""
 
-    def __init__(self, most: float, **kwargs: Any) -> None:
-        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=most), **kwargs)
+    def __init__(self, limit: float, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(min=0, min_inclusive=False, max=limit), **kwargs)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, (bool, str)):

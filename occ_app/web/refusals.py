@@ -62,7 +62,7 @@ _HTTP_CODES = {
     405: ("METHOD_NOT_ALLOWED", "This address does not take that method; GET /openapi.json lists those it takes."),
     413: (
         "BODY_TOO_LARGE",
-        "The body is over the {most} bytes that are taken here; send less, or raise OCC_MAX_UPLOAD_BYTES (on a hub"
+        "The body is over the {limit} bytes that are taken here; send less, or raise OCC_MAX_UPLOAD_BYTES (on a hub"
         " OCC_HUB_MAX_UPLOAD_BYTES).",
     ),
     415: ("UNSUPPORTED_MEDIA_TYPE", "The body has the wrong content type; docs/protocol.md names the right one."),
@@ -89,9 +89,9 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
         if status >= 500:
             return unexpected(error)
         if status == 413:
-            most = request.max_content_length or current_app.config["MAX_CONTENT_LENGTH"]
-            within = request.content_length is not None and request.content_length <= most
-            message = _FORM_TOO_LARGE if within else message.format(most=most)
+            limit = request.max_content_length or current_app.config["MAX_CONTENT_LENGTH"]
+            within = request.content_length is not None and request.content_length <= limit
+            message = _FORM_TOO_LARGE if within else message.format(limit=limit)
         response = answer(code, message, status=status if status in _HTTP_CODES else 400)
         for name, value in error.get_headers():
             if name == "Allow":

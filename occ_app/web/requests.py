@@ -56,8 +56,8 @@ def limit_bodies(app: Flask) -> None:
 class Shares:
     """Places for so many bodies at once, of which each holder may have a share."""
 
-    def __init__(self, most: int, share: int, message: str) -> None:
-        self._most, self._share, self._message = most, share, message
+    def __init__(self, limit: int, share: int, message: str) -> None:
+        self._limit, self._share, self._message = limit, share, message
         self._held = Counter[str]()
         self._changed = threading.Condition()
 
@@ -66,7 +66,7 @@ class Shares:
 
         Waits a few seconds for a place. Raises Unavailable (BUSY).
         """
-        share = self._most if shared else self._share
+        share = self._limit if shared else self._share
         with self._changed:
             if not self._changed.wait_for(lambda: self._has_room(holder, share), _BODY_PATIENCE_SECONDS):
                 message = f"Too many bodies are being sent already. {self._message} Try again in a moment."
@@ -75,7 +75,7 @@ class Shares:
         return lambda: self._leave(holder)
 
     def _has_room(self, holder: str, share: int) -> bool:
-        return self._held.total() < self._most and self._held[holder] < share
+        return self._held.total() < self._limit and self._held[holder] < share
 
     def _leave(self, holder: str) -> None:
         with self._changed:
@@ -84,13 +84,13 @@ class Shares:
             self._changed.notify_all()
 
 
-def json_body(most: int = SMALL_BODY_BYTES) -> Any:
-    """Read the request's JSON body of at most `most` bytes.
+def json_body(limit: int = SMALL_BODY_BYTES) -> Any:
+    """Read the request's JSON body of at most `limit` bytes.
 
     Raises the wire's errors for another type, for a body that is not JSON, and for one that has too many parts: a
     million names would take seconds to refuse one by one.
     """
-    request.max_content_length = most
+    request.max_content_length = limit
     if request.mimetype != "application/json":
         raise errors.RequestError("UNSUPPORTED_MEDIA_TYPE", "Send the body as application/json.")
     try:

@@ -50,9 +50,9 @@ class Checked:
     stripped: str | None
 
 
-def checked(file: IO[bytes], zipped: zipfile.ZipFile, most: int, *, trusted: bool, strip_root: bool) -> Checked:
+def checked(file: IO[bytes], zipped: zipfile.ZipFile, limit: int, *, trusted: bool, strip_root: bool) -> Checked:
     """Check an archive of at most that many entries. Raises ArchiveError with a ZIP_ code."""
-    _check_container(file, zipped, most)
+    _check_container(file, zipped, limit)
     infos = zipped.infolist()
     ends = _ends(zipped)
     found = [_checked(file, info, name, end) for info, name, end in zip(infos, names(infos), ends, strict=True)]
@@ -68,14 +68,14 @@ def checked(file: IO[bytes], zipped: zipfile.ZipFile, most: int, *, trusted: boo
     return Checked(_without_skipped(entries, trusted=trusted), stripped)
 
 
-def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, most: int) -> None:
+def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, limit: int) -> None:
     entries = zipped.infolist()
     if not entries:
         raise ArchiveError("ZIP_EMPTY", "The zip holds nothing; add the project's files to it.")
-    if len(entries) > most:
+    if len(entries) > limit:
         raise ArchiveError(
             "ZIP_TOO_MANY_FILES",
-            f"The zip has {len(entries)} entries and {most} are allowed; leave some out, or raise OCC_MAX_FILES"
+            f"The zip has {len(entries)} entries and {limit} are allowed; leave some out, or raise OCC_MAX_FILES"
             " (on a hub OCC_HUB_MAX_FILES).",
         )
     # zipfile moves all offsets when bytes precede the archive; other readers do not, and see another archive.

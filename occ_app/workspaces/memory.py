@@ -102,8 +102,8 @@ def _place(folder: Path, name: str) -> Path:
     return Path(os.devnull) if name.startswith("~") else folder / name
 
 
-def _text(path: Path, most: int) -> str | None:
-    """Return the text of a regular file of at most `most` bytes, else None."""
+def _text(path: Path, limit: int) -> str | None:
+    """Return the text of a regular file of at most `limit` bytes, else None."""
     if _NO_TEXT.fullmatch(path.suffix):
         return None
     try:
@@ -114,8 +114,8 @@ def _text(path: Path, most: int) -> str | None:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        content = file.read(most + 1)
-    if len(content) > most or b"\0" in content:
+        content = file.read(limit + 1)
+    if len(content) > limit or b"\0" in content:
         return None
     return content.decode("utf-8-sig", errors="replace")
 

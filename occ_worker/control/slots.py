@@ -11,10 +11,10 @@ log = logging.getLogger("occ.control")
 
 
 class Places:
-    """`do` is called with each number, by at most `most` threads at once."""
+    """`do` is called with each number, by at most `limit` threads at once."""
 
-    def __init__(self, most: int, do: Callable[[int], None]) -> None:
-        self._free = most
+    def __init__(self, limit: int, do: Callable[[int], None]) -> None:
+        self._free = limit
         self._do = do
         self._waiting: deque[int] = deque()
         self._lock = threading.Lock()

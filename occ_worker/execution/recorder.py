@@ -21,14 +21,14 @@ _UNSTORED_BYTES = 32 * 1024 * 1024  # held in memory meanwhile
 class Recorder:
     """The events of one execution on their way into the database; `ring` tells its readers the news of each commit.
 
-    `overflow` is set, as a code and a sentence, once nothing more can be taken: over `most_bytes`, or too much that
+    `overflow` is set, as a code and a sentence, once nothing more can be taken: over `limit_bytes`, or too much that
     could not be stored.
     """
 
-    def __init__(self, db: Database, execution: Execution, most_bytes: int, ring: Callable[[bytes], None]) -> None:
+    def __init__(self, db: Database, execution: Execution, limit_bytes: int, ring: Callable[[bytes], None]) -> None:
         self._db = db
         self._execution = execution
-        self._most_bytes = most_bytes
+        self._limit_bytes = limit_bytes
         self._ring = ring
         self._seq = execution.last_seq
         self._bytes = 0
@@ -57,8 +57,8 @@ class Recorder:
         self._unstored, self._retry_at = [], None
         self._ring(rows.news(self._seq + 1, waiting) if len(waiting) <= rows.MAX_EVENTS_PER_RING else b"")
         self._seq += len(waiting)
-        if self._bytes > self._most_bytes:
-            self.overflow = ("OUTPUT_LIMIT", f"The output went over the limit of {self._most_bytes} bytes.")
+        if self._bytes > self._limit_bytes:
+            self.overflow = ("OUTPUT_LIMIT", f"The output went over the limit of {self._limit_bytes} bytes.")
 
     def _keep(self, waiting: list[NewEvent], error: OCCError) -> None:
         if not self._unstored:

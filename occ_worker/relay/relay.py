@@ -199,10 +199,10 @@ class Relay:
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
 
     def _over_limit(self) -> Outcome | None:
-        most = self._context.config.max_output_bytes
-        if self._bytes <= most:
+        limit = self._context.config.max_output_bytes
+        if self._bytes <= limit:
             return None
-        return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {most} bytes.")
+        return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {limit} bytes.")
 
     def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
         """Whether somebody removed the agent; looked up only when there is nothing else to do."""

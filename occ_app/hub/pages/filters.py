@@ -44,10 +44,10 @@ def size(count: int) -> str:
     return f"{count / 1000:.0f} KB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
 
 
-def beginning(text: str, most: int = 160) -> str:
+def beginning(text: str, limit: int = 160) -> str:
     """The beginning of a text as one line."""
-    line = " ".join(plain(text[: most * 4]).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    line = " ".join(plain(text[: limit * 4]).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def since(start: str | None, end: str | None) -> float | None:
