@@ -30,7 +30,7 @@ from benchmarks.streams import Stream, over_http
 from benchmarks.targets import compile_stub
 from occ_app.client.hub_client import HubClient
 from tests.conftest import make_zip, processes_with
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 _STREAMS, _PER_SECOND, _SECONDS, _ROUNDS = 20, 50, 4, 3
 _LINKED, _BEATING = 200, 1000

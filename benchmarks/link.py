@@ -26,7 +26,7 @@ from occ_app.link.link import Link
 from occ_app.link.websocket import LinkSocket
 from occ_app.system.event_loop import Loop
 from occ_worker.control.link import connect
-from tests import link_hub
+from tests import fake_link_hub
 from tests.conftest import make_zip, occ_in, steps
 
 _CALLS = 300
@@ -43,14 +43,17 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="occ-bench-") as scratch:
         folder = Path(scratch)
-        with link_hub.serve(folder) as hub, occ_in(folder, OCC_WORKERS=str(_STREAMS), OCC_API_KEY="made-up") as occ:
+        with (
+            fake_link_hub.serve(folder) as hub,
+            occ_in(folder, OCC_WORKERS=str(_STREAMS), OCC_API_KEY="made-up") as occ,
+        ):
             occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1")
             hub.linked()
             ways = {"direct": occ.client, "occ": hub.client()}
             rows = [_small_calls(ways), _uploads(ways), *_events(ways, min(asked.seconds, 15.0))]
         print(table(rows))
         (folder / "idle").mkdir()
-        with link_hub.serve(folder / "idle") as hub:
+        with fake_link_hub.serve(folder / "idle") as hub:
             print(f"\nWithout a link, then with {asked.idle} idle ones:\n")
             machines = [(f"idle-{number}", "token") for number in range(asked.idle)]
             hub.behave(tokens=dict(machines))

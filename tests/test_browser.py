@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser import Browser, Page, browser_in
 from tests.conftest import Occ, make_zip, steps, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 REFUSED = "Failed to load resource: the server responded with a status of 4"
 

@@ -23,9 +23,9 @@ from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting
 from occ_app.executions import search
 from occ_app.web import refusals
 from occ_app.workspaces import archive_checks, archive_links, archive_names, archives
-from tests import hub as hubs
+from tests import fake_hub
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
-from tests.hub_daemon import hub_in
+from tests.real_hub import hub_in
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -258,9 +258,9 @@ def test_the_quick_start_works_word_for_word(shell: Occ) -> None:
 
 
 def test_the_quick_start_with_a_hub_works(shell: Occ) -> None:
-    with hubs.serve() as hub:
+    with fake_hub.serve() as hub:
         script = block("run: hub").replace("https://hub.example.com", hub.url)
-        run(shell, f"export OCC_BIND_ADDRESS=127.0.0.1 HUB_KEY={hubs.API_KEY}\n{script}")
+        run(shell, f"export OCC_BIND_ADDRESS=127.0.0.1 HUB_KEY={fake_hub.API_KEY}\n{script}")
         assert len(hub.registrations) == 1
         shell.stop()
 

@@ -35,7 +35,7 @@ from occ_app.web import requests as web
 from occ_app.web import schemas
 from occ_worker.execution.translator import Translator
 from occ_worker.relay.relay import Relay
-from tests.hub import serve
+from tests.fake_hub import serve
 
 T = {"timestamp": 1790000000000}
 

@@ -19,19 +19,19 @@ from occ_app.client.hub_client import HubClient
 from occ_app.config.config import Config
 from occ_app.home.state import State
 from occ_app.supervisor.registration import without_a_way
-from tests import hub as hubs
+from tests import fake_hub
 from tests.conftest import Occ, steps, wait_until
-from tests.hub import Hub
+from tests.fake_hub import Hub
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with hubs.serve() as server:
+    with fake_hub.serve() as server:
         yield server
 
 
 def start(occ: Occ, hub: Hub, *arguments: str) -> Occ:
-    return occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", *arguments, OCC_API_KEY=hubs.API_KEY)
+    return occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", *arguments, OCC_API_KEY=fake_hub.API_KEY)
 
 
 def state(occ: Occ) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def test_a_refused_token_is_replaced_by_one_registration(occ: Occ, hub: Hub, sta
 
     def register_again(handler: Any) -> None:
         hub.beat_with = hub.register_with = None
-        handler.register(hub.registrations[-1], hubs.API_KEY)
+        handler.register(hub.registrations[-1], fake_hub.API_KEY)
 
     hub.register_with = register_again
     wait_until(lambda: len(hub.registrations) == 2, "a second registration")
@@ -198,7 +198,7 @@ def test_a_hanging_hub_does_not_hold_up_a_stop(occ: Occ, hub: Hub) -> None:
 
 def test_without_a_reachable_hub_it_serves_and_registers_later(occ: Occ, hub: Hub) -> None:
     hub.register_with = 500
-    started = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=hubs.API_KEY)
+    started = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=fake_hub.API_KEY)
     assert "warning" in started.stderr
     assert "background" in started.stderr
     occ.attach()
@@ -237,7 +237,7 @@ def test_a_refused_key_is_exit_code_4_and_leaves_nothing(occ: Occ, hub: Hub, key
 )
 def test_an_answer_that_is_no_hub_s_is_a_warning(occ: Occ, hub: Hub, answer: Any) -> None:
     hub.register_with = answer
-    started = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=hubs.API_KEY)
+    started = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=fake_hub.API_KEY)
     assert "background" in started.stderr
     occ.attach()
     assert occ.client.health()["problems"]
@@ -247,11 +247,11 @@ def test_the_api_key_is_in_no_process_but_the_one_that_registers(occ: Occ, hub: 
     start(occ, hub)
     holders = set()
     for pid, command in occ.commands().items():
-        assert hubs.API_KEY not in command
-        if hubs.API_KEY in Path(f"/proc/{pid}/environ").read_text():
+        assert fake_hub.API_KEY not in command
+        if fake_hub.API_KEY in Path(f"/proc/{pid}/environ").read_text():
             holders.add(command.split(" -m ")[1])
     assert {holder for holder in holders if "supervisor" not in holder} == {"occ_worker.agent control"}
-    assert hubs.API_KEY not in occ.logs()
+    assert fake_hub.API_KEY not in occ.logs()
 
 
 def _reset(handler: Any) -> None:

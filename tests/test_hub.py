@@ -29,7 +29,7 @@ from occ_app.hub.agents import Agents
 from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import command_line, make_zip, names, occ_in, output, steps, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 WAITING = [{"say": "begun "}, {"wait": "go"}, {"say": "done"}]
 

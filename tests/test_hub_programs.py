@@ -11,7 +11,7 @@ from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused
 from occ_app.executions import search
 from tests.conftest import make_zip, stand_in, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 
 @pytest.fixture(scope="module")

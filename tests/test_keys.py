@@ -13,7 +13,7 @@ from occ_app.executions.records import Request
 from occ_app.system.timestamps import iso
 from tests.conftest import make_zip, steps
 from tests.hub_app import HubApp, hub_app
-from tests.hub_daemon import hub_in
+from tests.real_hub import hub_in
 
 
 def gone(hub: HubApp, name: str, days: int) -> None:

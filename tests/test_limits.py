@@ -26,7 +26,7 @@ from occ_app.hub.pages import markdown
 from occ_app.system.timestamps import iso
 from occ_app.web.requests import Shares
 from tests.conftest import Occ, command_line, make_zip, shared_agent, steps, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 JSON = {"Content_Type": "application/json"}
 

@@ -26,9 +26,9 @@ from occ_app.client.hub_client import HubClient
 from occ_app.errors import Unreachable
 from occ_app.link.frames import OPEN, SUBPROTOCOL, Frame, decode
 from occ_worker.control.link import connect
-from tests import link_hub, wire
+from tests import fake_link_hub, wire
 from tests.conftest import Occ, make_zip, output, steps, wait_until
-from tests.link_hub import LinkHub
+from tests.fake_link_hub import LinkHub
 from tests.test_tls import make_certificate
 
 # The test's own questions to a hub with TLS; the agent's are what is tested.
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequ
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LinkHub]:
-    with link_hub.serve(tmp_path) as hub:
+    with fake_link_hub.serve(tmp_path) as hub:
         yield hub
 
 
@@ -88,7 +88,7 @@ def test_an_agent_with_tls_is_called_with_tls_and_its_fingerprint(occ: Occ, hub:
 
 def test_a_hub_with_tls_is_linked_with_when_its_certificate_is_trusted(occ: Occ, tmp_path: Path) -> None:
     chain, key = make_certificate(tmp_path)
-    with link_hub.serve(tmp_path, certificate=(chain, key)) as hub:
+    with fake_link_hub.serve(tmp_path, certificate=(chain, key)) as hub:
         start(occ, hub, SSL_CERT_FILE=str(chain))
         client = hub.client()
         assert client.upload("large", incompressible(20_000_000))["bytes"] == 20_000_000
@@ -184,7 +184,7 @@ def test_a_link_that_breaks_is_made_again_and_a_stream_goes_on(occ: Occ, hub: Li
 
 
 def test_a_proxy_that_cuts_what_is_idle_does_not_cut_the_link(occ: Occ, tmp_path: Path) -> None:
-    with link_hub.serve(tmp_path, ping_seconds=0.3) as hub, wire.to(hub.url, idle_seconds=1.5) as line:
+    with fake_link_hub.serve(tmp_path, ping_seconds=0.3) as hub, wire.to(hub.url, idle_seconds=1.5) as line:
         start(occ, hub, url=line.url)
         attempts = hub.known()["attempts"]
         # Registrations and beats keep no connection, so whatever is cut for its silence would be the link.

@@ -20,7 +20,7 @@ from occ_app.executions import events, lifecycle
 from occ_app.executions.records import Outcome, Request
 from occ_app.executions.tally import Tally
 from occ_app.system.process_identity import own_identity
-from tests import hub as hubs
+from tests import fake_hub
 from tests.conftest import Occ, steps, wait_until
 
 PROTOCOL = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
@@ -107,8 +107,8 @@ def test_an_agent_by_itself_has_no_heartbeat_to_tell_the_age_of(agent: Occ) -> N
 
 
 def test_the_heartbeat_is_told_by_its_age_and_its_failures(occ: Occ) -> None:
-    with hubs.serve() as hub:
-        occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=hubs.API_KEY)
+    with fake_hub.serve() as hub:
+        occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=fake_hub.API_KEY)
         wait_until(lambda: scrape(occ).get("occ_heartbeat_age_seconds", 99) < 3, "a heartbeat")
         hub.beat_with = 500
         wait_until(lambda: scrape(occ)["occ_heartbeat_consecutive_failures"] >= 2, "two refused heartbeats")
@@ -120,8 +120,8 @@ def test_the_heartbeat_is_told_by_its_age_and_its_failures(occ: Occ) -> None:
 
 
 def test_the_documented_metrics_are_those_there_are(occ: Occ) -> None:
-    with hubs.serve() as hub:
-        occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=hubs.API_KEY)
+    with fake_hub.serve() as hub:
+        occ.start("--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=fake_hub.API_KEY)
         wait_until(lambda: "occ_heartbeat_age_seconds" in scrape(occ), "a heartbeat")
         occ.request("GET", "/nowhere")
         occ.workspace()

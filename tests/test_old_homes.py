@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Occ, make_zip, names, occ_in, output
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 HOMES = Path(__file__).with_name("data") / "homes-0.1.0.tar.gz"
 

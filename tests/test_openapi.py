@@ -14,7 +14,7 @@ import pytest
 
 from occ_app.home import state
 from tests.conftest import Occ, make_zip
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 EXAMPLES = "60"
 # Whether an id exists or a zip is one cannot stand in a document.

@@ -24,7 +24,7 @@ from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, steps, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 LIMITS = archives.Limits(10_000, 100)
 MIGRATIONS = Path(__file__).parent.parent / "migrations" / "migrations.py"

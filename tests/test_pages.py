@@ -14,7 +14,7 @@ import urllib3
 
 from occ_app.hub.pages import markdown, terminal
 from tests.conftest import make_zip, steps, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 PATHS = ("", "/answer", "/events", "/files")

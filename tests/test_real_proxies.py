@@ -18,7 +18,7 @@ import urllib3
 from occ_app.client.agent_client import AgentClient
 from occ_app.home.certificate import fingerprint_of
 from tests.conftest import make_zip, output, steps, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 pytestmark = [
     pytest.mark.proxies,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.hub_soak import soak as hub_soak
 from tests.soak import soak
+from tests.soak_hub import soak as hub_soak
 
 
 def test_a_minute_of_load_and_kills_loses_and_doubles_nothing(tmp_path: Path) -> None:

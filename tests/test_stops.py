@@ -16,7 +16,7 @@ import pytest
 
 from occ_app.config.config import load
 from occ_app.home import daemon
-from tests import hub as hubs
+from tests import fake_hub
 from tests.conftest import Occ, command_line, names, output, steps, wait_until
 from tests.promises import Promises, counted, counting_cli, prompt
 
@@ -167,10 +167,10 @@ def test_a_clock_that_jumps_moves_no_limit_and_no_heartbeat(occ: Occ, tmp_path: 
     jump, gate = tmp_path / "jump", tmp_path / "gate"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SHIFTED.format(path=str(jump)))
-    with hubs.serve() as hub:
+    with fake_hub.serve() as hub:
         occ.start(
             *("--remote-url", hub.url, "--bind-address", "127.0.0.1"),
-            OCC_API_KEY=hubs.API_KEY,
+            OCC_API_KEY=fake_hub.API_KEY,
             PYTHONPATH=str(tmp_path / "site"),
         )
         occ.workspace()

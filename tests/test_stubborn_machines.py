@@ -22,7 +22,7 @@ from occ_app.executions.records import Outcome
 from occ_app.system.files import short_path
 from occ_worker.relay import patience
 from tests.conftest import make_zip, wait_until
-from tests.hub_daemon import Hub, hub_in
+from tests.real_hub import Hub, hub_in
 
 SECONDS = 6.0  # the promise is 5, and a test sees the end by asking
 

@@ -19,7 +19,7 @@ from occ_app.hub import forbidden_addresses as addresses
 from occ_app.hub import keys, webhooks
 from occ_worker.control import delivery
 from tests.conftest import make_zip, steps, wait_until
-from tests.hub_daemon import hub_in
+from tests.real_hub import hub_in
 from tests.webhook_receiver import Control, Receiver, receiving
 
 DOCS = (Path(__file__).parents[1] / "docs" / "webhooks.md").read_text()

@@ -1,6 +1,6 @@
 """A small coordination server in a process of its own, on OCC's real server: it registers agents and takes their links.
 
-`python -m tests.link_hub FD FOLDER PING [CHAIN KEY]` serves on the socket FD; the links' sockets stand in FOLDER.
+`python -m tests.fake_link_hub FD FOLDER PING [CHAIN KEY]` serves on the socket FD; the links' sockets stand in FOLDER.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LinkHub:
         arguments += map(str, self.certificate or ())
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.link_hub", *arguments],
+                [sys.executable, "-m", "tests.fake_link_hub", *arguments],
                 pass_fds=(self.listener.fileno(),),
                 stdout=output,
                 stderr=output,

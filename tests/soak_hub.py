@@ -1,4 +1,4 @@
-"""`python -m tests.hub_soak [KILLS]`: load through a hub with random kills of it and its agents; prints the counts."""
+"""`python -m tests.soak_hub [KILLS]`: load through a hub with random kills of it and its agents; prints the counts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from statistics import median
 
 from occ_app.supervisor.processes import STEADY_SECONDS
 from tests.conftest import Occ, free_port_number, make_zip, stand_in, wait_until
-from tests.hub_daemon import Hub, hub_in
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, serves
+from tests.real_hub import Hub, hub_in
 
 CLIENTS = 8
 HUB_VICTIMS = {
