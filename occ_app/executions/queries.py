@@ -16,8 +16,6 @@ from occ_app.system.foreign_text import storable, whole_characters
 
 _COLUMNS = """
     x.*,
-    x.stop_requested AS cancel_code,
-    x.offered AS prompt_sent,
     coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq,
     CASE x.state WHEN 'queued' THEN
         (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)
@@ -178,6 +176,8 @@ def from_row(row: sqlite3.Row) -> Execution:
     """A row of `executions` with its `newest_seq` and `position`, as a value."""
     values = dict(row)
     values["last_seq"] = values.pop("newest_seq")
+    values["cancel_code"] = values.pop("stop_requested")
+    values["prompt_sent"] = values.pop("offered")
     values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
     values["cost_exact"] = bool(values["cost_exact"])
     # A row of an earlier version may hold unchecked data of a machine or a CLI.
