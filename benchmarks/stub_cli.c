@@ -94,7 +94,7 @@ static void say_delta(long number, long size)
     }
     int tail = snprintf(line + head + text, sizeof line - (size_t)(head + text),
         "\"}},\"session_id\":\"" SESSION "\",\"parent_tool_use_id\":null,"
-        "\"uuid\":\"00000000-0000-4000-8000-%012ld\"}\n", number);
+        "\"uuid\":\"00000000-0000-4000-8000-%012ld\",\"api_message_id\":\"msg_benchmark\"}\n", number);
     put(line, (size_t)(head + text + tail));
 }
 
@@ -103,7 +103,7 @@ static void say_result(int64_t started)
     char line[512];
     int length = snprintf(line, sizeof line,
         "{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false,\"result\":\"\",\"session_id\":\"" SESSION "\","
-        "\"num_turns\":1,\"duration_ms\":%lld,\"total_cost_usd\":0,"
+        "\"num_turns\":1,\"duration_ms\":%lld,\"total_cost_usd\":0,\"model_usage_since_last_result\":{},"
         "\"usage\":{\"input_tokens\":1,\"output_tokens\":1},\"permission_denials\":[]}\n",
         (long long)((now() - started) / 1000000));
     put(line, (size_t)length);

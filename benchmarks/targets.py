@@ -31,7 +31,7 @@ COMMAND_SECONDS = 45.0
 _SOURCE = Path(__file__).with_name("stub_cli.c")
 
 # The shape of what OCC calls: the same number of arguments, so that a spawn costs the same.
-_ARGUMENTS = [
+ARGUMENTS = [
     *("-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
     *("--include-partial-messages", "--setting-sources", "user", "--strict-mcp-config", "--disable-slash-commands"),
     *("--tools", "Read,Edit,Write,Grep,Glob", "--permission-mode", "acceptEdits"),
@@ -67,7 +67,7 @@ class Direct:
     name = "direct"
 
     def __init__(self, stub: Path, folder: Path) -> None:
-        self._argv = [str(stub), *_ARGUMENTS]
+        self._argv = [str(stub), *ARGUMENTS]
         self._folder = folder
         self._environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
 
@@ -112,7 +112,7 @@ class Relay:
             raise Broken("there is no Node.js to run the relay with; install one (on Debian: apt-get install nodejs)")
         begun = time.monotonic()
         self._process = subprocess.Popen(
-            [node, _SOURCE.with_name("relay.js"), stub, folder, *_ARGUMENTS],
+            [node, _SOURCE.with_name("relay.js"), stub, folder, *ARGUMENTS],
             env={"PATH": os.environ["PATH"], "HOME": str(folder)},
             stdout=subprocess.PIPE,
             text=True,

@@ -78,17 +78,13 @@ def obey_interrupts():
 def run(step):
     global stubborn
     if "say" in step:
-        stream({"type": "message_start", "message": {"id": f"msg_{uuid.uuid4().hex}"}})
+        message = f"msg_{uuid.uuid4().hex}"
+        stream({"type": "message_start", "message": {"id": message}}, message)
+        delta = {"type": "text_delta", "text": step["say"]}
         for _ in range(step.get("times", 1)):
-            stream(
-                {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "text_delta", "text": step["say"]},
-                }
-            )
+            stream({"type": "content_block_delta", "index": 0, "delta": delta}, message)
             time.sleep(step.get("every", 0))
-        stream({"type": "content_block_stop", "index": 0})
+        stream({"type": "content_block_stop", "index": 0}, message)
     elif "line" in step:
         write(step["line"].encode() + b"\n")
     elif "raw" in step:
@@ -147,7 +143,7 @@ def spawn(how):
 
 
 def result(changes):
-    return {
+    line = {
         "type": "result",
         "subtype": "success",
         "is_error": False,
@@ -159,14 +155,23 @@ def result(changes):
         "usage": {"input_tokens": 3, "output_tokens": 5},
         "permission_denials": [],
     } | changes
+    if "model_usage_since_last_result" not in line and isinstance(line["total_cost_usd"], (int, float)):
+        line["model_usage_since_last_result"] = {"fake": {"costUSD": line["total_cost_usd"]}}
+    return line
 
 
-def stream(event):
-    say({"type": "stream_event", "event": event, "session_id": SESSION, "parent_tool_use_id": None})
+def stream(event, message):
+    ids = {"parent_tool_use_id": None, "uuid": str(uuid.uuid4()), "api_message_id": message}
+    say({"type": "stream_event", "event": event, "session_id": SESSION, **ids})
 
 
 def say(content):
-    write(json.dumps(content).encode() + b"\n")
+    """Print one line as the real CLI does: compact, and in UTF-8 where that can be."""
+    try:
+        line = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a character exists only escaped
+        line = json.dumps(content, separators=(",", ":")).encode()
+    write(line + b"\n")
 
 
 def write(data):

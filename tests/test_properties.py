@@ -135,6 +135,7 @@ def test_a_line_of_text_means_the_same_on_the_short_way_and_through_the_parser(t
         "session_id": "00000000-0000-4000-8000-000000000000",
         "parent_tool_use_id": None,
         "uuid": "00000000-0000-4000-8000-000000000001",
+        "api_message_id": "msg_1",
     }
     line = json.dumps(content, ensure_ascii=ascii_only, separators=(",", ":")).encode(errors="surrogatepass")
     assert chunks(line) == chunks(line.replace(b'"type":"stream_event",', b'"type": "stream_event", ', 1))

@@ -37,14 +37,12 @@ def main() -> int:
     )
     text = _answer(prompt)
     message = f"msg_{uuid.uuid4().hex}"
-    _stream(session, {"type": "message_start", "message": {"id": message}})
+    _stream(session, message, {"type": "message_start", "message": {"id": message}})
     for word in text.split(" "):
-        _stream(
-            session,
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word + " "}},
-        )
+        delta = {"type": "text_delta", "text": word + " "}
+        _stream(session, message, {"type": "content_block_delta", "index": 0, "delta": delta})
         time.sleep(_PAUSE_SECONDS)
-    _stream(session, {"type": "content_block_stop", "index": 0})
+    _stream(session, message, {"type": "content_block_stop", "index": 0})
     _say(
         {
             "type": "result",
@@ -55,6 +53,7 @@ def main() -> int:
             "num_turns": 1,
             "duration_ms": round(1000 * (time.monotonic() - begun)),
             "total_cost_usd": 0.0,
+            "model_usage_since_last_result": {},
             "usage": {},
             "permission_denials": [],
         }
@@ -76,12 +75,13 @@ def _option(name: str) -> str | None:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else None
 
 
-def _stream(session: str, event: dict[str, Any]) -> None:
-    _say({"type": "stream_event", "event": event, "session_id": session, "parent_tool_use_id": None})
+def _stream(session: str, message: str, event: dict[str, Any]) -> None:
+    ids = {"parent_tool_use_id": None, "uuid": str(uuid.uuid4()), "api_message_id": message}
+    _say({"type": "stream_event", "event": event, "session_id": session, **ids})
 
 
 def _say(content: dict[str, Any]) -> None:
-    print(json.dumps(content), flush=True)
+    print(json.dumps(content, separators=(",", ":")), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ from occ_worker.execution import texts
 
 _ParsedEvent = tuple[str, dict[str, Any]]
 
-# Almost every line of a long answer is this one, down to the byte. Its text is JSON already and goes into the event as
-# it stands; any line that differs, even by a numeric escape, goes through the parser.
+# Almost every line of a long answer matches this. Its text is JSON already and goes into the event unchanged; any line
+# that differs, even by a numeric escape, goes through the parser. The fields after the event are flat and differ
+# between versions of the CLI, so any are accepted, except a parent: a sub-agent's text is no output.
 _PLAIN = rb'[^"\\\x00-\x1f]*'
 _TEXT_DELTA = re.compile(
     rb'\{"type":"stream_event","event":\{"type":"content_block_delta","index":\d+,'
-    rb'"delta":\{"type":"text_delta","text":"(' + _PLAIN + rb'(?:\\["\\/bfnrt]' + _PLAIN + rb')*)"\}\},'
-    rb'"session_id":"[0-9a-f-]*","parent_tool_use_id":null,"uuid":"[0-9a-f-]*"\}'
+    rb'"delta":\{"type":"text_delta","text":"(' + _PLAIN + rb'(?:\\["\\/bfnrt]' + _PLAIN + rb')*)"\}\}'
+    rb'(?:,"(?:parent_tool_use_id":null|(?!parent_tool_use_id"|type"|event")[a-z_]+":(?:"[ !#-\[\]-~]*"|null)))*\}'
 )
 
 
