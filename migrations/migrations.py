@@ -441,3 +441,9 @@ def m011_random_delivery_ids(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m012_expected_generations(db: Database) -> None:
+    # The number that the workspace of an upload must have; 0: there must be none; NULL: any.
+    db.execute("ALTER TABLE workspace_jobs ADD COLUMN expected_generation INTEGER")

@@ -180,9 +180,22 @@ def execution_not_found(execution_id: str) -> NotFound:
     )
 
 
-def workspace_not_found(workspace_id: str) -> NotFound:
+def workspace_not_found(workspace_id: str, generation: int | None = None) -> NotFound:
+    """Return the error for an id that is unknown, or no longer that of the workspace with the number `generation`."""
+    which = "" if generation is None else f" with the number {generation}"
     return NotFound(
         "WORKSPACE_NOT_FOUND",
-        f"There is no workspace {workspace_id}; `occ run --dir` uploads one, and so does POST /workspace/init.",
+        f"There is no workspace {workspace_id}{which}; `occ run --dir` uploads one, and so does POST /workspace/init.",
+        {"workspaceId": workspace_id},
+    )
+
+
+def workspace_changed(workspace_id: str, expected: int, found: int | None) -> Conflict:
+    """Return the error for an upload that names another state of its id; a number of 0 or None is no workspace."""
+    wanted = f"the workspace with the number {expected}" if expected else "no workspace"
+    there = f"a workspace with the number {found}" if found else "none"
+    return Conflict(
+        "WORKSPACE_CONFLICT",
+        f"The upload expects {wanted} under the id {workspace_id} and there is {there}; look at it, then decide.",
         {"workspaceId": workspace_id},
     )

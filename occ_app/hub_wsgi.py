@@ -120,7 +120,8 @@ def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace,
     try:
         if agent is None:
             raise errors.Unreachable("Its agent was removed.")
-        calls.client(agent).archive(workspace.workspace_id, output, config.max_unpacked_bytes + _ZIP_OVERHEAD_BYTES)
+        most = config.max_unpacked_bytes + _ZIP_OVERHEAD_BYTES
+        calls.client(agent).archive(workspace.workspace_id, output, most, workspace.agent_generation)
     except (errors.Unreachable, errors.Refused) as error:
         raise errors.Unavailable(
             "AGENT_UNREACHABLE", f"The agent that has this workspace does not give it: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import sqlite_utils
 
 from occ_app.database import schema
 from occ_app.database.database import Database
-from occ_app.errors import Conflict, NotFound
+from occ_app.errors import Conflict, NotFound, Refused
 from occ_app.executions import events, lifecycle, usage
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome, Request
@@ -47,20 +48,41 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def upload(rows: Database, folder: Path, workspace_id: str, **files: str) -> workspaces.Workspace:
-    """Make or overwrite a workspace as an agent does."""
+def upload(
+    rows: Database,
+    folder: Path,
+    workspace_id: str,
+    expected: int | None = None,
+    policy: str = "overwrite",
+    **files: str,
+) -> workspaces.Workspace:
+    """Make or overwrite a workspace as an agent does; raises KeyError with the code of a refusal."""
     archive = folder.parent / "upload.zip"
     archive.write_bytes(make_zip({f"{name}.txt": text for name, text in (files or {"a": "a"}).items()}).getvalue())
-    number = uploads.submit(rows, uploads.Upload(workspace_id, workspace_id, "", "overwrite", archive))
+    asked = uploads.Upload(workspace_id, workspace_id, "", policy, archive, expected=expected)
+    number = uploads.submit(rows, asked)
     uploads.run(rows, number, folder, LIMITS)
-    assert uploads.result(rows, number)[0] == "succeeded", uploads.result(rows, number)
-    return workspaces.get(rows, workspace_id)
+    state, reply = uploads.result(rows, number)
+    assert reply is not None
+    if state != "succeeded":
+        raise KeyError(reply["code"])
+    found = workspaces.get(rows, workspace_id)
+    assert reply["generation"] == found.generation
+    return found
 
 
 def accept(
-    rows: Database, execution_id: str, workspace_id: str, *, key_id: str | None = None, session: str | None = None
+    rows: Database,
+    execution_id: str,
+    workspace_id: str,
+    *,
+    key_id: str | None = None,
+    session: str | None = None,
+    generation: int | None = None,
 ) -> Execution:
-    request = Request(execution_id, workspace_id, "x", 9, 9, None, None, None, session, "", key_id)
+    request = Request(
+        execution_id, workspace_id, "x", 9, 9, None, None, None, session, "", key_id, workspace_generation=generation
+    )
     return lifecycle.create(rows, request, max_queue=100)[0]
 
 
@@ -111,6 +133,38 @@ def test_an_upload_under_a_freed_id_is_another_workspace(rows: Database, folder:
     delete(rows, folder, "work", latter.generation)
     with pytest.raises(NotFound):
         workspaces.get(rows, "work")
+
+
+def test_a_call_that_names_a_number_reaches_no_later_workspace_of_the_id(rows: Database, folder: Path) -> None:
+    former = upload(rows, folder, "work")
+    assert accept(rows, "former", "work", generation=former.generation).workspace_generation == former.generation
+    delete(rows, folder, "work")
+    latter = upload(rows, folder, "work", expected=0)
+    with pytest.raises(NotFound):
+        accept(rows, "latter", "work", generation=former.generation)
+    with pytest.raises(NotFound):
+        workspaces.get(rows, "work", generation=former.generation)
+    accept(rows, "latter", "work", generation=latter.generation)
+    with pytest.raises(NotFound):
+        lifecycle.cancel(rows, "latter", "EXECUTION_CANCELLED", "", generation=former.generation)
+    assert executions.get(rows, "latter").state == "queued"
+    lifecycle.cancel(rows, "latter", "EXECUTION_CANCELLED", "", generation=latter.generation)
+    assert executions.get(rows, "latter").state == "cancelled"
+
+
+@pytest.mark.parametrize("policy", ["overwrite", "reuse"])
+def test_an_upload_that_expects_another_workspace_changes_nothing(rows: Database, folder: Path, policy: str) -> None:
+    with pytest.raises(KeyError, match="WORKSPACE_CONFLICT"):
+        upload(rows, folder, "work", 7, policy)
+    former = upload(rows, folder, "work", 0, policy)
+    assert upload(rows, folder, "work", former.generation, policy).generation == former.generation
+    delete(rows, folder, "work")
+    latter = upload(rows, folder, "work")
+    for expected in (0, former.generation):
+        with pytest.raises(KeyError, match="WORKSPACE_CONFLICT"):
+            upload(rows, folder, "work", expected, policy, mine="x")
+    assert workspaces.get(rows, "work") == latter
+    assert {path.name for path in Path(latter.path).iterdir()} == {"a.txt"}
 
 
 def test_a_workspace_in_use_is_not_deleted_and_its_queue_stays(rows: Database, folder: Path) -> None:
@@ -173,6 +227,26 @@ def test_a_hub_deletes_a_workspace_of_its_agent_by_its_number_there(rows: Databa
     hub_workspaces.reserve_on(rows, former, "agent-1")  # a relay that was late
     hub_workspaces.note_placed(rows, former, "agent-1", "/there", 7)
     assert workspaces.get(rows, "work") == latter
+
+
+def test_a_hub_cancels_by_the_number_of_the_workspace_there(rows: Database) -> None:
+    workspace = on_hub(rows, "work", "client")
+    with rows.write() as connection:
+        connection.execute("UPDATE workspaces SET agent_id = 'agent-1', agent_generation = 7")
+    accept(rows, "gone", "work", key_id="client")
+    number = accept(rows, "waits", "work", key_id="client").number
+    lifecycle.claim(rows, own_identity())
+    with rows.write() as connection:
+        connection.execute("UPDATE executions SET agent_id = 'agent-1' WHERE execution_id = 'gone'")
+    outbox.cancel(rows, "agent-1", "gone")
+    assert [errand.path for errand in outbox.waiting(rows)] == ["/executions/gone/cancel?generation=7"]
+    lifecycle.finish(rows, executions.get(rows, "gone").number, Outcome.failure("EXECUTION_CANCELLED", ""))
+    with rows.read() as connection:  # the workspace is held until the machine confirms
+        assert placement._first_of_each_workspace(connection) == []
+    outbox.done(rows, outbox.waiting(rows)[0])
+    with rows.read() as connection:
+        assert placement._first_of_each_workspace(connection) == [(number, "agent-1")]
+    assert workspace.agent_generation is None
 
 
 def ran(rows: Database, execution_id: str, workspace_id: str, session: str, key_id: str | None = None) -> None:
@@ -342,3 +416,25 @@ def _freed_id(hub: Hub) -> None:
     assert list(mallory.execute("payroll", "hello"))[-1].name == "complete"
     assert not (Path(box.client.workspace("payroll")["path"]) / "salaries.csv").exists()
     assert box.client.workspace("payroll")["generation"] > former
+    # A user of the machine frees the id there and takes it.
+    _taken(box)
+    with pytest.raises(Refused):
+        mallory.archive("payroll", io.BytesIO())
+    assert list(mallory.execute("payroll", steps({"write": "backdoor.py"})))[-1].data["code"] == "AGENT_REFUSED"
+    assert _entries(box) == {"theirs.txt"}
+    box.client.delete_workspace("payroll")
+    assert list(mallory.execute("payroll", "hello"))[-1].name == "complete"
+    _taken(box)
+    mallory.upload("payroll", make_zip({"mine.txt": "y"}))
+    assert list(mallory.execute("payroll", "hello"))[-1].data["code"] == "AGENT_REFUSED"
+    mallory.delete_workspace("payroll")
+    assert _entries(box) == {"theirs.txt"}
+
+
+def _taken(box: Occ) -> None:
+    box.client.delete_workspace("payroll")
+    box.client.upload("payroll", make_zip({"theirs.txt": "x"}))
+
+
+def _entries(box: Occ) -> set[str]:
+    return {path.name for path in Path(box.client.workspace("payroll")["path"]).iterdir()}

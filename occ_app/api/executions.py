@@ -19,7 +19,7 @@ from occ_app.streams import followers as streams
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
-from occ_app.web.contracts import STREAM, contract
+from occ_app.web.contracts import RESUMES, STREAM, contract
 from occ_app.web.event_stream import event_stream
 
 bp = Blueprint("executions", __name__)
@@ -29,7 +29,7 @@ _BESIDE_PROMPT = 1 << 20  # bytes of the other fields
 
 
 @bp.post("/execute")
-@contract(content=STREAM, resumes=True)
+@contract(content=STREAM, headers=RESUMES)
 def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
@@ -96,6 +96,7 @@ def asked_for(body: Any) -> Request:
         key_id=callers.caller().key_id,
         agent=loaded.get("agent"),
         labels=tuple(loaded.get("labels", ())),
+        workspace_generation=loaded.get("workspace_generation"),
     )
 
 
@@ -146,7 +147,7 @@ def show(execution_id: str) -> Any:
 @contract(
     query=schemas.EventsQuery,
     content=STREAM,
-    resumes=True,
+    headers=RESUMES,
     empty="Last-Event-ID is the id of the final event: there is nothing to reconnect for",
 )
 def events(execution_id: str, query: dict[str, Any]) -> Response:
@@ -174,20 +175,24 @@ def _has_all(execution: Execution, after: int) -> bool:
 
 
 @bp.post("/executions/<execution_id>/cancel")
-@contract(reply=schemas.ExecutionRecord, status=202)
-def cancel(execution_id: str) -> Any:
+@contract(query=schemas.GenerationQuery, reply=schemas.ExecutionRecord, status=202)
+def cancel(execution_id: str, query: dict[str, Any]) -> Any:
     """End an execution; harmless when it is over."""
-    return cancel_execution(execution_id)
+    return cancel_execution(execution_id, query.get("generation"))
 
 
-def cancel_execution(execution_id: str) -> Execution:
-    """Cancel an execution of the caller's and wake its runner and followers. Raises NotFound."""
+def cancel_execution(execution_id: str, generation: int | None = None) -> Execution:
+    """Cancel an execution of the caller's and wake its runner and followers.
+
+    Raises NotFound, also when its workspace has another number than `generation`.
+    """
     execution = lifecycle.cancel(
         services().db,
         execution_id,
         "EXECUTION_CANCELLED",
         "The execution was cancelled before it started.",
         callers.caller().visible_to,
+        generation,
     )
     services().workers.ring(execution_id)
     services().readers.ring(tail.execution_key(execution.number))

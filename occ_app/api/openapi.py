@@ -10,8 +10,8 @@ from marshmallow import Schema
 
 from occ_app import __version__
 from occ_app.api.services import Services, services
-from occ_app.web import fields, schemas
 from occ_app.web import requests as web
+from occ_app.web import schemas
 from occ_app.web.contracts import Contract, contract, contract_of
 
 bp = Blueprint("openapi", __name__)
@@ -78,9 +78,8 @@ def _operation(contract: Contract, summary: str, name: str, arguments: list[str]
         operation["responses"]["204"] = {"description": contract.empty}
     if contract.query is not schemas.NoQuery:
         operation["parameters"].append({"in": "query", "schema": contract.query})
-    if contract.resumes:
-        last = {"type": "string", "pattern": fields.CURSOR_PATTERN}
-        operation["parameters"].append({"in": "header", "name": "Last-Event-ID", "schema": last})
+    for header, schema in contract.headers.items():
+        operation["parameters"].append({"in": "header", "name": header, "schema": dict(schema)})
     if contract.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": contract.body}}}
     if contract.form is not None:

@@ -16,7 +16,7 @@ from occ_app.api.services import services
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
-from occ_app.web.contracts import ZIP, contract
+from occ_app.web.contracts import EXPECTS, ZIP, contract
 from occ_app.workspaces import uploads
 from occ_app.workspaces import workspace as workspaces
 
@@ -26,7 +26,7 @@ INIT_SECONDS = 60.0
 
 
 @bp.post("/workspace/init")
-@contract(form=schemas.InitUpload, reply=schemas.InitReply)
+@contract(form=schemas.InitUpload, headers=EXPECTS, reply=schemas.InitReply)
 def init() -> Response:
     """Make a workspace from an uploaded zip, or keep the one there is."""
     services().refuse_when_stopping()
@@ -43,13 +43,14 @@ def init() -> Response:
     upload = request.files.get("zip")
     if upload is None:
         raise errors.InvalidRequest("The file part `zip` is missing.", {"zip": ["Missing file part."]})
-    return web.json_response(make(form, upload))
+    return web.json_response(make(form, upload, web.expected_generation()))
 
 
-def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
+def make(form: Mapping[str, Any], upload: FileStorage, expected: int | None = None) -> dict[str, Any]:
     """Make a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
 
-    Raises RequestError for a wrong zip, Unavailable when it took too long.
+    With `expected` the workspace must have that number, with 0 there must be none. Raises RequestError for a wrong zip,
+    Conflict for another workspace than the expected one, Unavailable when it took too long.
     """
     upload.stream.flush()
     path = Path(upload.stream.name or "")
@@ -65,6 +66,7 @@ def make(form: Mapping[str, Any], upload: FileStorage) -> dict[str, Any]:
             path,
             callers.caller().key_id,
             form["strip_root"],
+            expected,
         ),
     )
     return _await_job(number)
@@ -116,7 +118,7 @@ def show(workspace_id: str) -> Any:
 
 
 @bp.delete("/workspaces/<workspace_id>")
-@contract(query=schemas.DeleteQuery, reply=schemas.Deleted)
+@contract(query=schemas.GenerationQuery, reply=schemas.Deleted)
 def delete(workspace_id: str, query: dict[str, Any]) -> Response:
     """Remove a workspace and its files and end its queued executions, unless one runs in it."""
     for number in services().delete_workspace(workspace_id, callers.caller().visible_to, query.get("generation")):
@@ -125,15 +127,15 @@ def delete(workspace_id: str, query: dict[str, Any]) -> Response:
 
 
 @bp.get("/workspaces/<workspace_id>/archive")
-@contract(content=ZIP)
-def archive(workspace_id: str) -> Response:
+@contract(query=schemas.GenerationQuery, content=ZIP)
+def archive(workspace_id: str, query: dict[str, Any]) -> Response:
     """The workspace as it is now, as a zip."""
-    return packed(workspace_id)
+    return packed(workspace_id, query.get("generation"))
 
 
-def packed(workspace_id: str) -> Response:
+def packed(workspace_id: str, generation: int | None = None) -> Response:
     """Return the caller's workspace as it is now, as a zip. Raises NotFound, Unavailable or NoSpace."""
-    workspace = workspaces.get(services().db, workspace_id, callers.caller().visible_to)
+    workspace = workspaces.get(services().db, workspace_id, callers.caller().visible_to, generation)
     folder = services().config.run / "uploads"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up
     output = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the response

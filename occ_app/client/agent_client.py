@@ -89,10 +89,12 @@ class AgentClient:
         policy: str = "overwrite",
         description: str = "",
         strip_root: bool = False,
+        generation: int | None = None,
     ) -> dict[str, Any]:
         """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply.
 
         With `strip_root` a zip whose only top entry is a folder becomes a workspace with the contents of that folder.
+        With `generation` it is refused unless the workspace has that number, with 0 unless there is none.
         """
         fields = {
             "workspaceId": workspace_id,
@@ -109,6 +111,8 @@ class AgentClient:
         archive.seek(here)
         body = _timed(itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end]))
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        if generation is not None:
+            headers["OCC-Workspace-Generation"] = str(generation)
         return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
 
     def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[StreamEvent]:
@@ -180,8 +184,10 @@ class AgentClient:
             return self._json(method, path, read_seconds=seconds)
         return self._json(method, path, body=json.dumps(content).encode(), headers={"Content-Type": "application/json"})
 
-    def cancel(self, execution_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/executions/{quote(execution_id, safe='')}/cancel", read_seconds=_CANCEL_SECONDS)
+    def cancel(self, execution_id: str, generation: int | None = None) -> dict[str, Any]:
+        """End an execution; with `generation` only one of the workspace with that number."""
+        path = f"/executions/{quote(execution_id, safe='')}/cancel{_only(generation)}"
+        return self._json("POST", path, read_seconds=_CANCEL_SECONDS)
 
     def workspaces(self) -> list[dict[str, Any]]:
         return cast(list[dict[str, Any]], self._json("GET", "/workspaces")["workspaces"])
@@ -192,12 +198,14 @@ class AgentClient:
     def delete_workspace(self, workspace_id: str) -> None:
         self._json("DELETE", f"/workspaces/{quote(workspace_id, safe='')}")
 
-    def archive(self, workspace_id: str, output: IO[bytes], limit: int | None = None) -> None:
-        """Write the workspace, as it is now, to `output` as a zip.
+    def archive(
+        self, workspace_id: str, output: IO[bytes], limit: int | None = None, generation: int | None = None
+    ) -> None:
+        """Write the workspace, as it is now, to `output` as a zip; with `generation` only the one with that number.
 
         Raises Unreachable when it is over `limit` bytes, or slower than 60 s and the time of its size at a low rate.
         """
-        response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive")
+        response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive{_only(generation)}")
         deadline = time.monotonic() + _BODY_SECONDS
         written = 0
         try:
@@ -288,6 +296,11 @@ class AgentClient:
                 raise Refused(f"{self.url} does not take this token or key: {why}; {where}.", 401, refusal.code)
             raise refusal
         return response
+
+
+def _only(generation: int | None) -> str:
+    """Return the query that restricts a call to the workspace with a number; older agents know none."""
+    return "" if generation is None else f"?generation={generation}"
 
 
 def _given_up(error: Unreachable | Refused, execution_id: str, *, accepted: bool) -> Unreachable | Refused:

@@ -48,7 +48,7 @@ def create(
     Not yet on the disk: call `db.sync()` before acknowledging it.
 
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, NoSpace, QueueFull, and what `admit` raises,
+    unknown workspace, or one of another number than the request names, NoSpace, QueueFull, and what `admit` raises,
     which may look at the rows before one is added and returns
     the id of the agent that the request names.
     """
@@ -63,10 +63,12 @@ def create(
                 )
             return existing, False
         workspace = connection.execute(
-            "SELECT generation FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
+            "SELECT generation FROM workspaces WHERE workspace_id = :workspace_id"
+            " AND (:generation IS NULL OR generation = :generation)",
+            {"workspace_id": request.workspace_id, "generation": request.workspace_generation},
         ).fetchone()
         if workspace is None:
-            raise workspace_not_found(request.workspace_id)
+            raise workspace_not_found(request.workspace_id, request.workspace_generation)
         if db.disk_is_full():
             raise errors.NoSpace
         wanted_agent = admit(connection)
@@ -164,14 +166,24 @@ def abandon_all(db: Database, outcome: Outcome) -> int:
         return sum(_finish(connection, row["number"], outcome, row["state"]) > 0 for row in rows)
 
 
-def cancel(db: Database, execution_id: str, code: str, message: str, visible_to: str | None = None) -> Execution:
+def cancel(
+    db: Database,
+    execution_id: str,
+    code: str,
+    message: str,
+    visible_to: str | None = None,
+    generation: int | None = None,
+) -> Execution:
     """Cancel an execution: it ends with `code`. A queued one ends here, a running one by its worker: ring it.
 
-    Harmless when it is over. Raises NotFound, also for one that another key than `visible_to` made.
+    Harmless when it is over. Raises NotFound, also for one that another key than `visible_to` made, or of a workspace
+    with another number than `generation`.
     """
     with db.write() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
         if execution is None or visible_to not in (None, execution.key_id):
+            raise execution_not_found(execution_id)
+        if generation not in (None, execution.workspace_generation):  # another caller's, under the same id
             raise execution_not_found(execution_id)
         if execution.state == "queued":
             _finish(connection, execution.number, Outcome.failure(code, message), "queued")

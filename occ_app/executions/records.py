@@ -31,6 +31,7 @@ class Request:
     key_id: str | None = None  # on a hub: who asks, and where it is to run
     agent: str | None = None
     labels: tuple[str, ...] = ()
+    workspace_generation: int | None = None  # the number that the workspace must have
 
 
 @dataclass(frozen=True)

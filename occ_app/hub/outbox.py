@@ -21,9 +21,21 @@ class Errand:
 
 
 def cancel(db: Database, agent_id: str, execution_id: str) -> None:
-    """Have an agent end an execution that the hub has given up."""
+    """Have an agent end an execution that the hub has given up.
+
+    With the number of its workspace there, an execution of the machine's that has the same id is left alone.
+    """
     with db.write() as connection:
-        _add(connection, agent_id, "POST", f"/executions/{quote(execution_id, safe='')}/cancel")
+        row = connection.execute(
+            """
+            SELECT w.agent_generation FROM executions x
+            JOIN workspaces w ON w.generation = x.workspace_generation AND w.agent_id = x.agent_id
+            WHERE x.execution_id = :execution_id AND x.agent_id = :agent_id
+            """,
+            {"execution_id": execution_id, "agent_id": agent_id},
+        ).fetchone()
+        path = f"/executions/{quote(execution_id, safe='')}/cancel"
+        _add(connection, agent_id, "POST", path + _only(None if row is None else row["agent_generation"]))
 
 
 def delete_workspace(
@@ -34,8 +46,7 @@ def delete_workspace(
     With the workspace's number there a later workspace of the same id is left alone. It is None for agents that do not
     report numbers, and for a workspace whose upload may not have arrived.
     """
-    path = _workspace_path(workspace_id)
-    _add(connection, agent_id, "DELETE", path if agent_generation is None else f"{path}?generation={agent_generation}")
+    _add(connection, agent_id, "DELETE", _workspace_path(workspace_id) + _only(agent_generation))
 
 
 def deletions(db: Database, agent_id: str, workspace_id: str) -> list[Errand]:
@@ -50,6 +61,10 @@ def deletions(db: Database, agent_id: str, workspace_id: str) -> list[Errand]:
 
 def _workspace_path(workspace_id: str) -> str:
     return f"/workspaces/{quote(workspace_id, safe='')}"
+
+
+def _only(agent_generation: int | None) -> str:
+    return "" if agent_generation is None else f"?generation={agent_generation}"
 
 
 def waiting(db: Database) -> list[Errand]:

@@ -135,7 +135,8 @@ def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, 
             SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
         AND NOT EXISTS (
             SELECT 1 FROM errands e
-            JOIN executions r ON e.path = '/executions/' || r.execution_id || '/cancel' AND e.agent_id = r.agent_id
+            JOIN executions r ON e.agent_id = r.agent_id
+                AND substr(e.path, 1, instr(e.path || '?', '?') - 1) = '/executions/' || r.execution_id || '/cancel'
             WHERE r.workspace_generation = q.workspace_generation)
         GROUP BY q.workspace_generation ORDER BY 1
         """

@@ -105,7 +105,7 @@ def delete(db: Database, workspace_id: str, visible_to: str | None, generation: 
             {"workspace_id": workspace_id, "generation": generation},
         ).fetchone()
         if row is None or visible_to not in (None, row["key_id"]):
-            raise workspace_not_found(workspace_id)
+            raise workspace_not_found(workspace_id, generation)
         workspaces.refuse_busy(connection, workspace_id, row["generation"])
         connection.execute("DELETE FROM workspaces WHERE generation = :generation", {"generation": row["generation"]})
         if row["agent_id"] is not None:
@@ -145,6 +145,7 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
                 f"The id {upload.workspace_id} is taken; choose another workspaceId.",
                 {"workspaceId": upload.workspace_id},
             )
+        uploads.refuse_unexpected(upload, None if row is None else row["generation"])
         if row is not None and upload.policy == "reuse":
             uploads.succeed(connection, job.number, workspaces.from_row(row), reused=True)
             return

@@ -12,14 +12,14 @@ generated from the same contracts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
 from flask import Response
 from marshmallow import Schema
 
-from occ_app.web import callers, requests, schemas
+from occ_app.web import callers, fields, requests, schemas
 
 # The whole stream is a text. docs/protocol.md has its frames, and the fields of each event.
 _EVENTS = {
@@ -29,6 +29,8 @@ _EVENTS = {
 }
 STREAM = {"text/event-stream": {"schema": _EVENTS}}
 ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
+RESUMES = {"Last-Event-ID": {"type": "string", "pattern": fields.CURSOR_PATTERN}}
+EXPECTS = {requests.GENERATION_HEADER: {"type": "string", "pattern": requests.GENERATION_PATTERN}}
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Contract:
     """The input and output of an endpoint; a JSON body has at most `body_bytes`.
 
     `form` and `content` only describe: the view reads the form and returns a Response of that content itself.
-    `empty` describes a reply of 204; `resumes` adds the header Last-Event-ID. `admin` refuses callers that are not
-    admins, and `authenticate` checks the credentials of an endpoint that agents use; both run before the body is read.
+    `empty` describes a reply of 204, `headers` the headers that the view reads, each by a JSON schema. `admin` refuses
+    callers that are not admins, and `authenticate` checks the credentials of an endpoint that agents use; both run
+    before the body is read.
     """
 
     query: type[Schema] = schemas.NoQuery
@@ -48,7 +51,7 @@ class Contract:
     content: Mapping[str, Any] | None = None
     status: int = 200
     empty: str | None = None
-    resumes: bool = False
+    headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     admin: bool = False
     authenticate: Callable[..., None] | None = None
 

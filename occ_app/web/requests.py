@@ -28,6 +28,7 @@ _STRANGERS, _STRANGERS_OF_ADDRESS, _STRANGER_SECONDS = 16, 4, 10.0
 SMALL_BODY_BYTES = 1 << 16  # of a JSON body without a text of any length
 _MOST_STRUCTURE_BYTES = 1 << 16  # of a JSON body without its strings
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # possessive: no body makes it go back
+GENERATION_HEADER, GENERATION_PATTERN = "OCC-Workspace-Generation", "^[0-9]{1,18}$"
 _MOST_NAMED, _LONGEST_NAME, _LONGEST_REASON = 20, 100, 300
 
 
@@ -160,6 +161,20 @@ def cursor(after: str | None) -> int:
                 "INVALID_EVENT_ID", "Last-Event-ID and `after` must be the id of an event: a whole number, 0 or more."
             )
     return int((after if header is None else header) or 0)
+
+
+def expected_generation() -> int | None:
+    """Return the number that the workspace of this upload must have: 0, there must be none; None, any.
+
+    Raises InvalidRequest.
+    """
+    given = request.headers.get(GENERATION_HEADER)
+    if given is None:
+        return None
+    if not re.fullmatch(GENERATION_PATTERN, given):
+        message = f"{GENERATION_HEADER} must be the number of a workspace, or 0 for none."
+        raise errors.InvalidRequest(message, {GENERATION_HEADER: ["Not a whole number of 0 or more."]})
+    return int(given)
 
 
 def json_response(content: Any, status: int = 200) -> Response:

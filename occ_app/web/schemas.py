@@ -24,6 +24,7 @@ from occ_app.web.fields import (
 )
 
 MOST_QUERY = 1000
+LARGEST_GENERATION = 2**62
 
 STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -64,6 +65,7 @@ class ExecuteBody(_Request):
     max_turns = WholeNumber(data_key="maxTurns", validate=validate.Range(1, 10_000))
     max_budget_usd = Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
+    workspace_generation = WholeNumber(data_key="workspaceGeneration", validate=validate.Range(1, LARGEST_GENERATION))
 
 
 class ListQuery(_Request):
@@ -83,10 +85,10 @@ class EventsQuery(_Request):
     follow = fields.Boolean(load_default=True)
 
 
-class DeleteQuery(_Request):
-    """The query of DELETE /workspaces/{id}; `generation`: only if that is the workspace's number."""
+class GenerationQuery(_Request):
+    """The query of a call that concerns one workspace; `generation`: only if that is the workspace's number."""
 
-    generation = fields.Integer(validate=validate.Range(1, 2**62))
+    generation = fields.Integer(validate=validate.Range(1, LARGEST_GENERATION))
 
 
 class NoQuery(_Request):
@@ -225,6 +227,7 @@ class InitReply(Schema):
     bytes = fields.Integer()
     skipped = fields.List(fields.Nested(SkippedEntry))
     stripped = fields.String(allow_none=True)
+    generation = fields.Integer()
     agent_id = fields.String(data_key="agentId", allow_none=True)
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ from occ_app.workspaces.workspace import Workspace
 
 @dataclass(frozen=True)
 class Upload:
-    """A workspace that is to be made from a zip; `policy` is overwrite or reuse, `key_id` the hub's key that asks."""
+    """A workspace that is to be made from a zip; `policy` is overwrite or reuse, `key_id` the hub's key that asks.
+
+    The workspace must have the number `expected`: 0, there must be none; None, any.
+    """
 
     workspace_id: str
     name: str
@@ -37,6 +40,7 @@ class Upload:
     zip_path: Path
     key_id: str | None = None
     strip_root: bool = False
+    expected: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,13 @@ def submit(db: Database, upload: Upload) -> int:
     """Note that a workspace is to be made; returns the job's number."""
     with db.write() as connection:
         number = connection.execute(
-            "INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, strip_root, state,"
-            " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?)",
-            (
-                upload.workspace_id,
-                upload.name,
-                upload.description,
-                upload.policy,
-                str(upload.zip_path),
-                upload.key_id,
-                upload.strip_root,
-                iso_now(),
-            ),
+            """
+            INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, strip_root,
+                expected_generation, state, created_at)
+            VALUES (:workspace_id, :name, :description, :policy, :zip_path, :key_id, :strip_root, :expected, 'queued',
+                :now)
+            """,
+            {**asdict(upload), "zip_path": str(upload.zip_path), "now": iso_now()},
         ).lastrowid
     assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
     return number
@@ -166,13 +165,20 @@ def take(db: Database, number: int) -> Job | None:
     with db.write() as connection:
         row = connection.execute(
             "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
-            " RETURNING workspace_id, name, description, policy, zip_path, key_id, strip_root",
+            " RETURNING workspace_id, name, description, policy, zip_path, key_id, strip_root, expected_generation",
             (number,),
         ).fetchone()
     if row is None:
         return None
     asked = (row["workspace_id"], row["name"], row["description"], row["policy"])
-    return Job(number, Upload(*asked, Path(row["zip_path"]), row["key_id"], bool(row["strip_root"])))
+    further = (row["key_id"], bool(row["strip_root"]), row["expected_generation"])
+    return Job(number, Upload(*asked, Path(row["zip_path"]), *further))
+
+
+def refuse_unexpected(upload: Upload, generation: int | None) -> None:
+    """Raise Conflict when `generation`, the number of the workspace that has the id, is not the expected one."""
+    if upload.expected is not None and upload.expected != (generation or 0):
+        raise errors.workspace_changed(upload.workspace_id, upload.expected, generation)
 
 
 def _exists(db: Database, workspace_id: str) -> bool:
@@ -183,6 +189,7 @@ def _exists(db: Database, workspace_id: str) -> bool:
 
 def _reuse(db: Database, job: Job) -> None:
     workspace = workspaces.get(db, job.upload.workspace_id)
+    refuse_unexpected(job.upload, workspace.generation)
     with db.write() as connection:
         succeed(connection, job.number, workspace, reused=True)
 
@@ -215,6 +222,7 @@ def _write_down(
         "SELECT generation, path FROM workspaces WHERE workspace_id = :workspace_id",
         {"workspace_id": upload.workspace_id},
     ).fetchone()
+    refuse_unexpected(upload, None if existing is None else existing["generation"])
     if existing is None:
         generation = workspaces.new_generation(connection, upload.workspace_id)
         place = places.choose(connection, upload.workspace_id, generation, folder, claude)
@@ -252,6 +260,7 @@ def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *
         "bytes": workspace.bytes,
         "skipped": workspace.skipped,
         "stripped": workspace.stripped,
+        "generation": workspace.generation,
     }
     if workspace.zip is not None:  # on a hub, which tells where it is
         reply["agentId"] = workspace.agent_id

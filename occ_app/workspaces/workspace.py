@@ -70,12 +70,12 @@ class Workspace:
 _FIELDS = tuple(field.name for field in fields(Workspace))
 
 
-def get(db: Database, workspace_id: str, visible_to: str | None = None) -> Workspace:
-    """One workspace. Raises NotFound, also for one that another key than `visible_to` made."""
+def get(db: Database, workspace_id: str, visible_to: str | None = None, generation: int | None = None) -> Workspace:
+    """One workspace. Raises NotFound, also for another key's than `visible_to` or another number than `generation`."""
     with db.read() as connection:
         row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
-    if row is None or visible_to not in (None, row["key_id"]):
-        raise workspace_not_found(workspace_id)
+    if row is None or visible_to not in (None, row["key_id"]) or generation not in (None, row["generation"]):
+        raise workspace_not_found(workspace_id, generation)
     return from_row(row)
 
 
@@ -129,7 +129,7 @@ def delete(
                 {"workspace_id": workspace_id, "generation": generation},
             ).fetchone()
             if row is None:
-                raise workspace_not_found(workspace_id)
+                raise workspace_not_found(workspace_id, generation)
             refuse_busy(connection, workspace_id, row["generation"])
             ended = end_waiting(connection, row["generation"])
             # The rename is inside the transaction: no execution can be claimed between the check and it.

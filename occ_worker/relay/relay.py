@@ -93,7 +93,8 @@ class Relay:
         with self._lock:
             if self._over:
                 return False
-            self._have_it_cancelled()
+            if self._prompt_sent:
+                self._have_it_cancelled()
             seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._seq)
             self._over = True
         self._ring(outcome.news(seq))
@@ -176,7 +177,7 @@ class Relay:
             hindrance = sending.send_workspace(self._context, self._execution, agent, client)
             if hindrance is not None:
                 return hindrance
-            body, new = sending.request_body(self._execution), not self._prompt_sent
+            body, new = sending.request_body(self._context, self._execution), not self._prompt_sent
             # Marked first: the agent gets no prompt that a power cut could place elsewhere, and an execution of this
             # id that it has before the mark is somebody else's.
             if self._over:
@@ -192,7 +193,7 @@ class Relay:
                 return outcome
             if self._is_removed(agent, sign_of_life=not batch):
                 with contextlib.suppress(Unreachable, Refused):
-                    client.cancel(self._execution.execution_id)
+                    self._cancel(client)
                 return None
             if self._over or self._context.stopping():
                 return None
@@ -215,14 +216,17 @@ class Relay:
         if executions.cancel_code(self._context.db, self._execution.number) is None:
             return False
         try:
-            client.cancel(self._execution.execution_id)
+            self._cancel(client)
         except Refused as refusal:
             return refusal.status == 404
         return False
 
+    def _cancel(self, client: AgentClient) -> None:
+        client.cancel(self._execution.execution_id, sending.agent_generation(self._context, self._execution))
+
     def _refused(self, refusal: Refused, agent: Agent) -> Outcome | None:
         """Return the outcome of an agent's refusal; None when a repeated call may help."""
-        if refusal.code == "WORKSPACE_NOT_FOUND" and not self._sent_anew:
+        if refusal.code in ("WORKSPACE_NOT_FOUND", "WORKSPACE_CONFLICT") and not self._sent_anew:
             self._sent_anew = True
             workspace = workspaces.numbered(self._context.db, self._execution.workspace_generation)
             if workspace is None:

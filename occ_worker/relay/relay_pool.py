@@ -20,6 +20,7 @@ from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.process_identity import own_identity
+from occ_worker.relay import sending
 from occ_worker.relay.context import RelayContext
 from occ_worker.relay.relay import Relay
 
@@ -166,11 +167,17 @@ class RelayPool:
 
 
 def _pass_cancel_on(context: RelayContext, execution: Execution) -> bool:
-    """Send a requested cancel to the execution's agent. False when it could not be sent."""
+    """Send a requested cancel to the execution's agent. False when it could not be sent.
+
+    Before the agent got the execution, one of that id there is not the hub's.
+    """
+    if not execution.prompt_sent:
+        return False
     agent = context.agents.find(execution.agent_id or "")
     try:
         if agent is not None:
-            context.calls.client(agent).cancel(execution.execution_id)
+            generation = sending.agent_generation(context, execution)
+            context.calls.client(agent).cancel(execution.execution_id, generation)
     except (Unreachable, Refused) as error:
         log.info("execution %s is to be cancelled: %s", execution.execution_id, error)
         return False

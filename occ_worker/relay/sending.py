@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from occ_app.client.agent_client import AgentClient
@@ -49,11 +50,12 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
             name=workspace.name,
             description=workspace.description,
             strip_root=workspace.stripped is not None,
+            generation=0 if workspace.placed is None else workspace.agent_generation,
         )
     path = reply.get("path")
     known = isinstance(path, str) and len(path) <= _LONGEST_PATH
     path = whole_characters(str(path)) if known else ""
-    hub_workspaces.note_placed(context.db, workspace, agent.agent_id, path, _generation(client, workspace.workspace_id))
+    hub_workspaces.note_placed(context.db, workspace, agent.agent_id, path, _generation(reply))
     return None
 
 
@@ -81,15 +83,24 @@ def _record(client: AgentClient, workspace_id: str) -> dict[str, object] | None:
         raise
 
 
-def _generation(client: AgentClient, workspace_id: str) -> int | None:
-    """Read the number an agent gave a workspace; None for an agent that gives none."""
-    generation = (_record(client, workspace_id) or {}).get("generation")
+def _generation(reply: Mapping[str, Any]) -> int | None:
+    """Return the number an agent gave an uploaded workspace; None for an agent that gives none."""
+    generation = reply.get("generation")
     valid = isinstance(generation, int) and not isinstance(generation, bool) and 0 < generation <= MAX_SEQ
     return generation if valid and isinstance(generation, int) else None
 
 
-def request_body(execution: Execution) -> dict[str, Any]:
-    """Return the body of the agent's POST /execute; the agent decides the values that the client left open."""
+def agent_generation(context: RelayContext, execution: Execution) -> int | None:
+    """Return the number that the execution's workspace has on its agent; None when it is not known."""
+    workspace = workspaces.numbered(context.db, execution.workspace_generation)
+    return None if workspace is None else workspace.agent_generation
+
+
+def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
+    """Return the body of the agent's POST /execute; the agent decides the values that the client left open.
+
+    It names the workspace's number, so the prompt never runs in a later workspace of that id.
+    """
     given = {
         "timeoutSeconds": execution.timeout_seconds,
         "idleTimeoutSeconds": execution.idle_timeout_seconds,
@@ -97,6 +108,7 @@ def request_body(execution: Execution) -> dict[str, Any]:
         "maxTurns": execution.max_turns,
         "maxBudgetUsd": execution.max_budget_usd,
         "sessionId": execution.resume_session_id,
+        "workspaceGeneration": agent_generation(context, execution),
     }
     asked = {"executionId": execution.execution_id, "workspaceId": execution.workspace_id}
     return {**asked, "prompt": execution.prompt, **{name: value for name, value in given.items() if value}}

@@ -65,7 +65,7 @@ def files(execution_id: str) -> Response:
     execution = _execution(execution_id)
     if _workspace(execution) is None:
         raise errors.workspace_not_found(execution.workspace_id)
-    return workspaces_api.packed(execution.workspace_id)
+    return workspaces_api.packed(execution.workspace_id, execution.workspace_generation)
 
 
 @bp.post("/cancel")
