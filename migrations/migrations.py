@@ -447,3 +447,23 @@ def m011_random_delivery_ids(db: Database) -> None:
 def m012_expected_generations(db: Database) -> None:
     # The number that the workspace of an upload must have; 0: there must be none; NULL: any.
     db.execute("ALTER TABLE workspace_jobs ADD COLUMN expected_generation INTEGER")
+
+
+@occ()
+def m013_projects(db: Database) -> None:
+    """Add projects: workspaces that are folders of the machine itself. On a hub, those that its machines reported."""
+    for statement in (
+        # upload: a folder that OCC makes from a zip; folder: a person's, in which OCC only runs
+        "ALTER TABLE workspaces ADD COLUMN source TEXT NOT NULL DEFAULT 'upload'"
+        " CHECK (source IN ('upload', 'folder'))",
+        "ALTER TABLE workspaces ADD COLUMN trusted INTEGER NOT NULL DEFAULT 0",  # a project's settings and hooks count
+        """
+        CREATE TABLE project_keys (
+            generation INTEGER NOT NULL,  -- of the project
+            name       TEXT NOT NULL,     -- of a hub's key that may use it, besides the admins'
+            PRIMARY KEY (generation, name)
+        ) WITHOUT ROWID
+        """,
+        "ALTER TABLE agents ADD COLUMN projects TEXT",  # JSON, as the machine reported them last
+    ):
+        db.execute(statement)

@@ -199,3 +199,12 @@ def workspace_changed(workspace_id: str, expected: int, found: int | None) -> Co
         f"The upload expects {wanted} under the id {workspace_id} and there is {there}; look at it, then decide.",
         {"workspaceId": workspace_id},
     )
+
+
+def workspace_is_folder(workspace_id: str) -> Conflict:
+    return Conflict(
+        "WORKSPACE_IS_FOLDER",
+        f"Workspace {workspace_id} is a project, a folder of its machine: OCC neither overwrites, deletes nor archives"
+        " it. `occ projects remove` on that machine takes it off the list.",
+        {"workspaceId": workspace_id},
+    )

@@ -16,13 +16,17 @@ from typing import Any, cast
 
 import pytest
 
-from occ_app.claude import program
+from occ_app.claude import program, projects
 from occ_app.config import config as configuration
 from occ_app.executions.records import Execution
 from occ_worker.execution import command
 from tests import real_cli
 from tests.model_api import FAKE_KEY, ModelApi
+from tests.test_hostile_workspaces import SCHEDULED, Canaries, attacker, poison, write
+from tests.test_projects import picture
 from tests.test_real_cli import reply
+
+__all__ = ["attacker"]  # a fixture
 
 pytestmark = pytest.mark.real_cli
 
@@ -62,6 +66,7 @@ class Cli:
         without: Iterable[str] = (),
         instead: Mapping[str, str] | None = None,
         line: bytes | None = None,
+        trusted: bool = False,
     ) -> list[dict[str, Any]]:
         """Run one prompt to the end of the process and return the lines it printed.
 
@@ -76,7 +81,7 @@ class Cli:
                 "ANTHROPIC_API_KEY": FAKE_KEY,
             }
         )
-        argv = command.command(str(self.path), EXECUTION, None, config)
+        argv = command.command(str(self.path), EXECUTION, None, config, trusted=trusted)
         for name in without:
             if name in argv:
                 place = argv.index(name)
@@ -199,3 +204,51 @@ def test_a_mention_would_attach_a_file_where_nothing_forbids_it(cli: Cli, shut: 
 def test_the_reminders_of_plan_mode_reach_the_model_where_the_version_allows_it(cli: Cli) -> None:
     cli.run("Plan. " + reply({"text": "ok"}), without=unset(cli), instead={"acceptEdits": "plan"})
     assert ("plan mode is active" in cli.sent().lower()) is program.knows_file_mentions(cli.version)
+
+
+def project(cli: Cli, canaries: Canaries) -> None:
+    """Make the folder one that runs things in a terminal."""
+    events = ("SessionStart", "UserPromptSubmit", "Stop")
+    hooks = {
+        event: [{"matcher": "", "hooks": [{"type": "command", "command": canaries.command(event)}]}] for event in events
+    }
+    server = {"command": "sh", "args": ["-c", canaries.command("mcp")]}
+    for name, content in (
+        ("settings.json", {"hooks": hooks}),
+        ("settings.local.json", {"model": "a-model-of-the-project"}),
+    ):
+        write(cli.work / ".claude" / name, json.dumps(content))
+    write(cli.work / ".mcp.json", json.dumps({"mcpServers": {"own": server}}))
+    write(cli.work / "CLAUDE.md", "TEXT-OF-THE-PROJECT")
+
+
+def test_a_project_s_settings_hooks_and_servers_stay_unread_without_trust(
+    cli: Cli, attacker: ModelApi, tmp_path: Path
+) -> None:
+    """Also all that an upload would not have been stored with; and no file of the project changes."""
+    canaries = Canaries(tmp_path / "canaries")
+    project(cli, canaries)
+    poison(cli.work, canaries, attacker)
+    before = picture(cli.work)
+    cli.run("Hello. " + reply({"text": "hi"}))
+    assert canaries.sung == []
+    assert attacker.requests() == []
+    assert SCHEDULED not in cli.sent()
+    assert "a-model-of-the-project" not in cli.sent()
+    assert picture(cli.work) == before
+
+
+def test_they_apply_with_trust(cli: Cli, tmp_path: Path) -> None:
+    canaries = Canaries(tmp_path / "canaries")
+    project(cli, canaries)
+    cli.run("Hello. " + reply({"text": "hi"}), trusted=True)
+    assert set(canaries.sung) == {"SessionStart", "UserPromptSubmit", "Stop", "mcp"}
+    assert "TEXT-OF-THE-PROJECT" in cli.sent()
+    assert "a-model-of-the-project" in cli.sent()
+
+
+def test_a_session_of_a_terminal_is_known_by_its_folder(cli: Cli) -> None:
+    lines = cli.run("Hello. " + reply({"text": "hi"}), trusted=True)
+    session = lines[-1]["session_id"]
+    assert projects.has_session(cli.home / ".claude", cli.work, session)
+    assert not projects.has_session(cli.home / ".claude", cli.home, session)

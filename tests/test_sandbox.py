@@ -92,6 +92,20 @@ def test_the_sandbox_shows_the_workspace_and_nothing_else_of_the_home(prying: Oc
     assert not Path("/tmp/mine").exists()
 
 
+def test_a_project_is_there_to_write_in_the_sandbox_and_its_neighbours_are_not(prying: Occ) -> None:
+    folder = Path(prying.environment["HOME"], "code/app")
+    folder.mkdir(parents=True)
+    (folder.parent / "neighbour.txt").write_text(SECRET)
+    (folder / "pry.sh").write_text("pwd; echo written > in.txt; cat ../neighbour.txt; ls -A .. ../..\n")
+    prying.command("projects", "add", str(folder))
+    assert names(prying.run("pry", "app"))[-1] == "complete", prying.logs()
+    told = (folder / "report").read_text()
+    assert told.startswith(f"{folder}\n")
+    assert SECRET not in told
+    assert "secret.txt" not in told
+    assert (folder / "in.txt").read_text() == "written\n"
+
+
 def test_nothing_hidden_comes_to_light_by_unmounting(prying: Occ) -> None:
     """As root, too: no capability is left that could take a mount away or reach a disk."""
     home = Path(prying.environment["HOME"])

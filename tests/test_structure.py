@@ -114,7 +114,7 @@ def test_sql_stands_in_its_few_modules() -> None:
             f"occ_app/executions/{module}.py"
             for module in ("events", "lifecycle", "queries", "search", "tally", "usage")
         ),
-        *(f"occ_app/workspaces/{module}.py" for module in ("places", "uploads", "workspace")),
+        *(f"occ_app/workspaces/{module}.py" for module in ("places", "projects", "uploads", "workspace")),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
         *(
             f"occ_app/hub/{module}.py"

@@ -66,7 +66,7 @@ def _create(own: Services, asked: Request) -> tuple[Execution, bool]:
             return existing, False
         raise
     return lifecycle.create(
-        own.db, asked, max_queue=own.config.max_queue, admit=lambda connection: own.admit(connection, asked)
+        own.db, asked, max_queue=own.config.max_queue, admit=own.admit, resolve=own.resolve_workspace
     )
 
 

@@ -30,7 +30,8 @@ class Services:
     `readers` and `workers` ring the processes that follow or run executions. `wake_worker` and `enqueue_upload` put
     a job onto their queue. `pack` writes a workspace as a zip; `delete_workspace` removes one, only if it is the given
     key's and has the given generation, where these are given, and returns the numbers of the executions it ended.
-    `admit` checks an execution before it is accepted. `measures` are those that only an agent or only a hub has.
+    `admit` checks an execution before it is accepted, and `resolve_workspace` returns the id of the workspace that its
+    request names. `measures` are those that only an agent or only a hub has.
     `title` is the API's name.
     """
 
@@ -48,6 +49,7 @@ class Services:
     delete_workspace: Callable[[str, str | None, int | None], list[int]]
     execute_body: type[Schema] = schemas.ExecuteBody
     admit: Callable[[sqlite3.Connection, records.Request], str | None] = lambda _connection, _request: None
+    resolve_workspace: Callable[[sqlite3.Connection, str], str] = lambda _connection, workspace_id: workspace_id
     measures: tuple[Measure, ...] = ()
     title: str = "OCC agent"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -50,8 +51,11 @@ def make(form: Mapping[str, Any], upload: FileStorage, expected: int | None = No
     """Make a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
 
     With `expected` the workspace must have that number, with 0 there must be none. Raises RequestError for a wrong zip,
-    Conflict for another workspace than the expected one, Unavailable when it took too long.
+    Conflict for a project or another workspace than the expected one, Unavailable when it took too long.
     """
+    with contextlib.suppress(errors.NotFound):
+        existing = workspaces.get(services().db, form["workspace_id"], callers.caller().visible_to)
+        workspaces.refuse_folder(existing.workspace_id, existing.source)
     upload.stream.flush()
     path = Path(upload.stream.name or "")
     if path.stat().st_size > services().config.max_upload_bytes:
@@ -134,8 +138,9 @@ def archive(workspace_id: str, query: dict[str, Any]) -> Response:
 
 
 def packed(workspace_id: str, generation: int | None = None) -> Response:
-    """Return the caller's workspace as it is now, as a zip. Raises NotFound, Unavailable or NoSpace."""
+    """Return the caller's workspace as it is now, as a zip. Raises NotFound, Conflict, Unavailable or NoSpace."""
     workspace = workspaces.get(services().db, workspace_id, callers.caller().visible_to, generation)
+    workspaces.refuse_folder(workspace_id, workspace.source)  # the zip would hold all of it, `.env` and `.git` included
     folder = services().config.run / "uploads"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up
     output = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the response

@@ -5,11 +5,13 @@ NAME is the folder's path with a dash for everything but ASCII letters and digit
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+_BEGINNING_BYTES = 1 << 20  # of a transcript, in which a line names the folder
 LONGEST_NAME = 200  # the CLI shortens longer names and appends a hash
 
 
@@ -46,6 +48,32 @@ def remove(claude: Path, workspace: Path) -> None:
     """Delete the CLI's folders for a workspace, with its conversations and memory."""
     for folder in folders(claude, workspace):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def has_session(claude: Path, workspace: Path, session_id: str) -> bool:
+    """Return whether the CLI has a session that began in a folder.
+
+    Folders whose paths encode alike share the CLI's folder, so the folder that the transcript names decides.
+    """
+    paths = {str(workspace), os.path.realpath(workspace)}
+    return any(_first_folder(folder / f"{session_id}.jsonl") in paths for folder in folders(claude, workspace))
+
+
+def _first_folder(transcript: Path) -> str | None:
+    """Return the first working directory in the beginning of a transcript."""
+    try:
+        with transcript.open("rb") as file:
+            lines = file.read(_BEGINNING_BYTES).split(b"\n")
+    except OSError:
+        return None
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and isinstance(content.get("cwd"), str):
+            return str(content["cwd"])
+    return None
 
 
 def _hash(text: str) -> str:

@@ -29,6 +29,7 @@ _MODULES = {
     "token": "agent",
     "jobs": "jobs",
     "run": "run",
+    "projects": "projects",
     "workspaces": "workspaces",
     "demo": "demo",
     "backup": "agent",

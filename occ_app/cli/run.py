@@ -30,6 +30,7 @@ _LOOK_SECONDS = 2.0
     help="Folder to send as a new workspace: the files that git lists.  [default: .]",
 )
 @click.option("--workspace", metavar="ID", help="Go on in this workspace instead of sending a folder.")
+@click.option("--project", metavar="NAME", help="Run in this project of the machine; on a hub NAME@MACHINE.")
 @click.option("--session", metavar="UUID", help="Go on with this Claude session of the workspace.")
 @click.option("--model", metavar="MODEL", help="Model to use.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit.")
@@ -42,6 +43,7 @@ def run(
     prompt: str,
     folder: Path | None,
     workspace: str | None,
+    project: str | None,
     session: str | None,
     model: str | None,
     timeout: float | None,
@@ -59,8 +61,12 @@ def run(
     outcome. Ctrl-C asks whether to leave it running. With - as PROMPT it is read from standard input.
     """
     prompt = _prompt(prompt)
-    _check_place(folder, workspace, session)
+    _check_place(folder, workspace or project, session)
+    if workspace is not None and project is not None:
+        raise click.UsageError("--workspace and --project both name the place to run in: give one of them.")
     client = remote.chosen(url, token, pin)
+    if project is not None:
+        workspace = _project(client, project)
     if agent or label:
         _check_hub(client)
     sent = workspace is None
@@ -92,6 +98,20 @@ def run(
         output.summary(final, _record(client, execution_id))
         _tell_session(final, workspace, remote.again(url, pin))
     return output.outcome(final)
+
+
+def _project(client: AgentClient, name: str) -> str:
+    """Return the name by which an agent or hub knows a project. Raises NotFound."""
+    found = [each for each in client.workspaces() if each.get("source") == "folder"]
+    known = [each.get("alias") or each["workspaceId"] for each in found]
+    meant = [
+        known[place] for place, each in enumerate(found) if name in (each["name"], each["workspaceId"], known[place])
+    ]
+    if len(meant) == 1:
+        return str(meant[0])
+    which = f"Several machines have a project {name}" if meant else f"There is no project {name}"
+    listed = f": {', '.join(meant or known)}" if known else "; `occ projects add PATH` on a machine adds one"
+    raise errors.NotFound("WORKSPACE_NOT_FOUND", f"{which}{listed}.")
 
 
 def _announced(events: Iterator[StreamEvent], accepted: str) -> Iterator[StreamEvent]:
@@ -140,10 +160,10 @@ def _prompt(given: str) -> str:
 def _check_place(folder: Path | None, workspace: str | None, session: str | None) -> None:
     if workspace is not None and folder is not None:
         raise click.UsageError(
-            "--workspace goes on in what is there already, and --dir sends a new one: give one of them."
+            "--workspace and --project run in what is there already, and --dir sends a new one: give one of them."
         )
     if workspace is None and session is not None:
-        raise click.UsageError("A session is one of a workspace: give its --workspace too.")
+        raise click.UsageError("A session is one of a workspace: give its --workspace or --project too.")
 
 
 def _here() -> Path:

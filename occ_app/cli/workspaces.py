@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,17 +46,21 @@ def listing(client: AgentClient, as_json: bool) -> None:
     if not found:
         output.echo("No workspaces.")
         return
-    rows = [
-        (
-            workspace["workspaceId"],
-            str(workspace["files"]),
-            output.size(workspace["bytes"]),
-            output.since(workspace["updatedAt"]),
-            output.printable(workspace["name"]),
+    output.table([("ID", "FILES SENT", "SIZE", "AGE", "NAME"), *map(_row, found)])
+
+
+def _row(workspace: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the row of a workspace; a project has its folder instead of sizes."""
+    age, name = output.since(workspace["updatedAt"]), output.printable(workspace["name"])
+    if workspace.get("source") == "folder":
+        return (
+            workspace.get("alias") or workspace["workspaceId"],
+            "project",
+            "",
+            age,
+            output.printable(workspace["path"]),
         )
-        for workspace in found
-    ]
-    output.table([("ID", "FILES SENT", "SIZE", "AGE", "NAME"), *rows])
+    return workspace["workspaceId"], str(workspace["files"]), output.size(workspace["bytes"]), age, name
 
 
 @workspaces.command()

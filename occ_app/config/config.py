@@ -242,6 +242,15 @@ def homes() -> list[Path]:
     return found
 
 
+def default_homes() -> list[Path]:
+    """Where an agent and a hub of this user are when no variable names another folder."""
+    found = []
+    for program in (AGENT, HUB):
+        with contextlib.suppress(ConfigError):
+            found.append(home_folder({}, program))
+    return found
+
+
 def unknown_variables() -> list[str]:
     """Variables that look like settings of OCC and are none."""
     others = {AGENT.home_variable, HUB.home_variable, "OCC_TOKEN", "OCC_EXECUTION_ID"}

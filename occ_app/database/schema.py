@@ -16,7 +16,7 @@ from occ_app.config.config import Config, inherited_socket
 from occ_app.database.database import Database, connect, translated
 from occ_app.system.packaged import packaged
 
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 
 
 def ensure_schema(
@@ -64,6 +64,23 @@ def opened(path: Path, *, readonly: bool = False) -> Database:
     """Open occ.db for a command. Raises SchemaTooNew when a newer OCC wrote it."""
     _known_version(path, readonly=readonly)
     return Database(path, readonly=readonly)
+
+
+def opened_to_write(config: Config, *, running: bool) -> Database:
+    """Open occ.db for a command that changes it; without a running daemon it is made or migrated first.
+
+    Raises SchemaTooNew when a newer OCC wrote it, and StartFailed when the daemon is of an older one.
+    """
+    if not running:
+        config.make_folders()
+        ensure_schema(config.database, config.home / "lock" / "migrate")
+    elif _known_version(config.database) < SCHEMA_VERSION:
+        command = config.program.command
+        raise errors.StartFailed(
+            f"The running daemon is of an older version than this command; `{command} stop` and `{command} start`"
+            " change to the installed one."
+        )
+    return Database(config.database)
 
 
 def _known_version(path: Path, *, readonly: bool = False) -> int:

@@ -12,6 +12,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from occ_app import errors
@@ -41,7 +42,8 @@ def create(
     request: Request,
     *,
     max_queue: int,
-    admit: Callable[[sqlite3.Connection], str | None] = lambda _: None,
+    admit: Callable[[sqlite3.Connection, Request], str | None] = lambda _connection, _request: None,
+    resolve: Callable[[sqlite3.Connection, str], str] = lambda _connection, workspace_id: workspace_id,
 ) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
@@ -50,7 +52,7 @@ def create(
     The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
     unknown workspace, or one of another number than the request names, NoSpace, QueueFull, and what `admit` raises,
     which may look at the rows before one is added and returns
-    the id of the agent that the request names.
+    the id of the agent that the request names. `resolve` returns the id of the workspace that a new request names.
     """
     with db.write(durable=False) as connection:
         existing = one(connection, "x.execution_id = ?", (request.execution_id,))
@@ -62,6 +64,7 @@ def create(
                     {"executionId": request.execution_id},
                 )
             return existing, False
+        request = replace(request, workspace_id=resolve(connection, request.workspace_id))
         workspace = connection.execute(
             "SELECT generation FROM workspaces WHERE workspace_id = :workspace_id"
             " AND (:generation IS NULL OR generation = :generation)",
@@ -71,7 +74,7 @@ def create(
             raise workspace_not_found(request.workspace_id, request.workspace_generation)
         if db.disk_is_full():
             raise errors.NoSpace
-        wanted_agent = admit(connection)
+        wanted_agent = admit(connection, request)
         ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if ahead >= max_queue:
             raise errors.QueueFull(ahead)
@@ -147,13 +150,13 @@ def give_up(db: Database, number: int, outcome: Outcome) -> bool:
         return _finish(connection, number, outcome, "queued") > 0
 
 
-def end_waiting(connection: sqlite3.Connection, generation: int) -> list[int]:
+def end_waiting(connection: sqlite3.Connection, generation: int, message: str = WORKSPACE_REMOVED) -> list[int]:
     """End everything that waits for a workspace that the caller's transaction removes; returns their numbers."""
     rows = connection.execute(
         "SELECT number FROM executions WHERE state = 'queued' AND workspace_generation = :generation ORDER BY number",
         {"generation": generation},
     ).fetchall()
-    outcome = Outcome.failure("WORKSPACE_MISSING", WORKSPACE_REMOVED)
+    outcome = Outcome.failure("WORKSPACE_MISSING", message)
     return [row["number"] for row in rows if _finish(connection, row["number"], outcome, "queued")]
 
 

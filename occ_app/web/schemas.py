@@ -245,6 +245,8 @@ class WorkspaceRecord(Schema):
     updated_at = fields.String(data_key="updatedAt")
     generation = fields.Integer()
     agent_id = fields.String(data_key="agentId", allow_none=True)
+    source = fields.String(validate=validate.OneOf(["upload", "folder"]))
+    alias = fields.String(allow_none=True)
 
 
 class WorkspaceList(Schema):

@@ -38,10 +38,10 @@ def reconcile(db: Database, folder: Path, claude: Path | None) -> list[str]:
     """Make folders and rows agree before anybody serves, also in a home that was moved, copied or restored.
 
     A removal that was killed before it was written down is undone, one after that is finished. A workspace that shares
-    its encoded path with another is moved. Returns a sentence for each of these.
+    its encoded path with another is moved. Returns a sentence for each of these. Projects stay as they are.
     """
     with db.write() as connection:
-        rows = connection.execute("SELECT workspace_id, path FROM workspaces").fetchall()
+        rows = connection.execute("SELECT workspace_id, path FROM workspaces WHERE source = 'upload'").fetchall()
         kept = {Path(row["path"]).name for row in rows}
         moved = [
             {"path": str(place), "workspace_id": row["workspace_id"]}
@@ -66,7 +66,8 @@ def _part(db: Database, folder: Path, claude: Path | None) -> Iterator[str]:
         rows = connection.execute(
             """
             SELECT w.workspace_id, w.path, w.generation FROM workspaces w
-            WHERE NOT EXISTS (SELECT 1 FROM claude_folders f WHERE f.generation = w.generation)
+            WHERE w.source = 'upload'
+              AND NOT EXISTS (SELECT 1 FROM claude_folders f WHERE f.generation = w.generation)
             """
         ).fetchall()
     for row in rows:

@@ -111,7 +111,7 @@ def undo_unfinished(db: Database, folder: Path) -> None:
         with db.read() as connection:
             row = connection.execute(
                 "SELECT w.path FROM workspace_jobs j JOIN workspaces w ON w.workspace_id = j.workspace_id"
-                " WHERE j.number = :number",
+                " WHERE j.number = :number AND w.source = 'upload'",
                 {"number": int(aside.name.removeprefix(ASIDE).partition("-")[0])},
             ).fetchone()
         if row is not None:
@@ -122,7 +122,7 @@ def undo_unfinished(db: Database, folder: Path) -> None:
             with db.read() as connection:
                 row = connection.execute(
                     "SELECT w.path FROM workspace_jobs j JOIN workspaces w ON w.workspace_id = j.workspace_id"
-                    " WHERE j.number = :number AND j.state != 'succeeded'",
+                    " WHERE j.number = :number AND j.state != 'succeeded' AND w.source = 'upload'",
                     {"number": int(number)},
                 ).fetchone()
             if row is not None:
@@ -142,7 +142,7 @@ def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude
     upload = job.upload
     try:
         try:
-            if upload.policy == "reuse" and _exists(db, upload.workspace_id):
+            if _exists(db, upload.workspace_id) and upload.policy == "reuse":
                 archives.unpack(upload.zip_path, None, limits, strip_root=upload.strip_root)
                 _reuse(db, job)
                 return
@@ -182,9 +182,15 @@ def refuse_unexpected(upload: Upload, generation: int | None) -> None:
 
 
 def _exists(db: Database, workspace_id: str) -> bool:
+    """Return whether there is such a workspace. Raises Conflict for a project."""
     with db.read() as connection:
-        row = connection.execute("SELECT path FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
-    return row is not None and Path(row["path"]).is_dir()
+        row = connection.execute(
+            "SELECT path, source FROM workspaces WHERE workspace_id = :workspace_id", {"workspace_id": workspace_id}
+        ).fetchone()
+    if row is None:
+        return False
+    workspaces.refuse_folder(workspace_id, row["source"])
+    return Path(row["path"]).is_dir()
 
 
 def _reuse(db: Database, job: Job) -> None:
@@ -219,7 +225,7 @@ def _write_down(
     now = iso_now()
     upload = job.upload
     existing = connection.execute(
-        "SELECT generation, path FROM workspaces WHERE workspace_id = :workspace_id",
+        "SELECT generation, path, source FROM workspaces WHERE workspace_id = :workspace_id",
         {"workspace_id": upload.workspace_id},
     ).fetchone()
     refuse_unexpected(upload, None if existing is None else existing["generation"])
@@ -227,6 +233,7 @@ def _write_down(
         generation = workspaces.new_generation(connection, upload.workspace_id)
         place = places.choose(connection, upload.workspace_id, generation, folder, claude)
     else:
+        workspaces.refuse_folder(upload.workspace_id, existing["source"])
         generation, place = existing["generation"], Path(existing["path"])
         workspaces.refuse_busy(connection, upload.workspace_id, generation)
     row = connection.execute(

@@ -34,6 +34,9 @@ class Placement:
 class Workspace:
     """A row of `workspaces`; `bytes` is the unpacked size, `skipped` the files left out of the zip, with reasons.
 
+    `source` is `upload`, or `folder` for a project: a folder of the machine that OCC never changes by itself. `trusted`
+    is a project's: its settings, hooks and MCP servers count.
+
     `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
     sessions of executions numbered above `sessions_after` can be resumed.
     Only on a hub: `key_id`; `agent_id`, where it lives; `agent_generation`, its number there; `zip`, the stored
@@ -58,6 +61,19 @@ class Workspace:
     agent_generation: int | None
     sessions_after: int
     stripped: str | None  # the single top folder of the zip that the workspace is without
+    source: str
+    trusted: bool
+    agent_name: str | None = None  # where it lives, by name; only in what `get`, `numbered` and `listing` return
+
+    @property
+    def is_project(self) -> bool:
+        """Whether it is a folder of the machine itself, and no upload."""
+        return self.source == "folder"
+
+    @property
+    def alias(self) -> str | None:
+        """The name of a project on a hub, `app@box`; None for all others."""
+        return f"{self.name}@{self.agent_name}" if self.is_project and self.agent_name else None
 
     @property
     def placement(self) -> Placement | None:
@@ -68,22 +84,38 @@ class Workspace:
 
 
 _FIELDS = tuple(field.name for field in fields(Workspace))
+_SELECT = "SELECT w.*, (SELECT a.name FROM agents a WHERE a.agent_id = w.agent_id) AS agent_name FROM workspaces w"
+# Whether a caller may see and use a workspace `w`: its owner, for a project each key that its machine named, and
+# everybody who is limited to no key.
+VISIBLE = """(
+    :visible_to IS NULL OR w.key_id = :visible_to OR EXISTS (
+        SELECT 1 FROM project_keys p JOIN keys k ON k.name = p.name
+        WHERE p.generation = w.generation AND k.key_id = :visible_to)
+)"""
 
 
 def get(db: Database, workspace_id: str, visible_to: str | None = None, generation: int | None = None) -> Workspace:
-    """One workspace. Raises NotFound, also for another key's than `visible_to` or another number than `generation`."""
+    """One workspace. Raises NotFound, also for one that the key `visible_to` may not see, and for another number."""
     with db.read() as connection:
-        row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (workspace_id,)).fetchone()
-    if row is None or visible_to not in (None, row["key_id"]) or generation not in (None, row["generation"]):
+        row = connection.execute(
+            f"{_SELECT} WHERE w.workspace_id = :workspace_id AND {VISIBLE}"
+            " AND (:generation IS NULL OR w.generation = :generation)",
+            {"workspace_id": workspace_id, "visible_to": visible_to, "generation": generation},
+        ).fetchone()
+    if row is None:
         raise workspace_not_found(workspace_id, generation)
     return from_row(row)
 
 
-def numbered(db: Database, generation: int) -> Workspace | None:
-    """The workspace with this number; None once it is deleted, also when its id is in use again."""
+def numbered(db: Database, generation: int, visible_to: str | None = None) -> Workspace | None:
+    """The workspace with this number, if the key `visible_to` may see it.
+
+    None once it is deleted, also when its id is in use again.
+    """
     with db.read() as connection:
         row = connection.execute(
-            "SELECT * FROM workspaces WHERE generation = :generation", {"generation": generation}
+            f"{_SELECT} WHERE w.generation = :generation AND {VISIBLE}",
+            {"generation": generation, "visible_to": visible_to},
         ).fetchone()
     return None if row is None else from_row(row)
 
@@ -98,10 +130,10 @@ def new_generation(connection: sqlite3.Connection, workspace_id: str) -> int:
 
 
 def listing(db: Database, visible_to: str | None = None) -> list[Workspace]:
-    """All workspaces, or those that the key `visible_to` made, by id."""
+    """All workspaces, or those that the key `visible_to` may see, by id."""
     with db.read() as connection:
         rows = connection.execute(
-            "SELECT * FROM workspaces WHERE ? IS NULL OR key_id = ? ORDER BY workspace_id", (visible_to, visible_to)
+            f"{_SELECT} WHERE {VISIBLE} ORDER BY w.workspace_id", {"visible_to": visible_to}
         ).fetchall()
     return [from_row(row) for row in rows]
 
@@ -118,18 +150,19 @@ def delete(
 
     `end_waiting` does that in the transaction. The workspace's conversations in the CLI's own folder, `claude`, are
     removed, too. Raises NotFound, also when the id belongs to another `generation` than the given one, and Conflict
-    while an execution runs in it.
+    while an execution runs in it and for a project.
     """
     trash: Path | None = None
     try:
         with db.write(durable=False) as connection:
             row = connection.execute(
                 "DELETE FROM workspaces WHERE workspace_id = :workspace_id"
-                " AND (:generation IS NULL OR generation = :generation) RETURNING path, generation",
+                " AND (:generation IS NULL OR generation = :generation) RETURNING path, generation, source",
                 {"workspace_id": workspace_id, "generation": generation},
             ).fetchone()
             if row is None:
                 raise workspace_not_found(workspace_id, generation)
+            refuse_folder(workspace_id, row["source"])
             refuse_busy(connection, workspace_id, row["generation"])
             ended = end_waiting(connection, row["generation"])
             # The rename is inside the transaction: no execution can be claimed between the check and it.
@@ -151,6 +184,12 @@ def delete(
     return ended
 
 
+def refuse_folder(workspace_id: str, source: str) -> None:
+    """Raises Conflict for a project; inside the transaction that overwrites or deletes the workspace."""
+    if source == "folder":
+        raise errors.workspace_is_folder(workspace_id)
+
+
 def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int) -> None:
     """Raises Conflict while an execution runs in the workspace; inside the transaction that changes it."""
     row = connection.execute(
@@ -168,4 +207,6 @@ def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: i
 def from_row(row: sqlite3.Row) -> Workspace:
     values = dict(row)
     values["skipped"] = json.loads(values["skipped"])
+    values["trusted"] = bool(values["trusted"])
+    values.setdefault("agent_name", None)
     return Workspace(**{name: values[name] for name in _FIELDS})  # a newer schema may have further columns

@@ -14,6 +14,9 @@ from occ_app.executions.records import Execution
 # Unset for versions that know CLAUDE_CODE_DISABLE_FILE_MENTIONS: it also takes away the CLI's own reminders.
 ALL_ATTACHMENTS = "CLAUDE_CODE_DISABLE_ATTACHMENTS"
 
+# Unset for trusted workspaces: the CLI's memory goes into later requests, and a prompt can write it.
+NO_AUTO_MEMORY = "CLAUDE_CODE_DISABLE_AUTO_MEMORY"
+
 _FIXED_ENVIRONMENT = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",
@@ -34,13 +37,19 @@ _FIXED_ENVIRONMENT = {
     # Otherwise "@/etc/hostname" in a prompt attaches that file, unasked and from outside the workspace too.
     "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",
     ALL_ATTACHMENTS: "1",
+    NO_AUTO_MEMORY: "1",
 }
 # In plan and auto mode the CLI would read outside the workspace without asking.
 _SETTINGS = '{"permissions":{"disableAutoMode":"disable"}}'
 
 
-def command(path: str, execution: Execution, memory: Path | None, config: Config) -> list[str]:
-    """The argv for one execution. The prompt is not in it: it goes to stdin, where nothing can take it for a flag."""
+def command(
+    path: str, execution: Execution, memory: Path | None, config: Config, *, trusted: bool = False
+) -> list[str]:
+    """The argv for one execution. The prompt is not in it: it goes to stdin, where nothing can take it for a flag.
+
+    `trusted`: the workspace's settings, hooks and MCP servers count.
+    """
     argv = [
         *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
         "--include-partial-messages",
@@ -49,8 +58,8 @@ def command(path: str, execution: Execution, memory: Path | None, config: Config
         *("--tools", ",".join(config.tools), "--permission-mode", "acceptEdits"),
         *("--settings", _SETTINGS),
     ]
-    if not config.trust_workspaces:
-        # An uploaded folder is data: its settings, hooks and MCP servers stay unread.
+    if not trusted:
+        # The folder is data: its settings, hooks and MCP servers stay unread.
         argv += ["--setting-sources", "user", "--strict-mcp-config"]
     granted = [tool for tool in config.tools if tool not in DEFAULT_TOOLS]
     if granted:
@@ -70,9 +79,7 @@ def command(path: str, execution: Execution, memory: Path | None, config: Config
 
 def environment(config: Config) -> dict[str, str]:
     """The CLI's environment: the operator's variables for reaching the model, and OCC's settings."""
-    # Its memory goes into later requests, and a prompt can write it: like settings, for trusted workspaces only.
-    memory = {} if config.trust_workspaces else {"CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1"}
-    return {**config.cli_environment, **_FIXED_ENVIRONMENT, **memory}
+    return {**config.cli_environment, **_FIXED_ENVIRONMENT}
 
 
 def prompt_line(prompt: str) -> bytes:

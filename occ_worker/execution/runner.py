@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from occ_app.claude import program as claude_cli
-from occ_app.claude import sandbox
+from occ_app.claude import projects, sandbox
 from occ_app.config.config import Config
 from occ_app.errors import OCCError
 from occ_app.executions import lifecycle
@@ -18,8 +18,9 @@ from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon, notes
 from occ_app.streams import tail
-from occ_app.workspaces import memory
+from occ_app.workspaces import folders, memory
 from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.workspace import Workspace
 from occ_worker.execution import command as claude
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.driver import Driver
@@ -72,19 +73,32 @@ def _finish(context: ExecutionContext, execution: Execution, outcome: Outcome) -
 
 def _run(context: ExecutionContext, execution: Execution) -> Outcome:
     row = workspaces.numbered(context.db, execution.workspace_generation)
-    if row is None or not Path(row.path).is_dir():
+    if row is None or (not row.is_project and not Path(row.path).is_dir()):
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
-    if not executions.may_resume(context.db, execution):
+    workspace, trusted = Path(row.path), row.trusted if row.is_project else context.config.trust_workspaces
+    reason = folders.problem(workspace, context.config) if row.is_project else None
+    if reason is not None:
+        return Outcome.failure(
+            "WORKSPACE_MISSING", f"{reason}; `occ projects` on that machine adds and removes projects."
+        )
+    if not (executions.may_resume(context.db, execution) or _began_in_project(context.config, execution, row)):
         return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
-    workspace = Path(row.path)
     path = claude_cli.find(context.config)
     if path is None:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(context.config))
     try:
-        with _memory(context.config, execution, workspace) as memory_file:
-            return _drive(context, execution, workspace, path, memory_file)
+        with _memory(context.config, execution, workspace, trusted=trusted) as memory_file:
+            return _drive(context, execution, workspace, path, memory_file, trusted=trusted)
     except _MemoryUnwritable as error:
         return Outcome.failure("INTERNAL", f"The project's memory could not be passed on ({error}); see the disk.")
+
+
+def _began_in_project(config: Config, execution: Execution, row: Workspace) -> bool:
+    """Return whether the requested session began in a project's folder, in a terminal for example."""
+    if execution.resume_session_id is None or not row.is_project:
+        return False
+    claude_folder = projects.claude_folder(config.cli_environment)
+    return projects.has_session(claude_folder, Path(row.path), execution.resume_session_id)
 
 
 class _MemoryUnwritable(Exception):
@@ -92,9 +106,9 @@ class _MemoryUnwritable(Exception):
 
 
 @contextlib.contextmanager
-def _memory(config: Config, execution: Execution, workspace: Path) -> Iterator[Path | None]:
+def _memory(config: Config, execution: Execution, workspace: Path, *, trusted: bool) -> Iterator[Path | None]:
     """Write the project's memory to a file for as long as it runs; None where there is none, or the CLI reads it."""
-    text = "" if config.trust_workspaces else memory.read(workspace)
+    text = "" if trusted else memory.read(workspace)
     if not text:
         yield None
         return
@@ -111,15 +125,22 @@ def _memory(config: Config, execution: Execution, workspace: Path) -> Iterator[P
 
 
 def _drive(
-    context: ExecutionContext, execution: Execution, workspace: Path, path: str, memory_file: Path | None
+    context: ExecutionContext,
+    execution: Execution,
+    workspace: Path,
+    path: str,
+    memory_file: Path | None,
+    *,
+    trusted: bool,
 ) -> Outcome:
-    argv = claude.command(path, execution, memory_file, context.config)
+    argv = claude.command(path, execution, memory_file, context.config, trusted=trusted)
     readable = () if memory_file is None else (memory_file,)
+    unset = () if _needs_all_attachments_off(context, path) else (claude.ALL_ATTACHMENTS,)
     child = context.launcher.start(
         sandbox.wrapped(argv, workspace, context.config, readable),
         workspace,
         execution.execution_id,
-        () if _needs_all_attachments_off(context, path) else (claude.ALL_ATTACHMENTS,),
+        (*unset, claude.NO_AUTO_MEMORY) if trusted else unset,
     )
     try:
         driver = Driver(context, execution, child)

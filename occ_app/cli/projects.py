@@ -1,0 +1,127 @@
+"""occ projects add | list | remove: folders of this machine that runs may work in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from occ_app.cli import output, remote
+from occ_app.config.config import Config
+from occ_app.database import schema
+from occ_app.database.database import Database
+from occ_app.executions import lifecycle
+from occ_app.home import daemon
+from occ_app.streams import tail
+from occ_app.streams.doorbell import Ringer
+from occ_app.workspaces import projects as rows
+
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
+_CONFIGURATION = (".claude/settings.json", ".claude/settings.local.json", ".mcp.json")
+
+
+@click.group()
+def projects() -> None:
+    """Folders of this machine that runs may work in: add, list, remove.
+
+    A run in a project works in the folder itself. OCC never copies, moves or deletes a project. Works while the agent
+    is down, too.
+
+    \b
+    Example: occ projects add ~/code/app
+             occ run --project app "Run the tests and fix what fails."
+    """
+
+
+@projects.command()
+@click.argument("folder", metavar="PATH", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--name", metavar="NAME", help="Name of the project.  [default: the folder's]")
+@click.option(
+    "--trust", is_flag=True, help="Let the folder's settings, hooks and MCP servers apply, as in a terminal there."
+)
+@click.option(
+    "--key",
+    "keys",
+    metavar="NAME",
+    multiple=True,
+    help="Key of the hub that may run in it besides admin keys; may be repeated.",
+)
+def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...]) -> None:
+    """Let runs work in the folder PATH. Again with the same name and folder: change --trust and --key.
+
+    \b
+    Example: occ projects add ~/code/app
+             occ projects add ~/code/app --name api --key laptop
+    """
+    chosen = name if name is not None else _plain(folder)
+    if not re.fullmatch(_NAME, chosen):
+        raise click.UsageError(
+            f"{chosen!r} cannot be a project's name: use letters, digits, dots, underscores and hyphens in --name."
+        )
+    for key in keys:
+        if not 0 < len(key) <= 100 or not key.isprintable():
+            raise click.UsageError(f"{key!r} is no name of a key; `occ hub keys list` on the hub lists them.")
+    config = remote.settings()
+    project = rows.add(_rows(config), config, chosen, folder, trusted=trust, keys=keys)
+    output.echo(f'{project.name} is {project.path}; `occ run --project {project.name} "…"` runs in it.')
+    unread = [file for file in _CONFIGURATION if Path(project.path, file).exists()]
+    if unread and not trust:
+        output.note(f"Not read by runs there: {', '.join(unread)}. With --trust they apply.")
+
+
+def _plain(folder: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:100] or "project"
+
+
+@projects.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def listing(as_json: bool) -> None:
+    """List the projects of this machine.
+
+    Example: occ projects list
+    """
+    config = remote.settings()
+    found = rows.listing(_rows(config)) if config.database.exists() else []
+    if as_json:
+        output.echo(json.dumps({"projects": [_record(project) for project in found]}))
+        return
+    if not found:
+        output.echo("No projects. `occ projects add PATH` adds a folder.")
+        return
+    lines = [
+        (project.name, "yes" if project.trusted else "no", ",".join(project.keys) or "-", project.path)
+        for project in found
+    ]
+    output.table([("NAME", "TRUSTED", "KEYS", "PATH"), *lines])
+
+
+def _record(project: rows.Project) -> dict[str, Any]:
+    return {
+        "name": project.name,
+        "path": project.path,
+        "trusted": project.trusted,
+        "keys": list(project.keys),
+        "createdAt": project.created_at,
+    }
+
+
+@projects.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Take a project off the list. Its folder and its runs stay; runs that wait for it end.
+
+    Example: occ projects remove app
+    """
+    config = remote.settings()
+    ended = rows.remove(_rows(config), name, lifecycle.end_waiting)
+    readers = Ringer(config.run / "tail")
+    for number in ended:
+        readers.ring(tail.execution_key(number))
+    output.echo(f"{name} is removed from the list. Its folder stays as it is.")
+
+
+def _rows(config: Config) -> Database:
+    return schema.opened_to_write(config, running=daemon.find(config) is not None)
