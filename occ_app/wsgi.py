@@ -60,7 +60,7 @@ def make_app(config: Config) -> Flask:
                 config.workspaces,
                 lifecycle.end_waiting,
                 generation,
-                projects.claude_folder(config.cli_environment),
+                projects.cli_folders(config.cli_environment),
             ),
             measures=(metrics.of_agent(config, database),),
         )

@@ -1,18 +1,45 @@
 """Where the CLI keeps the conversations of a folder: `projects/NAME` in its own folder.
 
-NAME is the folder's path with a dash for everything but ASCII letters and digits, so different paths can share it.
+NAME is the folder's path with a dash for everything but ASCII letters and digits, so different paths can share it. More
+of a conversation is kept elsewhere, by the id of its session; docs/claude-cli.md lists these places.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 _BEGINNING_BYTES = 1 << 20  # of a transcript, in which a line names the folder
 LONGEST_NAME = 200  # the CLI shortens longer names and appends a hash
+
+_SESSION = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# What the CLI's folder has of a session, in folders that all sessions share.
+_OF_SESSION = (
+    *("tasks/{}", "file-history/{}", "session-env/{}", "uploads/{}", "image-cache/{}", "debug/{}.txt"),
+    *("todos/{}-agent-*.json", "usage-data/session-meta/{}.json", "usage-data/facets/{}.json"),
+)
+
+
+@dataclass(frozen=True)
+class CliFolders:
+    """The folders in which the CLI keeps the state of all its sessions, and their temporary files."""
+
+    state: Path
+    temporary: Path
+
+
+def cli_folders(environment: Mapping[str, str]) -> CliFolders:
+    """Return the CLI's folders, under the environment that the CLI gets."""
+    names = ("CLAUDE_CODE_TMPDIR", "TMPDIR", "TMP", "TEMP")
+    temporary = next((environment[name] for name in names if environment.get(name)), "/tmp")  # noqa: S108 - the CLI's
+    return CliFolders(claude_folder(environment), Path(temporary, f"claude-{os.getuid()}"))
 
 
 def claude_folder(environment: Mapping[str, str]) -> Path:
@@ -44,10 +71,30 @@ def fits(workspace: Path) -> bool:
     return max(len(encoded(str(workspace))), len(encoded(os.path.realpath(workspace)))) <= LONGEST_NAME
 
 
-def remove(claude: Path, workspace: Path) -> None:
-    """Delete the CLI's folders for a workspace, with its conversations and memory."""
-    for folder in folders(claude, workspace):
-        shutil.rmtree(folder, ignore_errors=True)
+def remove(cli: CliFolders, workspace: Path, sessions: Collection[str] = ()) -> None:
+    """Delete all that the CLI keeps of a workspace and of its sessions; nothing of other sessions."""
+    kept = folders(cli.state, workspace)
+    for path in (*_of_sessions(cli.state, sessions), *_temporary(cli.temporary, kept), *kept):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _of_sessions(state: Path, sessions: Collection[str]) -> Iterator[Path]:
+    for session in sessions:
+        if _SESSION.fullmatch(session):  # the CLI said it, and it becomes a part of a path
+            for pattern in _OF_SESSION:
+                yield from state.glob(pattern.format(session))
+
+
+def _temporary(temporary: Path, kept: Collection[Path]) -> Iterator[Path]:
+    """Return the temporary folders of a workspace, unless another user made the folder that they are in."""
+    with contextlib.suppress(OSError):
+        status = temporary.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+            yield from (temporary / folder.name for folder in kept)
 
 
 def has_session(claude: Path, workspace: Path, session_id: str) -> bool:

@@ -73,7 +73,7 @@ def _reconcile(config: Config) -> list[str]:
     uploads.abandon_all(rows)
     if config.program is configuration.AGENT:  # a hub has no workspace folders
         uploads.undo_unfinished(rows, config.workspaces)
-        warnings = places.reconcile(rows, config.workspaces, projects.claude_folder(config.cli_environment))
+        warnings = places.reconcile(rows, config.workspaces, projects.cli_folders(config.cli_environment))
     rows.close()
     return warnings
 

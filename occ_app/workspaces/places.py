@@ -14,6 +14,7 @@ from pathlib import Path
 from occ_app.claude import projects
 from occ_app.database.database import Database
 from occ_app.system.kernel import sync_folder
+from occ_app.workspaces.workspace import sessions_of
 
 
 def choose(
@@ -34,7 +35,7 @@ def choose(
     return folder / name
 
 
-def reconcile(db: Database, folder: Path, claude: Path | None) -> list[str]:
+def reconcile(db: Database, folder: Path, cli: projects.CliFolders | None) -> list[str]:
     """Make folders and rows agree before anybody serves, also in a home that was moved, copied or restored.
 
     A removal that was killed before it was written down is undone, one after that is finished. A workspace that shares
@@ -54,10 +55,19 @@ def reconcile(db: Database, folder: Path, claude: Path | None) -> list[str]:
         if name in kept and not (folder / name).exists():
             trash.rename(folder / name)
             continue
-        if name not in kept and claude is not None:
-            projects.remove(claude, folder / name)
+        if name not in kept and cli is not None:
+            projects.remove(cli, folder / name, _sessions_in(db, name))
         shutil.rmtree(trash, ignore_errors=True)
-    return list(_part(db, folder, claude))
+    return list(_part(db, folder, None if cli is None else cli.state))
+
+
+def _sessions_in(db: Database, name: str) -> list[str]:
+    """Return the sessions of the removed workspace whose folder had this name."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT generation FROM claude_folders WHERE name = :name", {"name": projects.encoded(name)}
+        ).fetchone()
+        return [] if row is None else sessions_of(connection, row["generation"])
 
 
 def _part(db: Database, folder: Path, claude: Path | None) -> Iterator[str]:

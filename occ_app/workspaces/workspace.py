@@ -144,13 +144,13 @@ def delete(
     folder: Path,
     end_waiting: Callable[[sqlite3.Connection, int], list[int]],
     generation: int | None = None,
-    claude: Path | None = None,
+    cli: projects.CliFolders | None = None,
 ) -> list[int]:
     """Remove a workspace and its files, and end its queued executions; returns the numbers of those executions.
 
-    `end_waiting` does that in the transaction. The workspace's conversations in the CLI's own folder, `claude`, are
-    removed, too. Raises NotFound, also when the id belongs to another `generation` than the given one, and Conflict
-    while an execution runs in it and for a project.
+    `end_waiting` does that in the transaction. The CLI's state of the workspace's sessions in `cli` is removed, too.
+    Raises NotFound, also when the id belongs to another `generation` than the given one, and Conflict while an
+    execution runs in it and for a project.
     """
     trash: Path | None = None
     try:
@@ -165,6 +165,7 @@ def delete(
             refuse_folder(workspace_id, row["source"])
             refuse_busy(connection, workspace_id, row["generation"])
             ended = end_waiting(connection, row["generation"])
+            sessions = sessions_of(connection, row["generation"])
             # The rename is inside the transaction: no execution can be claimed between the check and it.
             path = Path(row["path"])
             if path.exists():
@@ -177,8 +178,8 @@ def delete(
             os.rename(trash, path)
         raise
     db.sync()
-    if claude is not None:
-        projects.remove(claude, path)
+    if cli is not None:
+        projects.remove(cli, path, sessions)
     if trash is not None:  # last: the next start finds in it which removal to finish
         shutil.rmtree(trash, ignore_errors=True)
     return ended
@@ -188,6 +189,21 @@ def refuse_folder(workspace_id: str, source: str) -> None:
     """Raises Conflict for a project; inside the transaction that overwrites or deletes the workspace."""
     if source == "folder":
         raise errors.workspace_is_folder(workspace_id)
+
+
+def sessions_of(connection: sqlite3.Connection, generation: int) -> list[str]:
+    """Return the sessions that ran in a workspace and in no other workspace that still exists."""
+    rows = connection.execute(
+        """
+        SELECT DISTINCT x.session_id FROM executions x
+        WHERE x.workspace_generation = :generation AND x.workspace_generation > 0 AND x.session_id IS NOT NULL
+          AND NOT EXISTS (
+            SELECT 1 FROM executions o JOIN workspaces w ON w.generation = o.workspace_generation
+            WHERE o.session_id = x.session_id AND o.workspace_generation != :generation)
+        """,
+        {"generation": generation},
+    ).fetchall()
+    return [str(row["session_id"]) for row in rows]
 
 
 def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int) -> None:
