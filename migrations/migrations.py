@@ -467,3 +467,16 @@ def m013_projects(db: Database) -> None:
         "ALTER TABLE agents ADD COLUMN projects TEXT",  # JSON, as the machine reported them last
     ):
         db.execute(statement)
+
+
+@occ()
+def m014_machines(db: Database) -> None:
+    """Know a machine by its proof."""
+    for statement in (
+        "ALTER TABLE agents ADD COLUMN machine_id TEXT",
+        "ALTER TABLE agents ADD COLUMN verifier TEXT",  # not hashed: the hub checks proofs with it
+        "ALTER TABLE agents ADD COLUMN instance TEXT",  # the start of its daemon that registered
+        "ALTER TABLE agents ADD COLUMN copied_at TEXT",
+        "CREATE UNIQUE INDEX agents_by_machine ON agents (machine_id) WHERE machine_id IS NOT NULL",
+    ):
+        db.execute(statement)

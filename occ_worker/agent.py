@@ -13,7 +13,7 @@ from occ_app.config.config import Config
 from occ_app.database import database as db
 from occ_app.database import schema
 from occ_app.errors import OCCError
-from occ_app.home import daemon
+from occ_app.home import daemon, machine
 from occ_app.home import notes as agent
 from occ_app.queue import open_queue, waker
 from occ_app.streams.doorbell import Doorbell, Ringer
@@ -90,6 +90,8 @@ def run_executions(config: Config) -> None:
 
 def run_control(config: Config) -> None:
     """Consume the control queue until SIGTERM, then send the last heartbeat."""
+    if configuration.inherited_socket() is None:  # else the supervisor has done it
+        machine.begin_instance(config)
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")

@@ -25,7 +25,7 @@ from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome, Request
 from occ_app.executions.tally import Tally
 from occ_app.home import health, notes
-from occ_app.hub import keys
+from occ_app.hub import keys, registrations
 from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agents import Agents
 from occ_app.hub.pages import answer
@@ -148,7 +148,7 @@ def relayed(rows: Database) -> Iterator[Any]:
     """Relays one execution from a machine that says what it is given."""
     key, _ = keys.create(rows, "machines", "agent")
     agents = Agents(rows, 30)
-    agent = agents.register(key, "192.0.2.1", registration())
+    agent = registrations.register(agents, key, "192.0.2.1", registration())
     handler = type("Handler", (Machine,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -118,7 +118,17 @@ def test_sql_stands_in_its_few_modules() -> None:
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
         *(
             f"occ_app/hub/{module}.py"
-            for module in ("agent_lists", "agents", "keys", "logins", "outbox", "placement", "webhooks", "workspaces")
+            for module in (
+                "agent_lists",
+                "agents",
+                "keys",
+                "logins",
+                "outbox",
+                "placement",
+                "registrations",
+                "webhooks",
+                "workspaces",
+            )
         ),
     }
 

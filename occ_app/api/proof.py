@@ -7,6 +7,8 @@ from typing import Any
 from flask import Blueprint, g, request
 from marshmallow import Schema, fields
 
+from occ_app.api.services import services
+from occ_app.home import machine
 from occ_app.system import proofs
 from occ_app.web.callers import Caller
 from occ_app.web.contracts import contract
@@ -15,9 +17,10 @@ bp = Blueprint("proof", __name__)
 
 
 class Proof(Schema):
-    """The agent's proof, an HMAC in hexadecimal."""
+    """The agent's proof, an HMAC in hexadecimal, and the id of this start of its daemon."""
 
     proof = fields.String()
+    instance = fields.String()
 
 
 def identify(token: str) -> Caller | None:
@@ -33,4 +36,4 @@ def identify(token: str) -> Caller | None:
 @contract(reply=Proof)
 def show() -> Any:
     """Prove that this agent holds the token with which the caller signed its nonce."""
-    return {"proof": g.proof}
+    return {"proof": g.proof, "instance": machine.instance(services().config)}

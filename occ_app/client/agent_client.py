@@ -23,6 +23,7 @@ from occ_app.client import deadlines, replies, sse
 from occ_app.client.event_checks import RawEvent
 from occ_app.client.sse import StreamEvent
 from occ_app.errors import Lost, Refused, Unreachable, Untrusted
+from occ_app.system import proofs
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
@@ -56,7 +57,7 @@ class AgentClient:
         pin, each connection must prove that it leads to a holder of the token before the token is sent on it.
         """
         self.url = url.rstrip("/")
-        self._pin = pin
+        self._pin, self._token = pin, token
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
         proving = prove and pin is None
@@ -79,6 +80,15 @@ class AgentClient:
     def health(self, seconds: float = 60) -> dict[str, Any]:
         """How it is, asked for at most about so many seconds."""
         return self._json("GET", "/health", read_seconds=seconds)
+
+    def instance(self, seconds: float = 60) -> str:
+        """Return the id of the start of the daemon that answers and proves that it holds the token."""
+        nonce = proofs.new_nonce()
+        headers = {"Authorization": proofs.question(self._token, nonce)}
+        reply = self._json("GET", proofs.PATH, headers=headers, read_seconds=seconds)
+        if not proofs.same(str(reply.get("proof")), proofs.of_agent(self._token, nonce)):
+            raise Unreachable(f"{self.url} does not prove that it holds the token.")
+        return str(reply.get("instance"))
 
     def upload(
         self,

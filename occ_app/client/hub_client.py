@@ -15,6 +15,7 @@ import urllib3
 from occ_app import __version__
 from occ_app.client import deadlines, replies
 from occ_app.errors import Unreachable, Untrusted
+from occ_app.system import proofs
 
 _WORD = "[\x21-\x7e]{1,1000}"  # an id or a token: printable, without spaces, so that a header can hold it
 
@@ -27,6 +28,14 @@ class Registration:
     token: str
     heartbeat_interval_seconds: float
     name: str | None = None
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A hub's id, and the nonce that a registration there must sign."""
+
+    hub_id: str
+    nonce: str
 
 
 class HubClient:
@@ -56,6 +65,20 @@ class HubClient:
         called = reply.get("name")
         usable = isinstance(called, str) and 0 < len(called) <= 250 and called.isprintable()
         return Registration(reply["agentId"], reply["token"], interval, called if usable else None)
+
+    def challenge(self, api_key: str) -> Challenge:
+        """Ask for the hub's id and a nonce, on which it proves that it knows this key; the key is not sent.
+
+        Raises Refused, also by a hub that has no such endpoint, and Unreachable, also for a wrong proof.
+        """
+        nonce, shared = proofs.new_nonce(), proofs.of_key(api_key)
+        reply = self._call("GET", "/api/agents/challenge", proofs.question(shared, nonce))
+        hub_id, said, proof = (reply.get(name) for name in ("hubId", "nonce", "proof"))
+        if not isinstance(proof, str) or not proofs.same(proof, proofs.of_agent(shared, nonce)):
+            raise Unreachable(f"{self.url} does not prove that it knows this agent's key; check OCC_REMOTE_URL.")
+        if not isinstance(hub_id, str) or not re.fullmatch("hub-[0-9a-f]{32}", hub_id) or not isinstance(said, str):
+            raise Unreachable(f"{self.url} did not answer as a hub does; check OCC_REMOTE_URL.")
+        return Challenge(hub_id, said)
 
     def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> bool:
         """Send one heartbeat. Returns False when the hub says that it cannot call this agent.
@@ -91,17 +114,20 @@ class HubClient:
         return {426: True, 404: False, 405: False, 501: False}.get(response.status)
 
     def _post(self, path: str, secret: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._call("POST", path, f"Bearer {secret}", json.dumps(body).encode())
+
+    def _call(self, method: str, path: str, authorization: str, body: bytes | None = None) -> dict[str, Any]:
         headers = {
-            "Authorization": f"Bearer {secret}",
+            "Authorization": authorization,
             "Content-Type": "application/json",
             "User-Agent": f"occ/{__version__}",
             "Connection": "close",  # the next call is half a minute away, and the hub has many agents
         }
         try:
             response = self._pool.request(
-                "POST",
+                method,
                 self.url + path,
-                body=json.dumps(body).encode(),
+                body=body,
                 headers=headers,
                 preload_content=False,
                 redirect=False,

@@ -103,6 +103,11 @@ class Config:
         return self.home / "state.json"
 
     @property
+    def machine(self) -> Path:
+        """The secret by which hubs know this machine."""
+        return self.home / "machine.json"
+
+    @property
     def pid_file(self) -> Path:
         return self.home / "daemon.pid"
 

@@ -13,12 +13,12 @@ from occ_app import __version__
 from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
-from occ_app.home import certificate, clock, daemon
+from occ_app.home import certificate, clock, daemon, machine
 from occ_app.home.notes import REFUSED, UNREADABLE, note, noted
 
 FAILURES_TO_MENTION = 2
 LARGE_LOG_BYTES = 64_000_000  # that no checkpoint moves: a reader holds them
-_MENTIONED_SECONDS = 86_400.0  # since the last event that was skipped
+_MENTIONED_SECONDS = 86_400.0  # since a thing that a problem is about
 
 
 def heartbeat(config: Config, db: Database) -> dict[str, Any]:
@@ -57,6 +57,9 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     registration = noted(db, "registration")
     if config.remote_url and registration and not registration["registered"]:
         problems.append(f"Not registered with the hub: {registration.get('problem', 'it was not tried yet')}")
+    copy = noted(db, "copy")
+    if config.remote_url and copy and copy["instance"] == machine.instance(config):
+        problems.append(copy["problem"])
     problems += certificate.problems(config)
     if not daemon.takes_work(config):
         problems.append("It takes no new work: it is stopping or being drained; `occ stop` and `occ start` end that.")
@@ -103,11 +106,12 @@ def skipped_problems(db: Database) -> list[str]:
     return [
         sentence.format(count=noted(db, key)["count"])
         for key, sentence in _SKIPPED_SENTENCES.items()
-        if _recent(noted(db, key).get("lastAt"))
+        if is_recent(noted(db, key).get("lastAt"))
     ]
 
 
-def _recent(moment: str | None) -> bool:
+def is_recent(moment: str | None) -> bool:
+    """Return whether a moment, ISO 8601 in UTC, lies within the last day."""
     if moment is None:
         return False
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() < _MENTIONED_SECONDS

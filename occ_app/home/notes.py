@@ -19,6 +19,16 @@ def note(db: Database, key: str, value: dict[str, Any]) -> None:
         connection.execute("INSERT OR REPLACE INTO agent (key, value) VALUES (?, ?)", (key, to_json(value)))
 
 
+def first_note(db: Database, key: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Keep `value` under `key`, on the disk, unless there is a note; returns the one that is kept."""
+    if not noted(db, key):
+        with db.write() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO agent (key, value) VALUES (:key, :value)", {"key": key, "value": to_json(value)}
+            )
+    return noted(db, key)
+
+
 def count(db: Database, key: str, by: int) -> None:
     """Add `by` to the count that is kept under `key`, and note when."""
     with db.write(durable=False) as connection:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from occ_app.config.config import Config
 from occ_app.errors import StartFailed
-from occ_app.home import state
+from occ_app.home import machine, state
 
 _THOROUGH_BYTES = 64_000_000  # up to this size a full check takes well under a second
 
@@ -21,8 +22,10 @@ def put_unreadable_aside(config: Config) -> list[str]:
     for path in (config.pid_file, config.run / "daemon.json", config.run / "parts.json"):
         if path.is_dir():
             told.append(_aside(path, "it is a folder; a new one is written"))
-    if not _state_readable(config.state):
+    if not _readable(lambda: state.load(config.state)):
         told.append(_aside(config.state, "it cannot be read; this agent has a new token"))
+    if not _readable(lambda: machine.load(config.machine)):
+        told.append(_aside(config.machine, "it cannot be read; hubs register this machine as a new one"))
     if not _database_readable(config.database):
         told.append(_aside(config.database, "it cannot be read; the executions in it are not known any more"))
     if not _database_readable(config.queue):
@@ -30,9 +33,9 @@ def put_unreadable_aside(config: Config) -> list[str]:
     return told
 
 
-def _state_readable(path: Path) -> bool:
+def _readable(load: Callable[[], object]) -> bool:
     try:
-        state.load(path)
+        load()
     except StartFailed:
         return False
     return True

@@ -6,8 +6,10 @@ import json
 import os
 import stat
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from occ_app.errors import StartFailed
 
@@ -21,6 +23,7 @@ class State:
     heartbeat_interval_seconds: float = 30
     remote_url: str | None = None
     name: str | None = None  # that the hub uses, in a registration's reply; not stored
+    hub_id: str | None = None  # None for a hub that has none, as those of 0.1.0
 
 
 def new_token() -> str:
@@ -38,6 +41,7 @@ def load(path: Path) -> State | None:
             agent_id=None if content.get("agentId") is None else _text(content["agentId"]),
             heartbeat_interval_seconds=float(content.get("heartbeatIntervalSeconds", 30)),
             remote_url=content.get("remoteUrl"),
+            hub_id=None if content.get("hubId") is None else _text(content["hubId"]),
         )
     except FileNotFoundError:
         return None
@@ -45,8 +49,11 @@ def load(path: Path) -> State | None:
         raise StartFailed(f"{path} cannot be read; move it away and start again to get a new token.") from None
 
 
-def check_private(path: Path) -> None:
-    """Raises StartFailed when another user could read the token or have put it there."""
+def check_private(path: Path, renewed: str = "a new token") -> None:
+    """Raises StartFailed when another user could read a file's secret or have put it there.
+
+    `renewed` names the thing that a start without the file makes.
+    """
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -54,22 +61,31 @@ def check_private(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         return  # put aside as unreadable
     if status.st_uid != os.geteuid():
-        raise StartFailed(f"{path} belongs to another user; move it away and start again to get a new token.")
+        raise StartFailed(f"{path} belongs to another user; move it away and start again to get {renewed}.")
     if status.st_mode & 0o077:
-        raise StartFailed(f"{path} can be read by others; `chmod 600 {path}` closes it, `occ token rotate` renews it.")
+        raise StartFailed(
+            f"{path} can be read by others; `chmod 600 {path}` closes it. If somebody may have read it, remove it and"
+            f" start again to get {renewed}."
+        )
 
 
 def save(path: Path, state: State) -> None:
     """Replace the state atomically; readable by its owner only."""
-    import tempfile
-
     content = {
         "agentId": state.agent_id,
         "token": state.token,
         "heartbeatIntervalSeconds": state.heartbeat_interval_seconds,
         "remoteUrl": state.remote_url,
+        "hubId": state.hub_id,
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".state-")
+    write_private(path, content)
+
+
+def write_private(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file by this JSON, on the disk, in one step; readable by its owner only."""
+    import tempfile
+
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=2)

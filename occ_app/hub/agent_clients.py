@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import OCCError, Unreachable
 from occ_app.hub import forbidden_addresses as addresses
 from occ_app.hub.agents import Agent, Agents
+from occ_app.system.timestamps import iso
 
 log = logging.getLogger("occ.hub")
 
 _CLIENTS = 500
 _PROBE_SECONDS = 3.0
 _AVOID_SECONDS = 30.0
+_HOLDER_SECONDS = 3.0  # for the holder of a registration to answer
+_HOLDER_PAUSE_SECONDS = 0.1  # between two looks for its link
+_SETTLE_SECONDS = 10.0  # for links to be made after a registration or a start of the hub
 
 
 class Calls:
@@ -30,6 +35,7 @@ class Calls:
         self._agents = agents
         self._links = links
         self._clients: dict[tuple[str, str, str], AgentClient] = {}
+        self._began = time.monotonic()
         self._avoided: dict[str, float] = {}  # until when, on the monotonic clock, by the token of the registration
 
     def via(self, agent: Agent) -> str | None:
@@ -64,6 +70,36 @@ class Calls:
                 through = self._links / agent.agent_id
                 self._clients[key] = AgentClient(url, agent.token, agent.tls_fingerprint, through)
         return self._clients[key]
+
+    def answers(self, agent: Agent) -> bool:
+        """Return whether the very instance that holds this registration answers, within about three seconds.
+
+        One whose link may not be there yet, because it or this hub has just started, is waited for.
+        """
+        deadline = time.monotonic() + _HOLDER_SECONDS
+        recent = iso(datetime.now(UTC) - timedelta(seconds=_SETTLE_SECONDS)) < agent.registered_at
+        waits = agent.instance is not None and (recent or time.monotonic() < self._began + _SETTLE_SECONDS)
+        while True:
+            found = self._agents.find(agent.agent_id)
+            if found is None or found.token != agent.token:
+                return False
+            if self._is_held(found, max(0.1, deadline - time.monotonic())):
+                return True
+            if not waits or time.monotonic() >= deadline:
+                return False
+            time.sleep(_HOLDER_PAUSE_SECONDS)
+
+    def _is_held(self, agent: Agent, seconds: float) -> bool:
+        if self.via(agent) is None or (agent.instance is None and self.via(agent) == "direct"):
+            return False
+        try:
+            if agent.instance is None:  # an agent of 0.1.0 has no instance, and its link ends with it
+                self.client(agent).health(seconds)
+                return True
+            return self.client(agent).instance(seconds) == agent.instance
+        except OCCError as error:
+            log.info("agent %s does not answer as the instance that registered: %s", agent.agent_id, error)
+            return False
 
     def broke(self, agent: Agent) -> None:
         """Note that a call failed: the next one looks for another way, until the address is found to answer again."""

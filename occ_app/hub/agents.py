@@ -6,10 +6,7 @@ clock that counts from the hub's boot, and never remembered: nothing can look al
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-import secrets
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -19,8 +16,6 @@ from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
-from occ_app.home.state import new_token
-from occ_app.hub.keys import Key
 from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import boot_id
 from occ_app.system.timestamps import iso, iso_now
@@ -43,12 +38,15 @@ KEPT = """(
     OR a.agent_id IN (SELECT w.agent_id FROM workspaces w WHERE w.agent_id IS NOT NULL)
     OR a.agent_id IN (SELECT x.agent_id FROM executions x WHERE x.state = 'running')
 )"""
-_NAMED_IN_A_REFUSAL = 3
 
 
 @dataclass(frozen=True)
 class Agent:
-    """A row of `agents`. `placed` counts the hub's executions on it, `busy` is what its last beat said."""
+    """A row of `agents`. `placed` counts the hub's executions on it, `busy` is what its last beat said.
+
+    `machine_id` and `verifier` identify the machine, and `instance` the start of its daemon that registered; they are
+    None for an agent that sends no proof, as one of 0.1.0. `copied_at` is when a copy of its home was last refused.
+    """
 
     agent_id: str
     key_id: str
@@ -74,6 +72,10 @@ class Agent:
     last_seen_at: str
     heard_boot_id: str
     heard: float
+    machine_id: str | None
+    verifier: str | None = field(repr=False)
+    instance: str | None
+    copied_at: str | None
     online: bool
     placed: int
 
@@ -115,49 +117,6 @@ class Agents:
         self.db = db
         self.interval = interval
         self._forget_days = forget_days
-
-    def register(self, key: Key, address: str, said: Mapping[str, Any]) -> Agent:
-        """Take an agent in, or a known one back under its id, with a new token; the old one is refused from now on.
-
-        `said` is the body of its registration. Raises Forbidden when the key may have no more machines.
-        """
-        with self.db.write() as connection:
-            agent_id = self._same_machine(connection, key, said["agent_id"])
-            if agent_id is None:
-                self._check_room(connection, key)
-                agent_id = f"agent-{secrets.token_hex(6)}"
-            name = _free_name(connection, self.times(), agent_id, said["name"])
-            connection.execute(
-                """
-                INSERT INTO agents (agent_id, key_id, name, token, url, address, port, direct, tls_fingerprint, workers,
-                    labels, version, platform, claude_version, registered_at, status, last_seen_at,
-                    heard_boot_id, heard)
-                VALUES (:agent_id, :key_id, :name, :token, :url, :address, :port, :direct, :tls_fingerprint, :workers,
-                    :labels, :version, :platform, :claude_version, :now, 'healthy', :now, :boot, :heard)
-                ON CONFLICT (agent_id) DO UPDATE SET key_id = excluded.key_id, name = excluded.name,
-                    token = excluded.token, url = excluded.url, address = excluded.address, port = excluded.port,
-                    direct = excluded.direct,
-                    tls_fingerprint = excluded.tls_fingerprint, workers = excluded.workers, labels = excluded.labels,
-                    version = excluded.version, platform = excluded.platform, claude_version = excluded.claude_version,
-                    registered_at = excluded.registered_at, status = excluded.status, busy = 0, waiting = 0,
-                    running = '[]', last_seen_at = excluded.last_seen_at, heard_boot_id = excluded.heard_boot_id,
-                    heard = excluded.heard, reachable = NULL
-                """,
-                {
-                    **{name: said[name] for name in ("url", "port", "direct", "tls_fingerprint", "workers")},
-                    **{name: said[name] for name in ("version", "platform", "claude_version")},
-                    "labels": to_json(said["labels"]),
-                    "name": name,
-                    "agent_id": agent_id,
-                    "key_id": key.key_id,
-                    "token": new_token(),
-                    "address": address,
-                    "now": iso_now(),
-                    "boot": boot_id(),
-                    "heard": boottime(),
-                },
-            )
-            return self._one(connection, agent_id)
 
     def beat(self, agent_id: str, token: str, said: Mapping[str, Any]) -> bool:
         """Take a heartbeat in. False when this agent is not registered with this token, or its key is revoked."""
@@ -261,54 +220,12 @@ class Agents:
             connection.execute("DELETE FROM errands WHERE agent_id = ?", (agent_id,))
             connection.execute("UPDATE workspaces SET agent_id = NULL, placed = NULL WHERE agent_id = ?", (agent_id,))
 
-    def _check_room(self, connection: sqlite3.Connection, key: Key) -> None:
-        """Raises Forbidden when the key has as many machines as it may, forgotten ones not counted."""
-        rows = connection.execute(
-            f"SELECT name, online FROM ({FROM} WHERE a.key_id = :key AND {KEPT}) ORDER BY last_seen_at",  # noqa: S608 - literals
-            self.times(key=key.key_id),
-        ).fetchall()
-        if key.most is None or len(rows) < key.most:
-            return
-        gone = [row["name"] for row in rows if not row["online"]][:_NAMED_IN_A_REFUSAL]
-        which = f" (offline: {', '.join(gone)})" if gone else ""
-        raise errors.Forbidden(
-            f"The key {key.name} is for {key.most} machines, and so many are registered{which}; remove one with"
-            " `occ hub agents remove NAME`, or register with another key."
-        )
-
-    def _same_machine(self, connection: sqlite3.Connection, key: Key, agent_id: str | None) -> str | None:
-        """The id under which a machine is known: registered with this key, or with one that is refused by now."""
-        row = connection.execute(
-            "SELECT 1 FROM agents a JOIN keys k ON k.key_id = a.key_id WHERE a.agent_id = ?"
-            " AND (a.key_id = ? OR k.revoked_at IS NOT NULL OR k.expires_at <= ?)",
-            (agent_id, key.key_id, iso_now()),
-        ).fetchone()
-        return None if row is None else agent_id
-
-    def _one(self, connection: sqlite3.Connection, agent_id: str) -> Agent:
-        return agent_of(connection.execute(f"{FROM} WHERE a.agent_id = :id", self.times(id=agent_id)).fetchone())
-
     def times(self, **more: Any) -> dict[str, Any]:
         """The parameters of FROM, ONLINE and KEPT, and `more`."""
         lease = 2 * self.interval + _SLACK_SECONDS
         forgotten = iso(datetime.now(UTC) - timedelta(days=self._forget_days))
         times = {"boot": boot_id(), "now": boottime(), "lease": lease, "today": iso_now(), "forgotten": forgotten}
         return {**times, **more}
-
-
-def _free_name(connection: sqlite3.Connection, times: dict[str, Any], agent_id: str, wanted: str) -> str:
-    """Return the name for an agent: `wanted`, or with a number if another has it or it looks like an id.
-
-    A machine that is hidden, because it has been gone for long, keeps no name.
-    """
-    rows = connection.execute(f"{FROM} WHERE {KEPT} OR a.agent_id = :id", times | {"id": agent_id}).fetchall()
-    taken = {row["name"] for row in rows if row["agent_id"] != agent_id}
-    own = next((row["name"] for row in rows if row["agent_id"] == agent_id), wanted)
-    if own not in taken and re.fullmatch(re.escape(wanted) + r"-\d+", own):
-        return str(own)
-    if wanted not in taken and not re.fullmatch(r"agent-[0-9a-f]{12}", wanted):
-        return wanted
-    return next(name for number in itertools.count(2) if (name := f"{wanted[:190]}-{number}") not in taken)
 
 
 def agent_of(row: sqlite3.Row) -> Agent:

@@ -11,7 +11,7 @@ from occ_app import __version__, errors
 from occ_app.api.services import services
 from occ_app.config.config import HubConfig
 from occ_app.executions import queries as executions
-from occ_app.hub import agent_lists, keys
+from occ_app.hub import agent_lists, keys, registrations
 from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
@@ -35,6 +35,7 @@ class HubServices:
     agents: Agents
     calls: Calls
     links: Links
+    nonces: registrations.Nonces = field(default_factory=registrations.Nonces)
     room: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # as the agents' last beats said it
 
 
@@ -55,12 +56,31 @@ def _agent_key() -> None:
     g.agent_key = key
 
 
+def _key_proof() -> None:
+    """Require the proof of an agent key, and keep the hub's proof for the view. Raises UNAUTHORIZED."""
+    found = keys.find_proven(services().db, request.headers.get("Authorization", ""))
+    if found is None:
+        callers.slow_down()
+        raise callers.unauthorized(
+            "The proof is of no valid agent's key; `occ hub keys create NAME --for agent` makes one."
+        )
+    g.proof = found[1]
+
+
 def _agent_token(agent_id: str) -> None:
     """Require the token of a registered agent. Raises UNAUTHORIZED."""
     if not hub_services().agents.holds(agent_id, callers.bearer()):
         _end_link(agent_id)
         callers.slow_down()
         raise not_registered()
+
+
+@bp.get("/api/agents/challenge")
+@contract(authenticate=_key_proof, reply=hub_schemas.Challenge)
+def challenge() -> Any:
+    """Prove that this hub knows the caller's key, and give it a nonce to sign in its registration."""
+    nonce = hub_services().nonces.issue()
+    return {"hub_id": registrations.hub_id(services().db), "nonce": nonce, "proof": g.proof}
 
 
 @bp.post("/api/agents/register")
@@ -83,7 +103,11 @@ def register(body: dict[str, Any]) -> Any:
             f" {said['protocol']}; install versions of OCC that match.",
             {"protocol": PROTOCOL},
         )
-    agent = hub_services().agents.register(key, request.remote_addr or "", said)
+    if said["machine"] is not None and not hub_services().nonces.redeem(said["machine"]["nonce"]):
+        raise errors.Conflict("NONCE_EXPIRED", "The nonce is not one of this hub's, or it is old; ask for another one.")
+    agent = registrations.register(
+        hub_services().agents, key, request.remote_addr or "", said, hub_services().calls.answers
+    )
     _look_for_work()
     told = {"agent_id": agent.agent_id, "token": agent.token, "name": agent.name}
     interval = hub_services().config.heartbeat_seconds

@@ -11,7 +11,7 @@ from occ_app.config.config import Config, HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, clock, daemon, state
-from occ_app.home.health import log_problems, skipped, skipped_problems, uptime
+from occ_app.home.health import is_recent, log_problems, skipped, skipped_problems, uptime
 from occ_app.hub.agents import Agent, Agents
 from occ_app.system.timestamps import iso
 
@@ -34,6 +34,16 @@ def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) ->
     ]
 
 
+def _copied(machines: list[Agent]) -> list[str]:
+    """Return a problem for each machine of which a copy registered within the last day."""
+    return [
+        f"A copy of agent {machine.name} ({machine.agent_id}) registered at {machine.copied_at} while it ran, and is"
+        " another machine now; its own problems name it. Stop the one that is not needed."
+        for machine in machines
+        if machine.copied_at is not None and is_recent(machine.copied_at)
+    ]
+
+
 def health(
     config: HubConfig, db: Database, agents: Agents, via: Callable[[Agent], str | None] = lambda _: "link"
 ) -> dict[str, Any]:
@@ -49,6 +59,7 @@ def health(
     problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
     if uptime(config.run / "daemon.json") > _SETTLE_SECONDS:
         problems += _without_a_way(machines, via)
+    problems += _copied(machines)
     problems += log_problems(db)
     problems += skipped_problems(db)
     return {

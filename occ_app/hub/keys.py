@@ -5,7 +5,6 @@ A key is shown once, when it is made; kept is its SHA-256, which is enough to kn
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import sqlite3
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, InvalidRequest, NotFound
+from occ_app.system import proofs
 from occ_app.system.timestamps import iso, iso_now
 
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
@@ -67,6 +67,20 @@ def find(db: Database, secret: str, kind: str) -> Key | None:
             (hashed(secret), kind, iso_now()),
         ).fetchone()
     return None if row is None else _key(row)
+
+
+def find_proven(db: Database, authorization: str) -> tuple[Key, str] | None:
+    """Return the valid agent key that the sender of this header proves to hold, and the proof that the hub knows it."""
+    with db.read() as connection:
+        rows = connection.execute(
+            f"SELECT * FROM keys WHERE kind = 'agent' AND {_VALID}",  # noqa: S608 - a literal
+            (iso_now(),),
+        ).fetchall()
+    for row in rows:
+        nonce = proofs.asked(authorization, row["hash"])
+        if nonce is not None:
+            return _key(row), proofs.of_agent(row["hash"], nonce)
+    return None
 
 
 def listing(db: Database) -> list[Key]:
@@ -134,7 +148,7 @@ def _new_secret(kind: str) -> str:
 
 
 def hashed(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return proofs.of_key(secret)
 
 
 def _key(row: sqlite3.Row) -> Key:

@@ -51,6 +51,33 @@ class _FromAgent(Schema):
         unknown = EXCLUDE
 
 
+class _HexDigits(fields.String):
+    """So many hexadecimal digits."""
+
+    def __init__(self, digits: int, **kwargs: Any) -> None:
+        pattern = f"^[0-9a-f]{{{digits}}}$"
+        super().__init__(validate=validate.Regexp(pattern), metadata={"pattern": pattern}, **kwargs)
+
+
+class MachineProof(_FromAgent):
+    """The proof of a machine over the nonce of a challenge."""
+
+    id = _HexDigits(32, required=True)
+    nonce = _HexDigits(32, required=True)
+    instance = _HexDigits(32, required=True)
+    proof = _HexDigits(64, required=True)
+    verifier = _HexDigits(64, allow_none=True, load_default=None)
+    former = _HexDigits(64, allow_none=True, load_default=None)
+
+
+class Challenge(Schema):
+    """The hub's id, a nonce for one registration, and the hub's proof over the nonce of the question."""
+
+    hub_id = fields.String(data_key="hubId")
+    nonce = fields.String()
+    proof = fields.String()
+
+
 class Registration(_FromAgent):
     """The body of POST /api/agents/register."""
 
@@ -77,6 +104,7 @@ class Registration(_FromAgent):
     workers = WholeNumber(required=True, validate=validate.Range(1, 10_000))
     labels = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=100))
     claude_version = _Line(0, 100, data_key="claudeVersion", allow_none=True, load_default=None)
+    machine = fields.Nested(MachineProof, allow_none=True, load_default=None)
 
 
 class Registered(Schema):

@@ -15,7 +15,7 @@ from occ_app.config.config import Config
 from occ_app.database import database as db
 from occ_app.database import schema
 from occ_app.errors import AlreadyRunning, StartFailed
-from occ_app.home import daemon, state
+from occ_app.home import daemon, machine, state
 from occ_app.home import quarantine as salvage
 
 
@@ -41,6 +41,8 @@ def clean(config: Config, seconds: float) -> list[str]:
     daemon.end_parts(config, seconds)
     warnings = salvage.put_unreadable_aside(config)
     state.check_private(config.state)
+    state.check_private(config.machine, "a new machine")
+    machine.begin_instance(config)
     daemon.take_work(config)
     for folder in ("tail", "worker", "uploads", "links", "memory"):
         for path in (config.run / folder).glob("*"):

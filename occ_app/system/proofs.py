@@ -1,6 +1,8 @@
-"""Proof that two sides hold one token, without sending it: an HMAC-SHA256 over a nonce of the caller.
+"""Proof that two sides hold one secret, without sending it: an HMAC-SHA256 over a nonce of the other side.
 
-The caller proves itself with its question, so an agent answers nobody who does not hold the token.
+The caller proves itself with its question, so an agent or a hub answers nobody who does not hold the secret. A machine
+proves to a hub that it is the one that registered before: the hub knows a value that the machine derives from its own
+secret and the hub's id, and never the secret.
 """
 
 from __future__ import annotations
@@ -41,5 +43,39 @@ def asked(header: str, token: str) -> str | None:
     return match[1]
 
 
+def of_key(api_key: str) -> str:
+    """Return the secret that both sides of an API key know: a hub keeps no more than the key's SHA-256."""
+    return hashlib.sha256(api_key.encode()).hexdigest()
+
+
+def verifier(secret: str, hub_id: str) -> str:
+    """Return the value by which one hub knows a machine; another hub's differs, and `secret` cannot be derived."""
+    return _hmac(secret, f"occ-machine.1 hub {hub_id}")
+
+
+def machine_id(verifier: str) -> str:
+    """Return the name of a machine on the hub of this verifier, of which it reveals nothing."""
+    return _hmac(verifier, "occ-machine.1 id")[:32]
+
+
+def of_machine(verifier: str, nonce: str, instance: str) -> str:
+    """Return the proof of a machine that registers as this instance, over the hub's nonce."""
+    return _hmac(verifier, f"occ-machine.1 register {nonce} {instance}")
+
+
+def of_former(token: str, nonce: str) -> str:
+    """Return the proof that a machine holds the token of an earlier registration, over the hub's nonce."""
+    return _hmac(token, f"occ-machine.1 former {nonce}")
+
+
+def same(given: str, right: str) -> bool:
+    """Return whether two proofs are equal, in a time that does not depend on where they differ."""
+    return hmac.compare_digest(given.encode(), right.encode())
+
+
 def _mac(token: str, side: str, nonce: str) -> str:
-    return hmac.new(token.encode(), f"occ-proof.1 {side} {nonce}".encode(), hashlib.sha256).hexdigest()
+    return _hmac(token, f"occ-proof.1 {side} {nonce}")
+
+
+def _hmac(secret: str, text: str) -> str:
+    return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()

@@ -19,7 +19,7 @@ from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, health, state
 from occ_app.home import notes as agent
-from occ_app.supervisor.registration import register
+from occ_app.supervisor.registration import note_registered, register
 from occ_app.system.timestamps import iso_now
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ class Heartbeat:
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             return
         self._registered, self._pause, self._next = True, 1.0, time.monotonic()
-        agent.note(self._db, "registration", {"registered": True})
-        log.info("registered with the hub as %s", registered.agent_id)
+        for warning in note_registered(self._config, self._db, registered):
+            log.warning("%s", warning)
+        log.info("registered with the hub as %s", registered.state.agent_id)
         self._on_registered()
 
     def _send(self, hub: HubClient, status: str) -> None:
