@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.claude import sandbox
+from occ_app.claude import projects, sandbox
 from occ_app.config import config as configuration
 from tests.conftest import Occ, names, output, wait_until
 from tests.model_api import FAKE_KEY, ModelApi
@@ -106,6 +107,65 @@ def test_a_project_is_there_to_write_in_the_sandbox_and_its_neighbours_are_not(p
     assert (folder / "in.txt").read_text() == "written\n"
 
 
+def test_the_sandbox_shows_nothing_of_other_conversations(prying: Occ) -> None:
+    """Nothing that the CLI keeps of other folders can be read, and nothing that it obeys elsewhere can be written."""
+    claude = Path(prying.environment["HOME"], ".claude")
+    private = (
+        "history.jsonl",
+        "projects/-a/s.jsonl",
+        "tasks/s/1.json",
+        "file-history/s/1",
+        "plans/p.md",
+        "debug/s.txt",
+    )
+    for name in (*private, "backups/.claude.json.backup.1", "paste-cache/1.txt", "todos/s-agent-s.json"):
+        (claude / name).parent.mkdir(parents=True, exist_ok=True)
+        (claude / name).write_text(SECRET)
+    (claude / "hooks").mkdir()
+    for name in ("hooks/check", "check.sh"):
+        (claude / name).write_text("of the operator\n")
+    settings = claude.parent / ".claude.json"
+    settings.write_text(json.dumps({"userID": "kept", "projects": {SECRET: {}}, "mcpServers": {"x": {"env": SECRET}}}))
+    told = pry(
+        prying,
+        f"grep -r . {claude} {settings}",
+        f"ls -R {claude}",
+        f"for n in tasks plans todos file-history; do mkdir -p {claude}/$n && echo mine > {claude}/$n/mine; done",
+        f"cat {claude}/tasks/mine",
+        f'echo \'{{"mcpServers": {{"planted": {{}}}}}}\' > {settings}',
+        f"echo PLANTED > {claude}/hooks/check; echo PLANTED > {claude}/check.sh; echo x > {claude}/CLAUDE.md",
+    )
+    assert SECRET not in told
+    assert told.count("of the operator") == 2
+    assert '"userID": "kept"' in told
+    assert "mine" in told
+    assert "planted" not in settings.read_text()
+    assert (claude / "hooks/check").read_text() == (claude / "check.sh").read_text() == "of the operator\n"
+    assert not (claude / "CLAUDE.md").exists()
+    assert not (claude / "tasks/mine").exists()
+    # They are kept for the workspace, and go with it.
+    assert "mine" in pry(prying, f"cat {claude}/tasks/mine")
+    prying.client.delete_workspace("work")
+    assert [path.name for path in (claude / "projects").iterdir()] == ["-a"]
+    assert list((claude / "occ-sandboxes").iterdir()) == []
+
+
+def test_a_configuration_folder_outside_the_home_is_hidden_too(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/lib") as folder:
+        claude, work = Path(folder, "claude"), tmp_path / "occ/workspaces/work"
+        work.mkdir(parents=True)
+        (claude / "projects/-other").mkdir(parents=True)
+        (claude / "projects/-other/s.jsonl").write_text(SECRET)
+        (claude / ".claude.json").write_text(json.dumps({"userID": "kept", "projects": {SECRET: {}}}))
+        variables = {"HOME": str(tmp_path), "OCC_HOME": str(tmp_path / "occ"), "PATH": os.defpath}
+        config = configuration.load(variables | {"OCC_SANDBOX": "bwrap", "CLAUDE_CONFIG_DIR": str(claude)})
+        argv = sandbox.wrapped(["/bin/sh", "-c", f"grep -r . {claude}; ls -A {claude}/projects"], work, config)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+        assert SECRET not in done.stdout + done.stderr
+        assert '"userID": "kept"' in done.stdout
+        assert done.stdout.split()[-1] == projects.name_of(str(work))
+
+
 def test_nothing_hidden_comes_to_light_by_unmounting(prying: Occ) -> None:
     """As root, too: no capability is left that could take a mount away or reach a disk."""
     home = Path(prying.environment["HOME"])
@@ -136,12 +196,12 @@ def test_a_plain_user_gets_the_same_sandbox() -> None:
         script = (
             f"cat {home}/secret.txt; grep Cap /proc/self/status; umount -l {home}; cat {home}/secret.txt; echo x > in"
         )
-        for path in (home, *home.rglob("*")) if plain else ():
-            os.chown(path, 65534, 65534)
         config = configuration.load(
             {"HOME": folder, "OCC_HOME": f"{folder}/occ", "PATH": os.defpath, "OCC_SANDBOX": "bwrap"}
         )
         argv = sandbox.wrapped(["/bin/sh", "-c", script], work, config)
+        for path in (home, *home.rglob("*")) if plain else ():
+            os.chown(path, 65534, 65534)
         done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", **plain)  # type: ignore[call-overload]
         assert SECRET not in done.stdout
         assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith("Cap")} == {"0" * 16}

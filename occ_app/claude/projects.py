@@ -66,6 +66,14 @@ def folders(claude: Path, workspace: Path) -> list[Path]:
     return [claude / "projects" / name_of(path) for path in paths]
 
 
+def private(claude: Path, workspace: Path) -> Path:
+    """Return OCC's folder beside the CLI's for the state of a sandboxed workspace.
+
+    No sandbox can write it, so none can put a link there that the next start would follow.
+    """
+    return claude / "occ-sandboxes" / name_of(str(workspace))
+
+
 def fits(workspace: Path) -> bool:
     """Return whether the CLI uses the whole path of a workspace in its folder's name."""
     return max(len(encoded(str(workspace))), len(encoded(os.path.realpath(workspace)))) <= LONGEST_NAME
@@ -74,7 +82,8 @@ def fits(workspace: Path) -> bool:
 def remove(cli: CliFolders, workspace: Path, sessions: Collection[str] = ()) -> None:
     """Delete all that the CLI keeps of a workspace and of its sessions; nothing of other sessions."""
     kept = folders(cli.state, workspace)
-    for path in (*_of_sessions(cli.state, sessions), *_temporary(cli.temporary, kept), *kept):
+    others = (private(cli.state, workspace), *_temporary(cli.temporary, kept))
+    for path in (*_of_sessions(cli.state, sessions), *others, *kept):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

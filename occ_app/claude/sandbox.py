@@ -6,6 +6,7 @@ network stays: the model is reached through it.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,8 +31,19 @@ _BASE = (
 _HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run", "/mnt", "/media", "/srv")  # noqa: S108 - hidden, not used
 # Hidden files that name resolution needs.
 _RESOLVERS = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
-# Parts of the CLI's folder that it writes; the rest configures the CLI and is read-only.
-_WRITTEN = ("todos", "file-history", "session-env", "shell-snapshots", "plans", "sessions", ".credentials.json")
+# The parts of the CLI's folder that configure it, and scripts beside them, which hooks may name. They are read-only;
+# the rest is about other conversations and is hidden.
+_CONFIGURES = (
+    *("settings.json", "settings.local.json", "policy-limits.json", "remote-settings.json", "keybindings.json"),
+    *("CLAUDE.md", "AGENTS.md", "agents", "commands", "hooks", "output-styles", "plugins", "rules", "skills", "themes"),
+    "workflows",
+)
+_SCRIPTS = (".sh", ".py", ".js", ".mjs", ".cjs", ".ts")
+# Folders of the CLI that all conversations share; under a sandbox each workspace has separate ones.
+_SHARED = ("tasks", "todos", "file-history", "session-env", "plans", "uploads", "image-cache", "debug", "sessions")
+_LOGIN, _SETTINGS = ".credentials.json", ".claude.json"
+# Parts of `.claude.json` about other folders, or that would start programs when you run the CLI yourself.
+_NOT_PASSED_ON = ("projects", "mcpServers", "githubRepoPaths")
 
 
 def check(config: Config) -> None:
@@ -65,7 +77,8 @@ def wrapped(argv: Sequence[str], workspace: Path, config: Config, readable: Sequ
         return list(argv)
     mounts: dict[Path, tuple[str, ...]] = {path: ("--tmpfs", str(path)) for path in _hidden(config)}
     mounts |= {path: ("--ro-bind", str(path), str(path)) for path in (*_read(argv[0], config), *readable)}
-    mounts |= {path: ("--bind", str(path), str(path)) for path in (*_state(workspace, config), workspace)}
+    mounts |= {place: ("--bind", str(source), str(place)) for source, place in _state(workspace, config)}
+    mounts[workspace] = ("--bind", str(workspace), str(workspace))
     # A parent is mounted before its children.
     ordered = [option for path in sorted(mounts, key=lambda path: len(path.parts)) for option in mounts[path]]
     environment = ("--setenv", "TMPDIR", "/tmp")  # noqa: S108 - the sandbox's own
@@ -78,7 +91,8 @@ def _bwrap(config: Config) -> list[str]:
 
 def _hidden(config: Config) -> Iterator[Path]:
     # Resolved, since a home that is a link is to be hidden where it lies.
-    paths = {Path(path).resolve() for path in (*_HIDDEN, config.cli_environment["HOME"], config.home)}
+    private = (config.cli_environment["HOME"], config.home, projects.claude_folder(config.cli_environment))
+    paths = {Path(path).resolve() for path in (*_HIDDEN, *private)}
     return (path for path in paths if path.is_dir() and path != Path("/"))
 
 
@@ -94,18 +108,38 @@ def _read(program: str, config: Config) -> Iterator[Path]:
         yield Path(*real.parts[: real.parts.index("node_modules") + 1])
     folder = projects.claude_folder(config.cli_environment)
     if folder.is_dir():
-        yield from (path for path in folder.iterdir() if path.name not in (*_WRITTEN, "projects"))
+        yield from (path for path in folder.iterdir() if path.name in _CONFIGURES or path.suffix in _SCRIPTS)
 
 
-def _state(workspace: Path, config: Config) -> Iterator[Path]:
-    """Return the files the CLI keeps between executions: its sessions of this workspace, and its login."""
+def _state(workspace: Path, config: Config) -> Iterator[tuple[Path, Path]]:
+    """Yield the files that the CLI keeps between executions, each with its place in the view.
+
+    These are its sessions of this workspace with all that belongs to them, its login, and a copy of its own settings.
+    """
     folder = projects.claude_folder(config.cli_environment)
-    for sessions in projects.folders(folder, workspace):
+    kept = projects.folders(folder, workspace)
+    for sessions in kept:
         sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
-        yield sessions
-    for name in _WRITTEN:
-        if (folder / name).exists():
-            yield folder / name
-    settings = Path(config.cli_environment["HOME"], ".claude.json")
-    if settings.is_file() and "CLAUDE_CONFIG_DIR" not in config.cli_environment:
-        yield settings
+        yield sessions, sessions
+    private = projects.private(folder, workspace)
+    for name in _SHARED:
+        (private / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield private / name, folder / name
+    if (folder / _LOGIN).exists():
+        yield folder / _LOGIN, folder / _LOGIN
+    elsewhere = "CLAUDE_CONFIG_DIR" in config.cli_environment
+    settings = folder / _SETTINGS if elsewhere else Path(config.cli_environment["HOME"], _SETTINGS)
+    if settings.is_file():
+        yield _copy(settings, private / _SETTINGS), settings
+
+
+def _copy(settings: Path, copy: Path) -> Path:
+    """Write the CLI's own settings for a sandbox, without those about other folders; returns the copy."""
+    try:
+        content = json.loads(settings.read_bytes())
+        content = {name: value for name, value in content.items() if name not in _NOT_PASSED_ON}
+    except (OSError, ValueError, AttributeError):
+        content = {}  # it is damaged or cannot be read; the CLI begins as in a new home
+    copy.touch(mode=0o600)
+    copy.write_text(json.dumps(content))
+    return copy
