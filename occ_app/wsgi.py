@@ -20,7 +20,7 @@ from occ_app.claude import projects
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
-from occ_app.executions import lifecycle
+from occ_app.executions import lifecycle, queries
 from occ_app.home import health
 from occ_app.home.state import TokenFile
 from occ_app.queue import upload_enqueuer, waker
@@ -61,6 +61,9 @@ def make_app(config: Config) -> Flask:
                 lifecycle.end_waiting,
                 generation,
                 projects.cli_folders(config.cli_environment),
+            ),
+            admit=lambda connection, _: lifecycle.Admission(
+                free_workers=config.workers - queries.running_count(connection)
             ),
             measures=(metrics.of_agent(config, database),),
         )

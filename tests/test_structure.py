@@ -112,7 +112,7 @@ def test_sql_stands_in_its_few_modules() -> None:
         "occ_app/queue.py",  # the queue's own table
         *(
             f"occ_app/executions/{module}.py"
-            for module in ("events", "lifecycle", "queries", "search", "tally", "usage")
+            for module in ("events", "lifecycle", "queries", "search", "tally", "usage", "waiting")
         ),
         *(f"occ_app/workspaces/{module}.py" for module in ("places", "projects", "uploads", "workspace")),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),

@@ -15,6 +15,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.errors import Unavailable
 from occ_app.executions import records
+from occ_app.executions.lifecycle import Admission
 from occ_app.home import daemon
 from occ_app.streams.doorbell import Ringer
 from occ_app.streams.followers import StreamLimit
@@ -48,8 +49,8 @@ class Services:
     pack: Callable[[Workspace, IO[bytes]], None]
     delete_workspace: Callable[[str, str | None, int | None], list[int]]
     execute_body: type[Schema] = schemas.ExecuteBody
-    admit: Callable[[sqlite3.Connection, records.Request], str | None] = lambda _connection, _request: None
     resolve_workspace: Callable[[sqlite3.Connection, str], str] = lambda _connection, workspace_id: workspace_id
+    admit: Callable[[sqlite3.Connection, records.Request], Admission] = lambda _connection, _request: Admission()
     measures: tuple[Measure, ...] = ()
     title: str = "OCC agent"
 

@@ -158,11 +158,13 @@ def _cost(record: Mapping[str, Any]) -> str:
 
 def _state(record: Mapping[str, Any]) -> str:
     state: str = record["state"]
-    if record["waitsFor"]:
-        return f"{state} (waits for {record['waitsFor']})"
     if state == "failed":
         return f"failed ({record['errorCode']})"
-    return state + (f" ({record['position']} ahead)" if record["position"] else "")
+    ahead = f"{record['position']} ahead" if record["position"] else ""
+    # The explanation after the name is left to `occ jobs show`.
+    waits = f"waits for {record['waitsFor'].partition(', which ')[0]}" if record["waitsFor"] else ""
+    reasons = ", ".join(filter(None, (waits, ahead)))
+    return f"{state} ({reasons})" if reasons else state
 
 
 def _short(text: str) -> str:

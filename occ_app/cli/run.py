@@ -192,9 +192,11 @@ def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterat
                 record = client.execution(execution_id)
                 if record["state"] != "queued":
                     return
-                if record.get("waitsFor") not in (None, told):
-                    told = record["waitsFor"]
-                    output.note(f"waiting for {told}; Ctrl-C leaves it or cancels it")
+                reason = record.get("waitsFor")
+                if reason and reason.partition(" (")[0] != told:  # the rest of a sentence may count minutes
+                    told = reason.partition(" (")[0]
+                    ahead = f", {record['position']} ahead" if record["position"] else ""
+                    output.note(f"waiting for {reason}{ahead}; Ctrl-C leaves it or cancels it")
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -12,13 +12,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import events
+from occ_app.executions import events, waiting
 from occ_app.executions.queries import from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system import compact_json, timestamps
@@ -37,22 +37,30 @@ def request_hash(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Admission:
+    """The reply of a check before acceptance: the agent to run on, if one is named, and the workers free for it."""
+
+    agent_id: str | None = None
+    free_workers: int = 0
+
+
 def create(
     db: Database,
     request: Request,
     *,
     max_queue: int,
-    admit: Callable[[sqlite3.Connection, Request], str | None] = lambda _connection, _request: None,
+    admit: Callable[[sqlite3.Connection, Request], Admission] = lambda _connection, _request: Admission(),
     resolve: Callable[[sqlite3.Connection, str], str] = lambda _connection, workspace_id: workspace_id,
 ) -> tuple[Execution, bool]:
     """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
 
     Not yet on the disk: call `db.sync()` before acknowledging it.
 
-    The same id with the same body is the execution that exists. Raises Conflict for another body, NotFound for an
-    unknown workspace, or one of another number than the request names, NoSpace, QueueFull, and what `admit` raises,
-    which may look at the rows before one is added and returns
-    the id of the agent that the request names. `resolve` returns the id of the workspace that a new request names.
+    The same id with the same body is the execution that exists. `admit` may look at the rows before one is added.
+    `resolve` returns the id of the workspace that a new request names.
+    Raises Conflict for another body, NotFound for an unknown workspace, or one of another number than the request
+    names, NoSpace, QueueFull, and what `admit` raises.
     """
     with db.write(durable=False) as connection:
         existing = one(connection, "x.execution_id = ?", (request.execution_id,))
@@ -74,17 +82,17 @@ def create(
             raise workspace_not_found(request.workspace_id, request.workspace_generation)
         if db.disk_is_full():
             raise errors.NoSpace
-        wanted_agent = admit(connection, request)
-        ahead = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
-        if ahead >= max_queue:
-            raise errors.QueueFull(ahead)
+        admission = admit(connection, request)
+        queued = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
+        if queued >= max_queue:
+            raise errors.QueueFull(queued)
         row = connection.execute(
             """
             INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
                 idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
                 key_id, wanted_agent, wanted_labels, workspace_generation)
             VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-            RETURNING *, 1 AS newest_seq, ? AS position
+            RETURNING *, 1 AS newest_seq
             """,
             (
                 request.execution_id,
@@ -99,15 +107,15 @@ def create(
                 request.session_id,
                 iso_now(),
                 request.key_id,
-                wanted_agent,
+                admission.agent_id,
                 compact_json.to_json(request.labels) if request.labels else None,
                 workspace["generation"],
-                ahead,
             ),
         ).fetchall()[0]
-        said = compact_json.to_json({"position": ahead, "timestamp": timestamps.milliseconds()})
+        position = waiting.Line(connection).ahead(row["number"], admission.free_workers) if queued else 0
+        said = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
         events.insert(connection, row["number"], 1, [("queued", said)])
-        return from_row(row), True
+        return replace(from_row(row), position=position), True
 
 
 def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
@@ -127,7 +135,7 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
                     SELECT 1 FROM executions r
                     WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
                 ORDER BY q.number LIMIT 1)
-            RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq, NULL AS position
+            RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq
             """,
             (iso_now(), owner.boot_id, owner.pid, owner.start, time.monotonic()),
         ).fetchall()

@@ -10,16 +10,14 @@ from typing import Any
 
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found
+from occ_app.executions import waiting
 from occ_app.executions.records import Execution
 from occ_app.system.compact_json import object_of
 from occ_app.system.foreign_text import storable, whole_characters
 
 _COLUMNS = """
     x.*,
-    coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq,
-    CASE x.state WHEN 'queued' THEN
-        (SELECT count(*) FROM executions q WHERE q.state = 'queued' AND q.number < x.number)
-    END AS position
+    coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq
 """
 
 
@@ -73,14 +71,15 @@ def may_resume(db: Database, execution: Execution) -> bool:
 
 def get(db: Database, execution_id: str, visible_to: str | None = None) -> Execution:
     """One execution. Raises NotFound, also for one that another key than `visible_to` made."""
-    execution = find(db, execution_id, visible_to)
-    if execution is None:
-        raise execution_not_found(execution_id)
-    return execution
+    with db.read() as connection:
+        execution = one(connection, "x.execution_id = ?", (execution_id,))
+        if execution is None or visible_to not in (None, execution.key_id):
+            raise execution_not_found(execution_id)
+        return waiting.described(connection, [execution])[0]
 
 
 def find(db: Database, execution_id: str, visible_to: str | None = None) -> Execution | None:
-    """One execution, None where `get` raises."""
+    """One execution as its row has it, without a position; None where `get` raises."""
     with db.read() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
     return execution if execution is not None and visible_to in (None, execution.key_id) else None
@@ -115,7 +114,7 @@ def listing(
             f"SELECT {_COLUMNS} FROM executions x WHERE {' AND '.join(conditions)} ORDER BY x.number DESC LIMIT ?",  # noqa: S608 - the conditions are the literals above
             (*values, limit + 1),
         ).fetchall()
-    found = [from_row(row) for row in rows[:limit]]
+        found = waiting.described(connection, [from_row(row) for row in rows[:limit]])
     return found, found[-1].number if len(rows) > limit else None
 
 
@@ -149,6 +148,12 @@ def newest_moment(db: Database) -> str | None:
     return None if row is None else str(row["created_at"])
 
 
+def running_count(connection: sqlite3.Connection) -> int:
+    """Return how many run, inside the caller's transaction."""
+    count: int = connection.execute("SELECT count(*) FROM executions WHERE state = 'running'").fetchone()[0]
+    return count
+
+
 def counts(db: Database) -> tuple[int, int]:
     """How many run and how many wait."""
     with db.read() as connection:
@@ -173,8 +178,8 @@ def one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...])
 
 
 def from_row(row: sqlite3.Row) -> Execution:
-    """A row of `executions` with its `newest_seq` and `position`, as a value."""
-    values = dict(row)
+    """A row of `executions` with its `newest_seq`, as a value without a position."""
+    values = dict(row) | {"position": None}
     values["last_seq"] = values.pop("newest_seq")
     values["cancel_code"] = values.pop("stop_requested")
     values["prompt_sent"] = values.pop("offered")

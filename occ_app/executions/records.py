@@ -36,12 +36,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Execution:
-    """A row of `executions`. `position` counts those ahead while it is queued; `usage` is JSON as the CLI gave it.
+    """A row of `executions`. While it is queued, `position` counts those ahead and `waits_for` is the reason.
 
+    `usage` is JSON as the CLI gave it.
     `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
     `cancel_code` is the error code that it is to end with, once it was cancelled.
-    Only on a hub: `key_id`, `agent_id`, `wanted_…`, `waits_for`, which says why it is not placed yet, and
-    `prompt_sent`, whether its agent may have the prompt.
+    Only on a hub: `key_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have the prompt.
     """
 
     number: int

@@ -14,16 +14,16 @@ from dataclasses import replace
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
+from occ_app.executions.lifecycle import Admission
 from occ_app.executions.records import Execution, Request
+from occ_app.executions.waiting import FREE_WORKER
 from occ_app.hub.agents import Agent, Agents
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 
 
-def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visible_to: str | None) -> str | None:
-    """Look whether an execution can be accepted, in the transaction that does.
-
-    Returns the id of the agent that the request names.
+def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visible_to: str | None) -> Admission:
+    """Check whether an execution can be accepted, in the transaction that does.
 
     Raises NotFound for a workspace of another key than `visible_to` and for an unknown agent, Conflict when the
     workspace lives on another agent than the request names, QueueFull when the key has as many under way as it may.
@@ -54,7 +54,15 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
                 " one, or cancel one.",
                 {"most": limit["most"]},
             )
-    return wanted
+    machines = agents.listed(connection)
+    foreign = _foreign(connection, machines)
+    suitable = (
+        agent
+        for agent in machines
+        if agent.state == "online"
+        and (agent.agent_id == home.agent_id if home is not None else _suits(agent, wanted, request.labels))
+    )
+    return Admission(wanted, sum(max(0, _free(agent, foreign)) for agent in suitable))
 
 
 def choose(
@@ -89,7 +97,7 @@ def choose(
     if not ready:
         return f"{what} to be reached by the hub (it is online, but its link is not connected)"
     best = max(ready, key=lambda agent: _free(agent, foreign))
-    return best if _free(best, foreign) > 0 else f"{what} to have a free worker"
+    return best if _free(best, foreign) > 0 else f"{what} {FREE_WORKER}"
 
 
 def claim(

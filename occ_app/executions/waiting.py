@@ -1,0 +1,206 @@
+"""The line of executions that wait: how many come before one, and the reason why it waits.
+
+An execution waits for its workspace, where one runs at a time, or for a worker. Only those before it that need the same
+count: of its own workspace, and of others that a worker, on a hub a machine it may run on, could start first.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from occ_app.executions.records import Execution
+
+FREE_WORKER = "to have a free worker"  # the end of a reason on a hub whose machine is there and has no room
+ANY_WORKER = "a worker to be free"
+
+_Machines = frozenset[str]
+_BY_ITSELF: _Machines = frozenset([""])  # an agent, which is a machine without an id
+
+
+@dataclass(frozen=True)
+class _Queued:
+    number: int
+    execution_id: str
+    key_id: str | None
+    workspace: int
+    machines: _Machines  # those it may run on
+    placeable: bool  # False when none of these is there
+
+
+@dataclass(frozen=True)
+class _Running:
+    execution_id: str
+    key_id: str | None
+    ends_by: datetime | None  # its time limit; None on a hub, whose machine counts it
+
+
+class Line:
+    """All executions that wait, as of one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._running = _running(connection)
+        self._held = _held(connection)
+        self._first = dict[int, _Queued]()  # of each workspace
+        self._workspaces = dict[int, list[int]]()
+        self._groups = dict[tuple[_Machines, bool, bool], list[int]]()  # numbers of those that compete alike
+        self._queued = dict[int, _Queued]()
+        for queued in _queued(connection):
+            first = self._first.setdefault(queued.workspace, queued)
+            self._queued[queued.number] = replace(queued, placeable=first.placeable)
+            self._workspaces.setdefault(queued.workspace, []).append(queued.number)
+            kind = (queued.machines, first.placeable, queued.workspace in self._running)
+            self._groups.setdefault(kind, []).append(queued.number)
+
+    def ahead(self, number: int, free_workers: int = 0) -> int:
+        """Return how many of those that wait could start before an execution that waits too.
+
+        `free_workers` are those that it may use; those before it use them first.
+        """
+        queued = self._queued[number]
+        idle = queued.workspace not in self._running
+        count = bisect_left(self._workspaces[queued.workspace], number)
+        if idle and free_workers > self._claimable_before(self._first[queued.workspace]):
+            return count
+        for (machines, placeable, blocked), numbers in self._groups.items():
+            # A workspace in which one runs gets the worker of that one, unless others wait for a worker already: what
+            # waits for a third workspace takes none from it.
+            if self._competes(queued, machines, placeable) and (idle or not blocked):
+                count += bisect_left(numbers, number) - self._of_workspace(queued, numbers)
+        return count
+
+    def reason(self, execution: Execution) -> str | None:
+        """Return what a queued execution waits for; None while a hub has not looked for a machine yet."""
+        queued = self._queued[execution.number]
+        first = self._first[queued.workspace]
+        running = self._running.get(queued.workspace)
+        if not self._is_first(queued):
+            return f"{_named(first, queued)}, which comes before it in its workspace"
+        if running is not None:
+            return f"{_named(running, queued)}, which runs in its workspace{_limit(running.ends_by)}"
+        if queued.workspace in self._held:
+            return "a machine to confirm that what ran in its workspace is over"
+        by_itself = queued.machines == _BY_ITSELF and queued.key_id is None
+        return execution.waits_for or (ANY_WORKER if by_itself else None)
+
+    def _is_first(self, queued: _Queued) -> bool:
+        return self._first[queued.workspace].number == queued.number
+
+    def _competes(self, queued: _Queued, machines: _Machines, placeable: bool) -> bool:
+        return (placeable or not queued.placeable) and bool(machines & queued.machines)
+
+    def _of_workspace(self, queued: _Queued, numbers: Sequence[int]) -> int:
+        """Return how many of these numbers, below that of `queued`, are of its workspace."""
+        own = self._workspaces[queued.workspace]
+        return sum(1 for number in own[: bisect_left(own, queued.number)] if _contains(numbers, number))
+
+    def _claimable_before(self, queued: _Queued) -> int:
+        return sum(
+            first.number < queued.number
+            and first.workspace not in self._running
+            and self._competes(queued, first.machines, first.placeable)
+            for first in self._first.values()
+        )
+
+
+def described(connection: sqlite3.Connection, executions: Sequence[Execution]) -> list[Execution]:
+    """Return the executions, those that wait with their `position` and `waits_for` as of now."""
+    if not any(execution.state == "queued" for execution in executions):
+        return list(executions)
+    line = Line(connection)
+    return [
+        replace(execution, position=line.ahead(execution.number), waits_for=line.reason(execution))
+        if execution.state == "queued"
+        else execution
+        for execution in executions
+    ]
+
+
+def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
+    machines = [
+        (row["agent_id"], row["name"], frozenset(json.loads(row["labels"])))
+        for row in connection.execute("SELECT agent_id, name, labels FROM agents")
+    ]
+    known = dict[tuple[str | None, str | None, str | None], _Machines]()
+    rows = connection.execute(
+        """
+        SELECT q.number, q.execution_id, q.key_id, q.workspace_generation, q.wanted_agent, q.wanted_labels, q.waits_for,
+            w.agent_id AS home
+        FROM executions q LEFT JOIN workspaces w ON w.generation = q.workspace_generation
+        WHERE q.state = 'queued' ORDER BY q.number
+        """
+    )
+    for row in rows:
+        place = (row["home"], row["wanted_agent"], row["wanted_labels"])
+        if place not in known:
+            known[place] = _suitable(machines, *place)
+        yield _Queued(
+            row["number"],
+            row["execution_id"],
+            row["key_id"],
+            row["workspace_generation"],
+            known[place],
+            row["waits_for"] is None or row["waits_for"].endswith(FREE_WORKER),
+        )
+
+
+def _suitable(
+    machines: Sequence[tuple[str, str, frozenset[str]]], home: str | None, wanted: str | None, labels: str | None
+) -> _Machines:
+    """Return the ids of the machines that an execution may run on; an agent by itself is one without an id."""
+    if home is not None:
+        return frozenset([home])
+    if not machines and wanted is None and labels is None:
+        return _BY_ITSELF
+    needed = frozenset[str]() if labels is None else frozenset(json.loads(labels))
+    return frozenset(agent_id for agent_id, name, own in machines if wanted in (None, agent_id, name) and needed <= own)
+
+
+def _running(connection: sqlite3.Connection) -> Mapping[int, _Running]:
+    """Return what runs, by its workspace."""
+    rows = connection.execute(
+        """
+        SELECT workspace_generation, execution_id, key_id, started_at, timeout_seconds, agent_id
+        FROM executions WHERE state = 'running'
+        """
+    )
+    return {row["workspace_generation"]: _Running(row["execution_id"], row["key_id"], _ends_by(row)) for row in rows}
+
+
+def _held(connection: sqlite3.Connection) -> set[int]:
+    """Return the workspaces in which a machine may still run something that is over on the hub."""
+    rows = connection.execute(
+        """
+        SELECT r.workspace_generation FROM errands e
+        JOIN executions r ON e.path = '/executions/' || r.execution_id || '/cancel' AND e.agent_id = r.agent_id
+        """
+    )
+    return {row["workspace_generation"] for row in rows}
+
+
+def _ends_by(row: sqlite3.Row) -> datetime | None:
+    if row["started_at"] is None or row["agent_id"] is not None:
+        return None
+    return datetime.fromisoformat(row["started_at"]) + timedelta(seconds=row["timeout_seconds"])
+
+
+def _limit(ends_by: datetime | None) -> str:
+    """Return when its time limit ends an execution, for a sentence."""
+    if ends_by is None:
+        return ""
+    seconds = max(0.0, (ends_by - datetime.now(UTC)).total_seconds())
+    return f" (its time limit ends it in {f'{seconds / 60:.0f} min' if seconds >= 90 else f'{seconds:.0f} s'})"
+
+
+def _named(other: _Queued | _Running, queued: _Queued) -> str:
+    """Return the name of another execution for the reader of one; that of another key stays unknown."""
+    return f"execution {other.execution_id}" if other.key_id == queued.key_id else "another execution"
+
+
+def _contains(numbers: Sequence[int], number: int) -> bool:
+    place = bisect_left(numbers, number)
+    return place < len(numbers) and numbers[place] == number
