@@ -169,7 +169,7 @@ def test_what_waits_says_for_what_and_begins_by_itself(page: Page, hub: Hub, box
     other = browser.page()
     other.go(hub.url)
     start(other, "and then")
-    other.shows("Begins when what runs in its workspace is over", ".status")
+    other.shows("Begins when the run in its workspace is over", ".status")
     other.shows("Waiting", ".now")
     let_go(box, "go-6")
     other.shows("You said: and then", "#answer")

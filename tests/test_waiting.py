@@ -13,7 +13,7 @@ from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import events, lifecycle, queries
 from occ_app.executions.records import Execution, Outcome, Request
-from occ_app.hub import keys, placement
+from occ_app.hub import keys, placement, registrations
 from occ_app.hub.agents import Agents
 from occ_app.system.compact_json import object_of
 from occ_app.system.process_identity import own_identity
@@ -106,8 +106,15 @@ def machine(rows: Database, agents: Agents, name: str, *labels: str) -> str:
     """Register a machine with one worker, heard just now; return its id."""
     key, _ = keys.create(rows, f"key of {name}", "agent")
     said = {"agent_id": None, "name": name, "url": None, "port": 1, "direct": False, "tls_fingerprint": None}
-    said |= {"workers": 1, "labels": list(labels), "version": "9", "platform": "x", "claude_version": None}
-    return agents.register(key, "127.0.0.1", said).agent_id
+    said |= {
+        "workers": 1,
+        "labels": list(labels),
+        "version": "9",
+        "platform": "x",
+        "claude_version": None,
+        "machine": None,
+    }
+    return registrations.register(agents, key, "127.0.0.1", said).agent_id
 
 
 @pytest.fixture

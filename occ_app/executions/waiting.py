@@ -1,7 +1,7 @@
 """The line of executions that wait: how many come before one, and the reason why it waits.
 
 An execution waits for its workspace, where one runs at a time, or for a worker. Only those before it that need the same
-count: of its own workspace, and of others that a worker, on a hub a machine it may run on, could start first.
+count: those in its workspace, and those elsewhere that could take its worker, on a hub a worker of its machines.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Line:
         if running is not None:
             return f"{_named(running, queued)}, which runs in its workspace{_limit(running.ends_by)}"
         if queued.workspace in self._held:
-            return "a machine to confirm that what ran in its workspace is over"
+            return "its machine to confirm the end of an execution in its workspace"
         by_itself = queued.machines == _BY_ITSELF and queued.key_id is None
         return execution.waits_for or (ANY_WORKER if by_itself else None)
 
@@ -161,7 +161,7 @@ def _suitable(
 
 
 def _running(connection: sqlite3.Connection) -> Mapping[int, _Running]:
-    """Return what runs, by its workspace."""
+    """Return the running executions by workspace."""
     rows = connection.execute(
         """
         SELECT workspace_generation, execution_id, key_id, started_at, timeout_seconds, agent_id
