@@ -112,7 +112,7 @@ def test_the_tools_in_the_settings_table_are_the_code_s() -> None:
 
 def test_every_variable_the_docs_name_is_read_by_the_code() -> None:
     known = {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
-    known |= {"OCC_HOME", "OCC_HUB_HOME", "OCC_TOKEN", "OCC_EXECUTION_ID"}
+    known |= {"OCC_HOME", "OCC_HUB_HOME", "OCC_TOKEN", "OCC_URL", "OCC_PIN", "OCC_EXECUTION_ID"}
     told = {name for page in PAGES.values() for name in re.findall(r"\bOCC_[A-Z_]+\b", page)}
     assert told == known
 

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from occ_app import __version__
+from occ_app.cli import output
+from occ_app.config import config as configuration
 
 EXIT_CODES = """\b
 Exit codes:
@@ -31,10 +33,15 @@ _MODULES = {
     "run": "run",
     "projects": "projects",
     "workspaces": "workspaces",
+    "login": "login",
+    "logout": "login",
+    "remotes": "login",
     "demo": "demo",
     "backup": "agent",
     "hub": "hub",
 }
+
+_FUNCTIONS = {"remotes": "remotes_group"}  # where a function cannot have the name of its command
 
 
 class _Commands(click.Group):
@@ -54,7 +61,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's shape
         if cmd_name not in _MODULES:
             return None
-        command: click.Command = getattr(importlib.import_module(f"occ_app.cli.{_MODULES[cmd_name]}"), cmd_name)
+        module = importlib.import_module(f"occ_app.cli.{_MODULES[cmd_name]}")
+        command: click.Command = getattr(module, _FUNCTIONS.get(cmd_name, cmd_name))
         return command
 
 
@@ -68,5 +76,8 @@ def occ() -> None:
     occ start    start the agent: an HTTP API that runs Claude Code on prompts
     occ run      send a folder and a prompt, watch the answer come
     occ jobs     list, show, tail and cancel runs
+    occ login    use an agent or hub elsewhere from here on
     occ hub      one address for many agents
     """
+    for sentence in configuration.unknown_variables():
+        output.warn(sentence)

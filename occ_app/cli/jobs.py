@@ -90,8 +90,9 @@ def jobs(
         return
     asked = {"state": state, "workspaceId": workspace, "since": since}
     filters = {name: value for name, value in asked.items() if value is not None}
-    if url is not None or pin is not None:  # a pin alone is refused
-        page = remote.chosen(url, token, pin).executions(limit=limit, **filters)
+    client = remote.elsewhere(url, token, pin, hub=_of_hub())
+    if client is not None:
+        page = client.executions(limit=limit, **filters)
     else:
         found, following = executions.listing(
             _database(), state=state, workspace_id=workspace, since=since, limit=limit
@@ -178,8 +179,9 @@ def _short(text: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /executions/ID answers.")
 def show(execution_id: str, url: str | None, token: str | None, pin: str | None, as_json: bool) -> None:
     """Everything known of one execution."""
-    if url is not None or pin is not None:
-        record = remote.chosen(url, token, pin).execution(execution_id)
+    client = remote.elsewhere(url, token, pin, hub=_of_hub())
+    if client is not None:
+        record = client.execution(execution_id)
     else:
         record = _dumped("ExecutionRecord", executions.get(_database(), execution_id))
     if as_json:
@@ -201,8 +203,9 @@ def show(execution_id: str, url: str | None, token: str | None, pin: str | None,
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /search answers.")
 def search(query: str, limit: int, url: str | None, token: str | None, pin: str | None, as_json: bool) -> None:
     """Find executions by their prompt or output. By words, "a phrase", the begin* of a word; all must be there."""
-    if url is not None or pin is not None:
-        page = remote.chosen(url, token, pin).search(query, limit=limit)
+    client = remote.elsewhere(url, token, pin, hub=_of_hub())
+    if client is not None:
+        page = client.search(query, limit=limit)
     else:
         page = _dumped("SearchResults", searching.find(_database(), query, limit=limit))
     if as_json:
@@ -232,15 +235,16 @@ def search(query: str, limit: int, url: str | None, token: str | None, pin: str 
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token: str | None, pin: str | None) -> int:
     """The output of one execution; with --follow as it comes."""
-    if url is not None or pin is not None:  # a pin alone is refused
-        told = remote.chosen(url, token, pin).events(execution_id, follow=follow)
-        final = output.print_events(told, as_json=as_json, waiting=f"following {execution_id}")
+    client = remote.elsewhere(url, token, pin, hub=_of_hub())
+    if client is not None:
+        streamed = client.events(execution_id, follow=follow)
+        final = output.print_events(streamed, as_json=as_json, waiting=f"following {execution_id}")
         return output.outcome(final) if follow else 0
     database = _database()
     execution = executions.get(database, execution_id)
     config = _config()
     if follow and not execution.over and daemon.find(config) is not None:
-        shown: Iterable[StreamEvent] = remote.chosen(None, None, None, hub=_of_hub()).events(execution_id)
+        shown: Iterable[StreamEvent] = remote.local(hub=_of_hub()).events(execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
     final = output.print_events(shown, as_json=as_json, waiting=f"reading {execution_id}")

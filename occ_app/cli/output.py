@@ -40,6 +40,11 @@ def note(message: str) -> None:
     click.echo(click.style(visible(message), dim=True), err=True, color=_coloured())
 
 
+def interactive() -> bool:
+    """Return whether somebody can answer on standard input."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _coloured() -> bool:
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 

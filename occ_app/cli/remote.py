@@ -1,15 +1,18 @@
-"""The agent or hub that a command talks to: the agent of this machine, or what its options name."""
+"""The agent or hub that a command talks to, decided in one place: one that its options, OCC_URL or `occ login` name,
+else that of this machine.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from occ_app import errors
-from occ_app.cli import output
+from occ_app.cli import output, remotes
 from occ_app.config import config as configuration
 from occ_app.config.config import Config, HubConfig
 from occ_app.config.settings import http_url
@@ -43,7 +46,12 @@ def options(what: str) -> Callable[[Any], Any]:
                 metavar="TOKEN",
                 help="Its token or key. Pass @FILE or set OCC_TOKEN: other users can see an argument.",
             ),
-            click.option("--url", metavar="URL", help=f"{what}  [default: the agent of this machine]"),
+            click.option(
+                "--url",
+                metavar="URL",
+                help=f"{what} A name of `occ remotes`, too; `local` is the agent of this machine."
+                "  [default: OCC_URL, else the default of `occ remotes`, else local]",
+            ),
         ):
             command = option(command)
         return command
@@ -51,28 +59,121 @@ def options(what: str) -> Callable[[Any], Any]:
     return add
 
 
-def chosen(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient:
-    """Return a client of the agent or hub that the options name, else of this machine's agent, or hub with `hub`."""
-    _check_pin(url, pin)
+@dataclass(frozen=True)
+class Place:
+    """The agent or hub elsewhere that a command talks to.
+
+    `label` names it to a person, `again` are the options with which a printed command reaches it.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    pin: str | None
+    label: str
+    again: str
+
+    @property
+    def client(self) -> AgentClient:
+        from occ_app.client.agent_client import AgentClient
+
+        return AgentClient(self.url, self.token, self.pin)
+
+
+def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> Place | None:
+    """Return the agent or hub elsewhere that is meant; None for this machine's agent, or with `hub` its hub.
+
+    The first of these decides: `url`, an address or the name of a remote; `hub`; OCC_URL; the default remote.
+    Raises UsageError or ConfigError.
+    """
+    if url == remotes.LOCAL:
+        return None
     if url is not None:
-        return _client(url, token, pin)
-    if not hub:
-        return _local_client()
-    return hub_client()
+        return _named(url, token, pin)
+    if not hub and (url := configuration.client_url()) is not None:
+        return _addressed(url, token, pin, "OCC_URL")
+    known = None if hub else remotes.default()
+    if known is None:
+        _check_pin(None, pin)
+        return None
+    _check_pin(known.url, pin)
+    return _place(known, _secret(token) or known.token, pin)
 
 
-def _client(url: str, token: str | None, pin: str | None) -> AgentClient:
-    """A client of the agent or hub that the options name."""
-    from occ_app.client.agent_client import AgentClient
+def elsewhere(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient | None:
+    """Return a client of the agent or hub that `decide` finds, which is named on standard error; None for a local."""
+    place = decide(url, token, pin, hub=hub)
+    if place is None:
+        return None
+    output.note(f"at {place.label}")
+    return place.client
 
+
+def chosen(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient:
+    """Return a client of the agent or hub that `decide` finds. Raises NotRunning for a local one that is down."""
+    return elsewhere(url, token, pin, hub=hub) or local(hub=hub)
+
+
+def local(*, hub: bool = False) -> AgentClient:
+    """A client of this machine's agent, or of its hub. Raises NotRunning."""
+    return hub_client() if hub else _local_client()
+
+
+def again(url: str | None, pin: str | None) -> str:
+    """Return the options with which a printed command reaches the same place, without the token."""
+    place = decide(url, None, pin)
+    return "" if place is None else place.again
+
+
+def _named(url: str, token: str | None, pin: str | None) -> Place:
+    if "://" in url:
+        return _addressed(url, token, pin, "--url")
+    known = remotes.find(url)
+    if known is None:
+        raise click.UsageError(
+            f"There is no remote {url[:60]!r}; `occ remotes` lists them, `occ login URL` adds one. An address begins"
+            " with https:// or http://."
+        )
+    return _place(known, _secret(token) or known.token, pin)
+
+
+def _addressed(url: str, token: str | None, pin: str | None, source: str) -> Place:
+    """The agent or hub at an address; a remote with this address lends its key and its pin."""
+    _check_pin(url, pin)
     try:
-        url = http_url(url)
+        address = http_url(url)
     except ValueError as error:
-        raise click.UsageError(f"--url {url[:60]!r} cannot be used: {error}.") from None
-    secret = configuration.read_secret(token, "--token") if token else configuration.client_token()
+        raise click.UsageError(f"{source} {url[:60]!r} cannot be used: {error}.") from None
+    known = remotes.at(address)
+    secret = _secret(token) or configuration.client_token() or (known.token if known else None)
     if secret is None:
-        raise click.UsageError("A URL needs its token or key: --token TOKEN, --token @FILE or OCC_TOKEN.")
-    return AgentClient(url, secret, pin)
+        raise click.UsageError(
+            "A URL needs its token or key: --token TOKEN, --token @FILE or OCC_TOKEN. `occ login URL` keeps it."
+        )
+    pin = pin or _variable_pin(address)
+    if known is not None:
+        return _place(known, secret, pin)
+    shown = "" if source == "OCC_URL" else f" --url {url} --token …" + (f" --pin {pin}" if pin else "")
+    return Place(address, secret, pin, address, shown)
+
+
+def _place(known: remotes.Remote, secret: str, pin: str | None) -> Place:
+    is_default = configuration.client_url() is None and known == remotes.default()
+    shown = "" if is_default else f" --url {known.name}"
+    return Place(known.url, secret, pin or known.pin, f"{known.kind} {known.name} ({known.url})", shown)
+
+
+def _secret(token: str | None) -> str | None:
+    return configuration.read_secret(token, "--token") if token else None
+
+
+def _variable_pin(url: str) -> str | None:
+    """The pin in OCC_PIN for an address with TLS. Raises ConfigError when it is none."""
+    pin = configuration.client_pin()
+    if pin is None or not url.startswith("https://"):
+        return None
+    if not is_fingerprint(pin):
+        raise errors.ConfigError("OCC_PIN must be the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
+    return pin
 
 
 def _local_client() -> AgentClient:
@@ -83,21 +184,25 @@ def _local_client() -> AgentClient:
     running = daemon.find(config)
     known = state.load(config.state)
     if running is None or known is None:
-        raise errors.NotRunning(f"OCC is not running in {config.home}; `occ start` starts it.")
+        raise errors.NotRunning(
+            f"OCC is not running in {config.home}; `occ start` starts it, `occ login URL` uses one elsewhere."
+        )
     return AgentClient(running.url, known.token, running.fingerprint)
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether a text is the SHA-256 of a certificate."""
+    return re.fullmatch(_FINGERPRINT, text) is not None
 
 
 def _check_pin(url: str | None, pin: str | None) -> None:
     """Raises UsageError for a pin that nothing can be held to."""
-    if pin is not None and not (url or "").startswith("https://"):
+    if pin is None:
+        return
+    if url is None or url.startswith("http://"):
         raise click.UsageError("--pin is for an address with TLS: give its --url https://… too.")
-    if pin is not None and not re.fullmatch(_FINGERPRINT, pin):
+    if not is_fingerprint(pin):
         raise click.UsageError("--pin wants the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
-
-
-def again(url: str | None, pin: str | None) -> str:
-    """Return the options with which a printed command reaches the same place, without the token."""
-    return (f" --url {url} --token …" if url else "") + (f" --pin {pin}" if pin else "")
 
 
 def daemon_client(config: Config, running: daemon.Daemon) -> AgentClient:

@@ -116,8 +116,7 @@ def shown(tell: Callable[[], None]) -> None:
 
 
 def with_warnings(told: dict[str, Any], more: list[str]) -> dict[str, Any]:
-    unknown = [f"{name} is set and is no setting of OCC." for name in configuration.unknown_variables()]
-    return {**told, "warnings": [*told["warnings"], *more, *unknown]}
+    return {**told, "warnings": [*told["warnings"], *more]}
 
 
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:

@@ -25,6 +25,9 @@ DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
 # processes and not the CLI.
 _INTERPRETER = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH")
 
+# Variables of OCC that are no settings of a daemon.
+_VARIABLES = ("OCC_HOME", "OCC_HUB_HOME", "OCC_TOKEN", "OCC_URL", "OCC_PIN", "OCC_EXECUTION_ID")
+
 C = TypeVar("C", bound="Config")
 
 
@@ -239,11 +242,13 @@ def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGE
 
 
 def homes() -> list[Path]:
-    """Where an agent and a hub of this machine keep their secrets; one that nothing names is left out."""
+    """Where an agent, a hub and the commands keep their secrets; one that nothing names is left out."""
     found = []
     for program in (AGENT, HUB):
         with contextlib.suppress(ConfigError):
             found.append(home_folder(program=program))
+    with contextlib.suppress(ConfigError):
+        found.append(user_folder())
     return found
 
 
@@ -256,17 +261,49 @@ def default_homes() -> list[Path]:
     return found
 
 
+def user_folder() -> Path:
+    """The folder for the files that commands keep for this user: XDG_STATE_HOME/occ, or ~/.local/state/occ."""
+    named = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(named):  # others are to be ignored, says the specification
+        return Path(named, "occ")
+    try:
+        return Path.home() / ".local" / "state" / "occ"
+    except RuntimeError:
+        raise ConfigError(
+            "This user has no home folder: neither HOME nor the user database names one; set XDG_STATE_HOME to a"
+            " folder of your own."
+        ) from None
+
+
 def unknown_variables() -> list[str]:
-    """Variables that look like settings of OCC and are none."""
-    others = {AGENT.home_variable, HUB.home_variable, "OCC_TOKEN", "OCC_EXECUTION_ID"}
-    known = others | {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
-    return sorted(name for name in os.environ if name.startswith("OCC_") and name not in known)
+    """Return a sentence for each variable that looks like a setting of OCC and is none."""
+    known = set(_VARIABLES) | {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
+    unknown = sorted(name for name in os.environ if name.startswith("OCC_") and name not in known)
+    if not unknown:
+        return []
+    import difflib  # only to name a mistake: every process of a daemon loads this module
+
+    nearest = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+    return [
+        f"{name} is set and is no setting of OCC." + "".join(f" Did you mean {like}?" for like in nearest[name])
+        for name in unknown
+    ]
 
 
 def client_token() -> str | None:
     """The token for another agent: OCC_TOKEN, or @FILE in it. Raises ConfigError when it cannot be read."""
     value = os.environ.get("OCC_TOKEN")
     return read_secret(value, "OCC_TOKEN") if value else None
+
+
+def client_url() -> str | None:
+    """The agent or hub that commands use when they name none: OCC_URL."""
+    return os.environ.get("OCC_URL") or None
+
+
+def client_pin() -> str | None:
+    """The fingerprint of the certificate of that agent or hub: OCC_PIN."""
+    return os.environ.get("OCC_PIN") or None
 
 
 def read_secret(value: str, source: str) -> str:
