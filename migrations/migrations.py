@@ -480,3 +480,10 @@ def m014_machines(db: Database) -> None:
         "CREATE UNIQUE INDEX agents_by_machine ON agents (machine_id) WHERE machine_id IS NOT NULL",
     ):
         db.execute(statement)
+
+
+@occ()
+def m015_origins(db: Database) -> None:
+    # JSON: the hub, its key and its upload that a workspace on an agent came from.
+    for table in ("workspaces", "workspace_jobs"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN origin TEXT")

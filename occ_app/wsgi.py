@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,7 @@ from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
 from occ_app.executions import lifecycle, queries
+from occ_app.executions.records import Request
 from occ_app.home import health
 from occ_app.home.state import TokenFile
 from occ_app.queue import upload_enqueuer, waker
@@ -29,8 +31,10 @@ from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import max_open_files
+from occ_app.web import requests as web
 from occ_app.web.callers import Caller, same_secret
 from occ_app.web.serve import serve
+from occ_app.workspaces import origin as origins
 from occ_app.workspaces import snapshots
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
@@ -62,9 +66,7 @@ def make_app(config: Config) -> Flask:
                 generation,
                 projects.cli_folders(config.cli_environment),
             ),
-            admit=lambda connection, _: lifecycle.Admission(
-                free_workers=config.workers - queries.running_count(connection)
-            ),
+            admit=lambda connection, asked: _admit(config, connection, asked),
             measures=(metrics.of_agent(config, database),),
         )
     )
@@ -84,6 +86,13 @@ def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
         return Caller(refused=lambda: token.recent() != right)
 
     return identify
+
+
+def _admit(config: Config, connection: sqlite3.Connection, asked: Request) -> lifecycle.Admission:
+    """Refuse an execution of a hub in a workspace that another hub, or another of its keys, sent."""
+    held = workspaces.origin_of(connection, asked.workspace_id)
+    origins.refuse_execution(asked.workspace_id, held, web.origin())
+    return lifecycle.Admission(free_workers=config.workers - queries.running_count(connection))
 
 
 def _pack(workspace: Workspace, output: IO[bytes]) -> None:

@@ -19,8 +19,9 @@ from occ_app.streams import followers as streams
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
-from occ_app.web.contracts import RESUMES, STREAM, contract
+from occ_app.web.contracts import FROM_HUB, RESUMES, STREAM, contract
 from occ_app.web.event_stream import event_stream
+from occ_app.workspaces import workspace as workspaces
 
 bp = Blueprint("executions", __name__)
 
@@ -29,15 +30,19 @@ _BESIDE_PROMPT = 1 << 20  # bytes of the other fields
 
 
 @bp.post("/execute")
-@contract(content=STREAM, headers=RESUMES)
+@contract(content=STREAM, headers={**RESUMES, **FROM_HUB})
 def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
+    web.origin()  # refused here when it is malformed, and looked at when the execution is admitted
     asked = asked_for(web.json_body(6 * services().config.max_prompt_bytes + _BESIDE_PROMPT))
     with services().streams.place() as place:
         execution, created = start(asked)
         response = stream(execution, after, place, follow=True)
     response.headers["OCC-Execution"] = "created" if created else "existing"
+    held = None if created else workspaces.numbered(services().db, execution.workspace_generation)
+    if held is not None and held.origin is not None:  # by it a hub knows an execution that it sent before
+        response.headers.update(held.origin.owner())
     return response
 
 

@@ -17,9 +17,11 @@ from occ_app.api.services import services
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
-from occ_app.web.contracts import EXPECTS, ZIP, contract
+from occ_app.web.contracts import EXPECTS, FROM_HUB, ZIP, contract
+from occ_app.workspaces import origin as origins
 from occ_app.workspaces import uploads
 from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.origin import Origin
 
 bp = Blueprint("workspaces", __name__)
 
@@ -27,7 +29,7 @@ INIT_SECONDS = 60.0
 
 
 @bp.post("/workspace/init")
-@contract(form=schemas.InitUpload, headers=EXPECTS, reply=schemas.InitReply)
+@contract(form=schemas.InitUpload, headers={**EXPECTS, **FROM_HUB}, reply=schemas.InitReply)
 def init() -> Response:
     """Make a workspace from an uploaded zip, or keep the one there is."""
     services().refuse_when_stopping()
@@ -44,10 +46,12 @@ def init() -> Response:
     upload = request.files.get("zip")
     if upload is None:
         raise errors.InvalidRequest("The file part `zip` is missing.", {"zip": ["Missing file part."]})
-    return web.json_response(make(form, upload, web.expected_generation()))
+    return web.json_response(make(form, upload, web.expected_generation(), web.origin()))
 
 
-def make(form: Mapping[str, Any], upload: FileStorage, expected: int | None = None) -> dict[str, Any]:
+def make(
+    form: Mapping[str, Any], upload: FileStorage, expected: int | None = None, origin: Origin | None = None
+) -> dict[str, Any]:
     """Make a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
 
     With `expected` the workspace must have that number, with 0 there must be none. Raises RequestError for a wrong zip,
@@ -56,6 +60,7 @@ def make(form: Mapping[str, Any], upload: FileStorage, expected: int | None = No
     with contextlib.suppress(errors.NotFound):
         existing = workspaces.get(services().db, form["workspace_id"], callers.caller().visible_to)
         workspaces.refuse_folder(existing.workspace_id, existing.source)
+        origins.refuse_other(existing.workspace_id, existing.origin, origin)
     upload.stream.flush()
     path = Path(upload.stream.name or "")
     if path.stat().st_size > services().config.max_upload_bytes:
@@ -71,6 +76,7 @@ def make(form: Mapping[str, Any], upload: FileStorage, expected: int | None = No
             callers.caller().key_id,
             form["strip_root"],
             expected,
+            origin,
         ),
     )
     return _await_job(number)

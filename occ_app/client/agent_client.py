@@ -100,11 +100,13 @@ class AgentClient:
         description: str = "",
         strip_root: bool = False,
         generation: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply.
 
         With `strip_root` a zip whose only top entry is a folder becomes a workspace with the contents of that folder.
-        With `generation` it is refused unless the workspace has that number, with 0 unless there is none.
+        With `generation` it is refused unless the workspace has that number, with 0 unless there is none. `headers`
+        are further ones of the request.
         """
         fields = {
             "workspaceId": workspace_id,
@@ -120,10 +122,10 @@ class AgentClient:
         length = len(begin) + archive.seek(0, os.SEEK_END) - here + len(end)
         archive.seek(here)
         body = _timed(itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end]))
-        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        sent = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
         if generation is not None:
-            headers["OCC-Workspace-Generation"] = str(generation)
-        return self._json("POST", "/workspace/init", body=body, headers=headers, read_seconds=300)
+            sent["OCC-Workspace-Generation"] = str(generation)
+        return self._json("POST", "/workspace/init", body=body, headers={**sent, **(headers or {})}, read_seconds=300)
 
     def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[StreamEvent]:
         """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
@@ -135,18 +137,25 @@ class AgentClient:
         return self._follow(str(body["executionId"]), lambda after: self._open_execute(body, after), 0)
 
     def batches(
-        self, execution_id: str, after: int, body: Mapping[str, Any] | None = None, *, new: bool = False
+        self,
+        execution_id: str,
+        after: int,
+        body: Mapping[str, Any] | None = None,
+        *,
+        new: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> Iterator[list[RawEvent]]:
         """An execution's events above `after`, as many at once as came, over one connection; with `body` it is started.
 
         An empty list is a sign of life. For callers that forward events and resume a broken stream themselves.
-        With `new` one that exists already is refused.
+        With `new` one that exists already is refused, unless its reply repeats `headers`, further ones of the request.
         """
         if body is not None:
-            response = self._open_execute(body, after, _RELAYED_SILENCE_SECONDS)
-            if new and response.headers.get("OCC-Execution") == "existing":
+            response = self._open_execute(body, after, _RELAYED_SILENCE_SECONDS, headers)
+            own = bool(headers) and all(response.headers.get(name) == value for name, value in (headers or {}).items())
+            if new and not own and response.headers.get("OCC-Execution") == "existing":
                 response.close()
-                raise Refused(f"it has an execution {execution_id} of its own; choose another id.", 409)
+                raise Refused(f"it has another execution {execution_id}; choose another id.", 409)
             return sse.batches(response)
         return sse.batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
@@ -158,10 +167,15 @@ class AgentClient:
         return self._follow(execution_id, lambda after: self._open_events(execution_id, after), after)
 
     def _open_execute(
-        self, body: Mapping[str, Any], after: int, seconds: float = _SILENCE_SECONDS
+        self,
+        body: Mapping[str, Any],
+        after: int,
+        seconds: float = _SILENCE_SECONDS,
+        headers: Mapping[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
-        return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=headers, read_seconds=seconds)
+        sent = {"Content-Type": "application/json", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        sent |= headers or {}
+        return self._open("POST", "/execute", body=json.dumps(body).encode(), headers=sent, read_seconds=seconds)
 
     def _open_events(
         self, execution_id: str, after: int, *, follow: bool = True, seconds: float = _SILENCE_SECONDS

@@ -20,6 +20,7 @@ from flask import Response
 from marshmallow import Schema
 
 from occ_app.web import callers, fields, requests, schemas
+from occ_app.workspaces import origin
 
 # The whole stream is a text. docs/protocol.md has its frames, and the fields of each event.
 _EVENTS = {
@@ -30,6 +31,7 @@ _EVENTS = {
 STREAM = {"text/event-stream": {"schema": _EVENTS}}
 ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 RESUMES = {"Last-Event-ID": {"type": "string", "pattern": fields.CURSOR_PATTERN}}
+FROM_HUB = {origin.HEADER: {"type": "string", "pattern": origin.PATTERN}}
 EXPECTS = {requests.GENERATION_HEADER: {"type": "string", "pattern": requests.GENERATION_PATTERN}}
 
 

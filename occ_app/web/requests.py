@@ -18,6 +18,8 @@ from marshmallow import Schema, ValidationError
 
 from occ_app import errors
 from occ_app.web import callers, fields, heads
+from occ_app.workspaces import origin as origins
+from occ_app.workspaces.origin import Origin
 
 log = logging.getLogger("occ.web")
 
@@ -179,3 +181,8 @@ def expected_generation() -> int | None:
 
 def json_response(content: Any, status: int = 200) -> Response:
     return Response(flask_json.dumps(content) + "\n", status, content_type="application/json")
+
+
+def origin() -> Origin | None:
+    """Return the hub that this request names as the sender of its workspace, if any. Raises RequestError."""
+    return origins.parse(request.headers.get(origins.HEADER, ""))

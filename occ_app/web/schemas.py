@@ -231,6 +231,15 @@ class InitReply(Schema):
     agent_id = fields.String(data_key="agentId", allow_none=True)
 
 
+class WorkspaceOrigin(Schema):
+    """The hub, its key and its upload that an agent's workspace came from."""
+
+    hub_id = fields.String(data_key="hubId")
+    key_id = fields.String(data_key="keyId")
+    zip = fields.String()
+    uploaded_at = fields.String(data_key="uploadedAt")
+
+
 class WorkspaceRecord(Schema):
     """The record of a workspace."""
 
@@ -247,6 +256,7 @@ class WorkspaceRecord(Schema):
     agent_id = fields.String(data_key="agentId", allow_none=True)
     source = fields.String(validate=validate.OneOf(["upload", "folder"]))
     alias = fields.String(allow_none=True)
+    origin = fields.Nested(WorkspaceOrigin, allow_none=True)
 
 
 class WorkspaceList(Schema):

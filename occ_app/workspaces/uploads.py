@@ -21,8 +21,10 @@ from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import sync_filesystem, sync_folder
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, places
+from occ_app.workspaces import origin as origins
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.exchange import ASIDE, finish_swap, swap
+from occ_app.workspaces.origin import Origin
 from occ_app.workspaces.workspace import Workspace
 
 
@@ -30,7 +32,8 @@ from occ_app.workspaces.workspace import Workspace
 class Upload:
     """A workspace that is to be made from a zip; `policy` is overwrite or reuse, `key_id` the hub's key that asks.
 
-    The workspace must have the number `expected`: 0, there must be none; None, any.
+    The workspace must have the number `expected`: 0, there must be none; None, any. `origin` is that of an upload
+    which a hub sends to an agent.
     """
 
     workspace_id: str
@@ -41,6 +44,7 @@ class Upload:
     key_id: str | None = None
     strip_root: bool = False
     expected: int | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,16 @@ def submit(db: Database, upload: Upload) -> int:
         number = connection.execute(
             """
             INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, strip_root,
-                expected_generation, state, created_at)
-            VALUES (:workspace_id, :name, :description, :policy, :zip_path, :key_id, :strip_root, :expected, 'queued',
-                :now)
+                expected_generation, origin, state, created_at)
+            VALUES (:workspace_id, :name, :description, :policy, :zip_path, :key_id, :strip_root, :expected, :origin,
+                'queued', :now)
             """,
-            {**asdict(upload), "zip_path": str(upload.zip_path), "now": iso_now()},
+            {
+                **asdict(upload),
+                "zip_path": str(upload.zip_path),
+                "origin": origins.stored(upload.origin),
+                "now": iso_now(),
+            },
         ).lastrowid
     assert number is not None  # noqa: S101 - an INSERT that did not raise has a row id
     return number
@@ -165,13 +174,14 @@ def take(db: Database, number: int) -> Job | None:
     with db.write() as connection:
         row = connection.execute(
             "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
-            " RETURNING workspace_id, name, description, policy, zip_path, key_id, strip_root, expected_generation",
+            " RETURNING workspace_id, name, description, policy, zip_path, key_id, strip_root, expected_generation,"
+            " origin",
             (number,),
         ).fetchone()
     if row is None:
         return None
     asked = (row["workspace_id"], row["name"], row["description"], row["policy"])
-    further = (row["key_id"], bool(row["strip_root"]), row["expected_generation"])
+    further = (row["key_id"], bool(row["strip_root"]), row["expected_generation"], origins.of_row(row["origin"]))
     return Job(number, Upload(*asked, Path(row["zip_path"]), *further))
 
 
@@ -196,6 +206,7 @@ def _exists(db: Database, workspace_id: str) -> bool:
 def _reuse(db: Database, job: Job) -> None:
     workspace = workspaces.get(db, job.upload.workspace_id)
     refuse_unexpected(job.upload, workspace.generation)
+    origins.refuse_other(workspace.workspace_id, workspace.origin, job.upload.origin)
     with db.write() as connection:
         succeed(connection, job.number, workspace, reused=True)
 
@@ -225,7 +236,7 @@ def _write_down(
     now = iso_now()
     upload = job.upload
     existing = connection.execute(
-        "SELECT generation, path, source FROM workspaces WHERE workspace_id = :workspace_id",
+        "SELECT generation, path, source, origin FROM workspaces WHERE workspace_id = :workspace_id",
         {"workspace_id": upload.workspace_id},
     ).fetchone()
     refuse_unexpected(upload, None if existing is None else existing["generation"])
@@ -234,22 +245,24 @@ def _write_down(
         place = places.choose(connection, upload.workspace_id, generation, folder, claude)
     else:
         workspaces.refuse_folder(upload.workspace_id, existing["source"])
+        origins.refuse_other(upload.workspace_id, origins.of_row(existing["origin"]), upload.origin)
         generation, place = existing["generation"], Path(existing["path"])
         workspaces.refuse_busy(connection, upload.workspace_id, generation)
     row = connection.execute(
         """
         INSERT INTO workspaces
-            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at, generation, stripped)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at, generation, stripped,
+            origin)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
             path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
-            updated_at = excluded.updated_at, stripped = excluded.stripped
+            updated_at = excluded.updated_at, stripped = excluded.stripped, origin = excluded.origin
         RETURNING *
         """,
         (
             *(upload.workspace_id, upload.name, upload.description, str(place)),
             *(unpacked.files, unpacked.bytes, to_json(list(unpacked.skipped)), now, now, generation),
-            unpacked.stripped,
+            *(unpacked.stripped, origins.stored(upload.origin)),
         ),
     ).fetchone()
     succeed(connection, job.number, workspaces.from_row(row), reused=False)

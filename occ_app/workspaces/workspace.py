@@ -15,6 +15,7 @@ from occ_app.claude import projects
 from occ_app.database.database import Database
 from occ_app.errors import workspace_not_found
 from occ_app.system.kernel import sync_folder
+from occ_app.workspaces.origin import Origin, of_row
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Workspace:
     stripped: str | None  # the single top folder of the zip that the workspace is without
     source: str
     trusted: bool
+    origin: Origin | None  # on an agent, of a workspace that a hub sent
     agent_name: str | None = None  # where it lives, by name; only in what `get`, `numbered` and `listing` return
 
     @property
@@ -118,6 +120,14 @@ def numbered(db: Database, generation: int, visible_to: str | None = None) -> Wo
             {"generation": generation, "visible_to": visible_to},
         ).fetchone()
     return None if row is None else from_row(row)
+
+
+def origin_of(connection: sqlite3.Connection, workspace_id: str) -> Origin | None:
+    """The origin of a workspace, inside the caller's transaction."""
+    row = connection.execute(
+        "SELECT origin FROM workspaces WHERE workspace_id = :workspace_id", {"workspace_id": workspace_id}
+    ).fetchone()
+    return None if row is None else of_row(row["origin"])
 
 
 def new_generation(connection: sqlite3.Connection, workspace_id: str) -> int:
@@ -224,5 +234,6 @@ def from_row(row: sqlite3.Row) -> Workspace:
     values = dict(row)
     values["skipped"] = json.loads(values["skipped"])
     values["trusted"] = bool(values["trusted"])
+    values["origin"] = of_row(values["origin"])
     values.setdefault("agent_name", None)
     return Workspace(**{name: values[name] for name in _FIELDS})  # a newer schema may have further columns

@@ -21,6 +21,7 @@ class RelayContext:
     """
 
     config: HubConfig
+    hub_id: str
     db: Database
     agents: Agents
     calls: Calls

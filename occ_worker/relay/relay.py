@@ -185,7 +185,8 @@ class Relay:
             placement.mark_prompt_sent(self._context.db, self._execution)
             self._prompt_sent = True
             self._patience.prompt_sent()
-        for batch in client.batches(self._execution.execution_id, self._seq, body, new=new):
+        headers = sending.owner(self._context, self._execution)
+        for batch in client.batches(self._execution.execution_id, self._seq, body, new=new, headers=headers):
             self._lost_since = None
             outcome = self._store(batch) or self._over_limit()
             self._count_broken()

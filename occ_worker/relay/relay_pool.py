@@ -15,7 +15,7 @@ from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon
 from occ_app.home import notes as agent
-from occ_app.hub import placement
+from occ_app.hub import placement, registrations
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.streams.doorbell import Doorbell, Ringer
@@ -46,6 +46,7 @@ class RelayPool:
         agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
         self._context = RelayContext(
             config=config,
+            hub_id=registrations.hub_id(database),
             db=database,
             agents=agents,
             calls=Calls(agents, config.run / "links"),

@@ -15,7 +15,10 @@ from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
 from occ_app.system.foreign_text import whole_characters
+from occ_app.workspaces import origin as origins
 from occ_app.workspaces import workspace as workspaces
+from occ_app.workspaces.origin import OPERATOR, Origin
+from occ_app.workspaces.workspace import Workspace
 from occ_worker.relay.context import RelayContext
 
 _LONGEST_PATH = 4096
@@ -34,14 +37,20 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
     placement = workspace.placement
     if placement is not None and placement.is_current:
         return None
+    origin, generation = _origin(context, workspace), workspace.agent_generation
     if placement is None or placement.upload_number is None:
         _delete_former(context, agent, client, workspace.workspace_id)
-        if _record(client, workspace.workspace_id) is not None:
-            return Outcome.failure(
-                "AGENT_REFUSED",
-                f"Agent {agent.name} has a workspace {workspace.workspace_id} that is not this hub's; upload under"
-                " another id, or delete it there.",
-            )
+        found = _record(client, workspace.workspace_id)
+        if found is not None:
+            held = origins.of_record(found.get("origin"))
+            hindrance = _hindrance(workspace.workspace_id, origin, held, agent)
+            if hindrance is not None:
+                return hindrance
+            if held is not None and held.zip == origin.zip:  # this hub sent it, before it was restored from a copy
+                hub_workspaces.reserve_on(context.db, workspace, agent.agent_id)
+                _note_placed(context, workspace, agent, found)
+                return None
+        generation = 0 if found is None else _generation(found)
         hub_workspaces.reserve_on(context.db, workspace, agent.agent_id)
     with hub_workspaces.zip_path(context.config, workspace).open("rb") as archive:
         reply = client.upload(
@@ -50,13 +59,46 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
             name=workspace.name,
             description=workspace.description,
             strip_root=workspace.stripped is not None,
-            generation=0 if workspace.placed is None else workspace.agent_generation,
+            generation=generation,
+            headers=origin.upload(),
         )
+    _note_placed(context, workspace, agent, reply)
+    return None
+
+
+def owner(context: RelayContext, execution: Execution) -> dict[str, str]:
+    """Return the header that names this hub and the key which sent the workspace of an execution."""
+    workspace = workspaces.numbered(context.db, execution.workspace_generation)
+    return {} if workspace is None or workspace.is_project else _origin(context, workspace).owner()
+
+
+def _origin(context: RelayContext, workspace: Workspace) -> Origin:
+    return Origin(context.hub_id, workspace.key_id or OPERATOR, workspace.zip or "", workspace.updated_at)
+
+
+def _hindrance(workspace_id: str, origin: Origin, held: Origin | None, agent: Agent) -> Outcome | None:
+    """Return why the workspace that an agent has under this id cannot be used or replaced; None when it can."""
+    if not origin.same_owner(held):
+        return Outcome.failure(
+            "AGENT_REFUSED",
+            f"Agent {agent.name} has a workspace {workspace_id} that is not this hub's; upload under another id, or"
+            " delete it there.",
+        )
+    if held is not None and held.zip != origin.zip and held.uploaded_at > origin.uploaded_at:
+        return Outcome.failure(
+            "AGENT_REFUSED",
+            f"Agent {agent.name} has a newer upload of workspace {workspace_id} than this hub, which was restored from"
+            " an older copy; upload the folder again.",
+        )
+    return None
+
+
+def _note_placed(context: RelayContext, workspace: Workspace, agent: Agent, reply: Mapping[str, Any]) -> None:
+    """Note that an agent has the files of a workspace, at the path and with the number that it reports."""
     path = reply.get("path")
     known = isinstance(path, str) and len(path) <= _LONGEST_PATH
     path = whole_characters(str(path)) if known else ""
     hub_workspaces.note_placed(context.db, workspace, agent.agent_id, path, _generation(reply))
-    return None
 
 
 def _delete_former(context: RelayContext, agent: Agent, client: AgentClient, workspace_id: str) -> None:
