@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -24,7 +24,10 @@ import urllib3
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
 from occ_app.database import database as db
-from tests import model_api, real_cli
+from tests import command_server, model_api, real_cli
+
+if TYPE_CHECKING:
+    from tests.kept_agent import KeptAgent
 
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
 
@@ -68,8 +71,20 @@ def steps(*steps: dict[str, Any]) -> str:
 
 
 def run_occ(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float) -> Any:
-    """Run `occ` in a folder and return what it said, which may be anything but a traceback."""
-    done = subprocess.run(
+    """Run `occ` in a folder and return its output, which may be anything but a traceback."""
+    if command_server.can_run(environment):
+        done = command_server.run(arguments, environment, folder, seconds)
+    else:
+        done = _run_interpreter(arguments, environment, folder, seconds)
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
+def _run_interpreter(
+    arguments: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `occ` as a person does, in a new interpreter."""
+    return subprocess.run(
         [sys.executable, "-m", "occ_app.cli", *arguments],
         env=environment,
         cwd=folder,
@@ -79,13 +94,14 @@ def run_occ(arguments: Sequence[str], environment: Mapping[str, str], folder: Pa
         timeout=seconds,
         check=False,
     )
-    assert "Traceback" not in done.stderr + done.stdout
-    return done
 
 
 @dataclass
 class Occ:
-    """The `occ` command with a home of its own, and the agent it starts."""
+    """The `occ` command with a home of its own, and the agent it starts.
+
+    Commands run in `folder`, by default the parent of the home.
+    """
 
     home: Path
     environment: dict[str, str]
@@ -93,10 +109,11 @@ class Occ:
     token: str = ""
     pin: str | None = None
     clients: list[AgentClient] = field(default_factory=list)
+    folder: Path | None = None
 
     def command(self, *arguments: str, check: bool = True, seconds: float = 60, **environment: str) -> Any:
-        """Run `occ` and return what it said."""
-        done = run_occ(arguments, self.environment | environment, self.home.parent, seconds)
+        """Run `occ` and return its output."""
+        done = run_occ(arguments, self.environment | environment, self.folder or self.home.parent, seconds)
         if check:
             assert done.returncode == 0, (done.returncode, done.stdout, done.stderr, self.logs())
         return done
@@ -129,7 +146,7 @@ class Occ:
         if json_body is not None:
             body = json.dumps(json_body).encode()
             sent.setdefault("Content-Type", "application/json")
-        trust = {"cert_reqs": "CERT_NONE", "assert_fingerprint": self.pin} if self.pin else {}
+        trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": self.pin} if self.pin else {}
         with urllib3.PoolManager(retries=False, **trust) as pool:
             return pool.request(method, self.url + path, body=body, headers=sent, redirect=False, timeout=30)
 
@@ -244,17 +261,27 @@ def raw(agent: Occ, request: bytes) -> tuple[int, dict[str, Any]]:
 def occ(tmp_path: Path) -> Iterator[Occ]:
     """The command, not started yet; afterwards the agent is stopped and nothing of it may be left."""
     user = tmp_path / "user"
-    user.mkdir()
+    user.mkdir(exist_ok=True)
     with occ_in(tmp_path, home=tmp_path / "occ-home", HOME=str(user)) as occ:
         yield occ
 
 
+@pytest.fixture(scope="session")
+def kept_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptAgent]:
+    """An agent that tests use one after another."""
+    from tests.kept_agent import KeptAgent  # which imports this module
+
+    kept = KeptAgent(tmp_path_factory.mktemp("kept"))
+    yield kept
+    kept.end()
+
+
 @pytest.fixture
-def agent(occ: Occ) -> Occ:
-    """A running agent with the stand-in CLI and one workspace, `work`."""
-    occ.start()
-    occ.workspace()
-    return occ
+def agent(kept_agent: KeptAgent, tmp_path: Path) -> Iterator[Occ]:
+    """A running agent with the stand-in CLI and one workspace, `work`; what a test makes in it is removed."""
+    with kept_agent.lent(tmp_path) as occ:
+        occ.workspace()
+        yield occ
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,7 +31,7 @@ GRACE_SECONDS = 5.0
 HEALTH_SECONDS = 2.0
 
 
-def prompt(pieces: int, pause: float = 0.01, *more: dict) -> str:
+def prompt(pieces: int, pause: float = 0.01, *more: dict[str, Any]) -> str:
     """A prompt that makes the stand-in CLI count: what arrives tells whether anything is lost, doubled or misplaced."""
     return steps(*more, *(step for i in range(pieces) for step in ({"say": f"{i} "}, {"sleep": pause})))
 
@@ -203,7 +204,7 @@ class Load:
     pieces: int = 20
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    more: tuple[dict, ...] = ()
+    more: tuple[dict[str, Any], ...] = ()
 
     def run(self, clients: int, until: Callable[[], bool]) -> None:
         """Keep `clients` of them busy until told; returns when all are done."""

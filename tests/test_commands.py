@@ -408,14 +408,16 @@ def test_run_in_a_missing_workspace_is_refused(agent: Occ) -> None:
     assert "no workspace nope" in done.stderr
 
 
-def test_a_run_never_sends_a_home_of_occ(agent: Occ, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("a note")
-    done = agent.command("run", "--dir", str(tmp_path), "hello", OCC_HUB_HOME=str(tmp_path / "user"))
+def test_a_run_never_sends_a_home_of_occ(agent: Occ) -> None:
+    folder = agent.home.parent
+    (folder / "notes.txt").write_text("a note")
+    (folder / "hub").mkdir(exist_ok=True)
+    done = agent.command("run", "--dir", str(folder), "hello", OCC_HUB_HOME=str(folder / "hub"))
     workspace = re.search(r"workspace (\S+)", done.stderr)
     assert workspace is not None
     sent = {path.name for path in (agent.home / "workspaces" / workspace.group(1)).iterdir()}
     assert "notes.txt" in sent
-    assert not sent & {"occ-home", "user"}
+    assert not sent & {agent.home.name, "hub"}
 
 
 @pytest.mark.parametrize(
@@ -425,11 +427,12 @@ def test_a_run_never_sends_a_home_of_occ(agent: Occ, tmp_path: Path) -> None:
         (["-"], "prompt is empty"),
         (["hi", "--workspace", "work", "--dir", "."], "give one of them"),
         (["hi", "--session", "5f0c5f3e-3f0d-4b0e-9a52-0d3f6a1c2b3d"], "--workspace"),
-        (["hi", "--dir", "occ-home"], "OCC's own"),
+        (["hi", "--dir", "HOME"], "OCC's own"),
     ],
 )
 def test_a_run_that_makes_no_sense_sends_nothing(agent: Occ, arguments: list[str], told: str) -> None:
-    done = agent.command("run", *arguments, check=False)
+    given = [str(agent.home) if argument == "HOME" else argument for argument in arguments]
+    done = agent.command("run", *given, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
     assert len(agent.client.workspaces()) == 1

@@ -26,6 +26,14 @@ from tests.conftest import Occ, steps, wait_until
 PROTOCOL = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
 
 
+@pytest.fixture
+def agent(occ: Occ) -> Occ:
+    """A new agent, which has counted nothing yet."""
+    occ.start()
+    occ.workspace()
+    return occ
+
+
 def scrape(agent: Occ) -> dict[str, float]:
     """Every sample by its name, with the values of its labels in the order of their names."""
     response = agent.request("GET", "/metrics")

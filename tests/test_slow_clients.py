@@ -23,12 +23,12 @@ HEALTH_SECONDS = 2.0
 
 
 @pytest.fixture
-def sockets(occ: Occ) -> Iterator[Callable[[], socket.socket]]:
-    """Makes connections to the agent; all are closed afterwards."""
+def sockets() -> Iterator[Callable[[Occ], socket.socket]]:
+    """Makes connections to an agent; all are closed afterwards."""
     with contextlib.ExitStack() as stack:
 
-        def connect() -> socket.socket:
-            host, port = occ.url.removeprefix("http://").split(":")
+        def connect(agent: Occ) -> socket.socket:
+            host, port = agent.url.removeprefix("http://").split(":")
             return stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
 
         yield connect
@@ -48,15 +48,15 @@ def head(occ: Occ, start: str, *more: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n").encode()
 
 
-def test_many_idle_connections_keep_nobody_waiting(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
+def test_many_idle_connections_keep_nobody_waiting(agent: Occ, sockets: Callable[[Occ], socket.socket]) -> None:
     for _ in range(500):
-        sockets()
+        sockets(agent)
     assert max(healthy(agent) for _ in range(5)) < HEALTH_SECONDS
     assert agent.run("x")[-1].name == "complete"
 
 
 @pytest.mark.parametrize("kind", ["headers", "body", "upload", "never closes"])
-def test_stalled_clients_keep_nobody_waiting(agent: Occ, sockets: Callable[[], socket.socket], kind: str) -> None:
+def test_stalled_clients_keep_nobody_waiting(agent: Occ, sockets: Callable[[Occ], socket.socket], kind: str) -> None:
     starts = {
         "headers": b"GET /health HTTP/1.1\r\nHost: loc",
         "body": head(agent, "POST /execute HTTP/1.1", "Content-Type: application/json", "Content-Length: 900")
@@ -71,7 +71,7 @@ def test_stalled_clients_keep_nobody_waiting(agent: Occ, sockets: Callable[[], s
         "never closes": head(agent, "GET /health HTTP/1.1", "Connection: close") + b"\r\n",
     }
     for _ in range(100):
-        sockets().sendall(starts[kind])
+        sockets(agent).sendall(starts[kind])
     worst = 0.0
     for _ in range(20):
         worst = max(worst, healthy(agent))
@@ -79,20 +79,22 @@ def test_stalled_clients_keep_nobody_waiting(agent: Occ, sockets: Callable[[], s
     print(f"\n100 clients, {kind}: /health at worst {worst * 1000:.0f} ms")
 
 
-def test_more_stalled_heads_than_threads_keep_nobody_waiting(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
+def test_more_stalled_heads_than_threads_keep_nobody_waiting(
+    agent: Occ, sockets: Callable[[Occ], socket.socket]
+) -> None:
     """Nobody needs a token to send half a request."""
     for number in range(1000):
-        sockets().sendall(b"GET /health HTTP/1.1\r\nHost: loc" if number % 2 else b"G")
+        sockets(agent).sendall(b"GET /health HTTP/1.1\r\nHost: loc" if number % 2 else b"G")
     assert max(healthy(agent) for _ in range(20)) < HEALTH_SECONDS
     assert agent.run("x")[-1].name == "complete"
 
 
-def test_more_stalled_bodies_than_places_keep_health_free(occ: Occ, sockets: Callable[[], socket.socket]) -> None:
+def test_more_stalled_bodies_than_places_keep_health_free(occ: Occ, sockets: Callable[[Occ], socket.socket]) -> None:
     occ.start(OCC_MAX_STREAMS="10")
     occ.workspace()
     start = head(occ, "POST /execute HTTP/1.1", "Content-Type: application/json", "Content-Length: 900")
     for _ in range(120):
-        sockets().sendall(start + b'\r\n{"executionId')
+        sockets(occ).sendall(start + b'\r\n{"executionId')
     assert max(healthy(occ) for _ in range(20)) < HEALTH_SECONDS
     wait_until(lambda: _accepts(occ), "the places to come back", 30)
 
@@ -101,8 +103,8 @@ def _accepts(occ: Occ) -> bool:
     return occ.run("x")[-1].name == "complete"
 
 
-def test_a_head_that_trickles_is_given_up(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
-    trickle = sockets()
+def test_a_head_that_trickles_is_given_up(agent: Occ, sockets: Callable[[Occ], socket.socket]) -> None:
+    trickle = sockets(agent)
     trickle.settimeout(0.5)
     begun = time.monotonic()
     for byte in itertools.cycle(b"GET /health"):
@@ -117,8 +119,8 @@ def test_a_head_that_trickles_is_given_up(agent: Occ, sockets: Callable[[], sock
     assert time.monotonic() - begun > 5
 
 
-def test_a_stalled_request_is_given_up_and_leaves_nothing(agent: Occ, sockets: Callable[[], socket.socket]) -> None:
-    stalled = sockets()
+def test_a_stalled_request_is_given_up_and_leaves_nothing(agent: Occ, sockets: Callable[[Occ], socket.socket]) -> None:
+    stalled = sockets(agent)
     stalled.sendall(
         head(
             agent,
@@ -134,9 +136,9 @@ def test_a_stalled_request_is_given_up_and_leaves_nothing(agent: Occ, sockets: C
 
 
 def test_a_reader_that_never_reads_holds_up_neither_the_cli_nor_others(
-    agent: Occ, sockets: Callable[[], socket.socket]
+    agent: Occ, sockets: Callable[[Occ], socket.socket]
 ) -> None:
-    lazy = sockets()
+    lazy = sockets(agent)
     lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     body = json.dumps(
         {"executionId": "big", "workspaceId": "work", "prompt": steps({"say": "0 " + "x" * 8000, "times": 1500})}

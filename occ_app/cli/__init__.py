@@ -21,7 +21,7 @@ def main() -> None:
     _leave_first_folder()
     hide_secrets()
     _encode_output()
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_line(sys.argv[1:]))
 
 
 def _leave_first_folder() -> None:
@@ -73,7 +73,7 @@ def hide_secrets() -> None:
         os.execve(sys.executable, kept, environment)  # noqa: S606 - the same command, without its secrets
 
 
-def run(arguments: list[str]) -> int:
+def run_line(arguments: list[str]) -> int:
     """Run one command line; returns the exit code and lets no traceback reach a person."""
     import click
 
