@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlite_utils
 
+from benchmarks.targets import ARGUMENTS
 from occ_app.cli import jobs
+from occ_app.client.event_checks import RawEvent, checked
 from occ_app.database import schema
 from occ_app.database.database import Database, connect
-from occ_app.executions import queries, usage
-from occ_worker.execution import outcome
+from occ_app.executions import events, lifecycle, queries, usage
+from occ_worker.execution import command, outcome
+from occ_worker.relay import outcomes
+from tests import real_cli
 from tests.conftest import Occ
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.test_real_cli import reply
+from tests.test_stub_lines import printed, real_program
 from tests.test_usage import add
 
 SESSION = "00000000-0000-4000-8000-000000000001"
@@ -59,6 +68,81 @@ def test_every_turn_of_a_session_costs_its_own_with_the_real_cli(occ: Occ, real_
     assert costs[0] > 0
     assert costs == pytest.approx([costs[0]] * 3)
     assert occ.client.usage("workspace")["total"]["costUsd"] == pytest.approx(sum(costs), abs=1e-6)
+
+
+def costs_of(lines: Sequence[bytes]) -> float:
+    cost = outcome.of_result(json.loads(lines[-1]), "").data["costUsd"]
+    assert isinstance(cost, float)
+    return cost
+
+
+@pytest.mark.real_cli
+@pytest.mark.parametrize("version", real_cli.tested())
+def test_forks_parallel_resumes_and_a_lost_turn_cost_their_own_with_the_real_cli(
+    version: str, tmp_path: Path, model: ModelApi
+) -> None:
+    claude, environment = real_program(version, tmp_path, model)
+
+    def run(*options: str, prompt: str = reply({"text": "Done."})) -> list[bytes]:
+        return printed([claude, *ARGUMENTS, *options], prompt, tmp_path, environment)
+
+    first = run()
+    session = json.loads(first[-1])["session_id"]
+    own = costs_of(first)
+    assert own > 0
+    assert costs_of(run("--resume", session)) == pytest.approx(own)
+    assert costs_of(run("--resume", session, "--fork-session")) == pytest.approx(own)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(run, "--resume", session) for _ in range(2)]
+        assert [costs_of(one.result()) for one in both] == pytest.approx([own, own])
+    killed_within([claude, *ARGUMENTS, "--resume", session], tmp_path, environment)
+    assert costs_of(run("--resume", session)) == pytest.approx(own)
+
+
+def killed_within(argv: Sequence[str | Path], folder: Path, environment: Mapping[str, str]) -> None:
+    """Run a turn that asks the model twice, and kill it in the middle of the second answer."""
+    read = {"name": "Glob", "input": {"pattern": "*"}}
+    prompt = reply({"text": "First.", "tools": [read]}, {"text": "Second.", "hang": "mid"})
+    with subprocess.Popen(
+        argv, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(command.prompt_line(prompt))
+        process.stdin.flush()
+        while b'"text":"Second."' not in (line := process.stdout.readline()):
+            assert line
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("resumed", "version", "sent", "exact"),
+    [
+        (None, "2.1.332", {}, True),
+        (SESSION, "2.1.332", {}, False),
+        (SESSION, None, {}, False),
+        (SESSION, "2.1.197", {}, True),
+        (SESSION, "2.1.332", {"costExact": True}, True),
+        (SESSION, "2.1.332", {"costExact": False}, False),
+        (SESSION, "2.1.332", {"costUsd": 0}, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["complete", "error"])
+def test_a_hub_marks_the_session_totals_of_machines_with_an_older_occ(
+    old: Database, resumed: str | None, version: str | None, sent: dict[str, Any], exact: bool | None, name: str
+) -> None:
+    turn(old, 0, None, None, state="running", resume_session_id=resumed, claude_version=version)
+    schema.ensure_schema(old.path, old.path.with_name("lock"))
+    with old.write() as connection:
+        events.insert(connection, 1, 1, [("queued", '{"position":0}')])
+    row = queries.get(old, "e0")
+    data = {"exitCode": 0, "costUsd": 0.3} if name == "complete" else {"code": "X", "message": "", "costUsd": 0.3}
+    event = checked(RawEvent(2, name, json.dumps(data | sent)))
+    assert event is not None
+    final = outcomes.of_final(event, row)
+    assert final.data.get("costExact") is exact
+    lifecycle.finish(old, row.number, final)
+    assert queries.get(old, "e0").cost_exact is (exact is not False)
 
 
 @pytest.fixture

@@ -135,6 +135,7 @@ def begun(rows: Database, execution_id: str, agent_id: str | None = None) -> int
     lifecycle.claim(rows, own_identity())
     with rows.write() as connection:
         connection.execute("UPDATE executions SET agent_id = ? WHERE number = ?", (agent_id, number))
+        connection.execute("UPDATE workspaces SET agent_id = ?", (agent_id,))
     return number
 
 

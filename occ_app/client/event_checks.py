@@ -116,7 +116,8 @@ def _tool(content: Mapping[str, Any]) -> _Object:
 def _result(content: Mapping[str, Any]) -> _Object:
     """Check the optional fields of both final events."""
     usage = content.get("usage")
-    return {
+    exact = content.get("costExact")  # missing in events of earlier versions
+    return ({"costExact": exact is not False} if exact is not None else {}) | {
         "sessionId": _short(content, "sessionId"),
         "costUsd": _number(content.get("costUsd")),
         "numTurns": _positive(content.get("numTurns")),

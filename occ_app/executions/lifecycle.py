@@ -221,8 +221,8 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     won = connection.execute(
         """
         UPDATE executions SET state = ?, finished_at = ?, last_seq = ?, exit_code = ?, signal = ?, error_code = ?,
-            error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, usage = ?, num_turns = ?,
-            duration_ms = ?, waits_for = NULL
+            error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, cost_exact = ?, usage = ?,
+            num_turns = ?, duration_ms = ?, waits_for = NULL
         WHERE number = ? AND state = ?
         """,
         (
@@ -235,6 +235,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
             data.get("message"),
             data.get("sessionId"),
             data.get("costUsd"),
+            data.get("costExact") is not False,
             None if outcome.usage is None else compact_json.to_json(outcome.usage),
             data.get("numTurns"),
             data.get("durationMs"),

@@ -29,6 +29,7 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
     told = {
         "sessionId": texts.text_of(result.get("session_id")),
         "costUsd": _own_cost(result),
+        "costExact": True,  # an earlier version of OCC sent the session's total and no such field
         "numTurns": _whole_number_of(result.get("num_turns")),
         "durationMs": _whole_number_of(result.get("duration_ms")),
     }

@@ -20,7 +20,7 @@ from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import events, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
-from occ_app.executions.records import Execution, Outcome, countable
+from occ_app.executions.records import Execution, Outcome
 from occ_app.home import notes
 from occ_app.hub import outbox as errands
 from occ_app.hub import placement
@@ -29,7 +29,7 @@ from occ_app.hub.agents import Agent
 from occ_app.streams import tail
 from occ_app.system import timestamps
 from occ_app.workspaces import workspace as workspaces
-from occ_worker.relay import sending
+from occ_worker.relay import outcomes, sending
 from occ_worker.relay.context import RelayContext
 from occ_worker.relay.patience import Patience
 
@@ -248,7 +248,8 @@ class Relay:
             if event.final:
                 self._append(fresh)
                 sound = self._checked(event)
-                return _outcome(sound)
+                row = executions.find(self._context.db, self._execution.execution_id)
+                return outcomes.of_final(sound, row or self._execution)
             missing = event.seq - self._seq - len(fresh) - 1
             if missing < 0 or event.seq > MAX_SEQ:
                 continue  # stored already, or a number that no agent comes to
@@ -314,12 +315,3 @@ class Relay:
 
     def _ring(self, news: bytes) -> None:
         self._context.readers.ring(tail.execution_key(self._execution.number), news)
-
-
-def _outcome(event: RawEvent) -> Outcome:
-    """An agent's final event, which was checked, as an outcome."""
-    data = countable(json.loads(event.data))
-    state = "succeeded" if event.name == "complete" else "failed"
-    if data.get("code") == "EXECUTION_CANCELLED":
-        state = "cancelled"
-    return Outcome(state, event.name, data, data.get("usage"))
