@@ -64,6 +64,7 @@ def make_app(config: HubConfig) -> Flask:
             ),
             execute_body=HubExecuteBody,
             measures=(measures.of_hub(database, agents, calls),),
+            resolve_workspace=partial(placement.resolve, agents),
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().visible_to),
             title="OCC hub",
         )
@@ -110,7 +111,7 @@ def _admit_link(agents: Agents, agent_id: str) -> None:
 
 
 def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace, output: IO[bytes]) -> None:
-    """Write a workspace as it is now: its agent's files, or the stored zip while no agent has it."""
+    """Write an uploaded workspace as it is now: its agent's files, or the stored zip while no agent has it."""
     where = workspace.placement
     if where is None or not where.is_current:
         with hub_workspaces.zip_path(config, workspace).open("rb") as stored:

@@ -64,4 +64,6 @@ def hub_app(folder: Path, **settings: Any) -> Iterator[HubApp]:
     finally:
         app.occ_on_stop()  # type: ignore[attr-defined]
         app.occ_on_end()  # type: ignore[attr-defined]
+        for ringer in (app.extensions["occ"].readers, app.extensions["occ"].workers):
+            ringer.close()
         database.close()

@@ -125,6 +125,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "logins",
                 "outbox",
                 "placement",
+                "projects",
                 "registrations",
                 "webhooks",
                 "workspaces",

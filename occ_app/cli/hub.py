@@ -261,12 +261,13 @@ def agents(context: click.Context, as_json: bool) -> None:
             agent["via"] or "-",
             f"{agent['workers']['busy']}/{agent['workers']['total']}",
             ",".join(agent["labels"]),
+            ",".join(project["name"] for project in agent["projects"]),
             f"{agent['version']}, Claude {agent['claudeVersion'] or '-'}",
             f"{output.since(agent['lastSeenAt'])} ago",
         )
         for agent in told["agents"]
     ]
-    output.table([("NAME", "ID", "STATE", "VIA", "BUSY", "LABELS", "VERSIONS", "LAST SEEN"), *rows])
+    output.table([("NAME", "ID", "STATE", "VIA", "BUSY", "LABELS", "PROJECTS", "VERSIONS", "LAST SEEN"), *rows])
 
 
 @agents.command()

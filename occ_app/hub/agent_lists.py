@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from occ_app.hub import projects
 from occ_app.hub.agents import FROM, KEPT, ONLINE, Agent, Agents, agent_of
 from occ_app.system.compact_json import to_json
 
@@ -58,3 +59,16 @@ def of_key(agents: Agents, key_id: str) -> list[str]:
     with agents.db.read() as connection:
         rows = connection.execute("SELECT agent_id FROM agents WHERE key_id = :key", {"key": key_id}).fetchall()
     return [row["agent_id"] for row in rows]
+
+
+def remove_forgotten_projects(agents: Agents) -> list[int]:
+    """Remove the projects of forgotten machines; returns the numbers of the executions that waited for one."""
+    with agents.db.read() as connection:
+        rows = connection.execute(
+            f"SELECT a.agent_id FROM agents a WHERE coalesce(a.projects, '[]') != '[]' AND NOT {KEPT}",  # noqa: S608 - literals
+            agents.times(),
+        ).fetchall()
+    if not rows:
+        return []
+    with agents.db.write() as connection:
+        return [number for row in rows for number in projects.remove_of(connection, row["agent_id"])]

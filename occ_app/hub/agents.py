@@ -16,6 +16,7 @@ from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
+from occ_app.hub import projects
 from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import boot_id
 from occ_app.system.timestamps import iso, iso_now
@@ -35,7 +36,7 @@ FROM = f"SELECT {_COLUMNS} FROM agents a JOIN keys k ON k.key_id = a.key_id"  # 
 # A machine that has not been heard for the set days is forgotten, unless something is on it: no list or count has it.
 KEPT = """(
     a.last_seen_at > :forgotten
-    OR a.agent_id IN (SELECT w.agent_id FROM workspaces w WHERE w.agent_id IS NOT NULL)
+    OR a.agent_id IN (SELECT w.agent_id FROM workspaces w WHERE w.agent_id IS NOT NULL AND w.source = 'upload')
     OR a.agent_id IN (SELECT x.agent_id FROM executions x WHERE x.state = 'running')
 )"""
 
@@ -213,12 +214,17 @@ class Agents:
                 (how, agent.agent_id, agent.token, how),
             )
 
-    def remove(self, agent_id: str) -> None:
-        """Remove an agent: its token is refused, and its workspaces are placed again from their zips."""
+    def remove(self, agent_id: str) -> list[int]:
+        """Remove an agent and its projects: its token is refused, its workspaces are placed again from their zips.
+
+        Returns the numbers of the executions that waited for one of its projects; they are over.
+        """
         with self.db.write() as connection:
+            ended = projects.remove_of(connection, agent_id)
             connection.execute("DELETE FROM agents WHERE agent_id = ?", (agent_id,))
             connection.execute("DELETE FROM errands WHERE agent_id = ?", (agent_id,))
             connection.execute("UPDATE workspaces SET agent_id = NULL, placed = NULL WHERE agent_id = ?", (agent_id,))
+            return ended
 
     def times(self, **more: Any) -> dict[str, Any]:
         """The parameters of FROM, ONLINE and KEPT, and `more`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,11 +12,12 @@ from occ_app import __version__, errors
 from occ_app.api.services import services
 from occ_app.config.config import HubConfig
 from occ_app.executions import queries as executions
-from occ_app.hub import agent_lists, keys, registrations
+from occ_app.hub import agent_lists, keys, projects, registrations
 from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
 from occ_app.hub.links import LINK_ENDPOINT, Links
+from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import contract, contract_of
@@ -108,6 +110,7 @@ def register(body: dict[str, Any]) -> Any:
     agent = registrations.register(
         hub_services().agents, key, request.remote_addr or "", said, hub_services().calls.answers
     )
+    _note_projects(agent.agent_id, agent.token, said["projects"])
     _look_for_work()
     told = {"agent_id": agent.agent_id, "token": agent.token, "name": agent.name}
     interval = hub_services().config.heartbeat_seconds
@@ -121,6 +124,8 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
     said = body
     if not hub_services().agents.beat(agent_id, callers.bearer(), said):
         raise not_registered()
+    if said["projects"] is not None:  # an agent whose database was held, or an older one
+        _note_projects(agent_id, callers.bearer(), said["projects"])
     room = (said["status"], said["workers"].get("busy"))
     if hub_services().room.get(agent_id) != room:
         hub_services().room[agent_id] = room
@@ -135,7 +140,7 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
 def listing(query: dict[str, Any]) -> Any:
     """The machines, by name, without those that are forgotten."""
     found, following = agent_lists.page(hub_services().agents, **query)
-    return {"agents": [_record(agent) for agent in found], "next": following}
+    return {"agents": _records(found), "next": following}
 
 
 @bp.get("/agents/<agent_id>")
@@ -164,7 +169,7 @@ def resume(agent_id: str) -> Any:
 def remove(agent_id: str) -> Response:
     """Remove a machine: its token is refused, its executions are lost, its workspaces are placed again."""
     agent = hub_services().agents.named(agent_id)
-    hub_services().agents.remove(agent.agent_id)
+    _ring_ended(hub_services().agents.remove(agent.agent_id))
     services().workers.ring(agent.agent_id)
     hub_services().links.drop(agent.agent_id, _CANCEL_SECONDS)
     _look_for_work()
@@ -243,8 +248,25 @@ def _look_for_work() -> None:
         services().wake_worker()
 
 
+def _note_projects(agent_id: str, token: str, reported: Sequence[Mapping[str, Any]]) -> None:
+    _ring_ended(projects.update(services().db, agent_id, token, reported))
+
+
+def _ring_ended(numbers: Iterable[int]) -> None:
+    """Wake the followers of executions that ended because their project is gone."""
+    for number in numbers:
+        services().readers.ring(tail.execution_key(number))
+
+
 def _record(agent: Agent) -> dict[str, object]:
-    return hub_schemas.agent_record(agent, hub_services().calls.via(agent))
+    return _records([agent])[0]
+
+
+def _records(agents: Sequence[Agent]) -> list[dict[str, object]]:
+    ids = [agent.agent_id for agent in agents]
+    on_each = projects.by_agent(services().db, callers.caller().visible_to, ids)
+    via = hub_services().calls.via
+    return [hub_schemas.agent_record(agent, via(agent), on_each.get(agent.agent_id, ())) for agent in agents]
 
 
 def _with_secret(key: keys.Key, secret: str) -> dict[str, object]:

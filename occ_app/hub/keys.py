@@ -83,6 +83,13 @@ def find_proven(db: Database, authorization: str) -> tuple[Key, str] | None:
     return None
 
 
+def is_unlimited(db: Database, key_id: str | None) -> bool:
+    """Return whether a caller sees and uses everything: an admin's key, or None, the operator."""
+    with db.read() as connection:
+        row = connection.execute("SELECT admin FROM keys WHERE key_id = :key_id", {"key_id": key_id}).fetchone()
+    return key_id is None or bool(row is not None and row["admin"])
+
+
 def listing(db: Database) -> list[Key]:
     """All keys, the revoked ones too, oldest first."""
     with db.read() as connection:

@@ -17,9 +17,27 @@ from occ_app.executions import queries as executions
 from occ_app.executions.lifecycle import Admission
 from occ_app.executions.records import Execution, Request
 from occ_app.executions.waiting import FREE_WORKER
+from occ_app.hub import projects
 from occ_app.hub.agents import Agent, Agents
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
+from occ_app.workspaces.workspace import VISIBLE
+
+_UPLOAD_AGAIN = ", or upload it again under another id."
+
+
+def resolve(agents: Agents, connection: sqlite3.Connection, name: str) -> str:
+    """Return the id of the workspace that a request names, in the transaction that accepts it.
+
+    `app@box` is the project app of the machine box. Raises NotFound.
+    """
+    project, at, machine = name.partition("@")
+    if not at:
+        return name
+    found = projects.named(connection, project, agents.meant(connection, machine).agent_id)
+    if found is None:
+        raise errors.workspace_not_found(name)
+    return found
 
 
 def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visible_to: str | None) -> Admission:
@@ -29,17 +47,18 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
     workspace lives on another agent than the request names, QueueFull when the key has as many under way as it may.
     """
     row = connection.execute(
-        "SELECT key_id, agent_id FROM workspaces WHERE workspace_id = ?", (request.workspace_id,)
+        f"SELECT w.agent_id, w.source FROM workspaces w WHERE w.workspace_id = :workspace_id AND {VISIBLE}",  # noqa: S608 - literals
+        {"workspace_id": request.workspace_id, "visible_to": visible_to},
     ).fetchone()
-    if visible_to not in (None, row["key_id"]):
+    if row is None:
         raise errors.workspace_not_found(request.workspace_id)
     wanted = agents.meant(connection, request.agent).agent_id if request.agent else None
     home = agents.known(connection, row["agent_id"])
     if home is not None and not _suits(home, wanted, request.labels):
         raise errors.Conflict(
             "WORKSPACE_ELSEWHERE",
-            f"Workspace {request.workspace_id} lives on agent {home.name}; leave out `agent` and `labels`, or upload it"
-            " anew under another id.",
+            f"Workspace {request.workspace_id} lives on agent {home.name}; leave out `agent` and `labels`"
+            + (", since a project runs on its machine alone." if row["source"] == "folder" else _UPLOAD_AGAIN),
             {"workspaceId": request.workspace_id, "agentId": home.agent_id},
         )
     limit = connection.execute("SELECT most FROM keys WHERE key_id = ?", (request.key_id,)).fetchone()
@@ -164,7 +183,7 @@ def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdenti
         if not won:
             return None
         connection.execute(
-            "UPDATE workspaces SET agent_id = ? WHERE generation = ? AND agent_id IS NULL",
+            "UPDATE workspaces SET agent_id = ? WHERE generation = ? AND agent_id IS NULL AND source = 'upload'",
             (agent.agent_id, execution.workspace_generation),
         )
         return executions.numbered(connection, execution.number)
@@ -216,7 +235,8 @@ def put_back(db: Database, execution: Execution) -> bool:
             connection.execute(
                 """
                 UPDATE workspaces SET agent_id = NULL
-                WHERE workspace_id = :workspace AND agent_id = :agent AND placed IS NULL AND NOT EXISTS (
+                WHERE workspace_id = :workspace AND agent_id = :agent AND placed IS NULL AND source = 'upload'
+                AND NOT EXISTS (
                     SELECT 1 FROM executions x
                     WHERE x.workspace_id = :workspace AND x.agent_id = :agent AND x.offered = 1)
                 """,

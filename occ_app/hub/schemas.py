@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from occ_app.config.settings import http_url
 from occ_app.web import schemas
-from occ_app.web.fields import ONE_LINE_PATTERN, Amount, TrueOrFalse, WholeNumber, check_one_line
+from occ_app.web.fields import (
+    ID_PATTERN,
+    ONE_LINE_PATTERN,
+    Amount,
+    Id,
+    TrueOrFalse,
+    WholeNumber,
+    check_one_line,
+    check_text,
+)
+from occ_app.workspaces.folders import MAX_PATH_CHARACTERS
+from occ_app.workspaces.projects import MAX_KEYS, MAX_PROJECTS
 
 FINGERPRINT_PATTERN = r"^([0-9A-Fa-f]{2}:?){32}$"
 
 
 # One line that reads in the order it is written in: a name with an override of direction reads as another name.
 _LINE_PATTERN = ONE_LINE_PATTERN.replace(r"\u2028\u2029", r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069")
+
+_WORKSPACE_PATTERN = f"{ID_PATTERN[:-1]}(@{_LINE_PATTERN[1:-2]}{{1,200}})?$"
 
 
 def _check_direction(value: str) -> None:
@@ -78,6 +91,15 @@ class Challenge(Schema):
     proof = fields.String()
 
 
+class _Project(_FromAgent):
+    """A project of a machine; `keys` names the client keys that may use it besides the admins'."""
+
+    name = Id(required=True)
+    path = _Line(1, MAX_PATH_CHARACTERS, required=True)
+    generation = WholeNumber(required=True, validate=validate.Range(1, schemas.LARGEST_GENERATION))
+    keys = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=MAX_KEYS))
+
+
 class Registration(_FromAgent):
     """The body of POST /api/agents/register."""
 
@@ -105,6 +127,7 @@ class Registration(_FromAgent):
     labels = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=100))
     claude_version = _Line(0, 100, data_key="claudeVersion", allow_none=True, load_default=None)
     machine = fields.Nested(MachineProof, allow_none=True, load_default=None)
+    projects = fields.List(fields.Nested(_Project), load_default=list, validate=validate.Length(max=MAX_PROJECTS))
 
 
 class Registered(Schema):
@@ -134,12 +157,20 @@ class Heartbeat(_FromAgent):
     workers = fields.Nested(_BeatWorkers, load_default=dict)
     queue = fields.Nested(_BeatQueue, load_default=dict)
     executions = fields.List(_Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
+    projects = fields.List(fields.Nested(_Project), load_default=None, validate=validate.Length(max=MAX_PROJECTS))
 
 
 class Heard(Schema):
     """The reply to a heartbeat. `via` is how the hub calls this agent: direct, link, or null while it cannot."""
 
     via = fields.String(allow_none=True, validate=validate.OneOf(["direct", "link"]))
+
+
+class AgentProject(Schema):
+    """A project on a machine that the caller may use; `workspaceId` is its id on this hub."""
+
+    name = fields.String()
+    workspace_id = fields.String(data_key="workspaceId")
 
 
 class AgentRecord(Schema):
@@ -158,6 +189,7 @@ class AgentRecord(Schema):
     claude_version = fields.String(data_key="claudeVersion", allow_none=True)
     registered_at = fields.String(data_key="registeredAt")
     last_seen_at = fields.String(data_key="lastSeenAt")
+    projects = fields.List(fields.Nested(AgentProject))
 
 
 class AgentQuery(Schema):
@@ -215,19 +247,35 @@ class KeyList(Schema):
     keys = fields.List(fields.Nested(KeyRecord))
 
 
+class _WorkspaceName(fields.String):
+    """The id of a workspace, or the alias of a project, NAME@MACHINE."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate=_check_workspace, metadata={"pattern": _WORKSPACE_PATTERN}, **kwargs)
+
+
+def _check_workspace(value: str) -> None:
+    check_text(value)
+    if not re.fullmatch(_WORKSPACE_PATTERN, value):
+        raise ValidationError("Must be the id of a workspace, or a project as NAME@MACHINE.")
+
+
 class HubExecuteBody(schemas.ExecuteBody):
-    """The body of POST /execute on a hub: an agent's, and where to run."""
+    """The body of POST /execute on a hub: an agent's, and where to run. `workspaceId` may be a project's alias."""
+
+    workspace_id = _WorkspaceName(data_key="workspaceId", required=True)
 
     agent = _Line(1, 200)
     labels = fields.List(_Line(1, 100), validate=validate.Length(max=100))
 
 
-def agent_record(agent: Any, via: str | None) -> dict[str, Any]:
-    """An agent's row as its record is made of."""
+def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+    """An agent's row as its record is made of, with the projects that the caller may use."""
     return {
         **{name: getattr(agent, name) for name in ("agent_id", "name", "labels", "state", "status", "version")},
         **{name: getattr(agent, name) for name in ("platform", "claude_version", "registered_at", "last_seen_at")},
         "via": via,
+        "projects": projects,
         "workers": {"total": agent.workers, "busy": max(agent.busy, agent.placed)},
         "queue": {"depth": agent.waiting},
     }

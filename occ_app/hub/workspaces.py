@@ -24,7 +24,7 @@ from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, uploads
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.uploads import Job
-from occ_app.workspaces.workspace import Workspace
+from occ_app.workspaces.workspace import VISIBLE, Workspace
 
 _PIECE = 1 << 20
 _YOUNG_SECONDS = 600.0  # a zip that no row names may belong to an upload that is just being written down
@@ -96,16 +96,19 @@ def delete(db: Database, workspace_id: str, visible_to: str | None, generation: 
     """Remove a workspace, end its queued executions, and have its agent delete the files.
 
     Returns the numbers of the executions it ended. Raises NotFound, also when the id belongs to another `generation`
-    than the given one, and Conflict while it is in use.
+    than the given one, and Conflict while it is in use and for a project.
     """
     with db.write() as connection:
         row = connection.execute(
-            "SELECT agent_id, key_id, generation, agent_generation FROM workspaces WHERE workspace_id = :workspace_id"
-            " AND (:generation IS NULL OR generation = :generation)",
-            {"workspace_id": workspace_id, "generation": generation},
+            f"""
+            SELECT w.agent_id, w.generation, w.agent_generation, w.source FROM workspaces w
+            WHERE w.workspace_id = :workspace_id AND (:generation IS NULL OR w.generation = :generation) AND {VISIBLE}
+            """,  # noqa: S608 - literals
+            {"workspace_id": workspace_id, "generation": generation, "visible_to": visible_to},
         ).fetchone()
-        if row is None or visible_to not in (None, row["key_id"]):
+        if row is None:
             raise workspace_not_found(workspace_id, generation)
+        workspaces.refuse_folder(workspace_id, row["source"])
         workspaces.refuse_busy(connection, workspace_id, row["generation"])
         connection.execute("DELETE FROM workspaces WHERE generation = :generation", {"generation": row["generation"]})
         if row["agent_id"] is not None:
@@ -145,6 +148,8 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
                 f"The id {upload.workspace_id} is taken; choose another workspaceId.",
                 {"workspaceId": upload.workspace_id},
             )
+        if row is not None:
+            workspaces.refuse_folder(upload.workspace_id, row["source"])
         uploads.refuse_unexpected(upload, None if row is None else row["generation"])
         if row is not None and upload.policy == "reuse":
             uploads.succeed(connection, job.number, workspaces.from_row(row), reused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from occ_app.home import certificate as tls
 from occ_app.home import machine, state
 from occ_app.home import notes as agent
 from occ_app.system import proofs
+from occ_app.workspaces import projects
 
 if TYPE_CHECKING:  # a standalone agent does without the memory of the HTTP client
     from occ_app.client.hub_client import Challenge, HubClient
@@ -58,7 +60,7 @@ def register_or_warn(config: Config, port: int) -> list[str]:
 
         hub = HubClient(config.remote_url, pin=config.remote_pin)
         try:
-            registered = register(config, hub, port, cli)
+            registered = register(config, hub, port, cli, projects.report(database))
             known, registration = registered.state, {"registered": True}
             warnings += note_registered(config, database, registered)
             if registered.copy_of is not None:  # the original goes on with it
@@ -97,8 +99,8 @@ def without_a_way(config: Config, hub: HubClient, known: state.State) -> list[st
     ]
 
 
-def register(config: Config, hub: HubClient, port: int, cli: Cli) -> Registered:
-    """Register as the machine of machine.json, and swap state.json for the answer.
+def register(config: Config, hub: HubClient, port: int, cli: Cli, reported: Sequence[Mapping[str, Any]]) -> Registered:
+    """Register as the machine of machine.json, and swap state.json for the answer. `reported` are its projects.
 
     A machine of which another instance is registered and answers is a copy: it takes a new secret and registers as a
     new machine. Raises Refused or Unreachable; state.json is then as it was.
@@ -108,7 +110,7 @@ def register(config: Config, hub: HubClient, port: int, cli: Cli) -> Registered:
     mine, copied = machine.ensure(config.machine), False
     for _ in range(_ATTEMPTS):
         challenge = _challenge(hub, config.api_key, known)
-        body = _body(config, port, cli)
+        body = {**_body(config, port, cli), "projects": reported}
         if challenge is None:
             same_hub = known is not None and known.remote_url == config.remote_url
             body["agentId"] = known.agent_id if known is not None and same_hub else None

@@ -57,7 +57,7 @@ class ExecuteBody(_Request):
     """The body of POST /execute."""
 
     execution_id = Id(data_key="executionId", required=True)
-    workspace_id = Id(data_key="workspaceId", required=True)
+    workspace_id: fields.String = Id(data_key="workspaceId", required=True)
     prompt = fields.String(required=True, validate=check_prompt, metadata={"pattern": r"\S"})
     timeout_seconds = Seconds(data_key="timeoutSeconds")
     idle_timeout_seconds = Seconds(data_key="idleTimeoutSeconds")

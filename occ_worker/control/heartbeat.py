@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from occ_app.claude import program as claude_cli
 from occ_app.config.config import Config
 from occ_app.database.database import Database
-from occ_app.errors import OCCError, Refused, Unreachable
+from occ_app.errors import OCCError, Refused, RequestError, Unreachable
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, health, state
 from occ_app.home import notes as agent
 from occ_app.supervisor.registration import note_registered, register
 from occ_app.system.timestamps import iso_now
+from occ_app.workspaces import projects
 
 if TYPE_CHECKING:
     from occ_app.client.hub_client import HubClient
@@ -98,8 +99,9 @@ class Heartbeat:
     def _register(self) -> None:
         cli = claude_cli.probe(self._config)
         try:
-            registered = register(self._config, self._hub(_BEAT_SECONDS), self._port, cli)
-        except (Refused, Unreachable) as error:
+            reported = projects.report(self._db)
+            registered = register(self._config, self._hub(_BEAT_SECONDS), self._port, cli, reported)
+        except (Refused, Unreachable, RequestError) as error:  # the last: a held database
             log.warning("not registered with the hub: %s", error)
             agent.note(self._db, "registration", {"registered": False, "problem": str(error)})
             self._next = time.monotonic() + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
@@ -140,9 +142,11 @@ class Heartbeat:
             self._register()
 
     def _body(self, sequence: int, status: str) -> dict[str, object]:
+        reported: dict[str, object] = {}
         try:
             report = health.health(self._config, self._db)
             running = [execution.execution_id for execution in executions.running(self._db)]
+            reported = {"projects": projects.report(self._db)}
         except OCCError:  # a locked database must not cost a beat
             report, running = {"status": "degraded", "uptime": 0, "workers": {}, "queue": {}, "version": ""}, []
         return {
@@ -154,4 +158,5 @@ class Heartbeat:
             "workers": report["workers"],
             "queue": report["queue"],
             "executions": running,
+            **reported,
         }

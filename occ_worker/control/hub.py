@@ -15,7 +15,7 @@ from occ_app.errors import Refused, Unreachable
 from occ_app.executions import lifecycle, retention
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome
-from occ_app.hub import logins, placement, webhooks
+from occ_app.hub import agent_lists, logins, placement, webhooks
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
@@ -173,13 +173,15 @@ class HubControl(Upkeep):
             except Unreachable:
                 return
             except Refused as refusal:
-                if refusal.status != 404:
+                if refusal.status != 404 and refusal.code != "WORKSPACE_IS_FOLDER":
                     continue  # busy, or about to stop: again in a moment
             errands.done(self._db, errand)
             self._ring()  # a workspace that was held may be free now
 
     def forget_aged(self) -> None:
-        """Delete old deliveries, logins that have expired, and the zips of no workspace."""
+        """Delete old deliveries, expired logins, the zips of no workspace, and the projects of forgotten machines."""
         logins.forget(self._db)
         webhooks.forget(self._db, retention.older_than(self._hub.retention_days))
         hub_workspaces.remove_unused_zips(self._db, self._hub)
+        for number in agent_lists.remove_forgotten_projects(self._agents):
+            self._readers.ring(tail.execution_key(number))

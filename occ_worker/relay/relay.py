@@ -28,6 +28,7 @@ from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
 from occ_app.streams import tail
 from occ_app.system import timestamps
+from occ_app.workspaces import projects
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.relay import outcomes, sending
 from occ_worker.relay.context import RelayContext
@@ -232,6 +233,8 @@ class Relay:
             workspace = workspaces.numbered(self._context.db, self._execution.workspace_generation)
             if workspace is None:
                 return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
+            if workspace.is_project:
+                return Outcome.failure("WORKSPACE_MISSING", projects.REMOVED)
             hub_workspaces.note_missing(self._context.db, workspace, agent.agent_id)
             return None
         if refusal.code == "WORKSPACE_BUSY":

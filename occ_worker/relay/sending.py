@@ -11,6 +11,7 @@ from occ_app.errors import Refused
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
+from occ_app.hub import keys
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
@@ -32,8 +33,10 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
     if workspace is None:
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
-    if not executions.may_resume(context.db, execution):
+    if not _may_resume(context, execution, workspace):
         return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
+    if workspace.is_project:
+        return None
     placement = workspace.placement
     if placement is not None and placement.is_current:
         return None
@@ -101,6 +104,16 @@ def _note_placed(context: RelayContext, workspace: Workspace, agent: Agent, repl
     hub_workspaces.note_placed(context.db, workspace, agent.agent_id, path, _generation(reply))
 
 
+def _may_resume(context: RelayContext, execution: Execution, workspace: Workspace) -> bool:
+    """Return whether an execution may resume its session, as far as the hub knows.
+
+    In a project admins may resume any session of its folder; the machine checks that it began there.
+    """
+    if executions.may_resume(context.db, execution):
+        return True
+    return workspace.is_project and keys.is_unlimited(context.db, execution.key_id)
+
+
 def _delete_former(context: RelayContext, agent: Agent, client: AgentClient, workspace_id: str) -> None:
     """Have the agent delete former workspaces of this id first, if it has not yet.
 
@@ -110,7 +123,7 @@ def _delete_former(context: RelayContext, agent: Agent, client: AgentClient, wor
         try:
             client.call(errand.method, errand.path)
         except Refused as refusal:
-            if refusal.status != 404:
+            if refusal.status != 404 and refusal.code != "WORKSPACE_IS_FOLDER":
                 raise
         errands.done(context.db, errand)
 
@@ -138,6 +151,12 @@ def agent_generation(context: RelayContext, execution: Execution) -> int | None:
     return None if workspace is None else workspace.agent_generation
 
 
+def _name_on_agent(context: RelayContext, execution: Execution) -> str:
+    """Return the id that the execution's workspace has on its agent."""
+    workspace = workspaces.numbered(context.db, execution.workspace_generation)
+    return workspace.name if workspace is not None and workspace.is_project else execution.workspace_id
+
+
 def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
     """Return the body of the agent's POST /execute; the agent decides the values that the client left open.
 
@@ -152,5 +171,5 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         "sessionId": execution.resume_session_id,
         "workspaceGeneration": agent_generation(context, execution),
     }
-    asked = {"executionId": execution.execution_id, "workspaceId": execution.workspace_id}
+    asked = {"executionId": execution.execution_id, "workspaceId": _name_on_agent(context, execution)}
     return {**asked, "prompt": execution.prompt, **{name: value for name, value in given.items() if value}}

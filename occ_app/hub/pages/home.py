@@ -18,8 +18,9 @@ from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
 from occ_app.api.services import services
 from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution
 from occ_app.home import daemon
-from occ_app.hub import agent_lists
+from occ_app.hub import agent_lists, projects
 from occ_app.hub.api import hub_services
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
@@ -176,8 +177,20 @@ def _page(given: Mapping[str, str], asked: Mapping[str, Any], problems: list[str
         problems=problems,
         given=_EMPTY | dict(given),
         run=given.get("run") or new_run(),
-        workspaces=workspaces.listing(services().db, callers.caller().visible_to),
+        **_places(),
     )
+
+
+def _places() -> dict[str, Any]:
+    """Return the workspaces and projects to choose from, and the states of the projects' machines."""
+    found = workspaces.listing(services().db, callers.caller().visible_to)
+    folders = sorted((each for each in found if each.is_project), key=lambda each: each.alias or "")
+    machines = hub_services().agents.listing() if folders else []
+    return {
+        "workspaces": [each for each in found if not each.is_project],
+        "projects": folders,
+        "machine_states": {machine.agent_id: machine.state for machine in machines},
+    }
 
 
 def new_run() -> str:
@@ -202,8 +215,13 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
         before=asked.get("before"),
         limit=_PAGE,
     )
+    names = {each.execution_id: _place_of(each) for each in found}
     return {
         "machines": machines,
+        "places": names,
+        "machine_projects": projects.by_agent(
+            services().db, callers.caller().visible_to, [machine.agent_id for machine in machines]
+        ),
         "via": {machine.agent_id: hub_services().calls.via(machine) for machine in machines},
         "machines_left_out": total - len(machines),
         "names": agent_lists.names(hub_services().agents, (one.agent_id for one in found)),
@@ -214,6 +232,12 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
         "states": schemas.STATES,
         **_join(),
     }
+
+
+def _place_of(execution: Execution) -> str:
+    """Return the name of an execution's workspace for a person: a project's alias, else the id."""
+    workspace = workspaces.numbered(services().db, execution.workspace_generation)
+    return (workspace and workspace.alias) or execution.workspace_id
 
 
 def _query() -> dict[str, Any]:

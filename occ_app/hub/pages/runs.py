@@ -80,8 +80,7 @@ def _execution(execution_id: str) -> Execution:
 
 def _workspace(execution: Execution) -> Workspace | None:
     """Its workspace; None once that is deleted, or if it is another owner's."""
-    workspace = workspaces.numbered(services().db, execution.workspace_generation)
-    return workspace if workspace is not None and callers.caller().visible_to in (None, workspace.key_id) else None
+    return workspaces.numbered(services().db, execution.workspace_generation, callers.caller().visible_to)
 
 
 def _before(execution: Execution) -> Execution | None:
