@@ -487,3 +487,49 @@ def m015_origins(db: Database) -> None:
     # JSON: the hub, its key and its upload that a workspace on an agent came from.
     for table in ("workspaces", "workspace_jobs"):
         db.execute(f"ALTER TABLE {table} ADD COLUMN origin TEXT")
+
+
+@occ()
+def m016_owners(db: Database) -> None:
+    """Give each key an owner: so far every key was a person of its own."""
+    for statement in (
+        """
+        CREATE TABLE owners (
+            owner_id   TEXT PRIMARY KEY,
+            name       TEXT NOT NULL UNIQUE,
+            created_at TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        "ALTER TABLE keys ADD COLUMN owner_id TEXT REFERENCES owners (owner_id)",
+        "ALTER TABLE keys ADD COLUMN viewer INTEGER NOT NULL DEFAULT 0",  # reads only
+        "ALTER TABLE workspaces ADD COLUMN owner_id TEXT",
+        "ALTER TABLE workspace_jobs ADD COLUMN owner_id TEXT",
+        "ALTER TABLE executions ADD COLUMN owner_id TEXT",
+        "ALTER TABLE webhooks ADD COLUMN owner_id TEXT",
+        # Names are unique among the keys that are not revoked; a revoked one's owner has its id in the name.
+        """
+        INSERT INTO owners (owner_id, name, created_at)
+        SELECT replace(key_id, 'key-', 'owner-'), iif(revoked_at IS NULL, name, name || ' (' || key_id || ')'),
+            created_at
+        FROM keys
+        """,
+        "UPDATE keys SET owner_id = replace(key_id, 'key-', 'owner-')",
+        *(
+            f"UPDATE {table} SET owner_id = replace(key_id, 'key-', 'owner-') WHERE key_id IS NOT NULL"  # noqa: S608 - literals
+            for table in ("workspaces", "workspace_jobs", "executions", "webhooks")
+        ),
+        "DROP INDEX executions_by_key",
+        "CREATE INDEX executions_by_owner ON executions (owner_id, number) WHERE owner_id IS NOT NULL",
+        "DROP TRIGGER executions_delivered",
+        """
+        CREATE TRIGGER executions_delivered AFTER UPDATE OF finished_at ON executions
+        WHEN new.finished_at IS NOT NULL AND old.finished_at IS NULL
+        BEGIN
+            INSERT INTO deliveries (webhook_id, execution, state, next_at, created_at, delivery_id)
+            SELECT webhook_id, new.number, 'waiting', new.finished_at, new.finished_at,
+                'delivery-' || lower(hex(randomblob(12)))
+            FROM webhooks WHERE key_id IS NULL OR owner_id = new.owner_id;
+        END
+        """,
+    ):
+        db.execute(statement)

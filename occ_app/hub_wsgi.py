@@ -24,7 +24,7 @@ from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.hub.links import Links, add_link
-from occ_app.hub.pages.login import visitor
+from occ_app.hub.pages.login import OPEN_TO_VIEWERS, visitor
 from occ_app.hub.schemas import HubExecuteBody
 from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
@@ -66,6 +66,7 @@ def make_app(config: HubConfig) -> Flask:
             measures=(measures.of_hub(database, agents, calls),),
             resolve_workspace=partial(placement.resolve, agents),
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().visible_to),
+            open_to_viewers=OPEN_TO_VIEWERS,
             title="OCC hub",
         )
     )
@@ -99,7 +100,7 @@ def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller |
         if token is not None and same_secret(given, token):
             return Caller()
         key = keys.find(database, given, "client") if given else None
-        return None if key is None else Caller(key.key_id, key.admin, refused=key.expired)
+        return None if key is None else Caller(key.key_id, key.owner_id, key.admin, key.viewer, refused=key.expired)
 
     return identify
 

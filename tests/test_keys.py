@@ -36,16 +36,18 @@ def hub(tmp_path: Path) -> Iterator[HubApp]:
 def own_a_workspace(hub: HubApp, key_name: str, workspace: str) -> str:
     """Give a key a workspace with one execution that waits; returns the key's id."""
     with hub.database.write() as connection:
-        key_id = connection.execute("SELECT key_id FROM keys WHERE name = ?", (key_name,)).fetchone()[0]
+        key_id, owner_id = connection.execute(
+            "SELECT key_id, owner_id FROM keys WHERE name = ?", (key_name,)
+        ).fetchone()
         connection.execute(
             """
             INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
-                updated_at, key_id)
-            VALUES (:id, :id, '', '', 1, 1, '[]', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z', :key)
+                updated_at, key_id, owner_id)
+            VALUES (:id, :id, '', '', 1, 1, '[]', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z', :key, :owner)
             """,
-            {"id": workspace, "key": key_id},
+            {"id": workspace, "key": key_id, "owner": owner_id},
         )
-    asked = Request(f"{workspace}-1", workspace, "hello", 60, 60, None, None, None, None, "h", key_id)
+    asked = Request(f"{workspace}-1", workspace, "hello", 60, 60, None, None, None, None, "h", key_id, owner_id)
     lifecycle.create(hub.database, asked, max_queue=10)
     return str(key_id)
 

@@ -81,7 +81,19 @@ def accept(
     generation: int | None = None,
 ) -> Execution:
     request = Request(
-        execution_id, workspace_id, "x", 9, 9, None, None, None, session, "", key_id, workspace_generation=generation
+        execution_id,
+        workspace_id,
+        "x",
+        9,
+        9,
+        None,
+        None,
+        None,
+        session,
+        "",
+        key_id,
+        key_id,
+        workspace_generation=generation,
     )
     return lifecycle.create(rows, request, max_queue=100)[0]
 
@@ -96,8 +108,9 @@ def on_hub(rows: Database, workspace_id: str, key_id: str, name: str = "") -> wo
         generation = workspaces.new_generation(connection, workspace_id)
         connection.execute(
             "INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,"
-            " updated_at, key_id, zip, upload, generation) VALUES (?, ?, '', '', 1, 1, '[]', ?, ?, ?, 'z', ?, ?)",
-            (workspace_id, name, iso_now(), iso_now(), key_id, generation, generation),
+            " updated_at, key_id, owner_id, zip, upload, generation)"
+            " VALUES (?, ?, '', '', 1, 1, '[]', ?, ?, ?, ?, 'z', ?, ?)",
+            (workspace_id, name, iso_now(), iso_now(), key_id, key_id, generation, generation),
         )
     return workspaces.get(rows, workspace_id)
 

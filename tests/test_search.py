@@ -151,7 +151,7 @@ def rows(tmp_path: Path) -> Database:
 
 def over(rows: Database, execution_id: str, prompt: str, *chunks: str, key_id: str | None = None) -> int:
     """An execution that was asked `prompt` and said `chunks`; returns its number."""
-    asked = Request(execution_id, "w", prompt, 9, 9, None, None, None, None, "", key_id)
+    asked = Request(execution_id, "w", prompt, 9, 9, None, None, None, None, "", key_id, key_id)
     number = lifecycle.create(rows, asked, max_queue=10**6)[0].number
     lifecycle.claim(rows, own_identity())
     events.append(rows, number, 2, [("output", json.dumps({"chunk": chunk})) for chunk in chunks])

@@ -127,15 +127,17 @@ def test_a_span_begins_with_its_first_moment_and_ends_before_its_last(rows: Data
 
 def test_a_key_is_told_of_its_own_alone(rows: Database) -> None:
     with rows.write() as connection:
-        connection.execute("INSERT INTO keys VALUES ('k1', 'Ann', 'client', 0, 'h', NULL, '', NULL, NULL)")
-    add(rows, "2026-01-01", key_id="k1", cost_usd=1.0)
-    add(rows, "2026-01-01", key_id="k2", cost_usd=2.0)
+        connection.execute(
+            "INSERT INTO keys (key_id, name, kind, admin, hash, created_at) VALUES ('k1', 'Ann', 'client', 0, 'h', '')"
+        )
+    add(rows, "2026-01-01", key_id="k1", owner_id="o1", cost_usd=1.0)
+    add(rows, "2026-01-01", key_id="k2", owner_id="o2", cost_usd=2.0)
     everything = usage.report(rows, "key")
     assert [(group.group, group.name) for group in everything.groups] == [("k2", None), ("k1", "Ann")]
     for by in usage.BY:
-        own = usage.report(rows, by, visible_to="k1")
+        own = usage.report(rows, by, visible_to="o1")
         assert (own.total.executions, own.total.cost_usd, len(own.groups)) == (1, 1.0, 1)
-    assert usage.report(rows, "key", visible_to="k3").groups == []
+    assert usage.report(rows, "key", visible_to="o3").groups == []
 
 
 def test_whatever_the_cli_reports_as_usage_can_be_summed(rows: Database) -> None:

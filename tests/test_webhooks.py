@@ -227,8 +227,8 @@ def test_a_webhook_of_a_key_is_told_of_its_executions_alone(control: Control, re
         webhooks.add(control.db, receiver.url, "me")
         webhooks.add(control.db, everything.url)
         control.start()
-        control.finish("mine", mine.key_id)
-        control.finish("other", other.key_id)
+        control.finish("mine", mine.owner_id)
+        control.finish("other", other.owner_id)
         control.finish("operator")
         control.finished(4)
         assert {call.content["execution"]["executionId"] for call in receiver.calls} == {"mine"}

@@ -149,9 +149,11 @@ class Control:
             self.process.wait(15)
             self.process = None
 
-    def finish(self, execution_id: str, key_id: str | None = None) -> None:
+    def finish(self, execution_id: str, owner_id: str | None = None) -> None:
         """Have an execution that came to nothing, and with it what is to be delivered."""
-        asked = Request(execution_id, "work", "a prompt", 0, 0, None, None, None, None, execution_id, key_id)
+        asked = Request(
+            execution_id, "work", "a prompt", 0, 0, None, None, None, None, execution_id, owner_id, owner_id
+        )
         execution, _ = lifecycle.create(self.db, asked, max_queue=1000)
         assert lifecycle.give_up(self.db, execution.number, Outcome.failure("NO_AGENT", "Nobody could."))
 

@@ -40,7 +40,7 @@ def create_app(services: Services) -> Flask:
     app.request_class = _request_class(config.run / "uploads")
     app.wsgi_app = forwarded(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign, assignment]
     hosts = callers.own_hosts(config.public_url, config.allowed_hosts)
-    callers.guard(app, hosts, config.public_url, services.identify)
+    callers.guard(app, hosts, config.public_url, services.identify, services.open_to_viewers)
     web.limit_bodies(app)
     refusals.answer_errors(app)
     counted = Refusals()

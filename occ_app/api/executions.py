@@ -99,6 +99,7 @@ def asked_for(body: Any) -> Request:
         session_id=loaded.get("session_id"),
         hash=lifecycle.request_hash(body),
         key_id=callers.caller().key_id,
+        owner_id=callers.caller().owner_id,
         agent=loaded.get("agent"),
         labels=tuple(loaded.get("labels", ())),
         workspace_generation=loaded.get("workspace_generation"),
@@ -124,7 +125,7 @@ def follower(execution: Execution, after: int) -> streams.Follower:
 @contract(query=schemas.ListQuery, reply=schemas.ExecutionList)
 def listing(query: dict[str, Any]) -> Response:
     """Executions, newest first."""
-    found, following = executions.listing(services().db, key_id=callers.caller().visible_to, **query)
+    found, following = executions.listing(services().db, owner_id=callers.caller().visible_to, **query)
     return web.json_response(page(found, following))
 
 

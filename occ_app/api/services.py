@@ -30,10 +30,10 @@ class Services:
 
     `readers` and `workers` ring the processes that follow or run executions. `wake_worker` and `enqueue_upload` put
     a job onto their queue. `pack` writes a workspace as a zip; `delete_workspace` removes one, only if it is the given
-    key's and has the given generation, where these are given, and returns the numbers of the executions it ended.
+    owner's and has the given generation, where these are given, and returns the numbers of the executions it ended.
     `admit` checks an execution before it is accepted, and `resolve_workspace` returns the id of the workspace that its
-    request names. `measures` are those that only an agent or only a hub has.
-    `title` is the API's name.
+    request names. `measures` are those that only an agent or only a hub has. `open_to_viewers` are the endpoints that a
+    viewer may POST to. `title` is the API's name.
     """
 
     config: Config
@@ -52,6 +52,7 @@ class Services:
     resolve_workspace: Callable[[sqlite3.Connection, str], str] = lambda _connection, workspace_id: workspace_id
     admit: Callable[[sqlite3.Connection, records.Request], Admission] = lambda _connection, _request: Admission()
     measures: tuple[Measure, ...] = ()
+    open_to_viewers: frozenset[str] = frozenset()
     title: str = "OCC agent"
 
     def refuse_when_stopping(self) -> None:

@@ -74,6 +74,7 @@ def make(
             form["process_policy"],
             path,
             callers.caller().key_id,
+            callers.caller().owner_id,
             form["strip_root"],
             expected,
             origin,

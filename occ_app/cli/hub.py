@@ -138,18 +138,51 @@ def keys() -> None:
 @keys.command()
 @click.argument("name")
 @click.option("--for", "kind", type=click.Choice(["agent", "client"]), required=True, help="What it opens.")
-@click.option("--admin", is_flag=True, help="A client that sees and uses what all keys made, and manages the hub.")
+@click.option("--admin", is_flag=True, help="The same as --role admin.")
+@click.option(
+    "--role",
+    type=click.Choice(["owner", "viewer", "admin"]),
+    help="owner: uses what its owner has; viewer: reads it; admin: uses everything and manages the hub."
+    "  [default: owner]",
+)
+@click.option("--owner", metavar="OWNER", help="The owner it belongs to.  [default: a new one of the key's name]")
 @click.option(
     "--most", type=click.IntRange(1), metavar="N", help="Machines it registers, or executions it has at once."
 )
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), metavar="DAYS", help="How long it is valid.")
-def create(name: str, kind: str, admin: bool, most: int | None, days: float | None) -> None:
-    """Make a key and print it; it is not shown again."""
-    if admin and kind == "agent":
-        raise click.UsageError("--admin is for a client's key.")
-    body = {"name": name, "for": kind, "admin": admin, "most": most, "days": days}
+def create(
+    name: str,
+    kind: str,
+    admin: bool,
+    role: str | None,
+    owner: str | None,
+    most: int | None,
+    days: float | None,
+) -> None:
+    """Make a key and print it; it is not shown again.
+
+    Everything that a key makes belongs to its owner, and all keys of one owner see the same.
+
+    Example: occ hub keys create phone --for client --owner ada
+    """
+    if admin and role not in (None, "admin"):
+        raise click.UsageError(f"--admin and --role {role} exclude each other; leave one of them out.")
+    role = "admin" if admin else role or "owner"
+    if role != "owner" and kind == "agent":
+        raise click.UsageError(f"The role {role} is for a client's key; leave it out, or use --for client.")
+    body = {
+        "name": name,
+        "for": kind,
+        "admin": role == "admin",
+        "role": role,
+        "owner": owner,
+        "most": most,
+        "days": days,
+    }
     made = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
     _print_key(made, kind)
+    if owner is None and made["owner"] != name:
+        output.note(f"it belongs to the new owner {visible_line(made['owner'])}; --owner {name} adds a key to {name}")
 
 
 def _print_key(made: dict[str, Any], kind: str) -> None:
@@ -195,14 +228,15 @@ def list_keys(as_json: bool) -> None:
     rows = [
         (
             key["name"],
-            key["for"] + (", admin" if key["admin"] else ""),
+            key["for"] + (f", {key['role']}" if key["role"] != "owner" else ""),
+            visible_line(key["owner"]),
             "" if key["most"] is None else str(key["most"]),
             key["createdAt"][:10],
             _until(key),
         )
         for key in told["keys"]
     ]
-    output.table([("NAME", "FOR", "MOST", "CREATED", "UNTIL"), *rows])
+    output.table([("NAME", "FOR", "OWNER", "MOST", "CREATED", "UNTIL"), *rows])
 
 
 def _until(key: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def create(
     with db.write(durable=False) as connection:
         existing = one(connection, "x.execution_id = ?", (request.execution_id,))
         if existing is not None:
-            if existing.request_hash != request.hash or existing.key_id != request.key_id:
+            if existing.request_hash != request.hash or existing.owner_id != request.owner_id:
                 raise errors.Conflict(
                     "EXECUTION_CONFLICT",
                     f"Execution {request.execution_id} exists with another body; choose a new executionId.",
@@ -90,8 +90,8 @@ def create(
             """
             INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
                 idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
-                key_id, wanted_agent, wanted_labels, workspace_generation)
-            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                key_id, owner_id, wanted_agent, wanted_labels, workspace_generation)
+            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
             RETURNING *, 1 AS newest_seq
             """,
             (
@@ -107,6 +107,7 @@ def create(
                 request.session_id,
                 iso_now(),
                 request.key_id,
+                request.owner_id,
                 admission.agent_id,
                 compact_json.to_json(request.labels) if request.labels else None,
                 workspace["generation"],
@@ -187,12 +188,12 @@ def cancel(
 ) -> Execution:
     """Cancel an execution: it ends with `code`. A queued one ends here, a running one by its worker: ring it.
 
-    Harmless when it is over. Raises NotFound, also for one that another key than `visible_to` made, or of a workspace
-    with another number than `generation`.
+    Harmless when it is over. Raises NotFound, also for one of another owner than `visible_to`, or of a workspace with
+    another number than `generation`.
     """
     with db.write() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
-        if execution is None or visible_to not in (None, execution.key_id):
+        if execution is None or visible_to not in (None, execution.owner_id):
             raise execution_not_found(execution_id)
         if generation not in (None, execution.workspace_generation):  # another caller's, under the same id
             raise execution_not_found(execution_id)

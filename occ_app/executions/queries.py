@@ -55,7 +55,7 @@ def may_resume(db: Database, execution: Execution) -> bool:
             WHERE x.session_id = :session_id AND x.number < :number AND x.workspace_generation > 0
               AND x.workspace_generation = :generation
               AND x.number > (SELECT sessions_after FROM workspaces WHERE generation = :generation)
-              AND (x.key_id IS :key_id OR :key_id IS NULL
+              AND (x.owner_id IS :owner_id OR :owner_id IS NULL
                    OR (SELECT k.admin FROM keys k WHERE k.key_id = :key_id))
             LIMIT 1
             """,
@@ -63,6 +63,7 @@ def may_resume(db: Database, execution: Execution) -> bool:
                 "session_id": execution.resume_session_id,
                 "number": execution.number,
                 "generation": execution.workspace_generation,
+                "owner_id": execution.owner_id,
                 "key_id": execution.key_id,
             },
         ).fetchone()
@@ -70,10 +71,10 @@ def may_resume(db: Database, execution: Execution) -> bool:
 
 
 def get(db: Database, execution_id: str, visible_to: str | None = None) -> Execution:
-    """One execution. Raises NotFound, also for one that another key than `visible_to` made."""
+    """One execution. Raises NotFound, also for one of another owner than `visible_to`."""
     with db.read() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
-        if execution is None or visible_to not in (None, execution.key_id):
+        if execution is None or visible_to not in (None, execution.owner_id):
             raise execution_not_found(execution_id)
         return waiting.described(connection, [execution])[0]
 
@@ -82,7 +83,7 @@ def find(db: Database, execution_id: str, visible_to: str | None = None) -> Exec
     """One execution as its row has it, without a position; None where `get` raises."""
     with db.read() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
-    return execution if execution is not None and visible_to in (None, execution.key_id) else None
+    return execution if execution is not None and visible_to in (None, execution.owner_id) else None
 
 
 def listing(
@@ -91,7 +92,7 @@ def listing(
     state: str | None = None,
     workspace_id: str | None = None,
     agent_id: str | None = None,
-    key_id: str | None = None,
+    owner_id: str | None = None,
     since: str | None = None,
     before: int | None = None,
     limit: int = 50,
@@ -102,7 +103,7 @@ def listing(
         ("x.state = ?", state),
         ("x.workspace_id = ?", workspace_id),
         ("x.agent_id = ?", agent_id),
-        ("x.key_id = ?", key_id),
+        ("x.owner_id = ?", owner_id),
         ("x.created_at >= ?", since),
         ("x.number < ?", before),
     ):

@@ -28,7 +28,8 @@ class Request:
     max_budget_usd: float | None
     session_id: str | None
     hash: str
-    key_id: str | None = None  # on a hub: who asks, and where it is to run
+    key_id: str | None = None  # on a hub: the key that asks, its owner, and where it is to run
+    owner_id: str | None = None
     agent: str | None = None
     labels: tuple[str, ...] = ()
     workspace_generation: int | None = None  # the number that the workspace must have
@@ -41,7 +42,8 @@ class Execution:
     `usage` is JSON as the CLI gave it.
     `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
     `cancel_code` is the error code that it is to end with, once it was cancelled.
-    Only on a hub: `key_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have the prompt.
+    Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
+    the prompt.
     """
 
     number: int
@@ -79,6 +81,7 @@ class Execution:
     last_seq: int
     position: int | None
     key_id: str | None
+    owner_id: str | None
     agent_id: str | None
     wanted_agent: str | None
     wanted_labels: tuple[str, ...]
@@ -91,7 +94,8 @@ class Execution:
         return self.state in FINAL_STATES
 
     @property
-    def owner(self) -> ProcessIdentity | None:
+    def claimed_by(self) -> ProcessIdentity | None:
+        """The process that runs it; None while it waits."""
         if self.owner_boot_id is None or self.owner_pid is None or self.owner_start is None:
             return None
         return ProcessIdentity(self.owner_boot_id, self.owner_pid, self.owner_start)

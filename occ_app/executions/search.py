@@ -74,12 +74,12 @@ class Found:
 
 
 def find(db: Database, query: str, visible_to: str | None = None, limit: int = 20, before: int | None = None) -> Found:
-    """Return executions with every word of `query` in prompt or output; of the key `visible_to` alone, if given."""
+    """Return executions with every word of `query` in prompt or output; of the owner `visible_to` alone, if given."""
     with db.read() as connection, closing(_Marker(query)) as marker:
         unindexed = connection.execute(
             """
             SELECT count(*) FROM unindexed u CROSS JOIN executions x ON x.number = u.number
-            WHERE ? IS NULL OR x.key_id = ?
+            WHERE ? IS NULL OR x.owner_id = ?
             """,
             (visible_to, visible_to),
         ).fetchone()[0]
@@ -87,7 +87,7 @@ def find(db: Database, query: str, visible_to: str | None = None, limit: int = 2
             """
             SELECT search.rowid AS number, search.prompt, search.output
             FROM search CROSS JOIN executions x ON x.number = search.rowid
-            WHERE search MATCH ? AND (? IS NULL OR search.rowid < ?) AND (? IS NULL OR x.key_id = ?)
+            WHERE search MATCH ? AND (? IS NULL OR search.rowid < ?) AND (? IS NULL OR x.owner_id = ?)
             ORDER BY search.rowid DESC LIMIT ?
             """,
             (expression(query), before, before, visible_to, visible_to, limit + 1),

@@ -18,6 +18,7 @@ _GROUPS = {
     "workspace": ("x.workspace_id", "max((SELECT name FROM workspaces WHERE generation = x.workspace_generation))"),
     "agent": ("x.agent_id", "(SELECT name FROM agents WHERE agent_id = x.agent_id)"),
     "key": ("x.key_id", "(SELECT name FROM keys WHERE key_id = x.key_id)"),
+    "owner": ("x.owner_id", "(SELECT name FROM owners WHERE owner_id = x.owner_id)"),
 }
 BY = tuple(_GROUPS)
 
@@ -68,7 +69,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Group:
-    """The executions of one day, workspace, agent or key; `group` is None for those that have none."""
+    """The executions of one day, workspace, agent, key or owner; `group` is None for those that have none."""
 
     group: str | None
     name: str | None
@@ -88,7 +89,7 @@ class Report:
 def report(
     db: Database, by: str, *, visible_to: str | None = None, since: str | None = None, until: str | None = None
 ) -> Report:
-    """Return the usage of executions accepted from `since` on and before `until`, of the key `visible_to` if given."""
+    """Return the usage of executions accepted from `since` on and before `until`, of `visible_to` alone if given."""
     with db.read() as connection:
         rows = connection.execute(
             _select(*_GROUPS[by]), (since, since, until, until, visible_to, visible_to)
@@ -106,7 +107,7 @@ def _select(group: str, name: str) -> str:
     sums = ", ".join(f"{sql} AS {column}" for column, sql in _SUMS.items())
     return f"""
         SELECT {group} AS grouped, {name} AS name, count(*) AS executions, {states}, {sums} FROM executions x
-        WHERE (? IS NULL OR x.created_at >= ?) AND (? IS NULL OR x.created_at < ?) AND (? IS NULL OR x.key_id = ?)
+        WHERE (? IS NULL OR x.created_at >= ?) AND (? IS NULL OR x.created_at < ?) AND (? IS NULL OR x.owner_id = ?)
         GROUP BY grouped
     """  # noqa: S608 - made of the literals above
 

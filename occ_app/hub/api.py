@@ -187,8 +187,12 @@ def list_keys() -> Any:
 @contract(body=hub_schemas.KeyBody, reply=hub_schemas.KeyMade, status=201, admin=True)
 def create_key(body: dict[str, Any]) -> Any:
     """Make a key; the answer is the only one that has its secret."""
-    if body["admin"] and body["kind"] == "agent":
-        raise errors.InvalidRequest("Only a client's key can be an admin's.", {"admin": ["Not for an agent."]})
+    role = body.setdefault("role", "admin" if body["admin"] else "owner")
+    if body.pop("admin") != (role == "admin"):
+        raise errors.InvalidRequest("`admin` and `role` differ; send `role` alone.", {"role": ["Not admin."]})
+    if role != "owner" and body["kind"] == "agent":
+        message = "Only a client's key can be an admin's or a viewer's."
+        raise errors.InvalidRequest(message, {"admin" if role == "admin" else "role": ["Not for an agent."]})
     try:
         key, secret = keys.create(services().db, body.pop("name"), body.pop("kind"), **body)
     except errors.ConfigError as error:
@@ -270,4 +274,4 @@ def _records(agents: Sequence[Agent]) -> list[dict[str, object]]:
 
 
 def _with_secret(key: keys.Key, secret: str) -> dict[str, object]:
-    return {**asdict(key), "key": secret}
+    return {**asdict(key), "role": key.role, "key": secret}

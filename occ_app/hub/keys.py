@@ -5,6 +5,7 @@ A key is shown once, when it is made; kept is its SHA-256, which is enough to kn
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import sqlite3
 from dataclasses import dataclass
@@ -15,21 +16,36 @@ from occ_app.errors import ConfigError, InvalidRequest, NotFound
 from occ_app.system import proofs
 from occ_app.system.timestamps import iso, iso_now
 
+ROLES = ("owner", "viewer", "admin")
+
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+_OWNER = "(SELECT name FROM owners o WHERE o.owner_id = keys.owner_id) AS owner"
+_ALL = f"SELECT *, {_OWNER} FROM keys ORDER BY created_at, key_id"  # noqa: S608 - a literal
 
 
 @dataclass(frozen=True)
 class Key:
-    """A row of `keys`. `most` limits an agent key's machines, a client key's executions that wait or run."""
+    """A row of `keys`. `most` limits an agent key's machines, a client key's executions that wait or run.
+
+    It belongs to the owner `owner_id`, named `owner`, as does everything that it makes. A viewer's key only reads.
+    """
 
     key_id: str
     name: str
     kind: str
     admin: bool
+    viewer: bool
+    owner_id: str
+    owner: str
     most: int | None
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+
+    @property
+    def role(self) -> str:
+        """One of ROLES."""
+        return "admin" if self.admin else "viewer" if self.viewer else "owner"
 
     def expired(self) -> bool:
         """Whether its time is over now."""
@@ -37,9 +53,20 @@ class Key:
 
 
 def create(
-    db: Database, name: str, kind: str, *, admin: bool = False, most: int | None = None, days: float | None = None
+    db: Database,
+    name: str,
+    kind: str,
+    *,
+    role: str = "owner",
+    owner: str | None = None,
+    most: int | None = None,
+    days: float | None = None,
 ) -> tuple[Key, str]:
-    """Make a key; returns it and its secret, which is never shown again. Raises ConfigError for a name in use."""
+    """Make a key; returns it and its secret, which is never shown again.
+
+    It belongs to the existing `owner`, named or by its id, else to a new owner named after the key. Raises ConfigError
+    for a name in use, NotFound for an unknown owner.
+    """
     key_id, secret = f"key-{secrets.token_hex(6)}", _new_secret(kind)
     expires = None
     if days is not None:
@@ -47,9 +74,22 @@ def create(
     try:
         with db.write() as connection:
             connection.execute(
-                "INSERT INTO keys (key_id, name, kind, admin, hash, most, created_at, expires_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (key_id, name, kind, admin, hashed(secret), most, iso_now(), expires),
+                """
+                INSERT INTO keys (key_id, name, kind, admin, viewer, owner_id, hash, most, created_at, expires_at)
+                VALUES (:key_id, :name, :kind, :admin, :viewer, :owner_id, :hash, :most, :now, :expires)
+                """,
+                {
+                    "key_id": key_id,
+                    "name": name,
+                    "kind": kind,
+                    "admin": role == "admin",
+                    "viewer": role == "viewer",
+                    "owner_id": _new_owner(connection, name) if owner is None else _owner_id(connection, owner),
+                    "hash": hashed(secret),
+                    "most": most,
+                    "now": iso_now(),
+                    "expires": expires,
+                },
             )
     except sqlite3.IntegrityError:
         raise ConfigError(f"There is a key called {name} already; choose another name, or revoke that one.") from None
@@ -63,7 +103,7 @@ def find(db: Database, secret: str, kind: str) -> Key | None:
     # Looked up by its hash: how long that takes tells nothing of a secret that has 256 bits.
     with db.read() as connection:
         row = connection.execute(
-            f"SELECT * FROM keys WHERE hash = ? AND kind = ? AND {_VALID}",  # noqa: S608 - a literal
+            f"SELECT *, {_OWNER} FROM keys WHERE hash = ? AND kind = ? AND {_VALID}",  # noqa: S608 - a literal
             (hashed(secret), kind, iso_now()),
         ).fetchone()
     return None if row is None else _key(row)
@@ -73,7 +113,7 @@ def find_proven(db: Database, authorization: str) -> tuple[Key, str] | None:
     """Return the valid agent key that the sender of this header proves to hold, and the proof that the hub knows it."""
     with db.read() as connection:
         rows = connection.execute(
-            f"SELECT * FROM keys WHERE kind = 'agent' AND {_VALID}",  # noqa: S608 - a literal
+            f"SELECT *, {_OWNER} FROM keys WHERE kind = 'agent' AND {_VALID}",  # noqa: S608 - a literal
             (iso_now(),),
         ).fetchall()
     for row in rows:
@@ -93,15 +133,16 @@ def is_unlimited(db: Database, key_id: str | None) -> bool:
 def listing(db: Database) -> list[Key]:
     """All keys, the revoked ones too, oldest first."""
     with db.read() as connection:
-        return [_key(row) for row in connection.execute("SELECT * FROM keys ORDER BY created_at, key_id").fetchall()]
+        return [_key(row) for row in connection.execute(_ALL).fetchall()]
 
 
 def revoke(db: Database, name: str) -> Key:
     """Refuse a key, named or by its id, from now on, and the machines registered with it. Raises NotFound."""
     with db.write() as connection:
         row = connection.execute(
-            "UPDATE keys SET revoked_at = ? WHERE (name = ? OR key_id = ?) AND revoked_at IS NULL RETURNING *",
-            (iso_now(), name, name),
+            f"UPDATE keys SET revoked_at = :now WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL"  # noqa: S608 - a literal
+            f" RETURNING *, {_OWNER}",
+            {"now": iso_now(), "name": name},
         ).fetchone()
     if row is None:
         raise _unknown(name)
@@ -123,10 +164,10 @@ def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str
     secret = _new_secret(key.kind)
     with db.write() as connection:
         row = connection.execute(
-            """
+            f"""
             UPDATE keys SET hash = :hash, expires_at = :expires WHERE key_id = :key_id AND revoked_at IS NULL
-            RETURNING *
-            """,
+            RETURNING *, {_OWNER}
+            """,  # noqa: S608 - a literal
             {"hash": hashed(secret), "expires": expires, "key_id": key.key_id},
         ).fetchone()
         connection.execute("DELETE FROM logins WHERE key_id = :key_id", {"key_id": key.key_id})
@@ -138,11 +179,36 @@ def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str
 def _unrevoked(db: Database, name: str) -> Key:
     with db.read() as connection:
         row = connection.execute(
-            "SELECT * FROM keys WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL", {"name": name}
+            f"SELECT *, {_OWNER} FROM keys WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL",  # noqa: S608 - a literal
+            {"name": name},
         ).fetchone()
     if row is None:
         raise _unknown(name)
     return _key(row)
+
+
+def _new_owner(connection: sqlite3.Connection, name: str) -> str:
+    """Add an owner named after its first key, numbered when another owner has the name: a name joins nobody's work."""
+    owner_id = f"owner-{secrets.token_hex(6)}"
+    for number in itertools.count(1):
+        won = connection.execute(
+            "INSERT INTO owners (owner_id, name, created_at) VALUES (:owner_id, :name, :now) ON CONFLICT DO NOTHING",
+            {"owner_id": owner_id, "name": name if number == 1 else f"{name}-{number}", "now": iso_now()},
+        ).rowcount
+        if won:
+            break
+    return owner_id
+
+
+def _owner_id(connection: sqlite3.Connection, owner: str) -> str:
+    row = connection.execute(
+        "SELECT owner_id FROM owners WHERE owner_id = :owner OR name = :owner ORDER BY owner_id <> :owner LIMIT 1",
+        {"owner": owner},
+    ).fetchone()
+    if row is None:
+        message = f"There is no owner called {owner}; `occ hub keys list` names the owners."
+        raise NotFound("OWNER_NOT_FOUND", message, {"owner": owner})
+    return str(row["owner_id"])
 
 
 def _unknown(name: str) -> NotFound:
@@ -160,4 +226,4 @@ def hashed(secret: str) -> str:
 
 def _key(row: sqlite3.Row) -> Key:
     values = {name: row[name] for name in row.keys() if name != "hash"}  # noqa: SIM118 - a Row iterates over values
-    return Key(**{**values, "admin": bool(values["admin"])})
+    return Key(**{**values, "admin": bool(values["admin"]), "viewer": bool(values["viewer"])})

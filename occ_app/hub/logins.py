@@ -23,7 +23,9 @@ class Login:
 
     key_id: str
     key_name: str
+    owner_id: str
     admin: bool
+    viewer: bool
     csrf: str
     expires_at: str
 
@@ -50,14 +52,14 @@ def find(db: Database, cookie: str) -> Login | None:
     """Return the login of this cookie; None when it or its key is not valid any more."""
     with db.read() as connection:
         row = connection.execute(
-            "SELECT l.key_id, k.name AS key_name, k.admin, l.csrf,"
+            "SELECT l.key_id, k.name AS key_name, k.owner_id, k.admin, k.viewer, l.csrf,"
             " min(l.expires_at, coalesce(k.expires_at, l.expires_at)) AS expires_at"
             " FROM logins l JOIN keys k ON k.key_id = l.key_id"
             " WHERE l.hash = :hash AND l.expires_at > :now AND k.kind = 'client' AND k.revoked_at IS NULL"
             " AND (k.expires_at IS NULL OR k.expires_at > :now)",
             {"hash": hashed(cookie), "now": iso_now()},
         ).fetchone()
-    return None if row is None else Login(**{**dict(row), "admin": bool(row["admin"])})
+    return None if row is None else Login(**{**dict(row), "admin": bool(row["admin"]), "viewer": bool(row["viewer"])})
 
 
 def cookie_name(db: Database) -> str:

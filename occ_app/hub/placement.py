@@ -43,7 +43,7 @@ def resolve(agents: Agents, connection: sqlite3.Connection, name: str) -> str:
 def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visible_to: str | None) -> Admission:
     """Check whether an execution can be accepted, in the transaction that does.
 
-    Raises NotFound for a workspace of another key than `visible_to` and for an unknown agent, Conflict when the
+    Raises NotFound for a workspace of another owner than `visible_to` and for an unknown agent, Conflict when the
     workspace lives on another agent than the request names, QueueFull when the key has as many under way as it may.
     """
     row = connection.execute(
@@ -192,7 +192,7 @@ def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdenti
 def take_up(db: Database, owner: ProcessIdentity) -> Execution | None:
     """Take over a running execution whose relay died with its process; None when there is none."""
     for execution in executions.running(db):
-        former = execution.owner
+        former = execution.claimed_by
         if former is not None and former.alive():
             continue
         with db.write(durable=False) as connection:
@@ -247,7 +247,7 @@ def put_back(db: Database, execution: Execution) -> bool:
 
 def orphans(db: Database) -> int:
     """How many running executions have lost their relay."""
-    return sum(execution.owner is None or not execution.owner.alive() for execution in executions.running(db))
+    return sum(execution.claimed_by is None or not execution.claimed_by.alive() for execution in executions.running(db))
 
 
 def _shared(machines: Sequence[Agent], relays: int) -> list[Agent]:

@@ -9,6 +9,7 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from occ_app.config.settings import http_url
+from occ_app.hub.keys import ROLES
 from occ_app.web import schemas
 from occ_app.web.fields import (
     ID_PATTERN,
@@ -212,6 +213,8 @@ class KeyBody(Schema):
     name = _Line(1, 100, required=True)
     kind = fields.String(required=True, data_key="for", validate=validate.OneOf(["agent", "client"]))
     admin = TrueOrFalse(load_default=False)
+    role = fields.String(validate=validate.OneOf(ROLES))
+    owner = _Line(1, 100, load_default=None, allow_none=True)
     most = WholeNumber(validate=validate.Range(1, 1_000_000))
     days = Amount(100_000)
 
@@ -229,6 +232,9 @@ class KeyRecord(Schema):
     name = fields.String()
     kind = fields.String(data_key="for")
     admin = fields.Boolean()
+    role = fields.String(validate=validate.OneOf(ROLES))
+    owner_id = fields.String(data_key="ownerId")
+    owner = fields.String()
     most = fields.Integer(allow_none=True)
     created_at = fields.String(data_key="createdAt")
     expires_at = fields.String(data_key="expiresAt", allow_none=True)

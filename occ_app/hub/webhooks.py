@@ -81,7 +81,7 @@ def check_url(url: str) -> str:
 
 
 def add(db: Database, url: str, key: str | None = None) -> tuple[Webhook, str]:
-    """Send executions that end from now on to a URL: those of the client key named `key`, or all.
+    """Send executions that end from now on to a URL: those of the owner of the client key named `key`, or all.
 
     Returns it and the signing secret, which is never shown again. Raises NotFound for an unknown key.
     """
@@ -89,8 +89,9 @@ def add(db: Database, url: str, key: str | None = None) -> tuple[Webhook, str]:
     with db.write() as connection:
         key_id = None if key is None else _client_key(connection, key)
         connection.execute(
-            "INSERT INTO webhooks (webhook_id, url, secret, key_id, created_at) VALUES (?, ?, ?, ?, ?)",
-            (webhook_id, check_url(url), secret, key_id, iso_now()),
+            "INSERT INTO webhooks (webhook_id, url, secret, key_id, owner_id, created_at)"
+            " VALUES (?, ?, ?, ?, (SELECT owner_id FROM keys WHERE key_id = ?), ?)",
+            (webhook_id, check_url(url), secret, key_id, key_id, iso_now()),
         )
     return next(webhook for webhook in listing(db) if webhook.webhook_id == webhook_id), secret
 

@@ -142,7 +142,7 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
     upload, now = job.upload, iso_now()
     with db.write() as connection:
         row = connection.execute("SELECT * FROM workspaces WHERE workspace_id = ?", (upload.workspace_id,)).fetchone()
-        if row is not None and row["key_id"] != upload.key_id and upload.key_id is not None:
+        if row is not None and row["owner_id"] != upload.owner_id and upload.owner_id is not None:
             raise errors.Conflict(
                 "WORKSPACE_CONFLICT",
                 f"The id {upload.workspace_id} is taken; choose another workspaceId.",
@@ -162,8 +162,8 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
         row = connection.execute(
             """
             INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
-                updated_at, key_id, zip, upload, generation, stripped)
-            VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                updated_at, key_id, owner_id, zip, upload, generation, stripped)
+            VALUES (?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
                 files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
                 updated_at = excluded.updated_at, zip = excluded.zip, upload = excluded.upload,
@@ -172,8 +172,8 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
             """,
             (
                 *(upload.workspace_id, upload.name, upload.description, unpacked.files, unpacked.bytes),
-                *(to_json(list(unpacked.skipped)), now, now, upload.key_id, digest, job.number, generation),
-                unpacked.stripped,
+                *(to_json(list(unpacked.skipped)), now, now, upload.key_id, upload.owner_id),
+                *(digest, job.number, generation, unpacked.stripped),
             ),
         ).fetchone()
         uploads.succeed(connection, job.number, workspaces.from_row(row), reused=False)

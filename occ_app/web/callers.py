@@ -21,6 +21,7 @@ from occ_app import errors
 log = logging.getLogger("occ.web")
 
 _GUESS_SECONDS = 0.1
+READING = ("GET", "HEAD", "OPTIONS")
 _guessing = threading.BoundedSemaphore(16)
 
 
@@ -28,24 +29,34 @@ _guessing = threading.BoundedSemaphore(16)
 class Caller:
     """Who a request comes from: on a hub one of its keys; on an agent, the holder of its one token.
 
+    Everything that a key makes belongs to its owner, and all keys of an owner see the same. A viewer only reads.
     `refused` tells, while a stream goes on, whether the secret that opened it has lost its worth.
     """
 
     key_id: str | None = None
+    owner_id: str | None = None
     admin: bool = True
+    viewer: bool = False
     known: bool = True  # False for a visitor who has shown no secret yet
     refused: Callable[[], bool] = field(default=lambda: False, compare=False)
 
     @property
     def visible_to(self) -> str | None:
-        """The key whose workspaces and executions this caller sees and uses; None for those of all keys."""
-        return None if self.admin else self.key_id
+        """The owner whose workspaces and executions this caller may see and use; None for all."""
+        return None if self.admin else (self.owner_id or "")
 
 
-def guard(app: Flask, hosts: Collection[str], public_url: str | None, identify: Callable[[str], Caller | None]) -> None:
+def guard(
+    app: Flask,
+    hosts: Collection[str],
+    public_url: str | None,
+    identify: Callable[[str], Caller | None],
+    open_to_viewers: Collection[str] = (),
+) -> None:
     """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, whom `identify` does not know.
 
-    `identify` is given the bearer token, empty when there is none.
+    `identify` is given the bearer token, empty when there is none. A viewer's request that is not one of READING is
+    refused, save to the endpoints `open_to_viewers`.
     """
 
     @app.before_request
@@ -54,6 +65,8 @@ def guard(app: Flask, hosts: Collection[str], public_url: str | None, identify: 
         _check_origin(public_url)
         g.began = time.monotonic()
         g.caller = _identified(identify)
+        if g.caller.viewer and request.method not in READING and request.endpoint not in open_to_viewers:
+            raise errors.Forbidden("This key is a viewer's: it reads and changes nothing. Use a key of the role owner.")
 
 
 def caller() -> Caller:

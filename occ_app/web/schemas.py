@@ -172,7 +172,7 @@ class SearchResults(Schema):
 class UsageQuery(_Request):
     """The query of GET /usage: executions accepted from `since` on and before `until`."""
 
-    by = fields.String(load_default="day", validate=validate.OneOf(["day", "workspace", "agent", "key"]))
+    by = fields.String(load_default="day", validate=validate.OneOf(["day", "workspace", "agent", "key", "owner"]))
     since = Moment()
     until = Moment()
 

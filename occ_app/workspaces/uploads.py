@@ -30,10 +30,10 @@ from occ_app.workspaces.workspace import Workspace
 
 @dataclass(frozen=True)
 class Upload:
-    """A workspace that is to be made from a zip; `policy` is overwrite or reuse, `key_id` the hub's key that asks.
+    """A workspace that is to be made from a zip; `policy` is overwrite or reuse.
 
     The workspace must have the number `expected`: 0, there must be none; None, any. `origin` is that of an upload
-    which a hub sends to an agent.
+    which a hub sends to an agent. Only on a hub: `key_id`, the key that asks, and its `owner_id`.
     """
 
     workspace_id: str
@@ -42,6 +42,7 @@ class Upload:
     policy: str
     zip_path: Path
     key_id: str | None = None
+    owner_id: str | None = None
     strip_root: bool = False
     expected: int | None = None
     origin: Origin | None = None
@@ -60,10 +61,10 @@ def submit(db: Database, upload: Upload) -> int:
     with db.write() as connection:
         number = connection.execute(
             """
-            INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, strip_root,
+            INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, owner_id, strip_root,
                 expected_generation, origin, state, created_at)
-            VALUES (:workspace_id, :name, :description, :policy, :zip_path, :key_id, :strip_root, :expected, :origin,
-                'queued', :now)
+            VALUES (:workspace_id, :name, :description, :policy, :zip_path, :key_id, :owner_id, :strip_root, :expected,
+                :origin, 'queued', :now)
             """,
             {
                 **asdict(upload),
@@ -174,15 +175,25 @@ def take(db: Database, number: int) -> Job | None:
     with db.write() as connection:
         row = connection.execute(
             "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
-            " RETURNING workspace_id, name, description, policy, zip_path, key_id, strip_root, expected_generation,"
-            " origin",
+            " RETURNING workspace_id, name, description, policy, zip_path, key_id, owner_id, strip_root,"
+            " expected_generation, origin",
             (number,),
         ).fetchone()
     if row is None:
         return None
-    asked = (row["workspace_id"], row["name"], row["description"], row["policy"])
-    further = (row["key_id"], bool(row["strip_root"]), row["expected_generation"], origins.of_row(row["origin"]))
-    return Job(number, Upload(*asked, Path(row["zip_path"]), *further))
+    upload = Upload(
+        workspace_id=row["workspace_id"],
+        name=row["name"],
+        description=row["description"],
+        policy=row["policy"],
+        zip_path=Path(row["zip_path"]),
+        key_id=row["key_id"],
+        owner_id=row["owner_id"],
+        strip_root=bool(row["strip_root"]),
+        expected=row["expected_generation"],
+        origin=origins.of_row(row["origin"]),
+    )
+    return Job(number, upload)
 
 
 def refuse_unexpected(upload: Upload, generation: int | None) -> None:

@@ -40,8 +40,9 @@ class Workspace:
 
     `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
     sessions of executions numbered above `sessions_after` can be resumed.
-    Only on a hub: `key_id`; `agent_id`, where it lives; `agent_generation`, its number there; `zip`, the stored
-    zip's SHA-256; `upload`, the number of the job that brought it; `placed`, the upload of its `placement`.
+    Only on a hub: `key_id` and its `owner_id`; `agent_id`, where it lives; `agent_generation`, its number there;
+    `zip`, the stored zip's SHA-256; `upload`, the number of the job that brought it; `placed`, the upload of its
+    `placement`.
     """
 
     workspace_id: str
@@ -54,6 +55,7 @@ class Workspace:
     created_at: str
     updated_at: str
     key_id: str | None
+    owner_id: str | None
     agent_id: str | None
     zip: str | None
     upload: int | None
@@ -90,14 +92,14 @@ _SELECT = "SELECT w.*, (SELECT a.name FROM agents a WHERE a.agent_id = w.agent_i
 # Whether a caller may see and use a workspace `w`: its owner, for a project each key that its machine named, and
 # everybody who is limited to no key.
 VISIBLE = """(
-    :visible_to IS NULL OR w.key_id = :visible_to OR EXISTS (
+    :visible_to IS NULL OR w.owner_id = :visible_to OR EXISTS (
         SELECT 1 FROM project_keys p JOIN keys k ON k.name = p.name
-        WHERE p.generation = w.generation AND k.key_id = :visible_to)
+        WHERE p.generation = w.generation AND k.owner_id = :visible_to)
 )"""
 
 
 def get(db: Database, workspace_id: str, visible_to: str | None = None, generation: int | None = None) -> Workspace:
-    """One workspace. Raises NotFound, also for one that the key `visible_to` may not see, and for another number."""
+    """One workspace. Raises NotFound, also for one that the owner `visible_to` may not see, and for another number."""
     with db.read() as connection:
         row = connection.execute(
             f"{_SELECT} WHERE w.workspace_id = :workspace_id AND {VISIBLE}"
@@ -140,7 +142,7 @@ def new_generation(connection: sqlite3.Connection, workspace_id: str) -> int:
 
 
 def listing(db: Database, visible_to: str | None = None) -> list[Workspace]:
-    """All workspaces, or those that the key `visible_to` may see, by id."""
+    """All workspaces, or those that the owner `visible_to` may see, by id."""
     with db.read() as connection:
         rows = connection.execute(
             f"{_SELECT} WHERE {VISIBLE} ORDER BY w.workspace_id", {"visible_to": visible_to}

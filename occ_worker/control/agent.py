@@ -116,7 +116,7 @@ class Control(Upkeep):
         return now > seen_at + _CANCEL_OVERDUE_SECONDS
 
     def _reconcile(self, execution: Execution) -> None:
-        owner = execution.owner
+        owner = execution.claimed_by
         if owner is not None and owner.alive():
             if owner.boot_id == boot_id() and self._is_overdue(execution):
                 log.error("execution %s: worker %d is stuck and is killed", execution.execution_id, owner.pid)

@@ -209,7 +209,7 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
     machines, total = agent_lists.of_interest(hub_services().agents, _MOST_ONLINE, _MOST_OFFLINE)
     found, following = executions.listing(
         services().db,
-        key_id=callers.caller().visible_to,
+        owner_id=callers.caller().visible_to,
         state=asked.get("state"),
         workspace_id=asked.get("workspace"),
         before=asked.get("before"),

@@ -23,6 +23,8 @@ bp = Blueprint("door", __name__)
 OPEN = frozenset({"pages.static", "pages.door.show", "pages.door.log_in"})
 """The endpoints of pages that ask for no login."""
 
+OPEN_TO_VIEWERS = frozenset({"pages.door.log_out"})
+
 KEEP_TEXT = "pages.home.start"
 """The endpoint that checks its form itself, so that a refusal shows the person's text."""
 
@@ -47,7 +49,9 @@ def visitor(db: Database) -> Caller | None:
     if login is None:
         return None
     g.login = login
-    return Caller(login.key_id, login.admin, refused=lambda: iso_now() >= login.expires_at)
+    return Caller(
+        login.key_id, login.owner_id, login.admin, login.viewer, refused=lambda: iso_now() >= login.expires_at
+    )
 
 
 def check_csrf() -> None:

@@ -88,7 +88,9 @@ def _before(execution: Execution) -> Execution | None:
     if execution.state != "queued":
         return None
     visible_to, workspace_id = callers.caller().visible_to, execution.workspace_id
-    found, _ = executions.listing(services().db, state="running", workspace_id=workspace_id, key_id=visible_to, limit=1)
+    found, _ = executions.listing(
+        services().db, state="running", workspace_id=workspace_id, owner_id=visible_to, limit=1
+    )
     return found[0] if found else None
 
 
