@@ -16,6 +16,7 @@ from occ_app.workspaces import memory
 from tests import real_cli
 from tests.conftest import Occ
 from tests.model_api import FAKE_KEY, ModelApi
+from tests.test_real_cli import reply
 
 # Each import is a file of that name, which holds a mark with its name.
 IMPORTS = """
@@ -115,9 +116,9 @@ class ByHand:
     environment: Mapping[str, str]
     model: ModelApi
 
-    def __call__(self, folder: Path) -> set[str]:
+    def __call__(self, folder: Path, prompt: str = "hello") -> set[str]:
         before = len(self.model.requests())
-        command = [self.claude, "-p", "hello"]
+        command = [self.claude, "-p", prompt]
         subprocess.run(
             command,
             cwd=folder,
@@ -174,6 +175,48 @@ def test_it_is_the_memory_that_the_cli_reads_by_hand(
     ):
         pytest.skip("2.1.197 reads no AGENTS.md by itself")
     assert marks(memory.read(folder)) == by_hand(folder)
+
+
+SUBFOLDERS = {
+    "src/CLAUDE.md": "MARK-src",
+    "src/.claude/CLAUDE.md": "MARK-dot",
+    "src/.claude/rules/sub/r.md": "MARK-rule",
+    "src/deep/CLAUDE.md": "MARK-deep",
+    "src/deep/CLAUDE.local.md": "MARK-local",
+    "src/deep/AGENTS.md": "MARK-agents",
+    "src/deep/claude.md": "MARK-lowercase",
+    "src/deep/.claude/AGENTS.md": "MARK-dot-agents",
+}
+
+
+@pytest.mark.real_cli
+@pytest.mark.parametrize("root", [{"CLAUDE.md": "MARK-root"}, {}])
+def test_it_names_the_files_of_subfolders_that_the_cli_reads_later_by_hand(
+    tmp_path: Path, by_hand: ByHand, root: Mapping[str, str]
+) -> None:
+    folder = make(tmp_path / "work", {**root, **SUBFOLDERS, "src/deep/a.py": "x = 1"})
+    read = {"name": "Read", "input": {"file_path": str(folder / "src/deep/a.py")}}
+    read_by_hand = by_hand(folder, reply({"text": "x", "tools": [read]}, {"text": "y"}))
+    named = memory.read(folder).rpartition("read its file: ")[2].split(", ")
+    assert {SUBFOLDERS[name] for name in named} == read_by_hand - {"MARK-root"}
+
+
+def test_files_of_subfolders_are_named_only_where_they_are_the_workspaces(tmp_path: Path) -> None:
+    secret = make(tmp_path / "outside", {"CLAUDE.md": "SECRET"})
+    files = {"a/b/CLAUDE.md": "x", "empty/CLAUDE.md": "", "node_modules/p/CLAUDE.md": "x", ".hidden/CLAUDE.md": "x"}
+    links = {"c/CLAUDE.md": str(secret / "CLAUDE.md"), "d": str(secret), "e/CLAUDE.md": "../a/b/CLAUDE.md"}
+    text = memory.read(make(tmp_path / "work", files, links))
+    assert text.endswith("read its file: e/CLAUDE.md, a/b/CLAUDE.md")
+    assert memory.read(make(tmp_path / "none", {"a/b.txt": "x"})) == ""
+
+
+def test_the_look_for_files_of_subfolders_has_a_bound(tmp_path: Path) -> None:
+    for number in range(memory._MOST_FOLDERS + 10):
+        (tmp_path / f"a{number:05}").mkdir()
+    make(tmp_path, {"a00001/b/CLAUDE.md": "x", "a00002/CLAUDE.md": "x"})
+    assert memory.read(tmp_path).endswith("read its file: a00002/CLAUDE.md, a00001/b/CLAUDE.md")
+    make(tmp_path, {"a02005/b/CLAUDE.md": "x"})
+    assert "a02005" not in memory.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 _DEEPEST = 4  # from a file of the memory through so many imports, as the CLI does
 _MOST_BYTES = 1 << 20
 _MOST_FILES = 500
+_MOST_FOLDERS = 2000  # looked through for files of subfolders, those near the root first
 
 _IMPORT = re.compile(r"(?:^|\s)@((?:[^\s\\]|\\ )+)")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
@@ -55,7 +57,48 @@ def read(workspace: Path) -> str:
     if not any(found):
         for name in ("AGENTS.md", ".claude/AGENTS.md"):
             _add(reading, workspace / name, 0)
+    below = _of_subfolders(reading.root)
+    if below:
+        reading.parts.append(
+            "Some folders have their own instructions. Before you read or change files in such a folder or below it,"
+            f" read its file: {', '.join(below)}"
+        )
     return "\n\n".join(reading.parts)
+
+
+def _of_subfolders(root: Path) -> list[str]:
+    """Return the paths of files that the CLI would read on its own once it opens a file beside or below them.
+
+    They are named to the model instead of read: most runs touch few of the folders. Folders that are links, hidden ones
+    and installed packages are left out.
+    """
+    found, queue, seen = list[str](), deque([root]), 0
+    while queue and seen < _MOST_FOLDERS and len(found) < _MOST_FILES:
+        folder, seen = queue.popleft(), seen + 1
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            if entry.name == ".claude" and folder != root:
+                places = [Path(entry.path, "CLAUDE.md"), *_rules(Path(entry.path, "rules"))]
+            elif entry.name.startswith(".") or entry.name == "node_modules":
+                continue
+            else:
+                queue.append(Path(entry.path))
+                places = [Path(entry.path, name) for name in ("CLAUDE.md", "CLAUDE.local.md")]
+            found += [path.relative_to(root).as_posix() for path in places if _lies_in(root, path)]
+    return found[:_MOST_FILES]
+
+
+def _lies_in(root: Path, path: Path) -> bool:
+    try:
+        real = path.resolve(strict=True)
+        return real.is_relative_to(root) and real.is_file() and real.stat().st_size > 0
+    except (OSError, RuntimeError):
+        return False
 
 
 def _rules(folder: Path) -> Iterator[Path]:
