@@ -123,7 +123,7 @@ def rows(tmp_path: Path) -> Database:
         connection.execute(
             """
             INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
-                updated_at, upload, placed) VALUES ('w', '', '', '', 0, 0, '[]', '', '', 1, 1)
+                updated_at, agent_id, upload, placed) VALUES ('w', '', '', '', 0, 0, '[]', '', '', 'agent-1', 1, 1)
             """
         )
     return rows
