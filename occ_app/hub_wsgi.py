@@ -85,21 +85,21 @@ def make_app(config: HubConfig) -> Flask:
     return app
 
 
-def _identify(database: db.Database, own: TokenFile) -> Callable[[str], Caller | None]:
+def _identify(database: db.Database, token_file: TokenFile) -> Callable[[str], Caller | None]:
     """Who calls: a client's key, or whoever can read the hub's own token; for a page, whose cookie it is.
 
     Endpoints for agents check an agent's credentials themselves; one that forgot to is closed to agents.
     """
 
-    def identify(given: str) -> Caller | None:
+    def identify(secret: str) -> Caller | None:
         if request.path.startswith(api.FROM_AGENTS) and api.authenticates_agents():
             return Caller(key_id="", admin=False)  # an agent, which owns nothing here
         if pages.asked_for():
             return visitor(database)
-        token = own.current()
-        if token is not None and same_secret(given, token):
+        token = token_file.current()
+        if token is not None and same_secret(secret, token):
             return Caller()
-        key = keys.find(database, given, "client") if given else None
+        key = keys.find(database, secret, "client") if secret else None
         return None if key is None else Caller(key.key_id, key.owner_id, key.admin, key.viewer, refused=key.expired)
 
     return identify

@@ -37,7 +37,7 @@ class DoorbellStorage(SqliteStorage):
         self._bell = bell
         self._descriptor: int | None = None
         self._pid: int | None = None
-        self._own = threading.local()
+        self._thread = threading.local()
         self.wake: int | None = None
         with contextlib.suppress(FileExistsError):
             os.mkfifo(bell, 0o600)
@@ -87,16 +87,16 @@ class DoorbellStorage(SqliteStorage):
     def _poller(self) -> select.epoll:
         """Return the epoll of the calling thread."""
         bell = self._open()
-        if getattr(self._own, "bell", None) != (self._pid, bell):
+        if getattr(self._thread, "bell", None) != (self._pid, bell):
             poller = select.epoll()
             # Exclusive: a ring wakes one of those that wait, where it would wake all to find one byte. It is the first
             # of them that is free, as they stay registered; who ran a moment ago is faster than one who rested.
             poller.register(bell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             if self.wake is not None:
                 poller.register(self.wake, select.EPOLLIN)
-            self._own.bell, self._own.poller = (self._pid, bell), poller
-        found: select.epoll = self._own.poller
-        return found
+            self._thread.bell, self._thread.poller = (self._pid, bell), poller
+        existing: select.epoll = self._thread.poller
+        return existing
 
     def _open(self) -> int:
         if self._descriptor is None or self._pid != os.getpid():

@@ -77,11 +77,11 @@ def make_app(config: Config) -> Flask:
 
 
 def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
-    def identify(given: str) -> Caller | None:
+    def identify(secret: str) -> Caller | None:
         right = token.current()
         if right is not None and request.endpoint == "proof.show":
             return proof.identify(right)
-        if right is None or not same_secret(given, right):
+        if right is None or not same_secret(secret, right):
             return None
         return Caller(refused=lambda: token.recent() != right)
 

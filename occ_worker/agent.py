@@ -132,8 +132,8 @@ def _link(config: Config, database: db.Database, port: int) -> LinkClient | None
         with contextlib.suppress(OCCError):  # a held database; the next change is recorded
             agent.note(database, "link", {"connected": connected})
 
-    own = (daemon.local_host(config.bind_address), port)
-    return LinkClient(config.remote_url, config.state, own, note, config.remote_pin)
+    local_address = (daemon.local_host(config.bind_address), port)
+    return LinkClient(config.remote_url, config.state, local_address, note, config.remote_pin)
 
 
 def _nothing() -> None:

@@ -259,7 +259,7 @@ def test_the_tail_tells_no_end_that_is_not_on_the_disk(tmp_path: Path, monkeypat
     wait_until(lambda: channel.newest == 3, "the end to be told")
     monkeypatch.setattr(os, "fdatasync", None)
     assert [event.name for event in tail.next_events(channel, 3, 1)] == ["output", "complete"]
-    assert [event.seq for event in events.sendable(rows, 3, 0, known=3)] == [1, 2, 3]
+    assert [event.seq for event in events.sendable(rows, 3, 0, final_seq=3)] == [1, 2, 3]
     tail.close()
     tail.join_thread()
     ringer.close()

@@ -35,9 +35,9 @@ def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
     web.origin()  # refused here when it is malformed, and looked at when the execution is admitted
-    asked = asked_for(web.json_body(6 * services().config.max_prompt_bytes + _BESIDE_PROMPT))
+    wanted = asked_for(web.json_body(6 * services().config.max_prompt_bytes + _BESIDE_PROMPT))
     with services().streams.place() as place:
-        execution, created = start(asked)
+        execution, created = start(wanted)
         response = stream(execution, after, place, follow=True)
     response.headers["OCC-Execution"] = "created" if created else "existing"
     held = None if created else workspaces.numbered(services().db, execution.workspace_generation)
@@ -46,44 +46,44 @@ def execute() -> Response:
     return response
 
 
-def start(asked: Request) -> tuple[Execution, bool]:
+def start(wanted: Request) -> tuple[Execution, bool]:
     """Accept an execution and wake a worker; it is on the disk when this returns. Returns it and whether it is new.
 
     Raises what lifecycle.create does.
     """
-    own = services()
-    execution, created = _create(own, asked)
+    wiring = services()
+    execution, created = _create(wiring, wanted)
     if created:
         with contextlib.suppress(errors.OCCError):  # it is accepted; the reaper wakes somebody within seconds
-            own.wake_worker()
+            wiring.wake_worker()
     # A worker may be starting the CLI already; the client gets only a reply that no power cut takes back.
-    own.db.sync()
+    wiring.db.sync()
     return execution, created
 
 
-def _create(own: Services, asked: Request) -> tuple[Execution, bool]:
+def _create(wiring: Services, wanted: Request) -> tuple[Execution, bool]:
     try:
-        own.refuse_when_stopping()
+        wiring.refuse_when_stopping()
     except errors.Unavailable:
         # One that exists may still be followed to its end.
-        existing = executions.find(own.db, asked.execution_id, callers.caller().visible_to)
-        if existing is not None and existing.request_hash == asked.hash:
+        existing = executions.find(wiring.db, wanted.execution_id, callers.caller().visible_to)
+        if existing is not None and existing.request_hash == wanted.hash:
             return existing, False
         raise
     return lifecycle.create(
-        own.db, asked, max_queue=own.config.max_queue, admit=own.admit, resolve=own.resolve_workspace
+        wiring.db, wanted, max_queue=wiring.config.max_queue, admit=wiring.admit, resolve=wiring.resolve_workspace
     )
 
 
 def asked_for(body: Any) -> Request:
     """The body as a request, with the configured limits filled in. Raises InvalidRequest and TooLarge."""
-    own = services()
-    loaded, config = web.loaded(own.execute_body, body), own.config
+    wiring = services()
+    loaded, config = web.loaded(wiring.execute_body, body), wiring.config
     if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
         raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
-            wire = web.schema_of(own.execute_body).fields[name].data_key or name
+            wire = web.schema_of(wiring.execute_body).fields[name].data_key or name
             setting = "OCC_MAX_TIMEOUT_SECONDS, on a hub OCC_HUB_MAX_TIMEOUT_SECONDS"
             message = f"Must be at most {config.max_timeout_seconds:g} ({setting})."
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
@@ -125,13 +125,13 @@ def follower(execution: Execution, after: int) -> streams.Follower:
 @contract(query=schemas.ListQuery, reply=schemas.ExecutionList)
 def listing(query: dict[str, Any]) -> Response:
     """Executions, newest first."""
-    found, following = executions.listing(services().db, owner_id=callers.caller().visible_to, **query)
-    return web.json_response(page(found, following))
+    rows, following = executions.listing(services().db, owner_id=callers.caller().visible_to, **query)
+    return web.json_response(page(rows, following))
 
 
-def page(found: list[Execution], following: int | None) -> Any:
+def page(rows: list[Execution], following: int | None) -> Any:
     """Return a page of executions as JSON."""
-    return web.schema_of(schemas.ExecutionList).dump({"executions": list(map(listed, found)), "next": following})
+    return web.schema_of(schemas.ExecutionList).dump({"executions": list(map(listed, rows)), "next": following})
 
 
 def listed(execution: Execution) -> Execution:

@@ -20,5 +20,5 @@ bp = Blueprint("search", __name__)
 @contract(query=schemas.SearchQuery, reply=schemas.SearchResults)
 def find(query: dict[str, Any]) -> Any:
     """Executions that are over and have all these words in prompt or output, newest first."""
-    found = search.find(services().db, query["q"], callers.caller().visible_to, query["limit"], query.get("before"))
-    return replace(found, results=[replace(result, execution=listed(result.execution)) for result in found.results])
+    matches = search.find(services().db, query["q"], callers.caller().visible_to, query["limit"], query.get("before"))
+    return replace(matches, results=[replace(result, execution=listed(result.execution)) for result in matches.results])

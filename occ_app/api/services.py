@@ -65,11 +65,11 @@ class Services:
 
 def services() -> Services:
     """Return the services of the application that answers this request."""
-    found: Services = current_app.extensions["occ"]
-    return found
+    existing: Services = current_app.extensions["occ"]
+    return existing
 
 
 def measures() -> tuple[Measure, ...]:
     """Return the measures of the application that answers this request."""
-    found: tuple[Measure, ...] = current_app.extensions["occ_measures"]
-    return found
+    existing: tuple[Measure, ...] = current_app.extensions["occ_measures"]
+    return existing

@@ -44,8 +44,8 @@ def cli_folders(environment: Mapping[str, str]) -> CliFolders:
 
 def claude_folder(environment: Mapping[str, str]) -> Path:
     """Return the CLI's own folder, under the environment that the CLI gets."""
-    given = environment.get("CLAUDE_CONFIG_DIR")
-    return Path(given) if given else Path(environment["HOME"], ".claude")
+    configured = environment.get("CLAUDE_CONFIG_DIR")
+    return Path(configured) if configured else Path(environment["HOME"], ".claude")
 
 
 def encoded(path: str) -> str:

@@ -64,8 +64,10 @@ def check(config: Config) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StartFailed(f"bwrap cannot be run ({type(error).__name__}); start without --sandbox.") from None
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()[-200:]
-        raise StartFailed(f"bwrap cannot make a sandbox here ({said}); allow user namespaces, or do without --sandbox.")
+        reason = done.stderr.decode(errors="replace").strip()[-200:]
+        raise StartFailed(
+            f"bwrap cannot make a sandbox here ({reason}); allow user namespaces, or do without --sandbox."
+        )
 
 
 def wrapped(argv: Sequence[str], workspace: Path, config: Config, readable: Sequence[Path] = ()) -> list[str]:

@@ -84,9 +84,9 @@ def run_line(arguments: list[str]) -> int:
     try:
         result = occ.main(arguments, prog_name="occ", standalone_mode=False)
     except click.ClickException as error:
-        said = io.StringIO()
-        error.show(file=said)
-        echo(said.getvalue(), nl=False, err=True)
+        message = io.StringIO()
+        error.show(file=message)
+        echo(message.getvalue(), nl=False, err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130

@@ -84,7 +84,7 @@ def status(as_json: bool) -> int:
 def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], bool]:
     from occ_app.client.agent_client import AgentClient
 
-    known = state.load(config.state)
+    identity = state.load(config.state)
     report: dict[str, Any] = {
         "running": True,
         "pid": running.pid,
@@ -92,7 +92,7 @@ def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], boo
         "host": running.host,
         "port": running.port,
         "tlsFingerprint": running.fingerprint,
-        "agentId": known.agent_id if known else None,
+        "agentId": identity.agent_id if identity else None,
     }
     places = {"home": str(config.home), "logs": str(config.logs)}
     notes = Database(config.database, readonly=True)
@@ -100,11 +100,11 @@ def _status(config: Config, running: daemon.Daemon) -> tuple[dict[str, Any], boo
     report["standalone"] = bool(registration.get("standalone"))
     report["linked"] = None if report["standalone"] else agent_notes.noted(notes, "link").get("connected")
     try:
-        health = AgentClient(running.url, known.token if known else "", running.fingerprint).health()
+        health = AgentClient(running.url, identity.token if identity else "", running.fingerprint).health()
     except (errors.Unreachable, errors.Refused) as error:
         return {**report, **places, "problems": [str(error)]}, False
-    told = {key: health[key] for key in ("uptime", "workers", "queue", "heartbeat")}
-    return {**report, **told, **places, "problems": health["problems"]}, True
+    figures = {key: health[key] for key in ("uptime", "workers", "queue", "heartbeat")}
+    return {**report, **figures, **places, "problems": health["problems"]}, True
 
 
 def _status_text(report: dict[str, Any]) -> str:
@@ -142,23 +142,23 @@ def token(context: click.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     config = remote.settings()
-    known = state.load(config.state)
-    if known is None:
+    identity = state.load(config.state)
+    if identity is None:
         raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
-    output.echo(known.token)
+    output.echo(identity.token)
 
 
 @token.command()
 def rotate() -> None:
     """Make a new token and print it. The old one is refused from then on, without a restart."""
     config = remote.settings()
-    known = state.load(config.state)
-    if known is None:
+    identity = state.load(config.state)
+    if identity is None:
         raise errors.NotRunning(f"There is no token in {config.home} yet; `occ start` makes one.")
-    if known.agent_id is not None:
+    if identity.agent_id is not None:
         raise errors.ConfigError(
             "This agent's token comes from its hub; `occ stop` and `occ start` register again and get a new one."
         )
-    renewed = replace(known, token=state.new_token())
+    renewed = replace(identity, token=state.new_token())
     state.save(config.state, renewed)
     output.echo(renewed.token)

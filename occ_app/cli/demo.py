@@ -55,10 +55,10 @@ def demo() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         try:
-            told = start_daemon(config, die_with=os.getpid())
-            for warning in told["warnings"]:
+            report = start_daemon(config, die_with=os.getpid())
+            for warning in report["warnings"]:
                 output.warn(warning)
-            _show(config, told["url"])
+            _show(config, report["url"])
             _await_signal()
         except KeyboardInterrupt:
             with contextlib.suppress(OSError):  # a terminal that was closed
@@ -120,9 +120,9 @@ def _simulated(folder: Path) -> Path:
 
 
 def _show(config: Config, url: str) -> None:
-    known = state.load(config.state)
-    assert known is not None  # noqa: S101 - a daemon that answers has a token
-    client = AgentClient(url, known.token)
+    identity = state.load(config.state)
+    assert identity is not None  # noqa: S101 - a daemon that answers has a token
+    client = AgentClient(url, identity.token)
     workspace = _send_project(config, client)
     output.echo(f"> {PROMPT}\n")
     events = client.execute(workspace, PROMPT, executionId="demo")
@@ -133,12 +133,12 @@ def _show(config: Config, url: str) -> None:
     output.echo(
         f"""
 The agent serves at {url}
-  token  {known.token}
+  token  {identity.token}
 
 Go on with:
-  {occ} run --url {url} --token {known.token} --workspace {workspace} "Add a test"
+  {occ} run --url {url} --token {identity.token} --workspace {workspace} "Add a test"
   OCC_HOME={config.home} {occ} jobs
-  curl -H "Authorization: Bearer {known.token}" {url}/health
+  curl -H "Authorization: Bearer {identity.token}" {url}/health
 
 Ctrl-C stops it and removes everything."""
     )

@@ -32,9 +32,9 @@ def files_to_send(folder: Path, never: Collection[Path] = (), leave_out: LeaveOu
     """
     excluded = {path.resolve() for path in never}
     listed = _listed_by_git(folder)
-    found = _walk(folder) if listed is None else sorted(listed)
+    paths = _walk(folder) if listed is None else sorted(listed)
     hidden: Path | None = None
-    for path in found:
+    for path in paths:
         if hidden is not None and path.is_relative_to(hidden):
             continue
         reason = _obstacle(path)
@@ -76,7 +76,7 @@ def _listed_by_git(folder: Path) -> list[Path] | None:
     if done.returncode != 0:
         return None
     # A path in conflict is listed once for each side, hence the set.
-    return [found for name in set(done.stdout.split(b"\0")) - {b""} for found in _entered(folder, os.fsdecode(name))]
+    return [entry for name in set(done.stdout.split(b"\0")) - {b""} for entry in _entered(folder, os.fsdecode(name))]
 
 
 def _entered(folder: Path, name: str) -> Iterator[Path]:
@@ -174,10 +174,10 @@ def _user_ignore_file() -> list[Path]:
     except RuntimeError:  # a user without one
         return []
     configuration = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git"
-    found = configuration / "ignore"
+    candidate = configuration / "ignore"
     for path in (configuration / "config", Path(os.environ.get("GIT_CONFIG_GLOBAL") or home / ".gitconfig")):
         section = re.findall(rb"^\s*\[\s*core\s*\]([^\[]*)", _content(path), re.IGNORECASE | re.MULTILINE)
         named = re.findall(rb"^\s*excludesfile\s*=\s*\"?([^\"\n]+)", b"\n".join(section), re.IGNORECASE | re.MULTILINE)
         if named:
-            found = Path(os.fsdecode(named[-1].strip())).expanduser()
-    return [found]
+            candidate = Path(os.fsdecode(named[-1].strip())).expanduser()
+    return [candidate]

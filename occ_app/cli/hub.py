@@ -49,21 +49,21 @@ def start(foreground: bool, **flags: Any) -> None:
     if foreground:
         from occ_app.supervisor.supervisor import prepare_hub
 
-        run_here(config, prepare_hub, lambda told: _tell_started(config, with_warnings(told, _exposure(config))))
+        run_here(config, prepare_hub, lambda report: _tell_started(config, with_warnings(report, _exposure(config))))
         return
-    told = with_warnings(start_daemon(config), _exposure(config))
-    shown(lambda: _tell_started(config, told))
+    report = with_warnings(start_daemon(config), _exposure(config))
+    shown(lambda: _tell_started(config, report))
 
 
-def _tell_started(config: HubConfig, told: dict[str, Any]) -> None:
-    output.echo(f"The hub is running at {_shown_url(told['url'], config.bind_address, config.public_url)}")
-    output.echo(f"  logs    {told['logs']}")
-    if told["fingerprint"]:
-        output.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
+def _tell_started(config: HubConfig, report: dict[str, Any]) -> None:
+    output.echo(f"The hub is running at {_shown_url(report['url'], config.bind_address, config.public_url)}")
+    output.echo(f"  logs    {report['logs']}")
+    if report["fingerprint"]:
+        output.echo(f"  tls     its certificate, for occ run --pin:\n          {report['fingerprint']}")
     output.echo("  pages           the same address in a browser")
     output.echo("  add a machine   occ hub keys create NAME --for agent")
     output.echo("  add a client    occ hub keys create NAME --for client")
-    for warning in told["warnings"]:
+    for warning in report["warnings"]:
         output.warn(warning)
 
 
@@ -179,18 +179,20 @@ def create(
         "most": most,
         "days": days,
     }
-    made = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
-    _print_key(made, kind)
-    if owner is None and made["owner"] != name:
-        output.note(f"it belongs to the new owner {visible_line(made['owner'])}; --owner {name} adds a key to {name}")
+    reply = hub_client().call("POST", "/keys", {field: value for field, value in body.items() if value is not None})
+    _print_key(reply, kind)
+    if owner is None and reply["owner"] != name:
+        output.note(f"it belongs to the new owner {visible_line(reply['owner'])}; --owner {name} adds a key to {name}")
 
 
-def _print_key(made: dict[str, Any], kind: str) -> None:
+def _print_key(reply: dict[str, Any], kind: str) -> None:
     """Print a key alone on standard output, and on standard error the command that uses it."""
-    output.echo(made["key"])
+    output.echo(reply["key"])
     running = running_hub()
     url = _address(running)
-    key = made["key"] if sys.stdout.isatty() else "KEY"  # a script that captures the key does not want it on the screen
+    key = (
+        reply["key"] if sys.stdout.isatty() else "KEY"
+    )  # a script that captures the key does not want it on the screen
     pin = running.pin
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
@@ -212,7 +214,7 @@ def _shown_url(url: str, host: str, public_url: str | None) -> str:
         return url
     import psutil
 
-    addresses = (address for found in psutil.net_if_addrs().values() for address in found)
+    addresses = (address for interface in psutil.net_if_addrs().values() for address in interface)
     outward = [a.address for a in addresses if a.family == socket.AF_INET and not a.address.startswith("127.")]
     return url.replace("127.0.0.1", outward[0]).replace("[::1]", outward[0]) if outward else url
 
@@ -221,9 +223,9 @@ def _shown_url(url: str, host: str, public_url: str | None) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /keys answers.")
 def list_keys(as_json: bool) -> None:
     """All keys, without what opens."""
-    told = hub_client().call("GET", "/keys")
+    reply = hub_client().call("GET", "/keys")
     if as_json:
-        output.echo(json.dumps(told))
+        output.echo(json.dumps(reply))
         return
     rows = [
         (
@@ -234,7 +236,7 @@ def list_keys(as_json: bool) -> None:
             key["createdAt"][:10],
             _until(key),
         )
-        for key in told["keys"]
+        for key in reply["keys"]
     ]
     output.table([("NAME", "FOR", "OWNER", "MOST", "CREATED", "UNTIL"), *rows])
 
@@ -260,8 +262,8 @@ def rotate(name: str, days: float | None) -> None:
 
     Example: occ hub keys rotate laptop
     """
-    made = hub_client().call("POST", f"/keys/{_quoted(name)}/rotate", {} if days is None else {"days": days})
-    _print_key(made, made["for"])
+    reply = hub_client().call("POST", f"/keys/{_quoted(name)}/rotate", {} if days is None else {"days": days})
+    _print_key(reply, reply["for"])
 
 
 @keys.command()
@@ -280,12 +282,12 @@ def agents(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     client = hub_client()
-    told = client.call("GET", "/agents")
-    while told["next"] is not None:
-        more = client.call("GET", f"/agents?after={_quoted(told['next'])}")
-        told = {"agents": told["agents"] + more["agents"], "next": more["next"]}
+    reply = client.call("GET", "/agents")
+    while reply["next"] is not None:
+        more = client.call("GET", f"/agents?after={_quoted(reply['next'])}")
+        reply = {"agents": reply["agents"] + more["agents"], "next": more["next"]}
     if as_json:
-        output.echo(json.dumps(told))
+        output.echo(json.dumps(reply))
         return
     rows = [
         (
@@ -299,7 +301,7 @@ def agents(context: click.Context, as_json: bool) -> None:
             f"{agent['version']}, Claude {agent['claudeVersion'] or '-'}",
             f"{output.since(agent['lastSeenAt'])} ago",
         )
-        for agent in told["agents"]
+        for agent in reply["agents"]
     ]
     output.table([("NAME", "ID", "STATE", "VIA", "BUSY", "LABELS", "PROJECTS", "VERSIONS", "LAST SEEN"), *rows])
 

@@ -129,8 +129,8 @@ def _glob(text: bytes, *, paths: bool) -> bytes:
         elif byte == b"?":
             parts.append(other)
         elif byte == b"[":
-            found, index = _bracket(text, index, paths=paths)
-            parts.append(found)
+            pattern, index = _bracket(text, index, paths=paths)
+            parts.append(pattern)
         elif byte == b"\\":
             escaped = text[index : index + 1]
             parts.append(re.escape(escaped) if escaped else _NEVER)

@@ -88,18 +88,16 @@ def jobs(
         if url is not None:
             raise click.UsageError(f"--url stands after {context.invoked_subcommand}.")
         return
-    asked = {"state": state, "workspaceId": workspace, "since": since}
-    filters = {name: value for name, value in asked.items() if value is not None}
+    query = {"state": state, "workspaceId": workspace, "since": since}
+    filters = {name: value for name, value in query.items() if value is not None}
     client = remote.elsewhere(url, token, pin, hub=_of_hub())
     if client is not None:
         page = client.executions(limit=limit, **filters)
     else:
-        found, following = executions.listing(
-            _database(), state=state, workspace_id=workspace, since=since, limit=limit
-        )
-        listed = {"executions": found, "next": following}
+        rows, following = executions.listing(_database(), state=state, workspace_id=workspace, since=since, limit=limit)
+        listed = {"executions": rows, "next": following}
         # Without marshmallow where it can be done without: loading it takes as long as all the rest.
-        page = _dumped("ExecutionList", listed) if as_json else listed | {"executions": list(map(_record, found))}
+        page = _dumped("ExecutionList", listed) if as_json else listed | {"executions": list(map(_record, rows))}
     if as_json:
         output.echo(json.dumps(page))
         return
@@ -274,8 +272,8 @@ def _event(event: events.StoredEvent) -> StreamEvent:
 def cancel(execution_id: str, url: str | None, token: str | None, pin: str | None) -> None:
     """End one execution; harmless when it is over. Needs the agent to run."""
     answer = remote.chosen(url, token, pin, hub=_of_hub()).cancel(execution_id)
-    told = {"running": "is being cancelled", "cancelled": "is cancelled"}
-    output.echo(f"{execution_id} {told.get(answer['state']) or 'was over already: ' + answer['state']}.")
+    sentences = {"running": "is being cancelled", "cancelled": "is cancelled"}
+    output.echo(f"{execution_id} {sentences.get(answer['state']) or 'was over already: ' + answer['state']}.")
 
 
 @jobs.command()

@@ -173,13 +173,13 @@ def _text(event: StreamEvent) -> str | None:
     return None
 
 
-def _subject(given: Any) -> str:
+def _subject(value: Any) -> str:
     """Return the part of a tool's input that identifies its target."""
-    if not isinstance(given, dict):
+    if not isinstance(value, dict):
         return ""
     for key in ("file_path", "path", "pattern", "command"):
-        if isinstance(given.get(key), str):
-            return str(given[key])
+        if isinstance(value.get(key), str):
+            return str(value[key])
     return ""
 
 

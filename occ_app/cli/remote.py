@@ -26,13 +26,13 @@ _FINGERPRINT = r"([0-9A-Fa-f]{2}:?){32}"
 
 def settings(kind: str = "agent") -> Config:
     """The settings of an agent or a hub that is there already; the defaults, with a warning, where they are wrong."""
-    made = {each.program.kind: each for each in (Config, HubConfig)}[kind]
-    home = configuration.home_folder(program=made.program)
+    kind_of_config = {each.program.kind: each for each in (Config, HubConfig)}[kind]
+    home = configuration.home_folder(program=kind_of_config.program)
     try:
         return configuration.load_daemon(kind)
     except errors.ConfigError as error:
         output.warn(f"{error} Its next start would refuse that.")
-    return made(home=home)
+    return kind_of_config(home=home)
 
 
 def options(what: str) -> Callable[[Any], Any]:
@@ -182,12 +182,12 @@ def _local_client() -> AgentClient:
 
     config = settings()
     running = daemon.find(config)
-    known = state.load(config.state)
-    if running is None or known is None:
+    identity = state.load(config.state)
+    if running is None or identity is None:
         raise errors.NotRunning(
             f"OCC is not running in {config.home}; `occ start` starts it, `occ login URL` uses one elsewhere."
         )
-    return AgentClient(running.url, known.token, running.fingerprint)
+    return AgentClient(running.url, identity.token, running.fingerprint)
 
 
 def is_fingerprint(text: str) -> bool:
@@ -209,8 +209,8 @@ def daemon_client(config: Config, running: daemon.Daemon) -> AgentClient:
     """A client of a daemon of this machine, with its own token."""
     from occ_app.client.agent_client import AgentClient
 
-    known = state.load(config.state)
-    return AgentClient(running.url, known.token if known else "", running.fingerprint)
+    identity = state.load(config.state)
+    return AgentClient(running.url, identity.token if identity else "", running.fingerprint)
 
 
 def hub_client() -> AgentClient:

@@ -73,9 +73,9 @@ def run(
     if workspace is None:
         workspace = upload(client, folder or _here())
     execution_id = f"run-{uuid.uuid4()}"
-    given: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
-    given |= {"agent": agent, "labels": list(label) or None}
-    options = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
+    settings |= {"agent": agent, "labels": list(label) or None}
+    options = {name: value for name, value in settings.items() if value is not None}
     accepted = f"{execution_id} in workspace {workspace}"
     events = _announced(client.execute(workspace, prompt, executionId=execution_id, **options), accepted)
     try:
@@ -147,9 +147,9 @@ def _check_hub(client: AgentClient) -> None:
             raise click.UsageError("--agent and --label are for a hub, and this is an agent; leave them out.") from None
 
 
-def _prompt(given: str) -> str:
+def _prompt(argument: str) -> str:
     try:
-        prompt = sys.stdin.buffer.read().decode() if given == "-" else given
+        prompt = sys.stdin.buffer.read().decode() if argument == "-" else argument
     except (AttributeError, OSError, UnicodeDecodeError):
         raise click.UsageError("With - the prompt is read from standard input, which is closed or no UTF-8.") from None
     if not prompt.strip():
@@ -186,15 +186,15 @@ def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterat
     done = threading.Event()
 
     def look() -> None:
-        told = None
+        last = None
         while not done.wait(_LOOK_SECONDS):
             with contextlib.suppress(errors.OCCError):
                 record = client.execution(execution_id)
                 if record["state"] != "queued":
                     return
                 reason = record.get("waitsFor")
-                if reason and reason.partition(" (")[0] != told:  # the rest of a sentence may count minutes
-                    told = reason.partition(" (")[0]
+                if reason and reason.partition(" (")[0] != last:  # the rest of a sentence may count minutes
+                    last = reason.partition(" (")[0]
                     ahead = f", {record['position']} ahead" if record["position"] else ""
                     output.note(f"waiting for {reason}{ahead}; Ctrl-C leaves it or cancels it")
 

@@ -65,10 +65,10 @@ def start(foreground: bool, **flags: Any) -> None:
     if foreground:
         from occ_app.supervisor.supervisor import prepare_agent
 
-        run_here(config, prepare_agent, lambda told: tell_started(with_warnings(told, _exposure(config))))
+        run_here(config, prepare_agent, lambda report: tell_started(with_warnings(report, _exposure(config))))
         return
-    told = with_warnings(start_daemon(config), _exposure(config))
-    shown(lambda: tell_started(told))
+    report = with_warnings(start_daemon(config), _exposure(config))
+    shown(lambda: tell_started(report))
 
 
 def _settings(flags: dict[str, Any]) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def shown(tell: Callable[[], None]) -> None:
         output_failed(error)
 
 
-def with_warnings(told: dict[str, Any], more: list[str]) -> dict[str, Any]:
-    return {**told, "warnings": [*told["warnings"], *more]}
+def with_warnings(report: dict[str, Any], more: list[str]) -> dict[str, Any]:
+    return {**report, "warnings": [*report["warnings"], *more]}
 
 
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
@@ -149,11 +149,11 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
         output.echo("occ: interrupted; nothing is running.", err=True)
         raise
     silent = {"error": "StartFailed", "message": f"The daemon ended unheard; {config.logs / 'daemon.log'} says why."}
-    told: dict[str, Any] = json.loads(line) if line else silent
-    if "error" in told:
+    report: dict[str, Any] = json.loads(line) if line else silent
+    if "error" in report:
         daemon.wait()  # it is on its way out
-        raise _as_raised(told["error"], told["message"])
-    return told
+        raise _as_raised(report["error"], report["message"])
+    return report
 
 
 def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) -> subprocess.Popen[bytes]:
@@ -176,8 +176,8 @@ def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) ->
 def _as_raised(kind: str, message: str) -> errors.OCCError:
     if kind == "Refused":
         return errors.Refused(f"The hub refused this agent: {message}", 0)
-    found = getattr(errors, kind, errors.StartFailed)
-    return errors.StartFailed(message) if issubclass(found, errors.RequestError) else found(message)
+    kind_of_error = getattr(errors, kind, errors.StartFailed)
+    return errors.StartFailed(message) if issubclass(kind_of_error, errors.RequestError) else kind_of_error(message)
 
 
 def _exposure(config: Config) -> list[str]:
@@ -189,11 +189,11 @@ def _exposure(config: Config) -> list[str]:
     ]
 
 
-def tell_started(told: dict[str, Any]) -> None:
-    output.echo(f"OCC is running at {told['url']}")
+def tell_started(report: dict[str, Any]) -> None:
+    output.echo(f"OCC is running at {report['url']}")
     output.echo("  token   occ token")
-    output.echo(f"  logs    {told['logs']}")
-    if told["fingerprint"]:
-        output.echo(f"  tls     its certificate, for occ run --pin:\n          {told['fingerprint']}")
-    for warning in told["warnings"]:
+    output.echo(f"  logs    {report['logs']}")
+    if report["fingerprint"]:
+        output.echo(f"  tls     its certificate, for occ run --pin:\n          {report['fingerprint']}")
+    for warning in report["warnings"]:
         output.warn(warning)

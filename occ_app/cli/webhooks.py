@@ -27,8 +27,8 @@ def webhooks() -> None:
 @click.option("--key", metavar="NAME", help="Tell only of executions of this client's key.  [default: of all]")
 def add(url: str, key: str | None) -> None:
     """Add a URL for executions that end from now on. Prints the id and the signing secret, which is not shown again."""
-    made, secret = rows.add(_database(), url, key)
-    output.echo(f"id      {made.webhook_id}\nsecret  {secret}")
+    webhook, secret = rows.add(_database(), url, key)
+    output.echo(f"id      {webhook.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
     if url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
         output.warn("Without https:// prompts and outcomes can be read on the network.")
@@ -38,12 +38,14 @@ def add(url: str, key: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_webhooks(as_json: bool) -> None:
     """All webhooks, without their secrets."""
-    found = rows.listing(_database())
+    webhooks_of_hub = rows.listing(_database())
     if as_json:
-        told = [{"webhookId": w.webhook_id, "url": w.url, "key": w.key, "createdAt": w.created_at} for w in found]
-        output.echo(json.dumps({"webhooks": told}))
+        reply = [
+            {"webhookId": w.webhook_id, "url": w.url, "key": w.key, "createdAt": w.created_at} for w in webhooks_of_hub
+        ]
+        output.echo(json.dumps({"webhooks": reply}))
         return
-    lines = [(w.webhook_id, w.key or "(all)", w.created_at[:10], w.url) for w in found]
+    lines = [(w.webhook_id, w.key or "(all)", w.created_at[:10], w.url) for w in webhooks_of_hub]
     output.table([("ID", "KEY", "CREATED", "URL"), *lines])
 
 
@@ -60,12 +62,12 @@ def remove(webhook_id: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def log(limit: int, as_json: bool) -> None:
     """List deliveries, newest first: attempts, result and next attempt."""
-    found = list(map(_record, rows.log(_database(), limit)))
+    records = list(map(_record, rows.log(_database(), limit)))
     if as_json:
-        output.echo(json.dumps({"deliveries": found}))
+        output.echo(json.dumps({"deliveries": records}))
         return
     header = ("DELIVERY", "WEBHOOK", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
-    output.table([header, *map(_row, found)])
+    output.table([header, *map(_row, records)])
 
 
 def _record(delivery: rows.Delivery) -> dict[str, Any]:

@@ -39,14 +39,14 @@ def _with_client(command: Any) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /workspaces answers.")
 def listing(client: AgentClient, as_json: bool) -> None:
     """All workspaces, by id."""
-    found = client.workspaces()
+    records = client.workspaces()
     if as_json:
-        output.echo(json.dumps({"workspaces": found}))
+        output.echo(json.dumps({"workspaces": records}))
         return
-    if not found:
+    if not records:
         output.echo("No workspaces.")
         return
-    output.table([("ID", "FILES SENT", "SIZE", "AGE", "NAME"), *map(_row, found)])
+    output.table([("ID", "FILES SENT", "SIZE", "AGE", "NAME"), *map(_row, records)])
 
 
 def _row(workspace: Mapping[str, Any]) -> tuple[str, ...]:

@@ -57,12 +57,12 @@ def connect_to(admit: Callable[[str], None]) -> Connect:
     """
 
     def connect(connection: HTTPConnection) -> socket.socket:
-        made = HTTPConnection._new_conn(connection)
+        connected = HTTPConnection._new_conn(connection)
         try:
-            admit(str(made.getpeername()[0]))
+            admit(str(connected.getpeername()[0]))
         except BaseException:
-            made.close()
+            connected.close()
             raise
-        return made
+        return connected
 
     return connect

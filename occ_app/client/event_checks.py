@@ -143,14 +143,14 @@ def _error(content: Mapping[str, Any]) -> _Object:
     code = _text(content, "code")
     if not _CODE.fullmatch(code):
         raise ValueError("no code")
-    found: _Object = {"code": code, "message": _text(content, "message", MAX_MESSAGE_CHARACTERS)}
+    sound: _Object = {"code": code, "message": _text(content, "message", MAX_MESSAGE_CHARACTERS)}
     for name, value in _result(content).items():
         if name in content:
-            found[name] = value
+            sound[name] = value
     for name in ("exitCode", "signal"):
         if name in content:
-            found[name] = _whole(content[name])
-    return found
+            sound[name] = _whole(content[name])
+    return sound
 
 
 def _gap(content: Mapping[str, Any]) -> _Object:

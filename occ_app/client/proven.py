@@ -30,8 +30,8 @@ def prover(token: str, path: str) -> Callable[[HTTPConnection], None]:
 def _require_proof(connection: HTTPConnection, token: str, path: str) -> None:
     nonce = proofs.new_nonce()
     try:
-        said = _ask(connection, path, proofs.question(token, nonce))
-        if not hmac.compare_digest(said.encode(), proofs.of_agent(token, nonce).encode()):
+        reply = _ask(connection, path, proofs.question(token, nonce))
+        if not hmac.compare_digest(reply.encode(), proofs.of_agent(token, nonce).encode()):
             raise OSError(errno.EACCES, "what answers there does not prove that it is this agent")
     except OSError as error:
         connection.close()
@@ -66,6 +66,6 @@ def _whole_body(came: bytes) -> bytes | None:
     head, end, body = came.partition(b"\r\n\r\n")
     if not end:
         return None
-    found = re.search(rb"\r\ncontent-length: *(\d{1,4})(\r\n|$)", head.lower())
-    length = int(found[1]) if found else 0
+    match = re.search(rb"\r\ncontent-length: *(\d{1,4})(\r\n|$)", head.lower())
+    length = int(match[1]) if match else 0
     return body if len(body) >= length else None

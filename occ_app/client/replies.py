@@ -84,8 +84,8 @@ def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
 
 def _each(details: dict[str, Any]) -> str:
     """Return the errors of each field as one sentence that a person can use without seeing the request."""
-    told = (f"{name}: {value[0] if isinstance(value, list) and value else value}" for name, value in details.items())
-    return whole_characters(f"It was refused. {' '.join(told)}")[:1000]
+    lines = (f"{name}: {value[0] if isinstance(value, list) and value else value}" for name, value in details.items())
+    return whole_characters(f"It was refused. {' '.join(lines)}")[:1000]
 
 
 def reason(error: BaseException) -> str:

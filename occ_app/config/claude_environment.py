@@ -61,13 +61,13 @@ def chosen(environ: Mapping[str, str], more: Collection[str], home: Path) -> dic
 
     Without HOME, and for a user whom the user database does not know, as in containers, HOME is `home`.
     """
-    found = {
+    environment_of_cli = {
         name: value for name, value in environ.items() if name in NAMES or name in more or name.startswith(PREFIXES)
     }
     # Without HOME the CLI falls back to the password file; setting it keeps both the same.
-    if "HOME" not in found:
-        found["HOME"] = str(home)
+    if "HOME" not in environment_of_cli:
+        environment_of_cli["HOME"] = str(home)
         with contextlib.suppress(KeyError):
-            found["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
-    found.setdefault("PATH", os.defpath)
-    return found
+            environment_of_cli["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+    environment_of_cli.setdefault("PATH", os.defpath)
+    return environment_of_cli

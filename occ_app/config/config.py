@@ -243,13 +243,13 @@ def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGE
 
 def homes() -> list[Path]:
     """Where an agent, a hub and the commands keep their secrets; one that nothing names is left out."""
-    found = []
+    folders = []
     for program in (AGENT, HUB):
         with contextlib.suppress(ConfigError):
-            found.append(home_folder(program=program))
+            folders.append(home_folder(program=program))
     with contextlib.suppress(ConfigError):
-        found.append(user_folder())
-    return found
+        folders.append(user_folder())
+    return folders
 
 
 def default_homes() -> list[Path]:
@@ -277,13 +277,13 @@ def user_folder() -> Path:
 
 def unknown_variables() -> list[str]:
     """Return a sentence for each variable that looks like a setting of OCC and is none."""
-    known = set(_VARIABLES) | {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
-    unknown = sorted(name for name in os.environ if name.startswith("OCC_") and name not in known)
+    names = set(_VARIABLES) | {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
+    unknown = sorted(name for name in os.environ if name.startswith("OCC_") and name not in names)
     if not unknown:
         return []
     import difflib  # only to name a mistake: every process of a daemon loads this module
 
-    nearest = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+    nearest = {name: difflib.get_close_matches(name, names, 1) for name in unknown}
     return [
         f"{name} is set and is no setting of OCC." + "".join(f" Did you mean {like}?" for like in nearest[name])
         for name in unknown
@@ -321,12 +321,12 @@ def _read_toml(path: Path, program: Program) -> dict[str, str]:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; mend it or move it away.") from None
-    known = {setting.name for setting in program.settings}
-    unknown = sorted(set(content) - known)
+    names = {setting.name for setting in program.settings}
+    unknown = sorted(set(content) - names)
     if unknown:
         import difflib  # only to tell of a mistake: every process of a daemon loads this module
 
-        like = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(unknown[0], known, 1))
+        like = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(unknown[0], names, 1))
         raise ConfigError(
             f"{path} has a setting OCC does not know: {unknown[0]}; {like}docs/configuration.md lists all settings."
         )

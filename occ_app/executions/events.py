@@ -97,9 +97,9 @@ def news(first_seq: int, events: Sequence[NewEvent]) -> bytes:
     return f"{first_seq}\n".encode() + "\n".join(f"{name} {data}" for name, data in events).encode()
 
 
-def from_news(told: bytes) -> list[StoredEvent]:
+def from_news(content: bytes) -> list[StoredEvent]:
     """The events of a ring; none when it carries none."""
-    first_seq, _, lines = told.partition(b"\n")
+    first_seq, _, lines = content.partition(b"\n")
     if not first_seq:
         return []
     pairs = (line.split(" ", 1) for line in lines.decode().split("\n"))
@@ -116,16 +116,18 @@ def after(db: Database, number: int, seq: int, limit: int = MAX_EVENTS_PER_READ)
     return [StoredEvent(*row) for row in rows]
 
 
-def sendable(db: Database, number: int, seq: int, known: int, limit: int = MAX_EVENTS_PER_READ) -> list[StoredEvent]:
-    """Return events as `after` does, to be sent: a final event above `known` is on the disk when this returns.
+def sendable(
+    db: Database, number: int, seq: int, final_seq: int, limit: int = MAX_EVENTS_PER_READ
+) -> list[StoredEvent]:
+    """Return events as `after` does, to be sent: a final event above `final_seq` is on the disk when this returns.
 
     A reader sees the event from its commit on, while its writer may still wait for the disk; no client may receive an
     end that a power cut takes back.
     """
-    found = after(db, number, seq, limit)
-    if found and found[-1].final and found[-1].seq > known:
+    batch = after(db, number, seq, limit)
+    if batch and batch[-1].final and batch[-1].seq > final_seq:
         db.sync()
-    return found
+    return batch
 
 
 def newest(db: Database, number: int) -> int:
@@ -175,8 +177,8 @@ def insert(connection: sqlite3.Connection, number: int, first_seq: int, events: 
     )
 
 
-def _note_start(connection: sqlite3.Connection, number: int, said: Mapping[str, Any]) -> None:
+def _note_start(connection: sqlite3.Connection, number: int, data: Mapping[str, Any]) -> None:
     connection.execute(
         "UPDATE executions SET session_id = ?, model = ?, claude_version = ? WHERE number = ? AND state = 'running'",
-        (said["sessionId"], said["model"], said["claudeVersion"], number),
+        (data["sessionId"], data["model"], data["claudeVersion"], number),
     )

@@ -114,8 +114,8 @@ def create(
             ),
         ).fetchall()[0]
         position = waiting.Line(connection).ahead(row["number"], admission.free_workers) if queued else 0
-        said = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
-        events.insert(connection, row["number"], 1, [("queued", said)])
+        data = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
+        events.insert(connection, row["number"], 1, [("queued", data)])
         return replace(from_row(row), position=position), True
 
 

@@ -115,8 +115,8 @@ def listing(
             f"SELECT {_COLUMNS} FROM executions x WHERE {' AND '.join(conditions)} ORDER BY x.number DESC LIMIT ?",  # noqa: S608 - the conditions are the literals above
             (*values, limit + 1),
         ).fetchall()
-        found = waiting.described(connection, [from_row(row) for row in rows[:limit]])
-    return found, found[-1].number if len(rows) > limit else None
+        shown_rows = waiting.described(connection, [from_row(row) for row in rows[:limit]])
+    return shown_rows, shown_rows[-1].number if len(rows) > limit else None
 
 
 def running(db: Database) -> list[Execution]:

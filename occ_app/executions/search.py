@@ -236,8 +236,8 @@ class _Marker:
         self._connection.close()
 
     def snippets(self, row: sqlite3.Row) -> list[Snippet]:
-        found = ((where, self._pieces(row[where])) for where in ("prompt", "output"))
-        return [Snippet(where, pieces) for where, pieces in found if pieces]
+        texts = ((where, self._pieces(row[where])) for where in ("prompt", "output"))
+        return [Snippet(where, pieces) for where, pieces in texts if pieces]
 
     def _pieces(self, text: str) -> list[Piece]:
         """The text around the first hit; empty when there is none."""
@@ -278,6 +278,6 @@ def _cut(marked: str, *, more_before: bool, more_after: bool) -> list[Piece]:
         tail += "…"
     pieces = [Piece(head, False)]
     for part in tail.split(_BEGIN):
-        found, _, plain = part.partition(_END)
-        pieces += [Piece(found, True), Piece(plain, False)]
+        marked, _, plain = part.partition(_END)
+        pieces += [Piece(marked, True), Piece(plain, False)]
     return [piece for piece in pieces if piece.text]

@@ -39,10 +39,10 @@ def certificate(config: Config) -> Certificate | None:
         return checked(Path(config.tls_cert), Path(config.tls_key))
     if config.tls is None:
         return None
-    own = config.home / "tls.pem"
-    if not own.exists():
-        _make(own, _names(config))
-    return checked(own, own)
+    self_signed = config.home / "tls.pem"
+    if not self_signed.exists():
+        _make(self_signed, _names(config))
+    return checked(self_signed, self_signed)
 
 
 def checked(chain: Path, key: Path) -> Certificate:
@@ -131,8 +131,8 @@ def _make(path: Path, names: str) -> None:
                 "--tls-key."
             ) from None
         except subprocess.SubprocessError as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
-            raise StartFailed(f"openssl could not make a certificate: {' '.join(said)}.") from None
+            reason = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
+            raise StartFailed(f"openssl could not make a certificate: {' '.join(reason)}.") from None
         both = Path(folder, "both")
         both.touch(mode=0o600)
         both.write_text(key.read_text() + chain.read_text())

@@ -41,10 +41,10 @@ def expires_at(der: bytes) -> datetime:
 def _content(der: bytes, place: int, tag: int | None = None) -> tuple[bytes, int]:
     """The content of the value at `place`, and the place behind it."""
     try:
-        found, length, begin = der[place], der[place + 1], place + 2
+        actual, length, begin = der[place], der[place + 1], place + 2
     except IndexError:
         raise ValueError("it is cut off") from None
-    if tag is not None and found != tag:
+    if tag is not None and actual != tag:
         raise ValueError("it is no certificate")
     if length & 0x80:
         count = length & 0x7F

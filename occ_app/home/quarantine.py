@@ -18,19 +18,19 @@ _THOROUGH_BYTES = 64_000_000  # up to this size a full check takes well under a 
 
 def put_unreadable_aside(config: Config) -> list[str]:
     """Make room for what cannot be read; returns a sentence for each file that was put aside."""
-    told = []
+    sentences = []
     for path in (config.pid_file, config.run / "daemon.json", config.run / "parts.json"):
         if path.is_dir():
-            told.append(_aside(path, "it is a folder; a new one is written"))
+            sentences.append(_aside(path, "it is a folder; a new one is written"))
     if not _readable(lambda: state.load(config.state)):
-        told.append(_aside(config.state, "it cannot be read; this agent has a new token"))
+        sentences.append(_aside(config.state, "it cannot be read; this agent has a new token"))
     if not _readable(lambda: machine.load(config.machine)):
-        told.append(_aside(config.machine, "it cannot be read; hubs register this machine as a new one"))
+        sentences.append(_aside(config.machine, "it cannot be read; hubs register this machine as a new one"))
     if not _database_readable(config.database):
-        told.append(_aside(config.database, "it cannot be read; the executions in it are not known any more"))
+        sentences.append(_aside(config.database, "it cannot be read; the executions in it are not known any more"))
     if not _database_readable(config.queue):
-        told.append(_aside(config.queue, "it cannot be read; the queue is rebuilt from occ.db"))
-    return told
+        sentences.append(_aside(config.queue, "it cannot be read; the queue is rebuilt from occ.db"))
+    return sentences
 
 
 def _readable(load: Callable[[], object]) -> bool:

@@ -100,11 +100,11 @@ def write_private(path: Path, content: Mapping[str, Any]) -> None:
 
 def ensure(path: Path) -> State:
     """The stored state; with none yet, one with a new token."""
-    known = load(path)
-    if known is None:
-        known = State(new_token())
-        save(path, known)
-    return known
+    existing = load(path)
+    if existing is None:
+        existing = State(new_token())
+        save(path, existing)
+    return existing
 
 
 class TokenFile:

@@ -20,8 +20,8 @@ def page(agents: Agents, limit: int, after: str | None = None) -> tuple[list[Age
             """,  # noqa: S608 - literals
             agents.times(limit=limit, after=after),
         ).fetchall()
-    found = [agent_of(row) for row in rows[:limit]]
-    return found, found[-1].agent_id if len(rows) > limit else None
+    listed = [agent_of(row) for row in rows[:limit]]
+    return listed, listed[-1].agent_id if len(rows) > limit else None
 
 
 def of_interest(agents: Agents, online: int, offline: int) -> tuple[list[Agent], int]:

@@ -43,8 +43,8 @@ class HubServices:
 
 def hub_services() -> HubServices:
     """Return the hub's services of the application that answers this request."""
-    found: HubServices = current_app.extensions["occ_hub"]
-    return found
+    existing: HubServices = current_app.extensions["occ_hub"]
+    return existing
 
 
 def _agent_key() -> None:
@@ -112,9 +112,9 @@ def register(body: dict[str, Any]) -> Any:
     )
     _note_projects(agent.agent_id, agent.token, said["projects"])
     _look_for_work()
-    told = {"agent_id": agent.agent_id, "token": agent.token, "name": agent.name}
+    answer = {"agent_id": agent.agent_id, "token": agent.token, "name": agent.name}
     interval = hub_services().config.heartbeat_seconds
-    return {**told, "heartbeat_interval_seconds": interval}
+    return {**answer, "heartbeat_interval_seconds": interval}
 
 
 @bp.post("/api/agents/<agent_id>/heartbeat")
@@ -139,8 +139,8 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
 @contract(query=hub_schemas.AgentQuery, reply=hub_schemas.AgentList)
 def listing(query: dict[str, Any]) -> Any:
     """The machines, by name, without those that are forgotten."""
-    found, following = agent_lists.page(hub_services().agents, **query)
-    return {"agents": _records(found), "next": following}
+    rows, following = agent_lists.page(hub_services().agents, **query)
+    return {"agents": _records(rows), "next": following}
 
 
 @bp.get("/agents/<agent_id>")

@@ -20,10 +20,10 @@ def resolved(url: str) -> list[Address]:
     """Where a URL's host is. Raises Unreachable when nobody knows, or when one of its addresses is never called."""
     parts = urlsplit(url)
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise Unreachable(f"The host of {url} is not known.") from None
-    addresses = [address(str(place[0])) for *_, place in found]
+    addresses = [address(str(place[0])) for *_, place in infos]
     if any(map(never_called, addresses)):
         raise Unreachable(f"{url} is an address that is never called.")
     return addresses
@@ -81,9 +81,9 @@ def _family(text: str) -> socket.AddressFamily:
 
 def address(text: str) -> Address:
     """An address as the system writes it; an IPv4 address mapped into IPv6 is taken as IPv4."""
-    found = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found in _NAT64:
-            return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        return found.ipv4_mapped or found.sixtofour or found
-    return found
+    parsed = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed in _NAT64:
+            return ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        return parsed.ipv4_mapped or parsed.sixtofour or parsed
+    return parsed

@@ -93,9 +93,9 @@ def create(
             )
     except sqlite3.IntegrityError:
         raise ConfigError(f"There is a key called {name} already; choose another name, or revoke that one.") from None
-    found = find(db, secret, kind)
-    assert found is not None  # noqa: S101 - inserted above
-    return found, secret
+    existing = find(db, secret, kind)
+    assert existing is not None  # noqa: S101 - inserted above
+    return existing, secret
 
 
 def find(db: Database, secret: str, kind: str) -> Key | None:

@@ -160,17 +160,17 @@ class Links:
 def _listen(folder: Path, agent_id: str) -> socket.socket:
     """A socket at FOLDER/AGENT_ID for its owner alone, in the place of any that is there. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    made = folder / f".{os.urandom(4).hex()}"
+    temporary = folder / f".{os.urandom(4).hex()}"
     try:
         with short_path(folder) as short:
-            listener.bind(f"{short}/{made.name}")
-        made.chmod(0o600)
+            listener.bind(f"{short}/{temporary.name}")
+        temporary.chmod(0o600)
         listener.listen(_BACKLOG)
-        made.replace(folder / agent_id)
+        temporary.replace(folder / agent_id)
     except BaseException:
         listener.close()
         with contextlib.suppress(FileNotFoundError):
-            made.unlink()
+            temporary.unlink()
         raise
     return listener
 

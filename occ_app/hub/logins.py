@@ -64,11 +64,11 @@ def find(db: Database, cookie: str) -> Login | None:
 
 def cookie_name(db: Database) -> str:
     """The name of this hub's cookie: no other hub has it, at any port of the same host."""
-    known = notes.noted(db, "cookie").get("name")
-    if known is None:
+    noted = notes.noted(db, "cookie").get("name")
+    if noted is None:
         notes.note(db, "cookie", {"name": f"occ-{secrets.token_hex(4)}"})
-        known = notes.noted(db, "cookie")["name"]
-    return str(known)
+        noted = notes.noted(db, "cookie")["name"]
+    return str(noted)
 
 
 def end(db: Database, cookie: str) -> None:

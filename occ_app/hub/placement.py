@@ -134,7 +134,7 @@ def claim(
     that a power cut took back would run twice.
     """
     waiting: list[tuple[str, int]] = []
-    found: tuple[Execution, Agent] | None = None
+    choice: tuple[Execution, Agent] | None = None
     with db.read() as connection:
         machines = agents.listed(connection)
         foreign = _foreign(connection, machines)
@@ -143,13 +143,13 @@ def claim(
             execution = executions.numbered(connection, number)
             chosen = choose(execution, home, machines, foreign, reached)
             if not isinstance(chosen, str):
-                found = execution, chosen
+                choice = execution, chosen
                 break
             if execution.waits_for != chosen:
                 waiting.append((chosen, number))
     if waiting:
         _note_waits(db, waiting)
-    return None if found is None else _take(db, *found, owner)
+    return None if choice is None else _take(db, *choice, owner)
 
 
 def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, str | None]]:
@@ -271,11 +271,11 @@ def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[
         if not (agent.online and agent.running):
             continue
         ids = ",".join("?" * len(agent.running))
-        known = connection.execute(
+        placed_here = connection.execute(
             f"SELECT count(*) FROM executions WHERE execution_id IN ({ids})",  # noqa: S608 - question marks
             agent.running,
         ).fetchone()[0]
-        counts[agent.agent_id] = len(agent.running) - known
+        counts[agent.agent_id] = len(agent.running) - placed_here
     return counts
 
 

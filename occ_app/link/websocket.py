@@ -135,8 +135,8 @@ class LinkSocket:
         elif isinstance(event, Ping):
             self._put(event.response())
         elif isinstance(event, CloseConnection):
-            said = (event.reason or "").encode("unicode_escape").decode()  # it goes into a log
-            raise ConnectionResetError(said or f"the other side closed it with code {int(event.code)}")
+            printable = (event.reason or "").encode("unicode_escape").decode()  # it goes into a log
+            raise ConnectionResetError(printable or f"the other side closed it with code {int(event.code)}")
         elif not isinstance(event, Pong):
             raise Violation(f"a {type(event).__name__}")
         return None

@@ -71,7 +71,7 @@ class Ringer:
                 # The clock of files ticks every few milliseconds: a change in the same tick would never be seen.
                 settled = time.time_ns() - changed > _TICK_NANOSECONDS
                 self.close()
-                self._changed, self._listeners = changed if settled else -1, self._found()
+                self._changed, self._listeners = changed if settled else -1, self._connected()
             for name, listener in self._listeners.items():
                 try:
                     listener.send(ring)
@@ -86,7 +86,7 @@ class Ringer:
             listener.close()
         self._listeners = {}
 
-    def _found(self) -> dict[str, socket.socket]:
+    def _connected(self) -> dict[str, socket.socket]:
         """All current listeners, each through one connected socket, so that no ring looks up a path."""
         listeners = {}
         with short_path(self._folder) as short:

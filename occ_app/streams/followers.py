@@ -112,16 +112,16 @@ class Follower:
 
     def stored(self) -> Iterator[list[events.StoredEvent]]:
         """Return the events stored by now."""
-        known = self._execution.last_seq if self._execution.over else 0
-        while batch := events.sendable(self._db, self._execution.number, self._after, known):
-            yield self._told(batch)
+        final_seq = self._execution.last_seq if self._execution.over else 0
+        while batch := events.sendable(self._db, self._execution.number, self._after, final_seq):
+            yield self._with_gap(batch)
             if len(batch) < events.MAX_EVENTS_PER_READ:
                 return  # that was all; asking would say so, and costs a look into the table
 
     def ready(self) -> list[events.StoredEvent]:
         """The next events, at once; empty when there are none yet."""
         batch = self._tail.next_events(self._channel, self._execution.number, self._after)
-        return self._told(batch) if batch else []
+        return self._with_gap(batch) if batch else []
 
     def batches(self) -> Iterator[list[events.StoredEvent]]:
         """Everything to the final event, as it comes."""
@@ -148,7 +148,7 @@ class Follower:
             return events.final(self._db, self._execution.number)
         return None
 
-    def _told(self, batch: list[events.StoredEvent]) -> list[events.StoredEvent]:
+    def _with_gap(self, batch: list[events.StoredEvent]) -> list[events.StoredEvent]:
         """A batch as the reader gets it: with a `gap` before it where retention removed events."""
         missing = events.gap(self._after, batch[0])
         self._after = batch[-1].seq

@@ -123,12 +123,12 @@ class Tail:
         Raises OSError for a connection that is closed here.
         """
         # The owner may close the connection at any time, and its number be reused; this duplicate is ours.
-        own = os.dup(connection.fileno())
-        self.soon(lambda: self.watch(own, select.EPOLLRDHUP | select.EPOLLONESHOT, lambda _: gone()))
+        descriptor = os.dup(connection.fileno())
+        self.soon(lambda: self.watch(descriptor, select.EPOLLRDHUP | select.EPOLLONESHOT, lambda _: gone()))
 
         def end() -> None:
-            self.forget(own)
-            os.close(own)
+            self.forget(descriptor)
+            os.close(descriptor)
 
         return lambda: self.soon(end)
 

@@ -99,7 +99,7 @@ class Part:
 def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:
     """Return the Procfile's processes, not started; their output goes to logs or to the terminal."""
     procfile = parse_procfile(packaged(config.program.procfile).read_text())
-    made = []
+    parts = []
     for name, command in procfile.processes.items():
         environment = configuration.child_environment(config, secrets=name == "control")
         environment |= {
@@ -107,8 +107,8 @@ def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool)
             "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
         }
         output = None if to_terminal else _open_log(config.logs / f"{name}.log")
-        made.append(Part(name, command, environment, output))
-    return made
+        parts.append(Part(name, command, environment, output))
+    return parts
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -180,21 +180,21 @@ class Supervisor:
 
         Once the new files are complete, has the daemon stop and start again as a whole.
         """
-        found = fingerprint()
-        if found == self._installation:
+        current = fingerprint()
+        if current == self._installation:
             return False
-        if found == self._seen and _loads():
+        if current == self._seen and _loads():
             log.warning("The files of OCC changed and a part ended: all parts are started again from the new files.")
             self._stopping = self.replaced = True
-        self._seen = found
+        self._seen = current
         return True
 
     def _probe(self, listener: socket.socket) -> Probe | None:
-        known = state.load(self._config.state)
-        assert known is not None  # noqa: S101 - `prepare` made one
+        identity = state.load(self._config.state)
+        assert identity is not None  # noqa: S101 - `prepare` made one
         address = listener.getsockname()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
-        return Probe((host, *address[1:]), listener.family, known.token, tls=self._certificate is not None)
+        return Probe((host, *address[1:]), listener.family, identity.token, tls=self._certificate is not None)
 
     def _wait(self, probe: Probe | None, limit: float | None = None) -> None:
         """Wait for a signal, the probe's answer, or the moment the next part is due, at most `limit` seconds."""

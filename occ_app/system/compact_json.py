@@ -21,7 +21,7 @@ def escape_controls(text: str) -> str:
     """Escape DEL, C1 and the Unicode line separators in text that is JSON, where they occur inside strings only."""
     if text.isascii() and "\x7f" not in text:
         return text
-    return _RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _RAW.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def object_of(text: str | bytes) -> dict[str, Any]:

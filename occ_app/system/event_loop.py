@@ -35,9 +35,9 @@ class Loop:
 
         It may be called when nothing happened, where a descriptor was closed and its number used again.
         """
-        known = descriptor in self._happened
+        watched = descriptor in self._happened
         self._happened[descriptor] = happened
-        (self._poll.modify if known else self._poll.register)(descriptor, mask)
+        (self._poll.modify if watched else self._poll.register)(descriptor, mask)
 
     def forget(self, descriptor: int) -> None:
         """The end of `watch`, before the descriptor is closed; harmless when it was not watched."""

@@ -30,8 +30,8 @@ def new_file(target: Path) -> Iterator[IO[bytes]]:
         raise NotWritten(f"{target} exists already; name another file.") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        own = error.filename is None or Path(error.filename).parent == folder
-        if own:
+        in_folder = error.filename is None or Path(error.filename).parent == folder
+        if in_folder:
             raise NotWritten(f"{target} cannot be written ({reason}); name another place.") from None
         raise NotWritten(f"{error.filename} cannot be read ({reason}); see to it and try again.") from None
 

@@ -26,10 +26,10 @@ def visible_line(text: object) -> str:
     return _BREAKS.sub(_escape, visible(text))
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
     names = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return names.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+    return names.get(match[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
 
 def whole_characters(text: str) -> str:

@@ -87,7 +87,7 @@ def _of_another_home(pid: int, home: Path) -> bool:
     """Whether it descends from an agent's process with another OCC_HOME: a worker that lives keeps all it started."""
     import psutil
 
-    own = b"OCC_HOME=" + os.fsencode(home)
+    marker = b"OCC_HOME=" + os.fsencode(home)
     try:
         ancestors = psutil.Process(pid).parents()
     except psutil.Error:
@@ -95,7 +95,7 @@ def _of_another_home(pid: int, home: Path) -> bool:
     for ancestor in ancestors:
         homes = [entry for entry in _environ(ancestor.pid) if entry.startswith(b"OCC_HOME=")]
         if homes:
-            return own not in homes
+            return marker not in homes
     return False
 
 

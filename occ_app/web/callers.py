@@ -71,8 +71,8 @@ def guard(
 
 def caller() -> Caller:
     """Who the request being answered comes from."""
-    found: Caller = g.caller
-    return found
+    identity: Caller = g.caller
+    return identity
 
 
 def require_admin() -> None:
@@ -87,10 +87,10 @@ def asked_at() -> float:
     return began
 
 
-def same_secret(given: str, right: str) -> bool:
+def same_secret(secret: str, right: str) -> bool:
     """Whether two secrets are equal, in a time that does not tell where they differ."""
     # Compared as bytes: compare_digest refuses text that is not ASCII, and a header may hold anything.
-    return hmac.compare_digest(given.encode(), right.encode())
+    return hmac.compare_digest(secret.encode(), right.encode())
 
 
 def _check_host(hosts: Collection[str]) -> None:
@@ -140,28 +140,28 @@ def _authority(url: str) -> tuple[str, int] | None:
 
 
 def _port(host: str) -> int | None:
-    found = re.search(r":(\d{1,5})$", host)
-    return int(found[1]) if found else None
+    match = re.search(r":(\d{1,5})$", host)
+    return int(match[1]) if match else None
 
 
 def _identified(identify: Callable[[str], Caller | None]) -> Caller:
-    given = bearer()
-    found = identify(given)
-    if found is None:
-        if given:
+    secret = bearer()
+    identity = identify(secret)
+    if identity is None:
+        if secret:
             slow_down()
             raise unauthorized(
                 "This token or key is wrong, expired or revoked; `occ token` prints an agent's, `occ hub keys create`"
                 " makes a hub's."
             )
         raise unauthorized()
-    return found
+    return identity
 
 
 def bearer() -> str:
     """The request's bearer token; empty when it has none."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else ""
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else ""
 
 
 def unauthorized(

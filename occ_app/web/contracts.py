@@ -65,17 +65,17 @@ def contract(**terms: Any) -> Callable[[Callable[..., Any]], Callable[..., Respo
     def decorate(view: Callable[..., Any]) -> Callable[..., Response]:
         @wraps(view)
         def answer(**arguments: str) -> Response:
-            given: dict[str, Any] = dict(arguments)
+            values: dict[str, Any] = dict(arguments)
             query = requests.query(agreed.query)
             if agreed.query is not schemas.NoQuery:
-                given["query"] = query
+                values["query"] = query
             if agreed.authenticate is not None:
                 agreed.authenticate(**arguments)
             if agreed.admin:
                 callers.require_admin()
             if agreed.body is not None:
-                given["body"] = requests.loaded(agreed.body, requests.json_body(agreed.body_bytes))
-            result = view(**given)
+                values["body"] = requests.loaded(agreed.body, requests.json_body(agreed.body_bytes))
+            result = view(**values)
             if isinstance(result, Response) or agreed.reply is None:
                 return result  # type: ignore[no-any-return]  # a view without a reply schema returns a Response
             return requests.json_response(requests.schema_of(agreed.reply).dump(result), agreed.status)
@@ -88,5 +88,5 @@ def contract(**terms: Any) -> Callable[[Callable[..., Any]], Callable[..., Respo
 
 def contract_of(view: Callable[..., Any]) -> Contract | None:
     """Return the contract of a view, None for one that has none."""
-    found: Contract | None = getattr(view, "contract", None)
-    return found
+    agreed: Contract | None = getattr(view, "contract", None)
+    return agreed

@@ -46,17 +46,17 @@ class Arriving:
                 return False
             if not data:
                 return True
-            known = len(self.seen)
+            length = len(self.seen)
             self.seen += data
-            if self._complete(known):
+            if self._complete(length):
                 return True
 
-    def _complete(self, known: int) -> bool:
-        if self.seen.find(b"\r\n\r\n", max(0, known - 3)) >= 0:
+    def _complete(self, length: int) -> bool:
+        if self.seen.find(b"\r\n\r\n", max(0, length - 3)) >= 0:
             return True
         if self.seen and not self.seen[:1].isalpha():
             raise InvalidRequestLine("the request line does not begin with a method")
-        if _BARE_LF.search(self.seen, max(0, known - 1)):
+        if _BARE_LF.search(self.seen, max(0, length - 1)):
             raise InvalidRequestLine("bare LF as line terminator")
         if len(self.seen) > _MOST_HEAD_BYTES:
             raise LimitRequestHeaders("the head is too large")

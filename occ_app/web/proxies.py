@@ -31,15 +31,15 @@ def forwarded(app: WSGI, trusted: Sequence[str]) -> WSGI:
 
 def _client(networks: Sequence[Network], environ: dict[str, Any]) -> str:
     """The address nearest to this machine that no trusted proxy has."""
-    found = str(environ["REMOTE_ADDR"])
+    client = str(environ["REMOTE_ADDR"])
     for named in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
         address = _address(named)
         if address is None:
             break
-        found = str(address)
-        if not _trusts(networks, found):
+        client = str(address)
+        if not _trusts(networks, client):
             break
-    return found
+    return client
 
 
 def _trusts(networks: Sequence[Network], name: str) -> bool:

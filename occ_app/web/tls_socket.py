@@ -85,15 +85,15 @@ class ServerContexts:
 
     def _signature(self) -> tuple[object, ...]:
         """Return the identity that changes when a file is replaced."""
-        found: list[object] = []
+        marks: list[object] = []
         for path in (self._certificate.chain, self._certificate.key):
             try:
                 status = path.stat()
             except OSError:
-                found.append(None)
+                marks.append(None)
             else:
-                found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        return tuple(found)
+                marks.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(marks)
 
     def _read_again(self) -> None:
         chain, key = self._certificate.chain, self._certificate.key

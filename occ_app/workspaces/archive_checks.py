@@ -55,8 +55,8 @@ def checked(file: IO[bytes], zipped: zipfile.ZipFile, limit: int, *, trusted: bo
     _check_container(file, zipped, limit)
     infos = zipped.infolist()
     ends = _ends(zipped)
-    found = [_checked(file, info, name, end) for info, name, end in zip(infos, names(infos), ends, strict=True)]
-    entries = [entry for entry in found if entry.path]  # without the archive's own root
+    members = [_checked(file, info, name, end) for info, name, end in zip(infos, names(infos), ends, strict=True)]
+    entries = [entry for entry in members if entry.path]  # without the archive's own root
     stripped = _single_root(entries) if strip_root else None
     if stripped is not None:
         entries = [

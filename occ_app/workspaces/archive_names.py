@@ -122,13 +122,13 @@ def _legacy_bytes(info: zipfile.ZipInfo) -> bytes | None:
 def _unicode_field(info: zipfile.ZipInfo, stored: bytes) -> bytes | None:
     """Return the name in UTF-8 from Info-ZIP's field 0x7075, when the field belongs to this name."""
     extra = info.extra
-    found = None
+    content = None
     while len(extra) >= 4:
         kind, length = struct.unpack("<HH", extra[:4])
         field, extra = extra[4 : 4 + length], extra[4 + length :]
         if kind == 0x7075 and len(field) > 5 and field[0] == 1 and field[1:5] == struct.pack("<I", zlib.crc32(stored)):
-            found = field[5:]
-    return found
+            content = field[5:]
+    return content
 
 
 def _made_by_windows(infos: Iterable[zipfile.ZipInfo], decoded: Sequence[Name]) -> bool:

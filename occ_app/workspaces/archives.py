@@ -58,8 +58,8 @@ def unpack(archive: Path, target: Path | None, limits: Limits, *, strip_root: bo
     """
     try:
         with archive.open("rb") as file, zipfile.ZipFile(file) as zipped:
-            found = checked(file, zipped, limits.files, trusted=limits.trusted, strip_root=strip_root)
-            return _write(file.fileno(), found, target, limits)
+            content = checked(file, zipped, limits.files, trusted=limits.trusted, strip_root=strip_root)
+            return _write(file.fileno(), content, target, limits)
     except ArchiveError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, UnicodeError) as error:
@@ -68,17 +68,17 @@ def unpack(archive: Path, target: Path | None, limits: Limits, *, strip_root: bo
         raise ArchiveError("ZIP_UNSUPPORTED", f"The zip uses a feature OCC does not read ({error}).") from None
 
 
-def _write(descriptor: int, found: Checked, target: Path | None, limits: Limits) -> Unpacked:
+def _write(descriptor: int, content: Checked, target: Path | None, limits: Limits) -> Unpacked:
     files = written = 0
-    made: set[str] = set()
+    folders: set[str] = set()
     links: list[tuple[str, str]] = []
-    for entry in found.entries:
+    for entry in content.entries:
         destination = None if target is None or entry.skip is not None else f"{target}/{entry.path}"
         if destination is not None:
             folder = destination if entry.folder else destination.rpartition("/")[0]
-            if folder not in made:
+            if folder not in folders:
                 Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-                made.add(folder)
+                folders.add(folder)
         if entry.link is not None and destination is not None:
             links.append((entry.link, destination))
         if entry.folder or entry.link is not None:
@@ -87,8 +87,8 @@ def _write(descriptor: int, found: Checked, target: Path | None, limits: Limits)
         files += entry.skip is None
     for link, destination in links:  # after all files, so that none is written through one
         os.symlink(link, destination)
-    skipped = tuple({"path": entry.path, "reason": entry.skip} for entry in found.entries if entry.skip is not None)
-    return Unpacked(files, written, skipped, found.stripped)
+    skipped = tuple({"path": entry.path, "reason": entry.skip} for entry in content.entries if entry.skip is not None)
+    return Unpacked(files, written, skipped, content.stripped)
 
 
 def _write_file(descriptor: int, entry: Entry, destination: str | None, room: int) -> int:

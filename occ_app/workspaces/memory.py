@@ -50,11 +50,11 @@ class _Reading:
 def read(workspace: Path) -> str:
     """Return the memory of a workspace as one text, empty when there is none; at most 1 MiB of 500 files."""
     reading = _Reading(workspace.resolve())
-    found = [_add(reading, workspace / name, 0) for name in ("CLAUDE.md", ".claude/CLAUDE.md")]
+    outcomes = [_add(reading, workspace / name, 0) for name in ("CLAUDE.md", ".claude/CLAUDE.md")]
     for rule in _rules(workspace / ".claude/rules"):
         _add(reading, rule, 0, rule=True)
-    found.append(_add(reading, workspace / "CLAUDE.local.md", 0))
-    if not any(found):
+    outcomes.append(_add(reading, workspace / "CLAUDE.local.md", 0))
+    if not any(outcomes):
         for name in ("AGENTS.md", ".claude/AGENTS.md"):
             _add(reading, workspace / name, 0)
     below = _of_subfolders(reading.root)
@@ -165,10 +165,10 @@ def _text(path: Path, limit: int) -> str | None:
 
 def _is_conditional(front_matter: str) -> bool:
     """Return whether a rule's front matter limits it to some paths; `**` alone is all of them."""
-    found = re.search(r"^paths:(.*(?:\n[ \t]*-.*|\n[ \t]+.*)*)", front_matter, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^paths:(.*(?:\n[ \t]*-.*|\n[ \t]+.*)*)", front_matter, re.MULTILINE)
+    if match is None:
         return False
-    patterns = [part.strip(" \t\n\r\"'-[]") for part in re.split(r"[,\n]", found.group(1))]
+    patterns = [part.strip(" \t\n\r\"'-[]") for part in re.split(r"[,\n]", match.group(1))]
     return any(pattern and pattern != "**" for pattern in patterns)
 
 
@@ -177,15 +177,15 @@ def imports(text: str) -> list[str]:
 
     One in a code block, a code span, a comment or an HTML block is none.
     """
-    found = []
+    names = []
     for paragraph in _paragraphs(_COMMENT.sub("", text)):
         plain = _LINK.sub(r" \1 ", _CODE_SPAN.sub("`", paragraph))
         for line in plain.split("\n"):
             for match in _IMPORT.finditer(_MARKERS.sub(" ", line)):
                 name = match.group(1).replace("\\ ", " ").partition("#")[0]
                 if name:
-                    found.append(name)
-    return found
+                    names.append(name)
+    return names
 
 
 def _paragraphs(text: str) -> Iterator[str]:

@@ -49,13 +49,13 @@ def repeat(attempt: Callable[[], None], output: IO[bytes], look: Callable[[], Ma
 
 def marks(paths: Iterable[Path]) -> Marks:
     """Return each file's or folder's identity and state: identity, kind, size and times of changes."""
-    found: Marks = {}
+    marks_by_path: Marks = {}
     for path in paths:
         with contextlib.suppress(OSError):
             status = path.lstat()
             times = (status.st_mtime_ns, status.st_ctime_ns)
-            found[os.fspath(path)] = (status.st_dev, status.st_ino, status.st_mode, status.st_size, *times)
-    return found
+            marks_by_path[os.fspath(path)] = (status.st_dev, status.st_ino, status.st_mode, status.st_size, *times)
+    return marks_by_path
 
 
 def identities(paths: Iterable[Path]) -> Marks:

@@ -59,14 +59,14 @@ PATIENCE = Patience()
 
 def body(claimed: Claimed) -> bytes:
     """Return the posted body: the execution as in GET /executions/{id}."""
-    told = {
+    content = {
         "event": "execution.finished",
         "deliveryId": claimed.delivery_id,
         "webhookId": claimed.webhook_id,
         "sentAt": iso_now(),
         "execution": schemas.ExecutionRecord().dump(claimed.execution),
     }
-    return json.dumps(told).encode()
+    return json.dumps(content).encode()
 
 
 def signature(secret: str, moment: int, content: bytes) -> str:
@@ -142,16 +142,16 @@ class _Line:
         return pools_over(self._connect, retries=False)
 
     def _connect(self, connection: HTTPConnection) -> socket.socket:
-        made = HTTPConnection._new_conn(connection)
+        connected = HTTPConnection._new_conn(connection)
         # A name may have led elsewhere since it was looked up; nothing was sent yet.
-        if addresses.never_called(addresses.address(made.getpeername()[0])):
-            made.close()
+        if addresses.never_called(addresses.address(connected.getpeername()[0])):
+            connected.close()
             raise urllib3.exceptions.NewConnectionError(connection, "never called")
         with self._lock:
-            self._socket = made.dup()  # TLS takes the other over; shutting one shuts both
+            self._socket = connected.dup()  # TLS takes the other over; shutting one shuts both
             if self.was_cut:
                 self._shut()
-        return made
+        return connected
 
     def _shut(self) -> None:
         if self._socket is not None:

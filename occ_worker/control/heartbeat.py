@@ -90,8 +90,8 @@ class Heartbeat:
         with self._going:
             self._send(self._hub(_LAST_BEAT_SECONDS), "stopping")
 
-    def _schedule(self, known: state.State | None) -> None:
-        interval = known.heartbeat_interval_seconds if known else 30.0
+    def _schedule(self, identity: state.State | None) -> None:
+        interval = identity.heartbeat_interval_seconds if identity else 30.0
         now = time.monotonic()
         # Counted from when it was due, so that beats do not drift; after a long stop there is one, not a burst.
         self._next = self._next + interval if now - self._next < interval else now + interval
@@ -114,8 +114,8 @@ class Heartbeat:
         self._on_registered()
 
     def _send(self, hub: HubClient, status: str) -> None:
-        known = state.load(self._config.state)
-        if known is None or known.agent_id is None:
+        identity = state.load(self._config.state)
+        if identity is None or identity.agent_id is None:
             self._registered = False
             return
         kept = health.heartbeat(self._config, self._db)
@@ -123,7 +123,7 @@ class Heartbeat:
         body = self._body(sequence, status)
         result = {**kept, "seqNum": sequence}
         try:
-            reached = hub.beat(known.agent_id, known.token, body)
+            reached = hub.beat(identity.agent_id, identity.token, body)
             unreached = 0 if reached else health.unreached(self._db) + 1
             result |= {"lastSuccessfulAt": iso_now(), "consecutiveFailures": 0, "unreached": unreached}
         except (Refused, Unreachable) as error:

@@ -47,7 +47,7 @@ class LinkClient:
         self,
         remote_url: str,
         state_file: Path,
-        own: tuple[str, int],
+        local_address: tuple[str, int],
         note: Callable[[bool], None],
         pin: str | None = None,
         ping_seconds: float = PING_SECONDS,
@@ -55,7 +55,7 @@ class LinkClient:
         self._remote_url = remote_url
         self._pin = pin
         self._state_file = state_file
-        self._own = own
+        self._local_address = local_address
         self._note = note
         self._ping_seconds = ping_seconds
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
@@ -64,7 +64,7 @@ class LinkClient:
         self._loop: Loop | None = None  # while there is a link
         self._link: Link | None = None
         self._stopping = False
-        self._told = ""
+        self._noted = ""
 
     def start(self) -> None:
         self._thread.start()
@@ -97,9 +97,9 @@ class LinkClient:
             self._wake.clear()
             begun, longest = time.monotonic(), False
             try:
-                known = self._registered()
-                if known is not None:
-                    self._tell(self._linked(known))
+                identity = self._registered()
+                if identity is not None:
+                    self._tell(self._linked(identity))
             except Refused as refusal:
                 longest = refusal.status in _REFUSALS
                 self._tell(f"not linked: {refusal}")
@@ -109,21 +109,21 @@ class LinkClient:
                 return
             if time.monotonic() > begun + _STEADY_SECONDS:
                 pause = _FIRST_PAUSE
-            seconds = _LONGEST_PAUSE if longest or known is None else pause
+            seconds = _LONGEST_PAUSE if longest or identity is None else pause
             woken = self._wake.wait(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
             pause = _FIRST_PAUSE if woken else min(pause * 2, _LONGEST_PAUSE)
 
     def _registered(self) -> state.State | None:
         """Who this agent is to its hub; None until it was registered there."""
         try:
-            known = state.load(self._state_file)
+            identity = state.load(self._state_file)
         except StartFailed:
             return None
-        return known if known and known.agent_id and known.remote_url == self._remote_url else None
+        return identity if identity and identity.agent_id and identity.remote_url == self._remote_url else None
 
-    def _linked(self, known: state.State) -> str:
+    def _linked(self, identity: state.State) -> str:
         """Connect and serve the link to its end; returns why it ended. Raises Refused, Unreachable or OSError."""
-        connection, framing = connect(self._remote_url, known.agent_id or "", known.token, self._pin)
+        connection, framing = connect(self._remote_url, identity.agent_id or "", identity.token, self._pin)
         loop = Loop()
         why = list[str]()
 
@@ -136,7 +136,7 @@ class LinkClient:
             self._loop, self._link = (None, None) if self._wake.is_set() else (loop, link)
         try:
             if self._loop is not None:
-                self._tell(f"linked with the hub as {known.agent_id}", True)
+                self._tell(f"linked with the hub as {identity.agent_id}", True)
                 link.begin()
                 loop.run()
         finally:
@@ -148,7 +148,7 @@ class LinkClient:
 
     def _dial(self) -> socket.socket:
         """A connection to this agent's own API, which need not be there yet."""
-        family, *_, address = socket.getaddrinfo(*self._own, type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(*self._local_address, type=socket.SOCK_STREAM)[0]
         local = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -162,9 +162,9 @@ class LinkClient:
 
     def _tell(self, what: str, connected: bool = False) -> None:
         """Log a change of state, once."""
-        if what == self._told or self._stopping:
+        if what == self._noted or self._stopping:
             return
-        self._told = what
+        self._noted = what
         log.info("%s", what)
         self._note(connected)
 

@@ -141,10 +141,10 @@ def _setpriv() -> list[str]:
 
     Should the parent die before that, the shell finds its input ended.
     """
-    found = shutil.which("setpriv", path=os.defpath)
-    if found is None:
+    program = shutil.which("setpriv", path=os.defpath)
+    if program is None:
         return []
-    command = [found, "--pdeathsig", "KILL", "--"]
+    command = [program, "--pdeathsig", "KILL", "--"]
     # That of busybox, and those before 2018, do not know the option.
     tried = subprocess.run([*command, "/bin/sh", "-c", ":"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return command if tried.returncode == 0 else []

@@ -95,9 +95,9 @@ class Driver:
             log.warning("execution %s: %d unreadable lines", self._execution.execution_id, self._translator.unreadable)
         if self._reason is not None:
             return Outcome.failure(*self._reason, **verdict.how(returncode))
-        told = self._translator.outcome()
-        if told is not None:
-            return told
+        result = self._translator.outcome()
+        if result is not None:
+            return result
         secrets = self._context.config.cli_environment
         return verdict.without_result(returncode, self._overstayed, verdict.redacted(self._stderr, secrets))
 

@@ -26,7 +26,7 @@ _DENIALS_BYTES = 40 * 1024
 
 def of_result(result: Mapping[str, Any], error: str) -> Outcome:
     """Return the outcome of the CLI's result line; `error` is the error of an earlier line, or empty."""
-    told = {
+    figures = {
         "sessionId": texts.text_of(result.get("session_id")),
         "costUsd": _own_cost(result),
         "costExact": True,  # an earlier version of OCC sent the session's total and no such field
@@ -38,13 +38,13 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
         data = {
             "exitCode": 0,
             "timestamp": milliseconds(),
-            **told,
+            **figures,
             "usage": usage,
             "permissionDenials": _denials(result.get("permission_denials")),
         }
         return Outcome("succeeded", "complete", data, usage)
     code, message = _failure(result, error)
-    failed = Outcome.failure(code, message, **told)
+    failed = Outcome.failure(code, message, **figures)
     return Outcome(failed.state, failed.event, failed.data, usage)
 
 
@@ -61,14 +61,14 @@ def without_result(returncode: int, killed: bool, stderr: str) -> Outcome:
             "Claude Code ended without a result, so its output may be incomplete.",
             exitCode=how(returncode)["exitCode"],
         )
-    said = f" and said: {stderr}" if stderr else "."
+    last_words = f" and said: {stderr}" if stderr else "."
     if "No conversation found" in stderr:
         return Outcome.failure("SESSION_NOT_FOUND", f"Claude Code said: {stderr}", **how(returncode))
     if returncode in (126, 127):  # a shell's codes for a program that it cannot start
         message = f"Claude Code cannot be started ({stderr or 'no reason given'}); install it again."
         return Outcome.failure("CLAUDE_NOT_FOUND", message, **how(returncode))
     ended = f"exit code {returncode}" if returncode > 0 else f"signal {-returncode}"
-    return Outcome.failure("CLAUDE_EXIT", f"Claude Code ended with {ended}{said}", **how(returncode))
+    return Outcome.failure("CLAUDE_EXIT", f"Claude Code ended with {ended}{last_words}", **how(returncode))
 
 
 def redacted(stderr: bytes, environment: Mapping[str, str]) -> str:
@@ -84,26 +84,30 @@ def _failure(result: Mapping[str, Any], error: str) -> tuple[str, str]:
     """The wire's code and a sentence for an unsuccessful result; `subtype` says "success" even on API errors."""
     errors = result.get("errors")
     listed = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
-    said = str(result.get("result") or listed or result.get("subtype"))
-    code = _failure_code(result, error, said)
+    message = str(result.get("result") or listed or result.get("subtype"))
+    code = _failure_code(result, error, message)
     advice = f" To go on: {_ADVICE[code]}" if code in _ADVICE else ""
-    return code, f"Claude Code said: {texts.whole_characters(said)[:2000].rstrip('.')}.{advice}"
+    return code, f"Claude Code said: {texts.whole_characters(message)[:2000].rstrip('.')}.{advice}"
 
 
-def _failure_code(result: Mapping[str, Any], error: str, said: str) -> str:
+def _failure_code(result: Mapping[str, Any], error: str, message: str) -> str:
     status = result.get("api_error_status")
     subtype = result.get("subtype")
     if subtype == "error_max_turns":
         return "MAX_TURNS"
     if subtype == "error_max_budget_usd":
         return "MAX_BUDGET"
-    if "No conversation found" in said or "is not a valid UUID" in said:
+    if "No conversation found" in message or "is not a valid UUID" in message:
         return "SESSION_NOT_FOUND"
-    if status in (401, 403) or error in ("authentication_failed", "oauth_org_not_allowed") or "Not logged in" in said:
+    if (
+        status in (401, 403)
+        or error in ("authentication_failed", "oauth_org_not_allowed")
+        or "Not logged in" in message
+    ):
         return "CLAUDE_AUTH"
     if status == 429 or error == "rate_limit":
         return "RATE_LIMITED"
-    unreachable = "Unable to connect" in said or "Connection error" in said
+    unreachable = "Unable to connect" in message or "Connection error" in message
     if (isinstance(status, int) and status >= 500) or error in ("server_error", "overloaded") or unreachable:
         return "API_UNAVAILABLE"
     return "CLAUDE_ERROR"

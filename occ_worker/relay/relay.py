@@ -297,9 +297,9 @@ class Relay:
             self._seq += len(fresh)
         self._patience.begun()
         self._bytes += sum(len(data) for _, data in fresh)
-        said = json.loads(fresh[0][1]).get("timestamp")
-        if isinstance(said, int):
-            self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - said) / 1000)
+        sent_at = json.loads(fresh[0][1]).get("timestamp")
+        if isinstance(sent_at, int):
+            self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - sent_at) / 1000)
 
     def _given_up(self, code: str, message: str) -> Outcome:
         """Return the outcome of an execution that its agent may still run, and cancel it there once possible."""

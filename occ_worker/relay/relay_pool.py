@@ -147,11 +147,11 @@ class RelayPool:
                 threading.Thread(target=self._pass_on, args=(execution,), name="cancel", daemon=True).start()
 
     def _pass_on(self, execution: Execution) -> None:
-        told = False
+        sent = False
         try:
-            told = _pass_cancel_on(self._context, execution)
+            sent = _pass_cancel_on(self._context, execution)
         finally:
-            if not told:
+            if not sent:
                 self._cancels.discard(execution.execution_id)  # to be tried again at the next look
 
     def _is_removed(self, agent_id: str) -> bool:
@@ -161,10 +161,10 @@ class RelayPool:
         """Note for /metrics how the relays are, when that has changed."""
         relays = list(self._relays)
         lag = max((relay.take_lag() for relay in relays), default=0.0)
-        told = {"relays": len(relays), "away": sum(relay.away for relay in relays), "lagSeconds": round(lag, 3)}
-        if told != self._noted:
-            agent.note(self._context.db, "relays", told)
-            self._noted = told
+        figures = {"relays": len(relays), "away": sum(relay.away for relay in relays), "lagSeconds": round(lag, 3)}
+        if figures != self._noted:
+            agent.note(self._context.db, "relays", figures)
+            self._noted = figures
 
 
 def _pass_cancel_on(context: RelayContext, execution: Execution) -> bool:

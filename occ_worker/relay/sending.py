@@ -162,7 +162,7 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
 
     It names the workspace's number, so the prompt never runs in a later workspace of that id.
     """
-    given = {
+    options = {
         "timeoutSeconds": execution.timeout_seconds,
         "idleTimeoutSeconds": execution.idle_timeout_seconds,
         "model": execution.requested_model,
@@ -171,5 +171,5 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         "sessionId": execution.resume_session_id,
         "workspaceGeneration": agent_generation(context, execution),
     }
-    asked = {"executionId": execution.execution_id, "workspaceId": _name_on_agent(context, execution)}
-    return {**asked, "prompt": execution.prompt, **{name: value for name, value in given.items() if value}}
+    target = {"executionId": execution.execution_id, "workspaceId": _name_on_agent(context, execution)}
+    return {**target, "prompt": execution.prompt, **{name: value for name, value in options.items() if value}}

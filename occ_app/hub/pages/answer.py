@@ -99,7 +99,7 @@ class _Reader:
     def __init__(self, after: int, folder: str) -> None:
         self._folder = folder.rstrip("/") + "/"
         self._blocks: list[Block] = []
-        self._said: list[str] = []  # of the text that is the last block
+        self._text_pieces: list[str] = []  # of the text that is the last block
         self._open: dict[str, int] = {}  # tool calls without a result, by id: their places in the list
         self._bytes = 0
         self._last = after
@@ -128,7 +128,7 @@ class _Reader:
 
     def leave_out(self, up_to: int) -> None:
         """Drop the blocks so far: the end of a long answer matters more than its beginning."""
-        self._blocks, self._said, self._open, self._bytes = [], [], {}, 0
+        self._blocks, self._text_pieces, self._open, self._bytes = [], [], {}, 0
         text = "The beginning of this answer is left out, because it is long; `occ jobs tail` and the API have it all."
         self._blocks.append(Note(up_to, text))
 
@@ -146,16 +146,16 @@ class _Reader:
         return Answer(tuple(self._blocks), self._last, stable, self._status, over=False)
 
     def _say(self, seq: int, chunk: str) -> None:
-        if not self._said:
+        if not self._text_pieces:
             self._blocks.append(Text(seq, ""))
-        self._said.append(chunk)
+        self._text_pieces.append(chunk)
 
     def _close_text(self) -> None:
-        if self._said:
+        if self._text_pieces:
             last = self._blocks[-1]
             assert isinstance(last, Text)  # noqa: S101 - it was put there when the first of these was said
-            self._blocks[-1] = replace(last, text="".join(self._said))
-            self._said = []
+            self._blocks[-1] = replace(last, text="".join(self._text_pieces))
+            self._text_pieces = []
 
     def _add(self, block: Block) -> None:
         self._close_text()
@@ -164,10 +164,10 @@ class _Reader:
     def _use(self, seq: int, data: dict[str, Any]) -> None:
         if "name" in data:
             self._open[data["toolUseId"]] = len(self._blocks)
-            given = _given(data["input"])
-            cut = bool(data.get("truncated")) or any(len(text) > _MOST_OF_A_TOOL for _, text in given)
+            arguments = _given(data["input"])
+            cut = bool(data.get("truncated")) or any(len(text) > _MOST_OF_A_TOOL for _, text in arguments)
             subject = _subject(data["input"]).removeprefix(self._folder)
-            shortened = tuple((name, text[:_MOST_OF_A_TOOL]) for name, text in given)
+            shortened = tuple((name, text[:_MOST_OF_A_TOOL]) for name, text in arguments)
             self._add(Tool(seq, data["name"], subject, shortened, cut=cut))
             return
         place = self._open.pop(data["toolUseId"], None)
@@ -185,17 +185,17 @@ def _shown(value: Any) -> str:
     return terminal.plain(value) if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _given(given: Any) -> list[tuple[str, str]]:
+def _given(arguments: Any) -> list[tuple[str, str]]:
     """A tool's input as pairs of name and text, so that a text of several lines is shown as such."""
-    if not isinstance(given, dict):
-        return [("", _shown(given))]
-    return [(name, _shown(value)) for name, value in given.items()]
+    if not isinstance(arguments, dict):
+        return [("", _shown(arguments))]
+    return [(name, _shown(value)) for name, value in arguments.items()]
 
 
-def _subject(given: Any) -> str:
+def _subject(value: Any) -> str:
     """Return the part of a tool's input that identifies its target."""
-    if isinstance(given, dict):
+    if isinstance(value, dict):
         for name in _SUBJECTS:
-            if isinstance(given.get(name), str):
-                return terminal.plain(str(given[name]))
+            if isinstance(value.get(name), str):
+                return terminal.plain(str(value[name]))
     return ""

@@ -55,8 +55,8 @@ class _Query(Schema):
 @bp.get("/")
 def show() -> str:
     """The whole page."""
-    asked = _query()
-    return _page({"workspace": asked.get("workspace", "")}, asked)
+    query = _query()
+    return _page({"workspace": query.get("workspace", "")}, query)
 
 
 @bp.get("/lists")
@@ -74,43 +74,43 @@ def back() -> Response:
 @bp.post("/runs")
 def start() -> Response:
     """Start an execution in a workspace, there already or in the form; the same form again: the same execution."""
-    given = {name: value.replace("\r\n", "\n") for name, value in request.form.items()}
+    values = {name: value.replace("\r\n", "\n") for name, value in request.form.items()}
     try:
         door.check_csrf()
-        return door.go(f"/runs/{_start(given)}")
+        return door.go(f"/runs/{_start(values)}")
     except errors.RequestError as error:
-        response = Response(_page(given, {}, _told(error)), refusals.status_of(error.code))
+        response = Response(_page(values, {}, _told(error)), refusals.status_of(error.code))
         for status, seconds in refusals.RETRY_AFTER_SECONDS.items():
             if response.status_code == status:
                 response.headers["Retry-After"] = str(seconds)
         return response
 
 
-def _start(given: dict[str, str]) -> str:
+def _start(values: dict[str, str]) -> str:
     """The id of the execution the form asks for. A workspace that was made for it is in `given` afterwards."""
-    run_id = _loaded_id(given.get("run", ""))
+    run_id = _loaded_id(values.get("run", ""))
     upload = request.files.get("zip")
     if upload is not None and not upload.filename:
         upload = None  # the field was left empty
-    if (upload is None) == (not given.get("workspace")):
+    if (upload is None) == (not values.get("workspace")):
         raise errors.InvalidRequest("Choose a zip or a workspace, one of them.")
     name = PurePath((upload.filename if upload else None) or "workspace").stem
     # The same form sent twice names the same workspace.
-    workspace_id = given["workspace"] if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
-    asked = executions_api.asked_for(_body(given, run_id, workspace_id))
+    workspace_id = values["workspace"] if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
+    request_of_form = executions_api.asked_for(_body(values, run_id, workspace_id))
     sent = executions.find(services().db, run_id, callers.caller().visible_to)
     if sent is not None:
-        if sent.request_hash == asked.hash and (upload is None or _is_zip_of(workspace_id, upload)):
+        if sent.request_hash == request_of_form.hash and (upload is None or _is_zip_of(workspace_id, upload)):
             return run_id
-        given["run"] = new_run()
+        values["run"] = new_run()
         raise errors.Conflict(
             "EXECUTION_CONFLICT", _SENT_BEFORE.format(beginning=shown.beginning(sent.prompt or "", 80))
         )
     services().refuse_when_stopping()
     if upload is not None:
         _make(workspace_id, name, upload)
-        given["workspace"] = workspace_id
-    execution, _ = executions_api.start(asked)
+        values["workspace"] = workspace_id
+    execution, _ = executions_api.start(request_of_form)
     return execution.execution_id
 
 
@@ -125,58 +125,58 @@ def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
 
 
 def _make(workspace_id: str, name: str, upload: FileStorage) -> None:
-    said = {
+    valuesof_form = {
         "workspaceId": workspace_id,
         "name": name[:200].strip() or workspace_id,
         "processPolicy": "overwrite",
         "stripRoot": "true",
     }
-    workspaces_api.make(web.loaded(schemas.InitForm, said), upload)
+    workspaces_api.make(web.loaded(schemas.InitForm, valuesof_form), upload)
 
 
 def _plain(name: str) -> str:
     return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "workspace")[:100]
 
 
-def _body(given: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str, Any]:
+def _body(values: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str, Any]:
     """The form as the body of POST /execute."""
-    labels = [label.strip() for label in given.get("labels", "").split(",") if label.strip()]
+    labels = [label.strip() for label in values.get("labels", "").split(",") if label.strip()]
     optional = {
-        "agent": given.get("agent"),
+        "agent": values.get("agent"),
         "labels": labels,
-        "model": given.get("model", "").strip(),
-        "sessionId": given.get("session"),
+        "model": values.get("model", "").strip(),
+        "sessionId": values.get("session"),
     }
-    body = {"executionId": run_id, "workspaceId": workspace_id, "prompt": given.get("prompt", "")}
+    body = {"executionId": run_id, "workspaceId": workspace_id, "prompt": values.get("prompt", "")}
     return body | {name: value for name, value in optional.items() if value}
 
 
-def _loaded_id(given: str) -> str:
-    if not re.fullmatch(r"page-[0-9a-f]{12}", given):
+def _loaded_id(run_id: str) -> str:
+    if not re.fullmatch(r"page-[0-9a-f]{12}", run_id):
         raise errors.InvalidRequest("This form is not one of the hub's pages; reload the page.")
-    return given
+    return run_id
 
 
 def _told(error: errors.RequestError) -> list[str]:
     """Return the errors as sentences for a person in front of the form."""
     if error.code != "INVALID_REQUEST" or not error.details:
         return [str(error)]
-    told = []
+    problems = []
     for field, reasons in error.details.items():
         flat = reasons.values() if isinstance(reasons, dict) else [reasons]
         words = " ".join(str(word) for reason in flat for word in (reason if isinstance(reason, list) else [reason]))
-        told.append(f"{_FIELDS.get(field, field)}: {words}")
-    return told
+        problems.append(f"{_FIELDS.get(field, field)}: {words}")
+    return problems
 
 
-def _page(given: Mapping[str, str], asked: Mapping[str, Any], problems: list[str] | None = None) -> str:
-    found = _lists(asked)
+def _page(form: Mapping[str, str], query: Mapping[str, Any], problems: list[str] | None = None) -> str:
+    lists = _lists(query)
     return render_template(
         "home.html",
-        **found,
+        **lists,
         problems=problems,
-        given=_EMPTY | dict(given),
-        run=given.get("run") or new_run(),
+        given=_EMPTY | dict(form),
+        run=form.get("run") or new_run(),
         **_places(),
     )
 
@@ -205,17 +205,17 @@ def _join() -> dict[str, str | None]:
     return {"hub_url": address or request.host_url.rstrip("/"), "hub_pin": running.pin if running else None}
 
 
-def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
+def _lists(query: Mapping[str, Any]) -> dict[str, Any]:
     machines, total = agent_lists.of_interest(hub_services().agents, _MOST_ONLINE, _MOST_OFFLINE)
-    found, following = executions.listing(
+    rows, following = executions.listing(
         services().db,
         owner_id=callers.caller().visible_to,
-        state=asked.get("state"),
-        workspace_id=asked.get("workspace"),
-        before=asked.get("before"),
+        state=query.get("state"),
+        workspace_id=query.get("workspace"),
+        before=query.get("before"),
         limit=_PAGE,
     )
-    names = {each.execution_id: _place_of(each) for each in found}
+    names = {each.execution_id: _place_of(each) for each in rows}
     return {
         "machines": machines,
         "places": names,
@@ -224,11 +224,11 @@ def _lists(asked: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "via": {machine.agent_id: hub_services().calls.via(machine) for machine in machines},
         "machines_left_out": total - len(machines),
-        "names": agent_lists.names(hub_services().agents, (one.agent_id for one in found)),
-        "executions": found,
-        "took": {one.execution_id: shown.since(one.started_at, one.finished_at) for one in found},
+        "names": agent_lists.names(hub_services().agents, (one.agent_id for one in rows)),
+        "executions": rows,
+        "took": {one.execution_id: shown.since(one.started_at, one.finished_at) for one in rows},
         "next": following,
-        "asked": asked,
+        "asked": query,
         "states": schemas.STATES,
         **_join(),
     }

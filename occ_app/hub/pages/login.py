@@ -66,8 +66,8 @@ def check_csrf() -> None:
 
 def go_and_log_in() -> Response:
     """Redirect to the log-in page, and from there back to the requested page."""
-    asked = request.full_path.rstrip("?")
-    query = {"next": asked} if asked != "/" and re.fullmatch(_NEXT, asked) else {}
+    path = request.full_path.rstrip("?")
+    query = {"next": path} if path != "/" and re.fullmatch(_NEXT, path) else {}
     if _has_just_logged_in():
         query["cookie"] = "missing"
     return go(f"/login?{urlencode(query)}" if query else "/login")
@@ -82,10 +82,10 @@ def _has_just_logged_in() -> bool:
 
 def _recent() -> dict[str, float]:
     """When each address last logged in, on the monotonic clock; only the last few."""
-    found: dict[str, float] = current_app.extensions.setdefault("occ_recent_logins", {})
-    while len(found) > _RECENT:
-        found.pop(next(iter(found)), None)
-    return found
+    logins_of_app: dict[str, float] = current_app.extensions.setdefault("occ_recent_logins", {})
+    while len(logins_of_app) > _RECENT:
+        logins_of_app.pop(next(iter(logins_of_app)), None)
+    return logins_of_app
 
 
 @bp.get("/login")
@@ -138,9 +138,9 @@ def log_out() -> Response:
 
 def go(address: str) -> Response:
     """Redirect the browser to a page with GET."""
-    found: AnyResponse = redirect(address, 303, Response)
-    assert isinstance(found, Response)  # noqa: S101 - it was asked for
-    return found
+    response: AnyResponse = redirect(address, 303, Response)
+    assert isinstance(response, Response)  # noqa: S101 - it was asked for
+    return response
 
 
 def _secure() -> bool:
@@ -154,10 +154,10 @@ def _secure() -> bool:
 
 
 def _name(*, secure: bool) -> str:
-    known: str = current_app.extensions.setdefault("occ_cookie", "") or logins.cookie_name(services().db)
-    current_app.extensions["occ_cookie"] = known
+    name: str = current_app.extensions.setdefault("occ_cookie", "") or logins.cookie_name(services().db)
+    current_app.extensions["occ_cookie"] = name
     # With the prefix a browser takes it from this very host and over TLS alone.
-    return f"{_BOUND}{known}" if secure else known
+    return f"{_BOUND}{name}" if secure else name
 
 
 def _names() -> list[str]:

@@ -39,16 +39,16 @@ def html(text: str, *, live: bool = False) -> Markup:
     return _finished("".join(_one(piece, references) for piece in pieces))
 
 
-def _finished(made: str) -> Markup:
-    return Markup(made.replace(_TAIL, ""))  # noqa: S704 - made by the rules below, which escape every text
+def _finished(html: str) -> Markup:
+    return Markup(html.replace(_TAIL, ""))  # noqa: S704 - made by the rules below, which escape every text
 
 
 @lru_cache(maxsize=64)  # while a long answer streams only its last piece is new
 def _one(piece: str, references: _References) -> str:
     if len(piece) > _PLAIN_BYTES or _is_costly(piece):
         return _plain(piece)
-    known = {label: {"href": href, "title": title} for label, href, title in references}
-    return str(_parser().render(piece, {"references": known} if known else {}))
+    links = {label: {"href": href, "title": title} for label, href, title in references}
+    return str(_parser().render(piece, {"references": links} if links else {}))
 
 
 def _is_costly(piece: str) -> bool:
@@ -72,8 +72,8 @@ def _pieces(text: str) -> tuple[list[str], _References]:
     text = re.sub(r"\r\n?", "\n", text)
     pieces, links, begin, size = list[str](), dict[str, tuple[str, str]](), 0, _PLAIN_BYTES
     while True:
-        cut, found = _first_cut(text[begin : begin + size])
-        links = {label: (href, title) for label, href, title in found} | links
+        cut, new_links = _first_cut(text[begin : begin + size])
+        links = {label: (href, title) for label, href, title in new_links} | links
         if cut:
             pieces.append(text[begin : begin + cut])
             begin, size = begin + cut, _PLAIN_BYTES
@@ -86,10 +86,10 @@ def _pieces(text: str) -> tuple[list[str], _References]:
 @lru_cache(maxsize=64)  # while a long answer streams only its last part is new
 def _first_cut(text: str) -> tuple[int, _References]:
     """Where the first block at the top level begins behind a piece of enough characters, or 0; and the links."""
-    found: dict[str, Any] = {}
-    blocks = _block_parser().parse(text, found)
+    environment: dict[str, Any] = {}
+    blocks = _block_parser().parse(text, environment)
     starts = {block.map[0] for block in blocks if block.level == 0 and block.map and block.nesting >= 0}
-    links = tuple((label, link["href"], link["title"]) for label, link in found.get("references", {}).items())
+    links = tuple((label, link["href"], link["title"]) for label, link in environment.get("references", {}).items())
     length = 0
     for number, line in enumerate(text.split("\n")):
         if length >= _CUT_BYTES and number in starts:

@@ -88,20 +88,20 @@ def _before(execution: Execution) -> Execution | None:
     if execution.state != "queued":
         return None
     visible_to, workspace_id = callers.caller().visible_to, execution.workspace_id
-    found, _ = executions.listing(
+    rows, _ = executions.listing(
         services().db, state="running", workspace_id=workspace_id, owner_id=visible_to, limit=1
     )
-    return found[0] if found else None
+    return rows[0] if rows else None
 
 
 def _shown(execution: Execution, after: int) -> dict[str, Any]:
     # In this order: an end between the two is in the answer, and the script asks again for the state.
     workspace = _workspace(execution)
-    found = answer.read(services().db, execution, after, workspace.path if workspace else "")
+    content = answer.read(services().db, execution, after, workspace.path if workspace else "")
     agent = hub_services().agents.find(execution.agent_id) if execution.agent_id else None
     return {
         "execution": execution,
-        "answer": found,
+        "answer": content,
         "workspace": workspace,
         "goes_on": execution.over and execution.session_id and workspace is not None,
         "run": new_run(),
