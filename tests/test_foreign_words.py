@@ -164,6 +164,7 @@ def relayed(rows: Database) -> Iterator[Any]:
         timer.start()
         parts: Any = SimpleNamespace(
             config=SimpleNamespace(max_output_bytes=10**9, reconnect_seconds=0.5),
+            hub_id="hub-1",
             db=rows,
             agents=agents,
             calls=SimpleNamespace(client=lambda _: client, broke=lambda _: None),
