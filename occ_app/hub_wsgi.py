@@ -93,7 +93,7 @@ def _identify(database: db.Database, token_file: TokenFile) -> Callable[[str], C
 
     def identify(secret: str) -> Caller | None:
         if request.path.startswith(api.FROM_AGENTS) and api.authenticates_agents():
-            return Caller(key_id="", admin=False)  # an agent, which owns nothing here
+            return Caller(key_id="", admin=False, machine=True)  # which owns nothing here
         if pages.asked_for():
             return visitor(database)
         token = token_file.current()

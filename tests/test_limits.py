@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,8 +24,9 @@ from occ_app.database import database as db
 from occ_app.errors import Refused, Unavailable, Unreachable
 from occ_app.executions import queries as executions
 from occ_app.hub.pages import markdown
+from occ_app.streams.followers import StreamLimit
 from occ_app.system.timestamps import iso
-from occ_app.web.requests import Shares
+from occ_app.web.shares import Shares
 from tests.conftest import Occ, command_line, make_zip, shared_agent, steps, wait_until
 from tests.real_hub import Hub, hub_in
 
@@ -201,19 +203,54 @@ def test_a_listed_error_message_has_at_most_64_kib(served: Occ) -> None:
 
 
 def test_a_holder_has_its_share_of_places_and_no_more() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("occ_app.web.requests._BODY_PATIENCE_SECONDS", 0.05)
-        places = Shares(4, 2, "")
-        leave = places.enter("one")
-        places.enter("one")
+    places = Shares(4, 2, "")
+    place = places.place("one")
+    places.place("one")
+    with pytest.raises(Unavailable):
+        places.place("one")
+    places.place("two")
+    places.place(None)
+    with pytest.raises(Unavailable):
+        places.place(None)
+    place.close()
+    places.place("three", 1)
+    with pytest.raises(Unavailable):
+        places.place(None)
+
+
+def test_no_more_than_some_wait_for_a_place() -> None:
+    """A thread that waits for a place is a thread that nobody else has."""
+    places = Shares(2, 1, "", waiters=4)
+    held = [places.place("one"), places.place("two")]
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(places.place, holder) for holder in ("one", "one", "two", "two")]
+        wait_until(lambda: places._waiting.total() == 4, "four to wait")
+        for holder in ("one", "three", None):
+            with pytest.raises(Unavailable):
+                places.place(holder)
+        for place in held:
+            place.close()
+        for each in as_completed(waiting):
+            each.result().close()
+    assert not places._waiting
+    places.place("three")
+
+
+def test_a_key_takes_at_most_half_of_the_streams() -> None:
+    streams = StreamLimit(4)
+    mine = [streams.place("mine"), streams.place("mine")]
+    with pytest.raises(Unavailable):
+        streams.place("mine")
+    with streams.place("theirs"), streams.place(None):
+        assert streams.open == 4
         with pytest.raises(Unavailable):
-            places.enter("one")
-        places.enter("two")
-        places.enter("two")
-        with pytest.raises(Unavailable):
-            places.enter("three")
-        leave()
-        places.enter("three")
+            streams.place("other")
+    mine[0].close()
+    streams.place("mine")
+    with pytest.raises(Unavailable):
+        streams.place("mine")
+    assert streams.open == 2
+    StreamLimit(1).place("only")
 
 
 def test_slow_log_ins_take_no_place_of_others(hub: Hub) -> None:

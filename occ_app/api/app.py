@@ -12,7 +12,7 @@ from flask import Flask, Request, Response
 from occ_app.api.measures import Refusals, common
 from occ_app.api.services import Services
 from occ_app.web import callers, refusals
-from occ_app.web import requests as web
+from occ_app.web.bodies import limit_bodies
 from occ_app.web.proxies import forwarded
 
 _FORM_OVERHEAD = 1 << 20
@@ -41,7 +41,7 @@ def create_app(services: Services) -> Flask:
     app.wsgi_app = forwarded(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign, assignment]
     hosts = callers.own_hosts(config.public_url, config.allowed_hosts)
     callers.guard(app, hosts, config.public_url, services.identify, services.open_to_viewers)
-    web.limit_bodies(app)
+    limit_bodies(app)
     refusals.answer_errors(app)
     counted = Refusals()
     metrics.count_refusals(app, counted)

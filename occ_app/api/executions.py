@@ -36,7 +36,7 @@ def execute() -> Response:
     after = web.cursor(None)
     web.origin()  # refused here when it is malformed, and looked at when the execution is admitted
     wanted = asked_for(web.json_body(6 * services().config.max_prompt_bytes + _BESIDE_PROMPT))
-    with services().streams.place() as place:
+    with services().streams.place(callers.caller().key_id) as place:
         execution, created = start(wanted)
         response = stream(execution, after, place, follow=True)
     response.headers["OCC-Execution"] = "created" if created else "existing"
@@ -162,7 +162,7 @@ def events(execution_id: str, query: dict[str, Any]) -> Response:
     execution = executions.get(services().db, execution_id, callers.caller().visible_to)
     if _has_all(execution, after):
         return Response(status=204)
-    with services().streams.place() as place:
+    with services().streams.place(callers.caller().key_id) as place:
         return stream(execution, after, place, follow=query["follow"])
 
 
@@ -254,7 +254,7 @@ class _Unread(list[Any]):
 def _send_events(connection: Any, services: Services, follower: streams.Follower) -> None:
     from simple_websocket import ConnectionClosed
 
-    with services.streams.place(), follower:
+    with services.streams.place(callers.caller().key_id), follower:
         connection.input_buffer = _Unread()
         try:
             unwatch = services.tail.when_gone(connection.sock, follower.disconnect)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from flask import current_app
@@ -21,6 +21,7 @@ from occ_app.streams.doorbell import Ringer
 from occ_app.streams.followers import StreamLimit
 from occ_app.streams.tail import Tail
 from occ_app.web import callers, schemas
+from occ_app.web.shares import Shares, packing
 from occ_app.workspaces.workspace import Workspace
 
 
@@ -33,7 +34,7 @@ class Services:
     owner's and has the given generation, where these are given, and returns the numbers of the executions it ended.
     `admit` checks an execution before it is accepted, and `resolve_workspace` returns the id of the workspace that its
     request names. `measures` are those that only an agent or only a hub has. `open_to_viewers` are the endpoints that a
-    viewer may POST to. `title` is the API's name.
+    viewer may POST to. `title` is the API's name. `packs` are the places for archives that are being made.
     """
 
     config: Config
@@ -54,6 +55,7 @@ class Services:
     measures: tuple[Measure, ...] = ()
     open_to_viewers: frozenset[str] = frozenset()
     title: str = "OCC agent"
+    packs: Shares = field(default_factory=packing)
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun, with --drain too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -22,7 +23,7 @@ class StreamLimit:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._open = 0
+        self._open = Counter[str | None]()
         self._refused: dict[str, float] = {}  # when a key was last refused, on the monotonic clock
         self._lock = threading.Lock()
 
@@ -34,31 +35,34 @@ class StreamLimit:
         """Whether this key was refused after `since`, in seconds on the monotonic clock."""
         return key_id is not None and self._refused.get(key_id, float("-inf")) >= since
 
-    def place(self) -> ExitStack:
+    def place(self, key_id: str | None = None) -> ExitStack:
         """Take a place, which is free again when the returned stack closes; `pop_all` hands it over.
 
-        Raises Unavailable when there is none.
+        A key may have half of the places, the server's own token all. Raises Unavailable when there is none.
         """
         with self._lock:
-            if self._open >= self._limit:
+            share = self._limit if key_id is None else max(1, self._limit // 2)
+            if self._open.total() >= self._limit or self._open[key_id] >= share:
+                mine = "" if key_id is None else f", {self._open[key_id]} of them by this key, which may have {share}"
                 raise errors.Unavailable(
                     "TOO_MANY_STREAMS",
-                    f"{self._open} streams are open already; close one or raise OCC_MAX_STREAMS (on a hub"
+                    f"{self._open.total()} streams are open already{mine}; close one or raise OCC_MAX_STREAMS (on a hub"
                     " OCC_HUB_MAX_STREAMS).",
                 )
-            self._open += 1
+            self._open[key_id] += 1
         place = ExitStack()
-        place.callback(self._release)
+        place.callback(self._release, key_id)
         return place
 
-    def _release(self) -> None:
+    def _release(self, key_id: str | None) -> None:
         with self._lock:
-            self._open -= 1
+            self._open[key_id] -= 1
+            self._open += Counter()  # without keys that have none
 
     @property
     def open(self) -> int:
         """How many are open."""
-        return self._open
+        return self._open.total()
 
 
 class Follower:

@@ -13,6 +13,7 @@ from gunicorn.workers import gthread
 
 from occ_app.system.kernel import OUT_OF_FILES, max_open_files
 from occ_app.web.heads import Arriving
+from occ_app.web.pacing import PacedSocket
 
 log = logging.getLogger("occ.server")
 
@@ -47,7 +48,7 @@ class AdmittingWorker(gthread.ThreadWorker):
             self._rest()
             return
         self.nr_conns += 1
-        conn = gthread.TConn(self.cfg, connection, address, listener.getsockname())
+        conn = gthread.TConn(self.cfg, PacedSocket.of(connection), address, listener.getsockname())
         conn.occ_arriving, conn.occ_gone, conn.occ_new = Arriving(), False, True
         self.enqueue_req(conn)
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from flask import Flask, g, request
 
 from occ_app import errors
+from occ_app.web import pacing
 
 log = logging.getLogger("occ.web")
 
@@ -38,6 +39,7 @@ class Caller:
     admin: bool = True
     viewer: bool = False
     known: bool = True  # False for a visitor who has shown no secret yet
+    machine: bool = False  # a machine of a hub, whose endpoint checks its credentials
     refused: Callable[[], bool] = field(default=lambda: False, compare=False)
 
     @property
@@ -61,10 +63,13 @@ def guard(
 
     @app.before_request
     def check() -> None:
+        pacing.answering(request.remote_addr or "", known=False)
         _check_host(hosts)
         _check_origin(public_url)
         g.began = time.monotonic()
         g.caller = _identified(identify)
+        if g.caller.known and not g.caller.machine:
+            pacing.answering(g.caller.key_id, known=True)
         if g.caller.viewer and request.method not in READING and request.endpoint not in open_to_viewers:
             raise errors.Forbidden("This key is a viewer's: it reads and changes nothing. Use a key of the role owner.")
 

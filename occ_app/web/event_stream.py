@@ -17,6 +17,7 @@ from flask import Response, request
 from occ_app import errors
 from occ_app.streams.followers import KEEPALIVE_SECONDS, Follower
 from occ_app.streams.tail import Tail
+from occ_app.web import pacing
 from occ_app.web.handover import HandedOver
 
 log = logging.getLogger("occ.web")
@@ -145,6 +146,7 @@ def event_stream(tailing: Tail, follower: Follower, place: contextlib.ExitStack,
 
     The thread of the request sends all stored events; then the tail's thread continues.
     """
+    pacing.live()
     connection = request.environ["gunicorn.socket"]
     frame = _bare if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else _chunk
 

@@ -5,86 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
-from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from itertools import islice
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Response, request
 from flask import json as flask_json
 from marshmallow import Schema, ValidationError
 
 from occ_app import errors
-from occ_app.web import callers, fields, heads
+from occ_app.web import fields
 from occ_app.workspaces import origin as origins
 from occ_app.workspaces.origin import Origin
 
 log = logging.getLogger("occ.web")
 
 
-BODIES = 112
-_BODY_PATIENCE_SECONDS = 10.0
-_STRANGERS, _STRANGERS_OF_ADDRESS, _STRANGER_SECONDS = 16, 4, 10.0
 SMALL_BODY_BYTES = 1 << 16  # of a JSON body without a text of any length
 _MOST_STRUCTURE_BYTES = 1 << 16  # of a JSON body without its strings
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # possessive: no body makes it go back
 GENERATION_HEADER, GENERATION_PATTERN = "OCC-Workspace-Generation", "^[0-9]{1,18}$"
 _MOST_NAMED, _LONGEST_NAME, _LONGEST_REASON = 20, 100, 300
-
-
-def limit_bodies(app: Flask) -> None:
-    """Let only so many requests read their bodies at once: a slow one holds a thread, and /health needs one too."""
-    places = Shares(BODIES, BODIES // 2, "A key may send half of them.")
-    strangers = Shares(_STRANGERS, _STRANGERS_OF_ADDRESS, "An address may send a few of them before it shows a key.")
-
-    @app.before_request
-    def enter() -> None:
-        if request.content_length or request.headers.get("Transfer-Encoding"):
-            sender = callers.caller()
-            if sender.known:
-                g.leave_body = places.enter(sender.key_id or "", shared=not sender.key_id)
-            else:
-                heads.hurry(_STRANGER_SECONDS)
-                g.leave_body = strangers.enter(request.remote_addr or "")
-
-    @app.teardown_request
-    def leave(_: object) -> None:
-        leave_body = g.pop("leave_body", None)
-        if leave_body is not None:
-            leave_body()
-
-
-class Shares:
-    """Places for so many bodies at once, of which each holder may have a share."""
-
-    def __init__(self, limit: int, share: int, message: str) -> None:
-        self._limit, self._share, self._message = limit, share, message
-        self._held = Counter[str]()
-        self._changed = threading.Condition()
-
-    def enter(self, holder: str, *, shared: bool = False) -> Callable[[], None]:
-        """Take a place and return the function that gives it back; `shared` holders have no limit of a share.
-
-        Waits a few seconds for a place. Raises Unavailable (BUSY).
-        """
-        share = self._limit if shared else self._share
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._has_room(holder, share), _BODY_PATIENCE_SECONDS):
-                message = f"Too many bodies are being sent already. {self._message} Try again in a moment."
-                raise errors.Unavailable("BUSY", message)
-            self._held[holder] += 1
-        return lambda: self._leave(holder)
-
-    def _has_room(self, holder: str, share: int) -> bool:
-        return self._held.total() < self._limit and self._held[holder] < share
-
-    def _leave(self, holder: str) -> None:
-        with self._changed:
-            self._held[holder] -= 1
-            self._held += Counter()  # without those that have none
-            self._changed.notify_all()
 
 
 def json_body(limit: int = SMALL_BODY_BYTES) -> Any:

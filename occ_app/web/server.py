@@ -28,11 +28,11 @@ from gunicorn.workers import gthread
 
 from occ_app.home.certificate import Certificate
 from occ_app.system.logs import formatter
+from occ_app.web import bodies, pacing, shares
 from occ_app.web.admission import AdmittingWorker
 from occ_app.web.handover import HandedOver
 from occ_app.web.heads import Arriving, Unreader, readable, set_limits
 from occ_app.web.refusals import BROWSER_HEADERS, error_body
-from occ_app.web.requests import BODIES
 from occ_app.web.tls_socket import ServerContexts, say_goodbye
 
 log = logging.getLogger("occ.server")
@@ -41,7 +41,9 @@ _PLAIN_SEND = socket.socket.send  # past a subclass that would encrypt
 
 _EOL = "\r\n"
 STOP_SECONDS = 3
-SPARE_THREADS = BODIES + 16  # beside the streams: those that read bodies, and a few that nothing can take
+SPARE_THREADS = (
+    bodies.THREADS + pacing.THREADS + shares.PACKS + 16
+)  # beside the streams: those that wait, and a few that never do
 _DRAIN_SECONDS = 0.2
 _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop would cost them time
 _HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
@@ -118,6 +120,7 @@ class WebWorker(AdmittingWorker):
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.parser.unreader.begin_body()
+        conn.sock.pace = pacing.begin(str(conn.client[0]) if conn.client else "")
         return super().handle_request(req, conn)
 
     def init_signals(self) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 
 from occ_app.errors import StartFailed
 from occ_app.home.certificate import Certificate, checked
+from occ_app.web.pacing import Paced, unblocked
 
 log = logging.getLogger("occ.server")
 
 IO_SECONDS = 10
 
 
-class _TLSSocket(ssl.SSLSocket):
+class _TLSSocket(Paced, ssl.SSLSocket):
     """A TLS connection on which nothing waits for ever, and that may be read and written by two threads.
 
     The limits that the kernel keeps for a plain socket do not end a wait of Python's ssl, which tries again; its own
@@ -45,6 +46,10 @@ class _TLSSocket(ssl.SSLSocket):
     def send(self, data: Any, flags: int = 0) -> int:
         with self._turn, _silence_is_a_reset():
             return super().send(data, flags)
+
+    def send_at_once(self, data: memoryview) -> int:
+        with self._turn, unblocked(self):
+            return super().send(data)
 
 
 @contextlib.contextmanager

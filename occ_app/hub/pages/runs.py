@@ -55,7 +55,7 @@ def events(execution_id: str) -> Response:
     """Stream the events as GET /executions/{id}/events does, for a visitor with the cookie."""
     after = web.cursor(request.args.get("after"))
     execution = _execution(execution_id)
-    with services().streams.place() as place:
+    with services().streams.place(callers.caller().key_id) as place:
         return executions_api.stream(execution, after, place, follow=True)
 
 
