@@ -25,7 +25,7 @@ from occ_app.system.logs import log_to_stderr
 from occ_worker import tasks
 from occ_worker.agent import CONTROL_THREADS
 from occ_worker.consumers import ControlConsumer, ThreadsConsumer
-from occ_worker.control.deliveries import PLACES, Deliveries
+from occ_worker.control.deliveries import MAX_DELIVERIES_AT_ONCE, Deliveries
 from occ_worker.control.delivery import PATIENCE, Patience
 from occ_worker.control.hub import HubControl
 from occ_worker.relay.relay_pool import RelayPool
@@ -72,7 +72,11 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
     control.make_room_for_log()
     control.reconcile_uploads()
     consumer = ControlConsumer(
-        queue, workers=CONTROL_THREADS + PLACES, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
+        queue,
+        workers=CONTROL_THREADS + MAX_DELIVERIES_AT_ONCE,
+        worker_type="thread",
+        graceful_signal="TERM",
+        shutdown_timeout=1,
     )
     consumer.run()
 

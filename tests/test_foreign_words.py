@@ -194,7 +194,7 @@ def everything_works(rows: Database, execution: executions.Execution) -> bytes:
     record = schemas.ExecutionList().dump({"executions": page, "next": None})
     json.dumps(record, allow_nan=False).encode()
     assert len(json.dumps(record)) < 200_000
-    for by in usage.BY:
+    for by in usage.GROUPINGS:
         assert usage.report(rows, by).total.cost_usd >= 0
     Tally(rows).look()
     answer.read(rows, execution)

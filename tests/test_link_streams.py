@@ -285,7 +285,7 @@ def test_hundreds_of_streams_go_at_once(pair: Pair) -> None:
 def test_more_streams_than_a_link_has_are_refused_and_the_others_go_on(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "MOST_STREAMS", 3)
+    monkeypatch.setattr(link, "MAX_STREAMS", 3)
     streams = [pair.stream() for _ in range(3)]
     with pair.hub.open() as one_more:
         assert one_more.recv(1) == b""

@@ -211,7 +211,7 @@ def test_files_of_subfolders_are_named_only_where_they_are_the_workspaces(tmp_pa
 
 
 def test_the_look_for_files_of_subfolders_has_a_bound(tmp_path: Path) -> None:
-    for number in range(memory._MOST_FOLDERS + 10):
+    for number in range(memory._MAX_FOLDERS + 10):
         (tmp_path / f"a{number:05}").mkdir()
     make(tmp_path, {"a00001/b/CLAUDE.md": "x", "a00002/CLAUDE.md": "x"})
     assert memory.read(tmp_path).endswith("read its file: a00002/CLAUDE.md, a00001/b/CLAUDE.md")

@@ -134,7 +134,7 @@ def test_a_key_is_told_of_its_own_alone(rows: Database) -> None:
     add(rows, "2026-01-01", key_id="k2", owner_id="o2", cost_usd=2.0)
     everything = usage.report(rows, "key")
     assert [(group.group, group.name) for group in everything.groups] == [("k2", None), ("k1", "Ann")]
-    for by in usage.BY:
+    for by in usage.GROUPINGS:
         own = usage.report(rows, by, visible_to="o1")
         assert (own.total.executions, own.total.cost_usd, len(own.groups)) == (1, 1.0, 1)
     assert usage.report(rows, "key", visible_to="o3").groups == []
@@ -148,9 +148,9 @@ def test_whatever_the_cli_reports_as_usage_can_be_summed(rows: Database) -> None
 
 
 def test_of_very_many_groups_the_dearest_are_told_and_the_total_is_of_all(rows: Database) -> None:
-    for number in range(usage.MOST_GROUPS + 5):
+    for number in range(usage.MAX_GROUPS + 5):
         add(rows, "2026-01-01", workspace_id=f"w{number}", cost_usd=float(number))
     told = usage.report(rows, "workspace")
-    assert (len(told.groups), told.omitted) == (usage.MOST_GROUPS, 5)
+    assert (len(told.groups), told.omitted) == (usage.MAX_GROUPS, 5)
     assert (told.groups[0].group, told.groups[-1].group) == ("w1004", "w5")
     assert told.total.executions == 1005

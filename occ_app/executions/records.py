@@ -101,16 +101,16 @@ class Execution:
         return ProcessIdentity(self.owner_boot_id, self.owner_pid, self.owner_start)
 
 
-LARGEST = 1 << 62  # number that is kept; SQLite's own go a little further
+LARGEST_NUMBER = 1 << 62  # number that is kept; SQLite's own go a little further
 
 
 def countable(value: Any) -> Any:
-    """A value of JSON with None for every number that is not finite or above LARGEST: it cannot be added up."""
+    """A value of JSON with None for every number that is not finite or above LARGEST_NUMBER: it cannot be added up."""
     if isinstance(value, dict):
         return {key: countable(item) for key, item in value.items()}
     if isinstance(value, list):
         return [countable(item) for item in value]
-    return None if isinstance(value, (int, float)) and not abs(value) < LARGEST else value
+    return None if isinstance(value, (int, float)) and not abs(value) < LARGEST_NUMBER else value
 
 
 @dataclass(frozen=True)

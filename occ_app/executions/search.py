@@ -19,7 +19,7 @@ from occ_app.executions.records import Execution
 from occ_app.system.compact_json import object_of
 from occ_app.system.foreign_text import whole_characters
 
-MOST_CHARACTERS = 1_000_000  # of a prompt and of an output; the rest is not searched
+MAX_INDEXED_CHARACTERS = 1_000_000  # of a prompt and of an output; the rest is not searched
 _STEP_EXECUTIONS, _STEP_CHARACTERS = 50, 50_000  # one transaction, some milliseconds
 _BEFORE_HIT, _AFTER_HIT = 60, 180  # characters of a snippet
 _WINDOW, _OVERLAP = 2000, 200
@@ -188,7 +188,7 @@ def _next_texts(db: Database) -> list[_Texts]:
             SELECT x.number, substr(x.prompt, 1, ?) AS prompt
             FROM unindexed u CROSS JOIN executions x ON x.number = u.number ORDER BY u.number LIMIT ?
             """,
-            (MOST_CHARACTERS, _STEP_EXECUTIONS),
+            (MAX_INDEXED_CHARACTERS, _STEP_EXECUTIONS),
         )
         for number, prompt in rows:
             output, unreadable = _output(connection, number)
@@ -211,9 +211,9 @@ def _output(connection: sqlite3.Connection, number: int) -> tuple[str, int]:
             chunks.append(_cleaned(chunk))
         except (ValueError, KeyError, TypeError, AttributeError):
             unreadable += 1  # a row of an earlier version; the others are searched all the same
-        if characters >= MOST_CHARACTERS:
+        if characters >= MAX_INDEXED_CHARACTERS:
             break
-    return "".join(chunks)[:MOST_CHARACTERS], unreadable
+    return "".join(chunks)[:MAX_INDEXED_CHARACTERS], unreadable
 
 
 def _cleaned(text: str) -> str:

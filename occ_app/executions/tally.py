@@ -19,8 +19,8 @@ from occ_app.database.database import Database
 from occ_app.executions.records import FINAL_STATES, STATES
 
 # The upper limits of the histograms, in seconds.
-WAITED = (0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
-RAN = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
+WAIT_BUCKETS = (0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
+RUN_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 
 _ROWS = """
     SELECT number, state, coalesce(error_code, '') AS code,
@@ -61,8 +61,8 @@ class Tally:
         self._open: dict[int, bool] = {}  # not over yet, and whether its wait is counted
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._events = 0
-        self._waited = _Histogram(WAITED)
-        self._ran = _Histogram(RAN)
+        self._waited = _Histogram(WAIT_BUCKETS)
+        self._ran = _Histogram(RUN_BUCKETS)
 
     def look(self) -> Counted:
         """Read and count new rows. Raises Unavailable when the database is held."""

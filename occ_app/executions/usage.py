@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from occ_app.database.database import Database
-from occ_app.executions.records import LARGEST, STATES
+from occ_app.executions.records import LARGEST_NUMBER, STATES
 
-MOST_GROUPS = 1000
+MAX_GROUPS = 1000
 
 # The column an execution is counted under, and its name.
 _GROUPS = {
@@ -20,14 +20,13 @@ _GROUPS = {
     "key": ("x.key_id", "(SELECT name FROM keys WHERE key_id = x.key_id)"),
     "owner": ("x.owner_id", "(SELECT name FROM owners WHERE owner_id = x.owner_id)"),
 }
-BY = tuple(_GROUPS)
+GROUPINGS = tuple(_GROUPS)
 
 
 def _total(value: str) -> str:
     """Return SQL that adds up the numbers of 0 or more: a row may hold unchecked data of a machine."""
-    return (
-        f"total(CASE WHEN typeof({value}) IN ('integer', 'real') AND {value} BETWEEN 0 AND {LARGEST} THEN {value} END)"
-    )
+    valid = f"typeof({value}) IN ('integer', 'real') AND {value} BETWEEN 0 AND {LARGEST_NUMBER}"
+    return f"total(CASE WHEN {valid} THEN {value} END)"
 
 
 def _tokens(name: str) -> str:
@@ -78,7 +77,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """Days newest first, everything else the dearest first, MOST_GROUPS at most; `total` is of all."""
+    """Days newest first, everything else the dearest first, MAX_GROUPS at most; `total` is of all."""
 
     by: str
     groups: list[Group]
@@ -99,7 +98,7 @@ def report(
         groups.sort(key=lambda group: group.group or "", reverse=True)
     else:
         groups.sort(key=lambda group: (-group.usage.cost_usd, -group.usage.executions, group.group or ""))
-    return Report(by, groups[:MOST_GROUPS], len(groups[MOST_GROUPS:]), _usage(rows))
+    return Report(by, groups[:MAX_GROUPS], len(groups[MAX_GROUPS:]), _usage(rows))
 
 
 def _select(group: str, name: str) -> str:

@@ -21,9 +21,9 @@ from occ_app.system.event_loop import Loop
 log = logging.getLogger("occ.link")
 
 PING_SECONDS = 20.0
-MOST_STREAMS = 768  # an agent serves 728 requests at once by default, and may have 1,024 files open
+MAX_STREAMS = 768  # an agent serves 728 requests at once by default, and may have 1,024 files open
 _SILENT_PINGS = 2.5  # without a sign of life, until the other side counts as gone
-_TURN = 32  # frames taken from local sockets before the others of the loop have their turn
+_FRAMES_PER_TURN = 32  # frames taken from local sockets before the others of the loop have their turn
 
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, FAULT = 1000, 1001, 1002, 1011
 
@@ -71,7 +71,7 @@ class Link:
     def open(self, local: socket.socket) -> None:
         """Open a stream for this local socket, which is the link's from now on."""
         local.setblocking(False)
-        if self._over or len(self._streams) >= MOST_STREAMS:
+        if self._over or len(self._streams) >= MAX_STREAMS:
             local.close()
         elif self._newest >= LARGEST_STREAM:
             local.close()
@@ -160,7 +160,7 @@ class Link:
     # -- from the local sockets to the other side
 
     def _serve_locals(self) -> None:
-        for _ in range(_TURN):
+        for _ in range(_FRAMES_PER_TURN):
             if self._websocket.full:
                 return
             # One at a time: epoll goes round those that are ready, also when this ends in the middle of them.
@@ -242,7 +242,7 @@ class Link:
             raise Violation(f"it opened stream {number}")
         self._newest = number
         try:
-            if len(self._streams) >= MOST_STREAMS:
+            if len(self._streams) >= MAX_STREAMS:
                 raise BlockingIOError
             local = self._dial()
         except OSError:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from occ_app.link.frames import DATA, END, LARGEST_PAYLOAD, WINDOW_BYTES, Frame, Violation, window
 
 _WORTH_TELLING = WINDOW_BYTES // 4
-_MOST_CREDIT = 2**31
+_MAX_CREDIT = 2**31
 
 
 class Stream:
@@ -73,7 +73,7 @@ class Stream:
         """The peer takes so many bytes more."""
         self._credit += increment
         self._muted = False
-        if self._credit > _MOST_CREDIT:
+        if self._credit > _MAX_CREDIT:
             raise Violation(f"a window of {self._credit} bytes")
 
     def take(self, data: bytes) -> None:

@@ -16,10 +16,10 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong
 
 from occ_app.link.frames import LARGEST_MESSAGE, Violation
 
-_AT_ONCE = 128 * 1024
-_FULL = 128 * 1024  # of unsent bytes, above which no more data are taken from local sockets
-_TOO_MUCH = 1024 * 1024  # of unsent bytes: only a peer that answers without reading gets there
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_PIECE_BYTES = 128 * 1024
+_FULL_BYTES = 128 * 1024  # of unsent bytes, above which no more data are taken from local sockets
+_MAX_UNSENT_BYTES = 1024 * 1024  # of unsent bytes: only a peer that answers without reading gets there
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Framing(Protocol):
@@ -43,7 +43,7 @@ class LinkSocket:
         with contextlib.suppress(OSError):  # it may be no TCP connection
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Data waits for the network here, where streams take turns, and not in the kernel's queue.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _FULL)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _FULL_BYTES)
         self._socket = connection
         self._framing = framing
         self._unsent = bytearray()
@@ -61,7 +61,7 @@ class LinkSocket:
 
     @property
     def full(self) -> bool:
-        return len(self._unsent) >= _FULL
+        return len(self._unsent) >= _FULL_BYTES
 
     def give_up_after(self, seconds: float) -> None:
         """Have the kernel break the connection when sent data is not acknowledged for so long."""
@@ -79,19 +79,19 @@ class LinkSocket:
         """Send as much as the connection takes now."""
         while self._unsent:
             try:
-                with memoryview(self._unsent)[:_AT_ONCE] as piece:
+                with memoryview(self._unsent)[:_PIECE_BYTES] as piece:
                     sent = self._socket.send(piece)
-            except _LATER:
+            except _WOULD_BLOCK:
                 return
             del self._unsent[:sent]
 
     def receive(self) -> Iterator[bytes]:
         """The messages that came, after one look at the connection; those before its end are there."""
         try:
-            data = self._socket.recv(_AT_ONCE)
+            data = self._socket.recv(_PIECE_BYTES)
             while data and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-                data += self._socket.recv(_AT_ONCE)  # epoll does not report data that is decrypted already
-        except _LATER:
+                data += self._socket.recv(_PIECE_BYTES)  # epoll does not report data that is decrypted already
+        except _WOULD_BLOCK:
             return iter(())
         if not data:
             raise ConnectionResetError("the other side closed the connection")
@@ -119,7 +119,7 @@ class LinkSocket:
         if self._leaving:
             return
         self._unsent += self._framing.send(event)
-        if len(self._unsent) > _TOO_MUCH:
+        if len(self._unsent) > _MAX_UNSENT_BYTES:
             raise Violation("it does not read its input")
 
     def _understood(self, event: Any) -> bytes | None:

@@ -10,8 +10,8 @@ from occ_app.web import callers, heads
 from occ_app.web.shares import Shares
 
 _BODIES, _WAITERS, _OF_MACHINE = 112, 32, 8
-_STRANGERS, _STRANGERS_OF_ADDRESS, _STRANGER_SECONDS = 16, 4, 10.0
-THREADS = _BODIES + _WAITERS + _STRANGERS  # that wait for bodies at once
+_MAX_STRANGERS, _MAX_STRANGERS_PER_ADDRESS, _STRANGER_SECONDS = 16, 4, 10.0
+THREADS = _BODIES + _WAITERS + _MAX_STRANGERS  # that wait for bodies at once
 
 
 def limit_bodies(app: Flask) -> None:
@@ -19,7 +19,7 @@ def limit_bodies(app: Flask) -> None:
     known = "Too many bodies are being sent already; a key may send half of them."
     unknown = "Too many bodies are being sent already; an address may send a few of them before it shows a key."
     places = Shares(_BODIES, _BODIES // 2, known, _WAITERS)
-    strangers = Shares(_STRANGERS, _STRANGERS_OF_ADDRESS, unknown)
+    strangers = Shares(_MAX_STRANGERS, _MAX_STRANGERS_PER_ADDRESS, unknown)
 
     def take() -> ExitStack:
         sender = callers.caller()

@@ -26,7 +26,7 @@ STALLED_SECONDS = 10.0  # for a connection to take anything at all
 
 _GREETING = b": follows\n\n"
 _KEEPALIVE = b": still here\n\n"
-_GONE = select.EPOLLRDHUP
+_PEER_CLOSED = select.EPOLLRDHUP
 
 Frame = Callable[[bytes], bytes]
 """Puts a piece of the body into the transfer coding of its response; the empty piece is the end."""
@@ -51,7 +51,7 @@ class LiveStream:
         self._blocked_at: float | None = None
         self._ended = False
         self._over = False  # nothing follows the unsent bytes
-        self._watched = _GONE
+        self._watched = _PEER_CLOSED
         self._leave = contextlib.ExitStack()
         self._leave.callback(release)
 
@@ -72,7 +72,7 @@ class LiveStream:
         self.push()
 
     def _happened(self, mask: int) -> None:
-        if mask & (_GONE | select.EPOLLHUP | select.EPOLLERR):
+        if mask & (_PEER_CLOSED | select.EPOLLHUP | select.EPOLLERR):
             self._finish()
         else:
             self.push()
@@ -124,7 +124,7 @@ class LiveStream:
             if now >= self._blocked_at + STALLED_SECONDS:
                 raise TimeoutError from None
         self._unsent = self._unsent[sent:]
-        mask = _GONE | select.EPOLLOUT if self._unsent else _GONE
+        mask = _PEER_CLOSED | select.EPOLLOUT if self._unsent else _PEER_CLOSED
         if mask != self._watched:
             self._watched = mask
             self._tail.watch(self._connection.fileno(), mask, self._happened)

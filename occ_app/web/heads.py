@@ -19,7 +19,7 @@ from occ_app.web.tls_socket import IO_SECONDS
 HEAD_SECONDS = 20.0  # from the accept, or from the first byte of a later request, to the end of the head
 BODY_SECONDS = 60.0
 MIN_BYTES_PER_SECOND = 16_384
-_MOST_HEAD_BYTES = 1 << 16
+_MAX_HEAD_BYTES = 1 << 16
 
 _PIECE = 8192
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -58,7 +58,7 @@ class Arriving:
             raise InvalidRequestLine("the request line does not begin with a method")
         if _BARE_LF.search(self.seen, max(0, length - 1)):
             raise InvalidRequestLine("bare LF as line terminator")
-        if len(self.seen) > _MOST_HEAD_BYTES:
+        if len(self.seen) > _MAX_HEAD_BYTES:
             raise LimitRequestHeaders("the head is too large")
         return False
 

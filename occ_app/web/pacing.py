@@ -24,12 +24,12 @@ ANSWER_SECONDS = 60.0
 MIN_BYTES_PER_SECOND = 16_384
 SILENCE_SECONDS = 10.0  # in which a reader must take something
 _READERS, _READERS_OF_KEY = 96, 48
-_STRANGERS, _STRANGERS_OF_ADDRESS = 16, 4
-THREADS = _READERS + _STRANGERS  # that wait for readers at once
+_MAX_STRANGERS, _MAX_STRANGERS_PER_ADDRESS = 16, 4
+THREADS = _READERS + _MAX_STRANGERS  # that wait for readers at once
 _PIECE = 1 << 16
 
 _readers = Shares(_READERS, _READERS_OF_KEY, "Too many answers are being read slowly.")
-_strangers = Shares(_STRANGERS, _STRANGERS_OF_ADDRESS, "Too many answers are being read slowly.")
+_strangers = Shares(_MAX_STRANGERS, _MAX_STRANGERS_PER_ADDRESS, "Too many answers are being read slowly.")
 _current = threading.local()
 
 

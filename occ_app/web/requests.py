@@ -22,10 +22,10 @@ log = logging.getLogger("occ.web")
 
 
 SMALL_BODY_BYTES = 1 << 16  # of a JSON body without a text of any length
-_MOST_STRUCTURE_BYTES = 1 << 16  # of a JSON body without its strings
+_MAX_STRUCTURE_BYTES = 1 << 16  # of a JSON body without its strings
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # possessive: no body makes it go back
 GENERATION_HEADER, GENERATION_PATTERN = "OCC-Workspace-Generation", "^[0-9]{1,18}$"
-_MOST_NAMED, _LONGEST_NAME, _LONGEST_REASON = 20, 100, 300
+_MAX_NAMES, _LONGEST_NAME, _LONGEST_REASON = 20, 100, 300
 
 
 def json_body(limit: int = SMALL_BODY_BYTES) -> Any:
@@ -39,7 +39,7 @@ def json_body(limit: int = SMALL_BODY_BYTES) -> Any:
         raise errors.RequestError("UNSUPPORTED_MEDIA_TYPE", "Send the body as application/json.")
     try:
         content = request.get_data(cache=False)
-        if len(content) > _MOST_STRUCTURE_BYTES and len(_STRING.sub(b'""', content)) > _MOST_STRUCTURE_BYTES:
+        if len(content) > _MAX_STRUCTURE_BYTES and len(_STRING.sub(b'""', content)) > _MAX_STRUCTURE_BYTES:
             message = "The body has too many names and values; send only the fields that docs/protocol.md lists."
             raise errors.RequestError("INVALID_JSON", message)
         return json.loads(content, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
@@ -80,9 +80,9 @@ def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
 def _shortened(content: Any) -> Any:
     """Return the errors of a body, names and reasons cut: they echo the request."""
     if isinstance(content, dict):
-        return {str(name)[:_LONGEST_NAME]: _shortened(content[name]) for name in islice(content, _MOST_NAMED)}
+        return {str(name)[:_LONGEST_NAME]: _shortened(content[name]) for name in islice(content, _MAX_NAMES)}
     if isinstance(content, list):
-        return [_shortened(one) for one in content[:_MOST_NAMED]]
+        return [_shortened(one) for one in content[:_MAX_NAMES]]
     return str(content)[:_LONGEST_REASON]
 
 

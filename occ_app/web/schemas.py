@@ -23,7 +23,7 @@ from occ_app.web.fields import (
     check_text,
 )
 
-MOST_QUERY = 1000
+MAX_QUERY_CHARACTERS = 1000
 LARGEST_GENERATION = 2**62
 
 STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
@@ -134,7 +134,7 @@ class SearchQuery(_Request):
     """The query of GET /search."""
 
     q = fields.String(
-        required=True, validate=[validate.Length(max=MOST_QUERY), check_prompt], metadata={"pattern": r"\S"}
+        required=True, validate=[validate.Length(max=MAX_QUERY_CHARACTERS), check_prompt], metadata={"pattern": r"\S"}
     )
     limit = fields.Integer(load_default=20, validate=validate.Range(1, 100))
     before = fields.Integer(validate=validate.Range(min=1, max=2**62))

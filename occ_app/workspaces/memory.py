@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _DEEPEST = 4  # from a file of the memory through so many imports, as the CLI does
-_MOST_BYTES = 1 << 20
-_MOST_FILES = 500
-_MOST_FOLDERS = 2000  # looked through for files of subfolders, those near the root first
+_MAX_BYTES = 1 << 20
+_MAX_FILES = 500
+_MAX_FOLDERS = 2000  # looked through for files of subfolders, those near the root first
 
 _IMPORT = re.compile(r"(?:^|\s)@((?:[^\s\\]|\\ )+)")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
@@ -73,7 +73,7 @@ def _of_subfolders(root: Path) -> list[str]:
     and installed packages are left out.
     """
     found, queue, seen = list[str](), deque([root]), 0
-    while queue and seen < _MOST_FOLDERS and len(found) < _MOST_FILES:
+    while queue and seen < _MAX_FOLDERS and len(found) < _MAX_FILES:
         folder, seen = queue.popleft(), seen + 1
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -90,7 +90,7 @@ def _of_subfolders(root: Path) -> list[str]:
                 queue.append(Path(entry.path))
                 places = [Path(entry.path, name) for name in ("CLAUDE.md", "CLAUDE.local.md")]
             found += [path.relative_to(root).as_posix() for path in places if _lies_in(root, path)]
-    return found[:_MOST_FILES]
+    return found[:_MAX_FILES]
 
 
 def _lies_in(root: Path, path: Path) -> bool:
@@ -116,10 +116,10 @@ def _add(reading: _Reading, path: Path, depth: int, *, rule: bool = False) -> bo
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or a NUL
         return False
-    if not real.is_relative_to(reading.root) or real in reading.seen or len(reading.seen) >= _MOST_FILES:
+    if not real.is_relative_to(reading.root) or real in reading.seen or len(reading.seen) >= _MAX_FILES:
         return False
     reading.seen.add(real)
-    text = _text(real, _MOST_BYTES - reading.bytes)
+    text = _text(real, _MAX_BYTES - reading.bytes)
     if text is None or not text.strip():
         return False
     front = _FRONT_MATTER.match(text) if rule else None

@@ -18,8 +18,8 @@ from occ_worker.control.delivery import Patience, send
 
 log = logging.getLogger("occ.webhooks")
 
-PLACES = 2
-_GONE = 410  # the receiver's word for "never again"
+MAX_DELIVERIES_AT_ONCE = 2
+_STATUS_GONE = 410  # the receiver's word for "never again"
 _LOST_SECONDS = 60.0
 
 
@@ -33,7 +33,7 @@ class _Place:
 
 
 class Deliveries:
-    """The deliveries of one process: at most PLACES of them, each in a thread of the control queue.
+    """The deliveries of one process: at most MAX_DELIVERIES_AT_ONCE of them, each in a thread of the control queue.
 
     A webhook has one at a time. Of those whose last attempt failed only one is called at once, so the other place is
     for receivers that answer: a receiver that hangs costs the others nothing.
@@ -98,7 +98,7 @@ class Deliveries:
         if status is not None and 200 <= status < 300:
             webhooks.delivered(self._db, claimed, status)
             return True
-        pause = None if status == _GONE else patience.pause(claimed.attempts)
+        pause = None if status == _STATUS_GONE else patience.pause(claimed.attempts)
         problem = problem or f"it answered {status}"
         webhooks.failed(self._db, claimed, status, problem, None if pause is None else _in(pause))
         log.info("%s to %s: %s", claimed.delivery_id, claimed.webhook_id, problem)
@@ -112,7 +112,7 @@ class Deliveries:
                 self._failing.add(webhook_id)
 
     def _has_place(self, webhook_id: str) -> bool:
-        if webhook_id in self._places or len(self._places) >= PLACES:
+        if webhook_id in self._places or len(self._places) >= MAX_DELIVERIES_AT_ONCE:
             return False
         return webhook_id not in self._failing or not self._failing & set(self._places)
 

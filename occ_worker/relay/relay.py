@@ -37,8 +37,8 @@ from occ_worker.relay.patience import Patience
 log = logging.getLogger("occ.relay")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_FAULTS = 5  # of OCC's own, until an execution is given up
-_FAULTY = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
+_MAX_FAULTS = 5  # of OCC's own, until an execution is given up
+_FAULT = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
 _PUT_BACK_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
 # Replies of a healthy agent, of another server at its address, or of a fault: the call is repeated.
 _BUSY = (429, 503)
@@ -115,7 +115,7 @@ class Relay:
         while not (context.stopping() or self._over):
             before = self._seq
             try:
-                outcome = self._try() if faults < _FAULTS else self._given_up(*_FAULTY)
+                outcome = self._try() if faults < _MAX_FAULTS else self._given_up(*_FAULT)
                 if self._left:
                     return
                 if outcome is not None:

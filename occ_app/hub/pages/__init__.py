@@ -35,7 +35,7 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_MOST_KEPT_BYTES = 100_000
+_MAX_KEPT_BYTES = 100_000
 _TITLES = {401: "Please log in", 403: "Not allowed", 404: "Nothing here", 413: "Too large", 503: "Not right now"}
 _SENTENCES = {
     "UNAUTHORIZED": "You are not logged in any more. Log in, then go back and try again.",
@@ -121,7 +121,7 @@ def error_page(code: str, message: str, _: object = None, status: int | None = N
 
 def _written() -> str | None:
     """The prompt in a form that came without a login; nobody sends much before a key is shown."""
-    if (request.content_length or 0) > _MOST_KEPT_BYTES:
+    if (request.content_length or 0) > _MAX_KEPT_BYTES:
         return None
     return request.form.get("prompt")
 

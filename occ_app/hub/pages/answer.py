@@ -14,9 +14,9 @@ from occ_app.executions import events
 from occ_app.executions.records import Execution
 from occ_app.hub.pages import markdown, terminal
 
-_MOST_EVENTS = 30_000
-_MOST_BYTES = 1_000_000
-_MOST_OF_A_TOOL = 20_000
+_MAX_EVENTS = 30_000
+_MAX_BYTES = 1_000_000
+_MAX_TOOL_CHARACTERS = 20_000
 _SUBJECTS = ("file_path", "notebook_path", "pattern", "path", "command", "url", "query", "description", "prompt")
 
 
@@ -80,7 +80,7 @@ def read(db: Database, execution: Execution, after: int = 0, folder: str = "") -
     `folder` is that of the workspace: paths in it are shown relative to it.
     """
     reader = _Reader(after, folder)
-    start = max(after, execution.last_seq - _MOST_EVENTS)
+    start = max(after, execution.last_seq - _MAX_EVENTS)
     if start > after:
         reader.leave_out(start)
     while batch := events.after(db, execution.number, start):
@@ -107,7 +107,7 @@ class _Reader:
 
     def take(self, event: events.StoredEvent) -> None:
         self._bytes += len(event.data)
-        if self._bytes > _MOST_BYTES:
+        if self._bytes > _MAX_BYTES:
             self.leave_out(event.seq - 1)
         self._last = event.seq
         sound = checked(RawEvent(event.seq, event.name, event.data))
@@ -165,9 +165,9 @@ class _Reader:
         if "name" in data:
             self._open[data["toolUseId"]] = len(self._blocks)
             arguments = _given(data["input"])
-            cut = bool(data.get("truncated")) or any(len(text) > _MOST_OF_A_TOOL for _, text in arguments)
+            cut = bool(data.get("truncated")) or any(len(text) > _MAX_TOOL_CHARACTERS for _, text in arguments)
             subject = _subject(data["input"]).removeprefix(self._folder)
-            shortened = tuple((name, text[:_MOST_OF_A_TOOL]) for name, text in arguments)
+            shortened = tuple((name, text[:_MAX_TOOL_CHARACTERS]) for name, text in arguments)
             self._add(Tool(seq, data["name"], subject, shortened, cut=cut))
             return
         place = self._open.pop(data["toolUseId"], None)
@@ -177,8 +177,8 @@ class _Reader:
         called = self._blocks[place]
         assert isinstance(called, Tool)  # noqa: S101 - `_open` has the places of tools
         result = _shown(data["result"])
-        cut = called.cut or bool(data.get("truncated")) or len(result) > _MOST_OF_A_TOOL
-        self._blocks[place] = replace(called, result=result[:_MOST_OF_A_TOOL], is_error=data["isError"], cut=cut)
+        cut = called.cut or bool(data.get("truncated")) or len(result) > _MAX_TOOL_CHARACTERS
+        self._blocks[place] = replace(called, result=result[:_MAX_TOOL_CHARACTERS], is_error=data["isError"], cut=cut)
 
 
 def _shown(value: Any) -> str:

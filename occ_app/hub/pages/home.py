@@ -36,7 +36,7 @@ _SENT_BEFORE = (
     "This form was sent already and has started a run, which is in the list: “{beginning}”. You have changed the form"
     " since; send it again to start another run."
 )
-_MOST_ONLINE, _MOST_OFFLINE = 100, 5  # machines on the page
+_MAX_ONLINE, _MAX_OFFLINE = 100, 5  # machines on the page
 _FIELDS = {"prompt": "Prompt", "workspaceId": "Workspace", "labels": "Labels", "model": "Model", "sessionId": "Session"}
 _EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": "", "session": ""}
 
@@ -206,7 +206,7 @@ def _join() -> dict[str, str | None]:
 
 
 def _lists(query: Mapping[str, Any]) -> dict[str, Any]:
-    machines, total = agent_lists.of_interest(hub_services().agents, _MOST_ONLINE, _MOST_OFFLINE)
+    machines, total = agent_lists.of_interest(hub_services().agents, _MAX_ONLINE, _MAX_OFFLINE)
     rows, following = executions.listing(
         services().db,
         owner_id=callers.caller().visible_to,

@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 _CUT_BYTES = 8_000  # from here on a block at the top level begins a new piece,
 _PLAIN_BYTES = 32_000  # and a piece over this is shown as it is: a few constructs take the square of their length
-_MOST_BYTES = 250_000
-_MOST_CELLS, _MOST_BRACKETS = 5_000, 2_000
+_MAX_BYTES = 250_000
+_MAX_CELLS, _MAX_BRACKETS = 5_000, 2_000
 _TABLE = re.compile(r"[-:][ \t]*\||\|[ \t]*[-:]")  # a part of the line below a table's head
 
 _TAIL = "\ue0f0"  # of the private use area; removed from the input
@@ -33,7 +33,7 @@ _Rule = Callable[[RendererHTML, Sequence[Token], int, Any, MutableMapping[str, A
 def html(text: str, *, live: bool = False) -> Markup:
     """The text as HTML. With `live` an empty element of class `tail` marks the place of the next words."""
     text = text.replace(_TAIL, "") + (_TAIL if live else "")
-    if len(text) > _MOST_BYTES:
+    if len(text) > _MAX_BYTES:
         return _finished(_plain(text))
     pieces, references = _pieces(text)
     return _finished("".join(_one(piece, references) for piece in pieces))
@@ -55,7 +55,7 @@ def _is_costly(piece: str) -> bool:
     """Whether rendering takes long: a table that is filled up with empty cells, or many brackets without an end."""
     widest = max((line.count("|") for line in piece.split("\n")), default=0)
     cells = widest * piece.count("\n") if _TABLE.search(piece) else 0
-    return cells > _MOST_CELLS or piece.count("[") > _MOST_BRACKETS
+    return cells > _MAX_CELLS or piece.count("[") > _MAX_BRACKETS
 
 
 def _plain(text: str) -> str:
