@@ -14,7 +14,7 @@ def test_a_failed_tool_is_called_failed_and_the_time_is_that_of_the_record(agent
     done = agent.command("run", prompt, "--workspace", "work")
     assert "[failed] No such file" in done.stderr
     assert "refused" not in done.stderr
-    record = agent.client.execution(re.search(r"run-[0-9a-f-]{36}", done.stderr)[0])
+    record = agent.client.execution(re.search(r"run-[a-z2-7]{10}", done.stderr)[0])
     assert f"done: {output.took(record)}," in done.stderr  # the stand-in reports 12 ms
     assert output.took(record) in agent.command("jobs").stdout
 

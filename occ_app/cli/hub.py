@@ -303,7 +303,9 @@ def agents(context: click.Context, as_json: bool) -> None:
         )
         for agent in reply["agents"]
     ]
-    output.table([("NAME", "ID", "STATE", "VIA", "BUSY", "LABELS", "PROJECTS", "VERSIONS", "LAST SEEN"), *rows])
+    output.table(
+        [("NAME", "ID", "STATE", "VIA", "BUSY", "LABELS", "PROJECTS", "VERSIONS", "LAST SEEN"), *rows], state=2
+    )
 
 
 @agents.command()

@@ -7,15 +7,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from occ_app import errors
-from occ_app.cli import output, remote
+from occ_app.cli import ids, job_table, output, remote
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
@@ -63,17 +64,49 @@ _of_the_hub = click.option(
 )
 
 
+def _listing_options(command: Any) -> Any:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print what GET /executions answers."),
+        remote.options("Agent or hub to ask."),
+        _of_the_hub,
+        click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many."),
+        click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w."),
+        click.option("--workspace", metavar="ID", help="Only those of this workspace."),
+        click.option("--state", type=click.Choice(STATES), help="Only those in this state."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(invoke_without_command=True)
-@click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
-@click.option("--workspace", metavar="ID", help="Only those of this workspace.")
-@click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
-@_of_the_hub
-@remote.options("Agent or hub to ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print what GET /executions answers.")
+@_listing_options
 @click.pass_context
-def jobs(
-    context: click.Context,
+def jobs(context: click.Context, /, **options: Any) -> None:
+    """List executions, newest first.
+
+    Example: occ jobs --state failed --since 2d
+    """
+    if context.invoked_subcommand is None:
+        _list(**options)
+        return
+    for name in options:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--json" if name == "as_json" else f"--{name}"
+            raise click.UsageError(f"Put {option} after {context.invoked_subcommand}.")
+
+
+@jobs.command("list")
+@_listing_options
+def listing(**options: Any) -> None:
+    """List executions, newest first, as `occ jobs` alone does.
+
+    Example: occ jobs list --state running
+    """
+    _list(**options)
+
+
+def _list(
+    *,
     state: str | None,
     workspace: str | None,
     since: str | None,
@@ -83,11 +116,6 @@ def jobs(
     pin: str | None,
     as_json: bool,
 ) -> None:
-    """List executions, newest first."""
-    if context.invoked_subcommand is not None:
-        if url is not None:
-            raise click.UsageError(f"--url stands after {context.invoked_subcommand}.")
-        return
     query = {"state": state, "workspaceId": workspace, "since": since}
     filters = {name: value for name, value in query.items() if value is not None}
     client = remote.elsewhere(url, token, pin, hub=_of_hub())
@@ -97,18 +125,24 @@ def jobs(
         rows, following = executions.listing(_database(), state=state, workspace_id=workspace, since=since, limit=limit)
         listed = {"executions": rows, "next": following}
         # Without marshmallow where it can be done without: loading it takes as long as all the rest.
-        page = _dumped("ExecutionList", listed) if as_json else listed | {"executions": list(map(_record, rows))}
+        page = _dumped("ExecutionList", listed) if as_json else listed | {"executions": map(job_table.record_of, rows)}
     if as_json:
         output.echo(json.dumps(page))
         return
-    if not page["executions"]:
+    records = list(page["executions"])
+    if not records:
         output.echo("No executions like that." if filters else "No executions.")
         return
-    output.table(
-        [("ID", "STATE", "WORKSPACE", "AGE", "TOOK", "COST", "PROMPT"), *map(_row, page["executions"])],
-    )
+    job_table.show(records, _stored_names if client is None else client.machine_names)
     if page["next"] is not None:
         output.note(f"There are more; --limit {min(limit * 2, 1000)} shows more of them.")
+
+
+def _stored_names(agent_ids: Iterable[str]) -> dict[str, str]:
+    """Return the names of machines by id, as this machine's hub has them."""
+    from occ_app.hub import agent_lists
+
+    return agent_lists.names_in(_database(), agent_ids)
 
 
 def _dumped(schema: str, content: Any) -> Any:
@@ -118,70 +152,25 @@ def _dumped(schema: str, content: Any) -> Any:
     return getattr(schemas, schema)().dump(content)
 
 
-def _record(execution: Execution) -> dict[str, Any]:
-    """Return the fields of an execution in a row, by their names in the API."""
-    return {
-        "executionId": execution.execution_id,
-        "state": execution.state,
-        "waitsFor": execution.waits_for,
-        "errorCode": execution.error_code,
-        "position": execution.position,
-        "workspaceId": execution.workspace_id,
-        "createdAt": execution.created_at,
-        "startedAt": execution.started_at,
-        "finishedAt": execution.finished_at,
-        "costUsd": execution.cost_usd,
-        "costExact": execution.cost_exact,
-        "prompt": execution.prompt,
-    }
-
-
-def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        record["executionId"],
-        _state(record),
-        record["workspaceId"],
-        output.since(record["createdAt"]),
-        output.took(record),
-        _cost(record),
-        _short(output.printable(record["prompt"] or "")),
-    )
-
-
-def _cost(record: Mapping[str, Any]) -> str:
-    if record["costUsd"] is None:
-        return ""
-    # An agent of an older version sends no `costExact`.
-    return ("" if record.get("costExact", True) else "≤ ") + f"${record['costUsd']:.4f}"
-
-
-def _state(record: Mapping[str, Any]) -> str:
-    state: str = record["state"]
-    if state == "failed":
-        return f"failed ({record['errorCode']})"
-    ahead = f"{record['position']} ahead" if record["position"] else ""
-    # The explanation after the name is left to `occ jobs show`.
-    waits = f"waits for {record['waitsFor'].partition(', which ')[0]}" if record["waitsFor"] else ""
-    reasons = ", ".join(filter(None, (waits, ahead)))
-    return f"{state} ({reasons})" if reasons else state
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 48 else text[:47] + "…"
-
-
 @jobs.command()
-@click.argument("execution_id", metavar="ID")
+@ids.choosing
 @_of_the_hub
 @remote.options("Agent or hub to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /executions/ID answers.")
-def show(execution_id: str, url: str | None, token: str | None, pin: str | None, as_json: bool) -> None:
-    """Everything known of one execution."""
+def show(
+    execution_id: str | None, last: bool, url: str | None, token: str | None, pin: str | None, as_json: bool
+) -> None:
+    """Everything known of one execution. Any beginning of its ID is enough.
+
+    Example: occ jobs show --last
+    """
     client = remote.elsewhere(url, token, pin, hub=_of_hub())
     if client is not None:
-        record = client.execution(execution_id)
+        record = client.execution(ids.execution_id(ids.ServedExecutions(client), execution_id, last=last))
     else:
-        record = _dumped("ExecutionRecord", executions.get(_database(), execution_id))
+        database = _database()
+        meant = ids.execution_id(ids.StoredExecutions(database), execution_id, last=last)
+        record = _dumped("ExecutionRecord", executions.get(database, meant))
     if as_json:
         output.echo(json.dumps(record))
         return
@@ -226,26 +215,38 @@ def search(query: str, limit: int, url: str | None, token: str | None, pin: str 
 
 
 @jobs.command()
-@click.argument("execution_id", metavar="ID")
+@ids.choosing
 @_of_the_hub
 @remote.options("Agent or hub to ask.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the execution is over; its outcome is the exit code.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
-def tail(execution_id: str, follow: bool, as_json: bool, url: str | None, token: str | None, pin: str | None) -> int:
-    """The output of one execution; with --follow as it comes."""
+def tail(
+    execution_id: str | None,
+    last: bool,
+    follow: bool,
+    as_json: bool,
+    url: str | None,
+    token: str | None,
+    pin: str | None,
+) -> int:
+    """The output of one execution; with --follow as it comes. Any beginning of its ID is enough.
+
+    Example: occ jobs tail --follow --last
+    """
     client = remote.elsewhere(url, token, pin, hub=_of_hub())
     if client is not None:
-        streamed = client.events(execution_id, follow=follow)
-        final = output.print_events(streamed, as_json=as_json, waiting=f"following {execution_id}")
+        meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
+        streamed = client.events(meant, follow=follow)
+        final = output.print_events(streamed, as_json=as_json, waiting=f"following {meant}")
         return output.outcome(final) if follow else 0
     database = _database()
-    execution = executions.get(database, execution_id)
+    execution = executions.get(database, ids.execution_id(ids.StoredExecutions(database), execution_id, last=last))
     config = _config()
     if follow and not execution.over and daemon.find(config) is not None:
-        shown: Iterable[StreamEvent] = remote.local(hub=_of_hub()).events(execution_id)
+        shown: Iterable[StreamEvent] = remote.local(hub=_of_hub()).events(execution.execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
-    final = output.print_events(shown, as_json=as_json, waiting=f"reading {execution_id}")
+    final = output.print_events(shown, as_json=as_json, waiting=f"reading {execution.execution_id}")
     return output.outcome(final) if follow else 0
 
 
@@ -266,14 +267,19 @@ def _event(event: events.StoredEvent) -> StreamEvent:
 
 
 @jobs.command()
-@click.argument("execution_id", metavar="ID")
+@ids.choosing
 @_of_the_hub
 @remote.options("Agent or hub to ask.")
-def cancel(execution_id: str, url: str | None, token: str | None, pin: str | None) -> None:
-    """End one execution; harmless when it is over. Needs the agent to run."""
-    answer = remote.chosen(url, token, pin, hub=_of_hub()).cancel(execution_id)
+def cancel(execution_id: str | None, last: bool, url: str | None, token: str | None, pin: str | None) -> None:
+    """End one execution; harmless when it is over. Needs the agent to run. Any beginning of its ID is enough.
+
+    Example: occ jobs cancel run-4kx
+    """
+    client = remote.chosen(url, token, pin, hub=_of_hub())
+    meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
+    answer = client.cancel(meant)
     sentences = {"running": "is being cancelled", "cancelled": "is cancelled"}
-    output.echo(f"{execution_id} {sentences.get(answer['state']) or 'was over already: ' + answer['state']}.")
+    output.echo(f"{meant} {sentences.get(answer['state']) or 'was over already: ' + answer['state']}.")
 
 
 @jobs.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from occ_app.cli import tables
 from occ_app.system.foreign_text import visible, visible_line
 
 if TYPE_CHECKING:
@@ -73,13 +75,13 @@ def size(count: int) -> str:
     return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows in columns as wide as they need, the last one as long as it is."""
-    rows = [[visible_line(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+def table(rows: Sequence[Sequence[str]], *, state: int | None = None) -> None:
+    """Print a table; on a terminal no wider than that, and with the states in the column `state` in colour."""
+    live = sys.stdout.isatty()
+    shown = [[visible_line(cell) for cell in row] for row in rows]
+    width = shutil.get_terminal_size().columns if live else None
+    for line in tables.lines(shown, width, state if live and not os.environ.get("NO_COLOR") else None):
+        click.echo(line)
 
 
 class Waiting:

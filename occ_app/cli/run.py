@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output, output_failed, remote
+from occ_app.cli import ids, output, output_failed, remote
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
+from occ_app.system.short_ids import new_execution_id
 
 _LOOK_SECONDS = 2.0
 
@@ -67,12 +67,14 @@ def run(
     client = remote.chosen(url, token, pin)
     if project is not None:
         workspace = _project(client, project)
+    elif workspace is not None:
+        workspace = ids.workspace_id(client, workspace)
     if agent or label:
         _check_hub(client)
     sent = workspace is None
     if workspace is None:
         workspace = upload(client, folder or _here())
-    execution_id = f"run-{uuid.uuid4()}"
+    execution_id = new_execution_id()
     settings: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     settings |= {"agent": agent, "labels": list(label) or None}
     options = {name: value for name, value in settings.items() if value is not None}

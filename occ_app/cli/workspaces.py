@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from occ_app.cli import output, remote
+from occ_app.cli import ids, output, remote
 from occ_app.system.files import new_file
 
 if TYPE_CHECKING:
@@ -46,21 +46,25 @@ def listing(client: AgentClient, as_json: bool) -> None:
     if not records:
         output.echo("No workspaces.")
         return
-    output.table([("ID", "FILES SENT", "SIZE", "AGE", "NAME"), *map(_row, records)])
+    head = ["ID", "FILES SENT", "SIZE", "AGE", "NAME"]
+    rows = [_row(workspace) for workspace in records]
+    placed = {workspace["agentId"] for workspace in records if workspace.get("agentId")}
+    if placed:
+        names = client.machine_names(placed)
+        head.insert(1, "MACHINE")
+        for row, workspace in zip(rows, records, strict=True):
+            agent_id = workspace.get("agentId")
+            row.insert(1, names.get(agent_id, agent_id) if agent_id else "-")
+    output.table([head, *rows])
 
 
-def _row(workspace: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(workspace: Mapping[str, Any]) -> list[str]:
     """Return the row of a workspace; a project has its folder instead of sizes."""
     age, name = output.since(workspace["updatedAt"]), output.printable(workspace["name"])
     if workspace.get("source") == "folder":
-        return (
-            workspace.get("alias") or workspace["workspaceId"],
-            "project",
-            "",
-            age,
-            output.printable(workspace["path"]),
-        )
-    return workspace["workspaceId"], str(workspace["files"]), output.size(workspace["bytes"]), age, name
+        path = output.printable(workspace["path"])
+        return [workspace.get("alias") or workspace["workspaceId"], "project", "", age, path]
+    return [workspace["workspaceId"], str(workspace["files"]), output.size(workspace["bytes"]), age, name]
 
 
 @workspaces.command()
@@ -69,7 +73,7 @@ def _row(workspace: Mapping[str, Any]) -> tuple[str, ...]:
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
     """Write the files of a workspace, as they are now, to FILE, a zip.  [default: ID.zip]"""
-    client.workspace(workspace_id)  # an id that is none is refused before anything is written
+    workspace_id = ids.workspace_id(client, workspace_id)  # refused before anything is written
     target = Path(f"{workspace_id}.zip") if file is None else file
     with new_file(target) as archive:
         client.archive(workspace_id, archive)
@@ -81,5 +85,6 @@ def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
 @click.argument("workspace_id", metavar="ID")
 def remove(client: AgentClient, workspace_id: str) -> None:
     """Remove a workspace and its files. Its executions stay in the list."""
+    workspace_id = ids.workspace_id(client, workspace_id)
     client.delete_workspace(workspace_id)
     output.echo(f"{workspace_id} is removed.")

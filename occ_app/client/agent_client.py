@@ -24,6 +24,7 @@ from occ_app.client.event_checks import RawEvent
 from occ_app.client.sse import StreamEvent
 from occ_app.errors import Lost, Refused, Unreachable, Untrusted
 from occ_app.system import proofs
+from occ_app.system.short_ids import new_execution_id
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
@@ -133,7 +134,7 @@ class AgentClient:
         With `executionId` among them an execution that exists with the same body is followed instead. A connection
         that breaks is resumed; the prompt runs once in every case.
         """
-        body = {"executionId": f"exec-{uuid.uuid4()}", "workspaceId": workspace_id, "prompt": prompt, **options}
+        body = {"executionId": new_execution_id(), "workspaceId": workspace_id, "prompt": prompt, **options}
         return self._follow(str(body["executionId"]), lambda after: self._open_execute(body, after), 0)
 
     def batches(
@@ -199,6 +200,19 @@ class AgentClient:
     def usage(self, by: str = "day", **span: str) -> dict[str, Any]:
         """What executions took, by day, workspace, agent or key; span as on the wire: since, until."""
         return self._json("GET", "/usage?" + urlencode({"by": by, **span}))
+
+    def machine_names(self, agent_ids: Iterable[str]) -> dict[str, str]:
+        """Return the names of a hub's machines by id; those it does not list, and an agent's, are left out."""
+        names, wanted = dict[str, str](), set(agent_ids)
+        after: str | None = ""
+        while after is not None and not names.keys() >= wanted:
+            try:
+                page = self.call("GET", f"/agents?after={quote(after, safe='')}" if after else "/agents")
+            except Refused:  # an agent has no machines
+                return names
+            names |= {each["agentId"]: each["name"] for each in page["agents"]}
+            after = page["next"]
+        return names
 
     def call(
         self, method: str, path: str, content: Mapping[str, Any] | None = None, seconds: float = 60

@@ -94,6 +94,7 @@ def listing(
     agent_id: str | None = None,
     owner_id: str | None = None,
     since: str | None = None,
+    id_prefix: str | None = None,
     before: int | None = None,
     limit: int = 50,
 ) -> tuple[list[Execution], int | None]:
@@ -105,6 +106,8 @@ def listing(
         ("x.agent_id = ?", agent_id),
         ("x.owner_id = ?", owner_id),
         ("x.created_at >= ?", since),
+        ("x.execution_id >= ?", id_prefix),
+        ("x.execution_id < ?", None if id_prefix is None else id_prefix + "\x7f"),  # above every letter of an id
         ("x.number < ?", before),
     ):
         if value is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from occ_app.database.database import Database
 from occ_app.hub import projects
 from occ_app.hub.agents import FROM, KEPT, ONLINE, Agent, Agents, agent_of
 from occ_app.system.compact_json import to_json
@@ -46,7 +47,12 @@ def of_interest(agents: Agents, online: int, offline: int) -> tuple[list[Agent],
 
 def names(agents: Agents, agent_ids: Iterable[str | None]) -> dict[str, str]:
     """The names of these agents, forgotten ones too, by id."""
-    with agents.db.read() as connection:
+    return names_in(agents.db, agent_ids)
+
+
+def names_in(db: Database, agent_ids: Iterable[str | None]) -> dict[str, str]:
+    """The same, from a hub's database."""
+    with db.read() as connection:
         rows = connection.execute(
             "SELECT agent_id, name FROM agents WHERE agent_id IN (SELECT value FROM json_each(:ids))",
             {"ids": to_json(sorted({agent_id for agent_id in agent_ids if agent_id}))},

@@ -12,6 +12,7 @@ from occ_app.system.timestamps import iso
 
 # As OpenAPI writes them. They are matched whole, since Python's $ also takes a newline at the end.
 ID_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
+ID_PREFIX_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 CURSOR_PATTERN = r"^([0-9]{1,18})?$"
 ONE_LINE_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"
@@ -31,6 +32,11 @@ def check_id(value: str) -> None:
             "Must be 1 to 128 letters, digits, dots, underscores or hyphens, begin with a letter or digit "
             "and not end with a dot."
         )
+
+
+def check_id_prefix(value: str) -> None:
+    if not re.fullmatch(ID_PREFIX_PATTERN, value):
+        raise ValidationError("Must be the beginning of an id: 1 to 128 letters, digits, dots, underscores or hyphens.")
 
 
 def check_text(value: str) -> None:

@@ -10,12 +10,14 @@ from marshmallow import RAISE, Schema, fields, validate
 
 from occ_app.web.fields import (
     CURSOR_PATTERN,
+    ID_PREFIX_PATTERN,
     MODEL_PATTERN,
     UUID_PATTERN,
     Id,
     Moment,
     Seconds,
     WholeNumber,
+    check_id_prefix,
     check_model,
     check_one_line,
     check_prompt,
@@ -74,6 +76,7 @@ class ListQuery(_Request):
     state = fields.String(validate=validate.OneOf(STATES))
     workspace_id = Id(data_key="workspaceId")
     agent_id = fields.String(data_key="agentId", validate=[validate.Length(1, 128), check_one_line])
+    id_prefix = fields.String(data_key="idPrefix", validate=check_id_prefix, metadata={"pattern": ID_PREFIX_PATTERN})
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 1000))
     before = fields.Integer(validate=validate.Range(min=1, max=2**62))
 
