@@ -186,7 +186,11 @@ SETTINGS = (
     Setting("max_upload_bytes", _SIZE, "size of an uploaded zip"),
     Setting("max_unpacked_bytes", _SIZE, "size of a workspace when unpacked"),
     Setting("max_files", _whole(1, 10_000_000), "entries in an uploaded zip"),
-    Setting("max_output_bytes", _SIZE, "stored output of one execution"),
+    Setting(
+        "max_output_bytes",
+        _SIZE,
+        "stored output of one execution, 100 bytes an event included; an agent and a hub count alike",
+    ),
     Setting("retention_days", _number, "days for which output and prompts are kept"),
     Setting("retention_bytes", _SIZE, "size of occ.db above which the oldest output goes"),
 )

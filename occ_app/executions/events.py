@@ -17,6 +17,8 @@ FINAL_EVENTS = ("complete", "error")
 MAX_EVENTS_PER_READ = 1000
 MAX_EVENTS_PER_RING = 50  # a ring with more carries none: readers fetch a burst from the table
 
+_ROW_BYTES = 100
+
 NewEvent = tuple[str, str]
 """An event before it has a number: its name, and its data, a JSON object as text."""
 
@@ -89,6 +91,25 @@ def append(db: Database, number: int, first_seq: int, events: Sequence[NewEvent]
         for name, data in events:
             if name == "started":
                 _note_start(connection, number, json.loads(data))
+
+
+def size(event: NewEvent) -> int:
+    """Return the bytes that an event counts against the limit on output: its data, and about what its row takes."""
+    data = event[1]
+    return _ROW_BYTES + (len(data) if data.isascii() else len(data.encode(errors="replace")))
+
+
+def stored_bytes(db: Database, number: int) -> int:
+    """Return the `size` of an execution's stored events after the `queued` one, in bytes."""
+    with db.read() as connection:
+        total: int = connection.execute(
+            """
+            SELECT coalesce(sum(:row + length(CAST(data AS BLOB))), 0) FROM events
+            WHERE execution = :number AND seq > 1
+            """,
+            {"row": _ROW_BYTES, "number": number},
+        ).fetchone()[0]
+    return total
 
 
 def news(first_seq: int, events: Sequence[NewEvent]) -> bytes:

@@ -25,8 +25,8 @@ from occ_worker.execution import outcome as verdict
 from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.lines import Lines
-from occ_worker.execution.recorder import RETRY_SECONDS, Recorder
 from occ_worker.execution.translator import Translator
+from occ_worker.recorder import RETRY_SECONDS, Recorder
 
 log = logging.getLogger("occ.driver")
 

@@ -24,7 +24,7 @@ from occ_app.workspaces.workspace import Workspace
 from occ_worker.execution import command as claude
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.driver import Driver
-from occ_worker.execution.recorder import RETRY_SECONDS
+from occ_worker.recorder import RETRY_SECONDS
 
 log = logging.getLogger("occ.runner")
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
 from occ_app.errors import OCCError, Refused, Unreachable
-from occ_app.executions import events, lifecycle
+from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
@@ -30,6 +30,7 @@ from occ_app.streams import tail
 from occ_app.system import timestamps
 from occ_app.workspaces import projects
 from occ_app.workspaces import workspace as workspaces
+from occ_worker.recorder import Recorder
 from occ_worker.relay import outcomes, sending
 from occ_worker.relay.context import RelayContext
 from occ_worker.relay.patience import Patience
@@ -51,17 +52,17 @@ class Relay:
     def __init__(self, context: RelayContext, execution: Execution) -> None:
         self._context = context
         self._execution = execution
-        self._seq = execution.last_seq
+        limit = context.config.max_output_bytes
+        self._recorder = Recorder(context.db, execution, limit, self._ring)
         self._lost_since: float | None = None
         self._sent_anew = False
         self._prompt_sent = bool(execution.prompt_sent)
         self._left = False  # True once it is back in the queue
-        self._bytes = 0
         self._lag_seconds = 0.0
         self._broken = self._counted = 0  # events that broke their schema
         self._lock = threading.Lock()
         self._over = False  # its row has ended, and nothing is stored any more
-        self._patience = Patience(begun=self._seq > 1)
+        self._patience = Patience(begun=execution.last_seq > 1)
 
     @property
     def away(self) -> bool:
@@ -96,7 +97,7 @@ class Relay:
                 return False
             if self._prompt_sent:
                 self._have_it_cancelled()
-            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._seq)
+            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq)
             self._over = True
         self._ring(outcome.news(seq))
         log.warning("execution %s was ended without agent %s", self._execution.execution_id, self.agent_id)
@@ -113,7 +114,7 @@ class Relay:
         """
         context, pause, faults = self._context, _FIRST_PAUSE, 0
         while not (context.stopping() or self._over):
-            before = self._seq
+            before = self._recorder.seq
             try:
                 outcome = self._try() if faults < _MAX_FAULTS else self._given_up(*_FAULT)
                 if self._left:
@@ -128,7 +129,7 @@ class Relay:
             except Exception:
                 faults += 1
                 log.exception("execution %s met a fault of OCC", self._execution.execution_id)
-            pause = _FIRST_PAUSE if self._seq > before else min(2 * pause, _LONGEST_PAUSE)
+            pause = _FIRST_PAUSE if self._recorder.seq > before else min(2 * pause, _LONGEST_PAUSE)
             context.rest(pause)
         if self._over and self._prompt_sent:  # the agent may have got it after the cancel
             self._have_it_cancelled()
@@ -172,7 +173,7 @@ class Relay:
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
         body, new = None, False
-        if self._seq <= 1:  # nothing but `queued`: the agent may not have heard of it
+        if self._recorder.seq <= 1:  # nothing but `queued`: the agent may not have heard of it
             if self._cancelled(client):
                 return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
             hindrance = sending.send_workspace(self._context, self._execution, agent, client)
@@ -187,7 +188,7 @@ class Relay:
             self._prompt_sent = True
             self._patience.prompt_sent()
         headers = sending.owner(self._context, self._execution)
-        for batch in client.batches(self._execution.execution_id, self._seq, body, new=new, headers=headers):
+        for batch in client.batches(self._execution.execution_id, self._recorder.seq, body, new=new, headers=headers):
             self._lost_since = None
             outcome = self._store(batch) or self._over_limit()
             self._count_broken()
@@ -202,10 +203,7 @@ class Relay:
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
 
     def _over_limit(self) -> Outcome | None:
-        limit = self._context.config.max_output_bytes
-        if self._bytes <= limit:
-            return None
-        return self._given_up("OUTPUT_LIMIT", f"The output went over the hub's limit of {limit} bytes.")
+        return None if self._recorder.overflow is None else self._given_up(*self._recorder.overflow)
 
     def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
         """Whether somebody removed the agent; looked up only when there is nothing else to do."""
@@ -253,13 +251,13 @@ class Relay:
                 sound = self._checked(event)
                 row = executions.find(self._context.db, self._execution.execution_id)
                 return outcomes.of_final(sound, row or self._execution)
-            missing = event.seq - self._seq - len(fresh) - 1
+            missing = event.seq - self._recorder.seq - len(fresh) - 1
             if missing < 0 or event.seq > MAX_SEQ:
                 continue  # stored already, or a number that no agent comes to
             if missing > 0 or event.name == "gap":
                 # The agent has forgotten these; a reader of the hub's rows gets a gap in the same way.
                 self._append(fresh)
-                fresh, self._seq = [], event.seq - (event.name != "gap")
+                fresh, self._recorder.seq = [], event.seq - (event.name != "gap")
             if event.name != "gap":
                 sound = self._checked(event)
                 fresh.append((sound.name, sound.data))
@@ -292,11 +290,8 @@ class Relay:
         with self._lock:
             if self._over:
                 return
-            events.append(self._context.db, self.number, self._seq + 1, fresh)
-            self._ring(events.news(self._seq + 1, fresh) if len(fresh) <= events.MAX_EVENTS_PER_RING else b"")
-            self._seq += len(fresh)
+            self._recorder.append(fresh)
         self._patience.begun()
-        self._bytes += sum(len(data) for _, data in fresh)
         sent_at = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(sent_at, int):
             self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - sent_at) / 1000)
@@ -311,7 +306,7 @@ class Relay:
         with self._lock:
             if self._over:
                 return
-            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._seq)
+            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq)
             self._over = True
         self._ring(outcome.news(seq))
         log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))

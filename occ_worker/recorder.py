@@ -1,10 +1,10 @@
-"""Store the events of one execution in order and without a gap, also while the disk is full or the database held."""
+"""Store the events of one execution, from its CLI or from its agent, and count them against the limit on output."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from occ_app.database.database import Database
 from occ_app.errors import OCCError
@@ -19,10 +19,11 @@ _UNSTORED_BYTES = 32 * 1024 * 1024  # held in memory meanwhile
 
 
 class Recorder:
-    """The events of one execution on their way into the database; `ring` tells its readers the news of each commit.
+    """The events of one execution on their way into the database.
 
-    `overflow` is set, as a code and a sentence, once nothing more can be taken: over `limit_bytes`, or too much that
-    could not be stored.
+    `ring` is called with the news of each commit. `seq` is the number of the newest event, or of the newest one that is
+    known to be missing. `overflow` is set, as a code and a sentence, once nothing more can be taken: the events are
+    over `limit_bytes`, or too many could not be stored. Events that an earlier process stored count too.
     """
 
     def __init__(self, db: Database, execution: Execution, limit_bytes: int, ring: Callable[[bytes], None]) -> None:
@@ -30,8 +31,8 @@ class Recorder:
         self._execution = execution
         self._limit_bytes = limit_bytes
         self._ring = ring
-        self._seq = execution.last_seq
-        self._bytes = 0
+        self.seq = execution.last_seq
+        self._bytes = 0 if self.seq <= 1 else None  # None: those of an earlier process are not counted yet
         self._unstored: list[NewEvent] = []
         self._retry_at: float | None = None
         self.overflow: tuple[str, str] | None = None
@@ -42,21 +43,26 @@ class Recorder:
         return None if self.overflow else self._retry_at
 
     def store(self, events: list[NewEvent]) -> None:
-        """Store events, and before them those that could not be stored earlier."""
+        """Store events, and before them those that could not be stored earlier; what cannot be stored is kept."""
         if self.overflow is not None:
             return
-        self._bytes += sum(map(_size, events))
         waiting = self._unstored + events
         if not waiting:
             return
         try:
-            rows.append(self._db, self._execution.number, self._seq + 1, waiting)
+            self.append(waiting)
         except OCCError as error:
             self._keep(waiting, error)
             return
         self._unstored, self._retry_at = [], None
-        self._ring(rows.news(self._seq + 1, waiting) if len(waiting) <= rows.MAX_EVENTS_PER_RING else b"")
-        self._seq += len(waiting)
+
+    def append(self, events: Sequence[NewEvent]) -> None:
+        """Store events as the next ones. Raises what `Database.write` does; then nothing is stored or counted."""
+        stored = self._bytes if self._bytes is not None else rows.stored_bytes(self._db, self._execution.number)
+        rows.append(self._db, self._execution.number, self.seq + 1, events)
+        self._ring(rows.news(self.seq + 1, events) if len(events) <= rows.MAX_EVENTS_PER_RING else b"")
+        self.seq += len(events)
+        self._bytes = stored + sum(map(rows.size, events))
         if self._bytes > self._limit_bytes:
             self.overflow = ("OUTPUT_LIMIT", f"The output went over the limit of {self._limit_bytes} bytes.")
 
@@ -65,10 +71,5 @@ class Recorder:
             log.warning("execution %s: output cannot be stored yet: %s", self._execution.execution_id, error)
         self._unstored = waiting
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        if sum(map(_size, waiting)) > _UNSTORED_BYTES:
+        if sum(map(rows.size, waiting)) > _UNSTORED_BYTES:
             self.overflow = ("INTERNAL", f"The output could not be stored, so the execution was ended: {error}")
-
-
-def _size(event: NewEvent) -> int:
-    """About how many bytes an event takes on disk."""
-    return 100 + len(event[1])
