@@ -15,7 +15,7 @@ SOURCES = sorted([*ROOT.glob("occ_app/**/*.py"), *ROOT.glob("occ_worker/**/*.py"
 LAYERS = [
     {"errors"},
     {"system", "config"},
-    {"database", "client", "claude", "link"},
+    {"database", "client", "claude", "link", "snapshots"},
     {"executions", "workspaces", "queue"},
     {"home", "streams"},
     {"web"},
@@ -112,7 +112,7 @@ def test_sql_stands_in_its_few_modules() -> None:
         "occ_app/queue.py",  # the queue's own table
         *(
             f"occ_app/executions/{module}.py"
-            for module in ("events", "lifecycle", "queries", "search", "tally", "usage", "waiting")
+            for module in ("changes", "events", "lifecycle", "queries", "search", "tally", "usage", "waiting")
         ),
         *(f"occ_app/workspaces/{module}.py" for module in ("places", "projects", "uploads", "workspace")),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
@@ -134,7 +134,7 @@ def test_sql_stands_in_its_few_modules() -> None:
     }
 
 
-DOMAIN = {"system", "database", "link", "executions", "workspaces", "streams", "home"}
+DOMAIN = {"system", "database", "link", "snapshots", "executions", "workspaces", "streams", "home"}
 
 
 def test_the_domain_knows_no_http_and_no_terminal() -> None:

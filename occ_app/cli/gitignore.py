@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from occ_app.cli.ignore_patterns import Rules, ignored
+from occ_app.system.ignore_patterns import Rules, ignored
 
 # Variables by which the caller of a hook says which repository git works on; here the folder says it.
 _REPOSITORY_VARIABLES = (
