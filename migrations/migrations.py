@@ -533,3 +533,49 @@ def m016_owners(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m017_changes(db: Database) -> None:
+    """Keep the snapshots before and after each execution, and the restores of workspaces."""
+    for statement in (
+        "ALTER TABLE workspaces ADD COLUMN snapshot TEXT",  # the tree of the latest
+        "ALTER TABLE executions ADD COLUMN start_tree TEXT",
+        "ALTER TABLE executions ADD COLUMN end_tree TEXT",
+        "ALTER TABLE executions ADD COLUMN changes TEXT",  # JSON: files, additions, deletions, truncated, exact
+        "ALTER TABLE executions ADD COLUMN changes_reason TEXT",  # why `changes` is NULL
+        # 1 from the snapshot before an execution until the one after it is stored or given up, which may be later
+        # than the final event.
+        "ALTER TABLE executions ADD COLUMN holds_workspace INTEGER",
+        "CREATE INDEX executions_holding ON executions (workspace_generation) WHERE holds_workspace = 1",
+        "CREATE INDEX executions_with_snapshots ON executions (workspace_generation) WHERE start_tree IS NOT NULL",
+        """
+        CREATE TABLE restores (
+            number               INTEGER PRIMARY KEY AUTOINCREMENT,
+            restore_id           TEXT NOT NULL UNIQUE,
+            workspace_generation INTEGER NOT NULL,
+            execution_id         TEXT NOT NULL,  -- the execution or the restore whose changes are made or undone
+            state                TEXT NOT NULL,  -- running, succeeded, failed
+            from_tree            TEXT NOT NULL,  -- the changes are those between these two snapshots
+            to_tree              TEXT NOT NULL,
+            base                 TEXT,           -- the snapshot before it; NULL until it is taken
+            result               TEXT,           -- the snapshot after it
+            owner_boot_id        TEXT NOT NULL,
+            owner_pid            INTEGER NOT NULL,
+            owner_start          INTEGER NOT NULL,
+            created_at           TEXT NOT NULL,
+            finished_at          TEXT
+        )
+        """,
+        "CREATE INDEX restores_by_workspace ON restores (workspace_generation)",
+        # Workspaces that nothing else may use now, and why.
+        """
+        CREATE VIEW held_workspaces AS
+            SELECT workspace_generation, execution_id, 'runs' AS reason FROM executions WHERE state = 'running'
+            UNION ALL
+            SELECT workspace_generation, execution_id, 'ends' FROM executions WHERE holds_workspace = 1
+            UNION ALL
+            SELECT workspace_generation, execution_id, 'restores' FROM restores WHERE state = 'running'
+        """,
+    ):
+        db.execute(statement)

@@ -78,8 +78,16 @@ class Lost(Unreachable):
 class Refused(OCCError):
     """Raised when an agent or a hub answers with an error."""
 
-    def __init__(self, message: str, status: int, code: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int,
+        code: str = "",
+        retry_after: float | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.details = dict(details or {})
         self.status = status
         self.code = code
         self.retry_after = retry_after
@@ -177,6 +185,20 @@ def execution_not_found(execution_id: str) -> NotFound:
         "EXECUTION_NOT_FOUND",
         f"There is no execution {execution_id}; `occ jobs`, or GET /executions, lists those there are.",
         {"executionId": execution_id},
+    )
+
+
+def changes_not_found(execution_id: str, reason: str) -> NotFound:
+    return NotFound(
+        "CHANGES_NOT_FOUND",
+        f"The changes of execution {execution_id} are not here ({reason}); docs/protocol.md explains the reasons.",
+        {"executionId": execution_id, "reason": reason},
+    )
+
+
+def file_not_found(path: str, why: str = "it does not exist") -> NotFound:
+    return NotFound(
+        "FILE_NOT_FOUND", f"There is no file at this path: {why}; GET …/files lists the files.", {"path": path[:4096]}
     )
 
 

@@ -25,6 +25,7 @@ from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.hub.links import Links, add_link
 from occ_app.hub.pages.login import OPEN_TO_VIEWERS, visitor
+from occ_app.hub.remote_files import RemoteFiles
 from occ_app.hub.schemas import HubExecuteBody
 from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
@@ -62,6 +63,7 @@ def make_app(config: HubConfig) -> Flask:
             delete_workspace=lambda workspace_id, visible_to, generation: hub_workspaces.delete(
                 database, workspace_id, visible_to, generation
             ),
+            files=RemoteFiles(config, database, agents, calls),
             execute_body=HubExecuteBody,
             measures=(measures.of_hub(database, agents, calls),),
             resolve_workspace=partial(placement.resolve, agents),

@@ -16,6 +16,7 @@ from occ_app import errors
 from occ_app.api import measures as metrics
 from occ_app.api import proof
 from occ_app.api.app import create_app
+from occ_app.api.local_files import LocalFiles
 from occ_app.api.services import Services
 from occ_app.claude import projects
 from occ_app.config import config as configuration
@@ -26,6 +27,7 @@ from occ_app.executions.records import Request
 from occ_app.home import health
 from occ_app.home.state import TokenFile
 from occ_app.queue import upload_enqueuer, waker
+from occ_app.snapshots.store import snapshots_of
 from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
@@ -67,6 +69,7 @@ def make_app(config: Config) -> Flask:
                 projects.cli_folders(config.cli_environment),
             ),
             admit=lambda connection, asked: _admit(config, connection, asked),
+            files=LocalFiles(config, database, snapshots_of(config)),
             measures=(metrics.of_agent(config, database),),
         )
     )

@@ -16,6 +16,7 @@ from occ_app.errors import OCCError
 from occ_app.home import daemon, machine
 from occ_app.home import notes as agent
 from occ_app.queue import open_queue, waker
+from occ_app.snapshots.store import snapshots_of
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import become_subreaper
@@ -65,6 +66,7 @@ def run_executions(config: Config) -> None:
                 wake=queue.stop.descriptor,
                 stopping=lambda: queue.stop.set,
                 ring_queue=lambda: put(""),
+                snapshots=snapshots_of(config),
             )
         )
 
@@ -106,6 +108,7 @@ def run_control(config: Config) -> None:
         Heartbeat(config, database, port, lambda seconds: _hub(config, seconds), renew),
         queued=executions_queue.pending_count,
         ring=wake_worker,
+        snapshots=snapshots_of(config),
     )
     tasks.control(queue, lambda: control)
     control.make_room_for_log()

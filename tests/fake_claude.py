@@ -7,6 +7,7 @@ The prompt is a JSON list of steps, run in order; anything else gets a short ans
     {"flood": BYTES, "of": TEXT}                  TEXT over and over, without line breaks of its own
     {"tool": NAME, "input": {}, "result": TEXT}   a tool call and its result
     {"write": PATH, "text": TEXT}                 a file in the workspace
+    {"sh": COMMAND}                               a command of the shell in the workspace
     {"sleep": SECONDS} / {"wait": PATH}           do nothing for a while / until PATH exists
     {"spawn": "child"|"session"|"daemon"|"bare"}  leave a process behind, its pid in spawned.pid
     {"stubborn": true}                            from here on ignore the interrupt, SIGINT and SIGTERM
@@ -102,6 +103,8 @@ def run(step):
     elif "write" in step:
         with open(step["write"], "w") as file:
             file.write(step["text"])
+    elif "sh" in step:
+        subprocess.run(step["sh"], shell=True, check=True)
     elif "sleep" in step:
         time.sleep(step["sleep"])
     elif "wait" in step:

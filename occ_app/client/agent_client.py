@@ -243,20 +243,30 @@ class AgentClient:
 
         Raises Unreachable when it is over `limit` bytes, or slower than 60 s and the time of its size at a low rate.
         """
-        response = self._open("GET", f"/workspaces/{quote(workspace_id, safe='')}/archive{_only(generation)}")
+        self.download(f"/workspaces/{quote(workspace_id, safe='')}/archive{_only(generation)}", output, limit)
+
+    def download(
+        self, path: str, output: IO[bytes], limit: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Mapping[str, str]]:
+        """Write the body of a reply to `output`; returns the status and the headers of the reply.
+
+        Raises Unreachable when it is over `limit` bytes, or slower than 60 s and the time of its size at a low rate.
+        """
+        response = self._open("GET", path, headers=headers)
         deadline = time.monotonic() + _BODY_SECONDS
         written = 0
         try:
             while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
                 written += output.write(piece)
                 if limit is not None and written > limit:
-                    raise Unreachable(f"{self.url} sent more than the {limit} bytes that a workspace may have.")
+                    raise Unreachable(f"{self.url} sent more than the {limit} bytes that are taken.")
                 if time.monotonic() > deadline + written / _MIN_BYTES_PER_SECOND:
                     raise Unreachable(f"{self.url} sent its answer too slowly.")
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(f"{self.url} broke off its answer ({replies.reason(error)}).") from None
         finally:
             response.release_conn() if response.closed else response.close()
+        return response.status, response.headers
 
     def _follow(
         self, execution_id: str, open_stream: Callable[[int], urllib3.BaseHTTPResponse], after: int

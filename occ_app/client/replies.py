@@ -10,7 +10,7 @@ from typing import Any, cast
 import urllib3
 
 from occ_app.errors import GATEWAY_STATUSES, Refused, Unreachable
-from occ_app.system.foreign_text import whole_characters
+from occ_app.system.foreign_text import storable, whole_characters
 
 _PIECE = 1 << 16
 _LARGEST = 1 << 20
@@ -57,16 +57,18 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
         message, code = whole_characters(str(content["message"]))[:1000], str(content["code"])
         if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", code):
             raise ValueError(code)
+        details = storable(content["details"]) if isinstance(content.get("details"), dict) else {}
         if code == "INVALID_REQUEST" and isinstance(content.get("details"), dict) and content["details"]:
             message = _each(content["details"])
     except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        details = {}
         message, code = f"{who} answered {response.status}; check the address and the token.", ""
         if response.status in GATEWAY_STATUSES:
             message = f"{who} is away: a proxy in between answered {response.status}; try again in a moment."
     finally:
         response.close()
     seconds = float(after) if re.fullmatch("[0-9]{1,9}", after) else None
-    return Refused(message, response.status, code, seconds)
+    return Refused(message, response.status, code, seconds, details)
 
 
 def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:

@@ -86,6 +86,9 @@ class Config:
     max_output_bytes: int = 256_000_000
     retention_days: float = 30
     retention_bytes: int = 5_000_000_000
+    snapshot_max_files: int = 100_000
+    snapshot_max_bytes: int = 1_000_000_000
+    snapshot_disk_bytes: int = 5_000_000_000
     cli_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -131,6 +134,11 @@ class Config:
     @property
     def workspaces(self) -> Path:
         return self.home / "workspaces"
+
+    @property
+    def snapshots(self) -> Path:
+        """A git directory for each workspace, with what its executions changed."""
+        return self.home / "snapshots"
 
     def make_folders(self) -> None:
         """Create the home and its folders, closed to everyone else."""

@@ -193,6 +193,9 @@ SETTINGS = (
     ),
     Setting("retention_days", _number, "days for which output and prompts are kept"),
     Setting("retention_bytes", _SIZE, "size of occ.db above which the oldest output goes"),
+    Setting("snapshot_max_files", _whole(1, 10_000_000), "files of a workspace whose changes are recorded"),
+    Setting("snapshot_max_bytes", _SIZE, "size of a workspace whose changes are recorded"),
+    Setting("snapshot_disk_bytes", _SIZE, "size of all snapshots above which the oldest go"),
 )
 
 _OF_BOTH = (

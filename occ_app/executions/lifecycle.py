@@ -133,8 +133,7 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
             WHERE number = (
                 SELECT q.number FROM executions q
                 WHERE q.state = 'queued' AND NOT EXISTS (
-                    SELECT 1 FROM executions r
-                    WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
+                    SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = q.workspace_generation)
                 ORDER BY q.number LIMIT 1)
             RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq
             """,

@@ -21,14 +21,18 @@ _COLUMNS = """
 """
 
 
+def select(condition: str) -> str:
+    """Return the SELECT of whole executions `x` that meet a condition; the condition is a literal of the caller's."""
+    return f"SELECT {_COLUMNS} FROM executions x WHERE {condition}"  # noqa: S608 - callers pass literals
+
+
 def claimable(db: Database) -> int:
     """How many executions could start right now, had they a worker: one for each idle workspace with a queue."""
     with db.read() as connection:
         count: int = connection.execute(
             """
             SELECT count(DISTINCT workspace_generation) FROM executions q WHERE state = 'queued' AND NOT EXISTS (
-                SELECT 1 FROM executions r
-                WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
+                SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = q.workspace_generation)
             """
         ).fetchone()[0]
     return count
@@ -189,6 +193,7 @@ def from_row(row: sqlite3.Row) -> Execution:
     values["prompt_sent"] = values.pop("offered")
     values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
     values["cost_exact"] = bool(values["cost_exact"])
+    values["changes"] = _usage(values["changes"])
     # A row of an earlier version may hold unchecked data of a machine or a CLI.
     values["usage"] = _usage(values["usage"])
     for name in _NUMBERS:

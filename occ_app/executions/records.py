@@ -44,6 +44,8 @@ class Execution:
     `cancel_code` is the error code that it is to end with, once it was cancelled.
     Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
     the prompt.
+    `start_tree` and `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON
+    shows them, `changes_reason` the reason for none.
     """
 
     number: int
@@ -88,6 +90,17 @@ class Execution:
     waits_for: str | None
     prompt_sent: int | None
     workspace_generation: int
+    start_tree: str | None = None
+    end_tree: str | None = None
+    changes: Any = None
+    changes_reason: str | None = None
+
+    @property
+    def why_no_changes(self) -> str | None:
+        """The reason why its changes are not known; None when they are."""
+        if self.changes is not None:
+            return None
+        return self.changes_reason or ("not recorded" if self.over else "pending")
 
     @property
     def over(self) -> bool:

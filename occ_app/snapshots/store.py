@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from occ_app.config.config import Config
 from occ_app.snapshots import git as programs
 from occ_app.snapshots import index as indexes
 from occ_app.snapshots.changes import Change, compare
@@ -21,7 +22,7 @@ from occ_app.system.kernel import give_back_memory
 from occ_app.system.process_identity import boot_id
 
 NO_GIT, TOO_SLOW = "no git", "too slow"
-_INDEX = "occ-index.json"
+_INDEX, _PREPARED = "occ-index.json", "occ-prepared-{}.json"
 _LOCK_PAUSE_SECONDS = 0.02
 _MANY_FILES = 20_000  # whose names and times take memory that is returned at once
 _LEFT_OVER_SECONDS = 3600.0  # age of a temporary file that nobody writes any more
@@ -55,12 +56,13 @@ class Snapshots:
         seconds: float,
         *,
         of_run: bool = False,
+        prepared: str | None = None,
         interrupt: Callable[[], None] = lambda: None,
     ) -> Taken:
         """Record the files of a workspace. Raises Skipped with a reason, and OSError when it cannot be written.
 
-        With `of_run` the ignore files count as the latest snapshot has them: that of the run's start. `interrupt` is
-        called often, and may raise to give up.
+        With `of_run` the ignore files count as the latest snapshot has them: that of the run's start. With `prepared`,
+        a name, it is the latest one only once it is adopted. `interrupt` is called often, and may raise to give up.
         """
         if not self.available:
             raise Skipped(NO_GIT)
@@ -80,14 +82,26 @@ class Snapshots:
                 found = scan.run(workspace)
             except FileNotFoundError:
                 raise Skipped("gone") from None
-            if scan.changed:
-                indexes.save(directory / _INDEX, found, boot_id())
+            if scan.changed or prepared:
+                indexes.save(directory / (_PREPARED.format(prepared) if prepared else _INDEX), found, boot_id())
         assert found.tree is not None  # noqa: S101 - a scan sets it
         taken = Taken(found.tree, scan.complete)
         if scan.files > _MANY_FILES:
             del known, found, scan
             give_back_memory()
         return taken
+
+    def prepare(self, generation: int, folder: Path, name: str, seconds: float = 30.0) -> str | None:
+        """Record a folder that is to become the workspace of this number; returns the tree, None when there is none."""
+        with contextlib.suppress(Skipped, OSError):
+            return self.take(generation, folder, seconds, prepared=name).tree
+        return None
+
+    def adopt(self, generation: int, name: str) -> None:
+        """Make a prepared snapshot the latest, now that its folder is the workspace."""
+        directory = self.directory(generation)
+        with contextlib.suppress(OSError), _locked(directory, lambda: None):
+            os.replace(directory / _PREPARED.format(name), directory / _INDEX)
 
     def current(self, generation: int, workspace: Path, seconds: float = 60.0) -> str | None:
         """Return the id of the tree that a workspace has now; None when there is no snapshot of it."""
@@ -146,6 +160,12 @@ class Snapshots:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
                         path.unlink()
+
+
+def snapshots_of(config: Config) -> Snapshots:
+    """Return the snapshots of an agent."""
+    limits = Limits(config.snapshot_max_files, config.snapshot_max_bytes)
+    return Snapshots(config.snapshots, config.cli_environment.get("PATH", os.defpath), limits)
 
 
 def _size(path: Path) -> int:

@@ -16,6 +16,7 @@ from occ_app.web.fields import (
     Id,
     Moment,
     Seconds,
+    TrueOrFalse,
     WholeNumber,
     check_id_prefix,
     check_model,
@@ -98,6 +99,16 @@ class NoQuery(_Request):
     """No query parameters."""
 
 
+class ChangesSummary(Schema):
+    """The sums of the changes of an execution. `truncated`: a list or a diff of them leaves something out."""
+
+    files = fields.Integer()
+    additions = fields.Integer()
+    deletions = fields.Integer()
+    truncated = fields.Boolean()
+    exact = fields.Boolean()
+
+
 class ExecutionRecord(Schema):
     """The record of an execution."""
 
@@ -124,6 +135,86 @@ class ExecutionRecord(Schema):
     last_seq = fields.Integer(data_key="lastSeq")
     agent_id = fields.String(data_key="agentId", allow_none=True)
     waits_for = fields.String(data_key="waitsFor", allow_none=True)
+    changes = fields.Nested(ChangesSummary, allow_none=True)
+    why_no_changes = fields.String(data_key="changesReason", allow_none=True)
+
+
+class ChangedFile(Schema):
+    """One file that an execution changed; modes are git's, in octal."""
+
+    path = fields.String()
+    old_path = fields.String(data_key="oldPath", allow_none=True)
+    status = fields.String(validate=validate.OneOf(["added", "modified", "deleted", "renamed"]))
+    additions = fields.Integer()
+    deletions = fields.Integer()
+    binary = fields.Boolean()
+    size = fields.Integer()
+    mode = fields.String(allow_none=True)
+    old_mode = fields.String(data_key="oldMode", allow_none=True)
+
+
+class Changes(ChangesSummary):
+    """The answer to GET /executions/{id}/changes; `base` and `result` are the trees before and after."""
+
+    execution_id = fields.String(data_key="executionId")
+    workspace_id = fields.String(data_key="workspaceId")
+    entries = fields.List(fields.Nested(ChangedFile))
+    base = fields.String()
+    result = fields.String()
+
+
+class DiffQuery(_Request):
+    """The query of GET /executions/{id}/diff; `path` selects one file, by its name after the execution."""
+
+    path = fields.String(validate=validate.Length(1, 4096))
+
+
+class SideQuery(_Request):
+    """The query of GET /executions/{id}/files/{path}: before the execution or after it."""
+
+    at = fields.String(load_default="end", validate=validate.OneOf(["start", "end"]))
+
+
+class FolderQuery(_Request):
+    """The query of GET /workspaces/{id}/files; `path` is a folder, the workspace's own when it is left out."""
+
+    path = fields.String(load_default="", validate=validate.Length(max=4096))
+
+
+class FolderEntry(Schema):
+    """One entry of a folder; `size` in bytes, `mode` in octal."""
+
+    name = fields.String()
+    type = fields.String(validate=validate.OneOf(["file", "folder", "link"]))
+    size = fields.Integer()
+    mode = fields.String()
+    modified_at = fields.String(data_key="modifiedAt")
+
+
+class FolderContent(Schema):
+    """The answer to GET /workspaces/{id}/files; `truncated` when there are more entries."""
+
+    path = fields.String()
+    entries = fields.List(fields.Nested(FolderEntry))
+    truncated = fields.Boolean()
+
+
+class RestoreBody(_Request):
+    """The body of POST /workspaces/{id}/restore; `executionId` may be a restore's id, which undoes it."""
+
+    execution_id = Id(data_key="executionId", required=True)
+    to = fields.String(required=True, validate=validate.OneOf(["start", "end"]))
+    force = TrueOrFalse(load_default=False)
+
+
+class Restored(Schema):
+    """The answer to a restore. Its own id can be restored to `start`, which undoes it."""
+
+    workspace_id = fields.String(data_key="workspaceId")
+    restore_id = fields.String(data_key="restoreId")
+    files = fields.Integer()
+    base = fields.String()
+    result = fields.String()
 
 
 class ExecutionList(Schema):
@@ -230,6 +321,7 @@ class InitReply(Schema):
     bytes = fields.Integer()
     skipped = fields.List(fields.Nested(SkippedEntry))
     stripped = fields.String(allow_none=True)
+    snapshot = fields.String(allow_none=True)
     generation = fields.Integer()
     agent_id = fields.String(data_key="agentId", allow_none=True)
 
@@ -255,6 +347,7 @@ class WorkspaceRecord(Schema):
     skipped = fields.List(fields.Nested(SkippedEntry))
     created_at = fields.String(data_key="createdAt")
     updated_at = fields.String(data_key="updatedAt")
+    snapshot = fields.String(allow_none=True)
     generation = fields.Integer()
     agent_id = fields.String(data_key="agentId", allow_none=True)
     source = fields.String(validate=validate.OneOf(["upload", "folder"]))

@@ -17,6 +17,7 @@ from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
+from occ_app.snapshots.store import Snapshots
 from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import sync_filesystem, sync_folder
 from occ_app.system.timestamps import iso_now
@@ -140,10 +141,26 @@ def undo_unfinished(db: Database, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude: Path | None = None) -> None:
+@dataclass(frozen=True)
+class _First:
+    """The first snapshot of an upload, in the snapshots of the workspace of this number."""
+
+    generation: int
+    tree: str | None
+
+
+def run(
+    db: Database,
+    number: int,
+    folder: Path,
+    limits: archives.Limits,
+    claude: Path | None = None,
+    snapshots: Snapshots | None = None,
+) -> None:
     """Make the workspace of a job and record the result; a failure leaves no half of it.
 
-    `claude` is the CLI's own folder, where a new workspace must not find anything of another.
+    `claude` is the CLI's own folder, where a new workspace must not find anything of another. `snapshots` takes the
+    first one.
     """
     job = take(db, number)
     if job is None:
@@ -161,13 +178,28 @@ def run(db: Database, number: int, folder: Path, limits: archives.Limits, claude
             staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
             unpacked = archives.unpack(upload.zip_path, staging, limits, strip_root=upload.strip_root)
             sync_filesystem(staging)  # an upload answered with 200 survives a power cut
-            _put_in_place(db, job, staging, folder, unpacked, claude)
+            first = None if snapshots is None else _first_snapshot(db, job, staging, snapshots)
+            _put_in_place(db, job, staging, folder, unpacked, claude, first)
+            if snapshots is not None and first is not None:
+                snapshots.adopt(first.generation, str(number))
         finally:
             shutil.rmtree(staging, ignore_errors=True)  # after a failure its bytes are free again
     except errors.RequestError as error:
         fail(db, number, error)
     except OSError as error:
         fail(db, number, errors.unwritable(error))
+
+
+def _first_snapshot(db: Database, job: Job, staging: Path, snapshots: Snapshots) -> _First:
+    """Take a snapshot of an unpacked upload, before it has its place; the number of a new workspace is given here."""
+    with db.write(durable=False) as connection:
+        row = connection.execute(
+            "SELECT generation FROM workspaces WHERE workspace_id = :workspace_id",
+            {"workspace_id": job.upload.workspace_id},
+        ).fetchone()
+        new = row is None
+        generation = workspaces.new_generation(connection, job.upload.workspace_id) if new else row["generation"]
+    return _First(generation, snapshots.prepare(generation, staging, str(job.number)))
 
 
 def take(db: Database, number: int) -> Job | None:
@@ -223,12 +255,18 @@ def _reuse(db: Database, job: Job) -> None:
 
 
 def _put_in_place(
-    db: Database, job: Job, staging: Path, folder: Path, unpacked: archives.Unpacked, claude: Path | None
+    db: Database,
+    job: Job,
+    staging: Path,
+    folder: Path,
+    unpacked: archives.Unpacked,
+    claude: Path | None,
+    first: _First | None,
 ) -> None:
     exchanged = False
     try:
         with db.write(durable=False) as connection:
-            place = _write_down(connection, job, folder, unpacked, claude)
+            place = _write_down(connection, job, folder, unpacked, claude, first)
             _exchange(staging, place)
             exchanged = True
             # Before the commit, which flushes the database alone: a row without its folder would be an upload lost.
@@ -241,7 +279,12 @@ def _put_in_place(
 
 
 def _write_down(
-    connection: sqlite3.Connection, job: Job, folder: Path, unpacked: archives.Unpacked, claude: Path | None
+    connection: sqlite3.Connection,
+    job: Job,
+    folder: Path,
+    unpacked: archives.Unpacked,
+    claude: Path | None,
+    first: _First | None,
 ) -> Path:
     """Write the rows of a workspace that was made, in the caller's transaction; returns its path."""
     now = iso_now()
@@ -252,7 +295,7 @@ def _write_down(
     ).fetchone()
     refuse_unexpected(upload, None if existing is None else existing["generation"])
     if existing is None:
-        generation = workspaces.new_generation(connection, upload.workspace_id)
+        generation = first.generation if first else workspaces.new_generation(connection, upload.workspace_id)
         place = places.choose(connection, upload.workspace_id, generation, folder, claude)
     else:
         workspaces.refuse_folder(upload.workspace_id, existing["source"])
@@ -263,17 +306,19 @@ def _write_down(
         """
         INSERT INTO workspaces
             (workspace_id, name, description, path, files, bytes, skipped, created_at, updated_at, generation, stripped,
-            origin)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            origin, snapshot)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (workspace_id) DO UPDATE SET name = excluded.name, description = excluded.description,
             path = excluded.path, files = excluded.files, bytes = excluded.bytes, skipped = excluded.skipped,
-            updated_at = excluded.updated_at, stripped = excluded.stripped, origin = excluded.origin
+            updated_at = excluded.updated_at, stripped = excluded.stripped, origin = excluded.origin,
+            snapshot = excluded.snapshot
         RETURNING *
         """,
         (
             *(upload.workspace_id, upload.name, upload.description, str(place)),
             *(unpacked.files, unpacked.bytes, to_json(list(unpacked.skipped)), now, now, generation),
             *(unpacked.stripped, origins.stored(upload.origin)),
+            first.tree if first and first.generation == generation else None,
         ),
     ).fetchone()
     succeed(connection, job.number, workspaces.from_row(row), reused=False)
@@ -291,6 +336,7 @@ def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *
         "bytes": workspace.bytes,
         "skipped": workspace.skipped,
         "stripped": workspace.stripped,
+        "snapshot": workspace.snapshot,
         "generation": workspace.generation,
     }
     if workspace.zip is not None:  # on a hub, which tells where it is

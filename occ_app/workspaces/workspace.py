@@ -36,7 +36,7 @@ class Workspace:
     """A row of `workspaces`; `bytes` is the unpacked size, `skipped` the files left out of the zip, with reasons.
 
     `source` is `upload`, or `folder` for a project: a folder of the machine that OCC never changes by itself. `trusted`
-    is a project's: its settings, hooks and MCP servers count.
+    is a project's: its settings, hooks and MCP servers count. `snapshot` is the id of its latest snapshot's tree.
 
     `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
     sessions of executions numbered above `sessions_after` can be resumed.
@@ -67,6 +67,7 @@ class Workspace:
     source: str
     trusted: bool
     origin: Origin | None  # on an agent, of a workspace that a hub sent
+    snapshot: str | None = None
     agent_name: str | None = None  # where it lives, by name; only in what `get`, `numbered` and `listing` return
 
     @property
@@ -219,17 +220,24 @@ def sessions_of(connection: sqlite3.Connection, generation: int) -> list[str]:
 
 
 def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int) -> None:
-    """Raises Conflict while an execution runs in the workspace; inside the transaction that changes it."""
+    """Raises Conflict while a workspace is held; inside the transaction that changes it."""
     row = connection.execute(
-        "SELECT execution_id FROM executions WHERE workspace_generation = :generation AND state = 'running'",
+        "SELECT execution_id, reason FROM held_workspaces WHERE workspace_generation = :generation LIMIT 1",
         {"generation": generation},
     ).fetchone()
     if row is not None:
         raise errors.Conflict(
             "WORKSPACE_BUSY",
-            f"Execution {row['execution_id']} runs in workspace {workspace_id}; wait for it or cancel it first.",
+            f"{_BUSY[row['reason']].format(row['execution_id'], workspace_id)}",
             {"workspaceId": workspace_id, "executionId": row["execution_id"]},
         )
+
+
+_BUSY = {
+    "runs": "Execution {} runs in workspace {}; wait for it or cancel it first.",
+    "ends": "The changes of execution {} in workspace {} are being recorded; try again in a moment.",
+    "restores": "Execution {} is being restored in workspace {}; try again in a moment.",
+}
 
 
 def from_row(row: sqlite3.Row) -> Workspace:

@@ -14,15 +14,18 @@ from occ_app.claude import program as claude_cli
 from occ_app.claude import projects
 from occ_app.config.config import Config
 from occ_app.database.database import Database
+from occ_app.executions import changes as rows
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import notes as agent
+from occ_app.snapshots.store import Snapshots
 from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
 from occ_app.system.process_identity import boot_id
 from occ_app.system.strays import sweep_marked
 from occ_app.workspaces import archives, uploads
+from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
 from occ_worker.control.slots import Places
 from occ_worker.control.upkeep import Upkeep
@@ -44,8 +47,11 @@ class Control(Upkeep):
         heartbeat: Heartbeat,
         queued: Callable[[], int],
         ring: Callable[[], None],
+        snapshots: Snapshots,
     ) -> None:
         super().__init__(config, db)
+        self._snapshots = snapshots
+        self._recording = threading.Lock()
         self._readers = readers
         self._heartbeat = heartbeat
         self._queued = queued
@@ -66,7 +72,7 @@ class Control(Upkeep):
     def _unpack(self, number: int) -> None:
         limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)
         claude = projects.claude_folder(self._config.cli_environment)
-        uploads.run(self._db, number, self._config.workspaces, limits, claude)
+        uploads.run(self._db, number, self._config.workspaces, limits, claude, self._snapshots)
         self._readers.ring(tail.job_key(number))
 
     def heartbeat_due(self) -> bool:
@@ -86,8 +92,8 @@ class Control(Upkeep):
         agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem, "file": file})
 
     def under_way(self) -> bool:
-        """Whether anything runs or waits, so that there is something to reap."""
-        return any(executions.counts(self._db))
+        """Whether anything runs, waits or holds its workspace, so that there is something to reap."""
+        return any(executions.counts(self._db)) or bool(rows.holding(self._db))
 
     def reap(self) -> None:
         """Finish executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
@@ -106,6 +112,18 @@ class Control(Upkeep):
                     self._ring()
         finally:
             self._reaping.release()
+        self._record_lost()
+
+    def _record_lost(self) -> None:
+        """Store the changes of executions that were lost with their worker; no other reaping waits for it."""
+        if not self._recording.acquire(blocking=False):
+            return
+        try:
+            changes.record_lost(
+                self._db, self._snapshots, lambda execution: self._readers.ring(tail.execution_key(execution.number))
+            )
+        finally:
+            self._recording.release()
 
     def _is_overdue(self, execution: Execution) -> bool:
         """Whether its worker ought to have ended it by now: at its limit, or after a cancel."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from occ_app.config.config import Config
 from occ_app.database.database import Database
+from occ_app.snapshots.store import Snapshots
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.process_identity import ProcessIdentity
 from occ_worker.execution.child import Launcher
@@ -28,3 +29,4 @@ class ExecutionContext:
     wake: int
     stopping: Callable[[], bool]
     ring_queue: Callable[[], None]
+    snapshots: Snapshots

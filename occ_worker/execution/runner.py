@@ -7,6 +7,7 @@ import logging
 import select
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from occ_app.claude import program as claude_cli
@@ -21,6 +22,7 @@ from occ_app.streams import tail
 from occ_app.workspaces import folders, memory
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
+from occ_worker import changes
 from occ_worker.execution import command as claude
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.driver import Driver
@@ -36,11 +38,13 @@ def run_next(context: ExecutionContext) -> bool:
     execution = lifecycle.claim(context.db, context.identity)
     if execution is None:
         return False
+    snapshot = _StartSnapshot()
     try:
-        outcome = _run(context, execution)
+        outcome = _run(context, execution, snapshot)
     except BaseException:
         log.exception("execution %s met a fault of OCC", execution.execution_id)
         _finish(context, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
+        _record_changes(context, execution, snapshot)
         raise
     try:
         _finish(context, execution, outcome)
@@ -50,6 +54,7 @@ def run_next(context: ExecutionContext) -> bool:
             context, execution, Outcome.failure("INTERNAL", "OCC could not store how this ended; the log says why.")
         )
     context.launcher.prepare()
+    _record_changes(context, execution, snapshot)
     return True
 
 
@@ -66,12 +71,43 @@ def _finish(context: ExecutionContext, execution: Execution, outcome: Outcome) -
         select.select([context.wake], [], [], RETRY_SECONDS)
     context.readers.ring(tail.execution_key(execution.number), outcome.news(seq))
     log.info("execution %s %s", execution.execution_id, outcome.data.get("code", outcome.state))
+    _wake_next(context)
+
+
+def _wake_next(context: ExecutionContext) -> None:
     with contextlib.suppress(OCCError):  # control also looks for queued executions
         if executions.claimable(context.db):
             context.ring_queue()
 
 
-def _run(context: ExecutionContext, execution: Execution) -> Outcome:
+@dataclass
+class _StartSnapshot:
+    """The tree of the snapshot before an execution, once there is one."""
+
+    tree: str | None = None
+
+
+def _record_changes(context: ExecutionContext, execution: Execution, snapshot: _StartSnapshot) -> None:
+    """Store the changes of an execution that is over; a stop leaves that to the next start."""
+    if snapshot.tree is None:
+        return
+    interrupt = changes.interrupts_when(context.stopping)
+    while True:
+        try:
+            changes.record_end(context.db, context.snapshots, execution, snapshot.tree, interrupt=interrupt)
+            break
+        except changes.Interrupted:
+            return
+        except OCCError as error:
+            log.error("execution %s: its changes cannot be stored yet: %s", execution.execution_id, error)
+        if context.stopping():
+            return
+        select.select([context.wake], [], [], RETRY_SECONDS)
+    context.readers.ring(tail.execution_key(execution.number))
+    _wake_next(context)
+
+
+def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapshot) -> Outcome:
     row = workspaces.numbered(context.db, execution.workspace_generation)
     if row is None or (not row.is_project and not Path(row.path).is_dir()):
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
@@ -88,7 +124,7 @@ def _run(context: ExecutionContext, execution: Execution) -> Outcome:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(context.config))
     try:
         with _memory(context.config, execution, workspace, trusted=trusted) as memory_file:
-            return _drive(context, execution, workspace, path, memory_file, trusted=trusted)
+            return _drive(context, execution, workspace, path, memory_file, snapshot, trusted=trusted)
     except _MemoryUnwritable as error:
         return Outcome.failure("INTERNAL", f"The project's memory could not be passed on ({error}); see the disk.")
 
@@ -130,6 +166,7 @@ def _drive(
     workspace: Path,
     path: str,
     memory_file: Path | None,
+    snapshot: _StartSnapshot,
     *,
     trusted: bool,
 ) -> Outcome:
@@ -145,6 +182,8 @@ def _drive(
     try:
         driver = Driver(context, execution, child)
         log.info("execution %s started", execution.execution_id)
+        # While the CLI loads: its prompt waits for this snapshot, it does not.
+        snapshot.tree = changes.record_start(context.db, context.snapshots, execution, workspace, context.stopping)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
         context.db.sync()
         return driver.run()

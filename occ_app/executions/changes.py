@@ -1,0 +1,85 @@
+"""The changes that executions made: rows of the snapshots before and after each, and all SQL on them.
+
+An execution holds its workspace from its first snapshot until the second is stored or given up, which may be after its
+final event: nothing else runs in it meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from occ_app.database.database import Database
+from occ_app.executions.queries import from_row, select
+from occ_app.executions.records import Execution
+from occ_app.system.compact_json import to_json
+
+PRUNED = "pruned"
+
+
+def begin(db: Database, number: int, tree: str) -> bool:
+    """Record the snapshot before a running execution, which holds its workspace now. False when it is over.
+
+    Not yet on the disk: the prompt is sent after a `db.sync()`.
+    """
+    with db.write(durable=False) as connection:
+        return bool(
+            connection.execute(
+                "UPDATE executions SET start_tree = :tree, holds_workspace = 1, changes_reason = 'pending'"
+                " WHERE number = :number AND state = 'running'",
+                {"number": number, "tree": tree},
+            ).rowcount
+        )
+
+
+def skip(db: Database, number: int, reason: str) -> None:
+    """Record why a running execution has no snapshot before it, and so no changes."""
+    with db.write(durable=False) as connection:
+        connection.execute(
+            "UPDATE executions SET changes_reason = :reason WHERE number = :number AND start_tree IS NULL",
+            {"number": number, "reason": reason},
+        )
+
+
+def store(db: Database, number: int, tree: str, changes: Mapping[str, Any]) -> bool:
+    """Record the snapshot after an execution and the sums of its changes, and free its workspace.
+
+    False when that was done already.
+    """
+    with db.write() as connection:
+        row = connection.execute(
+            "UPDATE executions SET end_tree = :tree, changes = :changes, changes_reason = NULL, holds_workspace = NULL"
+            " WHERE number = :number AND holds_workspace = 1 RETURNING workspace_generation",
+            {"number": number, "tree": tree, "changes": to_json(changes)},
+        ).fetchone()
+        if row is not None:
+            connection.execute(
+                "UPDATE workspaces SET snapshot = :tree WHERE generation = :generation",
+                {"tree": tree, "generation": row["workspace_generation"]},
+            )
+    return row is not None
+
+
+def give_up(db: Database, number: int, reason: str) -> bool:
+    """Record why the changes of an execution are not known, and free its workspace. False when that was done."""
+    with db.write() as connection:
+        row = connection.execute(
+            "UPDATE executions SET changes_reason = :reason, holds_workspace = NULL"
+            " WHERE number = :number AND holds_workspace = 1 RETURNING workspace_generation",
+            {"number": number, "reason": reason},
+        ).fetchone()
+        if row is not None:
+            connection.execute(
+                "UPDATE workspaces SET snapshot = NULL WHERE generation = :generation",
+                {"generation": row["workspace_generation"]},
+            )
+    return row is not None
+
+
+def holding(db: Database) -> list[Execution]:
+    """Return the executions that are over and still hold their workspace, oldest first."""
+    with db.read() as connection:
+        rows = connection.execute(
+            select("x.holds_workspace = 1 AND x.last_seq IS NOT NULL ORDER BY x.number")
+        ).fetchall()
+    return [from_row(row) for row in rows]
