@@ -83,7 +83,7 @@ def record_end(
 def record_lost(db: Database, snapshots: Snapshots, ring: Callable[[Execution], None]) -> None:
     """Store the changes of executions whose worker ended before it could."""
     for execution in rows.holding(db):
-        if execution.start_tree is None or (execution.owner is not None and execution.owner.alive()):
+        if execution.start_tree is None or (execution.claimed_by is not None and execution.claimed_by.alive()):
             continue
         record_end(db, snapshots, execution, execution.start_tree, late=True)
         log.info("execution %s: its changes are recorded", execution.execution_id)

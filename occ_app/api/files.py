@@ -91,14 +91,14 @@ def stored(execution_id: str, path: str, query: dict[str, Any]) -> Response:
 @contract(query=schemas.FolderQuery, reply=schemas.FolderContent)
 def folder(workspace_id: str, query: dict[str, Any]) -> Any:
     """The entries of a folder of a workspace, by name."""
-    return files().folder(_workspace(workspace_id), query["path"])
+    return files().folder(_workspace(workspace_id, query.get("generation")), query["path"])
 
 
 @bp.get("/workspaces/<workspace_id>/files/<path:path>")
-@contract(content=_BYTES)
-def file(workspace_id: str, path: str) -> Response:
+@contract(query=schemas.GenerationQuery, content=_BYTES)
+def file(workspace_id: str, path: str, query: dict[str, Any]) -> Response:
     """A file of a workspace as it is now, or the range that the header Range asks for."""
-    return as_attachment(files().file(_workspace(workspace_id), path), path)
+    return as_attachment(files().file(_workspace(workspace_id, query.get("generation")), path), path)
 
 
 def as_attachment(response: Response, path: str) -> Response:
@@ -109,8 +109,8 @@ def as_attachment(response: Response, path: str) -> Response:
     return response
 
 
-def _workspace(workspace_id: str) -> Workspace:
-    return workspaces.get(services().db, workspace_id, callers.caller().visible_to)
+def _workspace(workspace_id: str, generation: int | None = None) -> Workspace:
+    return workspaces.get(services().db, workspace_id, callers.caller().visible_to, generation)
 
 
 def _recorded(execution_id: str) -> Execution:

@@ -67,14 +67,13 @@ class RemoteFiles:
         return SentFile(size, mode if re.fullmatch("[0-7]{6}", mode) else "100644", _content(output))
 
     def folder(self, workspace: Workspace, path: str) -> dict[str, Any]:
-        query = f"?{urlencode({'path': path})}" if path else ""
         with self._asked(workspace.agent_id) as client:
-            reply = client.call("GET", f"{_workspace(workspace)}/files{query}")
+            reply = client.call("GET", _workspace(workspace, "files", path=path))
         return _checked(schemas.FolderContent, reply) | {"path": path}
 
     def file(self, workspace: Workspace, path: str) -> Response:
         asked = {"Range": request.headers["Range"]} if "Range" in request.headers else {}
-        where = f"{_workspace(workspace)}/files/{_quoted(path)}"
+        where = _workspace(workspace, f"files/{_quoted(path)}")
         output, status, headers = self._downloaded(workspace.agent_id, where, self.config.max_unpacked_bytes, asked)
         response = Response(
             wrap_file(request.environ, output), content_type="application/octet-stream", direct_passthrough=True
@@ -138,10 +137,15 @@ def _execution(execution: Execution) -> str:
     return f"/executions/{quote(execution.execution_id, safe='')}"
 
 
-def _workspace(workspace: Workspace) -> str:
-    """Return the address of a workspace on its machine, which knows a project by its name."""
+def _workspace(workspace: Workspace, rest: str, **query: str) -> str:
+    """Return an address of a workspace on its machine, which knows a project by its name.
+
+    It names the workspace's number there, so that no other workspace of that id is read.
+    """
     name = workspace.name if workspace.is_project else workspace.workspace_id
-    return f"/workspaces/{quote(name, safe='')}"
+    number = {} if workspace.agent_generation is None else {"generation": str(workspace.agent_generation)}
+    asked = {key: value for key, value in (query | number).items() if value}
+    return f"/workspaces/{quote(name, safe='')}/{rest}" + (f"?{urlencode(asked)}" if asked else "")
 
 
 def _quoted(path: str) -> str:

@@ -179,6 +179,7 @@ class FolderQuery(_Request):
     """The query of GET /workspaces/{id}/files; `path` is a folder, the workspace's own when it is left out."""
 
     path = fields.String(load_default="", validate=validate.Length(max=4096))
+    generation = fields.Integer(validate=validate.Range(1, 2**62))
 
 
 class FolderEntry(Schema):

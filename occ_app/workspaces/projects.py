@@ -78,6 +78,10 @@ def remove(db: Database, name: str, end_waiting: Callable[[sqlite3.Connection, i
     `end_waiting` does that in the transaction, with a sentence for them. Raises NotFound, and Conflict while an
     execution runs in it.
     """
+    return workspaces.patiently(lambda: _remove(db, name, end_waiting))
+
+
+def _remove(db: Database, name: str, end_waiting: Callable[[sqlite3.Connection, int, str], list[int]]) -> list[int]:
     with db.write() as connection:
         row = connection.execute(
             "DELETE FROM workspaces WHERE workspace_id = :name AND source = 'folder' RETURNING generation",

@@ -179,7 +179,7 @@ def run(
             unpacked = archives.unpack(upload.zip_path, staging, limits, strip_root=upload.strip_root)
             sync_filesystem(staging)  # an upload answered with 200 survives a power cut
             first = None if snapshots is None else _first_snapshot(db, job, staging, snapshots)
-            _put_in_place(db, job, staging, folder, unpacked, claude, first)
+            workspaces.patiently(lambda: _put_in_place(db, job, staging, folder, unpacked, claude, first))
             if snapshots is not None and first is not None:
                 snapshots.adopt(first.generation, str(number))
         finally:

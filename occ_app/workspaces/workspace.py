@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from occ_app import errors
 from occ_app.claude import projects
@@ -16,6 +18,8 @@ from occ_app.database.database import Database
 from occ_app.errors import workspace_not_found
 from occ_app.system.kernel import sync_folder
 from occ_app.workspaces.origin import Origin, of_row
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -161,10 +165,23 @@ def delete(
 ) -> list[int]:
     """Remove a workspace and its files, and end its queued executions; returns the numbers of those executions.
 
+    Waits while the changes of an execution that is over are being recorded.
+
     `end_waiting` does that in the transaction. The CLI's state of the workspace's sessions in `cli` is removed, too.
     Raises NotFound, also when the id belongs to another `generation` than the given one, and Conflict while an
     execution runs in it and for a project.
     """
+    return patiently(lambda: _delete(db, workspace_id, folder, end_waiting, generation, cli))
+
+
+def _delete(
+    db: Database,
+    workspace_id: str,
+    folder: Path,
+    end_waiting: Callable[[sqlite3.Connection, int], list[int]],
+    generation: int | None,
+    cli: projects.CliFolders | None,
+) -> list[int]:
     trash: Path | None = None
     try:
         with db.write(durable=False) as connection:
@@ -229,8 +246,23 @@ def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: i
         raise errors.Conflict(
             "WORKSPACE_BUSY",
             f"{_BUSY[row['reason']].format(row['execution_id'], workspace_id)}",
-            {"workspaceId": workspace_id, "executionId": row["execution_id"]},
+            {"workspaceId": workspace_id, "executionId": row["execution_id"], "reason": row["reason"]},
         )
+
+
+def patiently(attempt: Callable[[], T], seconds: float = 30.0) -> T:
+    """Make an attempt, and again while the changes of an execution that is over are being recorded in the workspace.
+
+    Raises what the attempt raises, at the latest after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return attempt()
+        except errors.Conflict as conflict:
+            if conflict.details.get("reason") != "ends" or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)  # the row of another process cannot be waited for
 
 
 _BUSY = {
