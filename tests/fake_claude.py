@@ -5,7 +5,7 @@ The prompt is a JSON list of steps, run in order; anything else gets a short ans
     {"say": TEXT, "times": N, "every": SECONDS}   text deltas
     {"line": TEXT} / {"raw": BASE64}              a line as given / bytes as given
     {"flood": BYTES, "of": TEXT}                  TEXT over and over, without line breaks of its own
-    {"tool": NAME, "input": {}, "result": TEXT}   a tool call and its result
+    {"tool": NAME, "input": {}, "result": TEXT}   a tool call and its result, "wait": PATH between them
     {"write": PATH, "text": TEXT}                 a file in the workspace
     {"sh": COMMAND}                               a command of the shell in the workspace
     {"sleep": SECONDS} / {"wait": PATH}           do nothing for a while / until PATH exists
@@ -98,6 +98,8 @@ def run(step):
         call = f"toolu_{uuid.uuid4().hex[:8]}"
         block = {"type": "tool_use", "id": call, "name": step["tool"], "input": step["input"]}
         say({"type": "assistant", "message": {"id": "msg_tool", "content": [block]}})
+        while "wait" in step and not os.path.exists(step["wait"]):
+            time.sleep(0.01)
         answer = {"type": "tool_result", "tool_use_id": call, "content": step["result"]}
         say({"type": "user", "message": {"role": "user", "content": [answer | {"is_error": step.get("error", False)}]}})
     elif "write" in step:

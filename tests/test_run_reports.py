@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import sys
+from pathlib import Path
 
-from occ_app.cli import output
+import pytest
+from click.testing import CliRunner
+
+from occ_app.cli import output, transcript
+from occ_app.cli.commands import occ as occ_command
+from occ_app.cli.run import Limit
+from occ_app.client.sse import StreamEvent
 from tests.conftest import Occ, steps
 
 
@@ -32,3 +42,74 @@ def test_a_session_that_is_not_found_is_not_offered_again(agent: Occ) -> None:
     done = agent.command("run", steps({"result": lost}), "--workspace", "work", check=False)
     assert "SESSION_NOT_FOUND" in done.stderr
     assert "--session" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ("Exit code 3\none\n\ntwo\n", "[failed] exit code 3\n  one\n  two"),
+        ("Exit code 1\n" + "\n".join("abcdefg"), "[failed] exit code 1\n  …\n  c\n  d\n  e\n  f\n  g"),
+        ("<tool_use_error>File does not exist.</tool_use_error>", "[failed] File does not exist."),
+        ("a\nb\x1b[31m", "[failed]\n  a\n  b\\x1b[31m"),
+        ("Claude requested permissions to use Bash, but you haven't granted it yet.", "[refused] Claude requested"),
+        ("Permission to use Bash with command rm has been denied.", "[refused] Permission to use"),
+        ("cat: /etc/shadow: Permission denied", "[failed] cat: /etc/shadow: Permission denied"),
+        ("", "[failed]"),
+    ],
+)
+def test_a_failed_tool_is_shown_with_its_exit_code_and_last_lines(result: str, shown: str) -> None:
+    data = {"toolUseId": "t", "result": result, "isError": True}
+    text = transcript._text(StreamEvent(2, "tool", data), {"t": "Bash"})
+    assert text is not None
+    assert text.strip().startswith(shown) if shown.startswith("[refused]") else text.strip() == shown
+
+
+def test_the_last_line_of_a_terminal_names_the_tool_that_runs(agent: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    prompt = steps(
+        {"say": "first\n"},
+        {"tool": "Bash", "input": {"command": "make all"}, "wait": str(gate), "result": "ok"},
+        {"say": "last\n"},
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work", prompt]
+        os.execve(sys.executable, arguments, agent.environment | {"TERM": "xterm"})
+    seen = b""
+    while re.search(rb"Bash make all \xe2\x80\xa6 \d+ s", seen) is None:
+        piece = os.read(terminal, 4096)
+        assert piece, seen
+        seen += piece
+    gate.touch()
+    while b"done" not in seen:
+        seen += os.read(terminal, 4096)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+
+
+def test_a_run_can_be_left_at_once(agent: Occ, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    left = agent.command("run", "-d", "--workspace", "work", steps({"wait": str(gate)}, {"say": "x"}))
+    execution_id = left.stdout.strip()
+    assert agent.client.execution(execution_id)["state"] in ("queued", "running")
+    gate.touch()
+    assert list(agent.client.events(execution_id))[-1].name == "complete"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["Read", "this", "project"], "occ run 'Read this project'"),
+        (["--timeout", "soon", "hello"], "5m"),
+        (["--timeout", "0", "hello"], "5m"),
+    ],
+)
+def test_mistakes_with_quotes_and_limits_are_answered_with_the_right_form(arguments: list[str], part: str) -> None:
+    shown = CliRunner().invoke(occ_command, ["run", *arguments])
+    assert shown.exit_code == 2
+    assert part in shown.stderr
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("300", 300), ("0.5", 0.5), ("90s", 90), ("5m", 300), ("2h", 7200)])
+def test_a_time_limit_may_have_a_unit(given: str, seconds: float) -> None:
+    assert Limit().convert(given, None, None) == seconds

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output, remote
+from occ_app.cli import output, remote, transcript
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
@@ -42,7 +42,7 @@ def _drain(config: Config) -> None:
     """Refuse new work and wait until nothing runs; queued executions stay for the next start."""
     daemon.refuse_work(config)
     try:
-        with closing(Doorbell(config.run / "tail")) as bell, output.Waiting("Waiting for what runs"):
+        with closing(Doorbell(config.run / "tail")) as bell, transcript.Waiting("Waiting for what runs"):
             database = schema.opened(config.database, readonly=True)
             while executions.running(database) and daemon.find(config):
                 select.select([bell], [], [], 1.0)

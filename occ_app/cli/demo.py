@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from occ_app.claude import program as claude_cli
-from occ_app.cli import output
+from occ_app.cli import output, transcript
 from occ_app.cli.start import start_daemon
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
@@ -126,7 +126,7 @@ def _show(config: Config, url: str) -> None:
     workspace = _send_project(config, client)
     output.echo(f"> {PROMPT}\n")
     events = client.execute(workspace, PROMPT, executionId="demo")
-    final = output.print_events(events, as_json=False, waiting="Claude is reading the project")
+    final = transcript.print_events(events, as_json=False, waiting="Claude is reading the project")
     output.summary(final, client.execution("demo"))
     output.outcome(final)
     occ = f"{sys.executable} -m occ_app.cli" if sys.argv[0].endswith("__main__.py") else sys.argv[0]

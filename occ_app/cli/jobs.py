@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from occ_app import errors
-from occ_app.cli import ids, job_table, output, remote
+from occ_app.cli import ids, job_table, output, remote, transcript
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
@@ -237,7 +237,7 @@ def tail(
     if client is not None:
         meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
         streamed = client.events(meant, follow=follow)
-        final = output.print_events(streamed, as_json=as_json, waiting=f"following {meant}")
+        final = transcript.print_events(streamed, as_json=as_json, waiting=f"following {meant}")
         return output.outcome(final) if follow else 0
     database = _database()
     execution = executions.get(database, ids.execution_id(ids.StoredExecutions(database), execution_id, last=last))
@@ -246,7 +246,7 @@ def tail(
         shown: Iterable[StreamEvent] = remote.local(hub=_of_hub()).events(execution.execution_id)
     else:
         shown = (_event(event) for event in stored_events(database, execution))
-    final = output.print_events(shown, as_json=as_json, waiting=f"reading {execution.execution_id}")
+    final = transcript.print_events(shown, as_json=as_json, waiting=f"reading {execution.execution_id}")
     return output.outcome(final) if follow else 0
 
 

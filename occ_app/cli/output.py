@@ -5,13 +5,10 @@ Text from elsewhere reaches a terminal through this module alone, escaped by `oc
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -48,7 +45,22 @@ def interactive() -> bool:
 
 
 def _coloured() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    return sys.stderr.isatty() and not plain()
+
+
+def plain() -> bool:
+    """Whether the user wants no colour."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def changes_text(changes: Mapping[str, Any]) -> str:
+    """Return the sums of an execution's changes, as in "3 files changed"."""
+    files: int = changes["files"]
+    if files == 0:
+        return "no files changed"
+    return (
+        f"{files} file{'s' if files > 1 else ''} changed (+{changes['additions']} \N{MINUS SIGN}{changes['deletions']})"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -82,107 +94,6 @@ def table(rows: Sequence[Sequence[str]], *, state: int | None = None) -> None:
     width = shutil.get_terminal_size().columns if live else None
     for line in tables.lines(shown, width, state if live and not os.environ.get("NO_COLOR") else None):
         click.echo(line)
-
-
-class Waiting:
-    """A progress line on standard error until there is something to print; without a terminal one plain line."""
-
-    def __init__(self, what: str) -> None:
-        self._what = visible_line(what)
-        self._done = threading.Event()
-        self._live = sys.stderr.isatty()
-        self._thread = threading.Thread(target=self._show, daemon=True)
-
-    def __enter__(self) -> Waiting:
-        if self._live:
-            self._thread.start()
-        else:
-            note(f"{self._what} …")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        if not self._done.is_set():
-            self._done.set()
-            if self._live:
-                self._thread.join()
-                sys.stderr.write("\r\033[K")
-                sys.stderr.flush()
-
-    def _show(self) -> None:
-        begun = time.monotonic()
-        while True:
-            sys.stderr.write(f"\r\033[K{self._what} … {time.monotonic() - begun:.0f} s")
-            sys.stderr.flush()
-            if self._done.wait(0.5):
-                return
-
-
-def print_events(shown: Iterable[StreamEvent], *, as_json: bool, waiting: str) -> StreamEvent | None:
-    """Print events for a person, or each as one line of JSON. Returns the final event."""
-    if not as_json:
-        return _show_events(shown, waiting=waiting)
-    last: StreamEvent | None = None
-    for last in shown:
-        click.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
-    return last if last is not None and last.final else None
-
-
-def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent | None:
-    """Print an execution as it comes, its text to standard output, the rest to standard error; returns the end."""
-    last: StreamEvent | None = None
-    in_line = False
-    progress = Waiting(waiting)
-    with progress:
-        for event in events:
-            last = event
-            text = _text(event)
-            if text is None:
-                continue
-            progress.end()
-            if event.name == "output":
-                click.echo(text, nl=False, color=True)  # a program or a file gets every character
-                sys.stdout.flush()
-                in_line = not text.endswith("\n")
-            else:
-                if in_line:
-                    click.echo()
-                    in_line = False
-                note(text)
-        if in_line:
-            click.echo()
-    return last if last is not None and last.final else None
-
-
-def _text(event: StreamEvent) -> str | None:
-    """Return the line that a person sees for an event; None for nothing."""
-    data = event.data
-    if event.name == "output":
-        text: str = data["chunk"]
-        return visible(text) if sys.stdout.isatty() else text
-    if event.name == "tool" and "name" in data:
-        return printable(f"[{data['name']}] {_subject(data['input'])}")
-    if event.name == "tool" and data["isError"]:
-        return printable(f"[failed] {data['result']}")[:200]
-    if event.name == "status" and data["state"] == "retrying":
-        return printable(data["message"])
-    if event.name == "queued" and data["position"] > 0:
-        return f"waiting: {data['position']} ahead"
-    if event.name == "gap":
-        return f"[events {data['fromSeq']} to {data['toSeq']} are gone: {data['reason']}]"
-    return None
-
-
-def _subject(value: Any) -> str:
-    """Return the part of a tool's input that identifies its target."""
-    if not isinstance(value, dict):
-        return ""
-    for key in ("file_path", "path", "pattern", "command"):
-        if isinstance(value.get(key), str):
-            return str(value[key])
-    return ""
 
 
 def printable(text: str) -> str:

@@ -61,16 +61,12 @@ def options(what: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True)
 class Place:
-    """The agent or hub elsewhere that a command talks to.
-
-    `label` names it to a person, `again` are the options with which a printed command reaches it.
-    """
+    """The agent or hub elsewhere that a command talks to; `label` names it to a person."""
 
     url: str
     token: str = field(repr=False)
     pin: str | None
     label: str
-    again: str
 
     @property
     def client(self) -> AgentClient:
@@ -120,8 +116,13 @@ def local(*, hub: bool = False) -> AgentClient:
 
 def again(url: str | None, pin: str | None) -> str:
     """Return the options with which a printed command reaches the same place, without the token."""
-    place = decide(url, None, pin)
-    return "" if place is None else place.again
+    trust = f" --pin {pin}" if pin else ""
+    if url is None:
+        return trust
+    known = remotes.at(url.rstrip("/")) if "://" in url else None
+    if known is not None:
+        return f" --url {known.name}{trust}"
+    return f" --url {url}" + (" --token …" if "://" in url else "") + trust
 
 
 def _named(url: str, token: str | None, pin: str | None) -> Place:
@@ -152,14 +153,11 @@ def _addressed(url: str, token: str | None, pin: str | None, source: str) -> Pla
     pin = pin or _variable_pin(address)
     if known is not None:
         return _place(known, secret, pin)
-    shown = "" if source == "OCC_URL" else f" --url {url} --token …" + (f" --pin {pin}" if pin else "")
-    return Place(address, secret, pin, address, shown)
+    return Place(address, secret, pin, address)
 
 
 def _place(known: remotes.Remote, secret: str, pin: str | None) -> Place:
-    is_default = configuration.client_url() is None and known == remotes.default()
-    shown = "" if is_default else f" --url {known.name}"
-    return Place(known.url, secret, pin or known.pin, f"{known.kind} {known.name} ({known.url})", shown)
+    return Place(known.url, secret, pin or known.pin, f"{known.kind} {known.name} ({known.url})")
 
 
 def _secret(token: str | None) -> str | None:

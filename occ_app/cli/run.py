@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import ids, output, output_failed, remote
+from occ_app.cli import ids, output, output_failed, remote, transcript
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
@@ -21,8 +23,31 @@ from occ_app.system.short_ids import new_execution_id
 _LOOK_SECONDS = 2.0
 
 
+class Limit(click.ParamType[float]):
+    """A time limit in seconds; with a unit as in 90s, 5m or 2h, too."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d{1,8}(?:\.\d{1,3})?)([smh]?)", str(value).strip())
+        seconds = 0.0 if match is None else float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+        if seconds <= 0:
+            self.fail(f"{value!r} is no time limit; write seconds, as in 300, or 90s, 5m, 2h.", param, ctx)
+        return seconds
+
+
+def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> str:
+    """Return the prompt. Raises UsageError for one whose quotes are missing."""
+    if len(words) == 1:
+        return words[0]
+    if not words:
+        raise click.MissingParameter(ctx=context, param=parameter)
+    example = shlex.quote(" ".join(words)[:200])
+    raise click.UsageError(f"The prompt must be one argument; put it in quotes: occ run {example}", context)
+
+
 @click.command()
-@click.argument("prompt")
+@click.argument("prompt", nargs=-1, required=True, callback=_one_prompt)
 @click.option(
     "--dir",
     "folder",
@@ -33,11 +58,12 @@ _LOOK_SECONDS = 2.0
 @click.option("--project", metavar="NAME", help="Run in this project of the machine; on a hub NAME@MACHINE.")
 @click.option("--session", metavar="UUID", help="Go on with this Claude session of the workspace.")
 @click.option("--model", metavar="MODEL", help="Model to use.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit.")
+@click.option("--timeout", type=Limit(), metavar="SECONDS", help="Time limit: 300, 90s, 5m, 2h.")
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: what the machine must have; may be repeated.")
 @remote.options("Agent or hub to send it to.")
+@click.option("-d", "--detach", is_flag=True, help="Return once it is accepted, and print its id alone on a line.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def run(
     prompt: str,
@@ -53,12 +79,15 @@ def run(
     url: str | None,
     token: str | None,
     pin: str | None,
+    detach: bool,
     as_json: bool,
 ) -> int:
     """Send a folder and PROMPT to an agent and watch the answer come.
 
     The folder becomes a new workspace named after it; nothing is ever overwritten. The exit code is the execution's
     outcome. Ctrl-C asks whether to leave it running. With - as PROMPT it is read from standard input.
+
+    Example: occ run --dir my-project "Read this project and write its README."
     """
     prompt = _prompt(prompt)
     _check_place(folder, workspace or project, session)
@@ -81,8 +110,10 @@ def run(
     accepted = f"{execution_id} in workspace {workspace}"
     events = _announced(client.execute(workspace, prompt, executionId=execution_id, **options), accepted)
     try:
+        if detach:
+            return _detached(events, execution_id, remote.again(url, pin))
         with _telling_what_it_waits_for(client, execution_id):
-            final = output.print_events(events, as_json=as_json, waiting="waiting for the answer")
+            final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer")
     except errors.Lost:
         _tell_it_goes_on(execution_id, remote.again(url, pin))
         raise
@@ -114,6 +145,17 @@ def _project(client: AgentClient, name: str) -> str:
     which = f"Several machines have a project {name}" if meant else f"There is no project {name}"
     listed = f": {', '.join(meant or known)}" if known else "; `occ projects add PATH` on a machine adds one"
     raise errors.NotFound("WORKSPACE_NOT_FOUND", f"{which}{listed}.")
+
+
+def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> int:
+    """Print the id of an execution once it is accepted, and leave it running."""
+    next(events)
+    close = getattr(events, "close", None)
+    if close is not None:
+        close()
+    output.echo(execution_id)
+    output.note(f"watch it with: occ jobs tail --follow {execution_id}{again}")
+    return 0
 
 
 def _announced(events: Iterator[StreamEvent], accepted: str) -> Iterator[StreamEvent]:
