@@ -120,6 +120,7 @@ def run_control(config: Config) -> None:
         sys.setswitchinterval(0.001)  # else unpacking an upload keeps the link's thread waiting for 5 ms at a time
         link.start()
     consumer.run()
+    control.close()
     control.last_heartbeat()
     if link:
         link.stop(LINK_SECONDS)

@@ -79,6 +79,7 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
         shutdown_timeout=1,
     )
     consumer.run()
+    control.close()
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ from occ_app.system.strays import sweep_marked
 from occ_app.workspaces import archives, uploads
 from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
-from occ_worker.control.slots import Places
 from occ_worker.control.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
@@ -58,16 +57,12 @@ class Control(Upkeep):
         self._ring = ring
         self._reaping = threading.Lock()
         self._cancels_seen: dict[int, float] = {}  # when, on the monotonic clock, by the execution's number
-        self._uploads = Places(2, self._unpack)  # at most half of the threads, so that a beat finds one
 
     def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
         for number in uploads.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
         uploads.undo_unfinished(self._db, self._config.workspaces)
-
-    def unpack_upload(self, number: int) -> None:
-        self._uploads.take(number)
 
     def _unpack(self, number: int) -> None:
         limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)

@@ -24,7 +24,6 @@ from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
 from occ_app.workspaces import uploads
 from occ_worker.control.deliveries import Deliveries
-from occ_worker.control.slots import Places
 from occ_worker.control.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
@@ -70,7 +69,6 @@ class HubControl(Upkeep):
         self._newest: str | None = None  # registration that was seen
         self._next_probe = 0.0
         self._reaching = threading.Lock()
-        self._uploads = Places(2, self._store)  # at most half of the threads
 
     def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
@@ -79,10 +77,7 @@ class HubControl(Upkeep):
         for path in self._hub.zips.glob(".incoming-*"):
             path.unlink(missing_ok=True)
 
-    def unpack_upload(self, number: int) -> None:
-        self._uploads.take(number)
-
-    def _store(self, number: int) -> None:
+    def _unpack(self, number: int) -> None:
         hub_workspaces.store(self._db, number, self._hub)
         self._readers.ring(tail.job_key(number))
 

@@ -1,9 +1,10 @@
-"""Upkeep of the database of an agent or a hub: search index, retention, checkpoints."""
+"""The work that an agent's and a hub's control process share: uploads, search index, retention, checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from occ_app.config.config import Config
@@ -19,6 +20,7 @@ log = logging.getLogger("occ.control")
 _FORGETTING_SECONDS = 5.0
 _INDEXING_SECONDS = 1.0
 _LOG_BYTES = 4 * 1024 * 1024
+_UPLOADS_AT_ONCE = 2
 
 
 class Upkeep:
@@ -27,6 +29,24 @@ class Upkeep:
     def __init__(self, config: Config, db: Database) -> None:
         self._config = config
         self._db = db
+        self._uploads = ThreadPoolExecutor(_UPLOADS_AT_ONCE, "upload")  # none of the queue's: a beat finds one
+
+    def unpack_upload(self, number: int) -> None:
+        """Have an upload unpacked as soon as a thread for uploads is free; returns at once."""
+        self._uploads.submit(self._unpack_or_log, number)
+
+    def _unpack_or_log(self, number: int) -> None:
+        try:
+            self._unpack(number)
+        except Exception:  # the executor would keep it to itself
+            log.exception("upload %d met a fault of OCC", number)
+
+    def _unpack(self, number: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Begin no upload any more; the next process reports those that wait as abandoned."""
+        self._uploads.shutdown(wait=False, cancel_futures=True)
 
     def make_room_for_log(self) -> None:
         """Let the write-ahead log have its room before it is needed; done at the start, and after each checkpoint."""
