@@ -27,7 +27,8 @@ from occ_app.database import database as db
 from tests import command_server, model_api, real_cli
 
 if TYPE_CHECKING:
-    from tests.kept_agent import KeptAgent
+    from tests.kept_daemons import KeptAgent, KeptHub
+    from tests.real_hub import Hub
 
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
 
@@ -46,12 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
     """Wait for a condition and return what it gave; fails with `what` when it does not come."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.005
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(pause * 1.2, 0.1)  # a look costs processor time, which the daemons need
     pytest.fail(f"waited {seconds:g} s in vain: {what}")
 
 
@@ -269,11 +271,45 @@ def occ(tmp_path: Path) -> Iterator[Occ]:
 @pytest.fixture(scope="session")
 def kept_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptAgent]:
     """An agent that tests use one after another."""
-    from tests.kept_agent import KeptAgent  # which imports this module
+    from tests.kept_daemons import KeptAgent  # which imports this module
 
     kept = KeptAgent(tmp_path_factory.mktemp("kept"))
     yield kept
     kept.end()
+
+
+@pytest.fixture(scope="session")
+def kept_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptHub]:
+    """A hub that tests use one after another."""
+    from tests.kept_daemons import KeptHub  # which imports this module
+
+    kept = KeptHub(tmp_path_factory.mktemp("kept-hub"), box=False)
+    yield kept
+    kept.end()
+
+
+@pytest.fixture(scope="session")
+def kept_hub_with_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptHub]:
+    """A hub that tests use one after another, and its machine `box`."""
+    from tests.kept_daemons import KeptHub  # which imports this module
+
+    kept = KeptHub(tmp_path_factory.mktemp("kept-hub-with-box"), box=True)
+    yield kept
+    kept.end()
+
+
+@pytest.fixture
+def hub(kept_hub: KeptHub, tmp_path: Path) -> Iterator[Hub]:
+    """A running hub without machines; what a test makes in it is removed."""
+    with kept_hub.lent(tmp_path) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub_with_box(kept_hub_with_box: KeptHub, tmp_path: Path) -> Iterator[Hub]:
+    """A running hub with a machine, which is `hub.agent("box")`; what a test makes in them is removed."""
+    with kept_hub_with_box.lent(tmp_path) as hub:
+        yield hub
 
 
 @pytest.fixture

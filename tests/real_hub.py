@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from tests.conftest import Occ, command_line, occ_in, processes_with, run_occ, w
 
 @dataclass
 class Hub:
-    """The `occ hub` commands with a home of their own, the hub they start, and its agents."""
+    """The `occ hub` commands with a home of their own, the hub they start, and its agents.
+
+    Commands run in `folder`, by default the parent of the home, and the agents have their homes there.
+    `kept_box` lends a machine that is running already, to tests that use one called `box` without settings.
+    """
 
     home: Path
     environment: dict[str, str]
@@ -28,10 +33,16 @@ class Hub:
     agent_key: str = ""
     client_key: str = ""
     clients: list[AgentClient] = field(default_factory=list)
+    folder: Path | None = None
+    kept_box: Callable[[], AbstractContextManager[Occ]] | None = None
+
+    @property
+    def place(self) -> Path:
+        return self.folder or self.home.parent
 
     def command(self, *arguments: str, check: bool = True, seconds: float = 60, **environment: str) -> Any:
-        """Run `occ hub …` and return what it said."""
-        done = run_occ(("hub", *arguments), self.environment | environment, self.home.parent, seconds)
+        """Run `occ hub …` and return its output."""
+        done = run_occ(("hub", *arguments), self.environment | environment, self.place, seconds)
         if check:
             assert done.returncode == 0, (done.returncode, done.stdout, done.stderr, self.logs())
         return done
@@ -64,23 +75,27 @@ class Hub:
 
     def agent(self, name: str, *arguments: str, **environment: str) -> Occ:
         """A new machine that was started with this hub; waited for until the hub can use it."""
-        program = self.home.parent / "fake-claude"
-        variables = {"OCC_API_KEY": self.agent_key, "OCC_REMOTE_URL": self.url, "OCC_NAME": name}
-        variables |= {"OCC_BIND_ADDRESS": "127.0.0.1", "OCC_HUB_HOME": ""}
-        user = self.home.parent / f"{name}-user"
-        user.mkdir(exist_ok=True)
-        occ = self.stack.enter_context(
-            occ_in(
-                user,
-                home=self.home.parent / name,
-                program=program if program.exists() else None,
-                **(variables | environment),
-            )
-        )
-        occ.start(*arguments)
+        if self.kept_box and name == "box" and not arguments and not environment:
+            occ = self.stack.enter_context(self.kept_box())
+        else:
+            occ = self._new_agent(name, environment)
+            occ.start(*arguments)
         agent_id = json.loads(occ.command("status", "--json").stdout)["agentId"]
         wait_until(lambda: self.seen(agent_id)["via"] == "link", f"{name} is reached by the hub")
         return occ
+
+    def _new_agent(self, name: str, environment: dict[str, str]) -> Occ:
+        program = self.place / "fake-claude"
+        user = self.place / f"{name}-user"
+        user.mkdir(exist_ok=True)
+        settings = self.settings_of(name) | environment
+        kept = program if program.exists() else None
+        return self.stack.enter_context(occ_in(user, home=self.place / name, program=kept, **settings))
+
+    def settings_of(self, name: str) -> dict[str, str]:
+        """The variables of an agent that registers with this hub."""
+        variables = {"OCC_API_KEY": self.agent_key, "OCC_REMOTE_URL": self.url, "OCC_NAME": name}
+        return variables | {"OCC_BIND_ADDRESS": "127.0.0.1", "OCC_HUB_HOME": ""}
 
     def seen(self, name: str) -> dict[str, Any]:
         """The hub's record of an agent, by its name or id."""
@@ -109,7 +124,11 @@ class Hub:
 
     def part(self, command: str) -> list[int]:
         """The ids of this hub's processes whose command line has `command` in it."""
-        return [process.pid for process in processes_with(self.marker) if command in " ".join(command_line(process))]
+        return [pid for pid, line in self.commands().items() if command in line]
+
+    def commands(self) -> dict[int, str]:
+        """The command lines of this hub's processes."""
+        return {process.pid: " ".join(command_line(process)) for process in processes_with(self.marker)}
 
     @property
     def marker(self) -> bytes:

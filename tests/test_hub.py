@@ -34,13 +34,6 @@ from tests.real_hub import Hub, hub_in
 WAITING = [{"say": "begun "}, {"wait": "go"}, {"say": "done"}]
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A running hub without machines."""
-    with hub_in(tmp_path) as hub:
-        yield hub.start()
-
-
 def run(client: AgentClient, prompt: str, workspace: str = "work", **options: object) -> list[StreamEvent]:
     return list(client.execute(workspace, prompt, **options))
 
@@ -59,7 +52,8 @@ def let_go(agent_home: Path, workspace: str = "work") -> None:
     (agent_home / "workspaces" / workspace / "go").touch()
 
 
-def test_what_an_agent_says_comes_through_the_hub_event_for_event(hub: Hub) -> None:
+def test_what_an_agent_says_comes_through_the_hub_event_for_event(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     through = run(hub.client, steps({"say": "one "}, {"say": "two"}), executionId="e1")
@@ -73,7 +67,8 @@ def test_what_an_agent_says_comes_through_the_hub_event_for_event(hub: Hub) -> N
     assert record["costUsd"] == 0.25
 
 
-def test_the_same_request_again_follows_the_same_execution_on_hub_and_agent(hub: Hub) -> None:
+def test_the_same_request_again_follows_the_same_execution_on_hub_and_agent(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     first = run(hub.client, steps({"say": "once"}), executionId="e1")
@@ -167,7 +162,8 @@ def test_who_waits_too_long_for_a_machine_is_told_so(tmp_path: Path) -> None:
         assert "an agent to be online" in final.data["message"]
 
 
-def test_a_cancel_travels(hub: Hub) -> None:
+def test_a_cancel_travels(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream, _ = begun(hub.client, steps(*WAITING), "e1")
@@ -181,7 +177,8 @@ def test_a_cancel_travels(hub: Hub) -> None:
     assert [x["executionId"] for x in box.client.executions()["executions"]] == ["e1"]
 
 
-def test_what_other_keys_made_is_not_there(hub: Hub) -> None:
+def test_what_other_keys_made_is_not_there(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     hub.agent("box")
     mine, other = (hub.client_with(hub.key(name, "client")) for name in ("mine", "other"))
     mine.upload("work", make_zip({"a.txt": "a"}))
@@ -210,7 +207,8 @@ def test_what_other_keys_made_is_not_there(hub: Hub) -> None:
         assert (refused.value.status, refused.value.code) == (403, "FORBIDDEN")
 
 
-def test_keys_are_limited_and_a_revoked_one_is_refused_at_once(hub: Hub) -> None:
+def test_keys_are_limited_and_a_revoked_one_is_refused_at_once(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     limited = hub.client_with(hub.key("limited", "client", "--most", "1"))
     limited.upload("work", make_zip({"a.txt": "a"}))
@@ -240,7 +238,7 @@ def test_an_agent_key_is_for_so_many_machines(hub: Hub) -> None:
     box = hub.agent("box")
     box.stop()
     box.start()  # the same machine counts once
-    second = {"OCC_HOME": str(hub.home.parent / "second"), "OCC_NAME": "second"}
+    second = {"OCC_HOME": str(hub.place / "second"), "OCC_NAME": "second"}
     refused = box.command("start", check=False, **second)
     assert refused.returncode == 4
     assert "is for 1 machines" in refused.stderr
@@ -254,7 +252,8 @@ def test_a_version_the_hub_cannot_speak_to_is_refused_with_a_sentence(hub: Hub) 
     assert "install versions of OCC that match" in reply.json()["message"]
 
 
-def test_a_draining_machine_finishes_and_takes_nothing_more(hub: Hub) -> None:
+def test_a_draining_machine_finishes_and_takes_nothing_more(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     for workspace in ("work", "other"):
         hub.client.upload(workspace, make_zip({"a.txt": "a"}))
@@ -271,7 +270,8 @@ def test_a_draining_machine_finishes_and_takes_nothing_more(hub: Hub) -> None:
     assert list(waiting)[-1].name == "complete"
 
 
-def test_a_removed_machine_ends_what_it_ran_and_its_workspaces_are_placed_anew(hub: Hub) -> None:
+def test_a_removed_machine_ends_what_it_ran_and_its_workspaces_are_placed_anew(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream, _ = begun(hub.client, steps({"say": "on and on ", "times": 10_000, "every": 0.05}), "e1")
@@ -284,7 +284,8 @@ def test_a_removed_machine_ends_what_it_ran_and_its_workspaces_are_placed_anew(h
     assert hub.client.workspace("work")["agentId"] == hub.seen("other")["agentId"]
 
 
-def test_what_an_agent_has_of_its_own_is_neither_taken_for_the_hub_s_nor_overwritten(hub: Hub) -> None:
+def test_what_an_agent_has_of_its_own_is_neither_taken_for_the_hub_s_nor_overwritten(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     box.workspace("work", {"local.txt": "local"})
     box.workspace("mine", {"local.txt": "local"})
@@ -326,7 +327,8 @@ def test_names_are_unique_and_never_look_like_ids(hub: Hub) -> None:
     assert row.wanted_agent == hub.seen("same-2")["agentId"]  # kept as an id: a later name changes nothing
 
 
-def test_the_commands_say_what_a_hub_s_execution_waits_for(hub: Hub, tmp_path: Path) -> None:
+def test_the_commands_say_what_a_hub_s_execution_waits_for(hub_with_box: Hub, tmp_path: Path) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     project = tmp_path / "project"
     project.mkdir()
@@ -359,7 +361,8 @@ def test_the_commands_say_what_a_hub_s_execution_waits_for(hub: Hub, tmp_path: P
     assert box.command("jobs", "tail", last, *where).stdout == done.stdout
 
 
-def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub: Hub) -> None:
+def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "old"}))
     run(hub.client, "hello")
@@ -380,7 +383,8 @@ def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub: Hub) -
     wait_until(lambda: not place.exists(), "the agent deleted it, too")
 
 
-def test_a_workspace_without_its_single_top_folder_is_placed_without_it(hub: Hub) -> None:
+def test_a_workspace_without_its_single_top_folder_is_placed_without_it(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     zipped = make_zip({"repo-main/a.txt": "a"})
     assert hub.client.upload("work", zipped, strip_root=True)["stripped"] == "repo-main"
@@ -415,7 +419,8 @@ def test_a_machine_on_the_hub_s_own_machine_is_called_over_its_link(hub: Hub) ->
     assert output(run(hub.client, steps({"say": "hello"}))) == "hello"
 
 
-def test_a_hub_killed_in_the_middle_goes_on_where_its_rows_end(hub: Hub) -> None:
+def test_a_hub_killed_in_the_middle_goes_on_where_its_rows_end(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream, seen = begun(hub.client, steps({"say": "w", "times": 50, "every": 0.02}, *WAITING), "e1")
@@ -433,7 +438,8 @@ def test_a_hub_killed_in_the_middle_goes_on_where_its_rows_end(hub: Hub) -> None
     assert events[1:] == list(box.client.events("e1"))[1:]
 
 
-def test_a_machine_that_was_away_goes_on_where_it_was(hub: Hub) -> None:
+def test_a_machine_that_was_away_goes_on_where_it_was(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream, seen = begun(hub.client, steps(*WAITING), "e1")
@@ -479,7 +485,8 @@ def test_another_machine_at_the_address_of_one_is_not_taken_for_it(tmp_path: Pat
         assert (final.data["code"], "was away" in final.data["message"]) == ("AGENT_LOST", True)
 
 
-def test_what_an_agent_forgot_before_the_hub_had_it_is_told_as_a_gap(hub: Hub) -> None:
+def test_what_an_agent_forgot_before_the_hub_had_it_is_told_as_a_gap(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     prompt = steps(*WAITING[:2], {"say": "more ", "times": 50})
@@ -580,7 +587,8 @@ def test_what_was_placed_and_never_offered_goes_back_to_the_queue(hub: Hub) -> N
         assert output(list(stream)) == "here"
 
 
-def test_a_revoked_key_s_streams_end(hub: Hub) -> None:
+def test_a_revoked_key_s_streams_end(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     hub.agent("box")
     client = hub.client_with(hub.key("brief", "client"))
     client.upload("work", make_zip({"a.txt": "a"}))
@@ -592,7 +600,8 @@ def test_a_revoked_key_s_streams_end(hub: Hub) -> None:
     hub.client.cancel("e1")
 
 
-def test_the_hub_measures_its_machines_and_relays(hub: Hub) -> None:
+def test_the_hub_measures_its_machines_and_relays(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     run(hub.client, "hello")
@@ -607,11 +616,12 @@ def test_the_hub_measures_its_machines_and_relays(hub: Hub) -> None:
     assert hub.request("GET", "/metrics", token=hub.key("other", "client")).status == 403
 
 
-def test_the_commands_of_an_agent_look_at_the_hub_too(hub: Hub) -> None:
+def test_the_commands_of_an_agent_look_at_the_hub_too(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     run(hub.client, steps({"say": "needle"}), executionId="e1")
-    environment = {"OCC_HUB_HOME": str(hub.home), "OCC_HOME": str(hub.home.parent / "none")}
+    environment = {"OCC_HUB_HOME": str(hub.home), "OCC_HOME": str(hub.place / "none")}
     assert "e1" in box.command("jobs", "--hub", **environment).stdout
     assert box.command("jobs", "--hub", "tail", "e1", **environment).stdout == "needle\n"
     wait_until(lambda: "e1" in box.command("jobs", "--hub", "search", "needle", **environment).stdout, "it is indexed")
@@ -622,7 +632,8 @@ def test_the_commands_of_an_agent_look_at_the_hub_too(hub: Hub) -> None:
     assert "work" in listed
 
 
-def test_each_kind_of_key_opens_its_own_addresses(hub: Hub) -> None:
+def test_each_kind_of_key_opens_its_own_addresses(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     body = {"protocol": 1, "name": "box", "version": "9", "port": 1, "workers": 1}
     assert hub.request("POST", "/api/agents/register", json_body=body, token=hub.client_key).status == 401
@@ -679,7 +690,8 @@ def test_output_beyond_the_hub_s_limit_ends_the_execution_on_the_agent_too(tmp_p
         wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is ended there")
 
 
-def test_what_agents_send_is_small_and_read_only_from_those_that_are_known(hub: Hub) -> None:
+def test_what_agents_send_is_small_and_read_only_from_those_that_are_known(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     box = hub.agent("box")
     path = f"/api/agents/{hub.seen('box')['agentId']}/heartbeat"
     large = {"seqNum": 1, "status": "healthy", "more": "x" * 2_000_000}

@@ -16,7 +16,7 @@ from occ_app.home import state
 from tests.conftest import Occ, make_zip
 from tests.real_hub import Hub, hub_in
 
-EXAMPLES = "60"
+EXAMPLES = "60" if os.environ.get("OCC_TEST_ALL") else "20"
 # Whether an id exists or a zip is one cannot stand in a document.
 UNKNOWABLE = "positive_data_acceptance,missing_required_header,unsupported_method"
 
