@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import socket
 import sys
 import threading
@@ -34,6 +35,7 @@ from typing import Any
 FAKE_KEY = "sk-ant-test-fake"
 DEFAULT_REPLY = "Hello from the model."
 MARKER = "@reply{"
+_SCRIPT = re.compile(re.escape(MARKER) + r"(?!\\)")  # one inside another's JSON is a sub-agent's
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -53,6 +55,7 @@ class Turn:
     """One answer of the model. Lone surrogates are allowed in deltas, so an emoji may be split over two of them."""
 
     text: str = ""
+    thinking: str = ""  # before the text, as one delta
     chunks: int | list[str] = 1  # how many deltas `text` is cut into, or the exact deltas
     bytes: int = 0  # so much generated text instead of `text`
     chunk_bytes: int = 4096  # the size of one delta of generated text
@@ -90,9 +93,9 @@ def _script_in(message: Json) -> Json | None:
     if message["role"] != "user":
         return None
     for text in reversed(prompt_texts(message)):
-        found = text.rfind(MARKER)
-        if found >= 0:
-            script: Json = json.JSONDecoder().raw_decode(text, found + len(MARKER) - 1)[0]
+        found = [match.end() - 1 for match in re.finditer(_SCRIPT, text)]
+        if found:
+            script: Json = json.JSONDecoder().raw_decode(text, found[-1])[0]
             if not script.get("turns"):
                 raise ValueError("the marker has no turns")
             return script
@@ -115,7 +118,11 @@ def deltas(turn: Turn) -> list[str]:
 def answer(turn: Turn, model: str) -> Json:
     """The whole message of a turn, as a request without streaming gets it."""
     text = "".join(deltas(turn))
-    content: list[Json] = [{"type": "text", "text": text}] if text else []
+    content: list[Json] = []
+    if turn.thinking:
+        content.append({"type": "thinking", "thinking": turn.thinking, "signature": "c2lnbmVk"})
+    if text:
+        content.append({"type": "text", "text": text})
     content += [
         {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": tool["name"], "input": tool.get("input", {})}
         for tool in turn.tools
@@ -137,10 +144,9 @@ def events(turn: Turn, model: str) -> Iterator[Json]:
     whole = answer(turn, model)
     yield {"type": "message_start", "message": whole | {"content": [], "stop_reason": None}}
     for index, block in enumerate(whole["content"]):
-        is_text = block["type"] == "text"
-        empty: Json = {"text": ""} if is_text else {"input": {}}
+        empty, deltas_of_block = _streamed(turn, block)
         yield {"type": "content_block_start", "index": index, "content_block": block | empty}
-        for delta in _text_deltas(turn) if is_text else _input_deltas(block["input"]):
+        for delta in deltas_of_block:
             yield {"type": "content_block_delta", "index": index, "delta": delta}
         if turn.hang:
             return
@@ -149,6 +155,17 @@ def events(turn: Turn, model: str) -> Iterator[Json]:
         end = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
         yield {"type": "message_delta", "delta": end, "usage": whole["usage"]}
         yield {"type": "message_stop"}
+
+
+def _streamed(turn: Turn, block: Json) -> tuple[Json, list[Json]]:
+    """The fields that are empty at the start of a block, and the deltas that fill them."""
+    if block["type"] == "text":
+        return {"text": ""}, _text_deltas(turn)
+    if block["type"] == "thinking":
+        thinking = {"type": "thinking_delta", "thinking": block["thinking"]}
+        signature = {"type": "signature_delta", "signature": block["signature"]}
+        return {"thinking": "", "signature": ""}, [thinking, signature]
+    return {"input": {}}, _input_deltas(block["input"])
 
 
 def _text_deltas(turn: Turn) -> list[Json]:

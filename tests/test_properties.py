@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
+from occ_app.client.event_checks import RawEvent, checked
 from occ_app.errors import ArchiveError
 from occ_app.web import fields
 from occ_app.workspaces.archives import Limits, unpack
@@ -91,12 +92,21 @@ def test_an_id_is_taken_exactly_when_the_contract_says_so(value: str) -> None:
 
 HALVES = st.sampled_from(["\ud83d", "\ude00", "a\udc00b"])  # of characters
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | HALVES
-KEYS = st.sampled_from(
-    ["type", "subtype", "event", "delta", "text", "message", "content", "id", "name", "input", "result", "is_error"]
-) | st.text(max_size=5)
+KEYS = (
+    st.sampled_from(
+        ["type", "subtype", "event", "delta", "text", "message", "content", "id", "name", "input", "result", "is_error"]
+    )
+    | st.sampled_from(
+        ["thinking", "task_id", "tool_use_id", "tool_name", "usage", "compact_metadata", "parent_tool_use_id"]
+    )
+    | st.text(max_size=5)
+)
 KINDS = st.sampled_from(
     ["system", "init", "stream_event", "content_block_delta", "text_delta", "assistant", "user", "result", "tool_use"]
+) | st.sampled_from(
+    ["thinking_delta", "task_started", "task_notification", "permission_denied", "compact_boundary", "TaskUpdate"]
 )
+NAMES = ("started", "output", "tool", "status", "thinking", "task", "todo", "denial", "compaction")
 ANYTHING = st.recursive(
     LEAVES | KINDS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6), max_leaves=20
 )
@@ -108,7 +118,8 @@ def test_any_line_of_json_is_read_or_passed_over(content: list[object]) -> None:
     translator, connection = Translator(), sqlite3.connect(":memory:")
     for line in content:
         for name, data in translator.events(json.dumps(line).encode()):
-            assert name in ("started", "output", "tool", "status")
+            assert checked(RawEvent(1, name, data)) is not None, name  # a hub accepts it
+            assert name in NAMES
             connection.execute("SELECT ?", (data,)).fetchall()  # it can be stored
     outcome = translator.outcome()
     if outcome is not None:

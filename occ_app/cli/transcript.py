@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from occ_app.cli import activity_lines
 from occ_app.cli.output import note, printable
 from occ_app.system.foreign_text import visible, visible_line
 
@@ -111,15 +112,17 @@ def print_events(shown: Iterable[StreamEvent], *, as_json: bool, waiting: str) -
 def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent | None:
     """Print an execution as it comes; returns its end."""
     last: StreamEvent | None = None
-    in_line = False
+    in_line = thinking = False
     tools = dict[str, str]()  # the open calls
     progress = Waiting(waiting)
     with progress:
         for event in events:
             last = event
-            text = _text(event, tools)
+            # Thinking is folded to one line; `--json` has it.
+            text = None if thinking and event.name == "thinking" else _text(event, tools)
+            thinking = event.name == "thinking"
             if text is None:
-                if event.name == "tool" and not in_line:
+                if event.name in ("tool", "task") and not in_line:
                     progress.show(_activity(tools))
                 continue
             progress.hide()
@@ -153,10 +156,14 @@ def _text(event: StreamEvent, tools: dict[str, str]) -> str | None:
         return visible(text) if sys.stdout.isatty() else text
     if event.name == "tool" and "name" in data:
         called = tools[data["toolUseId"]] = printable(f"{data['name']} {_subject(data['input'])}")
-        return printable(f"[{data['name']}] {called.removeprefix(data['name'])}")
+        return _indent(data) + printable(f"[{data['name']}] {called.removeprefix(data['name'])}")
     if event.name == "tool":
         tools.pop(data["toolUseId"], None)
-        return _failure(str(data["result"])) if data["isError"] else None
+        return _indent(data) + _failure(str(data["result"])) if data["isError"] else None
+    if event.name == "task" and data.get("toolUseId") in tools and data.get("description"):
+        tools[data["toolUseId"]] = printable(data["description"])
+    if event.name in activity_lines.LINES:
+        return activity_lines.LINES[event.name](data)
     if event.name == "status" and data["state"] == "retrying":
         return printable(data["message"])
     if event.name == "queued" and data["position"] > 0:
@@ -164,6 +171,10 @@ def _text(event: StreamEvent, tools: dict[str, str]) -> str | None:
     if event.name == "gap":
         return f"[events {data['fromSeq']} to {data['toSeq']} are gone: {data['reason']}]"
     return None
+
+
+def _indent(data: Mapping[str, Any]) -> str:
+    return activity_lines.INNER if data.get("parentToolUseId") else ""
 
 
 def _failure(result: str) -> str:
@@ -184,7 +195,7 @@ def _subject(value: Any) -> str:
     """Return the part of a tool's input that identifies its target."""
     if not isinstance(value, Mapping):
         return ""
-    for key in ("file_path", "path", "pattern", "command"):
+    for key in ("file_path", "path", "pattern", "command", "description", "subject"):
         if isinstance(value.get(key), str):
             return str(value[key])
     return ""

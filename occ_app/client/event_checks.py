@@ -103,7 +103,9 @@ def _whole(value: object) -> int | None:
 
 
 def _tool(content: Mapping[str, Any]) -> _Object:
-    called = {"toolUseId": _text(content, "toolUseId", _MAX_NAME_CHARACTERS)}
+    called: _Object = {"toolUseId": _text(content, "toolUseId", _MAX_NAME_CHARACTERS)}
+    if "parentToolUseId" in content:
+        called["parentToolUseId"] = _short(content, "parentToolUseId")
     if "name" in content:
         if "input" not in content:
             raise ValueError("a tool without its input")
@@ -160,6 +162,44 @@ def _gap(content: Mapping[str, Any]) -> _Object:
     return {"fromSeq": first, "toSeq": last, "reason": _text(content, "reason", _MAX_NAME_CHARACTERS)}
 
 
+def _task(content: Mapping[str, Any]) -> _Object:
+    found: _Object = {"taskId": _text(content, "taskId", _MAX_NAME_CHARACTERS), "state": _text(content, "state", 64)}
+    for name in ("toolUseId", "agentType", "tool"):
+        if name in content:
+            found[name] = _short(content, name)
+    for name in ("description", "summary"):
+        if name in content:
+            found[name] = _sentence(content, name)
+    return found | {name: _positive(content[name]) for name in ("tokens", "toolUses", "durationMs") if name in content}
+
+
+def _todo(content: Mapping[str, Any]) -> _Object:
+    items = content.get("items")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError("no list of items")
+    return {
+        "items": [
+            {**item, "text": _text(item, "text", MAX_MESSAGE_CHARACTERS), "state": _text(item, "state", 64)}
+            for item in items
+        ]
+    }
+
+
+def _denial(content: Mapping[str, Any]) -> _Object:
+    called = {"toolUseId": _short(content, "toolUseId"), "name": _text(content, "name", _MAX_NAME_CHARACTERS)}
+    return called | {"reason": _sentence(content, "reason")}
+
+
+def _compaction(content: Mapping[str, Any]) -> _Object:
+    sizes = {name: _positive(content.get(name)) for name in ("tokensBefore", "tokensAfter")}
+    return {"trigger": _short(content, "trigger"), **sizes}
+
+
+def _sentence(content: Mapping[str, Any], name: str) -> str | None:
+    value = content.get(name)
+    return value[:MAX_MESSAGE_CHARACTERS] if isinstance(value, str) else None
+
+
 def _queued(content: Mapping[str, Any]) -> _Object:
     position = _positive(content.get("position"))
     if position is None:
@@ -171,7 +211,12 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], _Object]] = {
     "queued": _queued,
     "started": lambda content: {name: _short(content, name) for name in ("sessionId", "model", "claudeVersion")},
     "output": lambda content: {"chunk": _text(content, "chunk")},
+    "thinking": lambda content: {"chunk": _text(content, "chunk")},
     "tool": _tool,
+    "task": _task,
+    "todo": _todo,
+    "denial": _denial,
+    "compaction": _compaction,
     "status": lambda content: {"state": _text(content, "state", 64), "message": _text(content, "message")},
     "complete": _complete,
     "error": _error,

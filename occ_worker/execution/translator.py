@@ -1,7 +1,7 @@
 """Translating the CLI's lines into events.
 
-Read off versions 2.1.197 and 2.1.330; lines of an unknown type or shape are counted and passed over, so that a newer
-CLI loses what OCC does not know and nothing else.
+Read off versions 2.1.197, 2.1.330 and 2.1.332; lines of an unknown type or shape are counted and passed over, so that a
+newer CLI loses what OCC does not know and nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Outcome
 from occ_app.system.compact_json import escape_controls, to_json
 from occ_app.system.timestamps import milliseconds
+from occ_worker.execution import activity, texts
 from occ_worker.execution import outcome as verdict
-from occ_worker.execution import texts
 
 _ParsedEvent = tuple[str, dict[str, Any]]
 
@@ -42,6 +42,7 @@ class Translator:
         self._message_id = ""
         self._streamed: set[str] = set()  # messages whose text came as deltas
         self._error = ""
+        self._todo = activity.Todo()
 
     def events(self, line: bytes) -> list[NewEvent]:
         """The events one line means; unknown and unreadable lines mean none."""
@@ -86,6 +87,8 @@ class Translator:
         kind = event["type"]
         if kind == "content_block_delta":
             delta = event["delta"]
+            if delta["type"] == "thinking_delta" and not content.get("parent_tool_use_id"):
+                return _thinking(delta["thinking"])
             if delta["type"] != "text_delta" or content.get("parent_tool_use_id"):
                 return []
             self._streamed.add(self._message_id)
@@ -120,14 +123,26 @@ class Translator:
                     # Said without deltas: a command the CLI answered itself.
                     events += self._text(block["text"]) + self._take_rest()
             elif block["type"] == "tool_use":
-                events.append(_tool_use(block))
+                events.append(_tool_use(block, content.get("parent_tool_use_id")))
+                self._todo.note_call(block["name"], block["id"], block.get("input"))
         return events
 
     def _user(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         blocks = content["message"]["content"]
         if isinstance(blocks, str):
             return []
-        return [_tool_result(block) for block in blocks if block.get("type") == "tool_result"]
+        events: list[_ParsedEvent] = []
+        for block in blocks:
+            if block.get("type") == "tool_result":
+                events.append(_tool_result(block, content.get("parent_tool_use_id")))
+                events += self._todo_after(block, content.get("tool_use_result"))
+        return events
+
+    def _todo_after(self, block: dict[str, Any], result: object) -> list[_ParsedEvent]:
+        try:
+            return self._todo.result(block["tool_use_id"], result, failed=bool(block.get("is_error")))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return []  # the tool's result has another shape in a newer CLI; the call itself is shown
 
     def _system(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         kind = content.get("subtype")
@@ -146,7 +161,7 @@ class Translator:
             reason = content.get("error") or content.get("error_status") or "no answer"
             shown = texts.whole_characters(str(reason))[:2000]
             return [_status("retrying", f"Try {content['attempt']} of {content['max_retries']} after: {shown}")]
-        return []
+        return activity.of_system(content)
 
     def _rate_limit(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         limit = content.get("rate_limit_info") or {}
@@ -182,6 +197,11 @@ def _no_number(_: str) -> None:
     """NaN and Infinity, which JSON does not know."""
 
 
+def _thinking(text: str) -> list[_ParsedEvent]:
+    pieces = texts.pieces(texts.whole_characters(text)) if text else ()
+    return [("thinking", {"chunk": piece, "timestamp": milliseconds()}) for piece in pieces]
+
+
 def _output(chunk: str) -> _ParsedEvent:
     return ("output", {"chunk": chunk, "timestamp": milliseconds()})
 
@@ -198,14 +218,20 @@ def _name(value: object) -> str:
     return name
 
 
-def _tool_use(block: Mapping[str, Any]) -> _ParsedEvent:
+def _of_parent(parent: object) -> dict[str, Any]:
+    """Return the field that names the call of the sub-agent in which a tool is used; empty for the main thread."""
+    call = texts.text_of(parent)
+    return {} if call is None else {"parentToolUseId": call}
+
+
+def _tool_use(block: Mapping[str, Any], parent: object) -> _ParsedEvent:
     value, truncated = texts.cut(block.get("input"))
     names = {"toolUseId": _name(block["id"]), "name": _name(block["name"])}
-    data = {**names, "input": value, "timestamp": milliseconds()}
+    data = {**names, **_of_parent(parent), "input": value, "timestamp": milliseconds()}
     return ("tool", data | ({"truncated": True} if truncated else {}))
 
 
-def _tool_result(block: Mapping[str, Any]) -> _ParsedEvent:
+def _tool_result(block: Mapping[str, Any], parent: object) -> _ParsedEvent:
     content = block.get("content")
     if isinstance(content, list):
         content = "\n".join(
@@ -214,6 +240,7 @@ def _tool_result(block: Mapping[str, Any]) -> _ParsedEvent:
     value, truncated = texts.cut("" if content is None else content)
     data = {
         "toolUseId": _name(block["tool_use_id"]),
+        **_of_parent(parent),
         "result": value,
         "isError": bool(block.get("is_error")),
         "timestamp": milliseconds(),

@@ -17,6 +17,7 @@ from occ_app.hub.pages import markdown, terminal
 _MAX_EVENTS = 30_000
 _MAX_BYTES = 1_000_000
 _MAX_TOOL_CHARACTERS = 20_000
+_MAX_TODO_ITEMS = 100
 _SUBJECTS = ("file_path", "notebook_path", "pattern", "path", "command", "url", "query", "description", "prompt")
 
 
@@ -46,13 +47,44 @@ class Tool:
     result: str | None = None
     is_error: bool = False
     cut: bool = False
+    parent: bool = False  # used by a sub-agent
+    progress: str = ""  # of the sub-agent that it started
 
     kind = "tool"
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """The model's thinking without interruption, which is folded."""
+
+    first: int
+    text: str
+    cut: bool = False
+
+    kind = "thinking"
+
+
+@dataclass(frozen=True)
+class Todo:
+    """The todo list at one time: texts and states."""
+
+    first: int
+    items: tuple[tuple[str, str], ...]
+
+    kind = "todo"
+
+    @property
+    def done(self) -> int:
+        return sum(state == "completed" for _, state in self.items)
+
+    @property
+    def current(self) -> str:
+        return next((text for text, state in self.items if state == "in_progress"), "")
+
+
+@dataclass(frozen=True)
 class Note:
-    """A sentence about hidden events."""
+    """A sentence about an event without a block of another kind."""
 
     first: int
     text: str
@@ -60,7 +92,7 @@ class Note:
     kind = "note"
 
 
-Block = Text | Tool | Note
+Block = Text | Tool | Thinking | Todo | Note
 
 
 @dataclass(frozen=True)
@@ -119,8 +151,8 @@ class _Reader:
             self._say(event.seq, data["chunk"])
         elif event.name == "tool":
             self._use(event.seq, data)
-        elif event.name == "gap":
-            self._add(Note(event.seq, f"Events {data['fromSeq']} to {data['toSeq']} are gone: {data['reason']}."))
+        elif event.name in _OTHERS:
+            _OTHERS[event.name](self, event.seq, data)
         if event.name == "status":
             self._status = data["message"] or {"compacting": "Compacting the conversation"}.get(data["state"], "")
         else:
@@ -141,6 +173,8 @@ class _Reader:
             unfinished.append(self._blocks[-1].first)
             self._blocks[-1] = replace(self._blocks[-1], live=True)
         else:
+            if self._blocks and isinstance(self._blocks[-1], Thinking):
+                unfinished.append(self._blocks[-1].first)
             self._blocks.append(Text(self._last + 1, "", live=True))  # the place of the next words
         stable = min(unfinished) - 1 if unfinished else self._last
         return Answer(tuple(self._blocks), self._last, stable, self._status, over=False)
@@ -161,6 +195,42 @@ class _Reader:
         self._close_text()
         self._blocks.append(block)
 
+    def _gap(self, seq: int, data: dict[str, Any]) -> None:
+        self._add(Note(seq, f"Events {data['fromSeq']} to {data['toSeq']} are gone: {data['reason']}."))
+
+    def _think(self, seq: int, data: dict[str, Any]) -> None:
+        text = terminal.plain(data["chunk"])
+        last = self._blocks[-1] if self._blocks else None
+        if isinstance(last, Thinking):
+            whole = last.text + text
+            cut = len(whole) > _MAX_TOOL_CHARACTERS
+            self._blocks[-1] = replace(last, text=whole[:_MAX_TOOL_CHARACTERS], cut=cut)
+        else:
+            self._add(Thinking(seq, text))
+
+    def _list(self, seq: int, data: dict[str, Any]) -> None:
+        items = tuple((terminal.plain(item["text"]), item["state"]) for item in data["items"][:_MAX_TODO_ITEMS])
+        self._add(Todo(seq, items))
+
+    def _progress(self, _: int, data: dict[str, Any]) -> None:
+        """Note the progress of a sub-agent in the call that started it, while that is open."""
+        place = self._open.get(data.get("toolUseId") or "")
+        if place is None:
+            return
+        called = self._blocks[place]
+        assert isinstance(called, Tool)  # noqa: S101 - `_open` has the places of tools
+        shown = data["state"] if data["state"] != "running" else terminal.plain(data.get("description") or "")
+        self._blocks[place] = replace(called, progress=shown)
+
+    def _deny(self, seq: int, data: dict[str, Any]) -> None:
+        reason = terminal.plain(data["reason"] or "").rstrip(".")
+        self._add(Note(seq, f"{data['name']} was denied{f': {reason}' if reason else ''}."))
+
+    def _compact(self, seq: int, data: dict[str, Any]) -> None:
+        before, after = data["tokensBefore"], data["tokensAfter"]
+        sizes = "" if before is None or after is None else f" from {before} to {after} tokens"
+        self._add(Note(seq, f"The conversation was compacted{sizes}."))
+
     def _use(self, seq: int, data: dict[str, Any]) -> None:
         if "name" in data:
             self._open[data["toolUseId"]] = len(self._blocks)
@@ -168,7 +238,8 @@ class _Reader:
             cut = bool(data.get("truncated")) or any(len(text) > _MAX_TOOL_CHARACTERS for _, text in arguments)
             subject = _subject(data["input"]).removeprefix(self._folder)
             shortened = tuple((name, text[:_MAX_TOOL_CHARACTERS]) for name, text in arguments)
-            self._add(Tool(seq, data["name"], subject, shortened, cut=cut))
+            parent = bool(data.get("parentToolUseId"))
+            self._add(Tool(seq, data["name"], subject, shortened, cut=cut, parent=parent))
             return
         place = self._open.pop(data["toolUseId"], None)
         if place is None:  # its call is not among the events any more
@@ -179,6 +250,16 @@ class _Reader:
         result = _shown(data["result"])
         cut = called.cut or bool(data.get("truncated")) or len(result) > _MAX_TOOL_CHARACTERS
         self._blocks[place] = replace(called, result=result[:_MAX_TOOL_CHARACTERS], is_error=data["isError"], cut=cut)
+
+
+_OTHERS = {
+    "gap": _Reader._gap,
+    "thinking": _Reader._think,
+    "task": _Reader._progress,
+    "todo": _Reader._list,
+    "denial": _Reader._deny,
+    "compaction": _Reader._compact,
+}
 
 
 def _shown(value: Any) -> str:

@@ -330,7 +330,7 @@ function follow(run) {
       keepUp(() => append(text));
       soon(text.includes("\n") ? 400 : 1500);
     });
-    for (const name of ["started", "tool", "gap", "status"]) {
+    for (const name of ["started", "tool", "gap", "status", "thinking", "task", "todo", "denial", "compaction"]) {
       source.addEventListener(name, (event) => take(event) && soon(150));
     }
     for (const name of ["complete", "error"]) {
