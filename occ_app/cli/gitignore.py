@@ -21,6 +21,9 @@ _REPOSITORY_VARIABLES = (
     *("GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS"),
 )
 
+PULL_FOLDER = ".occ-pull"
+"""The staging folder of `occ pull`, which is never sent."""
+
 LeaveOut = Callable[[Path, str], object]
 """Called with a path that is left out, and the reason."""
 
@@ -35,6 +38,8 @@ def files_to_send(folder: Path, never: Collection[Path] = (), leave_out: LeaveOu
     paths = _walk(folder) if listed is None else sorted(listed)
     hidden: Path | None = None
     for path in paths:
+        if PULL_FOLDER in path.relative_to(folder).parts:
+            continue
         if hidden is not None and path.is_relative_to(hidden):
             continue
         reason = _obstacle(path)
@@ -64,12 +69,17 @@ def _obstacle(path: Path) -> str | None:
 # -- with git
 
 
+def git_environment() -> dict[str, str]:
+    """The variables for a run of git on a repository that its arguments name."""
+    return {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+
+
 def _listed_by_git(folder: Path) -> list[Path] | None:
     """Return the files and links that git lists below a folder of a work tree, submodules entered; None without git."""
     git = shutil.which("git")
     if git is None:
         return None
-    environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+    environment = git_environment()
     # Nothing of the repository is run: its fsmonitor would be.
     command = [git, "-C", str(folder), "-c", "core.fsmonitor=false", "ls-files", "-coz", "--exclude-standard"]
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)

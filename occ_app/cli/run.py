@@ -15,6 +15,7 @@ import click
 
 from occ_app import errors
 from occ_app.cli import ids, output, output_failed, remote, transcript
+from occ_app.cli.pull import bring, show_changes
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
@@ -64,6 +65,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: what the machine must have; may be repeated.")
 @remote.options("Agent or hub to send it to.")
 @click.option("-d", "--detach", is_flag=True, help="Return once it is accepted, and print its id alone on a line.")
+@click.option("--apply", is_flag=True, help="Write the changes into the folder, as `occ pull` does.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def run(
     prompt: str,
@@ -80,6 +82,7 @@ def run(
     token: str | None,
     pin: str | None,
     detach: bool,
+    apply: bool,
     as_json: bool,
 ) -> int:
     """Send a folder and PROMPT to an agent and watch the answer come.
@@ -90,14 +93,11 @@ def run(
     Example: occ run --dir my-project "Read this project and write its README."
     """
     prompt = _prompt(prompt)
-    _check_place(folder, workspace or project, session)
-    if workspace is not None and project is not None:
-        raise click.UsageError("--workspace and --project both name the place to run in: give one of them.")
+    _check_place(folder, workspace, project, session)
+    if apply and (detach or project is not None):
+        raise click.UsageError("--apply waits for the end of a run, and a project has its changes already.")
     client = remote.chosen(url, token, pin)
-    if project is not None:
-        workspace = _project(client, project)
-    elif workspace is not None:
-        workspace = ids.workspace_id(client, workspace)
+    workspace = _existing(client, workspace, project)
     if agent or label:
         _check_hub(client)
     sent = workspace is None
@@ -129,8 +129,17 @@ def run(
         return _interrupted(client, execution_id, workspace if sent else None, remote.again(url, pin))
     if not as_json:
         output.summary(final, _record(client, execution_id))
+        if not apply:
+            show_changes(client, execution_id, remote.again(url, pin), project=project is not None)
         _tell_session(final, workspace, remote.again(url, pin))
-    return output.outcome(final)
+    return output.outcome(final) or (_applied(client, execution_id, folder) if apply else 0)
+
+
+def _existing(client: AgentClient, workspace: str | None, project: str | None) -> str | None:
+    """Return the whole id of the named workspace or project; None when a folder is to be sent."""
+    if project is not None:
+        return _project(client, project)
+    return None if workspace is None else ids.workspace_id(client, workspace)
 
 
 def _project(client: AgentClient, name: str) -> str:
@@ -145,6 +154,11 @@ def _project(client: AgentClient, name: str) -> str:
     which = f"Several machines have a project {name}" if meant else f"There is no project {name}"
     listed = f": {', '.join(meant or known)}" if known else "; `occ projects add PATH` on a machine adds one"
     raise errors.NotFound("WORKSPACE_NOT_FOUND", f"{which}{listed}.")
+
+
+def _applied(client: AgentClient, execution_id: str, folder: Path | None) -> int:
+    """Write the changes of a run that succeeded into the folder. Raises NotWritten for conflicts."""
+    return bring(client, execution_id, folder or Path(), report=output.note)
 
 
 def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> int:
@@ -201,7 +215,10 @@ def _prompt(argument: str) -> str:
     return prompt
 
 
-def _check_place(folder: Path | None, workspace: str | None, session: str | None) -> None:
+def _check_place(folder: Path | None, workspace: str | None, project: str | None, session: str | None) -> None:
+    if workspace is not None and project is not None:
+        raise click.UsageError("--workspace and --project both name the place to run in: give one of them.")
+    workspace = workspace or project
     if workspace is not None and folder is not None:
         raise click.UsageError(
             "--workspace and --project run in what is there already, and --dir sends a new one: give one of them."

@@ -24,11 +24,15 @@ def upload(client: AgentClient, folder: Path) -> str:
     import secrets  # like the next: who goes on in a workspace does not wait for them
     import tempfile
 
+    from occ_app.cli.tree_update import recover
     from occ_app.cli.zip_names import zip_name
 
     folder = folder.resolve()
     if folder in {home.resolve() for home in configuration.homes()}:
         raise click.UsageError(f"{folder} is OCC's own, with its token in it; choose another --dir.")
+    recovered = recover(folder)
+    if recovered is not None:
+        output.note(recovered)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "workspace"
     workspace_id = f"{plain[:100]}-{secrets.token_hex(4)}"
     with tempfile.TemporaryFile() as archive:

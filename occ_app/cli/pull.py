@@ -1,0 +1,254 @@
+"""occ diff | pull | restore: the changes of an execution, shown, brought into a folder, or undone where they are."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from occ_app import errors
+from occ_app.cli import ids, merging, output, remote, tree_update
+from occ_app.client import results
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.results import Changes, Entry
+from occ_app.system.foreign_text import visible, visible_line
+
+_NAMED = 20
+
+
+@click.command()
+@ids.choosing
+@click.option("--stat", is_flag=True, help="List the files with their added and deleted lines.")
+@remote.options("Agent or hub to ask.")
+def diff(execution_id: str | None, last: bool, stat: bool, url: str | None, token: str | None, pin: str | None) -> None:
+    """Show the changes of an execution as a patch; without an ID those of the newest.
+
+    On a terminal it is coloured and shown by your pager. Elsewhere it is a patch that `git apply --binary` takes.
+
+    Example: occ diff --stat
+    """
+    client = remote.chosen(url, token, pin)
+    execution_id = _meant(client, execution_id, last=last)
+    if stat:
+        _print_stat(results.changes(client, execution_id))
+        return
+    patch = io.BytesIO()
+    results.diff(client, execution_id, patch)
+    if not sys.stdout.isatty():
+        sys.stdout.buffer.write(patch.getvalue())
+        sys.stdout.flush()
+        return
+    click.echo_via_pager(_coloured(patch.getvalue().decode(errors="replace").split("\n")))
+
+
+def _meant(client: AgentClient, given: str | None, *, last: bool) -> str:
+    """Return the whole id of the execution that a person means; without an id the newest one, which is named."""
+    meant = ids.execution_id(ids.ServedExecutions(client), given, last=last or given is None)
+    if meant != given:
+        output.note(f"changes of {meant}")
+    return meant
+
+
+def show_changes(client: AgentClient, execution_id: str, again: str, *, project: bool) -> None:
+    """Print the sums of an execution's changes, and the commands that show them and bring them here."""
+    try:
+        changes = results.changes(client, execution_id)
+    except errors.Refused as refusal:
+        if refusal.code == "CHANGES_NOT_FOUND":
+            output.note(str(refusal))
+        return
+    except errors.Unreachable:
+        return
+    output.note(output.changes_text(_sums(changes)))
+    if changes.entries:
+        output.note(f"see them with: occ diff {execution_id}{again}")
+    if changes.entries and not project:
+        output.note(f"bring them here with: occ pull {execution_id}{again}")
+
+
+def _sums(changes: Changes) -> dict[str, int]:
+    return {"files": len(changes.entries), "additions": changes.additions, "deletions": changes.deletions}
+
+
+def _coloured(lines: Iterable[str]) -> Iterable[str]:
+    plain = output.plain()
+    for line in lines:
+        shown = visible(line)
+        if plain:
+            yield shown + "\n"
+        elif line.startswith(("+++", "---", "diff ", "index ")):
+            yield click.style(shown, bold=True) + "\n"
+        elif line.startswith("@@"):
+            yield click.style(shown, fg="cyan") + "\n"
+        elif line.startswith(("+", "-")):
+            yield click.style(shown, fg="green" if line[0] == "+" else "red") + "\n"
+        else:
+            yield shown + "\n"
+
+
+def _print_stat(changes: Changes) -> None:
+    rows = [(_counts(entry), _named(entry)) for entry in changes.entries]
+    if rows:
+        output.table([("LINES", "FILE"), *rows])
+    output.echo(output.changes_text(_sums(changes)))
+    if changes.truncated:
+        output.note("The list leaves something out: there are too many or too large files.")
+
+
+def _counts(entry: Entry) -> str:
+    return "binary" if entry.binary else f"+{entry.additions} \N{MINUS SIGN}{entry.deletions}"
+
+
+def _named(entry: Entry) -> str:
+    if entry.status == "renamed" and entry.old_path is not None:
+        return f"{entry.old_path} → {entry.path}"
+    marks = {"added": " (new)", "deleted": " (deleted)"}
+    return entry.path + marks.get(entry.status, "")
+
+
+@click.command()
+@ids.choosing
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="Folder to write the changes into.  [default: .]",
+)
+@click.option("--force", is_flag=True, help="Replace files that were edited here, too.")
+@click.option("--reject", is_flag=True, help="Write all other files; patches of those in conflict go to a new folder.")
+@click.option("--trust", is_flag=True, help="Write settings of Claude Code and MCP servers, too, which run as you.")
+@remote.options("Agent or hub to ask.")
+def pull(
+    execution_id: str | None,
+    last: bool,
+    folder: Path,
+    force: bool,
+    reject: bool,
+    trust: bool,
+    url: str | None,
+    token: str | None,
+    pin: str | None,
+) -> int:
+    """Write the changes of an execution into a folder; without an ID those of the newest.
+
+    A file that was edited here meanwhile is merged. If one cannot be merged, nothing is written and the files are
+    named.
+
+    Example: occ pull run-k3v9q2x7ab --dir my-project
+    """
+    client = remote.chosen(url, token, pin)
+    meant = _meant(client, execution_id, last=last)
+    return bring(client, meant, folder, force=force, reject=reject, trust=trust)
+
+
+def bring(
+    client: AgentClient,
+    execution_id: str,
+    folder: Path,
+    *,
+    force: bool = False,
+    reject: bool = False,
+    trust: bool = False,
+    report: Callable[[str], object] = output.echo,
+) -> int:
+    """Write the changes of an execution into a folder; returns 1 when files in conflict were left as they are.
+
+    Raises NotWritten when nothing was written.
+    """
+    changes = results.changes(client, execution_id)
+    if changes.truncated:
+        raise errors.NotWritten(
+            "The list of changes leaves something out, so none is written: there are too many or too large files."
+            " `occ workspaces fetch` gets all files of the workspace."
+        )
+    if not changes.exact:
+        output.warn("Others may have changed files there meanwhile; their changes are among these.")
+
+    def content(path: str, at: str) -> bytes:
+        return results.file(client, execution_id, path, at)
+
+    with tree_update.TreeUpdate(folder.resolve()) as update:
+        if update.recovered is not None:
+            output.note(update.recovered)
+        outcome = merging.plan(update, changes.entries, content, trust=trust, force=force)
+        for path, reason in outcome.left_out.items():
+            output.note(f"left out, since {reason}: {visible_line(path)}")
+        if outcome.conflicts and not reject:
+            raise errors.NotWritten(_conflict_text(outcome.conflicts, force=force))
+        update.commit()
+    _report(outcome, report)
+    if outcome.conflicts:
+        _reject(client, execution_id, outcome.conflicts)
+    return 1 if outcome.conflicts else 0
+
+
+def _conflict_text(conflicts: Mapping[str, str], *, force: bool) -> str:
+    named = list(conflicts.items())[:_NAMED]
+    lines = [f"  {visible_line(path)}: {reason}" for path, reason in named]
+    lines += [f"  and {len(conflicts) - _NAMED} more"] if len(conflicts) > _NAMED else []
+    ways = "" if force else "--force takes the run's version of edited files, "
+    return "\n".join(
+        ["nothing was written, since these files are in conflict:", *lines, f"{ways}--reject writes all other files."]
+    )
+
+
+def _report(outcome: merging.Plan, report: Callable[[str], object]) -> None:
+    for path in outcome.merged:
+        output.note(f"merged with your edits: {visible_line(path)}")
+    written, removed = len(outcome.written), len(outcome.removed)
+    if not written and not removed:
+        report("Nothing to write: the folder has these changes already.")
+        return
+    parts = [f"{count} {name}" for count, name in ((written, "written"), (removed, "removed")) if count]
+    report(f"Files: {', '.join(parts)}.")
+
+
+def _reject(client: AgentClient, execution_id: str, conflicts: Mapping[str, str]) -> None:
+    """Store the patches of files in conflict outside of the folder, where no later run would send them."""
+    folder = Path(tempfile.mkdtemp(prefix="occ-rejected-"))
+    for number, (path, reason) in enumerate(conflicts.items(), 1):
+        output.warn(f"not written, since {reason}: {path}")
+        with (folder / f"{number:04}-{path.rpartition('/')[2][:100]}.patch").open("wb") as file:
+            try:
+                results.diff(client, execution_id, file, path)
+            except errors.Refused as refusal:  # the former name of a renamed file
+                file.write(f"{refusal}\n".encode())
+    output.note(f"their patches are in {folder}")
+
+
+@click.command()
+@ids.choosing
+@click.option(
+    "--to",
+    type=click.Choice(["start", "end"]),
+    default="start",
+    show_default=True,
+    help="start: undo the changes of the execution; end: make them again.",
+)
+@click.option("--force", is_flag=True, help="Replace files that were edited there since, too.")
+@remote.options("Agent or hub to ask.")
+def restore(
+    execution_id: str | None, last: bool, to: str, force: bool, url: str | None, token: str | None, pin: str | None
+) -> None:
+    """Undo the changes of an execution in its workspace, those of programs that it ran included.
+
+    Files that were edited there since are named, and nothing is restored. A restore can be undone, too.
+
+    Example: occ restore run-k3v9q2x7ab
+    """
+    from urllib.parse import quote
+
+    client = remote.chosen(url, token, pin)
+    meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
+    workspace = client.execution(meant)["workspaceId"]
+    body: dict[str, Any] = {"executionId": meant, "to": to, "force": force}
+    reply = client.call("POST", f"/workspaces/{quote(workspace, safe='')}/restore", body)
+    output.echo(f"Workspace {workspace}: {reply['files']} files restored.")
+    if reply.get("restoreId"):
+        output.note(f"undo this with: occ restore {reply['restoreId']}{remote.again(url, pin)}")
