@@ -16,6 +16,7 @@ from occ_app.snapshots.git import TooSlow
 from occ_app.snapshots.objects import MissingObject
 from occ_app.snapshots.scan import Skipped
 from occ_app.snapshots.store import TOO_SLOW, Snapshots
+from occ_app.workspaces import folders
 from occ_app.workspaces import workspace as workspaces
 
 log = logging.getLogger("occ.changes")
@@ -70,7 +71,7 @@ def record_end(
     """
     row = workspaces.numbered(db, execution.workspace_generation)
     try:
-        if row is None:
+        if row is None or (row.is_project and folders.was_replaced(Path(row.path))):
             raise Skipped("gone")
         taken = snapshots.take(row.generation, Path(row.path), END_SECONDS, of_run=True, interrupt=interrupt)
         found = snapshots.changes(row.generation, start, taken.tree)

@@ -437,6 +437,33 @@ def test_a_folder_that_is_gone_or_a_link_ends_the_execution(running: Occ, projec
     assert names(running.run("x", "app"))[-1] == "complete"
 
 
+def test_a_folder_that_a_link_replaces_during_a_run_is_not_read_after_it(running: Occ, tmp_path: Path) -> None:
+    """Neither its changes nor its files are those of the folder that the link leads to."""
+    parent = Path(running.environment["HOME"]) / "replaced"
+    (parent / "app").mkdir(parents=True)
+    running.command("projects", "add", str(parent / "app"), "--name", "replaced")
+    execution_id, flag = f"r-{uuid.uuid4()}", tmp_path / "go"
+    prompt = steps({"say": "x"}, {"wait": str(flag)})
+    stream = running.client.execute("replaced", prompt, executionId=execution_id)
+    while next(stream).name != "output":
+        pass
+    parent.rename(tmp_path / "was-there")
+    (tmp_path / "other/app").mkdir(parents=True)
+    (tmp_path / "other/app/secret.txt").write_text("SECRET")
+    parent.symlink_to(tmp_path / "other")
+    flag.touch()
+    assert names(list(stream))[-1] == "complete"
+    record = wait_until(
+        lambda: found if (found := running.client.execution(execution_id))["changesReason"] != "pending" else None,
+        "the changes are looked for",
+    )
+    assert (record["changes"], record["changesReason"]) == (None, "gone")
+    for path in ("/files", "/files/secret.txt"):
+        reply = running.request("GET", f"/workspaces/replaced{path}")
+        assert (reply.status, b"SECRET" in reply.data) == (404, False), path
+    running.command("projects", "remove", "replaced")
+
+
 def test_a_session_that_began_in_a_terminal_is_resumed_in_its_project_alone(running: Occ, project: Path) -> None:
     session = str(uuid.uuid4())
     claude = Path(running.environment["HOME"], ".claude")

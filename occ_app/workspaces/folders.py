@@ -25,7 +25,7 @@ def problem(path: Path, config: Config) -> str | None:
     """
     if not path.is_dir():
         return f"{path} is gone or is no folder"
-    if Path(os.path.realpath(path)) != path:
+    if was_replaced(path):
         return f"{path} was replaced by a link"
     if path.stat().st_uid != os.geteuid():
         return f"{path} belongs to another user"
@@ -41,6 +41,11 @@ def problem(path: Path, config: Config) -> str | None:
     if projects.encoded(text).startswith(projects.encoded(os.path.realpath(config.workspaces)) + "-"):
         return f"Claude Code would keep the conversations of {path} with those of an uploaded workspace"
     return None
+
+
+def was_replaced(path: Path) -> bool:
+    """Return whether a project's path, or a folder above it, is a link now: what is there is another folder."""
+    return Path(os.path.realpath(path)) != path
 
 
 def overlap(one: Path, other: Path) -> bool:

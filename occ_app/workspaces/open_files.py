@@ -15,6 +15,7 @@ from occ_app.errors import NotFound, file_not_found
 from occ_app.snapshots.scan import rules_along
 from occ_app.system.ignore_patterns import ignored
 from occ_app.system.timestamps import iso
+from occ_app.workspaces import folders as folders_of_projects
 
 MAX_ENTRIES = 10_000
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -78,6 +79,8 @@ def _parts(path: str) -> list[str]:
 def _opened(root: Path, folders: Sequence[str], path: str, *, project: bool) -> Iterator[int]:
     """Open a folder of a workspace, step by step."""
     with contextlib.ExitStack() as opened:
+        if project and folders_of_projects.was_replaced(root):
+            raise file_not_found(path, "the folder of its project was replaced by a link")
         try:
             descriptor = os.open(root, _FLAGS | os.O_DIRECTORY)
             opened.callback(os.close, descriptor)
