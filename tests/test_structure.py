@@ -114,7 +114,7 @@ def test_sql_stands_in_its_few_modules() -> None:
             f"occ_app/executions/{module}.py"
             for module in ("changes", "events", "lifecycle", "queries", "search", "tally", "usage", "waiting")
         ),
-        *(f"occ_app/workspaces/{module}.py" for module in ("places", "projects", "uploads", "workspace")),
+        *(f"occ_app/workspaces/{module}.py" for module in ("places", "projects", "restores", "uploads", "workspace")),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
         *(
             f"occ_app/hub/{module}.py"

@@ -206,3 +206,31 @@ def test_of_a_project_no_ignored_file_and_nothing_of_git_is_shown(agent: Occ, tm
     assert [entry["path"] for entry in changed(agent, "in-project")["entries"]] == ["a.txt"]
     assert get(agent, "/executions/in-project/files/.env").status == 404
     assert not (project / ".git/occ-index.json").exists()
+
+
+def test_an_execution_is_undone_over_the_api(agent: Occ) -> None:
+    agent.client.upload("undo", make_zip({"a.txt": "one\n", "b.txt": "b\n"}))
+    agent.run(sh("echo two > a.txt; rm b.txt; echo n > new"), "undo", executionId="undo")
+    record = changed(agent, "undo")
+    root = Path(agent.client.workspace("undo")["path"])
+
+    def restore(**body: Any) -> Any:
+        return agent.request(
+            "POST", "/workspaces/undo/restore", json_body={"executionId": "undo", "to": "start"} | body
+        )
+
+    (root / "a.txt").write_text("mine\n")
+    conflict = restore()
+    assert (conflict.status, conflict.json()["code"]) == (409, "RESTORE_CONFLICT")
+    assert conflict.json()["details"]["files"] == ["a.txt"]
+    assert not (root / "b.txt").exists()
+    (root / "a.txt").write_text("two\n")
+    done = restore().json()
+    assert (done["workspaceId"], done["files"]) == ("undo", 3)
+    assert (done["base"], done["result"]) == (record["result"], record["base"])
+    assert sorted(path.name for path in root.iterdir()) == ["a.txt", "b.txt"]
+    assert agent.client.workspace("undo")["snapshot"] == record["base"]
+    assert restore(executionId=done["restoreId"]).json()["files"] == 3
+    assert (root / "a.txt").read_text() == "two\n"
+    for body, status in (({"to": "noon"}, 422), ({"force": 1}, 422), ({"executionId": "told"}, 404), ({"x": 1}, 422)):
+        assert restore(**body).status == status

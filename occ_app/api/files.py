@@ -54,6 +54,9 @@ class Files(Protocol):
     def file(self, workspace: Workspace, path: str) -> Response:
         """Return a file of a workspace, or the range that the request asks for."""
 
+    def restore(self, workspace: Workspace, execution_id: str, to: str, *, force: bool) -> dict[str, Any]:
+        """Undo the changes of an execution or a restore, or make them again. Raises Conflict."""
+
 
 def files() -> Files:
     """Return the files of the application that answers this request."""
@@ -99,6 +102,15 @@ def folder(workspace_id: str, query: dict[str, Any]) -> Any:
 def file(workspace_id: str, path: str, query: dict[str, Any]) -> Response:
     """A file of a workspace as it is now, or the range that the header Range asks for."""
     return as_attachment(files().file(_workspace(workspace_id, query.get("generation")), path), path)
+
+
+@bp.post("/workspaces/<workspace_id>/restore")
+@contract(query=schemas.GenerationQuery, body=schemas.RestoreBody, reply=schemas.Restored)
+def restore(workspace_id: str, query: dict[str, Any], body: dict[str, Any]) -> Any:
+    """Put the files that an execution changed back as they were at its start, or again as they were at its end."""
+    services().refuse_when_stopping()
+    workspace = _workspace(workspace_id, query.get("generation"))
+    return files().restore(workspace, body["execution_id"], body["to"], force=body["force"])
 
 
 def as_attachment(response: Response, path: str) -> Response:

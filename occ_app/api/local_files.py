@@ -15,6 +15,7 @@ from occ_app import errors
 from occ_app.api.files import SentFile
 from occ_app.config.config import Config
 from occ_app.database.database import Database
+from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
 from occ_app.snapshots import changes as differences
 from occ_app.snapshots.changes import Change
@@ -22,7 +23,8 @@ from occ_app.snapshots.git import TooSlow
 from occ_app.snapshots.objects import MissingObject
 from occ_app.snapshots.scan import Skipped
 from occ_app.snapshots.store import Snapshots
-from occ_app.workspaces import open_files
+from occ_app.system.process_identity import own_identity
+from occ_app.workspaces import open_files, restores
 from occ_app.workspaces.workspace import Workspace
 
 
@@ -98,6 +100,19 @@ class LocalFiles:
                 {"size": size, "limit": self.config.max_unpacked_bytes},
             )
         return response
+
+    def restore(self, workspace: Workspace, execution_id: str, to: str, *, force: bool) -> dict[str, Any]:
+        source = restores.source(self.db, workspace.generation, execution_id, to)
+        if source is None:
+            execution = executions.get(self.db, execution_id)
+            if execution.workspace_generation != workspace.generation:
+                raise errors.execution_not_found(execution_id)
+            if execution.changes is None:
+                raise errors.changes_not_found(execution_id, execution.why_no_changes or "")
+            base, result = _trees(execution)
+            trees = (result, base) if to == "start" else (base, result)
+            source = restores.Source(execution_id, *trees, exact=execution.changes.get("exact") is True)
+        return restores.restore(self.db, self.snapshots, workspace, source, own_identity(), force=force)
 
     def _changed(self, execution: Execution) -> list[Change]:
         try:

@@ -220,7 +220,8 @@ class AgentClient:
         """Make a call that has no method here, with `content` as its JSON body if any; returns the reply."""
         if content is None:
             return self._json(method, path, read_seconds=seconds)
-        return self._json(method, path, body=json.dumps(content).encode(), headers={"Content-Type": "application/json"})
+        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        return self._json(method, path, body=body, headers=headers, read_seconds=seconds)
 
     def cancel(self, execution_id: str, generation: int | None = None) -> dict[str, Any]:
         """End an execution; with `generation` only one of the workspace with that number."""

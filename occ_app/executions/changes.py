@@ -76,6 +76,12 @@ def give_up(db: Database, number: int, reason: str) -> bool:
     return row is not None
 
 
+def held(db: Database) -> bool:
+    """Return whether anything holds a workspace: an execution, also one that is over, or a restore."""
+    with db.read() as connection:
+        return connection.execute("SELECT 1 FROM held_workspaces LIMIT 1").fetchone() is not None
+
+
 def holding(db: Database) -> list[Execution]:
     """Return the executions that are over and still hold their workspace, oldest first."""
     with db.read() as connection:

@@ -28,6 +28,7 @@ from occ_app.web import schemas
 from occ_app.workspaces.workspace import Workspace
 
 _PIECE = 1 << 16
+_RESTORE_SECONDS = 300.0
 _CODES = {  # of a machine's refusals that its caller can act on; all others mean that the machine does not answer
     *("CHANGES_NOT_FOUND", "FILE_NOT_FOUND", "FILE_TOO_LARGE", "RESTORE_CONFLICT", "WORKSPACE_BUSY"),
     *("WORKSPACE_NOT_FOUND", "EXECUTION_NOT_FOUND", "INVALID_REQUEST", "BUSY", "NO_SPACE"),
@@ -45,8 +46,8 @@ class RemoteFiles:
 
     def changes(self, execution: Execution) -> dict[str, Any]:
         with self._asked(execution.agent_id) as client:
-            reply = client.call("GET", f"{_execution(execution)}/changes")
-        return checked_changes(reply) | {
+            reply = checked_changes(client.call("GET", f"{_execution(execution)}/changes"))
+        return reply | {
             "execution_id": execution.execution_id,
             "workspace_id": execution.workspace_id,
         }
@@ -69,7 +70,7 @@ class RemoteFiles:
     def folder(self, workspace: Workspace, path: str) -> dict[str, Any]:
         with self._asked(workspace.agent_id) as client:
             reply = client.call("GET", _workspace(workspace, "files", path=path))
-        return _checked(schemas.FolderContent, reply) | {"path": path}
+            return _checked(schemas.FolderContent, reply) | {"path": path}
 
     def file(self, workspace: Workspace, path: str) -> Response:
         asked = {"Range": request.headers["Range"]} if "Range" in request.headers else {}
@@ -86,6 +87,12 @@ class RemoteFiles:
             response.status_code = 206
             response.headers["Content-Range"] = headers["Content-Range"]
         return response
+
+    def restore(self, workspace: Workspace, execution_id: str, to: str, *, force: bool) -> dict[str, Any]:
+        body = {"executionId": execution_id, "to": to, "force": force}
+        with self._asked(workspace.agent_id) as client:
+            reply = client.call("POST", _workspace(workspace, "restore"), body, _RESTORE_SECONDS)
+            return _checked(schemas.Restored, reply) | {"workspace_id": workspace.workspace_id}
 
     @contextlib.contextmanager
     def _asked(self, agent_id: str | None) -> Iterator[AgentClient]:

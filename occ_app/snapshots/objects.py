@@ -210,6 +210,19 @@ class Objects:
             raise MissingObject(oid)
 
 
+def blob_id(descriptor: int, size: int) -> str:
+    """Return the id that the content of an open file has as a blob of this size."""
+    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    for piece in _pieces(descriptor, size + 1):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def blob_id_of(content: bytes) -> str:
+    """Return the id that bytes have as a blob."""
+    return hashlib.sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest()
+
+
 def _pieces(descriptor: int, most: int) -> Iterator[bytes]:
     """Yield the content of an open file, at most so many bytes."""
     while most > 0 and (piece := os.read(descriptor, min(_PIECE, most))):

@@ -24,7 +24,7 @@ from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
 from occ_app.system.process_identity import boot_id
 from occ_app.system.strays import sweep_marked
-from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import archives, restores, uploads
 from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
 from occ_worker.control.upkeep import Upkeep
@@ -88,7 +88,7 @@ class Control(Upkeep):
 
     def under_way(self) -> bool:
         """Whether anything runs, waits or holds its workspace, so that there is something to reap."""
-        return any(executions.counts(self._db)) or bool(rows.holding(self._db))
+        return any(executions.counts(self._db)) or rows.held(self._db)
 
     def reap(self) -> None:
         """Finish executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
@@ -114,6 +114,8 @@ class Control(Upkeep):
         if not self._recording.acquire(blocking=False):
             return
         try:
+            for sentence in restores.recover(self._db, self._snapshots):
+                log.warning("%s", sentence)
             changes.record_lost(
                 self._db, self._snapshots, lambda execution: self._readers.ring(tail.execution_key(execution.number))
             )
