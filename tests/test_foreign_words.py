@@ -19,6 +19,7 @@ from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
 from occ_app.client.hub_client import HubClient
 from occ_app.database import schema
 from occ_app.database.database import Database
+from occ_app.database.rows import unreadable
 from occ_app.errors import InvalidRequest, Unreachable
 from occ_app.executions import events, lifecycle, search, usage
 from occ_app.executions import queries as executions
@@ -226,7 +227,7 @@ def test_a_broken_event_is_marked_and_counted(rows: Database, relayed: Any) -> N
     stored = events.after(rows, execution.number, 0)
     assert [each.name for each in stored] == ["queued", "started", "gap", "output", "complete"]
     assert json.loads(stored[2].data)["fromSeq"] == 3
-    assert health.skipped(rows) == {"refusedEvents": 1, "unreadableEvents": 0}
+    assert health.skipped(rows) == {"refusedEvents": 1, "unreadableEvents": 0, "unreadableRows": unreadable()}
     assert health.skipped_problems(rows)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
-from dataclasses import fields
 from typing import Any
 
+from occ_app.database import rows
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found
 from occ_app.executions import waiting
@@ -191,7 +190,7 @@ def from_row(row: sqlite3.Row) -> Execution:
     values["last_seq"] = values.pop("newest_seq")
     values["cancel_code"] = values.pop("stop_requested")
     values["prompt_sent"] = values.pop("offered")
-    values["wanted_labels"] = () if values["wanted_labels"] is None else tuple(json.loads(values["wanted_labels"]))
+    values["wanted_labels"] = rows.texts(values["wanted_labels"])
     values["cost_exact"] = bool(values["cost_exact"])
     values["changes"] = _usage(values["changes"])
     # A row of an earlier version may hold unchecked data of a machine or a CLI.
@@ -200,10 +199,9 @@ def from_row(row: sqlite3.Row) -> Execution:
         values[name] = _finite(values[name])
     for name in _TEXTS:
         values[name] = None if values[name] is None else whole_characters(str(values[name])[:_MAX_TEXT_CHARACTERS])
-    return Execution(**{name: values[name] for name in _FIELDS})  # a newer schema may have further columns
+    return Execution(**rows.sound(Execution, values, values["number"]))  # a newer schema may have further columns
 
 
-_FIELDS = tuple(field.name for field in fields(Execution))
 _NUMBERS = ("exit_code", "signal", "cost_usd", "num_turns", "duration_ms")
 _MAX_TEXT_CHARACTERS = 64 * 1024  # of one text in a record: a list has up to 1,000
 _TEXTS = ("error_code", "error_message", "session_id", "model", "claude_version")

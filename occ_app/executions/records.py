@@ -12,6 +12,15 @@ from occ_app.system.process_identity import ProcessIdentity
 
 FINAL_STATES = ("succeeded", "failed", "cancelled")
 STATES = ("queued", "running", *FINAL_STATES)
+# The codes of `error` events, as docs/protocol.md lists them. A machine may send others.
+ERROR_CODES = frozenset(
+    (
+        *("EXECUTION_TIMEOUT", "EXECUTION_IDLE", "EXECUTION_CANCELLED", "CLAUDE_NOT_FOUND", "CLAUDE_AUTH"),
+        *("RATE_LIMITED", "API_UNAVAILABLE", "MAX_TURNS", "MAX_BUDGET", "SESSION_NOT_FOUND", "CLAUDE_ERROR"),
+        *("CLAUDE_EXIT", "OUTPUT_TRUNCATED", "OUTPUT_LIMIT", "WORKER_LOST", "DAEMON_STOPPED", "WORKSPACE_MISSING"),
+        *("INTERNAL", "AGENT_LOST", "NO_AGENT", "AGENT_REFUSED", "INVALID_EVENT"),
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from occ_app.database.database import Database
-from occ_app.executions.records import FINAL_STATES, STATES
+from occ_app.executions.records import ERROR_CODES, FINAL_STATES, STATES
+
+OTHER_CODE = "OTHER"  # all codes that OCC does not know: a machine could send a new one each time
 
 # The upper limits of the histograms, in seconds.
 WAIT_BUCKETS = (0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
@@ -26,7 +28,8 @@ _ROWS = """
     SELECT number, state, coalesce(error_code, '') AS code,
            max(0.0, julianday(started_at) - julianday(created_at)) * 86400 AS waited,
            max(0.0, julianday(finished_at) - julianday(started_at)) * 86400 AS ran,
-           coalesce(last_seq, (SELECT max(seq) FROM events WHERE execution = number), 0) AS events
+           coalesce(CASE typeof(last_seq) WHEN 'integer' THEN last_seq END,
+                    (SELECT max(seq) FROM events WHERE execution = number), 0) AS events
     FROM executions
 """
 
@@ -97,7 +100,8 @@ class Tally:
             return False
         if row["ran"] is not None:
             self._ran.add(row["ran"])
-        self._ended[row["state"], row["code"]] += 1
+        code = row["code"] if row["code"] in ERROR_CODES or row["code"] == "" else OTHER_CODE
+        self._ended[row["state"], code] += 1
         self._events += row["events"]
         return True
 

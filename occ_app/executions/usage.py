@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from occ_app.database.database import Database
+from occ_app.database.rows import text
 from occ_app.executions.records import LARGEST_NUMBER, STATES
 
 MAX_GROUPS = 1000
@@ -93,12 +94,16 @@ def report(
         rows = connection.execute(
             _select(*_GROUPS[by]), (since, since, until, until, visible_to, visible_to)
         ).fetchall()
-    groups = [Group(row["grouped"], row["name"], _usage([row])) for row in rows]
+    groups = [Group(_text(row["grouped"]), _text(row["name"]), _usage([row])) for row in rows]
     if by == "day":
         groups.sort(key=lambda group: group.group or "", reverse=True)
     else:
         groups.sort(key=lambda group: (-group.usage.cost_usd, -group.usage.executions, group.group or ""))
     return Report(by, groups[:MAX_GROUPS], len(groups[MAX_GROUPS:]), _usage(rows))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else text(value)
 
 
 def _select(group: str, name: str) -> str:

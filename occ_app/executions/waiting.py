@@ -6,13 +6,13 @@ count: those in its workspace, and those elsewhere that could take its worker, o
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from occ_app.database.rows import text, texts
 from occ_app.executions.records import Execution
 
 FREE_WORKER = "to have a free worker"  # the end of a reason on a hub whose machine is there and has no room
@@ -122,7 +122,7 @@ def described(connection: sqlite3.Connection, executions: Sequence[Execution]) -
 
 def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
     machines = [
-        (row["agent_id"], row["name"], frozenset(json.loads(row["labels"])))
+        (row["agent_id"], row["name"], frozenset(texts(row["labels"])))
         for row in connection.execute("SELECT agent_id, name, labels FROM agents")
     ]
     known = dict[tuple[str | None, str | None, str | None], _Machines]()
@@ -144,7 +144,7 @@ def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
             row["key_id"],
             row["workspace_generation"],
             known[place],
-            row["waits_for"] is None or row["waits_for"].endswith(FREE_WORKER),
+            row["waits_for"] is None or text(row["waits_for"]).endswith(FREE_WORKER),
         )
 
 
@@ -156,7 +156,7 @@ def _suitable(
         return frozenset([home])
     if not machines and wanted is None and labels is None:
         return _BY_ITSELF
-    needed = frozenset[str]() if labels is None else frozenset(json.loads(labels))
+    needed = frozenset[str]() if labels is None else frozenset(texts(labels))
     return frozenset(agent_id for agent_id, name, own in machines if wanted in (None, agent_id, name) and needed <= own)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from occ_app import __version__
 from occ_app.config.config import Config
+from occ_app.database import rows
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, clock, daemon, machine
@@ -97,8 +98,12 @@ def log_problems(db: Database) -> list[str]:
 
 
 def skipped(db: Database) -> dict[str, int]:
-    """Return how many events were not stored because they broke their schema, and how many rows cannot be read."""
-    return {name: noted(db, key).get("count", 0) for name, key in _SKIPPED.items()}
+    """Return how many events were not stored because they broke their schema, and how many cannot be read.
+
+    `unreadableRows` counts the records with a value of a wrong kind that this process has met.
+    """
+    counts = {name: noted(db, key).get("count", 0) for name, key in _SKIPPED.items()}
+    return {**counts, "unreadableRows": rows.unreadable()}
 
 
 def skipped_problems(db: Database) -> list[str]:

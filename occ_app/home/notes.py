@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from occ_app.database.database import Database
-from occ_app.system.compact_json import to_json
+from occ_app.system.compact_json import object_of, to_json
 from occ_app.system.timestamps import iso_now
 
 UNREADABLE = "unreadableEvents"  # stored events that cannot be read
@@ -43,7 +42,10 @@ def count(db: Database, key: str, by: int) -> None:
 
 
 def noted(db: Database, key: str) -> dict[str, Any]:
-    """Return the note under `key`; empty when there is none."""
+    """Return the note under `key`; empty when there is none that can be read."""
     with db.read() as connection:
         row = connection.execute("SELECT value FROM agent WHERE key = ?", (key,)).fetchone()
-    return {} if row is None else dict(json.loads(row["value"]))
+    try:
+        return {} if row is None else object_of(row["value"])
+    except (ValueError, TypeError):
+        return {}  # damaged; it is noted again

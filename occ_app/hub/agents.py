@@ -6,7 +6,6 @@ clock that counts from the hub's boot, and never remembered: nothing can look al
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from occ_app import errors
+from occ_app.database import rows
 from occ_app.database.database import Database
 from occ_app.hub import projects
 from occ_app.system.compact_json import to_json
@@ -238,7 +238,7 @@ def agent_of(row: sqlite3.Row) -> Agent:
     """A row of FROM as an Agent."""
     values = {name: row[name] for name in _NAMES}
     for name in ("labels", "running"):
-        values[name] = tuple(json.loads(values[name]))
+        values[name] = rows.texts(values[name])
     for name in ("draining", "online", "direct"):
         values[name] = bool(values[name])
-    return Agent(**values)
+    return Agent(**rows.sound(Agent, values, values["agent_id"]))

@@ -163,6 +163,12 @@ def claim(db: Database, number: int, now: str, until: str, latest: str) -> Claim
         webhook = connection.execute(
             "SELECT url, secret FROM webhooks WHERE webhook_id = ?", (row["webhook_id"],)
         ).fetchone()
+        if webhook is None:  # removed without its deliveries, or another name in a damaged row
+            connection.execute(
+                "UPDATE deliveries SET state = 'failed', problem = :problem, finished_at = :now WHERE number = :number",
+                {"problem": "its webhook is gone", "now": iso_now(), "number": number},
+            )
+            return None
         execution = executions.numbered(connection, row["execution"])
     opened = webhook["url"], webhook["secret"]
     return Claimed(number, row["attempts"], row["webhook_id"], *opened, execution, row["delivery_id"])

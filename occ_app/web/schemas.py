@@ -401,6 +401,7 @@ class SkippedState(Schema):
 
     refused_events = fields.Integer(data_key="refusedEvents")
     unreadable_events = fields.Integer(data_key="unreadableEvents")
+    unreadable_rows = fields.Integer(data_key="unreadableRows")
 
 
 class Health(Schema):

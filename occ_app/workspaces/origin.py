@@ -57,8 +57,11 @@ def stored(origin: Origin | None) -> str | None:
 
 
 def of_row(value: str | None) -> Origin | None:
-    """Return the origin that a row keeps."""
-    return None if value is None else Origin(**json.loads(value))
+    """Return the origin that a row keeps; None for one that cannot be read."""
+    try:
+        return None if value is None else Origin(**json.loads(value))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def of_record(value: object) -> Origin | None:

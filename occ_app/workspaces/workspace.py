@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 from occ_app import errors
 from occ_app.claude import projects
+from occ_app.database import rows
 from occ_app.database.database import Database
 from occ_app.errors import workspace_not_found
 from occ_app.system.kernel import sync_folder
@@ -274,8 +274,8 @@ _BUSY = {
 
 def from_row(row: sqlite3.Row) -> Workspace:
     values = dict(row)
-    values["skipped"] = json.loads(values["skipped"])
+    values["skipped"] = rows.objects(values["skipped"], ("path", "reason"))
     values["trusted"] = bool(values["trusted"])
     values["origin"] = of_row(values["origin"])
     values.setdefault("agent_name", None)
-    return Workspace(**{name: values[name] for name in _FIELDS})  # a newer schema may have further columns
+    return Workspace(**rows.sound(Workspace, values, values["generation"]))  # a newer schema may have further columns
