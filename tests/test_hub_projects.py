@@ -288,7 +288,7 @@ def test_a_run_through_a_hub_works_in_the_folder_of_the_machine(tmp_path: Path) 
         assert box.command("run", *reach, "--project", "app", "x").returncode == 0
         assert (folder / "made.txt").read_text() == "made"
         shown = box.command("workspaces", "list", *reach).stdout.splitlines()
-        assert next(line for line in shown if "app@box" in line).split()[1] == "project"
+        assert next(line for line in shown if "app@box" in line).split()[:3] == ["app@box", "box", "project"]
         # A session of a terminal is the admins'; a key resumes those it began.
         session = str(uuid.uuid4())
         kept = claude_folders.folders(Path(box.environment["HOME"], ".claude"), folder)[0]
@@ -310,6 +310,8 @@ def test_a_run_through_a_hub_works_in_the_folder_of_the_machine(tmp_path: Path) 
         )
         assert not list(other.iterdir())
         # An upload that has the name of a project on its machine is refused there.
+        filtered = box.command("jobs", "--workspace", "app@b", "--url", hub.url, "--token", hub.client_key, "--json")
+        assert json.loads(filtered.stdout)["executions"] == []  # of the new project; the former one is another
         hub.client.upload("app", make_zip({"a.txt": "a"}))
         assert list(hub.client.execute("app", "x"))[-1].data["code"] == "AGENT_REFUSED"
         hub.client.delete_workspace("app")

@@ -151,6 +151,32 @@ def test_the_api_finds_executions_by_the_beginning_of_their_id(tmp_path: Path) -
         assert hub.call("GET", "/executions/run-aa").status_code == 404  # whole ids in paths
 
 
+def test_a_workspace_is_named_by_its_id_its_alias_or_a_beginning() -> None:
+    records = [
+        {"workspaceId": "app-1f2e", "alias": "app@box"},
+        {"workspaceId": "app-9a8b", "alias": "app@other"},
+        {"workspaceId": "work", "alias": None},
+        {"workspaceId": "work-2", "alias": None},
+    ]
+    for given, meant in (
+        *(("work", "work"), ("work-", "work-2"), ("app-1", "app-1f2e"), ("app@b", "app-1f2e")),
+        *(("app@other", "app-9a8b"), ("removed", "removed")),
+    ):
+        assert ids.workspace_filter(records, given) == meant
+    for several in ("app", "wor"):
+        with pytest.raises(errors.NotFound, match="several"):
+            ids.workspace_filter(records, several)
+
+
+def test_a_list_is_narrowed_by_the_beginning_of_a_workspace(rows: Database) -> None:
+    accept(rows, "run-aaa")
+    with rows.write() as connection:
+        connection.execute("UPDATE workspaces SET workspace_id = 'work-1'")
+        connection.execute("UPDATE executions SET workspace_id = 'work-1'")
+    assert "run-aaa" in command("jobs", "--workspace", "work").stdout
+    assert command("jobs", "--workspace", "other").stdout == "No executions like that.\n"
+
+
 def listed(hub: HubApp, query: str) -> list[str]:
     page = hub.call("GET", f"/executions?{query}").json
     assert page is not None

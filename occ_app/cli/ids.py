@@ -6,7 +6,7 @@ They are looked up among those that the key may see, and a whole id wins. The AP
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -95,18 +95,44 @@ def execution_id(source: Executions, given: str | None, *, last: bool) -> str:
     return _the_one(given, found, errors.execution_not_found)
 
 
-def workspace_id(client: AgentClient, given: str) -> str:
-    """Return the whole id, or the alias, of the workspace that a person means. Raises NotFound."""
+def workspace(client: AgentClient, given: str) -> dict[str, Any]:
+    """Return the record of the workspace that a person means: its id, its alias, or a beginning. Raises NotFound."""
     if "@" not in given:
         try:
-            return str(client.workspace(given)["workspaceId"])
+            return client.workspace(given)
         except errors.Refused as refusal:
             if refusal.status != 404:
                 raise
-    names = [str(each.get("alias") or each["workspaceId"]) for each in client.workspaces()]
-    if given in names:
+    return _workspace_of(client.workspaces(), given)
+
+
+def workspace_id(client: AgentClient, given: str) -> str:
+    """Return the name to run under in the workspace that a person means: a project's alias, else the id."""
+    record = workspace(client, given)
+    return str(record.get("alias") or record["workspaceId"])
+
+
+def workspace_filter(records: Iterable[Mapping[str, Any]], given: str) -> str:
+    """Return the id for a list of one workspace's executions; one that no workspace has now may be a removed one's.
+
+    Raises NotFound for a beginning of several ids.
+    """
+    listed = list(records)
+    if not any(name.startswith(given) for record in listed for name in _names_of(record)):
         return given
-    return _the_one(given, [name for name in names if name.startswith(given)], errors.workspace_not_found)
+    return str(_workspace_of(listed, given)["workspaceId"])
+
+
+def _workspace_of(records: Sequence[Mapping[str, Any]], given: str) -> dict[str, Any]:
+    exact = [record for record in records if given in _names_of(record)]
+    found = exact or [record for record in records if any(name.startswith(given) for name in _names_of(record))]
+    by_name = {_names_of(record)[0]: record for record in found}
+    return dict(by_name[_the_one(given, list(by_name), errors.workspace_not_found)])
+
+
+def _names_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the names of a workspace, the one for people first."""
+    return [str(name) for name in (record.get("alias"), record["workspaceId"]) if name]
 
 
 def _the_one(given: str, found: Sequence[str], missing: Callable[[str], errors.NotFound]) -> str:

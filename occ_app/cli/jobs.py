@@ -26,6 +26,7 @@ from occ_app.executions import search as searching
 from occ_app.executions.records import STATES, Execution
 from occ_app.home import clock, daemon
 from occ_app.system.timestamps import iso
+from occ_app.workspaces import workspace as workspaces
 
 if TYPE_CHECKING:
     from occ_app.client.sse import StreamEvent
@@ -116,9 +117,11 @@ def _list(
     pin: str | None,
     as_json: bool,
 ) -> None:
+    client = remote.elsewhere(url, token, pin, hub=_of_hub())
+    if workspace is not None:
+        workspace = ids.workspace_filter(_workspaces() if client is None else client.workspaces(), workspace)
     query = {"state": state, "workspaceId": workspace, "since": since}
     filters = {name: value for name, value in query.items() if value is not None}
-    client = remote.elsewhere(url, token, pin, hub=_of_hub())
     if client is not None:
         page = client.executions(limit=limit, **filters)
     else:
@@ -136,6 +139,14 @@ def _list(
     job_table.show(records, _stored_names if client is None else client.machine_names)
     if page["next"] is not None:
         output.note(f"There are more; --limit {min(limit * 2, 1000)} shows more of them.")
+
+
+def _workspaces() -> list[dict[str, str | None]]:
+    """Return the ids and aliases of the workspaces of this machine."""
+    return [
+        {"workspaceId": workspace.workspace_id, "alias": workspace.alias}
+        for workspace in workspaces.listing(_database())
+    ]
 
 
 def _stored_names(agent_ids: Iterable[str]) -> dict[str, str]:

@@ -73,7 +73,7 @@ def _row(workspace: Mapping[str, Any]) -> list[str]:
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
     """Write the files of a workspace, as they are now, to FILE, a zip.  [default: ID.zip]"""
-    workspace_id = ids.workspace_id(client, workspace_id)  # refused before anything is written
+    workspace_id = ids.workspace(client, workspace_id)["workspaceId"]  # refused before anything is written
     target = Path(f"{workspace_id}.zip") if file is None else file
     with new_file(target) as archive:
         client.archive(workspace_id, archive)
@@ -85,6 +85,6 @@ def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
 @click.argument("workspace_id", metavar="ID")
 def remove(client: AgentClient, workspace_id: str) -> None:
     """Remove a workspace and its files. Its executions stay in the list."""
-    workspace_id = ids.workspace_id(client, workspace_id)
+    workspace_id = ids.workspace(client, workspace_id)["workspaceId"]
     client.delete_workspace(workspace_id)
     output.echo(f"{workspace_id} is removed.")
