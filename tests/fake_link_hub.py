@@ -164,7 +164,10 @@ def main() -> None:
     descriptor, folder, ping_seconds, *certificate = sys.argv[1:]
     log_to_stderr()
     shown = Certificate(Path(certificate[0]), Path(certificate[1]), "") if certificate else None
-    Application(lambda: make_app(Path(folder), float(ping_seconds)), f"fd://{descriptor}", 300, shown).run()
+    app = Application(
+        lambda: make_app(Path(folder), float(ping_seconds)), lambda: None, f"fd://{descriptor}", 300, shown
+    )
+    app.run()
 
 
 if __name__ == "__main__":

@@ -377,6 +377,14 @@ def inherited_socket() -> int | None:
     return int(value) if value else None
 
 
+def report_ready() -> None:
+    """Write one byte to the descriptor that the supervisor waits on, if this process was started with one."""
+    value = os.environ.pop("OCC_READY_FD", None)
+    if value:
+        with contextlib.suppress(OSError), open(int(value), "wb", buffering=0) as ready:
+            ready.write(b"1")
+
+
 def listening_port() -> int:
     """The port that the supervisor bound, or the configured one under a plain Procfile runner."""
     return int(os.environ.get("OCC_LISTEN_PORT") or load().http_port)

@@ -1,4 +1,4 @@
-"""The parts of the daemon as its supervisor holds them: one process each, started, signalled, watched, probed."""
+"""The parts of the daemon as its supervisor holds them: one process each, started, signalled, watched."""
 
 from __future__ import annotations
 
@@ -44,17 +44,18 @@ class Part:
         self.crashes = 0
         self.restart_at: float | None = 0.0
 
-    def start(self, descriptor: int) -> None:
-        """Start it, with the listening socket as `descriptor`."""
+    def start(self, listener: int, ready: int | None = None) -> None:
+        """Start it with the descriptor of the listening socket, and with one that it writes to once it serves."""
         parent = os.getpid()
+        environment = self._environment if ready is None else self._environment | {"OCC_READY_FD": str(ready)}
         self._process = subprocess.Popen(
             self._argv,
-            env=self._environment,
+            env=environment,
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
-            pass_fds=(descriptor,),
+            pass_fds=(listener,) if ready is None else (listener, ready),
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),  # noqa: PLW1509 - the supervisor has one thread
         )

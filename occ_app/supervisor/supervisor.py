@@ -27,10 +27,9 @@ from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.errors import OCCError, StartFailed
 from occ_app.home import certificate as tls
-from occ_app.home import daemon, state
+from occ_app.home import daemon
 from occ_app.supervisor import processes
 from occ_app.supervisor import startup as readiness
-from occ_app.supervisor.probe import Probe
 from occ_app.supervisor.processes import Part
 from occ_app.system import interpreter
 from occ_app.system.inheritance import prepare_daemon
@@ -48,7 +47,6 @@ CONTROL_SECONDS = 0.5  # more than the others at least, for the last bytes of a 
 WEB_SECONDS = 3.3  # to send every stream its last events
 CRASHES = 5
 _REPLACED_PAUSE_SECONDS = 1.0  # between two looks at files that are being replaced
-_PROBE_PAUSE_SECONDS = 0.05  # after an answer that it is not well yet
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class Supervisor:
         self._to_terminal = to_terminal
         self._stopping = self.replaced = False
         self._seen: str | None = None  # the newest fingerprint of changed files
+        self._ready, self._ready_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # the web process reports that it serves
         self._wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -137,29 +136,26 @@ class Supervisor:
         web = next(part for part in self._parts if part.name == "web")
         moved = readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), one=web))
         warnings = [*self._warnings, *moved, *self._prepare(self._config, listener.getsockname()[1])]
-        probe: Probe | None = None
         deadline = time.monotonic() + START_SECONDS
-        started = False
+        while not self._stopping and not self._web_serves(deadline):
+            self._start_due(listener.fileno(), one=web)
+            self._watch_children()
+        if not self._stopping:
+            self._announce(Ready(self._place.url, str(self._config.logs), tuple(warnings), self._place.fingerprint))
         while not self._stopping:
-            self._start_due(listener.fileno(), one=None if started else web)
-            if not started and probe is None:
-                probe = self._probe(listener)
-            answered = None if probe is None else probe.answer()
-            if probe is None or answered is None:
-                self._wait(probe)
-                self._watch_children()
-            else:
-                probe.close()
-                probe, started = None, answered
-                if not started:
-                    self._wait(None, _PROBE_PAUSE_SECONDS)
-                    self._watch_children()
-                else:
-                    place = self._place
-                    self._announce(Ready(place.url, str(self._config.logs), tuple(warnings), place.fingerprint))
-            if not started and time.monotonic() > deadline:
-                raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
+            self._start_due(listener.fileno())
+            self._wait()
+            self._watch_children()
         return 0
+
+    def _web_serves(self, deadline: float) -> bool:
+        """Wait until the web process reports that it serves, or for a signal or a restart. Raises StartFailed."""
+        if time.monotonic() > deadline:
+            raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
+        self._wait(self._ready, START_SECONDS / 10)
+        with contextlib.suppress(BlockingIOError):
+            return bool(os.read(self._ready, 1))
+        return False
 
     def _start_due(self, descriptor: int, one: Part | None = None) -> None:
         """Start the processes that are due, of all parts or of one."""
@@ -169,7 +165,7 @@ class Supervisor:
                 if part.crashes and self._was_replaced():
                     part.restart_at = time.monotonic() + _REPLACED_PAUSE_SECONDS
                     continue
-                part.start(descriptor)
+                part.start(descriptor, self._ready_end if part.name == "web" else None)
                 started = True
         if started:
             identities = [part.identity(self._identity.boot_id) for part in self._parts]
@@ -189,25 +185,16 @@ class Supervisor:
         self._seen = current
         return True
 
-    def _probe(self, listener: socket.socket) -> Probe | None:
-        identity = state.load(self._config.state)
-        assert identity is not None  # noqa: S101 - `prepare` made one
-        address = listener.getsockname()
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
-        return Probe((host, *address[1:]), listener.family, identity.token, tls=self._certificate is not None)
-
-    def _wait(self, probe: Probe | None, limit: float | None = None) -> None:
-        """Wait for a signal, the probe's answer, or the moment the next part is due, at most `limit` seconds."""
+    def _wait(self, ready: int | None = None, limit: float | None = None) -> None:
+        """Wait for a signal, for data on `ready`, or until the next part is due, at most `limit` seconds."""
         due = [part.restart_at for part in self._parts if part.restart_at is not None]
-        if probe is not None:
-            limit = START_SECONDS / 10
         if limit is not None:
             due.append(time.monotonic() + limit)
         seconds = max(0.0, min(due) - time.monotonic()) if due else None
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
-            if probe is not None:
-                selector.register(probe, selectors.EVENT_READ)
+            if ready is not None:
+                selector.register(ready, selectors.EVENT_READ)
             selector.select(seconds)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from flask import Flask
 
-from occ_app.config.config import Config, inherited_socket
+from occ_app.config.config import Config, inherited_socket, report_ready
 from occ_app.database import schema
 from occ_app.home import certificate as tls
 from occ_app.home import daemon, state
@@ -29,4 +29,4 @@ def serve(config: Config, make_app: Callable[[], Flask]) -> None:
         state.ensure(config.state)
         daemon.take_work(config)
     bind = f"fd://{descriptor}" if descriptor is not None else f"{config.bind_address}:{config.http_port}"
-    Application(make_app, bind, config.max_streams, tls.certificate(config)).run()
+    Application(make_app, report_ready, bind, config.max_streams, tls.certificate(config)).run()

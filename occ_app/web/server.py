@@ -129,6 +129,7 @@ class WebWorker(AdmittingWorker):
 
     def run(self) -> None:
         gc.freeze()  # existing objects stay, and need no further collection
+        self.app.on_serving()  # connections wait in the socket's queue for the loop that begins now
         super().run()
         faulthandler.cancel_dump_traceback_later()
         self._to_the_application("occ_on_end")
@@ -199,10 +200,21 @@ def _framing_status(exc: Exception) -> tuple[int, str]:
 
 
 class Application(BaseApplication):
-    """One agent's or hub's server. `make_app` builds the WSGI application in the process that serves it."""
+    """One agent's or hub's server.
 
-    def __init__(self, make_app: Callable[[], Flask], bind: str, streams: int, certificate: Certificate | None) -> None:
+    `make_app` builds the WSGI application in the process that serves it; `on_serving` is called once it serves.
+    """
+
+    def __init__(
+        self,
+        make_app: Callable[[], Flask],
+        on_serving: Callable[[], None],
+        bind: str,
+        streams: int,
+        certificate: Certificate | None,
+    ) -> None:
         self._make_app = make_app
+        self.on_serving = on_serving
         self._options = {
             "bind": bind,
             "workers": 1,
