@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,14 @@ def test_config_toml_takes_lists_and_numbers(environ: dict[str, str]) -> None:
     loaded = config.load(environ)
     assert (loaded.workers, loaded.labels, loaded.tools) == (3, ("gpu", "eu"), ("Read", "Bash"))
     assert loaded.timeout_seconds == 12.5
+
+
+def test_a_web_process_reports_once_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, end = os.pipe()
+    monkeypatch.setenv("OCC_READY_FD", str(end))
+    config.report_ready()
+    config.report_ready()  # without a supervisor, or again: nothing
+    assert os.read(ready, 8) == b"1"
+    assert os.read(ready, 8) == b""  # closed, and no child inherits its number
+    assert "OCC_READY_FD" not in os.environ
+    os.close(ready)
