@@ -529,6 +529,9 @@ def test_projects_are_managed_without_a_daemon(occ: Occ, tmp_path: Path) -> None
     assert line == ["app", "yes", "laptop", str(folder)]
     refused = occ.command("projects", "add", str(tmp_path / "user"), check=False)
     assert (refused.returncode, "home folder" in refused.stderr) == (2, True)
+    (occ.home / "config.toml").write_text("http_port = 'many'\n")
+    refused = occ.command("projects", "add", str(folder), check=False)
+    assert (refused.returncode, "http_port" in refused.stderr) == (2, True)
     occ.command("projects", "remove", "app")
     assert occ.command("projects", "remove", "app", check=False).returncode == 4
     assert wait_until(folder.is_dir, "the folder stays")

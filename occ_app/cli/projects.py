@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from occ_app.cli import output, remote
+from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
@@ -64,7 +65,7 @@ def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...]) -> N
     for key in keys:
         if not 0 < len(key) <= 100 or not key.isprintable():
             raise click.UsageError(f"{key!r} is no name of a key; `occ hub keys list` on the hub lists them.")
-    config = remote.settings()
+    config = configuration.load()  # a wrong setting is refused: it may name another home
     project = rows.add(_rows(config), config, chosen, folder, trusted=trust, keys=keys)
     output.echo(f'{project.name} is {project.path}; `occ run --project {project.name} "…"` runs in it.')
     unread = [file for file in _CONFIGURATION if Path(project.path, file).exists()]
