@@ -579,3 +579,36 @@ def m017_changes(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m018_approvals(db: Database) -> None:
+    """Add the permissions of an execution, and the tool calls that a person decides on."""
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN permissions TEXT NOT NULL DEFAULT 'edit'",
+        """
+        CREATE TABLE approvals (
+            approval_id  TEXT PRIMARY KEY,
+            execution    INTEGER NOT NULL REFERENCES executions (number),
+            kind         TEXT NOT NULL CHECK (kind IN ('tool', 'question', 'plan')),
+            tool         TEXT NOT NULL,
+            input        TEXT NOT NULL,  -- JSON, without the secrets of the environment
+            input_hash   TEXT NOT NULL,  -- SHA-256 of the whole input
+            redacted     INTEGER NOT NULL,
+            reason       TEXT,
+            subagent     TEXT,
+            asked_at     TEXT NOT NULL,
+            expires_at   TEXT NOT NULL,
+            state        TEXT NOT NULL
+                         CHECK (state IN ('open', 'allowed', 'denied', 'answered', 'expired', 'withdrawn')),
+            message      TEXT,
+            answer       TEXT,           -- JSON, as the person gave it
+            actor        TEXT,
+            decided_at   TEXT,
+            delivered_at TEXT            -- when the answer was about to be given to Claude Code
+        ) WITHOUT ROWID
+        """,
+        "CREATE INDEX approvals_open ON approvals (asked_at) WHERE state = 'open'",
+        "CREATE INDEX approvals_of ON approvals (execution)",
+    ):
+        db.execute(statement)

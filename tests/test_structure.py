@@ -112,7 +112,17 @@ def test_sql_stands_in_its_few_modules() -> None:
         "occ_app/queue.py",  # the queue's own table
         *(
             f"occ_app/executions/{module}.py"
-            for module in ("changes", "events", "lifecycle", "queries", "search", "tally", "usage", "waiting")
+            for module in (
+                "approvals",
+                "changes",
+                "events",
+                "lifecycle",
+                "queries",
+                "search",
+                "tally",
+                "usage",
+                "waiting",
+            )
         ),
         *(f"occ_app/workspaces/{module}.py" for module in ("places", "projects", "restores", "uploads", "workspace")),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),

@@ -12,6 +12,7 @@ from flask import Blueprint, Flask, Response, g, request
 
 from occ_app import errors
 from occ_app.api.services import Services, services
+from occ_app.config.settings import PERMISSIONS
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
@@ -100,10 +101,25 @@ def asked_for(body: Any) -> Request:
         hash=lifecycle.request_hash(body),
         key_id=callers.caller().key_id,
         owner_id=callers.caller().owner_id,
+        permissions=_permitted(loaded.get("permissions")),
         agent=loaded.get("agent"),
         labels=tuple(loaded.get("labels", ())),
         workspace_generation=loaded.get("workspace_generation"),
     )
+
+
+def _permitted(wanted: str | None) -> str:
+    """Return the permissions of a request, at most `edit` by default. Raises RequestError above the ceiling."""
+    ceiling = services().config.ceiling
+    if wanted is None:
+        return min(ceiling, "edit", key=PERMISSIONS.index)
+    if PERMISSIONS.index(wanted) > PERMISSIONS.index(ceiling):
+        raise errors.RequestError(
+            "PERMISSION_CEILING",
+            f"This agent allows no more than {ceiling}; ask for that, or raise OCC_PERMISSIONS on its machine.",
+            {"permissions": wanted, "ceiling": ceiling},
+        )
+    return wanted
 
 
 def stream(execution: Execution, after: int, place: contextlib.ExitStack, *, follow: bool) -> Response:

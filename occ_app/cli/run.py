@@ -15,10 +15,12 @@ import click
 
 from occ_app import errors
 from occ_app.cli import ids, output, output_failed, remote, transcript
+from occ_app.cli.approvals import asking
 from occ_app.cli.pull import bring, show_changes
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
+from occ_app.config.settings import PERMISSIONS
 from occ_app.system.short_ids import new_execution_id
 
 _LOOK_SECONDS = 2.0
@@ -60,6 +62,11 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 @click.option("--session", metavar="UUID", help="Go on with this Claude session of the workspace.")
 @click.option("--model", metavar="MODEL", help="Model to use.")
 @click.option("--timeout", type=Limit(), metavar="SECONDS", help="Time limit: 300, 90s, 5m, 2h.")
+@click.option(
+    "--permissions",
+    type=click.Choice(PERMISSIONS),
+    help="plan: read and plan; edit: edit files; ask: ask you about all other tools; full: ask about none.",
+)
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: what the machine must have; may be repeated.")
@@ -75,6 +82,7 @@ def run(
     session: str | None,
     model: str | None,
     timeout: float | None,
+    permissions: str | None,
     max_turns: int | None,
     agent: str | None,
     label: tuple[str, ...],
@@ -105,10 +113,11 @@ def run(
         workspace = upload(client, folder or _here())
     execution_id = new_execution_id()
     settings: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
-    settings |= {"agent": agent, "labels": list(label) or None}
+    settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None}
     options = {name: value for name, value in settings.items() if value is not None}
     accepted = f"{execution_id} in workspace {workspace}"
     events = _announced(client.execute(workspace, prompt, executionId=execution_id, **options), accepted)
+    events = asking(client, events, here=not as_json)
     try:
         if detach:
             return _detached(events, execution_id, remote.again(url, pin))

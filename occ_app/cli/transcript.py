@@ -135,7 +135,7 @@ def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent 
                     click.echo()
                     in_line = False
                 note(text)
-            if not in_line and not event.final:
+            if not in_line and not event.final and event.name != "approval":  # a person may be asked here
                 progress.show(_activity(tools))
         progress.hide()
         if in_line:
@@ -170,6 +170,14 @@ def _text(event: StreamEvent, tools: dict[str, str]) -> str | None:
         return f"waiting: {data['position']} ahead"
     if event.name == "gap":
         return f"[events {data['fromSeq']} to {data['toSeq']} are gone: {data['reason']}]"
+    return _about_approval(event.name, data)
+
+
+def _about_approval(name: str, data: Mapping[str, Any]) -> str | None:
+    if name == "approval":
+        return f"[asks] {visible_line(data['tool'])}: occ approve {data['approvalId']}, or occ deny"
+    if name == "approval_resolved":
+        return f"[{data['state']}]" + (f" by {visible_line(data['actor'])}" if data.get("actor") else "")
     return None
 
 

@@ -207,6 +207,22 @@ def _queued(content: Mapping[str, Any]) -> _Object:
     return {"position": position}
 
 
+def _approval(content: Mapping[str, Any]) -> _Object:
+    if "input" not in content:
+        raise ValueError("an approval without its input")
+    names = ("approvalId", "kind", "tool", "inputHash")
+    return {name: _text(content, name, _MAX_NAME_CHARACTERS) for name in names} | {
+        "reason": _short(content, "reason"),
+        "subagent": _short(content, "subagent"),
+    }
+
+
+def _resolved(content: Mapping[str, Any]) -> _Object:
+    return {name: _text(content, name, _MAX_NAME_CHARACTERS) for name in ("approvalId", "state")} | {
+        "actor": _short(content, "actor")
+    }
+
+
 _CHECKS: dict[str, Callable[[Mapping[str, Any]], _Object]] = {
     "queued": _queued,
     "started": lambda content: {name: _short(content, name) for name in ("sessionId", "model", "claudeVersion")},
@@ -218,6 +234,8 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], _Object]] = {
     "denial": _denial,
     "compaction": _compaction,
     "status": lambda content: {"state": _text(content, "state", 64), "message": _text(content, "message")},
+    "approval": _approval,
+    "approval_resolved": _resolved,
     "complete": _complete,
     "error": _error,
     "gap": _gap,

@@ -20,6 +20,7 @@ from occ_app.config.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, is_l
 from occ_app.errors import ConfigError
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
+DEFAULT_ASK_TOOLS = ("Bash", "WebFetch", "WebSearch", "Agent", "AskUserQuestion", "ExitPlanMode")
 
 # An interpreter that needs one of these does not load, or loads other packages, without it. They reach OCC's own
 # processes and not the CLI.
@@ -71,6 +72,9 @@ class Config:
     trusted_proxies: tuple[str, ...] = ()
     claude_bin: str | None = None
     tools: tuple[str, ...] = DEFAULT_TOOLS
+    permissions: str | None = None
+    ask_tools: tuple[str, ...] = DEFAULT_ASK_TOOLS
+    hold_seconds: float = 120
     env_pass: tuple[str, ...] = ()
     trust_workspaces: bool = False
     sandbox: str | None = None
@@ -90,6 +94,13 @@ class Config:
     snapshot_max_bytes: int = 1_000_000_000
     snapshot_disk_bytes: int = 5_000_000_000
     cli_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def ceiling(self) -> str:
+        """The most that a request may do, one of PERMISSIONS: on loopback for its own user alone, a person is asked."""
+        if self.permissions is not None:
+            return self.permissions
+        return "ask" if self.remote_url is None and is_loopback(self.bind_address) else "edit"
 
     @property
     def called_directly(self) -> bool:
@@ -182,9 +193,11 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
     home, values = _read(AGENT, environ, flags or {})
     values.setdefault("name", socket.gethostname())
     values["tools"] = values.get("tools") or DEFAULT_TOOLS
-    for tool in values["tools"]:
+    for tool in (*values["tools"], *values.get("ask_tools", ())):
         if tool.startswith("-"):
-            raise ConfigError(f"OCC_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash.")
+            raise ConfigError(
+                f"OCC_TOOLS or OCC_ASK_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash."
+            )
     reaching = cli_environment.chosen(environ, values.get("env_pass", ()), home)
     return _checked(Config(home=home, cli_environment=reaching, **values))
 

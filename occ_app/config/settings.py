@@ -105,6 +105,15 @@ def _only(choice: str) -> Callable[[str], str]:
     return parse
 
 
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"it must be one of {', '.join(choices)}")
+        return value
+
+    return parse
+
+
 def _pin(value: str) -> str:
     if not re.fullmatch(r"([0-9A-Fa-f]{2}:?){32}", value.strip()):
         raise ValueError("it must be the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
@@ -136,6 +145,10 @@ def secret(value: str) -> str:
     if not value or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError("it must be printable ASCII without spaces")
     return value
+
+
+PERMISSIONS = ("plan", "edit", "ask", "full")
+"""What a request may do, each more than the one before: docs/security.md."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +187,9 @@ SETTINGS = (
     Setting("trusted_proxies", _networks, "comma-separated addresses or networks of proxies to believe"),
     Setting("claude_bin", _text, "path of the Claude Code CLI; `claude` on PATH"),
     Setting("tools", _list, "comma-separated tools Claude may use"),
+    Setting("permissions", _one_of(*PERMISSIONS), "the most a request may do: plan, edit, ask or full"),
+    Setting("ask_tools", _list, "comma-separated tools that a person is asked about"),
+    Setting("hold_seconds", _number, "how long a tool call waits for a person"),
     Setting("env_pass", _names, "comma-separated further variables that reach the CLI"),
     Setting("trust_workspaces", _yes_or_no, "let uploads bring settings, hooks and MCP servers"),
     Setting("sandbox", _only("bwrap"), "bwrap: the CLI sees its workspace, its state, and the system read-only"),

@@ -18,7 +18,7 @@ from typing import Any
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import events, waiting
+from occ_app.executions import approvals, events, waiting
 from occ_app.executions.queries import from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system import compact_json, timestamps
@@ -90,8 +90,8 @@ def create(
             """
             INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
                 idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
-                key_id, owner_id, wanted_agent, wanted_labels, workspace_generation)
-            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                key_id, owner_id, permissions, wanted_agent, wanted_labels, workspace_generation)
+            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
             RETURNING *, 1 AS newest_seq
             """,
             (
@@ -108,6 +108,7 @@ def create(
                 iso_now(),
                 request.key_id,
                 request.owner_id,
+                request.permissions,
                 admission.agent_id,
                 compact_json.to_json(request.labels) if request.labels else None,
                 workspace["generation"],
@@ -244,5 +245,6 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         ),
     ).rowcount
     if won:
+        approvals.withdraw_all(connection, number)
         events.insert(connection, number, seq, [(outcome.event, compact_json.to_json(data))])
     return seq if won else 0

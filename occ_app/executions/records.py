@@ -39,6 +39,7 @@ class Request:
     hash: str
     key_id: str | None = None  # on a hub: the key that asks, its owner, and where it is to run
     owner_id: str | None = None
+    permissions: str = "edit"
     agent: str | None = None
     labels: tuple[str, ...] = ()
     workspace_generation: int | None = None  # the number that the workspace must have
@@ -93,6 +94,7 @@ class Execution:
     position: int | None
     key_id: str | None
     owner_id: str | None
+    permissions: str
     agent_id: str | None
     wanted_agent: str | None
     wanted_labels: tuple[str, ...]

@@ -269,6 +269,9 @@ def _check_workspace(value: str) -> None:
 class HubExecuteBody(schemas.ExecuteBody):
     """The body of POST /execute on a hub: an agent's, and where to run. `workspaceId` may be a project's alias."""
 
+    class Meta(schemas.ExecuteBody.Meta):
+        exclude = ("permissions",)  # nobody can answer through a hub, so that every execution only edits
+
     workspace_id = _WorkspaceName(data_key="workspaceId", required=True)
 
     agent = _Line(1, 200)

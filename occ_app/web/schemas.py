@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from marshmallow import RAISE, Schema, fields, validate
 
+from occ_app.config.settings import PERMISSIONS
+from occ_app.executions import approvals
 from occ_app.web.fields import (
     CURSOR_PATTERN,
     ID_PREFIX_PATTERN,
@@ -68,6 +70,7 @@ class ExecuteBody(_Request):
     max_turns = WholeNumber(data_key="maxTurns", validate=validate.Range(1, 10_000))
     max_budget_usd = Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
+    permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
     workspace_generation = WholeNumber(data_key="workspaceGeneration", validate=validate.Range(1, LARGEST_GENERATION))
 
 
@@ -127,6 +130,7 @@ class ExecutionRecord(Schema):
     session_id = fields.String(data_key="sessionId", allow_none=True)
     model = fields.String(allow_none=True)
     claude_version = fields.String(data_key="claudeVersion", allow_none=True)
+    permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
     cost_usd = fields.Float(data_key="costUsd", allow_none=True)
     cost_exact = fields.Boolean(data_key="costExact")
     usage = fields.Raw(allow_none=True)
@@ -425,3 +429,47 @@ class Error(Schema):
     code = fields.String()
     message = fields.String()
     details = fields.Dict()
+
+
+class ApprovalQuery(_Request):
+    """The query of GET /approvals."""
+
+    state = fields.String(validate=validate.OneOf(approvals.STATES))
+
+
+class ApprovalRecord(Schema):
+    """A tool call, a question or a plan that a person decides on; `input` is whole, without secrets."""
+
+    approval_id = fields.String(data_key="approvalId")
+    execution_id = fields.String(data_key="executionId")
+    workspace_id = fields.String(data_key="workspaceId")
+    kind = fields.String(validate=validate.OneOf(approvals.KINDS))
+    tool = fields.String()
+    input = fields.Raw()
+    input_hash = fields.String(data_key="inputHash")
+    redacted = fields.Boolean()
+    reason = fields.String(allow_none=True)
+    subagent = fields.String(allow_none=True)
+    asked_at = fields.String(data_key="askedAt")
+    expires_at = fields.String(data_key="expiresAt")
+    state = fields.String(validate=validate.OneOf(approvals.STATES))
+    message = fields.String(allow_none=True)
+    actor = fields.String(allow_none=True)
+    decided_at = fields.String(data_key="decidedAt", allow_none=True)
+    delivered_at = fields.String(data_key="deliveredAt", allow_none=True)
+
+
+class ApprovalList(Schema):
+    """Approvals, oldest first."""
+
+    approvals = fields.List(fields.Nested(ApprovalRecord))
+
+
+class ApprovalAnswer(_Request):
+    """The body of POST /approvals/{id}."""
+
+    decision = fields.String(required=True, validate=validate.OneOf(["allow", "deny"]))
+    input_hash = fields.String(data_key="inputHash", validate=validate.Length(max=64))
+    message = fields.String(validate=validate.Length(max=4000))
+    updated_input = fields.Dict(data_key="updatedInput", keys=fields.String())
+    answers = fields.Dict(keys=fields.String())

@@ -50,19 +50,24 @@ def command(
 
     `trusted`: the workspace's settings, hooks and MCP servers count.
     """
+    asks = execution.permissions != "edit"
+    mode = "plan" if execution.permissions == "plan" else "acceptEdits"
     argv = [
         *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
         "--include-partial-messages",
         "--disable-slash-commands",
         # --tools restricts, --allowedTools grants; acceptEdits keeps Write and Edit inside the workspace.
-        *("--tools", ",".join(config.tools), "--permission-mode", "acceptEdits"),
+        *("--tools", ",".join(_tools(execution, config)), "--permission-mode", mode),
         *("--settings", _SETTINGS),
     ]
     if not trusted:
         # The folder is data: its settings, hooks and MCP servers stay unread.
         argv += ["--setting-sources", "user", "--strict-mcp-config"]
     granted = [tool for tool in config.tools if tool not in DEFAULT_TOOLS]
-    if granted:
+    if asks:
+        # OCC's hook answers every call: a grant by a flag would let a call run that nobody was asked about.
+        argv += ["--permission-prompt-tool", "stdio"]
+    elif granted:
         argv += ["--allowedTools", ",".join(granted)]
     if execution.requested_model is not None:
         argv += ["--model", execution.requested_model]
@@ -75,6 +80,16 @@ def command(
     if memory is not None:
         argv += ["--append-system-prompt-file", str(memory)]
     return argv
+
+
+def _tools(execution: Execution, config: Config) -> tuple[str, ...]:
+    """The tools that the CLI offers: with `ask` and `full` those that a person is asked about, too."""
+    if execution.permissions == "edit":
+        return config.tools
+    if execution.permissions == "plan":
+        # The CLI keeps a plan to reading; once it is approved, edits inside the workspace follow.
+        return (*DEFAULT_TOOLS, "AskUserQuestion", "ExitPlanMode")
+    return tuple(dict.fromkeys((*config.tools, *(tool for tool in config.ask_tools if tool != "ExitPlanMode"))))
 
 
 def environment(config: Config) -> dict[str, str]:

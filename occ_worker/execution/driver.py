@@ -22,9 +22,11 @@ from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
 from occ_worker.execution import command as claude
 from occ_worker.execution import outcome as verdict
+from occ_worker.execution import permissions
 from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.lines import Lines
+from occ_worker.execution.permissions import Permissions
 from occ_worker.execution.translator import Translator
 from occ_worker.recorder import RETRY_SECONDS, Recorder
 
@@ -38,6 +40,7 @@ _READ_BYTES = 1 << 18
 _BURST_BYTES = 1 << 18
 _LOOK_SECONDS = 2.0  # how often a running execution's row is read even if nobody rang
 _STDERR_KEPT = 2048
+_CONTROL = b'{"type":"control_'
 
 
 class Driver:
@@ -54,7 +57,12 @@ class Driver:
             context.db, execution, context.config.max_output_bytes, lambda news: context.readers.ring(key, news)
         )
         self._stderr = b""
-        self._input = memoryview(claude.prompt_line(execution.prompt or ""))
+        self._permissions = None
+        first = b""
+        if execution.permissions != "edit":
+            self._permissions = Permissions(context, execution, self._send, self._store)
+            first = permissions.initialize_line()
+        self._input = memoryview(first + claude.prompt_line(execution.prompt or ""))
         self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
         self._termination_begun = 0.0
         self._signalled = 0
@@ -63,7 +71,7 @@ class Driver:
         self._exited = False
         begun = time.monotonic()
         self._deadline = begun + execution.timeout_seconds
-        self._heard = self._looked = begun
+        self._heard = self._looked = self._ticked = begun
         self._selector = selectors.DefaultSelector()
         self._selector.register(child.stdin, selectors.EVENT_WRITE, self._write)
         self._selector.register(child.stdout, selectors.EVENT_READ, self._read_output)
@@ -114,6 +122,15 @@ class Driver:
             # Not closed: at the end of its input the CLI exits without flushing its output.
             self._selector.unregister(self._child.stdin)
 
+    def _send(self, line: bytes) -> None:
+        """Write a line to the CLI, after those that it has not read yet."""
+        if self._child.stdin.closed:
+            return
+        if not self._input:
+            self._selector.register(self._child.stdin, selectors.EVENT_WRITE, self._write)
+        self._input = memoryview(bytes(self._input) + line)
+        self._write()
+
     def _read_output(self) -> bool:
         """Store one burst of output. False when there was no more."""
         events: list[NewEvent] = []
@@ -128,6 +145,11 @@ class Driver:
                 break
             taken += len(data)
             for line in self._lines.feed(data):
+                if self._permissions is not None and line.startswith(_CONTROL):
+                    self._store(events)  # those before it come first
+                    events = []
+                    self._permissions.take(line)
+                    continue
                 events += self._translator.events(line)
             if len(data) < _READ_BYTES:
                 break  # that was all; asking would say so, and costs a call for each line
@@ -162,6 +184,9 @@ class Driver:
             code = executions.cancel_code(self._context.db, self._execution.number)
         if code is not None:
             self._begin_termination(code, "The execution was cancelled.")
+        if self._permissions is not None:
+            with contextlib.suppress(OCCError):
+                self._permissions.look()
 
     def _store(self, events: list[NewEvent]) -> None:
         self._recorder.store(events)
@@ -177,6 +202,8 @@ class Driver:
             until.append(self._recorder.retry_at)
         if self._reason is not None:
             until.append(self._termination_begun + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
+        elif self._permissions is not None and self._permissions.next_expiry is not None:
+            until.append(self._permissions.next_expiry)
         elif self._translator.result is None:
             until += [self._deadline, self._heard + self._execution.idle_timeout_seconds]
         if self._leaving_since is not None:
@@ -185,6 +212,13 @@ class Driver:
 
     def _check_clock(self) -> None:
         now = time.monotonic()
+        if self._permissions is not None and self._permissions.waiting:
+            # The limits count running time, not a person's.
+            self._deadline += now - self._ticked
+            self._heard = now
+            with contextlib.suppress(OCCError):
+                self._permissions.expire(now)
+        self._ticked = now
         if self._context.stopping():
             self._begin_termination(
                 "DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back."

@@ -74,6 +74,19 @@ def without_result(returncode: int, killed: bool, stderr: str) -> Outcome:
 def redacted(stderr: bytes, environment: Mapping[str, str]) -> str:
     """Return its stderr as text, without the secrets of its environment."""
     text = stderr.decode(errors="replace").replace("\0", "\ufffd").strip()
+    return _without_secrets(text, environment)
+
+
+def redacted_value(value: Any, environment: Mapping[str, str]) -> Any:
+    """Return a value of JSON whose texts are without the secrets of the environment."""
+    if isinstance(value, str):
+        return _without_secrets(value, environment)
+    if isinstance(value, Mapping):
+        return {key: redacted_value(item, environment) for key, item in value.items()}
+    return [redacted_value(item, environment) for item in value] if isinstance(value, list) else value
+
+
+def _without_secrets(text: str, environment: Mapping[str, str]) -> str:
     for name, value in environment.items():
         if len(value) >= 8 and any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS")):
             text = text.replace(value, "[redacted]")

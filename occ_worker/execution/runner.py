@@ -122,6 +122,10 @@ def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapsh
     path = claude_cli.find(context.config)
     if path is None:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(context.config))
+    if execution.permissions == "plan" and _needs_all_attachments_off(context, path):
+        return Outcome.failure(
+            "CLAUDE_ERROR", "Plans need Claude Code 2.1.330 or newer; update it on the agent's machine."
+        )
     try:
         with _memory(context.config, execution, workspace, trusted=trusted) as memory_file:
             return _drive(context, execution, workspace, path, memory_file, snapshot, trusted=trusted)

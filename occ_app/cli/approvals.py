@@ -1,0 +1,193 @@
+"""occ approvals, approve, deny, answer: the tool calls and questions of running executions that a person decides on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import click
+
+from occ_app import errors
+from occ_app.cli import output, remote
+from occ_app.system.foreign_text import visible, visible_line
+
+if TYPE_CHECKING:
+    from occ_app.client.agent_client import AgentClient
+    from occ_app.client.sse import StreamEvent
+
+_CHOICES = "y: yes  n: no, with a reason  e: edit first"
+
+
+def _with_client(command: Any) -> Any:
+    """Give the command a client of the agent that its options name."""
+
+    @remote.options("Agent to ask.")
+    @wraps(command)
+    def asking(*, url: str | None, token: str | None, pin: str | None, **others: Any) -> None:
+        command(remote.chosen(url, token, pin), **others)
+
+    return asking
+
+
+@click.command("approvals")
+@_with_client
+@click.option("--all", "closed", is_flag=True, help="Those that are closed, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /approvals answers.")
+def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
+    """List the tool calls, questions and plans that wait for a person.
+
+    Example: occ approvals
+    """
+    reply = client.call("GET", "/approvals" if closed else "/approvals?state=open")
+    if as_json:
+        output.echo(json.dumps(reply))
+        return
+    if not reply["approvals"]:
+        output.echo("Nothing waits for a person.")
+        return
+    rows = [
+        (each["approvalId"], each["executionId"], each["state"], output.since(each["askedAt"]), summary(each))
+        for each in reply["approvals"]
+    ]
+    output.table([("ID", "EXECUTION", "STATE", "AGE", "WHAT"), *rows])
+
+
+@click.command("approve")
+@click.argument("approval_id", metavar="ID")
+@_with_client
+def approve(client: AgentClient, approval_id: str) -> None:
+    """Show a waiting tool call or plan whole, and let it run.
+
+    Example: occ approve approval-3f9c2a71d0b4
+    """
+    asked = _get(client, approval_id)
+    output.echo(described(asked))
+    _answer(client, asked, {"decision": "allow"})
+
+
+@click.command("deny")
+@click.argument("approval_id", metavar="ID")
+@click.argument("why", required=False)
+@_with_client
+def deny(client: AgentClient, approval_id: str, why: str | None) -> None:
+    """Refuse a waiting tool call, question or plan; Claude reads WHY and goes on.
+
+    Example: occ deny approval-3f9c2a71d0b4 "use the test database"
+    """
+    asked = _get(client, approval_id)
+    _answer(client, asked, {"decision": "deny"} | ({"message": why} if why else {}))
+
+
+@click.command("answer")
+@click.argument("approval_id", metavar="ID")
+@click.argument("answers", metavar="ANSWER", nargs=-1)
+@_with_client
+def answer(client: AgentClient, approval_id: str, answers: tuple[str, ...]) -> None:
+    """Answer a question of Claude: one ANSWER for each question in it, in order; without one, each is asked here.
+
+    Example: occ answer approval-3f9c2a71d0b4 "Blue"
+    """
+    asked = _get(client, approval_id)
+    if asked["kind"] != "question":
+        raise click.UsageError(f"This is a {asked['kind']}: use occ approve or occ deny.")
+    questions = _questions(asked)
+    if answers and len(answers) != len(questions):
+        raise click.UsageError(f"There are {len(questions)} questions; give as many answers.")
+    given = dict(zip(questions, answers, strict=True)) if answers else _ask_each(asked)
+    _answer(client, asked, {"decision": "allow", "answers": given})
+
+
+def asking(client: AgentClient, events: Iterator[StreamEvent], *, here: bool) -> Iterator[StreamEvent]:
+    """Yield the events; with `here`, after each approval ask the person at this terminal, if there is one."""
+    for event in events:
+        yield event
+        if event.name == "approval" and here and sys.stdin.isatty() and sys.stderr.isatty():
+            try:
+                _decide_here(client, _get(client, str(event.data["approvalId"])))
+            except (errors.OCCError, click.UsageError) as error:  # an answer that came too late, say
+                output.note(str(error))
+
+
+def described(asked: Mapping[str, Any]) -> str:
+    """Return an approval for a person to read, with its whole input."""
+    lines = [f"{asked['kind']}: {visible_line(asked['tool'])}"]
+    if asked["reason"]:
+        lines.append(f"  reason  {visible_line(asked['reason'])}")
+    for name, value in asked["input"].items() if isinstance(asked["input"], dict) else [("input", asked["input"])]:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        first, *rest = visible(text).split("\n")
+        lines.append(f"  {visible_line(str(name))}: {first}")
+        lines += [f"    {line}" for line in rest]
+    return "\n".join(lines)
+
+
+def summary(asked: Mapping[str, Any]) -> str:
+    """Return one line that names the call."""
+    given = asked["input"] if isinstance(asked["input"], dict) else {}
+    subject = next((given[name] for name in ("command", "file_path", "url", "plan", "prompt") if name in given), "")
+    if asked["kind"] == "question":
+        subject = "; ".join(_questions(asked))
+    return visible_line(f"{asked['tool']} {subject}".strip())[:200]
+
+
+def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
+    output.note(described(asked))
+    if asked["kind"] == "question":
+        _answer(client, asked, {"decision": "allow", "answers": _ask_each(asked)})
+        return
+    edit = asked["kind"] == "tool" and not asked["redacted"]
+    choices = ("y", "n", "e") if edit else ("y", "n")
+    choice = click.prompt(
+        f"Let it run? ({_CHOICES if edit else _CHOICES.rpartition('  ')[0]})",
+        type=click.Choice(choices),
+        show_choices=False,
+        err=True,
+    )
+    if choice == "n":
+        why = click.prompt("Why (Claude reads this)", default="", show_default=False, err=True)
+        _answer(client, asked, {"decision": "deny"} | ({"message": why} if why else {}))
+    elif choice == "e":
+        _answer(client, asked, {"decision": "allow", "updatedInput": _edited(asked["input"])})
+    else:
+        _answer(client, asked, {"decision": "allow"})
+
+
+def _edited(given: Any) -> Any:
+    """Open the input in the person's editor. Raises UsageError for what is no JSON object any more."""
+    text = click.edit(json.dumps(given, indent=2, ensure_ascii=False), extension=".json")
+    try:
+        changed = given if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"This is no JSON any more ({error}); nothing was answered.") from None
+    if not isinstance(changed, dict):
+        raise click.UsageError("The input must be one JSON object; nothing was answered.")
+    return changed
+
+
+def _ask_each(asked: Mapping[str, Any]) -> dict[str, str]:
+    answers = {}
+    for question in asked["input"]["questions"]:
+        labels = [str(option["label"]) for option in question.get("options", ())]
+        text = visible_line(f"{question['question']} ({', '.join(labels)})" if labels else str(question["question"]))
+        answers[str(question["question"])] = click.prompt(text, err=True)
+    return answers
+
+
+def _questions(asked: Mapping[str, Any]) -> list[str]:
+    given = asked["input"].get("questions", []) if isinstance(asked["input"], dict) else []
+    return [str(question.get("question", "")) for question in given if isinstance(question, dict)]
+
+
+def _get(client: AgentClient, approval_id: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = client.call("GET", f"/approvals/{quote(approval_id, safe='')}")
+    return found
+
+
+def _answer(client: AgentClient, asked: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+    path = f"/approvals/{quote(asked['approvalId'], safe='')}"
+    reply = client.call("POST", path, {**body, "inputHash": asked["inputHash"]})
+    output.note(f"{reply['approvalId']} is {reply['state']}")
