@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ def test_every_endpoint_of_the_api_has_a_contract(name: str, request: pytest.Fix
         if not rule.endpoint.startswith("pages.") and contract_of(app.view_functions[rule.endpoint]) is None
     }
     assert without <= WITHOUT_CONTRACT
+
+
+@pytest.mark.parametrize("name", ["agent", "hub"])
+def test_the_document_can_be_read_by_generators(name: str, request: pytest.FixtureRequest) -> None:
+    app: Flask = request.getfixturevalue(name)
+    document = app.test_client().get("/openapi.json", headers=token(app)).get_json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            in_path = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"}
+            assert set(re.findall(r"{(.*?)}", path)) == in_path, path
+            for reply in operation["responses"].values():
+                for kind, content in reply.get("content", {}).items():
+                    assert not kind.startswith("text/") or content["schema"].get("format") != "binary", path
 
 
 def test_an_endpoint_without_a_query_refuses_one(agent: Flask) -> None:

@@ -24,7 +24,7 @@ bp = Blueprint("files", __name__)
 
 PENDING_SECONDS = 20.0  # for the snapshot after an execution to be stored
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_PATCH = {"text/x-diff": {"schema": {"type": "string", "format": "binary"}}}
+_PATCH = {"text/x-diff": {"schema": {"type": "string"}}}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ def document(app: Flask, services: Services) -> dict[str, Any]:
             continue
         if rule.endpoint == "executions.execute":  # a hub's body has more fields than an agent's
             agreed = replace(agreed, body=services.execute_body)
-        path = str(rule).replace("<", "{").replace(">", "}")
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(rule))
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             operation = _operation(agreed, view.__doc__ or "", rule.endpoint, sorted(rule.arguments))
             spec.path(path, operations={method.lower(): operation})

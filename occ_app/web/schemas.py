@@ -49,7 +49,9 @@ class InitForm(_Request):
         data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse"])
     )
     description = fields.String(load_default="", validate=[validate.Length(max=10_000), check_text])
-    strip_root = fields.Boolean(data_key="stripRoot", load_default=False, truthy={"true"}, falsy={"false"})
+    strip_root = fields.Boolean(
+        data_key="stripRoot", load_default=False, truthy={"true", "True"}, falsy={"false", "False"}
+    )  # the second spelling is that of clients that are generated for Python
 
 
 class InitUpload(InitForm):
