@@ -23,7 +23,7 @@ from occ_app.hub import api, health, keys, measures, pages, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
-from occ_app.hub.links import Links, add_link
+from occ_app.hub.links import INSTANCE_HEADER, Links, add_link
 from occ_app.hub.pages.login import OPEN_TO_VIEWERS, visitor
 from occ_app.hub.remote_files import RemoteFiles
 from occ_app.hub.schemas import HubExecuteBody
@@ -108,8 +108,11 @@ def _identify(database: db.Database, token_file: TokenFile) -> Callable[[str], C
 
 
 def _admit_link(agents: Agents, agent_id: str) -> None:
-    if not agents.holds(agent_id, bearer()):
+    agent = agents.find(agent_id)
+    if agent is None or not agents.holds(agent_id, bearer()):
         slow_down()
+        raise api.not_registered()
+    if request.headers.get(INSTANCE_HEADER, agent.instance) != agent.instance:  # a copy of its home has its token, too
         raise api.not_registered()
 
 

@@ -137,7 +137,8 @@ def _link(config: Config, database: db.Database, port: int) -> LinkClient | None
             agent.note(database, "link", {"connected": connected})
 
     local_address = (daemon.local_host(config.bind_address), port)
-    return LinkClient(config.remote_url, config.state, local_address, note, config.remote_pin)
+    instance = machine.instance(config)
+    return LinkClient(config.remote_url, config.state, local_address, note, config.remote_pin, instance=instance)
 
 
 def _nothing() -> None:

@@ -65,6 +65,16 @@ class Box:
         machine.begin_instance(config)
         return registration.register(config, InProcess(hub, url), self.port, Cli(None, None))
 
+    def stop(self, hub: HubApp) -> Box:
+        """Send the last heartbeat, as a stop of the daemon does."""
+        config = self.config()
+        known = state.load(config.state)
+        assert known is not None
+        beat = {"seqNum": 1, "status": "stopping", "instance": machine.instance(config)}
+        reply = hub.call("POST", f"/api/agents/{known.agent_id}/heartbeat", known.token, json=beat)
+        assert reply.status_code == 200, reply.text
+        return self
+
     def copy(self, folder: Path) -> Box:
         shutil.copytree(self.home, folder)
         return Box(folder, self.key, self.port)
@@ -149,7 +159,7 @@ def age(hub: HubApp) -> None:
     """Make all registrations older than the time in which a link is waited for."""
     with hub.database.write() as connection:
         connection.execute("UPDATE agents SET registered_at = '2026-01-01T00:00:00.000Z'")
-    hub.app.extensions["occ_hub"].calls._began -= 60
+    hub.app.extensions["occ_hub"].calls._began -= 600
 
 
 def test_the_secret_is_private_and_is_never_sent(hub: HubApp, box: Box) -> None:
@@ -167,16 +177,17 @@ def test_the_secret_is_private_and_is_never_sent(hub: HubApp, box: Box) -> None:
 def test_a_machine_stays_itself_under_another_key_name_or_address(hub: HubApp, box: Box) -> None:
     before = box.agent_id
     box.key = hub.call("POST", "/keys/machines/rotate", json={}).get_json()["key"]
-    assert box.start(hub).state.agent_id == before
+    assert box.stop(hub).start(hub).state.agent_id == before
     box.key = hub.key("others", "agent")
-    assert box.start(hub, name="renamed").state.agent_id == before
+    assert box.stop(hub).start(hub, name="renamed").state.agent_id == before
     revoke(hub, "machines")
+    box.stop(hub)
     assert box.start(hub, url="https://hub.example").state.agent_id == before
     assert ids(hub) == [before]
 
 
 def test_a_machine_that_was_with_another_hub_is_itself_again(hub: HubApp, box: Box, tmp_path: Path) -> None:
-    before = box.agent_id
+    before = box.stop(hub).agent_id
     with hub_app(tmp_path / "other") as other:
         moved = Box(box.home, other.key("machines", "agent"))
         assert moved.start(other, url="http://127.0.0.1:7701").state.agent_id != before
@@ -188,9 +199,11 @@ def test_a_hub_restored_from_a_copy_knows_the_machine(tmp_path: Path) -> None:
     with hub_app(tmp_path) as hub:
         box = Box(tmp_path / "box", hub.key("machines", "agent"))
         before = box.start(hub).state.agent_id
+        box.stop(hub)
     shutil.copytree(tmp_path / "hub", tmp_path / "copy", ignore=shutil.ignore_patterns("run"))
     with hub_app(tmp_path) as hub:
         box.start(hub)
+        box.stop(hub)
     shutil.rmtree(tmp_path / "hub")
     shutil.copytree(tmp_path / "copy", tmp_path / "hub")
     with hub_app(tmp_path) as hub:
@@ -203,7 +216,7 @@ def test_a_hub_that_lost_a_machine_enrols_it_again(hub: HubApp, box: Box) -> Non
     hub.call("DELETE", f"/agents/{before}")
     again = box.start(hub).state.agent_id
     assert again != before
-    assert box.start(hub).state.agent_id == again
+    assert box.stop(hub).start(hub).state.agent_id == again
     assert ids(hub) == [again]
 
 
@@ -273,8 +286,8 @@ def test_a_copy_of_a_machine_that_runs_becomes_another_machine(hub: HubApp, box:
         assert (
             registration.register(config, InProcess(hub, config.remote_url or ""), 1, Cli(None, None)).copy_of is None
         )
-        assert twin.start(hub).copy_of is None
-    assert box.start(hub).state.agent_id == before
+        assert twin.stop(hub).start(hub).copy_of is None
+    assert box.stop(hub).start(hub).state.agent_id == before
     assert sorted(ids(hub)) == sorted([before, twin.agent_id])
 
 
@@ -285,6 +298,40 @@ def test_a_machine_whose_former_instance_is_gone_takes_its_place_quietly(hub: Hu
     registered = moved.start(hub)
     assert (registered.state.agent_id, registered.copy_of) == (before, None)
     assert not [problem for problem in problems(hub) if "copy" in problem]
+
+
+def test_a_copy_neither_beats_nor_links_with_the_token_of_its_original(hub: HubApp, box: Box, tmp_path: Path) -> None:
+    """A copy that starts while its hub is away has the token before it has registered."""
+    config = box.copy(tmp_path / "twin").config()
+    instance = machine.begin_instance(config)
+    known = state.load(config.state)
+    assert known is not None
+    beat = {"seqNum": 1, "status": "healthy", "instance": instance}
+    path = f"/api/agents/{known.agent_id}"
+    assert hub.call("POST", f"{path}/heartbeat", known.token, json=beat).status_code == 401
+    beat["instance"] = machine.instance(box.config())
+    assert hub.call("POST", f"{path}/heartbeat", known.token, json=beat).status_code == 200
+    upgrade = {
+        **{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    for name, status in ((instance, 401), (machine.instance(box.config()), 426)):
+        headers = upgrade | {"OCC-Instance": name}
+        assert hub.call("GET", f"{path}/link", known.token, headers=headers).status_code == status
+
+
+def test_a_copy_waits_while_its_original_may_come_back_to_a_hub_that_started(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        box = Box(tmp_path / "box", hub.key("machines", "agent"))
+        before = box.start(hub).state.agent_id
+    with hub_app(tmp_path) as hub:
+        twin = box.copy(tmp_path / "twin")
+        with pytest.raises(Refused) as refused:
+            twin.start(hub)
+        assert (refused.value.status, refused.value.code) == (503, "BUSY")
+        with linked(hub, box):
+            assert twin.start(hub).copy_of == before
+        assert sorted(ids(hub)) == sorted([before, twin.agent_id])
 
 
 def test_a_holder_that_does_not_answer_in_time_is_gone(hub: HubApp, box: Box, tmp_path: Path) -> None:

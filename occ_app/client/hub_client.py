@@ -88,11 +88,12 @@ class HubClient:
         reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
         return "via" not in reply or reply["via"] is not None
 
-    def offers_link(self, agent_id: str, token: str) -> bool | None:
+    def offers_link(self, agent_id: str, token: str, instance: str = "") -> bool | None:
         """Return whether the hub has an endpoint for the agent's link; None when its answer does not say."""
         # A handshake, since routes for WebSockets match nothing else; without a subprotocol a hub refuses it with 426.
         headers = {
             "Authorization": f"Bearer {token}",
+            "OCC-Instance": instance,
             "User-Agent": f"occ/{__version__}",
             "Connection": "Upgrade",
             "Upgrade": "websocket",

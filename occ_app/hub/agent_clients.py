@@ -15,7 +15,7 @@ from pathlib import Path
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import OCCError, Unreachable
 from occ_app.hub import forbidden_addresses as addresses
-from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.agents import Agent, Agents, boottime
 from occ_app.system.timestamps import iso
 
 log = logging.getLogger("occ.hub")
@@ -71,14 +71,16 @@ class Calls:
                 self._clients[key] = AgentClient(url, agent.token, agent.tls_fingerprint, through)
         return self._clients[key]
 
-    def answers(self, agent: Agent) -> bool:
+    def answers(self, agent: Agent) -> bool | None:
         """Return whether the very instance that holds this registration answers, within about three seconds.
 
-        One whose link may not be there yet, because it or this hub has just started, is waited for.
+        One whose link may not be there yet, because it or this hub has just started, is waited for. None when that is
+        not known: this hub started a moment ago, and the instance was heard before that.
         """
         deadline = time.monotonic() + _HOLDER_SECONDS
         recent = iso(datetime.now(UTC) - timedelta(seconds=_SETTLE_SECONDS)) < agent.registered_at
-        waits = agent.instance is not None and (recent or time.monotonic() < self._began + _SETTLE_SECONDS)
+        new_hub = time.monotonic() < self._began + self._agents.lease_seconds
+        waits = agent.instance is not None and (recent or new_hub)
         while True:
             found = self._agents.find(agent.agent_id)
             if found is None or found.token != agent.token:
@@ -86,8 +88,10 @@ class Calls:
             if self._is_held(found, max(0.1, deadline - time.monotonic())):
                 return True
             if not waits or time.monotonic() >= deadline:
-                return False
+                break
             time.sleep(_HOLDER_PAUSE_SECONDS)
+        unheard = boottime() - found.heard > time.monotonic() - self._began
+        return None if waits and new_hub and unheard and self.via(found) is None else False
 
     def _is_held(self, agent: Agent, seconds: float) -> bool:
         if self.via(agent) is None or (agent.instance is None and self.via(agent) == "direct"):

@@ -119,15 +119,24 @@ class Agents:
         self.interval = interval
         self._forget_days = forget_days
 
+    @property
+    def lease_seconds(self) -> float:
+        """How long an agent counts as online after it was heard."""
+        return 2 * self.interval + _SLACK_SECONDS
+
     def beat(self, agent_id: str, token: str, said: Mapping[str, Any]) -> bool:
-        """Take a heartbeat in. False when this agent is not registered with this token, or its key is revoked."""
+        """Take a heartbeat in. False when this agent is not registered with this token, or its key is revoked.
+
+        False also for a copy of its home, which has the token but is another instance.
+        """
         with self.db.write(durable=False) as connection:
             return bool(
                 connection.execute(
                     """
                     UPDATE agents SET status = :status, busy = :busy, waiting = :waiting, running = :running,
                         version = :version, last_seen_at = :now, heard_boot_id = :boot, heard = :heard
-                    WHERE agent_id = :agent_id AND token = :token AND key_id IN
+                    WHERE agent_id = :agent_id AND token = :token AND (:instance IS NULL OR instance IS :instance)
+                    AND key_id IN
                         (SELECT key_id FROM keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :now))
                     """,
                     {
@@ -138,6 +147,7 @@ class Agents:
                         "waiting": said["queue"].get("depth", 0),
                         "running": to_json(said["executions"]),
                         "version": said["version"],
+                        "instance": said["instance"],
                         "now": iso_now(),
                         "boot": boot_id(),
                         "heard": boottime(),
@@ -228,7 +238,7 @@ class Agents:
 
     def times(self, **more: Any) -> dict[str, Any]:
         """The parameters of FROM, ONLINE and KEPT, and `more`."""
-        lease = 2 * self.interval + _SLACK_SECONDS
+        lease = self.lease_seconds
         forgotten = iso(datetime.now(UTC) - timedelta(days=self._forget_days))
         times = {"boot": boot_id(), "now": boottime(), "lease": lease, "today": iso_now(), "forgotten": forgotten}
         return {**times, **more}

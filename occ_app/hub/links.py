@@ -33,6 +33,7 @@ from occ_app.system.kernel import OUT_OF_FILES, allow_many_files
 from occ_app.web.handover import HandedOver
 
 LINK_ENDPOINT = "link"
+INSTANCE_HEADER = "OCC-Instance"
 log = logging.getLogger("occ.links")
 
 _BACKLOG = 1024

@@ -61,31 +61,45 @@ class Nonces:
 
 
 def register(
-    agents: Agents, key: Key, address: str, said: Said, answers: Callable[[Agent], bool] = lambda _: False
+    agents: Agents, key: Key, address: str, said: Said, answers: Callable[[Agent], bool | None] = lambda _: False
 ) -> Agent:
     """Register an agent, or a known one again under its id, with a new token; the old one is refused from now on.
 
     `said` is the body of the registration, its nonce redeemed. `answers` returns whether the instance that holds a
-    registration still answers; it may take seconds. Raises Forbidden when the proof is wrong or the key may have no
-    more machines, Conflict for a machine that this hub does not know, or of which another instance answers.
+    registration still answers, None when that is not known; it may take seconds. Raises Forbidden when the proof is
+    wrong or the key may have no more machines, Conflict for a machine that this hub does not know, or of which another
+    instance answers, Unavailable when it may come back.
     """
     for _ in range(_ATTEMPTS):
         with agents.db.read() as connection:
             holder = _holder(connection, agents, key, said)
-        if holder is not None and _is_another(holder, address, said) and holder.online and answers(holder):
-            if said["machine"] is not None:
-                _note_copy(agents.db, holder)
-                raise errors.Conflict(
-                    "MACHINE_IN_USE",
-                    f"Agent {holder.name} ({holder.agent_id}) runs with the same machine.json, so this home is a copy"
-                    " of its home; register it with a new secret as another machine.",
-                    {"agentId": holder.agent_id},
-                )
-            holder = None
+        if holder is not None and holder.online and _is_another(holder, address, said):
+            answered = answers(holder)
+            if answered is not False:
+                _refuse_copy(agents.db, holder, said, answered)
+                holder = None  # an agent without proofs, which becomes another one
         agent = _write(agents, key, address, said, holder)
         if agent is not None:
             return agent
     raise errors.Unavailable("BUSY", "This machine registers several times at once; register again.")
+
+
+def _refuse_copy(db: Database, holder: Agent, said: Said, answered: bool | None) -> None:
+    """Raise an error for a machine of which another instance answers, or may come back; not for one without a proof."""
+    if answered is None:
+        raise errors.Unavailable(
+            "BUSY",
+            f"This hub has just started, and another instance of agent {holder.name} may come back to it; register"
+            " again in a moment.",
+        )
+    if said["machine"] is not None:
+        _note_copy(db, holder)
+        raise errors.Conflict(
+            "MACHINE_IN_USE",
+            f"Agent {holder.name} ({holder.agent_id}) runs with the same machine.json, so this home is a copy of its"
+            " home; register it with a new secret as another machine.",
+            {"agentId": holder.agent_id},
+        )
 
 
 def _holder(connection: sqlite3.Connection, agents: Agents, key: Key, said: Said) -> Agent | None:

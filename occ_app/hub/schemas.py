@@ -159,6 +159,7 @@ class Heartbeat(_FromAgent):
     queue = fields.Nested(_BeatQueue, load_default=dict)
     executions = fields.List(_Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
     projects = fields.List(fields.Nested(_Project), load_default=None, validate=validate.Length(max=MAX_PROJECTS))
+    instance = _Line(0, 64, allow_none=True, load_default=None)
 
 
 class Heard(Schema):

@@ -91,7 +91,12 @@ def register_or_warn(config: Config, port: int) -> list[str]:
 def without_a_way(config: Config, hub: HubClient, known: state.State) -> list[str]:
     """Return a warning when the hub offers no link and cannot call an agent that listens on loopback."""
     same_machine = is_loopback(urlsplit(hub.url).hostname or "")
-    if config.called_directly or same_machine or hub.offers_link(known.agent_id or "", known.token) is not False:
+    instance = machine.instance(config)
+    if (
+        config.called_directly
+        or same_machine
+        or hub.offers_link(known.agent_id or "", known.token, instance) is not False
+    ):
         return []
     return [
         f"The server at {hub.url} offers no link and cannot reach this agent on {config.bind_address}. Start it with"
@@ -99,7 +104,9 @@ def without_a_way(config: Config, hub: HubClient, known: state.State) -> list[st
     ]
 
 
-def register(config: Config, hub: HubClient, port: int, cli: Cli, reported: Sequence[Mapping[str, Any]]) -> Registered:
+def register(
+    config: Config, hub: HubClient, port: int, cli: Cli, reported: Sequence[Mapping[str, Any]] = ()
+) -> Registered:
     """Register as the machine of machine.json, and swap state.json for the answer. `reported` are its projects.
 
     A machine of which another instance is registered and answers is a copy: it takes a new secret and registers as a
@@ -110,7 +117,7 @@ def register(config: Config, hub: HubClient, port: int, cli: Cli, reported: Sequ
     mine, copied = machine.ensure(config.machine), False
     for _ in range(_ATTEMPTS):
         challenge = _challenge(hub, config.api_key, known)
-        body = {**_body(config, port, cli), "projects": reported}
+        body = {**_body(config, port, cli), "projects": list(reported)}
         if challenge is None:
             same_hub = known is not None and known.remote_url == config.remote_url
             body["agentId"] = known.agent_id if known is not None and same_hub else None

@@ -17,7 +17,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.errors import OCCError, Refused, RequestError, Unreachable
 from occ_app.executions import queries as executions
-from occ_app.home import certificate, health, state
+from occ_app.home import certificate, health, machine, state
 from occ_app.home import notes as agent
 from occ_app.supervisor.registration import note_registered, register
 from occ_app.system.timestamps import iso_now
@@ -120,7 +120,7 @@ class Heartbeat:
             return
         kept = health.heartbeat(self._config, self._db)
         sequence = kept["seqNum"] + 1
-        body = self._body(sequence, status)
+        body = self._body(identity, sequence, status)
         result = {**kept, "seqNum": sequence}
         try:
             reached = hub.beat(identity.agent_id, identity.token, body)
@@ -141,7 +141,7 @@ class Heartbeat:
             self._registered = False
             self._register()
 
-    def _body(self, sequence: int, status: str) -> dict[str, object]:
+    def _body(self, identity: state.State, sequence: int, status: str) -> dict[str, object]:
         reported: dict[str, object] = {}
         try:
             report = health.health(self._config, self._db)
@@ -159,4 +159,5 @@ class Heartbeat:
             "queue": report["queue"],
             "executions": running,
             **reported,
+            "instance": machine.instance(self._config) if identity.hub_id else None,
         }

@@ -41,7 +41,7 @@ _LARGEST_ANSWER = 64 * 1024
 
 class LinkClient:
     """The link of one control process. `own` is the address of this agent's API, `note` is called at each change,
-    `pin` is the fingerprint of the only certificate of the hub to trust."""
+    `pin` is the fingerprint of the only certificate of the hub to trust, `instance` is the id of this start."""
 
     def __init__(
         self,
@@ -51,9 +51,10 @@ class LinkClient:
         note: Callable[[bool], None],
         pin: str | None = None,
         ping_seconds: float = PING_SECONDS,
+        instance: str = "",
     ) -> None:
         self._remote_url = remote_url
-        self._pin = pin
+        self._pin, self._instance = pin, instance
         self._state_file = state_file
         self._local_address = local_address
         self._note = note
@@ -123,7 +124,8 @@ class LinkClient:
 
     def _linked(self, identity: state.State) -> str:
         """Connect and serve the link to its end; returns why it ended. Raises Refused, Unreachable or OSError."""
-        connection, framing = connect(self._remote_url, identity.agent_id or "", identity.token, self._pin)
+        instance = self._instance if identity.hub_id else ""  # which a hub without proofs does not know
+        connection, framing = connect(self._remote_url, identity.agent_id or "", identity.token, self._pin, instance)
         loop = Loop()
         why = list[str]()
 
@@ -169,10 +171,12 @@ class LinkClient:
         self._note(connected)
 
 
-def connect(remote_url: str, agent_id: str, token: str, pin: str | None = None) -> tuple[socket.socket, WSConnection]:
+def connect(
+    remote_url: str, agent_id: str, token: str, pin: str | None = None, instance: str = ""
+) -> tuple[socket.socket, WSConnection]:
     """A WebSocket to the hub's address for this agent's link, its handshake done.
 
-    `pin` is the SHA-256 fingerprint of the only certificate to trust.
+    `pin` is the SHA-256 fingerprint of the only certificate to trust, `instance` the id of this start of the daemon.
 
     Raises Refused when the hub answers with an error, Unreachable when it does not answer as a hub does.
     """
@@ -188,7 +192,11 @@ def connect(remote_url: str, agent_id: str, token: str, pin: str | None = None) 
                 host=parts.netloc.rpartition("@")[2],
                 target=f"{parts.path.rstrip('/')}/api/agents/{quote(agent_id, safe='')}/link",
                 subprotocols=[SUBPROTOCOL],
-                extra_headers=[(b"Authorization", f"Bearer {token}".encode()), (b"User-Agent", _USER_AGENT)],
+                extra_headers=[
+                    (b"Authorization", f"Bearer {token}".encode()),
+                    (b"User-Agent", _USER_AGENT),
+                    *([(b"OCC-Instance", instance.encode())] if instance else []),
+                ],
             )
             return connection, _upgraded(connection, request, remote_url)
         except BaseException:
