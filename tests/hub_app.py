@@ -40,9 +40,21 @@ class HubApp:
         assert reply.json is not None, reply.text
         return str(reply.json["key"])
 
-    def register(self, key: str, name: str, agent_id: str | None = None) -> TestResponse:
+    def workspace(self, workspace_id: str) -> None:
+        """Add a workspace's row, without a zip."""
+        with self.database.write() as connection:
+            connection.execute(
+                """
+                INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
+                    updated_at)
+                VALUES (:id, :id, '', '', 1, 1, '[]', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')
+                """,
+                {"id": workspace_id},
+            )
+
+    def register(self, key: str, name: str, agent_id: str | None = None, workers: int = 1) -> TestResponse:
         """Register a machine."""
-        body = {"protocol": 1, "agentId": agent_id, "name": name, "version": "9", "port": 1, "workers": 1}
+        body = {"protocol": 1, "agentId": agent_id, "name": name, "version": "9", "port": 1, "workers": workers}
         return self.call("POST", "/api/agents/register", key, json=body)
 
     def browser(self) -> FlaskClient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -11,17 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import urllib3
+from wsproto.connection import Connection, ConnectionType
 
+from occ_app.client import agent_client
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Unreachable
-from occ_app.executions.records import Outcome
+from occ_app.executions import lifecycle, queries
+from occ_app.executions.records import Outcome, Request
+from occ_app.hub import placement
 from occ_app.system.files import short_path
+from occ_app.system.process_identity import own_identity
 from occ_worker.relay import patience
 from tests.conftest import make_zip, wait_until
+from tests.hub_app import hub_app
 from tests.real_hub import Hub, hub_in
 
 SECONDS = 6.0  # the promise is 5, and a test sees the end by asking
@@ -35,11 +43,15 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @dataclass
 class Machine:
-    """A registered machine. The calls named in `trickling` get an endless answer; `confirms` is for cancels."""
+    """A registered machine. The calls named in `trickling` get an endless answer; `confirms` is for cancels.
+
+    A `mute` one accepts executions and sends no event of them.
+    """
 
     hub: Hub
     trickling: set[str] = field(default_factory=set)
     confirms: bool = False
+    mute: bool = False
     agent_id: str = ""
     token: str = ""
     gone: threading.Event = field(default_factory=threading.Event)
@@ -120,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         now = int(time.time() * 1000)
         output = json.dumps({"chunk": "begun ", "timestamp": now})
         with contextlib.suppress(OSError):
-            self.wfile.write(f"id: 2\nevent: output\ndata: {output}\n\n".encode())
+            if not self.machine.mute:
+                self.wfile.write(f"id: 2\nevent: output\ndata: {output}\n\n".encode())
             while not self.machine.gone.wait(0.5):
                 self.wfile.write(b": still here\n\n")
 
@@ -208,6 +221,30 @@ def test_a_time_limit_and_a_removal_act_whatever_the_machine_does(hub: Hub) -> N
         assert hub.client.execution("e2")["errorCode"] == "AGENT_LOST"
 
 
+def test_a_limit_a_cancel_and_a_drain_act_on_a_machine_that_accepts_and_sends_nothing(hub: Hub) -> None:
+    with machine_of(hub, "mute") as mute:
+        mute.mute = True
+        reached(hub, mute)
+        for name in ("one", "two", "three"):
+            hub.client.upload(name, make_zip({"a.txt": "a"}))
+        start(hub, mute, "e1", "one", timeoutSeconds=1)
+        start(hub, mute, "e2", "two")
+        wait_until(lambda: mute.seen.count("/execute") == 2, "both are accepted")
+        begun = time.monotonic()
+        wait_until(lambda: state(hub, "e1") == "failed", "its limit", 20)
+        assert time.monotonic() - begun < 1 + SECONDS
+        assert hub.client.execution("e1")["errorCode"] == "EXECUTION_TIMEOUT"
+        begun = time.monotonic()
+        assert hub.client.call("POST", f"/agents/{mute.agent_id}/drain")["state"] == "draining"
+        start(hub, mute, "e3", "three")
+        wait_until(lambda: "draining" in (hub.client.execution("e3")["waitsFor"] or ""), "it says why it waits")
+        hub.client.cancel("e2")
+        wait_until(lambda: state(hub, "e2") == "cancelled", "the cancel", 20)
+        assert time.monotonic() - begun < 2 * SECONDS
+        assert "/execute" in mute.seen
+        assert mute.seen.count("/execute") == 2
+
+
 @pytest.mark.parametrize(
     ("head", "later"),
     [(b"HTTP/1.1 200 OK", b" "), (b"HTTP/1.1 200 OK\r\nX-A: ", b"a"), (b"", b"HTTP/1.1 100 Continue\r\n\r\n")],
@@ -249,15 +286,69 @@ def test_the_agent_s_time_limit_comes_before_the_hub_s(monkeypatch: pytest.Monke
     clock = patience.Patience(begun=False)
     clock.prompt_sent()
 
-    def code() -> Any:
-        found: Outcome | None = clock.over(None, 10.0)
+    def code(*, full: bool = False) -> Any:
+        found: Outcome | None = clock.over(None, 10.0, lambda: full)
         return found and found.data["code"]
 
-    now[0] += 60
-    assert code() is None  # it may wait on its agent
-    clock.begun()
     now[0] += 10 + patience.TIMEOUT_GRACE_SECONDS
     assert code() is None
     now[0] += 1
     assert code() == "EXECUTION_TIMEOUT"
+    assert code(full=True) is None  # it waits on its agent
+    clock.begun()
+    now[0] += 10 + patience.TIMEOUT_GRACE_SECONDS
+    assert code() is None
+    now[0] += 1
+    assert code(full=True) == "EXECUTION_TIMEOUT"
     assert clock.over(None, 0) is None
+
+
+def test_no_machine_has_more_than_its_share_of_relays_beside_others(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        key = hub.key("machines", "agent")
+        ids = {name: hub.register(key, name, workers=100).get_json()["agentId"] for name in ("greedy", "other")}
+        agents = hub.app.extensions["occ_hub"].agents
+        for number, wanted in enumerate(["greedy"] * 5 + ["other"]):
+            workspace = f"w{number}"
+            hub.workspace(workspace)
+            asked = Request(f"e{number}", workspace, "hello", 60, 60, None, None, None, None, "h", None, ids[wanted])
+            lifecycle.create(hub.database, asked, max_queue=10, admit=lambda *_: lifecycle.Admission(ids[wanted]))  # noqa: B023 - called at once
+        claimed = list[str]()
+        while (execution := placement.claim(hub.database, agents, own_identity(), relays=4)) is not None:
+            claimed.append(execution.execution_id)
+        assert claimed == ["e0", "e1", "e2", "e5"]  # 3 of 4, and one for the other machine
+        assert "free worker" in (queries.get(hub.database, "e3").waits_for or "")
+
+
+def test_the_link_of_a_machine_ends_when_its_key_expires(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        machines = {
+            name: hub.register(hub.key(name, "agent"), name).get_json()["agentId"] for name in ("brief", "long")
+        }
+        links = hub.app.extensions["occ_hub"].links
+        ends = {}
+        for name, agent_id in machines.items():
+            here, ends[name] = socket.socketpair()
+            links.serve(agent_id, SimpleNamespace(sock=here, ws=Connection(ConnectionType.SERVER)))
+        wait_until(lambda: links.connected() == set(machines.values()), "both are linked")
+        with hub.database.write() as connection:
+            connection.execute("UPDATE keys SET expires_at = '2026-01-01T00:00:00.000Z' WHERE name = 'brief'")
+        wait_until(lambda: links.connected() == {machines["long"]}, "the link ended without a heartbeat", 20)
+        for end in ends.values():
+            end.close()
+
+
+def test_an_upload_to_a_machine_has_a_least_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(agent_client.time, "monotonic", lambda: now[0])
+
+    def sent(seconds_a_piece: float) -> int:
+        count = 0
+        with contextlib.suppress(TimeoutError):
+            for _ in agent_client._timed([bytes(1 << 16)] * 100):
+                now[0] += seconds_a_piece
+                count += 1
+        return count
+
+    assert sent(4.0) == 100  # 16 KiB a second
+    assert sent(6.0) < 50

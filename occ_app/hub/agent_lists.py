@@ -8,6 +8,7 @@ from occ_app.database.database import Database
 from occ_app.hub import projects
 from occ_app.hub.agents import FROM, KEPT, ONLINE, Agent, Agents, agent_of
 from occ_app.system.compact_json import to_json
+from occ_app.system.timestamps import iso_now
 
 
 def page(agents: Agents, limit: int, after: str | None = None) -> tuple[list[Agent], str | None]:
@@ -58,6 +59,21 @@ def names_in(db: Database, agent_ids: Iterable[str | None]) -> dict[str, str]:
             {"ids": to_json(sorted({agent_id for agent_id in agent_ids if agent_id}))},
         ).fetchall()
     return {row["agent_id"]: row["name"] for row in rows}
+
+
+def refused(agents: Agents, agent_ids: Iterable[str]) -> set[str]:
+    """Those of these agents that are removed, or whose key has expired or is revoked."""
+    asked = set(agent_ids)
+    with agents.db.read() as connection:
+        rows = connection.execute(
+            """
+            SELECT a.agent_id FROM agents a JOIN keys k ON k.key_id = a.key_id
+            WHERE a.agent_id IN (SELECT value FROM json_each(:ids))
+              AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :now)
+            """,
+            {"ids": to_json(sorted(asked)), "now": iso_now()},
+        ).fetchall()
+    return asked - {row["agent_id"] for row in rows}
 
 
 def of_key(agents: Agents, key_id: str) -> list[str]:

@@ -38,19 +38,29 @@ log = logging.getLogger("occ.links")
 
 _BACKLOG = 1024
 _STOP_SECONDS = 2.0
+_REFUSED_SECONDS = 3.0  # between two looks for links that may not be there any more
 
 
 class Links:
     """All links of this process, in one thread that begins with the first of them."""
 
-    def __init__(self, folder: Path, ping_seconds: float = PING_SECONDS) -> None:
-        """`folder` is made, and files of a killed predecessor in it are removed. Links and calls take open files."""
+    def __init__(
+        self,
+        folder: Path,
+        ping_seconds: float = PING_SECONDS,
+        refused: Callable[[set[str]], set[str]] = lambda _: set(),
+    ) -> None:
+        """`folder` is made, and files of a killed predecessor in it are removed. Links and calls take open files.
+
+        `refused` returns those of these agents that may have no link any more; it is asked every few seconds.
+        """
         allow_many_files()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()
         self._folder = folder
         self._ping_seconds = ping_seconds
+        self._refused = refused
         self._loop = Loop()
         self._thread = threading.Thread(target=self._loop.run, name="links", daemon=True)
         self._lock = threading.Lock()
@@ -69,6 +79,7 @@ class Links:
             if not self._started:
                 self._started = True
                 self._thread.start()
+                self._loop.soon(self._drop_refused)
             self._loop.soon(partial(self._begin, agent_id, websocket))
 
     def connected(self) -> set[str]:
@@ -152,6 +163,12 @@ class Links:
         link = self._linked.get(agent_id)
         if link is not None:
             link.close("the agent is not registered any more", GOING_AWAY)
+
+    def _drop_refused(self) -> None:
+        """End the links of agents whose key has expired, and look again later."""
+        self._loop.at(time.monotonic() + _REFUSED_SECONDS, self._drop_refused)
+        for agent_id in self._refused(self.connected()):
+            self._drop(agent_id)
 
     def _end_all(self) -> None:
         for link in list(self._linked.values()):

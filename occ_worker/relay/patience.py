@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from occ_app.executions.records import Outcome
 
 CANCEL_GRACE_SECONDS = 3.0  # for the agent to end a cancelled execution
-TIMEOUT_GRACE_SECONDS = 4.0  # for the agent to keep a time limit, from the first event after `queued` on
-SILENT_GRACE_SECONDS = 60.0  # for an agent that sent no such event: the execution may wait there
+TIMEOUT_GRACE_SECONDS = 4.0  # for the agent to keep a time limit, from its first event on, or from the prompt on
+WAITING_GRACE_SECONDS = 60.0  # for an agent whose workers are all busy with others: the execution may wait there
 
 
 class Patience:
@@ -27,10 +28,13 @@ class Patience:
         """Note that the agent sent an event of it."""
         self._begun_at = self._begun_at or time.monotonic()
 
-    def over(self, cancel_code: str | None, limit: float) -> Outcome | None:
+    def over(
+        self, cancel_code: str | None, limit: float, is_full: Callable[[], bool] = lambda: False
+    ) -> Outcome | None:
         """Return how the hub ends the execution when its agent did not; None while the agent has time.
 
-        `limit` is the execution's time limit in seconds, 0 when the agent decides.
+        `limit` is the execution's time limit in seconds, 0 when the agent decides. `is_full` returns whether all
+        workers of the agent are busy with other executions.
         """
         now = time.monotonic()
         if cancel_code is not None:
@@ -39,7 +43,9 @@ class Patience:
                 return Outcome.failure(cancel_code, "The execution was cancelled, and its agent did not confirm it.")
         begun, sent = self._begun_at, self._prompt_sent_at
         late = begun is not None and now > begun + limit + TIMEOUT_GRACE_SECONDS
-        silent = begun is None and sent is not None and now > sent + limit + SILENT_GRACE_SECONDS
+        silent = begun is None and sent is not None and now > sent + limit + TIMEOUT_GRACE_SECONDS
+        if silent and sent is not None and now <= sent + limit + WAITING_GRACE_SECONDS:
+            silent = not is_full()
         if limit and (late or silent):
             return Outcome.failure("EXECUTION_TIMEOUT", f"Its agent did not end it after its limit of {limit:g} s.")
         return None

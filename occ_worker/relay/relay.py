@@ -84,7 +84,15 @@ class Relay:
 
     def overdue(self, cancel_code: str | None) -> Outcome | None:
         """Return how the hub is to end the execution because its agent did not; None while the agent has time."""
-        return self._patience.over(cancel_code, self._execution.timeout_seconds)
+        limit = self._execution.timeout_seconds or self._context.config.max_timeout_seconds
+        return self._patience.over(cancel_code, limit, self._is_full)
+
+    def _is_full(self) -> bool:
+        """Whether the agent's last heartbeat named as many other executions as it has workers."""
+        agent = self._context.agents.find(self.agent_id)
+        if agent is None:
+            return False
+        return sum(running != self._execution.execution_id for running in agent.running) >= agent.workers
 
     def abandon(self, outcome: Outcome) -> bool:
         """End the execution now, without waiting for its agent. False when it is over already.
