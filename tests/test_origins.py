@@ -14,9 +14,9 @@ import pytest
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused, RequestError
-from occ_app.executions import lifecycle
+from occ_app.executions import lifecycle, queries
 from occ_app.executions.records import Outcome, Request
-from occ_app.hub import registrations
+from occ_app.hub import health, registrations
 from occ_app.workspaces import origin as origins
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.origin import Origin
@@ -243,3 +243,22 @@ def test_a_hub_restored_from_an_older_copy_goes_on_and_runs_nothing_twice(tmp_pa
         assert b"claude.txt" in held.getvalue()
         assert names(list(hub.client.execute("used", "hello", executionId="four")))[-1] == "complete"
         assert [each["name"] for each in hub.client.call("GET", "/agents")["agents"]] == ["box"]
+
+
+def test_a_copy_of_a_hub_runs_nothing_that_may_have_run_since(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        assert health.end_copied(hub.config) == []
+        for workspace in ("homeless", "at-home"):
+            hub.workspace(workspace)
+            asked = Request(f"{workspace}-1", workspace, "hello", 60, 60, None, None, None, None, "h")
+            lifecycle.create(hub.database, asked, max_queue=10)
+        with hub.database.write() as connection:
+            connection.execute("UPDATE workspaces SET agent_id = 'agent-0' WHERE workspace_id = 'at-home'")
+        assert health.end_copied(hub.config) == []  # a restart
+    shutil.copytree(tmp_path / "hub", tmp_path / "copy" / "hub", ignore=shutil.ignore_patterns("run"))
+    with hub_app(tmp_path / "copy") as copy:
+        [warning] = health.end_copied(copy.config)
+        assert "1 executions" in warning
+        states = {x.execution_id: (x.state, x.error_code) for x in queries.listing(copy.database)[0]}
+        assert states == {"homeless-1": ("failed", "AGENT_LOST"), "at-home-1": ("queued", None)}
+        assert health.end_copied(copy.config) == []

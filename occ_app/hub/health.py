@@ -10,17 +10,39 @@ from occ_app import __version__
 from occ_app.config.config import Config, HubConfig
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
-from occ_app.home import certificate, clock, daemon, state
+from occ_app.executions.records import Outcome
+from occ_app.home import certificate, clock, daemon, notes, state
 from occ_app.home.health import is_recent, log_problems, skipped, skipped_problems, uptime
+from occ_app.hub import placement
 from occ_app.hub.agents import Agent, Agents
 from occ_app.system.timestamps import iso
 
+_COPIED = (
+    "The hub was started from a copy of its home, in which this waited; it may have run since the copy was made. Send"
+    " it again if you need it."
+)
 _SETTLE_SECONDS = 10.0  # for links to be made after a registration or a start of the hub
 
 
 def ensure_hub_token(config: Config) -> None:
     """Make sure of the token with which the commands on this machine call the hub."""
     state.ensure(config.state)
+
+
+def end_copied(config: Config) -> list[str]:
+    """End the executions that wait for a machine in a copy of a hub's home; returns warnings for a person.
+
+    They may have run since the copy was made. A copy is known by the inode of occ.db.
+    """
+    database = Database(config.database)
+    inode = config.database.stat().st_ino
+    if notes.first_note(database, "file", {"inode": inode})["inode"] == inode:
+        return []
+    ended = placement.end_unplaced(database, Outcome.failure("AGENT_LOST", _COPIED))
+    notes.note(database, "file", {"inode": inode})
+    if not ended:
+        return []
+    return [f"This home is a copy: {ended} executions that waited in it were ended, as they may have run since."]
 
 
 def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) -> list[str]:

@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from occ_app import errors
 from occ_app.database.database import Database
+from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.lifecycle import Admission
-from occ_app.executions.records import Execution, Request
+from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.executions.waiting import FREE_WORKER
 from occ_app.hub import projects
 from occ_app.hub.agents import Agent, Agents
@@ -243,6 +244,18 @@ def put_back(db: Database, execution: Execution) -> bool:
                 names,
             )
     return bool(won)
+
+
+def end_unplaced(db: Database, outcome: Outcome) -> int:
+    """End executions that wait and have no machine, their workspaces neither; returns how many there were."""
+    with db.read() as connection:
+        rows = connection.execute(
+            """
+            SELECT x.number FROM executions x LEFT JOIN workspaces w ON w.generation = x.workspace_generation
+            WHERE x.state = 'queued' AND w.agent_id IS NULL
+            """
+        ).fetchall()
+    return sum(lifecycle.give_up(db, row["number"], outcome) for row in rows)
 
 
 def orphans(db: Database) -> int:

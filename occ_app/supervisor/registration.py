@@ -30,9 +30,7 @@ PROTOCOL = 1
 _ATTEMPTS = 4
 _UNAUTHORIZED = 401
 _WITHOUT_PROOFS = (_UNAUTHORIZED, 404, 405, 501)  # a server's answers to an address that it does not know
-_COPIED = Outcome.failure(
-    "WORKER_LOST", "This home is a copy of a machine that goes on with this execution, so it was not run here."
-)
+_COPIED = "This home is a copy of a machine that goes on with this execution, so it was not run here."
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def register_or_warn(config: Config, port: int) -> list[str]:
             known, registration = registered.state, {"registered": True}
             warnings += note_registered(config, database, registered)
             if registered.copy_of is not None:  # the original goes on with it
-                lifecycle.abandon_all(database, _COPIED)
+                lifecycle.abandon_all(database, Outcome.failure("WORKER_LOST", _COPIED))
             if known.name not in (None, config.name):
                 warnings.append(f"The hub has a machine {config.name} already, so it calls this one {known.name}.")
             warnings += without_a_way(config, hub, known)

@@ -262,11 +262,11 @@ def prepare_agent(config: Config, port: int) -> list[str]:
 
 
 def prepare_hub(config: Config, _: int) -> list[str]:
-    """Make sure of a hub's token; there is nothing to warn of."""
-    from occ_app.hub.health import ensure_hub_token  # here: it loads while the web process loads
+    """Make sure of a hub's token; returns warnings for a person."""
+    from occ_app.hub import health  # here: it loads while the web process loads
 
-    ensure_hub_token(config)
-    return []
+    health.ensure_hub_token(config)
+    return health.end_copied(config)
 
 
 def main() -> int:
