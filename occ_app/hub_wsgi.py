@@ -82,13 +82,13 @@ def make_app(config: HubConfig) -> Flask:
         tail.close()
         links.close()
 
-    app.occ_on_stop = stop  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
+    app.occ_on_stop = stop  # type: ignore[attr-defined]  # the server calls it when it stops,
     app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
 
 
 def _identify(database: db.Database, token_file: TokenFile) -> Callable[[str], Caller | None]:
-    """Who calls: a client's key, or whoever can read the hub's own token; for a page, whose cookie it is.
+    """Who calls: a client's key, or a program that reads the hub's token; for a page, whose cookie it is.
 
     Endpoints for agents check an agent's credentials themselves; one that forgot to is closed to agents.
     """

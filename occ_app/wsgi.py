@@ -74,7 +74,7 @@ def make_app(config: Config) -> Flask:
         )
     )
     app.register_blueprint(proof.bp)
-    app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it is told to stop,
+    app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it stops,
     app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
 

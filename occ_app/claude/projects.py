@@ -20,7 +20,7 @@ _BEGINNING_BYTES = 1 << 20  # of a transcript, in which a line names the folder
 LONGEST_NAME = 200  # the CLI shortens longer names and appends a hash
 
 _SESSION = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# What the CLI's folder has of a session, in folders that all sessions share.
+# The parts of a session in the CLI's folder, in folders that all sessions share.
 _OF_SESSION = (
     *("tasks/{}", "file-history/{}", "session-env/{}", "uploads/{}", "image-cache/{}", "debug/{}.txt"),
     *("todos/{}-agent-*.json", "usage-data/session-meta/{}.json", "usage-data/facets/{}.json"),

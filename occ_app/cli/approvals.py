@@ -157,7 +157,7 @@ def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
 
 
 def _edited(given: Any) -> Any:
-    """Open the input in the person's editor. Raises UsageError for what is no JSON object any more."""
+    """Open the input in the person's editor. Raises UsageError when it is no JSON object any more."""
     text = click.edit(json.dumps(given, indent=2, ensure_ascii=False), extension=".json")
     try:
         changed = given if text is None else json.loads(text)

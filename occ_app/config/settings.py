@@ -148,7 +148,7 @@ def secret(value: str) -> str:
 
 
 PERMISSIONS = ("plan", "edit", "ask", "full")
-"""What a request may do, each more than the one before: docs/security.md."""
+"""The permissions of a request, each above the one before: docs/protocol.md."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _is_clear(root: Path, step: Step, removed: Collection[bytes]) -> bool:
 
 
 def _content(root: Path, path: bytes) -> Content:
-    """Return what a workspace has at a path; no link leads to it."""
+    """Return the content of a workspace at a path; no link leads to it."""
     *folders, name = path.split(b"/")
     try:
         with _opened(root, folders) as parent:

@@ -1,5 +1,5 @@
-"""An execution's events as server-sent events: what is stored is sent by the thread of the request, what comes then by
-the tail's, which serves all connections and waits for none.
+"""An execution's events as server-sent events: the thread of the request sends the stored ones, the
+tail's thread the later ones, which serves all connections and waits for none.
 """
 
 from __future__ import annotations

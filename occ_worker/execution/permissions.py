@@ -148,7 +148,7 @@ class Permissions:
         """Return the hook's decision on a call: `allow`, empty for the CLI's own decision, None to ask a person."""
         if tool in DEFAULT_TOOLS or tool in (_QUESTION, _PLAN) or self._execution.permissions == "plan":
             return ""
-        # What the operator lists in OCC_TOOLS is granted; `full` grants the tools that otherwise ask.
+        # The tools in OCC_TOOLS are granted; `full` grants the tools that otherwise ask.
         if self._execution.permissions == "full" or tool in self._context.config.tools:
             return "allow"
         return None
