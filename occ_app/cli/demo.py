@@ -136,7 +136,7 @@ The agent serves at {url}
   token  {identity.token}
 
 Go on with:
-  {occ} run --url {url} --token {identity.token} --workspace {workspace} "Add a test"
+  OCC_TOKEN={identity.token} {occ} run --url {url} --workspace {workspace} "Add a test"
   OCC_HOME={config.home} {occ} jobs
   curl -H "Authorization: Bearer {identity.token}" {url}/health
 

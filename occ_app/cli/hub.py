@@ -196,10 +196,10 @@ def _print_key(reply: dict[str, Any], kind: str) -> None:
     pin = running.pin
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
-        output.note(f"on the machine:\n  occ start --api-key {key} --remote-url {url}{trust}")
+        output.note(f"on the machine:\n  OCC_API_KEY={key} occ start --remote-url {url}{trust}")
     else:
         trust = f" --pin {pin}" if pin else ""
-        output.note(f'where you work:\n  occ run --url {url} --token {key}{trust} "…"')
+        output.note(f'where you work:\n  OCC_TOKEN={key} occ run --url {url}{trust} "…"')
 
 
 def _address(running: daemon.Daemon) -> str:

@@ -251,4 +251,4 @@ def restore(
     reply = client.call("POST", f"/workspaces/{quote(workspace, safe='')}/restore", body)
     output.echo(f"Workspace {workspace}: {reply['files']} files restored.")
     if reply.get("restoreId"):
-        output.note(f"undo this with: occ restore {reply['restoreId']}{remote.again(url, pin)}")
+        output.note(f"undo this with: occ restore {reply['restoreId']}{remote.again(url, token, pin)}")

@@ -5,6 +5,7 @@ else that of this machine.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -114,15 +115,19 @@ def local(*, hub: bool = False) -> AgentClient:
     return hub_client() if hub else _local_client()
 
 
-def again(url: str | None, pin: str | None) -> str:
-    """Return the options with which a printed command reaches the same place, without the token."""
-    trust = f" --pin {pin}" if pin else ""
+def again(url: str | None, token: str | None, pin: str | None) -> str:
+    """Return the options with which a printed command reaches the same place.
+
+    They hold no token: it comes from the file that was given, the remote that was stored, or OCC_TOKEN.
+    """
+    trust = f" --token {shlex.quote(token)}" if token and token.startswith("@") else ""
+    trust += f" --pin {pin}" if pin else ""
     if url is None:
         return trust
     known = remotes.at(url.rstrip("/")) if "://" in url else None
     if known is not None:
         return f" --url {known.name}{trust}"
-    return f" --url {url}" + (" --token …" if "://" in url else "") + trust
+    return f" --url {url}{trust}"
 
 
 def _named(url: str, token: str | None, pin: str | None) -> Place:
@@ -147,9 +152,7 @@ def _addressed(url: str, token: str | None, pin: str | None, source: str) -> Pla
     known = remotes.at(address)
     secret = _secret(token) or configuration.client_token() or (known.token if known else None)
     if secret is None:
-        raise click.UsageError(
-            "A URL needs its token or key: --token TOKEN, --token @FILE or OCC_TOKEN. `occ login URL` keeps it."
-        )
+        raise click.UsageError("A URL needs its token or key: OCC_TOKEN or --token @FILE. `occ login URL` keeps it.")
     pin = pin or _variable_pin(address)
     if known is not None:
         return _place(known, secret, pin)

@@ -120,11 +120,11 @@ def run(
     events = asking(client, events, here=not as_json)
     try:
         if detach:
-            return _detached(events, execution_id, remote.again(url, pin))
+            return _detached(events, execution_id, remote.again(url, token, pin))
         with _telling_what_it_waits_for(client, execution_id):
             final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer")
     except errors.Lost:
-        _tell_it_goes_on(execution_id, remote.again(url, pin))
+        _tell_it_goes_on(execution_id, remote.again(url, token, pin))
         raise
     except errors.Refused:
         if sent:
@@ -132,15 +132,15 @@ def run(
         raise
     except OSError as error:  # nobody reads the output any more, or it cannot be written
         output_failed(error)
-        _tell_it_goes_on(execution_id, remote.again(url, pin))
+        _tell_it_goes_on(execution_id, remote.again(url, token, pin))
         return 1
     except KeyboardInterrupt:
-        return _interrupted(client, execution_id, workspace if sent else None, remote.again(url, pin))
+        return _interrupted(client, execution_id, workspace if sent else None, remote.again(url, token, pin))
     if not as_json:
         output.summary(final, _record(client, execution_id))
         if not apply:
-            show_changes(client, execution_id, remote.again(url, pin), project=project is not None)
-        _tell_session(final, workspace, remote.again(url, pin))
+            show_changes(client, execution_id, remote.again(url, token, pin), project=project is not None)
+        _tell_session(final, workspace, remote.again(url, token, pin))
     return output.outcome(final) or (_applied(client, execution_id, folder) if apply else 0)
 
 

@@ -61,7 +61,7 @@ def start(foreground: bool, **flags: Any) -> None:
     """
     config = configuration.load(flags=_settings(flags))
     if config.remote_url and not config.api_key:
-        raise click.UsageError("A remote URL needs an API key: --api-key KEY, --api-key @FILE or OCC_API_KEY.")
+        raise click.UsageError("A remote URL needs an API key: OCC_API_KEY or --api-key @FILE.")
     if foreground:
         from occ_app.supervisor.supervisor import prepare_agent
 

@@ -79,8 +79,8 @@ def register_or_warn(config: Config, port: int) -> list[str]:
     known = state.ensure(config.state)
     if known.remote_url and not config.remote_url:
         warnings.append(
-            f"This agent was registered with {known.remote_url} and is standalone now; with --remote-url and --api-key,"
-            " or with both in config.toml, it registers again."
+            f"This agent was registered with {known.remote_url} and is standalone now; with OCC_REMOTE_URL and"
+            " OCC_API_KEY, or with both in config.toml, it registers again."
         )
     agent.note(database, "registration", registration)
     return warnings
