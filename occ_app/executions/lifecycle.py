@@ -63,61 +63,71 @@ def create(
     names, NoSpace, QueueFull, and what `admit` raises.
     """
     with db.write(durable=False) as connection:
-        existing = one(connection, "x.execution_id = ?", (request.execution_id,))
+        existing = _existing(connection, request)
         if existing is not None:
-            if existing.request_hash != request.hash or existing.owner_id != request.owner_id:
-                raise errors.Conflict(
-                    "EXECUTION_CONFLICT",
-                    f"Execution {request.execution_id} exists with another body; choose a new executionId.",
-                    {"executionId": request.execution_id},
-                )
             return existing, False
         request = replace(request, workspace_id=resolve(connection, request.workspace_id))
-        workspace = connection.execute(
-            "SELECT generation FROM workspaces WHERE workspace_id = :workspace_id"
-            " AND (:generation IS NULL OR generation = :generation)",
-            {"workspace_id": request.workspace_id, "generation": request.workspace_generation},
-        ).fetchone()
-        if workspace is None:
-            raise workspace_not_found(request.workspace_id, request.workspace_generation)
+        generation = _generation(connection, request)
         if db.disk_is_full():
             raise errors.NoSpace
         admission = admit(connection, request)
         queued = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if queued >= max_queue:
             raise errors.QueueFull(queued)
-        row = connection.execute(
-            """
-            INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,
-                idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id, created_at,
-                key_id, owner_id, permissions, wanted_agent, wanted_labels, workspace_generation)
-            VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-            RETURNING *, 1 AS newest_seq
-            """,
-            (
-                request.execution_id,
-                request.workspace_id,
-                request.hash,
-                request.prompt,
-                request.timeout_seconds,
-                request.idle_timeout_seconds,
-                request.model,
-                request.max_turns,
-                request.max_budget_usd,
-                request.session_id,
-                iso_now(),
-                request.key_id,
-                request.owner_id,
-                request.permissions,
-                admission.agent_id,
-                compact_json.to_json(request.labels) if request.labels else None,
-                workspace["generation"],
-            ),
-        ).fetchall()[0]
-        position = waiting.Line(connection).ahead(row["number"], admission.free_workers) if queued else 0
+        execution = _insert(connection, request, generation, admission.agent_id)
+        position = waiting.Line(connection).ahead(execution.number, admission.free_workers) if queued else 0
         data = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
-        events.insert(connection, row["number"], 1, [("queued", data)])
-        return replace(from_row(row), position=position), True
+        events.insert(connection, execution.number, 1, [("queued", data)])
+        return replace(execution, position=position), True
+
+
+def _existing(connection: sqlite3.Connection, request: Request) -> Execution | None:
+    """Return the execution that an earlier, equal request began; None for a new id. Raises Conflict."""
+    existing = one(connection, "x.execution_id = ?", (request.execution_id,))
+    if existing is None or (existing.request_hash == request.hash and existing.owner_id == request.owner_id):
+        return existing
+    raise errors.Conflict(
+        "EXECUTION_CONFLICT",
+        f"Execution {request.execution_id} exists with another body; choose a new executionId.",
+        {"executionId": request.execution_id},
+    )
+
+
+def _generation(connection: sqlite3.Connection, request: Request) -> int:
+    """Return the number of the workspace that a request names. Raises NotFound."""
+    workspace = connection.execute(
+        """
+        SELECT generation FROM workspaces
+        WHERE workspace_id = :workspace_id AND (:generation IS NULL OR generation = :generation)
+        """,
+        {"workspace_id": request.workspace_id, "generation": request.workspace_generation},
+    ).fetchone()
+    if workspace is None:
+        raise workspace_not_found(request.workspace_id, request.workspace_generation)
+    return int(workspace["generation"])
+
+
+def _insert(connection: sqlite3.Connection, request: Request, generation: int, agent_id: str | None) -> Execution:
+    """Write the row of a queued execution; `agent_id` is the agent that the request names."""
+    row = connection.execute(
+        """
+        INSERT INTO executions (execution_id, workspace_id, workspace_generation, state, request_hash, prompt,
+            timeout_seconds, idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id,
+            created_at, key_id, owner_id, permissions, wanted_agent, wanted_labels)
+        VALUES (:execution_id, :workspace_id, :generation, 'queued', :hash, :prompt,
+            :timeout_seconds, :idle_timeout_seconds, :model, :max_turns, :max_budget_usd, :session_id,
+            :created_at, :key_id, :owner_id, :permissions, :agent_id, :wanted_labels)
+        RETURNING *, 1 AS newest_seq
+        """,
+        {
+            **vars(request),
+            "generation": generation,
+            "created_at": iso_now(),
+            "agent_id": agent_id,
+            "wanted_labels": compact_json.to_json(request.labels) if request.labels else None,
+        },
+    ).fetchall()[0]
+    return from_row(row)
 
 
 def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
