@@ -226,18 +226,13 @@ def add_websocket(app: Flask) -> None:
     # A ping more often than the server's limit on silence, which would cut an idle socket otherwise.
     app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 5, "max_message_size": 4096}
 
-    @app.before_request
-    def check_first() -> None:
-        """Refuse while a refusal can still be an HTTP reply: flask-sock upgrades before it calls the view."""
-        if request.endpoint == "websocket":
-            if request.headers.get("Upgrade", "").lower() != "websocket":
-                raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
-            g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
-            execution_id = (request.view_args or {})["execution_id"]
-            g.execution = executions.get(services().db, execution_id, callers.caller().visible_to)
-
     @app.get("/executions/<execution_id>/ws", websocket=True)
-    def websocket(execution_id: str) -> Any:  # noqa: ARG001 - the URL has it; check_first used it
+    def websocket(execution_id: str) -> Any:
+        # Checked here, while a refusal can still be an HTTP reply: flask-sock upgrades before it calls its own view.
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
+        g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
+        g.execution = executions.get(services().db, execution_id, callers.caller().visible_to)
         return _websocket_view()()
 
 
