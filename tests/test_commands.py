@@ -543,18 +543,6 @@ def test_nothing_is_coloured_where_there_is_no_terminal(agent: Occ) -> None:
     assert "\x1b" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", ["start", "stop", "status", "jobs", "run", "workspaces", "token", "demo"])
-def test_every_command_explains_itself(occ: Occ, command: str) -> None:
-    shown = occ.command(command, "--help").stdout
-    assert len(shown.splitlines()) > 4
-
-
-def test_the_help_names_the_exit_codes(occ: Occ) -> None:
-    shown = occ.command("--help").stdout
-    for code in ("0", "1", "2", "3", "4", "5", "124", "130"):
-        assert re.search(rf"^ +{code} ", shown, re.MULTILINE), code
-
-
 def test_the_daemon_stops_on_ctrl_c_in_the_foreground(occ: Occ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "occ_app.cli", "start", "--foreground"],

@@ -26,7 +26,15 @@ from occ_app.system.foreign_text import visible_line
 @click.command()
 @click.option("--drain", is_flag=True, help="Refuse new runs and wait for the current ones; Ctrl-C accepts runs again.")
 def stop(drain: bool) -> None:
-    """Stop the agent and all that it runs. At most 10 s are waited, then force is used. Nothing of it stays."""
+    """Stop the agent and everything it runs.
+
+    Processes still alive after 10 seconds are killed. Waiting executions run at the next start.
+
+    \b
+    Examples:
+      occ stop
+      occ stop --drain
+    """
     config = remote.settings()
     running = daemon.find(config)
     if running is None:
@@ -56,7 +64,14 @@ def _drain(config: Config) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def backup(file: Path) -> None:
-    """Write a backup of this agent to FILE. It is a .tar.gz; unpacked into an empty home it is the agent."""
+    """Write a backup of this agent to FILE, a .tar.gz.
+
+    To restore it, unpack it into an empty home.
+
+    \b
+    Example:
+      occ backup agent.tar.gz
+    """
     from occ_app.home import backup as backups
 
     config = remote.settings()
@@ -69,7 +84,15 @@ def backup(file: Path) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(as_json: bool) -> int:
-    """Whether the agent runs, where, and how it is. Exit code 3 when it does not run."""
+    """Show whether the agent runs, its address and its health.
+
+    Exits with 3 when it does not run.
+
+    \b
+    Examples:
+      occ status
+      occ status --json
+    """
     config = remote.settings()
     running = daemon.find(config)
     if running is None:
@@ -138,7 +161,12 @@ def _beat_text(report: dict[str, Any], beat: dict[str, Any]) -> str:
 @click.group(invoke_without_command=True)
 @click.pass_context
 def token(context: click.Context) -> None:
-    """Print the token that opens this agent's API, alone on a line."""
+    """Print the token that opens this agent's API, alone on a line.
+
+    \b
+    Example:
+      occ token
+    """
     if context.invoked_subcommand is not None:
         return
     config = remote.settings()
@@ -150,7 +178,14 @@ def token(context: click.Context) -> None:
 
 @token.command()
 def rotate() -> None:
-    """Make a new token and print it. The old one is refused from then on, without a restart."""
+    """Replace the token and print the new one.
+
+    The old token is refused at once, without a restart.
+
+    \b
+    Example:
+      occ token rotate
+    """
     config = remote.settings()
     identity = state.load(config.state)
     if identity is None:

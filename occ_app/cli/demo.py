@@ -43,11 +43,15 @@ _PROJECT = {
 
 @click.command()
 def demo() -> None:
-    """Show OCC at work.
+    """Show OCC at work, with nothing set up.
 
-    An agent on loopback, a small project sent to it, one prompt answered as you watch.
-    Uses the Claude Code of this machine; where there is none, or nobody is logged in, a simulated one that says so.
-    Serves until Ctrl-C and leaves nothing behind.
+    Starts an agent on loopback, sends it a small project and one prompt, and prints the answer as it arrives. Uses the
+    Claude Code of this machine, or a simulated one when it is missing or not logged in. Ctrl-C stops the agent and
+    removes its files.
+
+    \b
+    Example:
+      occ demo
     """
     with tempfile.TemporaryDirectory(prefix="occ-demo-") as folder:
         config = _config(Path(folder))

@@ -26,7 +26,13 @@ _AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
 
 @click.group()
 def hub() -> None:
-    """One address from which people and programs use all their agents."""
+    """Run a hub: one address for all your agents.
+
+    \b
+    Examples:
+      occ hub start --public-url https://hub.example.com
+      occ hub keys create laptop --for agent
+    """
 
 
 hub.add_command(webhooks)
@@ -42,7 +48,15 @@ hub.add_command(webhooks)
 @click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
 @click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
 def start(foreground: bool, **flags: Any) -> None:
-    """Start the hub in the background; returns when it answers."""
+    """Start the hub in the background and wait until it answers.
+
+    Every option has a variable (OCC_HUB_HTTP_PORT, …) and a line in the hub's config.toml.
+
+    \b
+    Examples:
+      occ hub start
+      occ hub start --bind-address 0.0.0.0 --tls self-signed
+    """
     named = {name: flags[name] for name in _AS_NAMED}
     hosts = ",".join(flags["allowed_host"]) or None
     config = configuration.load_hub(flags={**named, "http_port": flags["port"], "allowed_hosts": hosts})
@@ -84,7 +98,14 @@ def _exposure(config: HubConfig) -> list[str]:
 
 @hub.command()
 def stop() -> None:
-    """Stop the hub. Runs continue on their agents and are resumed at the next start."""
+    """Stop the hub.
+
+    Runs continue on their agents and are resumed at the next start.
+
+    \b
+    Example:
+      occ hub stop
+    """
     config = remote.settings("hub")
     running = daemon.find(config)
     if running is None:
@@ -97,7 +118,14 @@ def stop() -> None:
 @hub.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(as_json: bool) -> int:
-    """Whether the hub runs, where, and how it is. Exit code 3 when it does not run."""
+    """Show whether the hub runs, its address and its health.
+
+    Exits with 3 when it does not run.
+
+    \b
+    Example:
+      occ hub status
+    """
     config = remote.settings("hub")
     running = daemon.find(config)
     places = {"home": str(config.home), "logs": str(config.logs)}
@@ -132,7 +160,15 @@ def _status_text(report: dict[str, Any]) -> str:
 
 @hub.group()
 def keys() -> None:
-    """The keys of machines, people and programs."""
+    """Create, list, rotate and revoke keys.
+
+    A key is for a machine, a person or a program.
+
+    \b
+    Examples:
+      occ hub keys list
+      occ hub keys create laptop --for agent
+    """
 
 
 @keys.command()
@@ -159,11 +195,14 @@ def create(
     most: int | None,
     days: float | None,
 ) -> None:
-    """Make a key and print it; it is not shown again.
+    """Create a key and print it; it is not shown again.
 
     Everything that a key makes belongs to its owner, and all keys of one owner see the same.
 
-    Example: occ hub keys create phone --for client --owner ada
+    \b
+    Examples:
+      occ hub keys create laptop --for agent
+      occ hub keys create phone --for client --owner ada
     """
     if admin and role not in (None, "admin"):
         raise click.UsageError(f"--admin and --role {role} exclude each other; leave one of them out.")
@@ -222,7 +261,12 @@ def _shown_url(url: str, host: str, public_url: str | None) -> str:
 @keys.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /keys answers.")
 def list_keys(as_json: bool) -> None:
-    """All keys, without what opens."""
+    """List all keys; secrets are not shown.
+
+    \b
+    Example:
+      occ hub keys list
+    """
     reply = hub_client().call("GET", "/keys")
     if as_json:
         output.echo(json.dumps(reply))
@@ -260,7 +304,9 @@ def rotate(name: str, days: float | None) -> None:
     The old secret is refused at once. The key keeps its workspaces, runs and webhooks, and machines that have
     registered with it stay registered; give them the new key before they register again.
 
-    Example: occ hub keys rotate laptop
+    \b
+    Example:
+      occ hub keys rotate laptop
     """
     reply = hub_client().call("POST", f"/keys/{_quoted(name)}/rotate", {} if days is None else {"days": days})
     _print_key(reply, reply["for"])
@@ -269,7 +315,14 @@ def rotate(name: str, days: float | None) -> None:
 @keys.command()
 @click.argument("name")
 def revoke(name: str) -> None:
-    """Refuse a key, and what registered with it, from now on."""
+    """Refuse a key from now on.
+
+    The machines that registered with it are refused too.
+
+    \b
+    Example:
+      occ hub keys revoke phone
+    """
     hub_client().call("POST", f"/keys/{_quoted(name)}/revoke")
     output.echo(f"{name} is refused from now on.")
 
@@ -278,7 +331,13 @@ def revoke(name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /agents answers.")
 @click.pass_context
 def agents(context: click.Context, as_json: bool) -> None:
-    """The machines. Their names, ids, states, how they are reached, workers, labels, versions, when last seen."""
+    """List the machines with their state, workers and labels.
+
+    \b
+    Examples:
+      occ hub agents
+      occ hub agents drain box
+    """
     if context.invoked_subcommand is not None:
         return
     client = hub_client()
@@ -311,7 +370,12 @@ def agents(context: click.Context, as_json: bool) -> None:
 @agents.command()
 @click.argument("name")
 def drain(name: str) -> None:
-    """Place no further runs on a machine; current runs continue."""
+    """Place no further runs on a machine; current runs continue.
+
+    \b
+    Example:
+      occ hub agents drain box
+    """
     hub_client().call("POST", f"/agents/{_quoted(name)}/drain")
     output.echo(f"{name} is draining.")
 
@@ -319,7 +383,12 @@ def drain(name: str) -> None:
 @agents.command()
 @click.argument("name")
 def resume(name: str) -> None:
-    """Place executions on a machine again."""
+    """Place runs on a machine again.
+
+    \b
+    Example:
+      occ hub agents resume box
+    """
     hub_client().call("POST", f"/agents/{_quoted(name)}/resume")
     output.echo(f"{name} takes work again.")
 
@@ -327,7 +396,14 @@ def resume(name: str) -> None:
 @agents.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Remove a machine. Its runs end, and its workspaces are placed again from their zips."""
+    """Remove a machine.
+
+    Its runs end, and its workspaces are placed again from their zips.
+
+    \b
+    Example:
+      occ hub agents remove box
+    """
     hub_client().call("DELETE", f"/agents/{_quoted(name)}")
     output.echo(f"{name} is removed. While it runs it registers anew; stop it there, or revoke its key.")
 

@@ -85,7 +85,10 @@ def _listing_options(command: Any) -> Any:
 def jobs(context: click.Context, /, **options: Any) -> None:
     """List executions, newest first.
 
-    Example: occ jobs --state failed --since 2d
+    \b
+    Examples:
+      occ jobs
+      occ jobs --state failed --since 2d
     """
     if context.invoked_subcommand is None:
         _list(**options)
@@ -101,7 +104,9 @@ def jobs(context: click.Context, /, **options: Any) -> None:
 def listing(**options: Any) -> None:
     """List executions, newest first, as `occ jobs` alone does.
 
-    Example: occ jobs list --state running
+    \b
+    Example:
+      occ jobs list --state running
     """
     _list(**options)
 
@@ -171,9 +176,14 @@ def _dumped(schema: str, content: Any) -> Any:
 def show(
     execution_id: str | None, last: bool, url: str | None, token: str | None, pin: str | None, as_json: bool
 ) -> None:
-    """Everything known of one execution. Any beginning of its ID is enough.
+    """Show everything about one execution.
 
-    Example: occ jobs show --last
+    Any beginning of its ID is enough.
+
+    \b
+    Examples:
+      occ jobs show run-4kx
+      occ jobs show --last
     """
     client = remote.elsewhere(url, token, pin, hub=_of_hub())
     if client is not None:
@@ -200,7 +210,15 @@ def show(
 @remote.options("Agent or hub to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /search answers.")
 def search(query: str, limit: int, url: str | None, token: str | None, pin: str | None, as_json: bool) -> None:
-    """Find executions by their prompt or output. By words, "a phrase", the begin* of a word; all must be there."""
+    """Search the prompts and output of executions.
+
+    QUERY is words, "a phrase" or the begin* of a word. All of them must occur.
+
+    \b
+    Examples:
+      occ jobs search milk
+      occ jobs search '"oat milk" shop*' --limit 5
+    """
     client = remote.elsewhere(url, token, pin, hub=_of_hub())
     if client is not None:
         page = client.search(query, limit=limit)
@@ -240,9 +258,14 @@ def tail(
     token: str | None,
     pin: str | None,
 ) -> int:
-    """The output of one execution; with --follow as it comes. Any beginning of its ID is enough.
+    """Print the output of one execution.
 
-    Example: occ jobs tail --follow --last
+    With --follow the output is printed as it arrives. Any beginning of its ID is enough.
+
+    \b
+    Examples:
+      occ jobs tail run-4kx
+      occ jobs tail --follow --last
     """
     client = remote.elsewhere(url, token, pin, hub=_of_hub())
     if client is not None:
@@ -282,9 +305,13 @@ def _event(event: events.StoredEvent) -> StreamEvent:
 @_of_the_hub
 @remote.options("Agent or hub to ask.")
 def cancel(execution_id: str | None, last: bool, url: str | None, token: str | None, pin: str | None) -> None:
-    """End one execution; harmless when it is over. Needs the agent to run. Any beginning of its ID is enough.
+    """Cancel one execution.
 
-    Example: occ jobs cancel run-4kx
+    The agent must run. Any beginning of its ID is enough. An execution that is over stays as it is.
+
+    \b
+    Example:
+      occ jobs cancel run-4kx
     """
     client = remote.chosen(url, token, pin, hub=_of_hub())
     meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
@@ -302,7 +329,14 @@ def cancel(execution_id: str | None, last: bool, url: str | None, token: str | N
     help="Delete output and prompts of executions that ended longer ago: 12h, 30d, 4w.",
 )
 def prune(older_than: str) -> None:
-    """Forget the prompts and output of old executions. Their ids, states and outcomes stay."""
+    """Delete the prompts and output of old executions.
+
+    Their ids, states and outcomes stay.
+
+    \b
+    Example:
+      occ jobs prune --older-than 30d
+    """
     config = _config()
     database = schema.opened(_existing(config))
     clock.require(database)

@@ -20,11 +20,14 @@ from occ_app.config.settings import http_url, is_loopback
 @click.option("--token", metavar="TOKEN", help="Its token or key, @FILE, or OCC_TOKEN.  [default: ask for it]")
 @click.option("--pin", metavar="FINGERPRINT", help="The TLS certificate to trust, and no other.")
 def login(url: str, name: str | None, token: str | None, pin: str | None) -> None:
-    """Store the address and key of an agent or hub. Commands use it from then on without --url, --token and --pin.
+    """Store the address and key of an agent or hub.
 
-    A self-signed certificate is shown and must be confirmed before the key is sent. Without a terminal pass --pin.
+    Later commands need no --url, --token or --pin. A self-signed certificate is shown and must be confirmed before the
+    key is sent. Without a terminal pass --pin.
 
-    Example: occ login https://hub.example.com
+    \b
+    Example:
+      occ login https://hub.example.com
     """
     try:
         url = http_url(url)
@@ -133,11 +136,14 @@ def _kind(client: AgentClient) -> str:
 @click.command()
 @click.argument("name", required=False)
 def logout(name: str | None) -> None:
-    """Forget a remote and its key.  [default: the default remote]
+    """Forget a remote and its key.
 
-    The key stays valid there: `occ hub keys revoke` on the hub, or `occ token rotate` on the agent, ends it.
+    Without NAME it is the default remote. The key stays valid there: `occ hub keys revoke` on the hub, or
+    `occ token rotate` on the agent, ends it.
 
-    Example: occ logout hub.example.com
+    \b
+    Example:
+      occ logout hub.example.com
     """
     if name is None:
         known = remotes.default()
@@ -153,9 +159,14 @@ def logout(name: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def remotes_group(context: click.Context, as_json: bool) -> None:
-    """List the agents and hubs that you have logged in to. Keys are not shown.
+    """List the agents and hubs that you have logged in to.
 
-    Example: occ remotes use hub.example.com
+    Keys are not shown.
+
+    \b
+    Examples:
+      occ remotes
+      occ remotes use hub.example.com
     """
     if context.invoked_subcommand is not None:
         return
@@ -176,9 +187,13 @@ def remotes_group(context: click.Context, as_json: bool) -> None:
 @remotes_group.command("use")
 @click.argument("name")
 def use(name: str) -> None:
-    """Make a remote the one that commands use; `local` is this machine's agent.
+    """Choose the remote that commands use.
 
-    Example: occ remotes use local
+    `local` is the agent of this machine.
+
+    \b
+    Example:
+      occ remotes use local
     """
     if name != remotes.LOCAL and remotes.find(name) is None:
         raise click.UsageError(f"There is no remote {name[:60]!r}; `occ remotes` lists them.")

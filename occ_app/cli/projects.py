@@ -26,14 +26,14 @@ _CONFIGURATION = (".claude/settings.json", ".claude/settings.local.json", ".mcp.
 
 @click.group()
 def projects() -> None:
-    """Folders of this machine that runs may work in: add, list, remove.
+    """Add, list and remove folders that runs may work in.
 
-    A run in a project works in the folder itself. OCC never copies, moves or deletes a project. Works while the agent
-    is down, too.
+    A run in a project works in the folder itself. OCC never copies, moves or deletes a project. The agent need not run.
 
     \b
-    Example: occ projects add ~/code/app
-             occ run --project app "Run the tests and fix what fails."
+    Examples:
+      occ projects add ~/code/app
+      occ run --project app "Run the tests and fix the failures."
     """
 
 
@@ -51,11 +51,14 @@ def projects() -> None:
     help="Key of the hub that may run in it besides admin keys; may be repeated.",
 )
 def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...]) -> None:
-    """Let runs work in the folder PATH. Again with the same name and folder: change --trust and --key.
+    """Let runs work in the folder PATH.
+
+    To change --trust and --key, repeat the command with the same name and folder.
 
     \b
-    Example: occ projects add ~/code/app
-             occ projects add ~/code/app --name api --key laptop
+    Examples:
+      occ projects add ~/code/app
+      occ projects add ~/code/app --name api --key laptop
     """
     chosen = name if name is not None else _plain(folder)
     if not re.fullmatch(_NAME, chosen):
@@ -82,7 +85,9 @@ def _plain(folder: Path) -> str:
 def listing(as_json: bool) -> None:
     """List the projects of this machine.
 
-    Example: occ projects list
+    \b
+    Example:
+      occ projects list
     """
     config = remote.settings()
     found = rows.listing(_rows(config)) if config.database.exists() else []
@@ -112,9 +117,13 @@ def _record(project: rows.Project) -> dict[str, Any]:
 @projects.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Take a project off the list. Its folder and its runs stay; runs that wait for it end.
+    """Remove a project from the list.
 
-    Example: occ projects remove app
+    Its folder and its runs stay. Runs that wait for it end.
+
+    \b
+    Example:
+      occ projects remove app
     """
     config = remote.settings()
     ended = rows.remove(_rows(config), name, lifecycle.end_waiting)

@@ -93,12 +93,16 @@ def run(
     apply: bool,
     as_json: bool,
 ) -> int:
-    """Send a folder and PROMPT to an agent and watch the answer come.
+    """Send a folder and PROMPT to an agent and print the answer.
 
-    The folder becomes a new workspace named after it; nothing is ever overwritten. The exit code is the execution's
-    outcome. Ctrl-C asks whether to leave it running. With - as PROMPT it is read from standard input.
+    The answer is printed as it arrives. The folder becomes a new workspace, named after it; nothing is overwritten.
+    The exit code is the outcome of the execution. Ctrl-C asks whether to leave it running. With - the prompt is read
+    from standard input.
 
-    Example: occ run --dir my-project "Read this project and write its README."
+    \b
+    Examples:
+      occ run --dir my-project "Read this project and write its README."
+      occ run --workspace my-project-3f9a "Now translate it."
     """
     prompt = _prompt(prompt)
     _check_place(folder, workspace, project, session)

@@ -54,10 +54,15 @@ _AS_NAMED = (
 @click.option("--sandbox", metavar="bwrap", help="Show Claude its workspace and the system read-only, nothing else.")
 @click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
 def start(foreground: bool, **flags: Any) -> None:
-    """Start the agent in the background; returns when it answers.
+    """Start the agent in the background and wait until it answers.
 
-    Every option has a variable (OCC_WORKERS, OCC_HTTP_PORT, …) and a line in ~/.occ/config.toml. A setting given twice
-    is taken from the option first, then the variable, then the file.
+    Every option has a variable (OCC_WORKERS, OCC_HTTP_PORT, …) and a line in ~/.occ/config.toml. The option wins over
+    the variable, the variable over the file.
+
+    \b
+    Examples:
+      occ start
+      occ start --remote-url https://hub.example.com --api-key @key.txt
     """
     config = configuration.load(flags=_settings(flags))
     if config.remote_url and not config.api_key:

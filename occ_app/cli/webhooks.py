@@ -19,14 +19,27 @@ from occ_app.hub import webhooks as rows
 
 @click.group()
 def webhooks() -> None:
-    """Send a request to your URLs when an execution ends."""
+    """Send a request to your URLs when an execution ends.
+
+    \b
+    Examples:
+      occ hub webhooks add https://example.com/occ
+      occ hub webhooks log
+    """
 
 
 @webhooks.command()
 @click.argument("url")
 @click.option("--key", metavar="NAME", help="Tell only of executions of this client's key.  [default: of all]")
 def add(url: str, key: str | None) -> None:
-    """Add a URL for executions that end from now on. Prints the id and the signing secret, which is not shown again."""
+    """Add a URL to notify of executions that end.
+
+    Prints the webhook's id and its signing secret, which is not shown again.
+
+    \b
+    Example:
+      occ hub webhooks add https://example.com/occ --key phone
+    """
     webhook, secret = rows.add(_database(), url, key)
     output.echo(f"id      {webhook.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
@@ -37,7 +50,12 @@ def add(url: str, key: str | None) -> None:
 @webhooks.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_webhooks(as_json: bool) -> None:
-    """All webhooks, without their secrets."""
+    """List all webhooks; secrets are not shown.
+
+    \b
+    Example:
+      occ hub webhooks list
+    """
     webhooks_of_hub = rows.listing(_database())
     if as_json:
         reply = [
@@ -52,7 +70,12 @@ def list_webhooks(as_json: bool) -> None:
 @webhooks.command()
 @click.argument("webhook_id", metavar="ID")
 def remove(webhook_id: str) -> None:
-    """Remove a webhook and drop its pending deliveries."""
+    """Remove a webhook and drop its pending deliveries.
+
+    \b
+    Example:
+      occ hub webhooks remove webhook-1f2e3d
+    """
     rows.remove(_database(), webhook_id)
     output.echo(f"{webhook_id} is removed.")
 
@@ -61,7 +84,12 @@ def remove(webhook_id: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def log(limit: int, as_json: bool) -> None:
-    """List deliveries, newest first: attempts, result and next attempt."""
+    """List deliveries, newest first, with their results.
+
+    \b
+    Example:
+      occ hub webhooks log --limit 20
+    """
     records = list(map(_record, rows.log(_database(), limit)))
     if as_json:
         output.echo(json.dumps({"deliveries": records}))

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 @click.group()
 def workspaces() -> None:
-    """The folders executions run in: list, fetch, remove. Needs the agent to run."""
+    """List, fetch and remove the folders that executions run in.
+
+    The agent must run.
+
+    \b
+    Examples:
+      occ workspaces list
+      occ workspaces fetch my-project-3f9a
+    """
 
 
 def _with_client(command: Any) -> Any:
@@ -38,7 +46,12 @@ def _with_client(command: Any) -> Any:
 @_with_client
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /workspaces answers.")
 def listing(client: AgentClient, as_json: bool) -> None:
-    """All workspaces, by id."""
+    """List all workspaces by id.
+
+    \b
+    Example:
+      occ workspaces list
+    """
     records = client.workspaces()
     if as_json:
         output.echo(json.dumps({"workspaces": records}))
@@ -72,7 +85,14 @@ def _row(workspace: Mapping[str, Any]) -> list[str]:
 @click.argument("workspace_id", metavar="ID")
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
-    """Write the files of a workspace, as they are now, to FILE, a zip.  [default: ID.zip]"""
+    """Download the current files of a workspace as a zip.
+
+    Without FILE the zip is named after the workspace.
+
+    \b
+    Example:
+      occ workspaces fetch my-project-3f9a result.zip
+    """
     workspace_id = ids.workspace(client, workspace_id)["workspaceId"]  # refused before anything is written
     target = Path(f"{workspace_id}.zip") if file is None else file
     with new_file(target) as archive:
@@ -84,7 +104,14 @@ def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
 @_with_client
 @click.argument("workspace_id", metavar="ID")
 def remove(client: AgentClient, workspace_id: str) -> None:
-    """Remove a workspace and its files. Its executions stay in the list."""
+    """Remove a workspace and its files.
+
+    Its executions stay in the list.
+
+    \b
+    Example:
+      occ workspaces remove my-project-3f9a
+    """
     workspace_id = ids.workspace(client, workspace_id)["workspaceId"]
     client.delete_workspace(workspace_id)
     output.echo(f"{workspace_id} is removed.")
