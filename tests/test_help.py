@@ -31,9 +31,9 @@ ALL = dict(commands("occ", occ_command))
 
 
 def examples(command: click.Command) -> list[str]:
-    """The lines below `Example:` or `Examples:` in a command's help."""
+    """The commands after `Example:` or `Examples:` in a command's help."""
     _, _, found = inspect.cleandoc(command.help or "").partition("\nExample")
-    return [line.strip() for line in found.splitlines()[1:] if line.strip()]
+    return [line for line in map(str.strip, found.lstrip("s:").splitlines()) if line.startswith("occ ")]
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "occ"])

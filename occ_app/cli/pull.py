@@ -26,9 +26,10 @@ _NAMED = 20
 @click.option("--stat", is_flag=True, help="List the files with their added and deleted lines.")
 @remote.options("Agent or hub to ask.")
 def diff(execution_id: str | None, last: bool, stat: bool, url: str | None, token: str | None, pin: str | None) -> None:
-    """Show the changes of an execution as a patch; without an ID those of the newest.
+    """Show the changes of an execution as a patch.
 
-    On a terminal it is coloured and shown by your pager. Elsewhere it is a patch that `git apply --binary` takes.
+    Without an ID they are those of the newest execution. On a terminal the patch is coloured and
+    shown by your pager. Elsewhere `git apply --binary` takes it.
 
     Example: occ diff --stat
     """
@@ -135,10 +136,10 @@ def pull(
     token: str | None,
     pin: str | None,
 ) -> int:
-    """Write the changes of an execution into a folder; without an ID those of the newest.
+    """Write the changes of an execution into a folder.
 
-    A file that was edited here meanwhile is merged. If one cannot be merged, nothing is written and the files are
-    named.
+    Without an ID they are those of the newest execution. A file that was edited here meanwhile is
+    merged. If one cannot be merged, nothing is written and the files are named.
 
     Example: occ pull run-k3v9q2x7ab --dir my-project
     """
@@ -236,9 +237,10 @@ def _reject(client: AgentClient, execution_id: str, conflicts: Mapping[str, str]
 def restore(
     execution_id: str | None, last: bool, to: str, force: bool, url: str | None, token: str | None, pin: str | None
 ) -> None:
-    """Undo the changes of an execution in its workspace, those of programs that it ran included.
+    """Undo the changes of an execution in its workspace.
 
-    Files that were edited there since are named, and nothing is restored. A restore can be undone, too.
+    Changes by programs that it ran are included. If files were edited there since, they are named and nothing is
+    restored. A restore can be undone, too.
 
     Example: occ restore run-k3v9q2x7ab
     """
