@@ -74,7 +74,9 @@ def approve(client: AgentClient, approval_id: str) -> None:
 @click.argument("why", required=False)
 @_with_client
 def deny(client: AgentClient, approval_id: str, why: str | None) -> None:
-    """Refuse a waiting tool call, question or plan; Claude reads WHY and goes on.
+    """Refuse a waiting tool call, question or plan.
+
+    Claude reads WHY and continues.
 
     Example: occ deny approval-3f9c2a71d0b4 "use the test database"
     """
@@ -87,7 +89,9 @@ def deny(client: AgentClient, approval_id: str, why: str | None) -> None:
 @click.argument("answers", metavar="ANSWER", nargs=-1)
 @_with_client
 def answer(client: AgentClient, approval_id: str, answers: tuple[str, ...]) -> None:
-    """Answer a question of Claude: one ANSWER for each question in it, in order; without one, each is asked here.
+    """Answer a question of Claude.
+
+    Give one ANSWER for each question in it, in order. Without any, each is asked here.
 
     Example: occ answer approval-3f9c2a71d0b4 "Blue"
     """
