@@ -324,6 +324,27 @@ def test_a_restore_that_is_killed_is_finished_by_the_next(
     assert state(agent.root) == after
 
 
+def test_nothing_is_restored_in_a_folder_that_a_link_put_in_a_project_s_place(agent: Agent) -> None:
+    """Neither when asked, with force, nor in finishing a restore that was killed."""
+    with agent.db.write() as connection:
+        connection.execute("UPDATE workspaces SET source = 'folder'")
+    agent.run("one", EVERYTHING)
+    source = agent.source("one", "start")
+    other = agent.folder.with_name("other")
+    shutil.copytree(agent.folder, other / "workspaces", symlinks=True)
+    begun = restores._begin(agent.db, agent.workspace, source, DEAD)
+    restores._prepare(agent.db, agent.snapshots, agent.root, begun, force=False)
+    agent.folder.rename(agent.folder.with_name("moved"))
+    agent.folder.symlink_to(other / "workspaces")
+    before = state(other)
+    (sentence,) = restores.recover(agent.db, agent.snapshots)
+    assert "link" in sentence
+    assert not rows.held(agent.db)
+    with pytest.raises(NotFound, match="link"):
+        restores.restore(agent.db, agent.snapshots, agent.workspace, source, own_identity(), force=True)
+    assert state(other) == before
+
+
 # -- executions whose worker is lost
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from occ_app.claude import projects
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
+from occ_app.errors import NotFound
 
 MAX_PATH_CHARACTERS = 1024
 
@@ -46,6 +47,15 @@ def problem(path: Path, config: Config) -> str | None:
 def was_replaced(path: Path) -> bool:
     """Return whether a project's path, or a folder above it, is a link now: what is there is another folder."""
     return Path(os.path.realpath(path)) != path
+
+
+def refuse_replaced(path: Path) -> None:
+    """Raises NotFound for a project whose folder was replaced by a link."""
+    if was_replaced(path):
+        raise NotFound(
+            "WORKSPACE_NOT_FOUND",
+            f"{path} was replaced by a link; put the folder back, or `occ projects remove` and add it again.",
+        )
 
 
 def overlap(one: Path, other: Path) -> bool:

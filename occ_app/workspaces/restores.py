@@ -25,6 +25,7 @@ from occ_app.snapshots.store import Snapshots
 from occ_app.system.kernel import sync_filesystem
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
+from occ_app.workspaces import folders
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 
@@ -84,6 +85,8 @@ def restore(
             "its changes are not exact: others may have changed files between its end and the snapshot. Look at the"
             " diff, and use `force` to go on",
         )
+    if workspace.is_project:
+        folders.refuse_replaced(Path(workspace.path))
     begun = workspaces.patiently(lambda: _begin(db, workspace, changes, owner))
     root, objects = Path(workspace.path), snapshots.objects(workspace.generation)
     try:
@@ -111,14 +114,20 @@ def recover(db: Database, snapshots: Snapshots) -> list[str]:
     """Finish the restores whose process is gone, and free their workspaces; returns a sentence for each."""
     with db.read() as connection:
         rows = connection.execute(
-            "SELECT r.*, w.path FROM restores r LEFT JOIN workspaces w ON w.generation = r.workspace_generation"
+            "SELECT r.*, w.path, w.source FROM restores r"
+            " LEFT JOIN workspaces w ON w.generation = r.workspace_generation"
             " WHERE r.state = 'running' ORDER BY r.number"
         ).fetchall()
     done = []
     for row in rows:
         if ProcessIdentity(row["owner_boot_id"], row["owner_pid"], row["owner_start"]).alive():
             continue
-        done.append(_recover(db, snapshots, _from_row(row), None if row["path"] is None else Path(row["path"])))
+        root = None if row["path"] is None else Path(row["path"])
+        if root is not None and row["source"] == "folder" and folders.was_replaced(root):
+            _set_state(db, row["number"], "failed")
+            done.append(f"Restore {row['restore_id']} was killed and cannot be finished: {root} is a link now.")
+            continue
+        done.append(_recover(db, snapshots, _from_row(row), root))
     return done
 
 
