@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Conflict, NotFound
@@ -18,6 +19,7 @@ from occ_app.executions import changes as rows
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome, Request
+from occ_app.home import notes
 from occ_app.snapshots import restoring
 from occ_app.snapshots.scan import Limits
 from occ_app.snapshots.store import Snapshots
@@ -25,6 +27,8 @@ from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identi
 from occ_app.workspaces import archives, restores, uploads
 from occ_app.workspaces import workspace as workspaces
 from occ_worker import changes
+from occ_worker.control import snapshot_upkeep
+from occ_worker.control.snapshot_upkeep import SnapshotUpkeep
 from tests.conftest import make_zip
 from tests.test_changes import state
 
@@ -410,3 +414,49 @@ def test_a_stop_leaves_the_last_snapshot_to_the_next_start(agent: Agent) -> None
     assert executions.get(agent.db, "one").why_no_changes == "pending"
     changes.record_lost(agent.db, agent.snapshots, lambda _: None)
     assert executions.get(agent.db, "one").changes["files"] == 1
+
+
+# -- the end of snapshots
+
+
+def upkeep(agent: Agent, tmp_path: Path, disk_bytes: int = 5_000_000_000) -> SnapshotUpkeep:
+    return SnapshotUpkeep(replace(Config(home=tmp_path), snapshot_disk_bytes=disk_bytes), agent.db, agent.snapshots)
+
+
+def test_snapshots_go_with_the_output_and_the_sums_stay(agent: Agent, tmp_path: Path) -> None:
+    agent.run("one", "head -c 300000 /dev/urandom > big")
+    agent.run("two", "rm big")
+    agent.run("three", "echo 3 > a.txt")
+    keeper = upkeep(agent, tmp_path)
+    keeper.keep()
+    used = agent.snapshots.used_bytes()
+    for execution_id in ("one", "two"):
+        lifecycle.forget_prompt(agent.db, executions.get(agent.db, execution_id).number)
+    keeper.keep()
+    assert agent.snapshots.used_bytes() < used - 250_000
+    assert executions.get(agent.db, "one").changes["files"] == 1
+    agent.restore("three")
+    assert (agent.root / "a.txt").read_text() == "a\n"
+
+
+def test_over_the_limit_on_the_disk_the_oldest_snapshots_go(agent: Agent, tmp_path: Path) -> None:
+    for number in range(4):
+        agent.run(f"run-{number}", "head -c 300000 /dev/urandom > big")
+    upkeep(agent, tmp_path, 700_000).keep()
+    assert agent.snapshots.used_bytes() <= 700_000
+    assert all(executions.get(agent.db, f"run-{number}").changes["files"] == 1 for number in range(4))
+    assert notes.noted(agent.db, "snapshots")["bytes"] == agent.snapshots.used_bytes()
+    agent.run("last", "echo x > a.txt")
+    agent.restore("last")
+
+
+def test_the_snapshots_of_a_deleted_workspace_go(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent.run("one", "echo x > a.txt")
+    generation = agent.workspace.generation
+    workspaces.delete(agent.db, "work", agent.folder, lifecycle.end_waiting)
+    keeper = upkeep(agent, tmp_path)
+    keeper.keep()
+    assert agent.snapshots.generations() == [generation]  # it could be an upload's that has no row yet
+    monkeypatch.setattr(snapshot_upkeep, "_YOUNG_SECONDS", -1.0)
+    keeper.keep()
+    assert agent.snapshots.generations() == []

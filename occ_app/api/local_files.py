@@ -16,6 +16,7 @@ from occ_app.api.files import SentFile
 from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
+from occ_app.executions.changes import PRUNED
 from occ_app.executions.records import Execution
 from occ_app.snapshots import changes as differences
 from occ_app.snapshots.changes import Change
@@ -127,7 +128,7 @@ class LocalFiles:
 
 def _trees(execution: Execution) -> tuple[str, str]:
     if execution.start_tree is None or execution.end_tree is None:
-        raise errors.changes_not_found(execution.execution_id, "lost")
+        raise errors.changes_not_found(execution.execution_id, PRUNED)
     return execution.start_tree, execution.end_tree
 
 

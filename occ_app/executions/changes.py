@@ -6,6 +6,7 @@ final event: nothing else runs in it meanwhile.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,3 +90,63 @@ def holding(db: Database) -> list[Execution]:
             select("x.holds_workspace = 1 AND x.last_seq IS NOT NULL ORDER BY x.number")
         ).fetchall()
     return [from_row(row) for row in rows]
+
+
+def newest(db: Database) -> int:
+    """Return a number that grows with each snapshot that is stored or forgotten."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT coalesce(max(number), 0) + count(*)"
+            " + (SELECT coalesce(max(number), 0) FROM restores) AS mark FROM executions WHERE start_tree IS NOT NULL"
+        ).fetchone()
+    return int(row["mark"])
+
+
+def kept_trees(db: Database) -> dict[int, set[str]]:
+    """Return the trees that are needed, by the number of their workspace; workspaces without one are there, too."""
+    with db.read() as connection:
+        rows = connection.execute(
+            """
+            SELECT generation, snapshot AS one, NULL AS other FROM workspaces
+            UNION ALL
+            SELECT workspace_generation, start_tree, end_tree FROM executions
+                WHERE start_tree IS NOT NULL AND workspace_generation IN (SELECT generation FROM workspaces)
+            UNION ALL
+            SELECT workspace_generation, base, result FROM restores
+                WHERE workspace_generation IN (SELECT generation FROM workspaces)
+            UNION ALL
+            SELECT workspace_generation, from_tree, to_tree FROM restores
+                WHERE state = 'running' AND workspace_generation IN (SELECT generation FROM workspaces)
+            """
+        ).fetchall()
+    kept: dict[int, set[str]] = {}
+    for row in rows:
+        kept.setdefault(row["generation"], set()).update({row["one"], row["other"]} - {None})
+    return kept
+
+
+def forget_oldest(db: Database, limit: int) -> int:
+    """Forget the snapshots of the oldest executions and of restores before them; returns how many.
+
+    Their sums stay.
+    """
+    with db.write() as connection:
+        rows = connection.execute(
+            "UPDATE executions SET start_tree = NULL, end_tree = NULL WHERE number IN ("
+            " SELECT number FROM executions WHERE start_tree IS NOT NULL AND holds_workspace IS NULL"
+            " AND last_seq IS NOT NULL ORDER BY number LIMIT :limit) RETURNING finished_at",
+            {"limit": limit},
+        ).fetchall()
+        moment = max((row["finished_at"] for row in rows), default="")
+        forget_restores(connection, moment)
+    return len(rows)
+
+
+def forget_aged(db: Database, before: str) -> None:
+    """Forget restores that were over before a moment, ISO."""
+    with db.write(durable=False) as connection:
+        forget_restores(connection, before)
+
+
+def forget_restores(connection: sqlite3.Connection, before: str) -> None:
+    connection.execute("DELETE FROM restores WHERE state != 'running' AND finished_at < :before", {"before": before})

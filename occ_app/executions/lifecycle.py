@@ -220,9 +220,14 @@ def cancel(
 
 
 def forget_prompt(db: Database, number: int) -> None:
-    """Take the prompt out of a finished execution, which marks it as forgotten."""
+    """Take prompt and snapshots out of a finished execution. One without a prompt counts as forgotten."""
     with db.write(durable=False) as connection:
-        connection.execute("UPDATE executions SET prompt = NULL WHERE number = ? AND last_seq IS NOT NULL", (number,))
+        connection.execute(
+            "UPDATE executions SET prompt = NULL,"
+            " start_tree = iif(holds_workspace IS NULL, NULL, start_tree), end_tree = NULL"
+            " WHERE number = ? AND last_seq IS NOT NULL",
+            (number,),
+        )
 
 
 def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str, after: int = 0) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +68,9 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
     problems += log_problems(db)
     problems += skipped_problems(db)
+    git = shutil.which("git", path=config.cli_environment.get("PATH", os.defpath)) is not None
+    if not git:
+        problems.append("There is no git on PATH, so the changes of executions are not recorded; install git.")
     return {
         "status": "degraded" if problems else "healthy",
         "version": __version__,
@@ -76,6 +80,7 @@ def health(config: Config, db: Database) -> dict[str, Any]:
         "queue": {"depth": waiting},
         "claude": {"version": claude.get("version"), "path": claude.get("path")},
         "skipped": skipped(db),
+        "snapshots": {"git": git, "bytes": noted(db, "snapshots").get("bytes", 0), "limit": config.snapshot_disk_bytes},
         "problems": problems,
     }
 
@@ -84,6 +89,11 @@ def note_pending_log(db: Database, size: int) -> None:
     """Note how many bytes of the write-ahead log a checkpoint could not move into the database."""
     if size > LARGE_LOG_BYTES or noted(db, "log").get("pending"):
         note(db, "log", {"pending": size if size > LARGE_LOG_BYTES else 0})
+
+
+def note_snapshots(db: Database, size: int) -> None:
+    """Note how many bytes the snapshots take."""
+    note(db, "snapshots", {"bytes": size})
 
 
 def log_problems(db: Database) -> list[str]:

@@ -93,5 +93,6 @@ def health(
         "queue": {"depth": waiting},
         "claude": {"version": None, "path": None},
         "skipped": skipped(db),
+        "snapshots": None,
         "problems": problems,
     }

@@ -410,6 +410,14 @@ class SkippedState(Schema):
     unreadable_rows = fields.Integer(data_key="unreadableRows")
 
 
+class SnapshotsState(Schema):
+    """The snapshots of workspaces: whether there is a git, their bytes on the disk, and the most that they may take."""
+
+    git = fields.Boolean()
+    bytes = fields.Integer()
+    limit = fields.Integer()
+
+
 class Health(Schema):
     """The answer to GET /health."""
 
@@ -421,6 +429,7 @@ class Health(Schema):
     queue = fields.Nested(QueueState)
     claude = fields.Nested(ClaudeState)
     skipped = fields.Nested(SkippedState)
+    snapshots = fields.Nested(SnapshotsState, allow_none=True)
     problems = fields.List(fields.String())
 
 

@@ -15,7 +15,7 @@ from occ_app.claude import projects
 from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.executions import changes as rows
-from occ_app.executions import lifecycle
+from occ_app.executions import lifecycle, retention
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import notes as agent
@@ -27,6 +27,7 @@ from occ_app.system.strays import sweep_marked
 from occ_app.workspaces import archives, restores, uploads
 from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
+from occ_worker.control.snapshot_upkeep import SnapshotUpkeep
 from occ_worker.control.upkeep import Upkeep
 
 log = logging.getLogger("occ.control")
@@ -50,6 +51,7 @@ class Control(Upkeep):
     ) -> None:
         super().__init__(config, db)
         self._snapshots = snapshots
+        self._snapshot_upkeep = SnapshotUpkeep(config, db, snapshots)
         self._recording = threading.Lock()
         self._readers = readers
         self._heartbeat = heartbeat
@@ -89,6 +91,13 @@ class Control(Upkeep):
     def under_way(self) -> bool:
         """Whether anything runs, waits or holds its workspace, so that there is something to reap."""
         return any(executions.counts(self._db)) or rows.held(self._db)
+
+    def forget(self) -> None:
+        super().forget()
+        self._snapshot_upkeep.keep()
+
+    def forget_aged(self) -> None:
+        rows.forget_aged(self._db, retention.older_than(self._config.retention_days))
 
     def reap(self) -> None:
         """Finish executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
