@@ -264,6 +264,8 @@ UNSPACED = {
     "th": "ฐานข้อมูลเชื่อมต่อไม่ได้",
     "ko": "데이터베이스에 연결할 수 없습니다",
     "mixed": "重跑gen-itgc后再试",
+    "latin": "日本語のtest文章をAPIで書く🚀2024年",
+    "km": "ភាសាខ្មែរ កម្ពុជា",
 }
 
 
@@ -284,6 +286,17 @@ UNSPACED = {
         ('"데이터베이스에 연결"', ["ko"]),
         ("itgc", ["mixed"]),
         ("itgc后", ["mixed"]),
+        ("本語の", ["latin"]),
+        ("語のtest文", ["latin"]),
+        ("apiで", ["latin"]),
+        ("test", ["latin"]),
+        ("tes", []),  # within Latin letters only whole words, or the beginning of one with a *
+        ("のtes*", ["latin"]),
+        ("2024年", ["latin"]),
+        ("🚀", []),
+        ("書く🚀2024", ["latin"]),
+        ("ខ្មែរ", ["km"]),
+        ("កម្ពុ", ["km"]),
     ],
 )
 def test_words_of_scripts_without_spaces_are_found(rows: Database, query: str, found: list[str]) -> None:
