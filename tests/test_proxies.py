@@ -8,8 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from occ_app.cli import hub, start
 from occ_app.client import agent_client
 from occ_app.client.agent_client import AgentClient
 from occ_app.config import config
@@ -85,6 +88,19 @@ def test_a_public_url_of_a_hub_has_no_path_and_a_network_is_one(tmp_path: Path) 
     assert config.load(homes, {"public_url": "https://example.com/occ"}).public_url == "https://example.com/occ"
     with pytest.raises(ConfigError, match="OCC_TRUSTED_PROXIES"):
         config.load(homes | {"OCC_TRUSTED_PROXIES": "10.0.0.0/8,proxy"}, {})
+
+
+@pytest.mark.parametrize(("command", "load"), [(start.start, "load"), (hub.start, "load_hub")], ids=["agent", "hub"])
+def test_proxies_are_named_by_an_option_too(command: click.Command, load: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = dict[str, Any]()
+
+    def loaded(*, flags: dict[str, Any]) -> None:
+        kept.update(flags)
+        raise ConfigError("stop here")
+
+    monkeypatch.setattr(config, load, loaded)
+    CliRunner().invoke(command, ["--trusted-proxy", "10.0.0.0/8", "--trusted-proxy", "::1"])
+    assert kept["trusted_proxies"] == "10.0.0.0/8,::1"
 
 
 @pytest.fixture

@@ -46,6 +46,12 @@ hub.add_command(webhooks)
 @click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")
 @click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
 @click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
+@click.option(
+    "--trusted-proxy",
+    metavar="NETWORK",
+    multiple=True,
+    help="Address or network of a proxy whose X-Forwarded headers are believed; may be repeated.",
+)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
 def start(foreground: bool, **flags: Any) -> None:
     """Start the hub in the background and wait until it answers.
@@ -58,8 +64,9 @@ def start(foreground: bool, **flags: Any) -> None:
       occ hub start --bind-address 0.0.0.0 --tls self-signed
     """
     named = {name: flags[name] for name in _AS_NAMED}
-    hosts = ",".join(flags["allowed_host"]) or None
-    config = configuration.load_hub(flags={**named, "http_port": flags["port"], "allowed_hosts": hosts})
+    lists = {"allowed_hosts": flags["allowed_host"], "trusted_proxies": flags["trusted_proxy"]}
+    joined = {name: ",".join(values) or None for name, values in lists.items()}
+    config = configuration.load_hub(flags={**named, **joined, "http_port": flags["port"]})
     if foreground:
         from occ_app.supervisor.supervisor import prepare_hub
 

@@ -49,6 +49,12 @@ _AS_NAMED = (
 @click.option("--label", metavar="LABEL", multiple=True, help="Label for placement; may be repeated.")
 @click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
 @click.option(
+    "--trusted-proxy",
+    metavar="NETWORK",
+    multiple=True,
+    help="Address or network of a proxy whose X-Forwarded headers are believed; may be repeated.",
+)
+@click.option(
     "--trust-workspaces", is_flag=True, help="Let uploads bring settings, hooks, MCP servers: they run as you."
 )
 @click.option("--sandbox", metavar="bwrap", help="Show Claude its workspace and the system read-only, nothing else.")
@@ -83,6 +89,7 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
         "trust_workspaces": "true" if flags["trust_workspaces"] else None,
         "labels": ",".join(flags["label"]) or None,
         "allowed_hosts": ",".join(flags["allowed_host"]) or None,
+        "trusted_proxies": ",".join(flags["trusted_proxy"]) or None,
     }
 
 

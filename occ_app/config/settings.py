@@ -166,7 +166,10 @@ class Setting:
 
 
 # The flags that are not called as their setting.
-FLAGS = {"http_port": "--port", "labels": "--label", "allowed_hosts": "--allowed-host"}
+FLAGS = {
+    **{"http_port": "--port", "labels": "--label"},
+    **{"allowed_hosts": "--allowed-host", "trusted_proxies": "--trusted-proxy"},
+}
 
 _SIZE = _whole(1, 1 << 40)
 
