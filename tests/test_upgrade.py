@@ -61,7 +61,8 @@ class Installation:
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Iterator[Installation]:
+def copied(tmp_path: Path) -> Iterator[Installation]:
+    """An installation with no daemon yet; afterwards its hub is stopped."""
     tree = tmp_path / "tree"
     for name in ("occ_app", "occ_worker", "migrations"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -69,7 +70,6 @@ def installed(tmp_path: Path) -> Iterator[Installation]:
         shutil.copy(ROOT / name, tree / name)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OCC_HUB_HOME": str(tmp_path / "hub")}
     made = Installation(tree, tmp_path, environment | {"PYTHONPATH": str(tree)})
-    assert made.occ("hub", "start", "--port", "0").returncode == 0, made.log()
     yield made
 
     def stopped() -> bool:
@@ -78,6 +78,13 @@ def installed(tmp_path: Path) -> Iterator[Installation]:
         return not processes_with(f"OCC_HUB_HOME={tmp_path / 'hub'}\0".encode())
 
     wait_until(stopped, "the hub to stop", 30)
+
+
+@pytest.fixture
+def installed(copied: Installation) -> Installation:
+    """An installation with a hub in the background."""
+    assert copied.occ("hub", "start", "--port", "0").returncode == 0, copied.log()
+    return copied
 
 
 def test_a_daemon_whose_files_changed_serves_its_own_pages_and_says_so(installed: Installation) -> None:
@@ -112,6 +119,31 @@ def test_a_part_that_ends_after_an_upgrade_has_all_parts_start_from_the_new_file
     assert "started again from the new files" in installed.log()
     daemon_json = json.loads((installed.folder / "hub" / "run" / "daemon.json").read_text())
     assert daemon_json["version"] == "99.0.0"
+
+
+def test_a_foreground_daemon_keeps_its_code_until_a_part_ends_then_stops_as_a_whole_and_says_so(
+    copied: Installation,
+) -> None:
+    """Its terminal or service manager starts it again, so it does not replace itself there."""
+    command = [sys.executable, "-P", "-m", "occ_app.cli", "hub", "start", "--foreground", "--port", "0"]
+    with (copied.folder / "terminal").open("w") as terminal:
+        hub = subprocess.Popen(command, env=copied.environment, cwd=copied.folder, stderr=terminal, stdout=terminal)
+    try:
+        wait_until(lambda: "The hub is running at" in (copied.folder / "terminal").read_text(), "the hub to serve", 30)
+        before = copied.status()
+        copied.upgrade()
+        assert any("version 0.1.0" in problem for problem in copied.status()["problems"])
+        with urllib3.PoolManager(retries=False) as pool:
+            assert pool.request("GET", before["url"] + "/login").status == 200
+        control = next(p for p in psutil.Process(before["pid"]).children() if "control" in command_line(p))
+        control.kill()
+        assert hub.wait(30) == 1
+    finally:
+        hub.kill()
+        hub.wait()
+    assert "files of OCC changed" in (copied.folder / "terminal").read_text()
+    assert not processes_with(f"OCC_HUB_HOME={copied.folder / 'hub'}\0".encode())
+    assert copied.occ("hub", "start", "--port", "0").returncode == 0  # from the new files
 
 
 def test_files_that_cannot_be_loaded_leave_the_rest_of_the_daemon_running(installed: Installation) -> None:
