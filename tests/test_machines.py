@@ -19,9 +19,9 @@ import pytest
 from occ_app.claude.program import Cli
 from occ_app.client.hub_client import HubClient
 from occ_app.config.config import Config
-from occ_app.errors import Refused, Unreachable
-from occ_app.home import machine, state
-from occ_app.supervisor import registration
+from occ_app.errors import Refused, StartFailed, Unreachable
+from occ_app.home import machine, quarantine, state
+from occ_app.supervisor import registration, startup
 from occ_app.supervisor.registration import Registered
 from occ_app.system import proofs
 from occ_app.system.files import short_path
@@ -361,6 +361,7 @@ def test_an_agent_without_proofs_takes_no_id_of_a_live_one(hub: HubApp, tmp_path
         body = {"protocol": 1, "agentId": first["agentId"], "name": "old", "version": "0.1.0", "workers": 1}
         another = hub.call("POST", "/api/agents/register", key, json={**body, "port": 2}).get_json()
         assert another["agentId"] != first["agentId"]
+        assert first["agentId"] in str(problems(hub))
         same = hub.call("POST", "/api/agents/register", key, json={**body, "port": 1}).get_json()
         assert same["agentId"] == first["agentId"]  # its daemon, whose token was refused
 
@@ -385,3 +386,16 @@ def test_a_key_s_limit_holds_for_a_machine_that_comes_with_another_key(hub: HubA
     box.key = few
     with pytest.raises(Refused, match="is for 1 machines"):
         box.start(hub)
+
+
+def test_a_damaged_secret_is_put_aside_and_one_that_others_can_read_stops_a_start(tmp_path: Path) -> None:
+    config = Box(tmp_path, "key").config()
+    machine.ensure(config.machine)
+    config.machine.chmod(0o640)
+    with pytest.raises(StartFailed, match="can be read by others"):
+        startup.clean(config, 0)
+    config.machine.write_text('{"secret": "short"')
+    [told] = quarantine.put_unreadable_aside(config)
+    assert "register this machine as a new one" in told
+    assert not config.machine.exists()
+    assert list(tmp_path.glob("machine.json.unreadable-*"))

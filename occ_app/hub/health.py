@@ -60,7 +60,7 @@ def _copied(machines: list[Agent]) -> list[str]:
     """Return a problem for each machine of which a copy registered within the last day."""
     return [
         f"A copy of agent {machine.name} ({machine.agent_id}) registered at {machine.copied_at} while it ran, and is"
-        " another machine now; its own problems name it. Stop the one that is not needed."
+        " another machine now. Stop the one that is not needed."
         for machine in machines
         if machine.copied_at is not None and is_recent(machine.copied_at)
     ]

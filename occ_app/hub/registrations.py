@@ -92,8 +92,8 @@ def _refuse_copy(db: Database, holder: Agent, said: Said, answered: bool | None)
             f"This hub has just started, and another instance of agent {holder.name} may come back to it; register"
             " again in a moment.",
         )
+    _note_copy(db, holder)
     if said["machine"] is not None:
-        _note_copy(db, holder)
         raise errors.Conflict(
             "MACHINE_IN_USE",
             f"Agent {holder.name} ({holder.agent_id}) runs with the same machine.json, so this home is a copy of its"
