@@ -133,6 +133,63 @@ def test_a_repository_that_git_refuses_is_read_by_its_patterns(tmp_path: Path, m
     assert sent(folder) == [".gitignore", "main.js"]
 
 
+NAMINGS = {
+    "included": {"me/.gitconfig": "[include]\npath = more\n", "me/more": "[core]\nexcludesFile = ~/ignore # mine\n"},
+    "user": {"me/.gitconfig": '[core]\n\texcludesFile = "~/ignore" ; mine\n'},
+    "system": {"system": "[core]\nexcludesfile=~/ignore\n"},
+    "later": {"me/.gitconfig": "[core]\nexcludesFile = ~/no\n[user]\nname = n\n[core]\nexcludesFile = ~/ignore\n"},
+}
+
+
+@pytest.mark.parametrize("naming", [*NAMINGS, "repository", "command"])
+def test_the_ignore_file_that_gits_settings_name_counts_also_where_git_lists_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naming: str
+) -> None:
+    folder = made(tmp_path / "a", {"main.js": "1", "secret.key": "1"})
+    made(tmp_path, {"me/ignore": "*.key\n", "me/no": "*.js\n", **NAMINGS.get(naming, {})}, repository=False)
+    monkeypatch.delenv("GIT_CONFIG_NOSYSTEM")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", str(tmp_path / "system"))
+    if naming == "repository":
+        git(folder, "config", "core.excludesFile", "~/ignore")
+    if naming == "command":  # as within an alias or a hook of `git -c …`
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.excludesFile")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(tmp_path / "me/ignore"))
+    assert sent(folder) == ["main.js"]
+    if naming not in ("included", "command"):  # only git itself reads these
+        assert without_git(folder, monkeypatch) == ["main.js"]
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert sent(folder) == ["main.js"]
+
+
+def test_a_linked_work_tree_obeys_the_ignore_files_of_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = made(tmp_path / "main", {".gitignore": "*.log\n", "a.js": "1"})
+    git(main, "add", ".")
+    git(main, "commit", "-qm", "x")
+    git(main, "worktree", "add", "-q", str(tmp_path / "linked"))
+    (main / ".git/info").mkdir(exist_ok=True)
+    (main / ".git/info/exclude").write_text("*.key\n")
+    linked = made(tmp_path / "linked", {"b.js": "1", "x.log": "1", "x.key": "1"}, repository=False)
+    expected = [".gitignore", "a.js", "b.js"]
+    assert sent(linked) == without_git(linked, monkeypatch) == expected
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(linked.parent))
+    made(linked, {"sub/c.js": "1", "sub/x.key": "1"}, repository=False)
+    assert sent(linked / "sub") == ["c.js"]
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert sent(linked) == [*expected, "sub/c.js"]
+
+
+def test_a_sparse_checkout_sends_the_files_that_are_there(tmp_path: Path) -> None:
+    folder = made(tmp_path / "a", {"top.js": "1", "in/a.js": "1", "out/b.js": "1", "out/deep/c.js": "1"})
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "x")
+    git(folder, "sparse-checkout", "set", "--cone", "--sparse-index", "in")
+    made(folder, {"out/new.js": "1"}, repository=False)
+    assert sent(folder) == listed(folder) == ["in/a.js", "out/new.js", "top.js"]
+
+
 @pytest.mark.parametrize(
     ("patterns", "ignored"),
     [

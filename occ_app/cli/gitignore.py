@@ -175,19 +175,52 @@ def _shared_ignore_files(root: Path) -> list[Path]:
         mark = root / _content(mark).decode(errors="replace").removeprefix("gitdir:").strip()
         common = _content(mark / "commondir").decode(errors="replace").strip()
         mark = mark / common if common else mark
-    return [*_user_ignore_file(), mark / "info" / "exclude"]
+    return [*_excludes_file(mark / "config"), mark / "info" / "exclude"]
 
 
-def _user_ignore_file() -> list[Path]:
+def _excludes_file(repository: Path) -> list[Path]:
+    """Return the ignore file that git's settings name, those of the repository first, else the usual one of the user.
+
+    `repository` is the repository's settings file.
+    """
     try:
         home = Path.home()
     except RuntimeError:  # a user without one
         return []
-    configuration = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git"
-    candidate = configuration / "ignore"
-    for path in (configuration / "config", Path(os.environ.get("GIT_CONFIG_GLOBAL") or home / ".gitconfig")):
+    git = shutil.which("git")
+    named = _excludes_file_read(home, repository) if git is None else _excludes_file_told(git, repository)
+    if named is None:
+        return [Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git" / "ignore"]
+    return [Path(named)] if named else []
+
+
+def _excludes_file_told(git: str, repository: Path) -> str | None:
+    """Return git's own reading of core.excludesFile, for a repository that git does not list; None when it is unset."""
+    scopes = [["--file", str(repository)]] if repository.is_file() else []
+    for scope in (*scopes, []):  # the second: of the system, the user, and the environment
+        command = [git, "-C", "/", "config", *scope, "--includes", "--type=path", "--get", "core.excludesFile"]
+        done = subprocess.run(
+            command, env=git_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        if done.returncode == 0:
+            return os.fsdecode(done.stdout.rstrip(b"\n"))
+    return None
+
+
+def _excludes_file_read(home: Path, repository: Path) -> str | None:
+    """Read core.excludesFile without git: only the files that git reads first, and nothing that they include."""
+    user = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git" / "config"
+    places = [user, Path(os.environ.get("GIT_CONFIG_GLOBAL") or home / ".gitconfig"), repository]
+    if not os.environ.get("GIT_CONFIG_NOSYSTEM"):
+        places.insert(0, Path(os.environ.get("GIT_CONFIG_SYSTEM") or "/etc/gitconfig"))
+    found: str | None = None
+    for path in places:
         section = re.findall(rb"^\s*\[\s*core\s*\]([^\[]*)", _content(path), re.IGNORECASE | re.MULTILINE)
-        named = re.findall(rb"^\s*excludesfile\s*=\s*\"?([^\"\n]+)", b"\n".join(section), re.IGNORECASE | re.MULTILINE)
+        named = re.findall(
+            rb"^\s*excludesfile\s*=[ \t]*(?:\"([^\"\n]*)\"|([^\"#;\n]*))",
+            b"\n".join(section),
+            re.IGNORECASE | re.MULTILINE,
+        )
         if named:
-            candidate = Path(os.fsdecode(named[-1].strip())).expanduser()
-    return [candidate]
+            found = os.path.expanduser(os.fsdecode((named[-1][0] or named[-1][1]).strip()))
+    return found
