@@ -612,3 +612,10 @@ def m018_approvals(db: Database) -> None:
         "CREATE INDEX approvals_of ON approvals (execution)",
     ):
         db.execute(statement)
+
+
+@occ()
+def m019_updates(db: Database) -> None:
+    """Jobs that change a workspace: the snapshot that they change, and a JSON list of the paths to delete."""
+    db.execute("ALTER TABLE workspace_jobs ADD COLUMN base TEXT")
+    db.execute("ALTER TABLE workspace_jobs ADD COLUMN deletions TEXT")

@@ -383,7 +383,7 @@ def test_a_pull_in_conflict_writes_nothing_and_names_the_files(agent: Occ, folde
     assert tree(folder) == before | {"new": b"n\n"}
     (patch,) = folder.parent.glob("occ-rejected-*/*.patch")
     assert b"+run's" in patch.read_bytes()
-    agent.command("pull", "--dir", str(folder), "--force")
+    agent.command("pull", sent, "--dir", str(folder), "--force")
     assert b"run's" in (folder / "edited").read_bytes()
 
 

@@ -124,7 +124,10 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "waiting",
             )
         ),
-        *(f"occ_app/workspaces/{module}.py" for module in ("places", "projects", "restores", "uploads", "workspace")),
+        *(
+            f"occ_app/workspaces/{module}.py"
+            for module in ("places", "projects", "restores", "updates", "uploads", "workspace")
+        ),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
         *(
             f"occ_app/hub/{module}.py"

@@ -19,7 +19,7 @@ from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import EXPECTS, FROM_HUB, ZIP, contract
 from occ_app.workspaces import origin as origins
-from occ_app.workspaces import uploads
+from occ_app.workspaces import updates, uploads
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.origin import Origin
 
@@ -44,43 +44,53 @@ def init() -> Response:
         )
     form = web.loaded(schemas.InitForm, request.form.to_dict())
     upload = request.files.get("zip")
-    if upload is None:
-        raise errors.InvalidRequest("The file part `zip` is missing.", {"zip": ["Missing file part."]})
     return web.json_response(make(form, upload, web.expected_generation(), web.origin()))
 
 
 def make(
-    form: Mapping[str, Any], upload: FileStorage, expected: int | None = None, origin: Origin | None = None
+    form: Mapping[str, Any], upload: FileStorage | None, expected: int | None = None, origin: Origin | None = None
 ) -> dict[str, Any]:
-    """Make a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
+    """Make or update a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
 
     With `expected` the workspace must have that number, with 0 there must be none. Raises RequestError for a wrong zip,
     Conflict for a project or another workspace than the expected one, Unavailable when it took too long.
     """
+    deleted, base, policy = updates.deletions(form.get("deletions", "[]")), form.get("base"), form["process_policy"]
+    updates.check_form(policy, base, deleted, strip_root=form["strip_root"], has_zip=upload is not None)
+    if policy == "update":
+        workspaces.get(services().db, form["workspace_id"], callers.caller().visible_to)
     with contextlib.suppress(errors.NotFound):
         existing = workspaces.get(services().db, form["workspace_id"], callers.caller().visible_to)
         workspaces.refuse_folder(existing.workspace_id, existing.source)
         origins.refuse_other(existing.workspace_id, existing.origin, origin)
-    upload.stream.flush()
-    path = Path(upload.stream.name or "")
-    if path.stat().st_size > services().config.max_upload_bytes:
-        raise errors.TooLarge(f"The zip is over {services().config.max_upload_bytes} bytes; leave something out of it.")
+    path = None if upload is None else _file(upload)
     number = uploads.submit(
         services().db,
         uploads.Upload(
             form["workspace_id"],
             form["name"],
             form["description"],
-            form["process_policy"],
+            policy,
             path,
             callers.caller().key_id,
             callers.caller().owner_id,
             form["strip_root"],
             expected,
             origin,
+            base,
+            deleted,
         ),
     )
     return _await_job(number)
+
+
+def _file(upload: FileStorage) -> Path:
+    """Return the path of an uploaded zip. Raises TooLarge."""
+    upload.stream.flush()
+    path = Path(upload.stream.name or "")
+    if path.stat().st_size > services().config.max_upload_bytes:
+        raise errors.TooLarge(f"The zip is over {services().config.max_upload_bytes} bytes; leave something out of it.")
+    return path
 
 
 def _await_job(number: int) -> dict[str, Any]:

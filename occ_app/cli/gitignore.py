@@ -66,6 +66,16 @@ def _obstacle(path: Path) -> str | None:
     return None if readable else "it cannot be read"
 
 
+def names_as_ignored(folder: Path, path: Path) -> bool:
+    """Whether git ignores a path below a folder, there or not; False without git."""
+    git = shutil.which("git")
+    if git is None:
+        return False
+    command = [git, "-C", str(folder), "check-ignore", "-q", "--", str(path)]
+    done = subprocess.run(command, env=git_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.returncode == 0
+
+
 # -- with git
 
 

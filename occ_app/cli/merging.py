@@ -47,7 +47,10 @@ class Operation:
 
 @dataclass
 class Plan:
-    """The outcome for each path: written, removed, merged, the same already, left out or in conflict, with reasons."""
+    """The outcome for each path: written, removed, merged, the same already, left out or in conflict, with reasons.
+
+    `results` are the run's versions of all but those left out: their SHA-256 and whether they are executable.
+    """
 
     written: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -55,6 +58,7 @@ class Plan:
     same: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
+    results: dict[str, tuple[str, bool] | None] = field(default_factory=dict)
 
 
 class _Conflict(Exception):
@@ -134,12 +138,15 @@ class _Planner:
     def stage(self, operation: Operation) -> None:
         """Stage an operation. Raises _Conflict."""
         here, mode = self._update.look(operation.path)
+        result = None if operation.result is None else self._content(operation.result, "end")
+        executable = operation.mode == "100755"
+        self.done.results[operation.path] = None if result is None else (digest(result), executable)
         if here == OTHER:
             raise _Conflict("a link, a folder or an unreadable file has its place")
-        if operation.result is None:
+        if result is None:
             self._stage_removal(operation, here)
         else:
-            self._stage_file(operation, here, mode, self._content(operation.result, "end"))
+            self._stage_file(operation, here, mode, result)
 
     def _stage_file(self, operation: Operation, here: str | None, here_mode: int, result: bytes) -> None:
         path, update = operation.path, self._update

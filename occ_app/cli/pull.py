@@ -6,13 +6,14 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from occ_app import errors
-from occ_app.cli import ids, merging, output, remote, tree_update
+from occ_app.cli import folders, ids, merging, output, remote, tree_update
 from occ_app.client import results
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Changes, Entry
@@ -55,16 +56,20 @@ def _meant(client: AgentClient, given: str | None, *, last: bool) -> str:
     return meant
 
 
-def show_changes(client: AgentClient, execution_id: str, again: str, *, project: bool) -> None:
-    """Print the sums of an execution's changes, and the commands that show them and bring them here."""
+def changes_of(client: AgentClient, execution_id: str) -> Changes | None:
+    """Return the changes of an execution, once they are stored; None, with the reason printed, where there are none."""
     try:
-        changes = results.changes(client, execution_id)
+        return results.changes(client, execution_id)
     except errors.Refused as refusal:
         if refusal.code == "CHANGES_NOT_FOUND":
             output.note(str(refusal))
-        return
     except errors.Unreachable:
-        return
+        pass
+    return None
+
+
+def show_changes(changes: Changes, execution_id: str, again: str, *, project: bool) -> None:
+    """Print the sums of an execution's changes, and the commands that show them and bring them here."""
     output.note(output.changes_text(_sums(changes)))
     if changes.entries:
         output.note(f"see them with: occ diff {execution_id}{again}")
@@ -143,21 +148,48 @@ def pull(
 
     Example: occ pull run-k3v9q2x7ab --dir my-project
     """
-    client = remote.chosen(url, token, pin)
-    meant = _meant(client, execution_id, last=last)
-    return bring(client, meant, folder, force=force, reject=reject, trust=trust)
+    client, place = remote.chosen(url, token, pin), remote.place_name(url, token, pin)
+    folder, choices = folder.resolve(), Choices(force=force, reject=reject, trust=trust)
+    if execution_id is None and not last:
+        waiting = _waiting(client, folder, place)
+        if waiting is not None:
+            return max([bring(client, each, folder, place, choices) for each in waiting], default=0)
+    return bring(client, _meant(client, execution_id, last=last), folder, place, choices)
 
 
-def bring(
-    client: AgentClient,
-    execution_id: str,
-    folder: Path,
-    *,
-    force: bool = False,
-    reject: bool = False,
-    trust: bool = False,
-    report: Callable[[str], object] = output.echo,
-) -> int:
+@dataclass(frozen=True)
+class Choices:
+    """The options of a pull, and the function that prints its result."""
+
+    force: bool = False
+    reject: bool = False
+    trust: bool = False
+    report: Callable[[str], object] = output.echo
+
+
+def _waiting(client: AgentClient, folder: Path, place: str) -> list[str] | None:
+    """Return the runs whose changes the folder does not have, oldest first; None for a folder that was never sent."""
+    sent = folders.load(folder, place)
+    if sent is None or sent.snapshot is None:
+        return None
+    page = client.executions(workspaceId=sent.workspace, limit=1000)["executions"]
+    changed = [each["executionId"] for each in page if each.get("changes") and each["changes"]["files"]]
+    changed += [each["executionId"] for each in page if each.get("changesReason") == "pending"]
+    by_base = dict[str | None, tuple[str, str | None]]()
+    for execution_id in changed:
+        changes = results.changes(client, execution_id)
+        by_base.setdefault(changes.base, (execution_id, changes.result))
+    found, snapshot = list[str](), sent.snapshot
+    while snapshot in by_base:
+        execution_id, result = by_base.pop(snapshot)
+        found.append(execution_id)
+        snapshot = result or ""
+    if not found:
+        output.echo("Nothing to write: no run changed the workspace since.")
+    return found
+
+
+def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choices: Choices) -> int:
     """Write the changes of an execution into a folder; returns 1 when files in conflict were left as they are.
 
     Raises NotWritten when nothing was written.
@@ -174,19 +206,32 @@ def bring(
     def content(path: str, at: str) -> bytes:
         return results.file(client, execution_id, path, at)
 
-    with tree_update.TreeUpdate(folder.resolve()) as update:
+    with tree_update.TreeUpdate(folder) as update:
         if update.recovered is not None:
             output.note(update.recovered)
-        outcome = merging.plan(update, changes.entries, content, trust=trust, force=force)
+        outcome = merging.plan(update, changes.entries, content, trust=choices.trust, force=choices.force)
         for path, reason in outcome.left_out.items():
             output.note(f"left out, since {reason}: {visible_line(path)}")
-        if outcome.conflicts and not reject:
-            raise errors.NotWritten(_conflict_text(outcome.conflicts, force=force))
+        if outcome.conflicts and not choices.reject:
+            raise errors.NotWritten(_conflict_text(outcome.conflicts, force=choices.force))
         update.commit()
-    _report(outcome, report)
+    _remember(client, execution_id, folder, place, changes, outcome)
+    _report(outcome, choices.report)
     if outcome.conflicts:
         _reject(client, execution_id, outcome.conflicts)
     return 1 if outcome.conflicts else 0
+
+
+def _remember(
+    client: AgentClient, execution_id: str, folder: Path, place: str, changes: Changes, outcome: merging.Plan
+) -> None:
+    """Note which files of the workspace the folder has now, so that later edits of it can be sent."""
+    sent = folders.load(folder, place)
+    if sent is None or client.execution(execution_id)["workspaceId"] != sent.workspace:
+        return
+    now = folders.pulled(sent, changes.base, changes.result, outcome.results)
+    if now != sent:
+        folders.save(now)
 
 
 def _conflict_text(conflicts: Mapping[str, str], *, force: bool) -> str:

@@ -96,6 +96,12 @@ def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
     return _place(known, _secret(token) or known.token, pin)
 
 
+def place_name(url: str | None, token: str | None, pin: str | None) -> str:
+    """Return a lasting name for the agent or hub that `decide` finds: its address, or the home of this machine's."""
+    place = decide(url, token, pin)
+    return place.url if place is not None else str(configuration.home_folder())
+
+
 def elsewhere(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient | None:
     """Return a client of the agent or hub that `decide` finds, which is named on standard error; None for a local."""
     place = decide(url, token, pin, hub=hub)

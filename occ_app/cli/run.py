@@ -8,17 +8,19 @@ import shlex
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from occ_app import errors
-from occ_app.cli import ids, output, output_failed, remote, transcript
+from occ_app.cli import folders, output, output_failed, remote, run_target, transcript
 from occ_app.cli.approvals import asking
-from occ_app.cli.pull import bring, show_changes
-from occ_app.cli.upload import upload
+from occ_app.cli.pull import Choices, bring, changes_of, show_changes
+from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
+from occ_app.client.results import Changes
 from occ_app.client.sse import StreamEvent
 from occ_app.config.settings import PERMISSIONS
 from occ_app.system.short_ids import new_execution_id
@@ -72,6 +74,13 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: what the machine must have; may be repeated.")
 @remote.options("Agent or hub to send it to.")
 @click.option("-d", "--detach", is_flag=True, help="Return once it is accepted, and print its id alone on a line.")
+@click.option(
+    "-c",
+    "--continue",
+    "continued",
+    is_flag=True,
+    help="Continue where the folder was sent: workspace, session.",
+)
 @click.option("--apply", is_flag=True, help="Write the changes into the folder, as `occ pull` does.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def run(
@@ -90,6 +99,7 @@ def run(
     token: str | None,
     pin: str | None,
     detach: bool,
+    continued: bool,
     apply: bool,
     as_json: bool,
 ) -> int:
@@ -105,73 +115,68 @@ def run(
       occ run --workspace my-project-3f9a "Now translate it."
     """
     prompt = _prompt(prompt)
-    _check_place(folder, workspace, project, session)
+    run_target.check(folder, workspace, project, session, continued=continued)
     if apply and (detach or project is not None):
         raise click.UsageError("--apply waits for the end of a run, and a project has its changes already.")
-    client = remote.chosen(url, token, pin)
-    workspace = _existing(client, workspace, project)
+    client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
     if agent or label:
-        _check_hub(client)
-    sent = workspace is None
-    if workspace is None:
-        workspace = upload(client, folder or _here())
+        run_target.check_hub(client)
+    place = remote.place_name(url, token, pin)
+    if workspace is not None or project is not None:
+        target = Target(run_target.existing(client, workspace, project), session, None)
+    else:
+        target = run_target.sent(client, place, folder, continued=continued)
     execution_id = new_execution_id()
-    settings: dict[str, Any] = {"sessionId": session, "model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
+    limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
+    settings: dict[str, Any] = {"sessionId": target.session, **limits}
     settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None}
     options = {name: value for name, value in settings.items() if value is not None}
-    accepted = f"{execution_id} in workspace {workspace}"
-    events = _announced(client.execute(workspace, prompt, executionId=execution_id, **options), accepted)
+    events = _announced(
+        client.execute(target.workspace, prompt, executionId=execution_id, **options), execution_id, target
+    )
     events = asking(client, events, here=not as_json)
     try:
         if detach:
-            return _detached(events, execution_id, remote.again(url, token, pin))
+            return _detached(events, execution_id, again)
         with _telling_what_it_waits_for(client, execution_id):
             final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer")
     except errors.Lost:
-        _tell_it_goes_on(execution_id, remote.again(url, token, pin))
+        _tell_it_goes_on(execution_id, again)
         raise
     except errors.Refused:
-        if sent:
-            _take_back(client, workspace, execution_id)
+        if target.new:
+            _take_back(client, target.workspace, execution_id)
         raise
     except OSError as error:  # nobody reads the output any more, or it cannot be written
         output_failed(error)
-        _tell_it_goes_on(execution_id, remote.again(url, token, pin))
+        _tell_it_goes_on(execution_id, again)
         return 1
     except KeyboardInterrupt:
-        return _interrupted(client, execution_id, workspace if sent else None, remote.again(url, token, pin))
+        return _interrupted(client, execution_id, target.workspace if target.new else None, again)
+    changes = changes_of(client, execution_id)
+    _remember_end(target, final, changes)
     if not as_json:
         output.summary(final, _record(client, execution_id))
-        if not apply:
-            show_changes(client, execution_id, remote.again(url, token, pin), project=project is not None)
-        _tell_session(final, workspace, remote.again(url, token, pin))
-    return output.outcome(final) or (_applied(client, execution_id, folder) if apply else 0)
+        if not apply and changes is not None:
+            show_changes(changes, execution_id, again, project=project is not None)
+        _tell_session(final, target, again)
+    return output.outcome(final) or (_applied(client, execution_id, folder, place) if apply else 0)
 
 
-def _existing(client: AgentClient, workspace: str | None, project: str | None) -> str | None:
-    """Return the whole id of the named workspace or project; None when a folder is to be sent."""
-    if project is not None:
-        return _project(client, project)
-    return None if workspace is None else ids.workspace_id(client, workspace)
+def _remember_end(target: Target, final: StreamEvent | None, changes: Changes | None) -> None:
+    """Store the conversation of a folder, and the snapshot that it was sent as where only the run tells."""
+    if target.sent is None:
+        return
+    session = None if final is None else final.data.get("sessionId")
+    snapshot = target.sent.snapshot
+    if snapshot is None and target.new and changes is not None:
+        snapshot = changes.base
+    folders.save(replace(target.sent, session=session or target.session, snapshot=snapshot))
 
 
-def _project(client: AgentClient, name: str) -> str:
-    """Return the name by which an agent or hub knows a project. Raises NotFound."""
-    found = [each for each in client.workspaces() if each.get("source") == "folder"]
-    known = [each.get("alias") or each["workspaceId"] for each in found]
-    meant = [
-        known[place] for place, each in enumerate(found) if name in (each["name"], each["workspaceId"], known[place])
-    ]
-    if len(meant) == 1:
-        return str(meant[0])
-    which = f"Several machines have a project {name}" if meant else f"There is no project {name}"
-    listed = f": {', '.join(meant or known)}" if known else "; `occ projects add PATH` on a machine adds one"
-    raise errors.NotFound("WORKSPACE_NOT_FOUND", f"{which}{listed}.")
-
-
-def _applied(client: AgentClient, execution_id: str, folder: Path | None) -> int:
+def _applied(client: AgentClient, execution_id: str, folder: Path | None, place: str) -> int:
     """Write the changes of a run that succeeded into the folder. Raises NotWritten for conflicts."""
-    return bring(client, execution_id, folder or Path(), report=output.note)
+    return bring(client, execution_id, (folder or Path()).resolve(), place, Choices(report=output.note))
 
 
 def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> int:
@@ -185,11 +190,14 @@ def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> i
     return 0
 
 
-def _announced(events: Iterator[StreamEvent], accepted: str) -> Iterator[StreamEvent]:
-    """Yield the events, after a line that names the execution once the first event shows that it was accepted."""
+def _announced(events: Iterator[StreamEvent], execution_id: str, target: Target) -> Iterator[StreamEvent]:
+    """Yield the events. The first one shows that the execution was accepted: it is named then, and remembered."""
     for index, event in enumerate(events):
         if index == 0:
-            output.note(accepted)
+            output.note(f"{execution_id} in workspace {target.workspace}")
+            if target.sent is not None:
+                folders.save(target.sent)
+                folders.remember(Path(target.sent.folder))
         yield event
 
 
@@ -209,15 +217,6 @@ def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
                 client.delete_workspace(workspace)
 
 
-def _check_hub(client: AgentClient) -> None:
-    """Raises UsageError before anything is sent, where only a hub accepts the options."""
-    try:
-        client.call("GET", "/agents")
-    except errors.Refused as refusal:
-        if refusal.code == "NOT_FOUND":
-            raise click.UsageError("--agent and --label are for a hub, and this is an agent; leave them out.") from None
-
-
 def _prompt(argument: str) -> str:
     try:
         prompt = sys.stdin.buffer.read().decode() if argument == "-" else argument
@@ -226,32 +225,6 @@ def _prompt(argument: str) -> str:
     if not prompt.strip():
         raise click.UsageError("The prompt is empty; say what is to be done.")
     return prompt
-
-
-def _check_place(folder: Path | None, workspace: str | None, project: str | None, session: str | None) -> None:
-    if workspace is not None and project is not None:
-        raise click.UsageError("--workspace and --project both name the place to run in: give one of them.")
-    workspace = workspace or project
-    if workspace is not None and folder is not None:
-        raise click.UsageError(
-            "--workspace and --project run in what is there already, and --dir sends a new one: give one of them."
-        )
-    if workspace is None and session is not None:
-        raise click.UsageError("A session is one of a workspace: give its --workspace or --project too.")
-
-
-def _here() -> Path:
-    """The folder to send when none is named; a person's whole home goes nowhere by mistake."""
-    folder = Path.cwd()
-    try:
-        home = Path.home().resolve()
-    except RuntimeError:  # a user without one
-        return folder
-    if home.is_relative_to(folder):
-        raise click.UsageError(
-            f"All of {folder} would be sent, your home with it; go to a project, or name what to send with --dir."
-        )
-    return folder
 
 
 @contextlib.contextmanager
@@ -315,7 +288,11 @@ def _tell_it_goes_on(execution_id: str, again: str) -> None:
     output.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
 
 
-def _tell_session(final: StreamEvent | None, workspace: str, again: str) -> None:
+def _tell_session(final: StreamEvent | None, target: Target, again: str) -> None:
     session: Any = final.data.get("sessionId") if final else None
-    if session and final is not None and final.data.get("code") != "SESSION_NOT_FOUND":
-        output.note(f'go on with: occ run{again} --workspace {workspace} --session {session} "…"')
+    if not session or final is None or final.data.get("code") == "SESSION_NOT_FOUND":
+        return
+    if target.sent is not None:
+        output.note(f'go on with: occ run{again} -c "…"')
+    else:
+        output.note(f'go on with: occ run{again} --workspace {target.workspace} --session {session} "…"')

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 
 from occ_app import errors
-from occ_app.cli import output
+from occ_app.cli import folders, output
+from occ_app.cli.folders import Sent
 from occ_app.client.agent_client import AgentClient
 from occ_app.config import config as configuration
 
@@ -21,11 +23,89 @@ _NAMED = 5  # of the paths that are left out for one reason
 
 def upload(client: AgentClient, folder: Path) -> str:
     """Send a folder as a new workspace; returns the workspace's id."""
-    import secrets  # like the next: who goes on in a workspace does not wait for them
+    return send(client, folder, "").workspace
+
+
+def send(client: AgentClient, folder: Path, place: str) -> Sent:
+    """Send a folder as a new workspace to an agent or hub, which `place` names; returns what it has now."""
+    import secrets  # like the next: a run in an existing workspace does not wait for them
     import tempfile
 
-    from occ_app.cli.tree_update import recover
     from occ_app.cli.zip_names import zip_name
+
+    folder = _ready(folder)
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "workspace"
+    workspace_id = f"{plain[:100]}-{secrets.token_hex(4)}"
+    paths = _paths(folder)
+    if not any(path.is_file() for path in paths):
+        raise errors.InvalidRequest(
+            f"{output.printable(str(folder))} has no files to send, or git ignores them all; choose another --dir."
+        )
+    with tempfile.TemporaryFile() as archive:
+        _pack(folder, archive, paths)
+        files = folders.packed_states(archive) if place else {}
+        archive.seek(0)
+        # A folder's name may hold characters that no name of a workspace may.
+        name = output.printable(zip_name(Path(folder.name)))[:200] or "workspace"
+        reply = client.upload(workspace_id, archive, name=name, description=f"from {name}")
+    _note_skipped(reply)
+    return Sent(str(folder), place, workspace_id, None, reply.get("snapshot"), files)
+
+
+def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
+    """Send the edits of a folder since it was sent; returns the state after that.
+
+    Raises NotWritten when the workspace changed, too.
+    """
+    import tempfile
+
+    folder = _ready(folder)
+    paths = _paths(folder)
+    changed, removed = folders.differences(sent, folders.states(folder, paths))
+    record = client.workspace(sent.workspace)
+    if not changed and not removed:
+        return sent
+    if sent.snapshot is None:
+        raise errors.NotWritten(
+            f"{folder} changed since, and workspace {sent.workspace} has no snapshot to send changes to; run without -c"
+            " to send the folder as a new workspace."
+        )
+    if record.get("snapshot") not in (None, sent.snapshot):
+        raise _both_changed(folder, sent)
+    from occ_app.cli.zip_names import zip_name
+
+    names = set(changed)
+    with tempfile.TemporaryFile() as archive:
+        files = dict[str, folders.State]()
+        if changed:
+            _pack(folder, archive, [path for path in paths if zip_name(path.relative_to(folder)) in names])
+            files = folders.packed_states(archive)
+        archive.seek(0)
+        try:
+            name, about = str(record["name"]), str(record.get("description") or "")
+            reply = client.upload(
+                sent.workspace, archive, name=name, description=about, base=sent.snapshot, deletions=removed
+            )
+        except errors.Refused as refusal:
+            if refusal.code == "WORKSPACE_CHANGED":
+                raise _both_changed(folder, sent) from None
+            raise
+    output.note(f"sent your changes: {len(changed)} files, {len(removed)} removed")
+    _note_skipped(reply)
+    kept = {path: state for path, state in sent.files.items() if path not in removed}
+    return replace(sent, snapshot=reply.get("snapshot"), files=kept | files)
+
+
+def _both_changed(folder: Path, sent: Sent) -> errors.NotWritten:
+    return errors.NotWritten(
+        f"Both {output.printable(str(folder))} and workspace {sent.workspace} changed since. Nothing was sent."
+        " `occ pull` brings the changes from there and merges them; then run it again."
+    )
+
+
+def _ready(folder: Path) -> Path:
+    """Return the whole path of a folder to send. Raises UsageError for one of OCC's own."""
+    from occ_app.cli.tree_update import recover
 
     folder = folder.resolve()
     if folder in {home.resolve() for home in configuration.homes()}:
@@ -33,33 +113,30 @@ def upload(client: AgentClient, folder: Path) -> str:
     recovered = recover(folder)
     if recovered is not None:
         output.note(recovered)
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "workspace"
-    workspace_id = f"{plain[:100]}-{secrets.token_hex(4)}"
-    with tempfile.TemporaryFile() as archive:
-        _pack(folder, archive)
-        archive.seek(0)
-        # A folder's name may hold characters that no name of a workspace may.
-        name = output.printable(zip_name(Path(folder.name)))[:200] or "workspace"
-        reply = client.upload(workspace_id, archive, name=name, description=f"from {name}")
+    return folder
+
+
+def _note_skipped(reply: Mapping[str, Any]) -> None:
     if reply["skipped"]:
         names = ", ".join(output.printable(entry["path"]) for entry in reply["skipped"][:_NAMED])
         output.note(f"left out, since it could run programs on the agent: {names}")
-    return workspace_id
 
 
-def _pack(folder: Path, archive: IO[bytes]) -> None:
+def _paths(folder: Path) -> list[Path]:
+    """Return the paths of a folder that are sent; the others are named on standard error."""
     from occ_app.cli.gitignore import files_to_send
     from occ_app.cli.zip_names import acceptable
-    from occ_app.workspaces.archives import pack
 
     left_out = dict[Path, str]()
     listed = files_to_send(folder, configuration.homes(), left_out.__setitem__)
     paths = list(acceptable(folder, listed, left_out.__setitem__))
     _note_left_out(folder, left_out)
-    if not any(path.is_file() for path in paths):
-        raise errors.InvalidRequest(
-            f"{output.printable(str(folder))} has no files to send, or git ignores them all; choose another --dir."
-        )
+    return paths
+
+
+def _pack(folder: Path, archive: IO[bytes], paths: Sequence[Path]) -> None:
+    from occ_app.workspaces.archives import pack
+
     size = sum(path.stat().st_size for path in paths if path.is_file())
     packed = pack(folder, archive, paths)
     if size < _LARGE_BYTES or not sys.stderr.isatty():

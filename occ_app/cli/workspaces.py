@@ -87,17 +87,48 @@ def _row(workspace: Mapping[str, Any]) -> list[str]:
 def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
     """Download the current files of a workspace as a zip.
 
-    Without FILE the zip is named after the workspace.
+    Without FILE the zip is named after the workspace, and lies beside the project if you are in one: the next run
+    would send it.
 
     \b
     Example:
-      occ workspaces fetch my-project-3f9a result.zip
+      occ workspaces fetch my-project-3f9a ../result.zip
     """
     workspace_id = ids.workspace(client, workspace_id)["workspaceId"]  # refused before anything is written
-    target = Path(f"{workspace_id}.zip") if file is None else file
+    target = _outside(f"{workspace_id}.zip") if file is None else _checked(file)
     with new_file(target) as archive:
         client.archive(workspace_id, archive)
     output.echo(f"Wrote {target} ({output.size(target.stat().st_size)}).")
+
+
+def _outside(name: str) -> Path:
+    """Return a path for a file that no run sends: in the current folder, or beside the project that it belongs to."""
+    folder = Path.cwd()
+    while (project := _project(folder)) is not None and project.parent != project:
+        folder = project.parent
+    return Path(name) if folder == Path.cwd() else folder / name
+
+
+def _checked(file: Path) -> Path:
+    """Return the file that a person names. Raises UsageError for one that the next run of a project would send."""
+    from occ_app.cli.gitignore import names_as_ignored
+
+    path = file.absolute()
+    project = _project(path.parent)
+    if project is not None and not names_as_ignored(project, path):
+        raise click.UsageError(
+            f"{file} is inside the project {project}, whose next run would send it; name one outside."
+        )
+    return file
+
+
+def _project(folder: Path) -> Path | None:
+    """Return the nearest folder, upwards, that is a git work tree or was sent to an agent."""
+    from occ_app.cli import folders
+
+    resolved = folder.resolve()
+    above = (resolved, *resolved.parents)
+    return next((each for each in above if (each / ".git").exists() or folders.is_remembered(each)), None)
 
 
 @workspaces.command()

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote, urlencode, urlsplit
@@ -102,8 +102,13 @@ class AgentClient:
         strip_root: bool = False,
         generation: int | None = None,
         headers: Mapping[str, str] | None = None,
+        base: str | None = None,
+        deletions: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply.
+
+        With `base`, the workspace's snapshot, it is updated: the zip has the changed files, an empty one none, and the
+        paths of `deletions` are removed.
 
         With `strip_root` a zip whose only top entry is a folder becomes a workspace with the contents of that folder.
         With `generation` it is refused unless the workspace has that number, with 0 unless there is none. `headers`
@@ -117,11 +122,14 @@ class AgentClient:
         }
         if strip_root:  # older agents do not know the field
             fields["stripRoot"] = "true"
-        boundary = uuid.uuid4().hex
-        begin, end = _around_the_file(fields, boundary)
         here = archive.tell()
-        length = len(begin) + archive.seek(0, os.SEEK_END) - here + len(end)
+        size = archive.seek(0, os.SEEK_END) - here
         archive.seek(here)
+        if base is not None:
+            fields |= {"processPolicy": "update", "base": base, "deletions": json.dumps(list(deletions))}
+        boundary = uuid.uuid4().hex
+        begin, end = _around_the_file(fields, boundary, empty=base is not None and size == 0)
+        length = len(begin) + size + len(end)
         body = _timed(itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end]))
         sent = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
         if generation is not None:
@@ -369,12 +377,14 @@ def _timed(pieces: Iterable[bytes]) -> Iterator[bytes]:
         deadline += len(piece) / _MIN_BYTES_PER_SECOND
 
 
-def _around_the_file(fields: Mapping[str, str], boundary: str) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the file in a multipart form."""
+def _around_the_file(fields: Mapping[str, str], boundary: str, *, empty: bool = False) -> tuple[bytes, bytes]:
+    """Return the bytes before and after the file in a multipart form, which has none when it is `empty`."""
     begin = "".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()
     )
+    if empty:
+        return begin.encode(), f"--{boundary}--\r\n".encode()
     begin += f'--{boundary}\r\nContent-Disposition: form-data; name="zip"; filename="workspace.zip"\r\n'
     begin += "Content-Type: application/zip\r\n\r\n"
     return begin.encode(), f"\r\n--{boundary}--\r\n".encode()

@@ -43,6 +43,8 @@ def store(db: Database, number: int, config: HubConfig) -> None:
     staging = config.zips / f".incoming-{number}"
     try:
         try:
+            if job.upload.zip_path is None or job.upload.policy == "update":
+                raise errors.InvalidRequest("A hub takes no updates yet; send the folder as a new workspace.")
             limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
             unpacked = archives.unpack(job.upload.zip_path, None, limits, strip_root=job.upload.strip_root)
             digest = _copy(job.upload.zip_path, staging)

@@ -41,17 +41,22 @@ class _Request(Schema):
 
 
 class InitForm(_Request):
-    """The text parts of POST /workspace/init; the zip is the file part `zip`."""
+    """The text parts of POST /workspace/init; the zip is the file part `zip`.
+
+    Only with the policy update: `base`, the snapshot that it changes, and `deletions`, a JSON list of paths.
+    """
 
     workspace_id = Id(data_key="workspaceId", required=True)
     name = fields.String(required=True, validate=[validate.Length(1, 200), check_one_line])
     process_policy = fields.String(
-        data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse"])
+        data_key="processPolicy", required=True, validate=validate.OneOf(["overwrite", "reuse", "update"])
     )
     description = fields.String(load_default="", validate=[validate.Length(max=10_000), check_text])
     strip_root = fields.Boolean(
         data_key="stripRoot", load_default=False, truthy={"true", "True"}, falsy={"false", "False"}
     )  # the second spelling is that of clients that are generated for Python
+    base = fields.String(load_default=None, validate=validate.Regexp(r"[0-9a-f]{40}\Z"))
+    deletions = fields.String(load_default="[]")
 
 
 class InitUpload(InitForm):

@@ -21,7 +21,7 @@ from occ_app.snapshots.store import Snapshots
 from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import sync_filesystem, sync_folder
 from occ_app.system.timestamps import iso_now
-from occ_app.workspaces import archives, places
+from occ_app.workspaces import archives, places, updates
 from occ_app.workspaces import origin as origins
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.exchange import ASIDE, finish_swap, swap
@@ -31,7 +31,9 @@ from occ_app.workspaces.workspace import Workspace
 
 @dataclass(frozen=True)
 class Upload:
-    """A workspace that is to be made from a zip; `policy` is overwrite or reuse.
+    """A workspace that is to be made from a zip; `policy` is overwrite, reuse or update.
+
+    An update changes the snapshot `base`, removes the paths of `deleted`, and may have no zip.
 
     The workspace must have the number `expected`: 0, there must be none; None, any. `origin` is that of an upload
     which a hub sends to an agent. Only on a hub: `key_id`, the key that asks, and its `owner_id`.
@@ -41,12 +43,14 @@ class Upload:
     name: str
     description: str
     policy: str
-    zip_path: Path
+    zip_path: Path | None
     key_id: str | None = None
     owner_id: str | None = None
     strip_root: bool = False
     expected: int | None = None
     origin: Origin | None = None
+    base: str | None = None
+    deleted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,16 @@ def submit(db: Database, upload: Upload) -> int:
         number = connection.execute(
             """
             INSERT INTO workspace_jobs (workspace_id, name, description, policy, zip_path, key_id, owner_id, strip_root,
-                expected_generation, origin, state, created_at)
+                expected_generation, origin, base, deletions, state, created_at)
             VALUES (:workspace_id, :name, :description, :policy, :zip_path, :key_id, :owner_id, :strip_root, :expected,
-                :origin, 'queued', :now)
+                :origin, :base, :deletions, 'queued', :now)
             """,
             {
                 **asdict(upload),
-                "zip_path": str(upload.zip_path),
+                # The column takes only the two first policies; a row with a base is an update.
+                "policy": "overwrite" if upload.policy == "update" else upload.policy,
+                "zip_path": str(upload.zip_path or ""),
+                "deletions": to_json(list(upload.deleted)) if upload.deleted else None,
                 "origin": origins.stored(upload.origin),
                 "now": iso_now(),
             },
@@ -169,17 +176,24 @@ def run(
     upload = job.upload
     try:
         try:
-            if _exists(db, upload.workspace_id) and upload.policy == "reuse":
+            if _exists(db, upload.workspace_id) and upload.policy == "reuse" and upload.zip_path is not None:
                 archives.unpack(upload.zip_path, None, limits, strip_root=upload.strip_root)
                 _reuse(db, job)
                 return
+            seen = None
+            if upload.policy == "update":
+                seen = workspaces.patiently(lambda: updates.begin(db, upload.workspace_id, upload.base))
             staging.mkdir(mode=0o700)
             # Its name tells the new tree from the old one, which is there once they were exchanged.
             staging = staging.rename(f"{staging}-{staging.stat().st_ino}")
-            unpacked = archives.unpack(upload.zip_path, staging, limits, strip_root=upload.strip_root)
+            unpacked = archives.Unpacked(0, 0, ())
+            if upload.zip_path is not None:
+                unpacked = archives.unpack(upload.zip_path, staging, limits, strip_root=upload.strip_root)
+            if seen is not None:
+                updates.keep(seen.path, staging, upload.deleted)
             sync_filesystem(staging)  # an upload answered with 200 survives a power cut
             first = None if snapshots is None else _first_snapshot(db, job, staging, snapshots)
-            workspaces.patiently(lambda: _put_in_place(db, job, staging, folder, unpacked, claude, first))
+            workspaces.patiently(lambda: _put_in_place(db, job, staging, folder, unpacked, claude, first, seen))
             if snapshots is not None and first is not None:
                 snapshots.adopt(first.generation, str(number))
         finally:
@@ -208,7 +222,7 @@ def take(db: Database, number: int) -> Job | None:
         row = connection.execute(
             "UPDATE workspace_jobs SET state = 'running' WHERE number = ? AND state = 'queued'"
             " RETURNING workspace_id, name, description, policy, zip_path, key_id, owner_id, strip_root,"
-            " expected_generation, origin",
+            " expected_generation, origin, base, deletions",
             (number,),
         ).fetchone()
     if row is None:
@@ -217,13 +231,15 @@ def take(db: Database, number: int) -> Job | None:
         workspace_id=row["workspace_id"],
         name=row["name"],
         description=row["description"],
-        policy=row["policy"],
-        zip_path=Path(row["zip_path"]),
+        policy=row["policy"] if row["base"] is None else "update",
+        zip_path=Path(row["zip_path"]) if row["zip_path"] else None,
         key_id=row["key_id"],
         owner_id=row["owner_id"],
         strip_root=bool(row["strip_root"]),
         expected=row["expected_generation"],
         origin=origins.of_row(row["origin"]),
+        base=row["base"],
+        deleted=tuple(json.loads(row["deletions"] or "[]")),
     )
     return Job(number, upload)
 
@@ -262,10 +278,13 @@ def _put_in_place(
     unpacked: archives.Unpacked,
     claude: Path | None,
     first: _First | None,
+    seen: updates.Seen | None,
 ) -> None:
     exchanged = False
     try:
         with db.write(durable=False) as connection:
+            if seen is not None:
+                updates.check(connection, job.upload.workspace_id, job.upload.base, seen)
             place = _write_down(connection, job, folder, unpacked, claude, first)
             _exchange(staging, place)
             exchanged = True
@@ -290,7 +309,8 @@ def _write_down(
     now = iso_now()
     upload = job.upload
     existing = connection.execute(
-        "SELECT generation, path, source, origin FROM workspaces WHERE workspace_id = :workspace_id",
+        "SELECT generation, path, source, origin, files, bytes, skipped, stripped FROM workspaces"
+        " WHERE workspace_id = :workspace_id",
         {"workspace_id": upload.workspace_id},
     ).fetchone()
     refuse_unexpected(upload, None if existing is None else existing["generation"])
@@ -302,6 +322,9 @@ def _write_down(
         origins.refuse_other(upload.workspace_id, origins.of_row(existing["origin"]), upload.origin)
         generation, place = existing["generation"], Path(existing["path"])
         workspaces.refuse_busy(connection, upload.workspace_id, generation)
+    if existing is not None and upload.policy == "update":  # which is a part of what was sent
+        skipped = unpacked.skipped or tuple(json.loads(existing["skipped"]))
+        unpacked = archives.Unpacked(existing["files"], existing["bytes"], skipped, existing["stripped"])
     row = connection.execute(
         """
         INSERT INTO workspaces

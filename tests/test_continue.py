@@ -1,0 +1,116 @@
+"""`occ run -c`: the same workspace and conversation, with the edits of the folder, and never over the edits there."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from occ_app.cli import folders, workspaces
+from occ_app.executions import queries as executions
+from tests.conftest import Occ, steps
+
+
+@pytest.fixture
+def folder(agent: Occ, tmp_path: Path) -> Path:
+    """A folder that was sent to the agent, where a run changed nothing."""
+    made = tmp_path / "project"
+    made.mkdir()
+    for name in ("kept", "edited", "gone"):
+        (made / name).write_text(f"{name}\n")
+    agent.command("run", "--dir", str(made), steps({"say": "first"}))
+    return made
+
+
+def workspace(agent: Occ) -> Path:
+    """The folder of the workspace that was sent."""
+    (found,) = [each for each in agent.client.workspaces() if each["workspaceId"].startswith("project-")]
+    return agent.home / "workspaces" / found["workspaceId"]
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_run_continues_in_the_same_workspace_and_session(agent: Occ, folder: Path) -> None:
+    agent.command("run", "-c", "--dir", str(folder), "more")
+    second, first = agent.client.executions(limit=2)["executions"]
+    assert second["workspaceId"] == first["workspaceId"]
+    assert executions.get(agent.database, second["executionId"]).resume_session_id == first["sessionId"]
+
+
+def test_edits_are_sent_first(agent: Occ, folder: Path) -> None:
+    (folder / "edited").write_text("mine\n")
+    (folder / "new").write_text("new\n")
+    (folder / "gone").unlink()
+    done = agent.command("run", "-c", "--dir", str(folder), "more")
+    assert "sent your changes: 2 files, 1 removed" in done.stderr
+    assert files(workspace(agent)) == {"kept": "kept\n", "edited": "mine\n", "new": "new\n"}
+    assert "sent your changes" not in agent.command("run", "-c", "--dir", str(folder), "again").stderr
+
+
+def test_edits_on_both_sides_stop_the_run_until_they_are_pulled(agent: Occ, folder: Path) -> None:
+    agent.command("run", "-c", "--dir", str(folder), steps({"write": "edited", "text": "run's\n"}))
+    agent.command("run", "-c", "--dir", str(folder), steps({"write": "new", "text": "new\n"}))
+    (folder / "kept").write_text("mine\n")
+    before = len(agent.client.executions()["executions"])
+    stopped = agent.command("run", "-c", "--dir", str(folder), "more", check=False)
+    assert stopped.returncode == 1
+    assert "occ pull" in stopped.stderr
+    assert len(agent.client.executions()["executions"]) == before
+    agent.command("pull", "--dir", str(folder))  # of both runs
+    assert files(folder) == {"kept": "mine\n", "edited": "run's\n", "gone": "gone\n", "new": "new\n"}
+    agent.command("run", "-c", "--dir", str(folder), "more")
+    assert files(workspace(agent)) == files(folder)
+    assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
+
+
+def test_a_folder_that_was_never_sent_cannot_be_continued(agent: Occ, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert agent.command("run", "-c", "--dir", str(tmp_path / "other"), "more", check=False).returncode == 2
+
+
+def test_a_removed_workspace_is_named_and_nothing_is_sent(agent: Occ, folder: Path) -> None:
+    agent.client.delete_workspace(workspace(agent).name)
+    stopped = agent.command("run", "-c", "--dir", str(folder), "more", check=False)
+    assert stopped.returncode == 1
+    assert "without -c" in stopped.stderr
+
+
+def test_the_memory_is_in_the_user_s_state_and_closed_to_others(agent: Occ, folder: Path) -> None:
+    kept = Path(agent.environment["HOME"], ".local/state/occ")
+    stored = [path for path in kept.iterdir() if re.fullmatch(r"folder-\w+\.json", path.name)]
+    named = [json.loads(path.read_text())["folder"] for path in stored]
+    assert str(folder) in named
+    assert {stat.S_IMODE(path.stat().st_mode) for path in stored} == {0o600}
+    assert sorted(files(folder)) == ["edited", "gone", "kept"]
+
+
+def test_a_zip_of_a_workspace_is_not_left_in_a_project(agent: Occ, folder: Path) -> None:
+    name = workspace(agent).name
+    refused = agent.command("workspaces", "fetch", name, str(folder / "copy.zip"), check=False)
+    assert refused.returncode == 2
+    assert not (folder / "copy.zip").exists()
+    (folder / ".git").mkdir()
+    assert agent.command("workspaces", "fetch", name, str(folder / "sub.zip"), check=False).returncode == 2
+    agent.command("workspaces", "fetch", name, str(folder.parent / "copy.zip"))
+    assert (folder.parent / "copy.zip").exists()
+
+
+@pytest.mark.parametrize("mark", ["git", "sent"])
+def test_the_default_for_a_zip_is_beside_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    (tmp_path / "project/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project/sub")
+    assert workspaces._outside("a.zip") == Path("a.zip")
+    if mark == "git":
+        (tmp_path / "project/.git").mkdir()
+    else:
+        folders.remember(tmp_path / "project")
+    assert workspaces._outside("a.zip") == tmp_path / "a.zip"
