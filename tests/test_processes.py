@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from occ_app.supervisor.processes import Part
 from occ_app.system.strays import MARKER
 from occ_worker.execution.child import Child, Launcher
 from tests.conftest import wait_until
@@ -140,3 +142,13 @@ def test_a_child_that_cannot_be_ended_is_told_and_not_waited_for(tmp_path: Path)
     stayed, quick, pid = done.stdout.split()
     os.kill(int(pid), signal.SIGKILL)
     assert (stayed, quick) == ("False", "True")
+
+
+def test_a_part_that_dies_at_once_is_started_again_after_growing_pauses() -> None:
+    part = Part("web", f"{sys.executable} -c 'raise SystemExit(1)'", dict(os.environ), None)
+    for pause in (0.25, 0.5, 1, 2, 4, 4):
+        before = time.monotonic()
+        part.start(0)
+        wait_until(part.died, "the part to end")
+        assert part.restart_at is not None
+        assert before + pause <= part.restart_at <= time.monotonic() + pause

@@ -11,6 +11,7 @@ import pytest
 from occ_app.client.event_checks import RawEvent
 from occ_app.database import schema
 from occ_app.database.database import Database
+from occ_app.errors import Unavailable
 from occ_app.executions import events, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
@@ -94,3 +95,28 @@ def test_output_of_one_process_counts_to_the_byte(rows: Database, limit: int, ex
     execution = running(rows)
     assert over_on_an_agent(rows, execution, 0, limit) is expected
     assert events.stored_bytes(rows, execution.number) == BYTES
+
+
+def test_output_that_cannot_be_stored_is_kept_up_to_32_megabytes_and_then_ends_the_execution(
+    rows: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(rows, running(rows), 1 << 40, lambda _: None)
+    piece = ("output", to_json({"chunk": "x" * 1_000_000, "timestamp": 1}))
+
+    def held(*_: object) -> None:
+        raise Unavailable("BUSY", "held")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(events, "append", held)
+        for _ in range(33):  # 33,003,000 bytes, and the bound is 33,554,432
+            recorder.store([piece])
+        assert recorder.overflow is None
+        assert recorder.retry_at is not None
+    recorder.store([])
+    assert recorder.seq == 1 + 33
+    with monkeypatch.context() as patched:
+        patched.setattr(events, "append", held)
+        for _ in range(34):
+            recorder.store([piece])
+    assert recorder.overflow is not None
+    assert recorder.overflow[0] == "INTERNAL"
