@@ -619,3 +619,19 @@ def m019_updates(db: Database) -> None:
     """Jobs that change a workspace: the snapshot that they change, and a JSON list of the paths to delete."""
     db.execute("ALTER TABLE workspace_jobs ADD COLUMN base TEXT")
     db.execute("ALTER TABLE workspace_jobs ADD COLUMN deletions TEXT")
+
+
+@occ()
+def m020_fetched_changes(db: Database) -> None:
+    """Keep on a hub what executions changed, as their machines listed it."""
+    for statement in (
+        """
+        CREATE TABLE fetched_changes (
+            execution INTEGER PRIMARY KEY,  -- its number
+            changes   BLOB NOT NULL,        -- JSON, compressed
+            patch     BLOB                  -- compressed; NULL for one over the limit
+        )
+        """,
+        "CREATE INDEX executions_unfetched ON executions (number) WHERE changes_reason = 'pending'",
+    ):
+        db.execute(statement)

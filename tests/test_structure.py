@@ -134,6 +134,7 @@ def test_sql_stands_in_its_few_modules() -> None:
             for module in (
                 "agent_lists",
                 "agents",
+                "fetched_changes",
                 "keys",
                 "logins",
                 "outbox",

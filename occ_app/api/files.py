@@ -17,6 +17,7 @@ from occ_app.executions.records import Execution
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web.contracts import contract
+from occ_app.workspaces import open_files
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 
@@ -83,6 +84,7 @@ def diff(execution_id: str, query: dict[str, Any]) -> Response:
 @contract(query=schemas.SideQuery, content=_BYTES)
 def stored(execution_id: str, path: str, query: dict[str, Any]) -> Response:
     """A file as an execution found or left it."""
+    open_files.plain_parts(path)  # a hub's call with dots would lead to another address of its machine
     found = files().stored(_recorded(execution_id), path, query["at"])
     response = Response(found.content, content_type="application/octet-stream")
     response.content_length = found.size
@@ -101,6 +103,7 @@ def folder(workspace_id: str, query: dict[str, Any]) -> Any:
 @contract(query=schemas.GenerationQuery, content=_BYTES)
 def file(workspace_id: str, path: str, query: dict[str, Any]) -> Response:
     """A file of a workspace as it is now, or the range that the header Range asks for."""
+    open_files.plain_parts(path)
     return as_attachment(files().file(_workspace(workspace_id, query.get("generation")), path), path)
 
 

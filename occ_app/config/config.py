@@ -172,6 +172,7 @@ class HubConfig(Config):
     wait_seconds: float = 3600
     reconnect_seconds: float = 3600
     forget_agents_days: float = 30
+    max_diff_bytes: int = 10_000_000
 
     @property
     def zips(self) -> Path:

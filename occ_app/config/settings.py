@@ -236,4 +236,5 @@ HUB_SETTINGS = (
     Setting("wait_seconds", _number, "how long an execution waits for an agent that can take it", "OCC_HUB_"),
     Setting("reconnect_seconds", _number, "how long a running execution's agent may be away", "OCC_HUB_"),
     Setting("forget_agents_days", _number, "days after which a machine that is gone leaves the lists", "OCC_HUB_"),
+    Setting("max_diff_bytes", _SIZE, "size of a diff that is kept for when its machine is off", "OCC_HUB_"),
 )

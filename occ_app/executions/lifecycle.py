@@ -228,6 +228,7 @@ def forget_prompt(db: Database, number: int) -> None:
             " WHERE number = ? AND last_seq IS NOT NULL",
             (number,),
         )
+        connection.execute("DELETE FROM fetched_changes WHERE execution = :number", {"number": number})
 
 
 def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str, after: int = 0) -> int:

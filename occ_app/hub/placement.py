@@ -214,7 +214,9 @@ def _columns(owner: ProcessIdentity | None) -> tuple[str | None, int | None, int
 def mark_prompt_sent(db: Database, execution: Execution) -> None:
     """Note that its agent may have the prompt from now on; on the disk when this returns."""
     with db.write() as connection:
-        connection.execute("UPDATE executions SET offered = 1 WHERE number = ?", (execution.number,))
+        connection.execute(
+            "UPDATE executions SET offered = 1, changes_reason = 'pending' WHERE number = ?", (execution.number,)
+        )
 
 
 def put_back(db: Database, execution: Execution) -> bool:

@@ -20,6 +20,7 @@ from occ_app.client.agent_client import AgentClient
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.executions.records import Execution
+from occ_app.hub import fetched_changes
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.system.foreign_text import storable
@@ -45,19 +46,33 @@ class RemoteFiles:
     calls: Calls
 
     def changes(self, execution: Execution) -> dict[str, Any]:
-        with self._asked(execution.agent_id) as client:
-            reply = checked_changes(client.call("GET", f"{_execution(execution)}/changes"))
+        reply = fetched_changes.kept(self.db, execution.number)
+        if reply is None:
+            with self._asked(execution.agent_id) as client:
+                reply = fetched_changes.checked(client.call("GET", f"{_execution(execution)}/changes"))
         return reply | {
             "execution_id": execution.execution_id,
             "workspace_id": execution.workspace_id,
         }
 
     def diff(self, execution: Execution, path: str | None) -> Iterator[bytes]:
+        kept = fetched_changes.kept_patch(self.db, execution.number)
+        if kept is not None and path is not None:
+            kept = self._part(execution, kept, path)
+        if kept is not None:
+            return iter((kept,))
         query = "" if path is None else f"?{urlencode({'path': path})}"
         output, _, _ = self._downloaded(
             execution.agent_id, f"{_execution(execution)}/diff{query}", self.config.max_unpacked_bytes
         )
         return _content(output)
+
+    def _part(self, execution: Execution, patch: bytes, path: str) -> bytes | None:
+        """Return the part of a kept patch that is about one file; None when it cannot be found."""
+        changes = fetched_changes.kept(self.db, execution.number)
+        entries = changes["entries"] if changes else []
+        entry = next((each for each in entries if each["path"] == path), None)
+        return None if entry is None else fetched_changes.of_file(patch, path, entry["old_path"])
 
     def stored(self, execution: Execution, path: str, at: str) -> SentFile:
         where = f"{_execution(execution)}/files/{_quoted(path)}?at={at}"
@@ -124,11 +139,6 @@ class RemoteFiles:
             raise
         output.seek(0)
         return output, status, received
-
-
-def checked_changes(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a machine's list of changes as its schema has it. Raises ValidationError or ValueError."""
-    return _checked(schemas.Changes, reply)
 
 
 def _checked(schema: type[Schema], reply: Mapping[str, Any]) -> dict[str, Any]:

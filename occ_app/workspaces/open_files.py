@@ -35,7 +35,7 @@ class Entry:
 
 def open_file(root: Path, path: str, *, project: bool) -> IO[bytes]:
     """Open a regular file of a workspace; the caller closes it. Raises NotFound with the reason."""
-    *folders, name = _parts(path)
+    *folders, name = plain_parts(path)
     with _opened(root, folders, path, project=project) as descriptor:
         if project and _hidden(root, folders, name, folder=False):
             raise file_not_found(path, "it is ignored, or git's own")
@@ -51,7 +51,7 @@ def open_file(root: Path, path: str, *, project: bool) -> IO[bytes]:
 
 def entries(root: Path, path: str, *, project: bool) -> tuple[list[Entry], bool]:
     """Return the entries of a folder by name, and whether there are more. Raises NotFound with the reason."""
-    folders = _parts(path) if path else []
+    folders = plain_parts(path) if path else []
     with _opened(root, folders, path, project=project) as descriptor:
         found = list[Entry]()
         for name in sorted(os.listdir(descriptor)):
@@ -68,7 +68,8 @@ def entries(root: Path, path: str, *, project: bool) -> tuple[list[Entry], bool]
         return found, False
 
 
-def _parts(path: str) -> list[str]:
+def plain_parts(path: str) -> list[str]:
+    """Return the names in a path, none of which leads up or nowhere. Raises NotFound."""
     parts = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts):
         raise file_not_found(path, "it is no plain path")

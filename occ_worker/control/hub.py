@@ -23,6 +23,7 @@ from occ_app.hub.agents import Agent, Agents
 from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
 from occ_app.workspaces import uploads
+from occ_worker.control.changes_fetcher import ChangesFetcher
 from occ_worker.control.deliveries import Deliveries
 from occ_worker.control.upkeep import Upkeep
 
@@ -69,6 +70,7 @@ class HubControl(Upkeep):
         self._newest: str | None = None  # registration that was seen
         self._next_probe = 0.0
         self._reaching = threading.Lock()
+        self._fetcher = ChangesFetcher(config, db, agents, calls, readers)
 
     def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
@@ -110,7 +112,7 @@ class HubControl(Upkeep):
         if newest != self._newest or time.monotonic() >= self._next_probe:
             self._newest = newest
             return True
-        return bool(errands.waiting(self._db))
+        return bool(errands.waiting(self._db)) or self._fetcher.due()
 
     def reach(self) -> None:
         """Find out which agents answer at their address, and run the errands of those that can be reached."""
@@ -123,6 +125,7 @@ class HubControl(Upkeep):
             self._run_errands(machines)
         finally:
             self._reaching.release()
+        self._fetcher.start_due(machines)
 
     def _to_be_probed(self, agent: Agent) -> bool:
         probed = self._probed.get(agent.token)

@@ -22,8 +22,8 @@ from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import notes
+from occ_app.hub import fetched_changes, placement
 from occ_app.hub import outbox as errands
-from occ_app.hub import placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
 from occ_app.streams import tail
@@ -37,6 +37,7 @@ from occ_worker.relay.patience import Patience
 
 log = logging.getLogger("occ.relay")
 
+_FETCH_SECONDS = 20.0  # for a machine to record changes
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _MAX_FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULT = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
@@ -110,6 +111,23 @@ class Relay:
         self._ring(outcome.news(seq))
         log.warning("execution %s was ended without agent %s", self._execution.execution_id, self.agent_id)
         return True
+
+    def fetch_changes(self) -> None:
+        """Fetch what the execution changed, once its machine has recorded it; the control process does what is left."""
+        context, deadline = self._context, time.monotonic() + _FETCH_SECONDS
+        while self._over and self._prompt_sent and time.monotonic() < deadline and not context.stopping():
+            try:
+                agent = context.agents.find(self.agent_id)
+                if agent is None:
+                    return
+                client = context.calls.client(agent)
+                if fetched_changes.fetch(context.db, client, self._execution, context.config.max_diff_bytes):
+                    self._ring(b"")
+                    return
+            except OCCError as error:
+                log.info("execution %s: its changes are not fetched yet: %s", self._execution.execution_id, error)
+                return
+            context.rest(_FIRST_PAUSE)
 
     def _have_it_cancelled(self) -> None:
         if self._context.agents.find(self.agent_id) is not None:

@@ -26,6 +26,7 @@ from occ_worker.relay.relay import Relay
 
 log = logging.getLogger("occ.relay")
 
+_MAX_FETCHES = 8  # of changes at once; the control process does the rest
 _LOOK_SECONDS = 1.0  # how often a cancel is looked for even if nobody rang
 
 
@@ -36,6 +37,7 @@ class RelayPool:
         self._config = config
         self._identity = own_identity()
         self._places = threading.BoundedSemaphore(config.relays)
+        self._fetches = threading.BoundedSemaphore(_MAX_FETCHES)
         self._happened = threading.Condition()
         self._stopping = threading.Event()
         self._relays: set[Relay] = set()
@@ -94,6 +96,11 @@ class RelayPool:
             log.exception("a relay met a fault of OCC; its execution is taken up when the hub starts anew")
         finally:
             self._leave(relay)
+        if self._fetches.acquire(blocking=False):  # the place of the relay is free already
+            try:
+                relay.fetch_changes()
+            finally:
+                self._fetches.release()
 
     def _leave(self, relay: Relay) -> None:
         """Give the place of a relay back, once."""
