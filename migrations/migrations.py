@@ -635,3 +635,20 @@ def m020_fetched_changes(db: Database) -> None:
         "CREATE INDEX executions_unfetched ON executions (number) WHERE changes_reason = 'pending'",
     ):
         db.execute(statement)
+
+
+@occ()
+def m021_conversations(db: Database) -> None:
+    """Group the executions of each Claude session; the id of a conversation is that of its first execution."""
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN conversation TEXT",
+        "ALTER TABLE executions ADD COLUMN continues INTEGER",  # the number of the execution before it
+        """
+        UPDATE executions SET conversation = coalesce((
+            SELECT f.execution_id FROM executions f
+            WHERE f.session_id = executions.session_id AND f.workspace_generation = executions.workspace_generation
+            ORDER BY f.number LIMIT 1), execution_id)
+        """,
+        "CREATE INDEX executions_by_conversation ON executions (conversation, number)",
+    ):
+        db.execute(statement)

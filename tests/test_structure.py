@@ -114,6 +114,7 @@ def test_sql_stands_in_its_few_modules() -> None:
             f"occ_app/executions/{module}.py"
             for module in (
                 "approvals",
+                "conversations",
                 "changes",
                 "events",
                 "lifecycle",

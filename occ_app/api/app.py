@@ -26,7 +26,18 @@ class _Application(Flask):
 
 def create_app(services: Services) -> Flask:
     """Return the WSGI application of an agent, which a hub's extends."""
-    from occ_app.api import approvals, executions, files, health, metrics, openapi, search, usage, workspaces
+    from occ_app.api import (
+        approvals,
+        conversations,
+        executions,
+        files,
+        health,
+        metrics,
+        openapi,
+        search,
+        usage,
+        workspaces,
+    )
 
     app = _Application("occ_app", static_folder=None)
     config = services.config
@@ -46,7 +57,7 @@ def create_app(services: Services) -> Flask:
     counted = Refusals()
     metrics.count_refusals(app, counted)
     app.extensions["occ_measures"] = (common(services.db, services.streams, counted), *services.measures)
-    for module in (health, workspaces, files, executions, approvals, search, usage, metrics, openapi):
+    for module in (health, workspaces, files, executions, approvals, conversations, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)
     app.after_request(_for_browsers)

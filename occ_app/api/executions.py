@@ -90,7 +90,7 @@ def asked_for(body: Any) -> Request:
             raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
     return Request(
         execution_id=loaded["execution_id"],
-        workspace_id=loaded["workspace_id"],
+        workspace_id=loaded.get("workspace_id", ""),
         prompt=loaded["prompt"],
         timeout_seconds=loaded.get("timeout_seconds", config.timeout_seconds),
         idle_timeout_seconds=loaded.get("idle_timeout_seconds", config.idle_timeout_seconds),
@@ -102,6 +102,8 @@ def asked_for(body: Any) -> Request:
         key_id=callers.caller().key_id,
         owner_id=callers.caller().owner_id,
         permissions=_permitted(loaded.get("permissions")),
+        continues=loaded.get("continues"),
+        visible_to=callers.caller().visible_to,
         agent=loaded.get("agent"),
         labels=tuple(loaded.get("labels", ())),
         workspace_generation=loaded.get("workspace_generation"),

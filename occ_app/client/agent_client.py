@@ -136,13 +136,17 @@ class AgentClient:
             sent["OCC-Workspace-Generation"] = str(generation)
         return self._json("POST", "/workspace/init", body=body, headers={**sent, **(headers or {})}, read_seconds=300)
 
-    def execute(self, workspace_id: str, prompt: str, **options: Any) -> Iterator[StreamEvent]:
+    def execute(self, workspace_id: str | None, prompt: str, **options: Any) -> Iterator[StreamEvent]:
         """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
+
+        `workspace_id` is None for one that `continues` another execution, in its workspace.
 
         With `executionId` among them an execution that exists with the same body is followed instead. A connection
         that breaks is resumed; the prompt runs once in every case.
         """
-        body = {"executionId": new_execution_id(), "workspaceId": workspace_id, "prompt": prompt, **options}
+        body = {"executionId": new_execution_id(), "prompt": prompt, **options}
+        if workspace_id is not None:
+            body["workspaceId"] = workspace_id
         return self._follow(str(body["executionId"]), lambda after: self._open_execute(body, after), 0)
 
     def batches(

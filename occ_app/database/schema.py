@@ -16,7 +16,7 @@ from occ_app.config.config import Config, inherited_socket
 from occ_app.database.database import Database, connect, translated
 from occ_app.system.packaged import packaged
 
-SCHEMA_VERSION = 20
+SCHEMA_VERSION = 21
 
 
 def ensure_schema(

@@ -18,8 +18,8 @@ from typing import Any
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import approvals, events, waiting
-from occ_app.executions.queries import from_row, one
+from occ_app.executions import approvals, conversations, events, waiting
+from occ_app.executions.queries import SESSION, from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system import compact_json, timestamps
 from occ_app.system.process_identity import ProcessIdentity
@@ -66,7 +66,9 @@ def create(
         existing = _existing(connection, request)
         if existing is not None:
             return existing, False
-        request = replace(request, workspace_id=resolve(connection, request.workspace_id))
+        request, former = conversations.continued(connection, request)
+        if former is None:
+            request = replace(request, workspace_id=resolve(connection, request.workspace_id))
         generation = _generation(connection, request)
         if db.disk_is_full():
             raise errors.NoSpace
@@ -74,7 +76,7 @@ def create(
         queued = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if queued >= max_queue:
             raise errors.QueueFull(queued)
-        execution = _insert(connection, request, generation, admission.agent_id)
+        execution = _insert(connection, request, generation, former, admission.agent_id)
         position = waiting.Line(connection).ahead(execution.number, admission.free_workers) if queued else 0
         data = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
         events.insert(connection, execution.number, 1, [("queued", data)])
@@ -107,16 +109,20 @@ def _generation(connection: sqlite3.Connection, request: Request) -> int:
     return int(workspace["generation"])
 
 
-def _insert(connection: sqlite3.Connection, request: Request, generation: int, agent_id: str | None) -> Execution:
-    """Write the row of a queued execution; `agent_id` is the agent that the request names."""
+def _insert(
+    connection: sqlite3.Connection, request: Request, generation: int, former: Execution | None, agent_id: str | None
+) -> Execution:
+    """Write the row of a queued execution, which continues `former`; `agent_id` is the agent that the request names."""
     row = connection.execute(
         """
         INSERT INTO executions (execution_id, workspace_id, workspace_generation, state, request_hash, prompt,
             timeout_seconds, idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id,
-            created_at, key_id, owner_id, permissions, wanted_agent, wanted_labels)
+            created_at, key_id, owner_id, permissions, wanted_agent, wanted_labels, conversation,
+            continues)
         VALUES (:execution_id, :workspace_id, :generation, 'queued', :hash, :prompt,
             :timeout_seconds, :idle_timeout_seconds, :model, :max_turns, :max_budget_usd, :session_id,
-            :created_at, :key_id, :owner_id, :permissions, :agent_id, :wanted_labels)
+            :created_at, :key_id, :owner_id, :permissions, :agent_id, :wanted_labels, :conversation,
+            :former)
         RETURNING *, 1 AS newest_seq
         """,
         {
@@ -124,6 +130,8 @@ def _insert(connection: sqlite3.Connection, request: Request, generation: int, a
             "generation": generation,
             "created_at": iso_now(),
             "agent_id": agent_id,
+            "conversation": conversations.conversation_of(connection, request, former, generation),
+            "former": None if former is None else former.number,
             "wanted_labels": compact_json.to_json(request.labels) if request.labels else None,
         },
     ).fetchall()[0]
@@ -138,16 +146,17 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
     """
     with db.write(durable=False) as connection:
         rows = connection.execute(
-            """
-            UPDATE executions SET state = 'running', started_at = ?, owner_boot_id = ?, owner_pid = ?, owner_start = ?,
+            f"""
+            UPDATE executions AS x SET state = 'running', resume_session_id = {SESSION}, started_at = ?,
+                owner_boot_id = ?, owner_pid = ?, owner_start = ?,
                 deadline = ? + timeout_seconds
-            WHERE number = (
+            WHERE x.number = (
                 SELECT q.number FROM executions q
                 WHERE q.state = 'queued' AND NOT EXISTS (
                     SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = q.workspace_generation)
                 ORDER BY q.number LIMIT 1)
             RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq
-            """,
+            """,  # noqa: S608 - a literal
             (iso_now(), owner.boot_id, owner.pid, owner.start, time.monotonic()),
         ).fetchall()
         return from_row(rows[0]) if rows else None

@@ -44,13 +44,22 @@ def cancel_code(db: Database, number: int) -> str | None:
         return row["stop_requested"] if row else None
 
 
+# SQL for the session that an execution `x` resumes: that of the newest turn before it in its conversation, if it
+# continues one. Known only once those turns are over.
+SESSION = """coalesce(x.resume_session_id, (
+    SELECT p.session_id FROM executions p
+    WHERE x.continues IS NOT NULL AND p.conversation = x.conversation AND p.number < x.number
+      AND p.session_id IS NOT NULL
+    ORDER BY p.number DESC LIMIT 1))"""
+
+
 def may_resume(db: Database, execution: Execution) -> bool:
     """Return whether an execution's session, if it asks for one, began in its workspace and is its owner's.
 
     The CLI resumes any session of its home in any folder. Operators and admins may resume those of every key.
     """
     if execution.resume_session_id is None:
-        return True
+        return execution.continues is None  # the turn before it began no session
     with db.read() as connection:
         row = connection.execute(
             """

@@ -40,6 +40,8 @@ class Request:
     key_id: str | None = None  # on a hub: the key that asks, its owner, and where it is to run
     owner_id: str | None = None
     permissions: str = "edit"
+    continues: str | None = None  # the execution whose session and workspace it takes
+    visible_to: str | None = None  # the owner whose executions it may continue; None: all
     agent: str | None = None
     labels: tuple[str, ...] = ()
     workspace_generation: int | None = None  # the number that the workspace must have
@@ -95,6 +97,8 @@ class Execution:
     key_id: str | None
     owner_id: str | None
     permissions: str
+    conversation: str | None
+    continues: int | None
     agent_id: str | None
     wanted_agent: str | None
     wanted_labels: tuple[str, ...]

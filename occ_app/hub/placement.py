@@ -176,8 +176,9 @@ def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdenti
     """Claim and place, which an UPDATE can lose to a cancel, or to the agent's removal or drain; then None."""
     with db.write(durable=False) as connection:
         won = connection.execute(
-            "UPDATE executions SET state = 'running', started_at = ?, agent_id = ?, waits_for = NULL,"
-            " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ? AND state = 'queued'"
+            f"UPDATE executions AS x SET state = 'running', resume_session_id = {executions.SESSION}, started_at = ?,"  # noqa: S608 - a literal
+            " agent_id = ?, waits_for = NULL,"
+            " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE x.number = ? AND state = 'queued'"
             " AND EXISTS (SELECT 1 FROM agents WHERE agent_id = ? AND NOT draining)",
             (iso_now(), agent.agent_id, owner.boot_id, owner.pid, owner.start, execution.number, agent.agent_id),
         ).rowcount

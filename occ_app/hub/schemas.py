@@ -273,7 +273,7 @@ class HubExecuteBody(schemas.ExecuteBody):
     class Meta(schemas.ExecuteBody.Meta):
         exclude = ("permissions",)  # nobody can answer through a hub, so that every execution only edits
 
-    workspace_id = _WorkspaceName(data_key="workspaceId", required=True)
+    workspace_id = _WorkspaceName(data_key="workspaceId")
 
     agent = _Line(1, 200)
     labels = fields.List(_Line(1, 100), validate=validate.Length(max=100))

@@ -6,7 +6,9 @@ in Python snake_case.
 
 from __future__ import annotations
 
-from marshmallow import RAISE, Schema, fields, validate
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 
 from occ_app.config.settings import PERMISSIONS
 from occ_app.executions import approvals
@@ -69,7 +71,7 @@ class ExecuteBody(_Request):
     """The body of POST /execute."""
 
     execution_id = Id(data_key="executionId", required=True)
-    workspace_id: fields.String = Id(data_key="workspaceId", required=True)
+    workspace_id: fields.String = Id(data_key="workspaceId")
     prompt = fields.String(required=True, validate=check_prompt, metadata={"pattern": r"\S"})
     timeout_seconds = Seconds(data_key="timeoutSeconds")
     idle_timeout_seconds = Seconds(data_key="idleTimeoutSeconds")
@@ -78,7 +80,16 @@ class ExecuteBody(_Request):
     max_budget_usd = Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
     permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
+    continues = Id()
     workspace_generation = WholeNumber(data_key="workspaceGeneration", validate=validate.Range(1, LARGEST_GENERATION))
+
+    @validates_schema
+    def check_place(self, data: dict[str, Any], **_: Any) -> None:
+        """Refuse a request without a workspace, or with two sessions to continue."""
+        if "workspace_id" not in data and "continues" not in data:
+            raise ValidationError("Name a workspace, or an execution in `continues`.", "workspaceId")
+        if "session_id" in data and "continues" in data:
+            raise ValidationError("`continues` takes the session of that execution; leave this out.", "sessionId")
 
 
 class ListQuery(_Request):
@@ -138,6 +149,7 @@ class ExecutionRecord(Schema):
     model = fields.String(allow_none=True)
     claude_version = fields.String(data_key="claudeVersion", allow_none=True)
     permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
+    conversation_id = fields.String(data_key="conversationId", attribute="conversation", allow_none=True)
     cost_usd = fields.Float(data_key="costUsd", allow_none=True)
     cost_exact = fields.Boolean(data_key="costExact")
     usage = fields.Raw(allow_none=True)
@@ -489,3 +501,38 @@ class ApprovalAnswer(_Request):
     message = fields.String(validate=validate.Length(max=4000))
     updated_input = fields.Dict(data_key="updatedInput", keys=fields.String())
     answers = fields.Dict(keys=fields.String())
+
+
+class ConversationQuery(_Request):
+    """The query of GET /conversations."""
+
+    workspace_id = Id(data_key="workspaceId")
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 1000))
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+class ConversationRecord(Schema):
+    """The executions of one session together; `state` is that of the newest."""
+
+    conversation_id = fields.String(data_key="conversationId")
+    workspace_id = fields.String(data_key="workspaceId")
+    title = fields.String(allow_none=True)
+    state = fields.String(validate=validate.OneOf(STATES))
+    executions = fields.Integer()
+    cost_usd = fields.Float(data_key="costUsd")
+    created_at = fields.String(data_key="createdAt")
+    updated_at = fields.String(data_key="updatedAt")
+    last_execution_id = fields.String(data_key="lastExecutionId")
+
+
+class ConversationList(Schema):
+    """A page of conversations, newest first."""
+
+    conversations = fields.List(fields.Nested(ConversationRecord))
+    next = fields.Integer(allow_none=True)
+
+
+class ConversationWithExecutions(ConversationRecord):
+    """A conversation and its executions, oldest first."""
+
+    turns = fields.List(fields.Nested(ExecutionRecord))
