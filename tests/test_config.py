@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from occ_app.config import config
+from occ_app.config.options import AGENT_OPTIONS, HUB_OPTIONS, Option, values
+from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting
 from occ_app.errors import ConfigError
 
 REACH_THE_MODEL = [
@@ -131,3 +133,22 @@ def test_a_web_process_reports_once_that_it_serves(monkeypatch: pytest.MonkeyPat
     assert os.read(ready, 8) == b""  # closed, and no child inherits its number
     assert "OCC_READY_FD" not in os.environ
     os.close(ready)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [(AGENT_OPTIONS, SETTINGS), (HUB_OPTIONS, HUB_SETTINGS)], ids=["agent", "hub"]
+)
+def test_each_option_of_a_start_is_a_setting_of_its_daemon(
+    options: tuple[Option, ...], settings: tuple[Setting, ...]
+) -> None:
+    names = [option.setting for option in options]
+    assert len(set(names)) == len(names)
+    assert set(names) <= {setting.name for setting in settings}
+
+
+def test_options_give_settings_as_variables_hold_them() -> None:
+    options = tuple(option for option in AGENT_OPTIONS if option.setting in ("workers", "labels", "trust_workspaces"))
+    absent = {"workers": None, "labels": (), "trust_workspaces": False}
+    assert values(options, absent) == {"workers": None, "labels": None, "trust_workspaces": None}
+    parsed = {"workers": "3", "labels": ("a", "b"), "trust_workspaces": True}
+    assert values(options, parsed) == {"workers": "3", "labels": "a,b", "trust_workspaces": "true"}

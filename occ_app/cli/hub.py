@@ -14,14 +14,14 @@ import click
 from occ_app import errors
 from occ_app.cli import output, remote
 from occ_app.cli.remote import daemon_client, hub_client, running_hub
+from occ_app.cli.setting_options import setting_options
 from occ_app.cli.start import run_here, shown, start_daemon, with_warnings
 from occ_app.cli.webhooks import webhooks
 from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
+from occ_app.config.options import HUB_OPTIONS, values
 from occ_app.home import daemon
 from occ_app.system.foreign_text import visible_line
-
-_AS_NAMED = ("public_url", "bind_address", "tls", "tls_cert", "tls_key")
 
 
 @click.group()
@@ -39,19 +39,7 @@ hub.add_command(webhooks)
 
 
 @hub.command()
-@click.option("--port", metavar="PORT", help="Port of the API and the pages; 0 takes a free one.  [default: 7700]")
-@click.option("--bind-address", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("--public-url", metavar="URL", help="Address under which agents and people reach this hub.")
-@click.option("--tls", metavar="self-signed", help="Serve with a certificate made here; its fingerprint is printed.")
-@click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")
-@click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
-@click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
-@click.option(
-    "--trusted-proxy",
-    metavar="NETWORK",
-    multiple=True,
-    help="Address or network of a proxy whose X-Forwarded headers are believed; may be repeated.",
-)
+@setting_options(HUB_OPTIONS)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
 def start(foreground: bool, **flags: Any) -> None:
     """Start the hub in the background and wait until it answers.
@@ -63,10 +51,7 @@ def start(foreground: bool, **flags: Any) -> None:
       occ hub start
       occ hub start --bind-address 0.0.0.0 --tls self-signed
     """
-    named = {name: flags[name] for name in _AS_NAMED}
-    lists = {"allowed_hosts": flags["allowed_host"], "trusted_proxies": flags["trusted_proxy"]}
-    joined = {name: ",".join(values) or None for name, values in lists.items()}
-    config = configuration.load_hub(flags={**named, **joined, "http_port": flags["port"]})
+    config = configuration.load_hub(flags=values(HUB_OPTIONS, flags))
     if foreground:
         from occ_app.supervisor.supervisor import prepare_hub
 

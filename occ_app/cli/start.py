@@ -14,50 +14,16 @@ import click
 
 from occ_app import errors
 from occ_app.cli import output, output_failed
+from occ_app.cli.setting_options import setting_options
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
+from occ_app.config.options import AGENT_OPTIONS, values
 from occ_app.config.settings import is_loopback
 from occ_app.system import interpreter
 
-# The flags that are called as their setting and take a value.
-_AS_NAMED = (
-    *("api_key", "remote_url", "remote_pin", "workers", "public_url", "bind_address"),
-    *("tls", "tls_cert", "tls_key", "name", "sandbox"),
-)
-
 
 @click.command()
-@click.option(
-    "--api-key",
-    metavar="KEY",
-    help="Key to register with at the hub. Pass @FILE or set OCC_API_KEY: other users can see an argument.",
-)
-@click.option("--remote-url", metavar="URL", help="The hub to register with. Without one the agent is standalone.")
-@click.option("--remote-pin", metavar="FINGERPRINT", help="The hub's TLS certificate to trust, and no other.")
-@click.option("--workers", metavar="N", help="Executions at once.  [default: 5]")
-@click.option("--port", metavar="PORT", help="Port of the API; 0 takes a free one.  [default: 0]")
-@click.option("--public-url", metavar="URL", help="Address under which the hub can reach this agent.")
-@click.option(
-    "--bind-address",
-    metavar="ADDRESS",
-    help="Address to listen on.  [default: 127.0.0.1, also with a hub: it calls over the link]",
-)
-@click.option("--tls", metavar="self-signed", help="Serve with a certificate made here; its fingerprint is printed.")
-@click.option("--tls-cert", metavar="FILE", help="Certificate to serve with, PEM.")
-@click.option("--tls-key", metavar="FILE", help="Its key, PEM.")
-@click.option("--name", metavar="NAME", help="Name of this agent.  [default: the machine's]")
-@click.option("--label", metavar="LABEL", multiple=True, help="Label for placement; may be repeated.")
-@click.option("--allowed-host", metavar="HOST", multiple=True, help="Further Host name to answer to; may be repeated.")
-@click.option(
-    "--trusted-proxy",
-    metavar="NETWORK",
-    multiple=True,
-    help="Address or network of a proxy whose X-Forwarded headers are believed; may be repeated.",
-)
-@click.option(
-    "--trust-workspaces", is_flag=True, help="Let uploads bring settings, hooks, MCP servers: they run as you."
-)
-@click.option("--sandbox", metavar="bwrap", help="Show Claude its workspace and the system read-only, nothing else.")
+@setting_options(AGENT_OPTIONS)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal, log to it, stop with Ctrl-C.")
 def start(foreground: bool, **flags: Any) -> None:
     """Start the agent in the background and wait until it answers.
@@ -70,7 +36,7 @@ def start(foreground: bool, **flags: Any) -> None:
       occ start
       occ start --remote-url https://hub.example.com --api-key @key.txt
     """
-    config = configuration.load(flags=_settings(flags))
+    config = configuration.load(flags=values(AGENT_OPTIONS, flags))
     if config.remote_url and not config.api_key:
         raise click.UsageError("A remote URL needs an API key: OCC_API_KEY or --api-key @FILE.")
     if foreground:
@@ -80,17 +46,6 @@ def start(foreground: bool, **flags: Any) -> None:
         return
     report = with_warnings(start_daemon(config), _exposure(config))
     shown(lambda: tell_started(report))
-
-
-def _settings(flags: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{name: flags[name] for name in _AS_NAMED},
-        "http_port": flags["port"],
-        "trust_workspaces": "true" if flags["trust_workspaces"] else None,
-        "labels": ",".join(flags["label"]) or None,
-        "allowed_hosts": ",".join(flags["allowed_host"]) or None,
-        "trusted_proxies": ",".join(flags["trusted_proxy"]) or None,
-    }
 
 
 def run_here(config: Config, prepare: Callable[[Any, int], list[str]], tell: Callable[[dict[str, Any]], None]) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from occ_app.config import claude_environment as cli_environment
-from occ_app.config.settings import FLAGS, HUB_SETTINGS, SETTINGS, Setting, is_loopback, secret
+from occ_app.config.options import flag_of
+from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting, is_loopback, secret
 from occ_app.errors import ConfigError
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
@@ -224,7 +225,7 @@ def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]
     for setting in program.settings:
         flag = flags.get(setting.name)
         if flag is not None:
-            source, raw = FLAGS.get(setting.name, f"--{setting.name.replace('_', '-')}"), str(flag)
+            source, raw = flag_of(setting.name), str(flag)
         elif environ.get(setting.variable):
             source, raw = setting.variable, environ[setting.variable]
         elif setting.name in stored:

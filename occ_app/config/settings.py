@@ -165,12 +165,6 @@ class Setting:
         return self.prefix + self.name.upper()
 
 
-# The flags that are not called as their setting.
-FLAGS = {
-    **{"http_port": "--port", "labels": "--label"},
-    **{"allowed_hosts": "--allowed-host", "trusted_proxies": "--trusted-proxy"},
-}
-
 _SIZE = _whole(1, 1 << 40)
 
 SETTINGS = (
