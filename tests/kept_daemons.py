@@ -141,7 +141,10 @@ class KeptHub:
             keys = {row["key_id"]: row for row in _rows(database, "keys")}
             if [keys.get(row["key_id"]) for row in self._keys] != self._keys:
                 return False
-            kept = {"keys": f"name NOT IN ({', '.join(repr(row['name']) for row in self._keys)})"}
+            kept = {
+                "keys": f"name NOT IN ({', '.join(repr(row['name']) for row in self._keys)})",
+                "owners": "owner_id NOT IN (SELECT owner_id FROM keys)",  # those of the kept keys, which refer to them
+            }
             _delete_rows(database, kept | ({"agents": "name <> 'box'"} if self._box.running else {}))
             if self._box.running and not self._box_is_as_before(database):
                 return False
