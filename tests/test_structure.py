@@ -142,6 +142,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "placement",
                 "projects",
                 "registrations",
+                "updates",
                 "webhooks",
                 "workspaces",
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,28 +36,37 @@ def zip_path(config: HubConfig, workspace: Workspace) -> Path:
     return config.zips / f"{workspace.zip}.zip"
 
 
-def store(db: Database, number: int, config: HubConfig) -> None:
-    """Check and store the zip of an upload and write down how that went, as uploads.run does on an agent."""
+def store(db: Database, number: int, config: HubConfig, update: Callable[[Job], None]) -> None:
+    """Check and store the zip of an upload and write down how that went, as uploads.run does on an agent.
+
+    `update` carries out an upload that is an update.
+    """
     job = uploads.take(db, number)
     if job is None:
         return
-    staging = config.zips / f".incoming-{number}"
     try:
-        try:
-            if job.upload.zip_path is None or job.upload.policy == "update":
-                raise errors.InvalidRequest("A hub takes no updates yet; send the folder as a new workspace.")
-            limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
-            unpacked = archives.unpack(job.upload.zip_path, None, limits, strip_root=job.upload.strip_root)
-            digest = _copy(job.upload.zip_path, staging)
-            os.replace(staging, config.zips / f"{digest}.zip")
-        finally:
-            staging.unlink(missing_ok=True)  # after a failure its bytes are free again
-        sync_folder(config.zips)
-        _write_down(db, job, digest, unpacked)
+        if job.upload.policy == "update" or job.upload.zip_path is None:
+            update(job)
+            return
+        limits = archives.Limits(config.max_unpacked_bytes, config.max_files)
+        unpacked = archives.unpack(job.upload.zip_path, None, limits, strip_root=job.upload.strip_root)
+        _write_down(db, job, keep_zip(job.upload.zip_path, number, config), unpacked)
     except errors.RequestError as error:
         uploads.fail(db, number, error)
     except OSError as error:
         uploads.fail(db, number, errors.unwritable(error))
+
+
+def keep_zip(path: Path, number: int, config: HubConfig) -> str:
+    """Store a zip under the SHA-256 of its content, on the disk; returns that."""
+    staging = config.zips / f".incoming-{number}"
+    try:
+        digest = _copy(path, staging)
+        os.replace(staging, config.zips / f"{digest}.zip")
+    finally:
+        staging.unlink(missing_ok=True)  # after a failure its bytes are free again
+    sync_folder(config.zips)
+    return digest
 
 
 def reserve_on(db: Database, workspace: Workspace, agent_id: str) -> None:

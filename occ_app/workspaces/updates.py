@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import stat
 from collections.abc import Collection
@@ -119,3 +120,8 @@ def _remove_emptied(new: Path, deleted: Collection[str]) -> None:
                 parent.rmdir()
             except OSError:
                 break
+
+
+def is_tree(text: str) -> bool:
+    """Whether a text is the id of a snapshot."""
+    return re.fullmatch(r"[0-9a-f]{40}", text) is not None

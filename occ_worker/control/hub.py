@@ -20,6 +20,7 @@ from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.updates import Updates
 from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
 from occ_app.workspaces import uploads
@@ -80,7 +81,8 @@ class HubControl(Upkeep):
             path.unlink(missing_ok=True)
 
     def _unpack(self, number: int) -> None:
-        hub_workspaces.store(self._db, number, self._hub)
+        updates = Updates(self._hub, self._db, self._agents, self._calls)
+        hub_workspaces.store(self._db, number, self._hub, updates.run)
         self._readers.ring(tail.job_key(number))
 
     def under_way(self) -> bool:
