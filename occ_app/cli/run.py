@@ -223,7 +223,7 @@ def _prompt(argument: str) -> str:
     except (AttributeError, OSError, UnicodeDecodeError):
         raise click.UsageError("With - the prompt is read from standard input, which is closed or no UTF-8.") from None
     if not prompt.strip():
-        raise click.UsageError("The prompt is empty; say what is to be done.")
+        raise click.UsageError("The prompt is empty; write a task.")
     return prompt
 
 

@@ -93,7 +93,7 @@ def _expanded(value: str) -> Path:
     try:
         return Path(value).expanduser()
     except RuntimeError:
-        raise ValueError("there is no home folder that ~ could stand for; write the whole path") from None
+        raise ValueError("there is no home folder for ~; write the whole path") from None
 
 
 def _only(choice: str) -> Callable[[str], str]:
@@ -170,7 +170,7 @@ _SIZE = _whole(1, 1 << 40)
 SETTINGS = (
     Setting("api_key", secret, "key to register with at the hub, or @FILE"),
     Setting("remote_url", http_url, "address of the hub; without one the agent is standalone"),
-    Setting("remote_pin", _pin, "SHA-256 fingerprint of the hub's certificate, when that is one of its own"),
+    Setting("remote_pin", _pin, "SHA-256 fingerprint of the hub's certificate, when that is self-signed"),
     Setting("workers", _whole(1, 256), "executions at once"),
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),
     Setting("public_url", http_url, "address under which the hub can reach this agent"),
