@@ -166,6 +166,26 @@ def test_only_admins_and_named_keys_use_a_project(hub: HubApp, box: Machine) -> 
     assert listed(hub)["app@box"]["workspaceId"] == ids["app@box"]
 
 
+def test_a_project_is_open_to_the_owners_of_the_named_keys_and_of_the_machine(hub: HubApp, box: Machine) -> None:
+    ann, phone = hub.key("ann", "client"), hub.key("phone", "client", owner="ann")
+    assert set(listed(hub, phone)) == set(listed(hub, ann)) == {"app@box"}
+    own = Machine(hub, hub.key("ann's machines", "agent", owner="ann"), "desk")
+    own.register(LIB)
+    assert set(listed(hub, phone)) == {"app@box", "lib@desk"}
+    assert set(listed(hub, hub.key("bob", "client"))) == set()
+    # A revoked key opens nothing to its owner's other keys, and its name may be another person's.
+    assert hub.call("POST", "/keys/ann/revoke").status_code == 200
+    assert set(listed(hub, phone)) == {"lib@desk"}
+    assert run(hub, "app@box", phone).status_code == 404
+    later = hub.call("POST", "/keys", json={"name": "ann", "for": "client", "owner": "bob"}).json
+    assert later is not None
+    assert set(listed(hub, later["key"])) == {"app@box"}
+    assert set(listed(hub, phone)) == {"lib@desk"}
+    # The name of an agent's key is no client key's.
+    box.beat(projects=[APP | {"keys": ["ann's machines"]}])
+    assert set(listed(hub, phone)) == {"lib@desk"}
+
+
 def test_a_key_sees_its_own_executions_of_a_project_alone(hub: HubApp, box: Machine) -> None:
     ann = hub.key("ann", "client")
     run(hub, "app@box", executionId="of-the-operator")

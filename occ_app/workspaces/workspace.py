@@ -94,12 +94,15 @@ class Workspace:
 
 _FIELDS = tuple(field.name for field in fields(Workspace))
 _SELECT = "SELECT w.*, (SELECT a.name FROM agents a WHERE a.agent_id = w.agent_id) AS agent_name FROM workspaces w"
-# Whether a caller may see and use a workspace `w`: its owner, for a project each key that its machine named, and
-# everybody who is limited to no key.
+# Whether a caller may see and use a workspace `w`: its owner, and everybody who is limited to no owner. A project is
+# the owner's of the key with which its machine registered, and of the valid client keys that the machine names.
 VISIBLE = """(
-    :visible_to IS NULL OR w.owner_id = :visible_to OR EXISTS (
-        SELECT 1 FROM project_keys p JOIN keys k ON k.name = p.name
-        WHERE p.generation = w.generation AND k.owner_id = :visible_to)
+    :visible_to IS NULL OR w.owner_id = :visible_to OR (w.source = 'folder' AND EXISTS (
+        SELECT 1 FROM keys k
+        WHERE k.owner_id = :visible_to AND k.revoked_at IS NULL AND (
+            k.key_id = (SELECT a.key_id FROM agents a WHERE a.agent_id = w.agent_id)
+            OR (k.kind = 'client'
+                AND k.name IN (SELECT p.name FROM project_keys p WHERE p.generation = w.generation)))))
 )"""
 
 
@@ -117,7 +120,7 @@ def get(db: Database, workspace_id: str, visible_to: str | None = None, generati
 
 
 def numbered(db: Database, generation: int, visible_to: str | None = None) -> Workspace | None:
-    """The workspace with this number, if the key `visible_to` may see it.
+    """The workspace with this number, if the owner `visible_to` may see it.
 
     None once it is deleted, also when its id is in use again.
     """
