@@ -8,6 +8,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from occ_app.config import child_processes
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import database as db
@@ -92,13 +93,13 @@ def run_executions(config: Config) -> None:
 
 def run_control(config: Config) -> None:
     """Consume the control queue until SIGTERM, then send the last heartbeat."""
-    if configuration.inherited_socket() is None:  # else the supervisor has done it
+    if child_processes.inherited_socket() is None:  # else the supervisor has done it
         machine.begin_instance(config)
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")
     wake_worker = waker(config)
-    port = configuration.listening_port()
+    port = child_processes.listening_port()
     link = _link(config, database, port)
     renew = link.renew if link else _nothing
     control = Control(

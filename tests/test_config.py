@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.config import config
+from occ_app.config import child_processes, config
 from occ_app.config.options import AGENT_OPTIONS, HUB_OPTIONS, Option, values
 from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting
 from occ_app.errors import ConfigError
@@ -77,8 +77,8 @@ def test_a_process_of_the_daemon_reads_the_settings_it_was_started_with(environ:
     flags = {"workers": "7", "labels": "a,b", "remote_url": "https://hub.example/", "api_key": "secret-key"}
     resolved = config.load(environ | {"ANTHROPIC_API_KEY": "k"}, flags)
     (Path(environ["OCC_HOME"]) / "config.toml").write_text("workers = 2\n")
-    assert config.load(config.child_environment(resolved, secrets=True)) == resolved
-    assert config.load(config.child_environment(resolved, secrets=False)).api_key is None
+    assert config.load(child_processes.child_environment(resolved, secrets=True)) == resolved
+    assert config.load(child_processes.child_environment(resolved, secrets=False)).api_key is None
 
 
 def test_a_secret_can_be_in_a_file(environ: dict[str, str], tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_config_toml_takes_lists_and_numbers(environ: dict[str, str]) -> None:
 def test_a_web_process_reports_once_that_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     ready, end = os.pipe()
     monkeypatch.setenv("OCC_READY_FD", str(end))
-    config.report_ready()
-    config.report_ready()  # without a supervisor, or again: nothing
+    child_processes.report_ready()
+    child_processes.report_ready()  # without a supervisor, or again: nothing
     assert os.read(ready, 8) == b"1"
     assert os.read(ready, 8) == b""  # closed, and no child inherits its number
     assert "OCC_READY_FD" not in os.environ

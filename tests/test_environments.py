@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from occ_app import errors
+from occ_app.config import child_processes
 from occ_app.config import config as configuration
 from occ_app.config.claude_environment import chosen
 from occ_app.system import interpreter
@@ -213,7 +214,7 @@ def test_what_the_interpreter_needs_reaches_the_daemon_and_not_the_cli(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OCC_HOME", str(tmp_path))
     config = configuration.load()
-    reaching = configuration.child_environment(config, secrets=False)
+    reaching = child_processes.child_environment(config, secrets=False)
     assert {name: reaching[name] for name in needed} == needed
     assert not needed.keys() & dict(config.cli_environment).keys()
     assert interpreter.command("-m", "x")[1:] == ["-P", "-X", "utf8", "-m", "x"]

@@ -19,6 +19,7 @@ from occ_app.cli import output, transcript
 from occ_app.cli.start import start_daemon
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
+from occ_app.config import child_processes
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.home import daemon, state
@@ -116,7 +117,7 @@ def _config(folder: Path) -> Config:
 def _simulated(folder: Path) -> Path:
     """A program that runs the bundled simulation, in place of the CLI."""
     path = folder / "simulated-claude"
-    needed = (f"{name}={shlex.quote(value)}" for name, value in configuration.interpreter_variables().items())
+    needed = (f"{name}={shlex.quote(value)}" for name, value in child_processes.interpreter_variables().items())
     python = map(shlex.quote, interpreter.command("-m", "occ_worker.execution.simulated_claude"))
     path.write_text(f'#!/bin/sh\nexec env {" ".join([*needed, *python])} "$@"\n')
     path.chmod(0o700)

@@ -10,7 +10,7 @@ import click
 from occ_app import errors
 from occ_app.cli import output, remote, remotes
 from occ_app.client.agent_client import AgentClient
-from occ_app.config import config as configuration
+from occ_app.config import client_variables
 from occ_app.config.settings import http_url, is_loopback
 
 
@@ -111,8 +111,8 @@ def _warn_unencrypted(url: str) -> None:
 def _key(token: str | None) -> str:
     """The key as an option, a variable or the person gives it; it is not shown while it is typed."""
     if token is not None:
-        return configuration.read_secret(token, "--token")
-    secret = configuration.client_token()
+        return client_variables.read_secret(token, "--token")
+    secret = client_variables.client_token()
     if secret is not None:
         return secret
     if not output.interactive():
@@ -180,7 +180,7 @@ def remotes_group(context: click.Context, as_json: bool) -> None:
         return
     rows = [(r.name, r.kind, "yes" if r == default else "", r.url) for r in found]
     output.table([("NAME", "KIND", "DEFAULT", "URL"), *rows])
-    if configuration.client_url() is not None:
+    if client_variables.client_url() is not None:
         output.note("OCC_URL is set and wins over the default.")
 
 

@@ -14,6 +14,7 @@ import click
 
 from occ_app import errors
 from occ_app.cli import output, remotes
+from occ_app.config import client_variables
 from occ_app.config import config as configuration
 from occ_app.config.config import Config, HubConfig
 from occ_app.config.settings import http_url
@@ -86,7 +87,7 @@ def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
         return None
     if url is not None:
         return _named(url, token, pin)
-    if not hub and (url := configuration.client_url()) is not None:
+    if not hub and (url := client_variables.client_url()) is not None:
         return _addressed(url, token, pin, "OCC_URL")
     known = None if hub else remotes.default()
     if known is None:
@@ -156,7 +157,7 @@ def _addressed(url: str, token: str | None, pin: str | None, source: str) -> Pla
     except ValueError as error:
         raise click.UsageError(f"{source} {url[:60]!r} cannot be used: {error}.") from None
     known = remotes.at(address)
-    secret = _secret(token) or configuration.client_token() or (known.token if known else None)
+    secret = _secret(token) or client_variables.client_token() or (known.token if known else None)
     if secret is None:
         raise click.UsageError("A URL needs its token or key: OCC_TOKEN or --token @FILE. `occ login URL` keeps it.")
     pin = pin or _variable_pin(address)
@@ -170,12 +171,12 @@ def _place(known: remotes.Remote, secret: str, pin: str | None) -> Place:
 
 
 def _secret(token: str | None) -> str | None:
-    return configuration.read_secret(token, "--token") if token else None
+    return client_variables.read_secret(token, "--token") if token else None
 
 
 def _variable_pin(url: str) -> str | None:
     """The pin in OCC_PIN for an address with TLS. Raises ConfigError when it is none."""
-    pin = configuration.client_pin()
+    pin = client_variables.client_pin()
     if pin is None or not url.startswith("https://"):
         return None
     if not is_fingerprint(pin):

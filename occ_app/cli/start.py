@@ -15,6 +15,7 @@ import click
 from occ_app import errors
 from occ_app.cli import output, output_failed
 from occ_app.cli.setting_options import setting_options
+from occ_app.config import child_processes
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.config.options import AGENT_OPTIONS, values
@@ -129,7 +130,7 @@ def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) ->
 
     return subprocess.Popen(
         interpreter.command("-m", "occ_app.supervisor.supervisor", str(answer), config.program.kind),
-        env=configuration.child_environment(config, secrets=True),
+        env=child_processes.child_environment(config, secrets=True),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

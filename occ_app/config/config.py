@@ -23,10 +23,6 @@ from occ_app.errors import ConfigError
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
 DEFAULT_ASK_TOOLS = ("Bash", "WebFetch", "WebSearch", "Agent", "AskUserQuestion", "ExitPlanMode")
 
-# An interpreter that needs one of these does not load, or loads other packages, without it. They reach OCC's own
-# processes and not the CLI.
-_INTERPRETER = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH")
-
 # Variables of OCC that are no settings of a daemon.
 _VARIABLES = ("OCC_HOME", "OCC_HUB_HOME", "OCC_TOKEN", "OCC_URL", "OCC_PIN", "OCC_EXECUTION_ID")
 
@@ -313,30 +309,6 @@ def unknown_variables() -> list[str]:
     ]
 
 
-def client_token() -> str | None:
-    """The token for another agent: OCC_TOKEN, or @FILE in it. Raises ConfigError when it cannot be read."""
-    value = os.environ.get("OCC_TOKEN")
-    return read_secret(value, "OCC_TOKEN") if value else None
-
-
-def client_url() -> str | None:
-    """The agent or hub that commands use when they name none: OCC_URL."""
-    return os.environ.get("OCC_URL") or None
-
-
-def client_pin() -> str | None:
-    """The fingerprint of the certificate of that agent or hub: OCC_PIN."""
-    return os.environ.get("OCC_PIN") or None
-
-
-def read_secret(value: str, source: str) -> str:
-    """A secret as the person gave it: itself or @FILE. Raises ConfigError naming `source`."""
-    try:
-        return secret(value)
-    except ValueError as error:
-        raise ConfigError(f"{source} cannot be used: {error}.") from None
-
-
 def _read_toml(path: Path, program: Program) -> dict[str, str]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -362,44 +334,3 @@ def _paths(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a hub's processes need: they run no CLI and reach no model."""
     names = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
     return {name: environ[name] for name in names if name in environ}
-
-
-def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
-    """The environment of a daemon's process: all settings as resolved, and the CLI's variables.
-
-    The API key goes only where `secrets` is true: to the process that registers.
-    """
-    environ = dict(config.cli_environment)
-    environ[config.program.home_variable] = str(config.home)
-    for setting in config.program.settings:
-        value = getattr(config, setting.name)
-        if value in (None, (), "") or (setting.parse is secret and not secrets):
-            continue
-        environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
-    # glibc would give each of many threads a separate heap, and never take one back.
-    environ["MALLOC_ARENA_MAX"] = "2"
-    return environ | interpreter_variables()
-
-
-def interpreter_variables() -> dict[str, str]:
-    """What OCC's own Python processes need of this process's environment to load."""
-    return {name: os.environ[name] for name in _INTERPRETER if name in os.environ}
-
-
-def inherited_socket() -> int | None:
-    """The file descriptor of the listening socket that the supervisor bound, or None under a plain Procfile runner."""
-    value = os.environ.get("OCC_LISTEN_FD")
-    return int(value) if value else None
-
-
-def report_ready() -> None:
-    """Write one byte to the descriptor that the supervisor waits on, if this process was started with one."""
-    value = os.environ.pop("OCC_READY_FD", None)
-    if value:
-        with contextlib.suppress(OSError), open(int(value), "wb", buffering=0) as ready:
-            ready.write(b"1")
-
-
-def listening_port() -> int:
-    """The port that the supervisor bound, or the configured one under a plain Procfile runner."""
-    return int(os.environ.get("OCC_LISTEN_PORT") or load().http_port)

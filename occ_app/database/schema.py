@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from occ_app import errors
-from occ_app.config.config import Config, inherited_socket
+from occ_app.config.child_processes import inherited_socket
+from occ_app.config.config import Config
 from occ_app.database.database import Database, connect, translated
 from occ_app.system.packaged import packaged
 

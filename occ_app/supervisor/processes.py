@@ -15,7 +15,7 @@ from typing import IO
 
 from honcho.environ import parse_procfile
 
-from occ_app.config import config as configuration
+from occ_app.config import child_processes
 from occ_app.config.config import Config
 from occ_app.system import interpreter
 from occ_app.system.kernel import die_with_parent
@@ -102,7 +102,7 @@ def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool)
     procfile = parse_procfile(packaged(config.program.procfile).read_text())
     parts = []
     for name, command in procfile.processes.items():
-        environment = configuration.child_environment(config, secrets=name == "control")
+        environment = child_processes.child_environment(config, secrets=name == "control")
         environment |= {
             "OCC_LISTEN_FD": str(listener.fileno()),
             "OCC_LISTEN_PORT": str(listener.getsockname()[1]),

@@ -23,6 +23,7 @@ from typing import Any
 
 from occ_app import __version__
 from occ_app.claude import sandbox
+from occ_app.config import child_processes
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.errors import OCCError, StartFailed
@@ -310,7 +311,7 @@ def _start_again(config: Config, port: int) -> None:
     """Become the daemon of the installed files, at the same port."""
     nobody = os.open(os.devnull, os.O_WRONLY)
     os.set_inheritable(nobody, True)
-    environment = configuration.child_environment(replace(config, http_port=port), secrets=True)
+    environment = child_processes.child_environment(replace(config, http_port=port), secrets=True)
     command = interpreter.command("-m", "occ_app.supervisor.supervisor", str(nobody), config.program.kind)
     os.execve(command[0], command, environment)  # noqa: S606 - OCC itself
 

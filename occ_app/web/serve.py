@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from flask import Flask
 
-from occ_app.config.config import Config, inherited_socket, report_ready
+from occ_app.config.child_processes import inherited_socket, report_ready
+from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.home import certificate as tls
 from occ_app.home import daemon, state

@@ -1,0 +1,54 @@
+"""The variables and descriptors that a daemon hands to its processes, and how these read them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from occ_app.config.config import Config, load
+from occ_app.config.settings import secret
+
+# An interpreter that needs one of these does not load, or loads other packages, without it. They reach OCC's own
+# processes and not the CLI.
+_INTERPRETER = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH")
+
+
+def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
+    """The environment of a daemon's process: all settings as resolved, and the CLI's variables.
+
+    The API key goes only where `secrets` is true: to the process that registers.
+    """
+    environ = dict(config.cli_environment)
+    environ[config.program.home_variable] = str(config.home)
+    for setting in config.program.settings:
+        value = getattr(config, setting.name)
+        if value in (None, (), "") or (setting.parse is secret and not secrets):
+            continue
+        environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
+    # glibc would give each of many threads a separate heap, and never take one back.
+    environ["MALLOC_ARENA_MAX"] = "2"
+    return environ | interpreter_variables()
+
+
+def interpreter_variables() -> dict[str, str]:
+    """What OCC's own Python processes need of this process's environment to load."""
+    return {name: os.environ[name] for name in _INTERPRETER if name in os.environ}
+
+
+def inherited_socket() -> int | None:
+    """The file descriptor of the listening socket that the supervisor bound, or None under a plain Procfile runner."""
+    value = os.environ.get("OCC_LISTEN_FD")
+    return int(value) if value else None
+
+
+def report_ready() -> None:
+    """Write one byte to the descriptor that the supervisor waits on, if this process was started with one."""
+    value = os.environ.pop("OCC_READY_FD", None)
+    if value:
+        with contextlib.suppress(OSError), open(int(value), "wb", buffering=0) as ready:
+            ready.write(b"1")
+
+
+def listening_port() -> int:
+    """The port that the supervisor bound, or the configured one under a plain Procfile runner."""
+    return int(os.environ.get("OCC_LISTEN_PORT") or load().http_port)
