@@ -90,7 +90,7 @@ def with_warnings(report: dict[str, Any], more: list[str]) -> dict[str, Any]:
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
     """Start a daemon, an agent's or a hub's, and wait until it answers. Returns its url, logs, warnings, fingerprint.
 
-    `die_with` is the pid of this process when the daemon shall not outlive it. Raises what the daemon raised.
+    `die_with` is the pid of this process when the daemon shall not outlive it. Raises the error of the daemon.
     """
     try:
         config.make_folders()

@@ -27,7 +27,7 @@ def upload(client: AgentClient, folder: Path) -> str:
 
 
 def send(client: AgentClient, folder: Path, place: str) -> Sent:
-    """Send a folder as a new workspace to an agent or hub, which `place` names; returns what it has now."""
+    """Send a folder as a new workspace to an agent or hub, which `place` names; returns its record."""
     import secrets  # like the next: a run in an existing workspace does not wait for them
     import tempfile
 

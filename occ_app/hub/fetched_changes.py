@@ -93,7 +93,7 @@ def checked(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fetch(db: Database, client: AgentClient, execution: Execution, limit: int) -> bool:
-    """Fetch what an execution that is over changed, with a diff of at most so many bytes, and store it.
+    """Fetch the changes of an execution that is over, with a diff of at most so many bytes, and store it.
 
     False when its machine is still recording it. Raises Unreachable, and Refused when the machine cannot say now.
     """

@@ -1,7 +1,7 @@
 """The projects that machines report to their hub, and all SQL on them: workspaces that live on one machine for good.
 
 A machine reports all of its projects with each registration and heartbeat. On the hub each has an opaque id; its alias
-is `NAME@MACHINE`. What a machine no longer reports is removed from the list, and its executions stay readable.
+is `NAME@MACHINE`. A project that its machine no longer reports leaves the list, and its executions stay readable.
 """
 
 from __future__ import annotations
