@@ -33,6 +33,7 @@ from occ_app.workspaces import archives, folders, projects, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, names, output, shared_agent, steps, wait_until
 
+TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # a snapshot's id
 LIMITS = archives.Limits(10_000, 100)
 
 
@@ -206,7 +207,8 @@ def upload(rows: Database, config: Config, workspace_id: str, policy: str = "ove
     """An upload as the control process makes it; returns its result."""
     archive = config.run / "upload.zip"
     archive.write_bytes(make_zip({"a.txt": "a"}).getvalue())
-    number = uploads.submit(rows, uploads.Upload(workspace_id, workspace_id, "", policy, archive))
+    change = {"base": TREE, "deleted": ("main.py",)} if policy == "update" else {}
+    number = uploads.submit(rows, uploads.Upload(workspace_id, workspace_id, "", policy, archive, **change))
     uploads.run(rows, number, config.workspaces, LIMITS, claude_folders.claude_folder(config.cli_environment))
     return uploads.result(rows, number)[1] or {}
 
@@ -218,7 +220,9 @@ def test_nothing_that_makes_or_removes_workspaces_touches_a_project(
     made = add(rows, config, app_folder)
     sessions = claude_folders.folders(claude_folders.claude_folder(config.cli_environment), app_folder)[0]
     sessions.mkdir(parents=True)
-    for policy in ("overwrite", "reuse"):
+    with rows.write() as connection:  # so that an update would begin where the project is
+        connection.execute("UPDATE workspaces SET snapshot = :tree", {"tree": TREE})
+    for policy in ("overwrite", "reuse", "update"):
         assert upload(rows, config, "app", policy)["code"] == "WORKSPACE_IS_FOLDER"
     claude = claude_folders.claude_folder(config.cli_environment)
     for generation in (None, made.generation):
@@ -345,9 +349,10 @@ def test_the_api_lists_a_project_and_refuses_to_replace_delete_or_archive_it(
     assert (record["source"], record["path"], record["alias"]) == ("folder", str(app_folder), None)
     assert call("GET", "/workspaces").json == {"workspaces": [record]}
     form = {"workspaceId": "app", "name": "app", "processPolicy": "overwrite"}
-    for policy in ("overwrite", "reuse"):
+    for policy in ("overwrite", "reuse", "update"):
         files = {"zip": (io.BytesIO(make_zip({"a": "a"}).getvalue()), "a.zip")}
-        refused = call("POST", "/workspace/init", data=form | {"processPolicy": policy} | files)
+        change = {"base": TREE, "deletions": '["main.py"]'} if policy == "update" else {}
+        refused = call("POST", "/workspace/init", data=form | {"processPolicy": policy} | files | change)
         assert (refused.status_code, (refused.json or {})["code"]) == (409, "WORKSPACE_IS_FOLDER")
     for method, path in (
         ("DELETE", "/workspaces/app"),
