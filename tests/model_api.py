@@ -203,6 +203,11 @@ class ModelApi:
         with self._server.lock:
             return list(self._server.seen)
 
+    def forget(self) -> None:
+        """Drop the requests that have come in so far."""
+        with self._server.lock:
+            self._server.seen.clear()
+
 
 class _Server(ThreadingHTTPServer):
     """Remembers its open connections, so that ending it also ends the streams that hang."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import model_api
 from tests.conftest import Occ, names, output, wait_until
+from tests.kept_daemons import KeptAgent
 from tests.model_api import FAKE_KEY, ModelApi
 
 pytestmark = pytest.mark.real_cli
@@ -20,16 +23,34 @@ def reply(*turns: dict[str, Any]) -> str:
     return "@reply" + json.dumps({"turns": turns})
 
 
+@pytest.fixture(scope="module")
+def served_model() -> Iterator[ModelApi]:
+    with model_api.serve() as api:
+        yield api
+
+
 @pytest.fixture
-def real(occ: Occ, real_claude: Path, model: ModelApi) -> Occ:
+def model(served_model: ModelApi) -> ModelApi:
+    """A stand-in for the model's API on loopback, which nobody has called yet."""
+    served_model.forget()
+    return served_model
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_model: ModelApi) -> Iterator[KeptAgent]:
+    """An agent with the real CLI that the tests use one after another."""
+    settings = {"ANTHROPIC_BASE_URL": served_model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+    kept = KeptAgent(tmp_path_factory.mktemp("real"), real_claude, **settings)
+    yield kept
+    kept.end()
+
+
+@pytest.fixture
+def real(kept: KeptAgent, model: ModelApi, tmp_path: Path) -> Iterator[Occ]:
     """A running agent with the real CLI, its model on loopback, and one workspace, `work`."""
-    occ.start(
-        OCC_CLAUDE_BIN=str(real_claude),
-        ANTHROPIC_BASE_URL=model.url,
-        ANTHROPIC_API_KEY=FAKE_KEY,
-    )
-    occ.workspace("work", {"README.md": "A small project.\n", "CLAUDE.md": "Speak like a pirate.\n"})
-    return occ
+    with kept.lent(tmp_path) as occ:
+        occ.workspace("work", {"README.md": "A small project.\n", "CLAUDE.md": "Speak like a pirate.\n"})
+        yield occ
 
 
 def prompts(model: ModelApi) -> list[str]:
