@@ -18,7 +18,7 @@ from occ_app.errors import OCCError
 from tests.conftest import Occ, occ_in, wait_until
 from tests.real_hub import Hub, hub_in
 
-_CHANGING = ("workspaces", "logs", "run", "lock", "occ.db", "queue.db", "uploads")  # in a home that is used
+_KEPT_FOLDERS = ("logs", "run", "lock")  # of a home; the contents of all others are of executions and workspaces
 _SECONDS = 15.0  # for executions that are cancelled to end
 _AT_ONCE = ("supervisor", "wsgi", "control")  # the processes of a daemon; the rest are workers
 
@@ -29,6 +29,11 @@ class _Look:
 
     processes: frozenset[int]
     files: dict[str, bytes]
+
+    def still_true_of(self, daemon: Occ | Hub) -> bool:
+        """Whether the processes run and the files are as they were; there may be more processes."""
+        now = _look(daemon)
+        return self.files == now.files and self.processes <= now.processes
 
 
 class KeptAgent:
@@ -80,7 +85,7 @@ class KeptAgent:
 
     def _emptied(self, agent: Occ) -> bool:
         """Remove all executions and workspaces. False when the agent is not as it was when it started."""
-        if _look(agent) != self._first:
+        if not self._first.still_true_of(agent):
             return False
         with contextlib.closing(agent.database) as database:
             if not _all_over(database, AgentClient(agent.url, agent.token, agent.pin)):
@@ -132,7 +137,7 @@ class KeptHub:
 
     def _emptied(self, hub: Hub, machines: contextlib.ExitStack) -> bool:
         """Remove all but the two keys and the kept machine. False when the hub is not as it was when it started."""
-        if _look(hub) != self._first:
+        if not self._first.still_true_of(hub):
             return False
         with contextlib.closing(hub.database) as database:
             if not _all_over(database, AgentClient(hub.url, hub.client_key)):
@@ -175,10 +180,9 @@ def _first_look(daemon: Occ | Hub, workers: int) -> _Look:
 
 
 def _look(daemon: Occ | Hub) -> _Look:
-    files = {}
-    for path in (*daemon.home.iterdir(), daemon.home / "run" / "daemon.json"):
-        if not path.name.startswith(_CHANGING):
-            files[path.name] = path.read_bytes() if path.is_file() else b""
+    kept = [path for path in daemon.home.iterdir() if path.is_file() and ".db" not in path.name]
+    place = daemon.home / "run" / "daemon.json"
+    files = {path.name: path.read_bytes() for path in (*kept, place) if path.exists()}
     return _Look(_parts(daemon), files)
 
 
@@ -227,9 +231,10 @@ def _delete_rows(database: db.Database, only: dict[str, str]) -> None:
 
 
 def _remove_files(home: Path) -> None:
-    """Remove workspaces and what the logs have of the test."""
-    for path in (home / "workspaces").glob("*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove the files of workspaces and executions, and the lines of the logs."""
+    for folder in [path for path in home.iterdir() if path.is_dir() and path.name not in _KEPT_FOLDERS]:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in (home / "logs").iterdir():
         os.truncate(path, 0)
 
