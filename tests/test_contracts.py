@@ -72,6 +72,14 @@ def test_the_document_can_be_read_by_generators(name: str, request: pytest.Fixtu
                     assert not kind.startswith("text/") or content["schema"].get("format") != "binary", path
 
 
+def test_the_document_is_made_once(agent: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making it takes so long that calls for it would keep everybody waiting."""
+    first = agent.test_client().get("/openapi.json", headers=token(agent))
+    assert first.status_code == 200
+    monkeypatch.setattr("occ_app.api.openapi.document", None)
+    assert agent.test_client().get("/openapi.json", headers=token(agent)).json == first.json
+
+
 def test_an_endpoint_without_a_query_refuses_one(agent: Flask) -> None:
     answer = agent.test_client().get("/health?verbose=1", headers=token(agent))
     assert (answer.status_code, answer.get_json()["code"]) == (422, "INVALID_REQUEST")

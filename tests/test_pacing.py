@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import socket
 import ssl
@@ -97,6 +98,19 @@ def test_a_reader_that_takes_nothing_is_given_up(ends: tuple[Any, Any], monkeypa
     server.pace = pacing.begin("203.0.113.1")
     with pytest.raises(ConnectionResetError):
         server.sendall(LARGE)
+
+
+def test_the_kernel_s_limit_is_a_reader_that_is_gone(ends: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else would be a traceback in the log for each stranger that stalls."""
+    server, _ = ends
+    server.pace = pacing.begin("203.0.113.1")
+
+    def timed_out(_: memoryview) -> int:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(server, "send_at_once", timed_out)
+    with pytest.raises(ConnectionResetError):
+        server.sendall(b"x")
 
 
 def test_an_answer_that_is_read_fast_enough_arrives_whole(

@@ -22,7 +22,10 @@ bp = Blueprint("openapi", __name__)
 @contract(content={"application/json": {"schema": {"type": "object"}}})
 def openapi() -> Response:
     """This document."""
-    return web.json_response(document(current_app, services()))
+    described = current_app.extensions.get("occ_openapi")
+    if described is None:  # making it takes a tenth of a second, which a caller could ask for again and again
+        described = current_app.extensions["occ_openapi"] = document(current_app, services())
+    return web.json_response(described)
 
 
 def document(app: Flask, services: Services) -> dict[str, Any]:

@@ -110,6 +110,8 @@ class Paced(_Base):
             except (BlockingIOError, ssl.SSLWantWriteError):
                 pace.wait(self)
                 continue
+            except TimeoutError as error:  # the kernel's own limit; gunicorn would log a traceback for each
+                raise ConnectionResetError(errno.ECONNRESET, "the client fell silent") from error
             pace.sent += sent
             rest = rest[sent:]
 
