@@ -13,7 +13,7 @@ import pytest
 import sqlite_utils
 
 from benchmarks.targets import ARGUMENTS
-from occ_app.cli import jobs
+from occ_app.cli import job_table
 from occ_app.client.event_checks import RawEvent, checked
 from occ_app.database import schema
 from occ_app.database.database import Database, connect
@@ -224,7 +224,7 @@ def test_costs_of_older_clis_and_of_first_turns_were_right(old: Database) -> Non
 def test_a_marked_cost_is_shown_as_an_upper_bound(old: Database) -> None:
     turn(old, 0, 1, 0.3)
     corrected(old)
-    record = jobs._record(queries.get(Database(old.path), "e0"))
-    assert jobs._cost(record) == "≤ $0.3000"
-    assert jobs._cost(record | {"costExact": True}) == "$0.3000"
+    record = job_table.record_of(queries.get(Database(old.path), "e0"))
+    assert job_table._cost(record) == "≤ $0.3000"
+    assert job_table._cost(record | {"costExact": True}) == "$0.3000"
     assert usage.report(Database(old.path), "day").total.inexact_costs == 1

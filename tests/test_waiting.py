@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.cli import jobs
+from occ_app.cli import job_table
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import events, lifecycle, queries
@@ -179,7 +179,7 @@ def test_a_list_shows_what_is_waited_for_and_how_many_are_ahead(three: Database)
     accept(three, "b1", "b")
     accept(three, "a2", "a")
     found, _ = queries.listing(three)
-    assert [jobs._state(jobs._record(execution)) for execution in found] == [
+    assert [job_table._state(job_table.record_of(execution)) for execution in found] == [
         "queued (waits for execution a1, 1 ahead)",
         "queued (waits for a worker to be free)",
         "running",

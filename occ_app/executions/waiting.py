@@ -9,8 +9,9 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from occ_app.database.rows import text, texts
 from occ_app.executions.records import Execution
@@ -22,18 +23,16 @@ _Machines = frozenset[str]
 _BY_ITSELF: _Machines = frozenset([""])  # an agent, which is a machine without an id
 
 
-@dataclass(frozen=True)
-class _Queued:
+class _Queued(NamedTuple):
     number: int
     execution_id: str
     key_id: str | None
     workspace: int
     machines: _Machines  # those it may run on
-    placeable: bool  # False when none of these is there
+    placeable: bool  # False when none of these is there for the first of its workspace
 
 
-@dataclass(frozen=True)
-class _Running:
+class _Running(NamedTuple):
     execution_id: str
     key_id: str | None
     ends_by: datetime | None  # its time limit; None on a hub, whose machine counts it
@@ -50,10 +49,10 @@ class Line:
         self._groups = dict[tuple[_Machines, bool, bool], list[int]]()  # numbers of those that compete alike
         self._queued = dict[int, _Queued]()
         for queued in _queued(connection):
-            first = self._first.setdefault(queued.workspace, queued)
-            self._queued[queued.number] = replace(queued, placeable=first.placeable)
+            self._first.setdefault(queued.workspace, queued)
+            self._queued[queued.number] = queued
             self._workspaces.setdefault(queued.workspace, []).append(queued.number)
-            kind = (queued.machines, first.placeable, queued.workspace in self._running)
+            kind = (queued.machines, queued.placeable, queued.workspace in self._running)
             self._groups.setdefault(kind, []).append(queued.number)
 
     def ahead(self, number: int, free_workers: int = 0) -> int:
@@ -126,6 +125,7 @@ def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
         for row in connection.execute("SELECT agent_id, name, labels FROM agents")
     ]
     known = dict[tuple[str | None, str | None, str | None], _Machines]()
+    placeable = dict[int, bool]()
     rows = connection.execute(
         """
         SELECT q.number, q.execution_id, q.key_id, q.workspace_generation, q.wanted_agent, q.wanted_labels, q.waits_for,
@@ -138,14 +138,10 @@ def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
         place = (row["home"], row["wanted_agent"], row["wanted_labels"])
         if place not in known:
             known[place] = _suitable(machines, *place)
-        yield _Queued(
-            row["number"],
-            row["execution_id"],
-            row["key_id"],
-            row["workspace_generation"],
-            known[place],
-            row["waits_for"] is None or text(row["waits_for"]).endswith(FREE_WORKER),
-        )
+        workspace = row["workspace_generation"]
+        if workspace not in placeable:
+            placeable[workspace] = row["waits_for"] is None or text(row["waits_for"]).endswith(FREE_WORKER)
+        yield _Queued(row["number"], row["execution_id"], row["key_id"], workspace, known[place], placeable[workspace])
 
 
 def _suitable(
