@@ -182,6 +182,10 @@ class Occ:
             self.upload(f"lane-{lane}", archive)
         return healthy, seconds
 
+    def client(self) -> AgentClient:
+        """Return a client of the daemon, which the caller closes."""
+        return AgentClient(f"http://127.0.0.1:{self._address[1]}", self._token)
+
     def stop(self) -> float:
         """Stop the daemon; harmless when it does not run. Returns the seconds until `occ stop` returned."""
         left = self.processes()

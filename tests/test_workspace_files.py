@@ -17,6 +17,7 @@ from occ_app.errors import NotFound
 from occ_app.executions import changes as rows
 from occ_app.workspaces import open_files
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
+from tests.promises import kill
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +235,41 @@ def test_an_execution_is_undone_over_the_api(agent: Occ) -> None:
     assert (root / "a.txt").read_text() == "two\n"
     for body, status in (({"to": "noon"}, 422), ({"force": 1}, 422), ({"executionId": "told"}, 404), ({"x": 1}, 422)):
         assert restore(**body).status == status
+
+
+@pytest.mark.parametrize("victim", ["a worker", "everything"])
+def test_the_changes_of_a_run_that_was_killed_are_recorded(agent: Occ, victim: str) -> None:
+    workspace = victim.replace(" ", "-")
+    agent.client.upload(workspace, make_zip({"a.txt": "one\n"}))
+    prompt = steps({"sh": "echo two > a.txt"}, {"say": "on"}, {"sleep": 600})
+    stream = agent.client.execute(workspace, prompt, executionId=workspace)
+    while next(stream).name != "output":
+        pass
+    assert kill(agent, victim)
+    if victim == "everything":
+        agent.command("start")
+        agent.attach()
+    over = wait_until(
+        lambda: (found := agent.client.execution(workspace))["state"] == "failed" and found, "the run to be over", 60
+    )
+    assert over["errorCode"] == "WORKER_LOST"
+    assert [entry["path"] for entry in changed(agent, workspace)["entries"]] == ["a.txt"]
+    agent.client.upload(workspace, make_zip({"a.txt": "three\n"}))
+
+
+def test_an_agent_without_git_runs_and_says_so(occ: Occ, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    occ.start(PATH=str(tmp_path / "empty"))
+    uploaded = occ.client.upload("work", make_zip({"a.txt": "one\n"}))
+    assert uploaded["snapshot"] is None
+    events = occ.run(steps({"write": "a.txt", "text": "two\n"}), executionId="e1")
+    assert events[-1].name == "complete"
+    record = occ.client.execution("e1")
+    assert (record["changes"], record["changesReason"]) == (None, "no git")
+    refused = occ.request("GET", "/executions/e1/diff")
+    assert (refused.status, refused.json()["details"]["reason"]) == (404, "no git")
+    health = occ.client.health()
+    assert health["snapshots"]["git"] is False
+    assert [problem for problem in health["problems"] if "git" in problem]
+    assert occ.request("GET", "/workspaces/work/files/a.txt").data == b"two\n"
+    occ.client.upload("work", make_zip({"a.txt": "three\n"}))

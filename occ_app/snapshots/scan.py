@@ -132,7 +132,7 @@ class Scan:
             os.close(descriptor)
 
     def _unreadable(self, path: str) -> str | None:
-        """Keep the known entries of a folder that cannot be read."""
+        """Keep the known files of a folder that cannot be read."""
         self.complete = False
         prefix = f"{path}/"
         for name, folder in self._known.folders.items():

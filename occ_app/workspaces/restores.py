@@ -1,4 +1,4 @@
-"""Restores: undoing the changes of an execution, or making it again, and all SQL on them.
+"""Restores: undoing the changes of an execution, or making them again, and all SQL on them.
 
 A restore holds its workspace. Before it touches a file it takes a complete snapshot, so that it can be undone itself;
 one whose process was killed is finished by the next.

@@ -1,4 +1,4 @@
-"""Keeping the snapshots of an agent within their limits: objects that no row names are deleted."""
+"""Keeping the snapshots of an agent within their limits: objects that no row names any more are deleted."""
 
 from __future__ import annotations
 
