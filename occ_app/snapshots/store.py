@@ -91,7 +91,7 @@ class Snapshots:
             give_back_memory()
         return taken
 
-    def prepare(self, generation: int, folder: Path, name: str, seconds: float = 30.0) -> str | None:
+    def prepare(self, generation: int, folder: Path, name: str, seconds: float = 20.0) -> str | None:
         """Record a folder that is to become the workspace of this number; returns the tree, None when there is none."""
         with contextlib.suppress(Skipped, OSError):
             return self.take(generation, folder, seconds, prepared=name).tree
