@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from occ_app.cli import folders, workspaces
 from occ_app.executions import queries as executions
 from tests.conftest import Occ, steps
+from tests.real_hub import hub_in
 
 
 @pytest.fixture
@@ -114,3 +116,90 @@ def test_the_default_for_a_zip_is_beside_the_project(
     else:
         folders.remember(tmp_path / "project")
     assert workspaces._outside("a.zip") == tmp_path / "a.zip"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    done = subprocess.run(["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A work tree with two commits, a tag, a hook, a setting, an edit, and objects that another repository has."""
+    first, made = tmp_path / "first", tmp_path / "project"
+    git(tmp_path, "init", "-q", "-b", "main", str(first))
+    (first / "a").write_text("one\n")
+    git(first, "add", "a")
+    git(first, "commit", "-qm", "one")
+    git(tmp_path, "clone", "-q", "--shared", str(first), str(made))
+    (made / "a").write_text("two\n")
+    git(made, "commit", "-qam", "two")
+    git(made, "tag", "v1")
+    git(made, "config", "core.fsmonitor", f"touch {tmp_path}/ran; false")
+    hook = made / ".git/hooks/post-checkout"
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    hook.chmod(0o755)
+    (made / "a").write_text("edited\n")
+    return made
+
+
+def test_the_history_is_sent_without_configuration_and_hooks(agent: Occ, repository: Path, tmp_path: Path) -> None:
+    done = agent.command("run", "--git", "--dir", str(repository), "hello")
+    assert "left out" not in done.stderr
+    there = workspace(agent)
+    assert git(there, "log", "--format=%s").split() == ["two", "one"]
+    assert git(there, "describe", "--tags") == "v1\n"
+    assert git(there, "branch", "--show-current") == "main\n"
+    assert git(there, "status", "--porcelain") == " M a\n"
+    names = {path.relative_to(there / ".git").as_posix() for path in (there / ".git").rglob("*")}
+    assert not names & {"config", "hooks", "objects/info/alternates", "logs", "description"}
+    assert "remote" not in git(there, "for-each-ref")
+    assert not (tmp_path / "ran").exists()
+    again = agent.command("run", "-c", "--dir", str(repository), "more")
+    assert "sent your changes" not in again.stderr
+    assert git(there, "log", "--format=%s").split() == ["two", "one"]
+
+
+@pytest.mark.parametrize("case", ["no repository", "no commit", "a folder in one", "with -c", "with --workspace"])
+def test_a_history_that_cannot_be_sent_is_refused(agent: Occ, repository: Path, tmp_path: Path, case: str) -> None:
+    (repository / "sub").mkdir()
+    (tmp_path / "plain").mkdir()
+    git(tmp_path, "init", "-q", str(tmp_path / "empty"))
+    arguments = {
+        "no repository": ("--dir", str(tmp_path / "plain")),
+        "no commit": ("--dir", str(tmp_path / "empty")),
+        "a folder in one": ("--dir", str(repository / "sub")),
+        "with -c": ("-c", "--dir", str(repository)),
+        "with --workspace": ("--workspace", "work"),
+    }[case]
+    assert agent.command("run", "--git", *arguments, "hello", check=False).returncode == 2
+    assert [each["workspaceId"] for each in agent.client.workspaces()] == ["work"]
+
+
+def test_edits_reach_the_machine_of_a_hub(tmp_path: Path) -> None:
+    with hub_in(tmp_path) as hub:
+        hub.start()
+        box = hub.agent("box")
+        made = tmp_path / "project"
+        (made / "sub").mkdir(parents=True)
+        (made / "sub/gone").write_text("g\n")
+        (made / "a").write_text("a\n")
+        place = {"OCC_URL": hub.url, "OCC_TOKEN": hub.key("me", "client")}
+        to = ("--dir", str(made))
+        box.command("run", *to, steps({"write": "b", "text": "b\n"}), **place)
+        box.command("pull", *to, **place)
+        (made / "a").write_text("mine\n")
+        (made / "sub/gone").unlink()
+        done = box.command("run", "-c", *to, steps({"write": "c", "text": "c\n"}), **place)
+        assert "sent your changes: 1 files, 1 removed" in done.stderr
+        (there,) = [path for path in (box.home / "workspaces").iterdir() if path.name.startswith("project-")]
+        assert files(there) == {"a": "mine\n", "b": "b\n", "c": "c\n"}
+        assert not (there / "sub").exists()
+        (made / "a").write_text("again\n")
+        stopped = box.command("run", "-c", *to, "x", check=False, **place)
+        assert stopped.returncode == 1
+        assert "occ pull" in stopped.stderr
+        box.command("pull", *to, **place)
+        box.command("run", "-c", *to, "x", **place)
+        assert files(there) == files(made) == {"a": "again\n", "b": "b\n", "c": "c\n"}

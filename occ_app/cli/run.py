@@ -71,7 +71,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 )
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
-@click.option("--label", metavar="LABEL", multiple=True, help="On a hub: what the machine must have; may be repeated.")
+@click.option("--label", metavar="LABEL", multiple=True, help="On a hub: a label of the machine; may be repeated.")
 @remote.options("Agent or hub to send it to.")
 @click.option("-d", "--detach", is_flag=True, help="Return once it is accepted, and print its id alone on a line.")
 @click.option(
@@ -81,6 +81,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
     is_flag=True,
     help="Continue where the folder was sent: workspace, session.",
 )
+@click.option("--git", is_flag=True, help="Send the git history, too, without configuration and hooks.")
 @click.option("--apply", is_flag=True, help="Write the changes into the folder, as `occ pull` does.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
 def run(
@@ -100,6 +101,7 @@ def run(
     pin: str | None,
     detach: bool,
     continued: bool,
+    git: bool,
     apply: bool,
     as_json: bool,
 ) -> int:
@@ -115,7 +117,7 @@ def run(
       occ run --workspace my-project-3f9a "Now translate it."
     """
     prompt = _prompt(prompt)
-    run_target.check(folder, workspace, project, session, continued=continued)
+    run_target.check(folder, workspace, project, session, continued=continued, git=git)
     if apply and (detach or project is not None):
         raise click.UsageError("--apply waits for the end of a run, and a project has its changes already.")
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
@@ -125,7 +127,7 @@ def run(
     if workspace is not None or project is not None:
         target = Target(run_target.existing(client, workspace, project), session, None)
     else:
-        target = run_target.sent(client, place, folder, continued=continued)
+        target = run_target.sent(client, place, folder, continued=continued, with_history=git)
     execution_id = new_execution_id()
     limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     settings: dict[str, Any] = {"sessionId": target.session, **limits}

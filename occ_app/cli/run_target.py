@@ -25,17 +25,19 @@ class Target:
 
 
 def check(
-    folder: Path | None, workspace: str | None, project: str | None, session: str | None, *, continued: bool
+    folder: Path | None, workspace: str | None, project: str | None, session: str | None, *, continued: bool, git: bool
 ) -> None:
     """Raises UsageError for options that name more than one place to run in."""
     if continued and (workspace or project or session):
         raise click.UsageError("-c continues in the workspace that the folder was sent to; leave out the others.")
+    if git and (continued or workspace or project):
+        raise click.UsageError("--git goes with a folder that is sent as a new workspace; others keep their own.")
     if workspace is not None and project is not None:
         raise click.UsageError("--workspace and --project both name the place to run in: give one of them.")
     workspace = workspace or project
     if workspace is not None and folder is not None:
         raise click.UsageError(
-            "--workspace and --project run in what is there already, and --dir sends a new one: give one of them."
+            "--workspace and --project run in an existing workspace, and --dir sends a new one: give one of them."
         )
     if workspace is None and session is not None:
         raise click.UsageError("A session is one of a workspace: give its --workspace or --project too.")
@@ -55,7 +57,7 @@ def existing(client: AgentClient, workspace: str | None, project: str | None) ->
     return _project(client, project) if project is not None else ids.workspace_id(client, workspace or "")
 
 
-def sent(client: AgentClient, place: str, folder: Path | None, *, continued: bool) -> Target:
+def sent(client: AgentClient, place: str, folder: Path | None, *, continued: bool, with_history: bool) -> Target:
     """Return the workspace of a folder, the current one by default: a new one, or the one it was last sent to.
 
     Raises UsageError for a folder that was never sent there, NotWritten when both sides changed.
@@ -63,7 +65,7 @@ def sent(client: AgentClient, place: str, folder: Path | None, *, continued: boo
     folder = (folder or _here()).resolve()
     if continued:
         return _continued(client, folder, place)
-    made = send(client, folder, place)
+    made = send(client, folder, place, with_history=with_history)
     return Target(made.workspace, None, made, new=True)
 
 

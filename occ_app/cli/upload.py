@@ -26,14 +26,20 @@ def upload(client: AgentClient, folder: Path) -> str:
     return send(client, folder, "").workspace
 
 
-def send(client: AgentClient, folder: Path, place: str) -> Sent:
-    """Send a folder as a new workspace to an agent or hub, which `place` names; returns its record."""
+def send(client: AgentClient, folder: Path, place: str, *, with_history: bool = False) -> Sent:
+    """Send a folder as a new workspace to an agent or hub, which `place` names; returns the files that it has now.
+
+    `with_history` sends its git repository, too.
+    """
     import secrets  # like the next: a run in an existing workspace does not wait for them
     import tempfile
 
+    from occ_app.cli import git_history
     from occ_app.cli.zip_names import zip_name
 
     folder = _ready(folder)
+    if with_history:
+        git_history.check(folder)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "workspace"
     workspace_id = f"{plain[:100]}-{secrets.token_hex(4)}"
     paths = _paths(folder)
@@ -44,6 +50,9 @@ def send(client: AgentClient, folder: Path, place: str) -> Sent:
     with tempfile.TemporaryFile() as archive:
         _pack(folder, archive, paths)
         files = folders.packed_states(archive) if place else {}
+        if with_history:
+            with tempfile.TemporaryDirectory(prefix="occ-git-") as scratch:
+                git_history.add(folder, archive, Path(scratch))
         archive.seek(0)
         # A folder's name may hold characters that no name of a workspace may.
         name = output.printable(zip_name(Path(folder.name)))[:200] or "workspace"
