@@ -352,3 +352,27 @@ def test_git_runs_nothing_of_an_upload(tmp_path: Path) -> None:
             for command in ("status", "x"):
                 subprocess.run(["git", command], cwd=target, env=environment, capture_output=True, check=False)
             assert (tmp_path / "sung").exists() is sung, name
+
+
+def shifted(plain: bytes, mark: bytes, counted: int) -> bytes:
+    """Put bytes before a zip of one entry, so many of them counted in its offsets."""
+    end = len(plain) - 22
+    size, start = struct.unpack("<II", plain[end + 12 : end + 20])
+    entry, directory, record = plain[:start], plain[start : start + size], plain[end:]
+    directory = directory[:42] + struct.pack("<I", counted) + directory[46:]
+    return mark + entry + directory + record[:16] + struct.pack("<I", start + counted) + record[20:]
+
+
+@pytest.mark.parametrize("mark", [b"PK\7\x08", b"PK00"])
+def test_a_split_archive_of_one_file_is_read(tmp_path: Path, mark: bytes) -> None:
+    target, _ = taken(tmp_path, shifted(zipped(("a.txt", b"x")), mark, 4))
+    assert (target / "a.txt").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(("mark", "counted"), [(b"PK\7\x08", 0), (b"ABCD", 4), (b"ABCD", 0), (b"PK00PK00", 8)])
+def test_other_bytes_before_the_first_entry_are_refused(tmp_path: Path, mark: bytes, counted: int) -> None:
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(shifted(zipped(("a.txt", b"x")), mark, counted))
+    with pytest.raises(ArchiveError) as refused:
+        unpack(archive, None, LIMITS)
+    assert refused.value.code == "ZIP_PREFIX_DATA"

@@ -18,6 +18,7 @@ from occ_app.workspaces.archive_content import content
 from occ_app.workspaces.archive_names import Name, checked_path, names, shown
 from occ_app.workspaces.skipped import skip_reason, skip_reasons
 
+_SEGMENT_MARKS = (b"PK\x07\x08", b"PK00")  # the second: of an archive that could have been split
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _UNIX = (3, 19)  # the systems whose entries have a Unix mode: Unix, and macOS as some of its programs name it
 _DOS_FOLDER = 0x10
@@ -79,12 +80,23 @@ def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, limit: int) -> No
             " (on a hub OCC_HUB_MAX_FILES).",
         )
     # zipfile moves all offsets when bytes precede the archive; other readers do not, and see another archive.
-    if min(info.header_offset for info in entries) != 0:
-        raise ArchiveError("ZIP_PREFIX_DATA", "Something stands before the zip's first entry; make a plain zip.")
-    file.seek(0)
+    first = 4 if _is_one_segment(file, zipped) else 0
+    if min(info.header_offset for info in entries) != first:
+        raise ArchiveError("ZIP_PREFIX_DATA", "The zip has data before its first entry; make a plain zip.")
+    file.seek(first)
     if file.read(4) != b"PK\x03\x04":
         raise ArchiveError("ZIP_PREFIX_DATA", "The zip does not begin with an entry; make a plain zip.")
     _check_end(file, zipped)
+
+
+def _is_one_segment(file: IO[bytes], zipped: zipfile.ZipFile) -> bool:
+    """Return whether a zip begins with the mark of split archives, counted in its offsets: it needed no second file."""
+    file.seek(0)
+    if file.read(4) not in _SEGMENT_MARKS:
+        return False
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 22 - len(zipped.comment)))
+    record = file.read(22)
+    return len(record) == 22 and struct.unpack("<I", record[16:20])[0] == zipped.start_dir
 
 
 def _check_end(file: IO[bytes], zipped: zipfile.ZipFile) -> None:
