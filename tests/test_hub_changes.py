@@ -122,6 +122,15 @@ def fetch(app: HubApp, execution: Execution, machine: Machine, limit: int = 10_0
     return fetched_changes.fetch(app.database, machine, execution, limit)  # type: ignore[arg-type]
 
 
+def test_changes_of_another_execution_of_the_id_are_not_fetched(app: HubApp, ended: Callable[[], Execution]) -> None:
+    """The machine had run one under the id before, for somebody else and in another workspace."""
+    with app.database.write() as connection:
+        connection.execute("UPDATE workspaces SET agent_generation = 7")
+    theirs = Machine({"?generation=7": Refused("there is none.", 404), "/changes": CHANGES}, b"x")
+    assert fetch(app, ended(), theirs)
+    assert (ended().changes, ended().why_no_changes) == (None, "lost")
+
+
 def test_changes_are_kept_with_a_diff_up_to_the_limit(app: HubApp, ended: Callable[[], Execution]) -> None:
     assert ended().why_no_changes == "pending"
     assert not fetch(app, ended(), Machine({"": {"changesReason": "pending"}}))

@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlite_utils
@@ -442,6 +443,19 @@ def _freed_id(hub: Hub) -> None:
     assert list(mallory.execute("payroll", "hello"))[-1].data["code"] == "AGENT_REFUSED"
     mallory.delete_workspace("payroll")
     assert _entries(box) == {"theirs.txt"}
+    # They also ran something, whose id becomes known.
+    secret = steps({"write": "salaries.csv", "text": "a secret"})
+    assert list(box.client.execute("payroll", secret, executionId="known"))[-1].name == "complete"
+    mallory.upload("mine", make_zip({"a.txt": "x"}))
+    assert list(mallory.execute("mine", secret, executionId="known"))[-1].data["code"] == "AGENT_REFUSED"
+
+    def why() -> Any:
+        return mallory.execution("known")["changesReason"]
+
+    assert wait_until(lambda: why() != "pending" and why(), "the hub to look for changes") == "lost"
+    for path in ("changes", "diff"):
+        with pytest.raises(Refused):
+            mallory.call("GET", f"/executions/known/{path}")
 
 
 def _taken(box: Occ) -> None:

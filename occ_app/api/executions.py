@@ -161,10 +161,10 @@ def listed(execution: Execution) -> Execution:
 
 
 @bp.get("/executions/<execution_id>")
-@contract(reply=schemas.ExecutionRecord)
-def show(execution_id: str) -> Any:
+@contract(query=schemas.GenerationQuery, reply=schemas.ExecutionRecord)
+def show(execution_id: str, query: dict[str, Any]) -> Any:
     """Return one execution."""
-    return executions.get(services().db, execution_id, callers.caller().visible_to)
+    return executions.get(services().db, execution_id, callers.caller().visible_to, query.get("generation"))
 
 
 @bp.get("/executions/<execution_id>/events")

@@ -82,11 +82,17 @@ def may_resume(db: Database, execution: Execution) -> bool:
     return row is not None
 
 
-def get(db: Database, execution_id: str, visible_to: str | None = None) -> Execution:
-    """One execution. Raises NotFound, also for one of another owner than `visible_to`."""
+def get(db: Database, execution_id: str, visible_to: str | None = None, generation: int | None = None) -> Execution:
+    """One execution.
+
+    Raises NotFound, also for one of another owner than `visible_to`, or of a workspace with another number than
+    `generation`.
+    """
     with db.read() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
         if execution is None or visible_to not in (None, execution.owner_id):
+            raise execution_not_found(execution_id)
+        if generation not in (None, execution.workspace_generation):
             raise execution_not_found(execution_id)
         return waiting.described(connection, [execution])[0]
 

@@ -26,6 +26,7 @@ from occ_app.system.compact_json import to_json
 from occ_app.system.foreign_text import storable
 from occ_app.web import requests as web
 from occ_app.web.fields import TrueOrFalse, WholeNumber
+from occ_app.workspaces import workspace as workspaces
 
 log = logging.getLogger("occ.changes")
 
@@ -97,9 +98,15 @@ def fetch(db: Database, client: AgentClient, execution: Execution, limit: int) -
 
     False when its machine is still recording it. Raises Unreachable, and Refused when the machine cannot say now.
     """
+    workspace = workspaces.numbered(db, execution.workspace_generation)
+    if workspace is None:
+        _give_up(db, execution.number, "lost")
+        return True
     path = f"/executions/{quote(execution.execution_id, safe='')}"
+    # By the workspace's number: an execution of this id that the machine had before is not the hub's.
+    number = "" if workspace.agent_generation is None else f"?generation={workspace.agent_generation}"
     try:
-        record = client.call("GET", path, seconds=_CALL_SECONDS)
+        record = client.call("GET", path + number, seconds=_CALL_SECONDS)
         reason = record.get("changesReason", "not recorded")
         if reason == "pending":
             return False
