@@ -73,6 +73,7 @@ def hostile_parent() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CPU, (20, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     os.umask(0)
     os.nice(3)
 
@@ -125,6 +126,7 @@ def test_what_a_parent_hands_down_reaches_neither_the_daemon_nor_the_cli(
             # While it starts a program Python blocks all signals.
             wait_until(lambda pid=process.pid: int(status_of(pid)["SigBlk"], 16) == 0, "no signal to be blocked")  # type: ignore[misc]
             assert process.rlimit(psutil.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+            assert process.rlimit(psutil.RLIMIT_NOFILE)[0] >= min(4096, process.rlimit(psutil.RLIMIT_NOFILE)[1])
     (record,) = occ.client.executions()["executions"]
     assert record["exitCode"] == 0  # with SIGCHLD ignored nobody could have known
     if foreground:

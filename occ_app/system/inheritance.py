@@ -8,10 +8,11 @@ import signal
 import sys
 from typing import TextIO
 
-from occ_app.system.kernel import die_with_parent
+from occ_app.system.kernel import allow_many_files, die_with_parent
 from occ_app.system.strays import children_of_this
 
 _PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ)  # ignored by Python, and restored by subprocess in a child
+_OPEN_FILES = 4096
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -37,10 +38,13 @@ def open_standard_descriptors() -> None:
 def prepare_command() -> None:
     """Set the state for a command: descriptors, umask, a signal mask that blocks nothing, and children to wait for.
 
+    A lower soft limit on open files is raised to 4,096, or to the hard limit.
+
     Signals that `nohup` or a shell ignores for a background job stay ignored.
     """
     open_standard_descriptors()
     os.umask(0o077)
+    allow_many_files(_OPEN_FILES)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # the kernel would reap children before they are waited for
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
