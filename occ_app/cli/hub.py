@@ -53,7 +53,7 @@ def start(foreground: bool, **flags: Any) -> None:
     """
     config = configuration.load_hub(flags=values(HUB_OPTIONS, flags))
     if foreground:
-        from occ_app.supervisor.supervisor import prepare_hub
+        from occ_app.supervisor.preparation import prepare_hub
 
         run_here(config, prepare_hub, lambda report: _tell_started(config, with_warnings(report, _exposure(config))))
         return

@@ -41,7 +41,7 @@ def start(foreground: bool, **flags: Any) -> None:
     if config.remote_url and not config.api_key:
         raise click.UsageError("A remote URL needs an API key: OCC_API_KEY or --api-key @FILE.")
     if foreground:
-        from occ_app.supervisor.supervisor import prepare_agent
+        from occ_app.supervisor.preparation import prepare_agent
 
         run_here(config, prepare_agent, lambda report: tell_started(with_warnings(report, _exposure(config))))
         return

@@ -14,7 +14,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,10 +30,11 @@ from occ_app.home import certificate as tls
 from occ_app.home import daemon
 from occ_app.supervisor import processes
 from occ_app.supervisor import startup as readiness
+from occ_app.supervisor.preparation import prepare_agent, prepare_hub
 from occ_app.supervisor.processes import Part
+from occ_app.supervisor.replaced_files import RunningFiles
 from occ_app.system import interpreter
 from occ_app.system.inheritance import prepare_daemon
-from occ_app.system.installation import fingerprint
 from occ_app.system.kernel import become_subreaper
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.process_identity import own_identity
@@ -80,7 +80,6 @@ class Supervisor:
         self._announce = announce
         self._to_terminal = to_terminal
         self._stopping = self.replaced = False
-        self._seen: str | None = None  # the newest fingerprint of changed files
         self._ready, self._ready_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # the web process reports that it serves
         self._wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
@@ -103,7 +102,7 @@ class Supervisor:
             sandbox.check(self._config)
             listener = readiness.bind(self._config)
             with listener:
-                self._identity, self._installation = own_identity(), fingerprint()
+                self._identity, self._files = own_identity(), RunningFiles()
                 self._write_place(listener)
                 self._parts = processes.read_procfile(self._config, listener, to_terminal=self._to_terminal)
                 try:
@@ -127,7 +126,7 @@ class Supervisor:
             self._config.tls is not None,
             self._config.public_url,
             __version__,
-            self._installation,
+            self._files.fingerprint,
             str(self._certificate.chain) if self._certificate else None,
         )
         daemon.write(self._config, self._place)
@@ -163,8 +162,9 @@ class Supervisor:
         started = False
         for part in self._parts if one is None else [one]:
             if part.restart_at is not None and part.restart_at <= time.monotonic():
-                if part.crashes and self._was_replaced():
+                if part.crashes and self._files.were_replaced():
                     part.restart_at = time.monotonic() + _REPLACED_PAUSE_SECONDS
+                    self._start_again_if_complete()
                     continue
                 part.start(descriptor, self._ready_end if part.name == "web" else None)
                 started = True
@@ -172,19 +172,10 @@ class Supervisor:
             identities = [part.identity(self._identity.boot_id) for part in self._parts]
             daemon.write_parts(self._config, [identity for identity in identities if identity is not None])
 
-    def _was_replaced(self) -> bool:
-        """Whether a part would now be started from other files than those that run.
-
-        Once the new files are complete, has the daemon stop and start again as a whole.
-        """
-        current = fingerprint()
-        if current == self._installation:
-            return False
-        if current == self._seen and _loads():
+    def _start_again_if_complete(self) -> None:
+        if self._files.successor_is_complete:
             log.warning("The files of OCC changed and a part ended: all parts are started again from the new files.")
             self._stopping = self.replaced = True
-        self._seen = current
-        return True
 
     def _wait(self, ready: int | None = None, limit: float | None = None) -> None:
         """Wait for a signal, for data on `ready`, or until the next part is due, at most `limit` seconds."""
@@ -244,30 +235,6 @@ class Supervisor:
                 os.read(self._wake, 4096)
         for part in parts:
             part.signal_group(signal.SIGKILL)
-
-
-def _loads() -> bool:
-    """Whether the installed files can be loaded; during an upgrade some are missing for a moment."""
-    programs = "import occ_app.supervisor.supervisor, occ_app.wsgi, occ_app.hub_wsgi, occ_worker.agent, occ_worker.hub"
-    tried = subprocess.run(
-        interpreter.command("-c", programs), stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
-    return tried.returncode == 0
-
-
-def prepare_agent(config: Config, port: int) -> list[str]:
-    """Register an agent with its hub; returns warnings for a person. Raises Refused."""
-    from occ_app.supervisor.registration import register_or_warn  # here: it loads while the web process loads
-
-    return register_or_warn(config, port)
-
-
-def prepare_hub(config: Config, _: int) -> list[str]:
-    """Make sure of a hub's token; returns warnings for a person."""
-    from occ_app.hub import health  # here: it loads while the web process loads
-
-    health.ensure_hub_token(config)
-    return health.end_copied(config)
 
 
 def main() -> int:
