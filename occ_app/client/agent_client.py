@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import urllib3
 
 from occ_app import __version__
-from occ_app.client import deadlines, replies, sse
+from occ_app.client import connections, replies, sse
 from occ_app.client.event_checks import RawEvent
 from occ_app.client.sse import StreamEvent
 from occ_app.errors import Lost, Refused, Unreachable, Untrusted
@@ -63,13 +63,14 @@ class AgentClient:
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
         proving = prove and pin is None
         if through is None and admit is None and not proving:
-            self._pool = deadlines.pools(retries=False, maxsize=4, **trust)
+            self._pool = connections.pools_over(retries=False, maxsize=4, **trust)
         elif through is None:
-            from occ_app.client.connections import connect_to, pools_over
             from occ_app.client.proven import prover
 
             check = prover(token, urlsplit(self.url).path) if proving else _nothing
-            self._pool = pools_over(connect_to(admit or _nothing), check, retries=False, maxsize=4, **trust)
+            self._pool = connections.pools_over(
+                connections.connect_to(admit or _nothing), check, retries=False, maxsize=4, **trust
+            )
         else:
             from occ_app.client.unix_socket import pools
 

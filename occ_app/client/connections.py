@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-import urllib3
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection
 
 from occ_app.client.deadlines import TimedHTTPConnection, TimedHTTPSConnection
@@ -14,40 +15,49 @@ from occ_app.client.deadlines import TimedHTTPConnection, TimedHTTPSConnection
 Connect = Callable[[HTTPConnection], socket.socket]
 """Opens the TCP or Unix connection of an HTTP connection; TLS comes after it."""
 
+Check = Callable[[HTTPConnection], None]
+"""Looks at an HTTP connection once it is connected, with TLS where that is used, before a request is sent on it."""
+
 
 def pools_over(
-    connect: Connect, check: Callable[[HTTPConnection], None] = lambda _: None, **options: Any
-) -> urllib3.PoolManager:
-    """Return a PoolManager whose every connection `connect` opens.
-
-    `check` gets each one once it is connected, with TLS where that is used, before a request is sent on it.
-    """
-
-    class Plain(TimedHTTPConnection):
-        def _new_conn(self) -> socket.socket:
-            return connect(self)
-
-        def connect(self) -> None:
-            super().connect()
-            check(self)
-
-    class Secure(TimedHTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            return connect(self)
-
-        def connect(self) -> None:
-            super().connect()
-            check(self)
-
-    class PlainPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class SecurePool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = Secure
-
-    manager = urllib3.PoolManager(**options)
-    manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    connect: Connect = HTTPConnection._new_conn, check: Check = lambda _: None, **options: Any
+) -> PoolManager:
+    """Return a PoolManager whose every connection `connect` opens and `check` sees; heads have a limit of time."""
+    manager = PoolManager(**options)
+    plain = partial(_pool, HTTPConnectionPool, partial(_Plain, connect, check))
+    secure = partial(_pool, HTTPSConnectionPool, partial(_Secure, connect, check))
+    manager.pool_classes_by_scheme = {"http": plain, "https": secure}  # type: ignore[dict-item]  # urllib3 calls them
     return manager
+
+
+def _pool(kind: type[HTTPConnectionPool], connection: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return a pool of this kind that makes its connections by `connection`."""
+    pool = kind(*args, **options)
+    pool.ConnectionCls = connection  # type: ignore[assignment]  # urllib3 calls it and asks nothing else of it
+    return pool
+
+
+class _Opened:
+    """Mixed into a connection of urllib3: `_open` opens it, and `_check` sees it before it is used."""
+
+    def __init__(self, open_: Connect, check: Check, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._open, self._check = open_, check
+
+    def _new_conn(self) -> socket.socket:
+        return self._open(cast(HTTPConnection, self))
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]  # of the connection that it is mixed into
+        self._check(cast(HTTPConnection, self))
+
+
+class _Plain(_Opened, TimedHTTPConnection):
+    """A plain connection."""
+
+
+class _Secure(_Opened, TimedHTTPSConnection):
+    """A connection with TLS."""
 
 
 def connect_to(admit: Callable[[str], None]) -> Connect:

@@ -7,7 +7,6 @@ import socket
 import threading
 from typing import Any
 
-import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 
@@ -39,21 +38,6 @@ class TimedHTTPConnection(_Timed, HTTPConnection):
 
 class TimedHTTPSConnection(_Timed, HTTPSConnection):
     """A TLS connection with the limit."""
-
-
-class _PlainPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = TimedHTTPConnection
-
-
-class _SecurePool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = TimedHTTPSConnection
-
-
-def pools(**options: Any) -> urllib3.PoolManager:
-    """Return a PoolManager whose connections have the limit."""
-    manager = urllib3.PoolManager(**options)
-    manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
-    return manager
 
 
 def _cut(connection: socket.socket, overdue: threading.Event) -> None:

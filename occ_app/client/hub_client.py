@@ -13,7 +13,7 @@ from urllib.parse import quote
 import urllib3
 
 from occ_app import __version__
-from occ_app.client import deadlines, replies
+from occ_app.client import connections, replies
 from occ_app.errors import Unreachable, Untrusted
 from occ_app.system import proofs
 
@@ -46,7 +46,7 @@ class HubClient:
         self.url = url
         self._seconds = seconds
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
-        self._pool = deadlines.pools(retries=False, maxsize=1, **trust)
+        self._pool = connections.pools_over(retries=False, maxsize=1, **trust)
 
     def register(self, api_key: str, body: Mapping[str, Any]) -> Registration:
         """Announce this agent. Raises Refused or Unreachable."""
