@@ -36,7 +36,7 @@ _MODULES = {
     "deny": "approvals",
     "answer": "approvals",
     "projects": "projects",
-    "diff": "pull",
+    "diff": "diff",
     "pull": "pull",
     "restore": "pull",
     "workspaces": "workspaces",

@@ -1,11 +1,10 @@
-"""occ diff | pull | restore: the changes of an execution, shown, brought into a folder, or undone where they are."""
+"""occ pull | restore: the changes of an execution, brought into a folder, or undone in its workspace."""
 
 from __future__ import annotations
 
-import io
-import sys
+import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,107 +13,13 @@ import click
 
 from occ_app import errors
 from occ_app.cli import folders, ids, merging, output, remote, tree_update
+from occ_app.cli.diff import meant
 from occ_app.client import results
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.results import Changes, Entry
-from occ_app.system.foreign_text import visible, visible_line
+from occ_app.client.results import Changes
+from occ_app.system.foreign_text import visible_line
 
 _NAMED = 20
-
-
-@click.command()
-@ids.choosing
-@click.option("--stat", is_flag=True, help="List the files with their added and deleted lines.")
-@remote.options("Agent or hub to ask.")
-def diff(execution_id: str | None, last: bool, stat: bool, url: str | None, token: str | None, pin: str | None) -> None:
-    """Show the changes of an execution as a patch.
-
-    Without an ID they are those of the newest execution. On a terminal the patch is coloured and
-    shown by your pager. Elsewhere `git apply --binary` takes it.
-
-    Example: occ diff --stat
-    """
-    client = remote.chosen(url, token, pin)
-    execution_id = _meant(client, execution_id, last=last)
-    if stat:
-        _print_stat(results.changes(client, execution_id))
-        return
-    patch = io.BytesIO()
-    results.diff(client, execution_id, patch)
-    if not sys.stdout.isatty():
-        sys.stdout.buffer.write(patch.getvalue())
-        sys.stdout.flush()
-        return
-    click.echo_via_pager(_coloured(patch.getvalue().decode(errors="replace").split("\n")))
-
-
-def _meant(client: AgentClient, given: str | None, *, last: bool) -> str:
-    """Return the whole id of the execution that a person means; without an id the newest one, which is named."""
-    meant = ids.execution_id(ids.ServedExecutions(client), given, last=last or given is None)
-    if meant != given:
-        output.note(f"changes of {meant}")
-    return meant
-
-
-def changes_of(client: AgentClient, execution_id: str) -> Changes | None:
-    """Return the changes of an execution, once they are stored; None, with the reason printed, where there are none."""
-    try:
-        return results.changes(client, execution_id)
-    except errors.Refused as refusal:
-        if refusal.code == "CHANGES_NOT_FOUND":
-            output.note(str(refusal))
-    except errors.Unreachable:
-        pass
-    return None
-
-
-def show_changes(changes: Changes, execution_id: str, again: str, *, project: bool) -> None:
-    """Print the sums of an execution's changes, and the commands that show them and bring them here."""
-    output.note(output.changes_text(_sums(changes)))
-    if changes.entries:
-        output.note(f"see them with: occ diff {execution_id}{again}")
-    if changes.entries and not project:
-        output.note(f"bring them here with: occ pull {execution_id}{again}")
-
-
-def _sums(changes: Changes) -> dict[str, int]:
-    return {"files": len(changes.entries), "additions": changes.additions, "deletions": changes.deletions}
-
-
-def _coloured(lines: Iterable[str]) -> Iterable[str]:
-    plain = output.plain()
-    for line in lines:
-        shown = visible(line)
-        if plain:
-            yield shown + "\n"
-        elif line.startswith(("+++", "---", "diff ", "index ")):
-            yield click.style(shown, bold=True) + "\n"
-        elif line.startswith("@@"):
-            yield click.style(shown, fg="cyan") + "\n"
-        elif line.startswith(("+", "-")):
-            yield click.style(shown, fg="green" if line[0] == "+" else "red") + "\n"
-        else:
-            yield shown + "\n"
-
-
-def _print_stat(changes: Changes) -> None:
-    rows = [(_counts(entry), _named(entry)) for entry in changes.entries]
-    if rows:
-        output.table([("LINES", "FILE"), *rows])
-    output.echo(output.changes_text(_sums(changes)))
-    if changes.truncated:
-        output.note("The list leaves something out: there are too many or too large files.")
-
-
-def _counts(entry: Entry) -> str:
-    return "binary" if entry.binary else f"+{entry.additions} \N{MINUS SIGN}{entry.deletions}"
-
-
-def _named(entry: Entry) -> str:
-    if entry.status == "renamed" and entry.old_path is not None:
-        return f"{entry.old_path} → {entry.path}"
-    marks = {"added": " (new)", "deleted": " (deleted)"}
-    return entry.path + marks.get(entry.status, "")
 
 
 @click.command()
@@ -154,7 +59,7 @@ def pull(
         waiting = _waiting(client, folder, place)
         if waiting is not None:
             return max([bring(client, each, folder, place, choices) for each in waiting], default=0)
-    return bring(client, _meant(client, execution_id, last=last), folder, place, choices)
+    return bring(client, meant(client, execution_id, last=last), folder, place, choices)
 
 
 @dataclass(frozen=True)
@@ -173,12 +78,13 @@ def _waiting(client: AgentClient, folder: Path, place: str) -> list[str] | None:
     if sent is None or sent.snapshot is None:
         return None
     page = client.executions(workspaceId=sent.workspace, limit=1000)["executions"]
-    changed = [each["executionId"] for each in page if each.get("changes") and each["changes"]["files"]]
-    changed += [each["executionId"] for each in page if each.get("changesReason") == "pending"]
     by_base = dict[str | None, tuple[str, str | None]]()
-    for execution_id in changed:
-        changes = results.changes(client, execution_id)
-        by_base.setdefault(changes.base, (execution_id, changes.result))
+    for each in page:
+        pending = each.get("finishedAt") and each.get("changesReason") == "pending"
+        if pending or (each.get("changes") and each["changes"]["files"]):
+            with contextlib.suppress(errors.Refused):  # its snapshots are pruned
+                changes = results.changes(client, each["executionId"])
+                by_base.setdefault(changes.base, (each["executionId"], changes.result))
     found, snapshot = list[str](), sent.snapshot
     while snapshot in by_base:
         execution_id, result = by_base.pop(snapshot)

@@ -17,7 +17,8 @@ import click
 from occ_app import errors
 from occ_app.cli import folders, output, output_failed, remote, run_target, transcript
 from occ_app.cli.approvals import asking
-from occ_app.cli.pull import Choices, bring, changes_of, show_changes
+from occ_app.cli.diff import changes_of, show_changes
+from occ_app.cli.pull import Choices, bring
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Changes
