@@ -28,6 +28,7 @@ from occ_app.streams.followers import StreamLimit
 from occ_app.system.timestamps import iso
 from occ_app.web.shares import Shares
 from tests.conftest import Occ, command_line, make_zip, shared_agent, steps, wait_until
+from tests.hub_app import hub_app
 from tests.real_hub import Hub, hub_in
 
 JSON = {"Content_Type": "application/json"}
@@ -216,6 +217,26 @@ def test_a_holder_has_its_share_of_places_and_no_more() -> None:
     places.place("three", 1)
     with pytest.raises(Unavailable):
         places.place(None)
+
+
+def test_a_key_holds_at_most_half_of_the_threads_that_read_files(tmp_path: Path) -> None:
+    """On a hub such a request waits for a machine, and for a snapshot everywhere."""
+    with hub_app(tmp_path) as hub:
+        mine, theirs = hub.key("mine", "client"), hub.key("theirs", "client")
+        listed = hub.call("GET", "/keys").json
+        assert listed is not None
+        key_id = next(key["keyId"] for key in listed["keys"] if key["name"] == "mine")
+        places = hub.app.extensions["occ"].file_reads
+        held = [places.place(key_id) for _ in range(24)]
+        paths = ("/executions/x/changes", "/executions/x/diff", "/executions/x/files/a", "/workspaces/x/files/a")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("occ_app.web.shares._PATIENCE_SECONDS", 0.01)
+            assert {hub.call("GET", path, mine).status_code for path in paths} == {503}
+        assert {hub.call("GET", path, theirs).status_code for path in paths} == {404}
+        for place in held:
+            place.close()
+        assert {hub.call("GET", path, mine).status_code for path in paths} == {404}
+        assert not places._held
 
 
 def test_no_more_than_some_wait_for_a_place() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, g
 
 from occ_app import errors
 from occ_app.api.services import services
@@ -63,6 +63,20 @@ def files() -> Files:
     """Return the files of the application that answers this request."""
     found: Files = services().files
     return found
+
+
+@bp.before_request
+def enter() -> None:
+    """Take a place for the thread of this request, which may wait for a snapshot or, on a hub, for a machine."""
+    g.file_read = services().file_reads.place(callers.caller().key_id)
+
+
+@bp.teardown_request
+def leave(_: object) -> None:
+    """Free the place, if there was one."""
+    place = g.pop("file_read", None)
+    if place is not None:
+        place.close()
 
 
 @bp.get("/executions/<execution_id>/changes")

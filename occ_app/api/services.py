@@ -21,7 +21,7 @@ from occ_app.streams.doorbell import Ringer
 from occ_app.streams.followers import StreamLimit
 from occ_app.streams.tail import Tail
 from occ_app.web import callers, schemas
-from occ_app.web.shares import Shares, packing
+from occ_app.web.shares import Shares, file_reads
 from occ_app.workspaces.workspace import Workspace
 
 
@@ -35,7 +35,7 @@ class Services:
     `files` are those of its workspaces, as occ_app/api/files.py describes. `admit` checks an execution before it is
     accepted, and `resolve_workspace` returns the id of the workspace that its request names. `measures` are those that
     only an agent or only a hub has. `open_to_viewers` are the endpoints that a viewer may POST to. `title` is the API's
-    name. `packs` are the places for archives that are being made.
+    name. `file_reads` are the places for requests that read files of workspaces.
     """
 
     config: Config
@@ -57,7 +57,7 @@ class Services:
     measures: tuple[Measure, ...] = ()
     open_to_viewers: frozenset[str] = frozenset()
     title: str = "OCC agent"
-    packs: Shares = field(default_factory=packing)
+    file_reads: Shares = field(default_factory=file_reads)
 
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun, with --drain too."""

@@ -162,7 +162,7 @@ def packed(workspace_id: str, generation: int | None = None) -> Response:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up
     output = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the response
     try:
-        with services().packs.place(callers.caller().key_id):
+        with services().file_reads.place(callers.caller().key_id):
             services().pack(workspace, output)
         output.seek(0)
     except OSError as error:

@@ -42,7 +42,7 @@ _PLAIN_SEND = socket.socket.send  # past a subclass that would encrypt
 _EOL = "\r\n"
 STOP_SECONDS = 3
 SPARE_THREADS = (
-    bodies.THREADS + pacing.THREADS + shares.PACKS + 16
+    bodies.THREADS + pacing.THREADS + shares.THREADS + 16
 )  # beside the streams: those that wait, and a few that never do
 _DRAIN_SECONDS = 0.2
 _FIRST_DATA_SECONDS = 0.05  # most clients send at once, and a turn in the loop would cost them time

@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from occ_app import errors
 
 _PATIENCE_SECONDS = 10.0
-PACKS = 24  # archives that are made at once; on a hub each may wait for a machine
+_FILE_READS, _READ_WAITERS = 48, 16
+THREADS = _FILE_READS + _READ_WAITERS  # that read files of workspaces at once; on a hub each may wait for a machine
 
 
 class Shares:
@@ -69,7 +70,7 @@ def _counted(counter: Counter[str | None], holder: str | None) -> Iterator[None]
             del counter[holder]
 
 
-def packing() -> Shares:
-    """Return the places for archives that are made."""
-    message = "Too many archives are being made already; a key may have half of them."
-    return Shares(PACKS, PACKS // 2, message)
+def file_reads() -> Shares:
+    """Return the places for requests that read files of a workspace, archives and changes included."""
+    message = "Too many files are being read already; a key may have half of the places."
+    return Shares(_FILE_READS, _FILE_READS // 2, message, _READ_WAITERS)
