@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.cli import folders, workspaces
+from occ_app import errors
+from occ_app.cli import folders, remotes, user_state, workspaces
 from occ_app.executions import queries as executions
 from tests.conftest import Occ, steps
 from tests.real_hub import hub_in
@@ -203,3 +204,21 @@ def test_edits_reach_the_machine_of_a_hub(tmp_path: Path) -> None:
         box.command("pull", *to, **place)
         box.command("run", "-c", *to, "x", **place)
         assert files(there) == files(made) == {"a": "again\n", "b": "b\n", "c": "c\n"}
+
+
+def test_a_run_does_not_fail_where_nothing_can_be_remembered(agent: Occ, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/a").write_text("a")
+    done = agent.command("run", "--dir", str(tmp_path / "project"), "hello", XDG_STATE_HOME=str(tmp_path / "file"))
+    assert "You said: hello" in done.stdout
+    assert "occ run -c" in done.stderr
+
+
+def test_a_user_without_a_home_has_no_remotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise errors.ConfigError("no home")
+
+    monkeypatch.setattr(user_state.configuration, "user_folder", nobody)
+    assert remotes.listing() == []
+    assert remotes.default() is None

@@ -199,7 +199,7 @@ def show(
     line_break, indented = "\n", "\n" + " " * (width + 2)  # a value that looks like another field is seen as it is
     for name, value in record.items():
         if value is not None:
-            text = str(value) if isinstance(value, (str, int, float)) else json.dumps(value)
+            text = str(value) if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
             output.echo(f"{name.ljust(width)}  {text.replace(line_break, indented)}")
 
 

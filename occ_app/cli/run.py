@@ -18,6 +18,7 @@ from occ_app import errors
 from occ_app.cli import folders, output, output_failed, remote, run_target, transcript
 from occ_app.cli.approvals import asking
 from occ_app.cli.diff import changes_of, show_changes
+from occ_app.cli.folders import Sent
 from occ_app.cli.pull import Choices, bring
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
@@ -174,7 +175,16 @@ def _remember_end(target: Target, final: StreamEvent | None, changes: Changes | 
     snapshot = target.sent.snapshot
     if snapshot is None and target.new and changes is not None:
         snapshot = changes.base
-    folders.save(replace(target.sent, session=session or target.session, snapshot=snapshot))
+    _keep(replace(target.sent, session=session or target.session, snapshot=snapshot))
+
+
+def _keep(sent: Sent) -> None:
+    """Remember where a folder was sent. A run does not fail because that cannot be stored."""
+    try:
+        folders.save(sent)
+        folders.remember(Path(sent.folder))
+    except errors.ConfigError as error:
+        output.warn(f"{error} `occ run -c` does not continue from this run.")
 
 
 def _applied(client: AgentClient, execution_id: str, folder: Path | None, place: str) -> int:
@@ -199,8 +209,7 @@ def _announced(events: Iterator[StreamEvent], execution_id: str, target: Target)
         if index == 0:
             output.note(f"{execution_id} in workspace {target.workspace}")
             if target.sent is not None:
-                folders.save(target.sent)
-                folders.remember(Path(target.sent.folder))
+                _keep(target.sent)
         yield event
 
 

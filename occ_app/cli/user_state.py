@@ -18,7 +18,10 @@ from occ_app.system.kernel import sync_folder
 
 def read(name: str) -> dict[str, Any]:
     """Return the content of a file of this user's state, empty when there is none. Raises ConfigError."""
-    path = configuration.user_folder() / name
+    try:
+        path = configuration.user_folder() / name
+    except ConfigError:  # a user without a home has stored nothing
+        return {}
     try:
         with path.open(encoding="utf-8") as file:
             status = os.fstat(file.fileno())
@@ -29,7 +32,7 @@ def read(name: str) -> dict[str, Any]:
             content = json.load(file)
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); move it away.") from None
