@@ -11,10 +11,11 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import click
 import pytest
 
 from occ_app import errors
-from occ_app.cli import gitignore, merging, tree_update
+from occ_app.cli import diff, gitignore, merging, tree_update
 from occ_app.cli.merging import Plan
 from occ_app.cli.tree_update import WORK, TreeUpdate
 from occ_app.client.results import Entry
@@ -335,6 +336,15 @@ def test_a_merge_obeys_no_configuration_of_a_repository(folder: Path, monkeypatc
     subprocess.run(["git", "init", "-q", str(folder)], check=True, capture_output=True)
     monkeypatch.setenv("GIT_DIR", str(folder / ".git"))
     assert merging.merge(b"a\nx\n", b"a\n", b"a\n") == b"a\nx\n"
+
+
+def test_a_patch_is_coloured_and_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = "".join(diff._coloured(["@@ -1 +1 @@", "-a", "+b\x1b]0;title\x07", " c\x1b[2J"]))
+    assert click.unstyle(shown) == "@@ -1 +1 @@\n-a\n+b\\x1b]0;title\\x07\n c\\x1b[2J\n"
+    assert shown.count("\x1b[") == 6
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in "".join(diff._coloured(["+a"]))
 
 
 # -- with an agent

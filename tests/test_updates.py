@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from occ_app.client.agent_client import AgentClient
+from occ_app.config.config import Config
+from occ_app.database import schema
+from occ_app.database.database import Database
 from occ_app.errors import Refused
-from occ_app.workspaces import updates, uploads
+from occ_app.snapshots import scan
+from occ_app.snapshots.store import Snapshots
+from occ_app.system import kernel
+from occ_app.workspaces import archives, updates, uploads
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.real_hub import hub_in
 
@@ -163,3 +171,73 @@ def test_a_hub_updates_the_machine_and_its_stored_zip(tmp_path: Path) -> None:
         assert again["snapshot"]
         assert content(box) == {"b": b"b\n", "made": b"m\n"}
         client.close()
+
+
+def test_an_update_that_is_killed_at_any_point_is_undone_or_done(tmp_path: Path) -> None:
+    before = {"kept": b"k\n", "edited": b"old\n", "gone/only": b"g\n", ".gitignore": b"build/\n", "build/x": b"b"}
+    after = {"kept": b"k\n", "edited": b"new\n", "sub/new": b"n\n", ".gitignore": b"build/\n", "build/x": b"b"}
+    seen = set()
+    for point in range(40):
+        config = Config(home=tmp_path / str(point))
+        config.make_folders()
+        schema.ensure_schema(config.database, config.home / "lock" / "migrate")
+        place = config.workspaces / "mine"
+        base = _upload(config, FILES, None)
+        (place / "build").mkdir()
+        (place / "build/x").write_bytes(b"b")
+        child = os.fork()
+        if child == 0:
+            _update_and_die(config, base, point)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        database = Database(config.database)
+        uploads.abandon_all(database)
+        uploads.undo_unfinished(database, config.workspaces)
+        state, _ = uploads.result(database, 2)
+        database.close()
+        found = {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        assert found == (after if state == "succeeded" else before), point
+        assert [path.name for path in config.workspaces.iterdir()] == ["mine"]
+        seen.add(state)
+        if ended == 0:
+            break
+    assert ended == 0
+    assert seen == {"abandoned", "succeeded"}
+
+
+def _upload(config: Config, files: dict[str, str | bytes], base: str | None, deleted: tuple[str, ...] = ()) -> str:
+    """Make or update the workspace `mine`; returns its snapshot."""
+    database = Database(config.database)
+    path = config.run / ("first.zip" if base is None else "second.zip")
+    path.write_bytes(make_zip(files).read())
+    policy = "overwrite" if base is None else "update"
+    number = uploads.submit(database, uploads.Upload("mine", "mine", "", policy, path, base=base, deleted=deleted))
+    snapshots = Snapshots(config.home / "snapshots", os.environ["PATH"], scan.Limits(1000, 1_000_000))
+    uploads.run(database, number, config.workspaces, archives.Limits(1_000_000, 100), None, snapshots)
+    state, reply = uploads.result(database, number)
+    database.close()
+    assert state == "succeeded", reply
+    assert reply is not None
+    return str(reply["snapshot"])
+
+
+def _update_and_die(config: Config, base: str, point: int) -> None:
+    """Update a workspace in this process, a child, that is killed before its call of the system of this number."""
+    left = [point]
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        return call
+
+    try:
+        for name in ("rename", "link", "mkdir", "symlink", "rmdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        kernel.exchange = counted(kernel.exchange)
+        _upload(config, {"edited": "new\n", "sub/new": "n\n"}, base, ("gone/only",))
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
