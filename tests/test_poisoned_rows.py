@@ -109,7 +109,7 @@ def everything_works(hub: HubApp, owner: Owner) -> list[str]:
     wrong = []
     for path in (
         *("/executions", "/search?q=needle", "/workspaces", "/agents", "/usage?by=day", "/usage?by=workspace"),
-        *("/usage?by=agent", "/health"),
+        *("/usage?by=agent", "/health", "/conversations", "/approvals"),
     ):
         for secret in (owner.secret, None):
             reply = hub.call("GET", path, secret)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, replace
 
+from occ_app.database import rows
 from occ_app.database.database import Database
 from occ_app.errors import InvalidRequest, NotFound, execution_not_found
 from occ_app.executions.queries import from_row, one
-from occ_app.executions.records import Execution, Request
+from occ_app.executions.records import LARGEST_NUMBER, Execution, Request
 
 _VISIBLE = "(:visible_to IS NULL OR x.owner_id = :visible_to)"
 _MAX_TITLE_CHARACTERS = 200
@@ -104,21 +105,23 @@ def get(db: Database, conversation_id: str, visible_to: str | None = None) -> tu
 def _described(connection: sqlite3.Connection, newest: sqlite3.Row) -> Conversation:
     row = connection.execute(
         """
-        SELECT count(*) AS executions, total(cost_usd) AS cost_usd, min(created_at) AS created_at,
+        SELECT count(*) AS executions, total(CASE WHEN cost_usd BETWEEN 0 AND :largest THEN cost_usd END) AS cost_usd,
+            min(created_at) AS created_at,
             (SELECT substr(prompt, 1, :title) FROM executions f
              WHERE f.conversation = :conversation ORDER BY f.number LIMIT 1) AS title
         FROM executions WHERE conversation = :conversation
         """,
-        {"conversation": newest["conversation"], "title": _MAX_TITLE_CHARACTERS},
+        {"conversation": newest["conversation"], "title": _MAX_TITLE_CHARACTERS, "largest": LARGEST_NUMBER},
     ).fetchone()
-    return Conversation(
-        conversation_id=newest["conversation"],
-        workspace_id=newest["workspace_id"],
-        title=row["title"],
-        state=newest["state"],
-        executions=row["executions"],
-        cost_usd=round(row["cost_usd"], 6),
-        created_at=row["created_at"],
-        updated_at=newest["finished_at"] or newest["started_at"] or newest["created_at"],
-        last_execution_id=newest["execution_id"],
-    )
+    values = {
+        "conversation_id": newest["conversation"],
+        "workspace_id": newest["workspace_id"],
+        "title": row["title"],
+        "state": newest["state"],
+        "executions": row["executions"],
+        "cost_usd": round(row["cost_usd"], 6),
+        "created_at": row["created_at"],
+        "updated_at": newest["finished_at"] or newest["started_at"] or newest["created_at"],
+        "last_execution_id": newest["execution_id"],
+    }
+    return Conversation(**rows.sound(Conversation, values, newest["number"]))
