@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from occ_app.cli import gitignore, upload
+from occ_app.system import ignore_patterns
 from occ_app.workspaces.archives import Limits, unpack
 
 TREES = 700
@@ -380,3 +382,31 @@ def test_what_an_agent_would_refuse_is_left_out_and_named(
     for name in ("dev\\x2ddisk", "a.", "link", "1\uff0f2.txt"):
         assert name in told or "more" in told
     assert "\r" not in told
+
+
+def test_a_pattern_of_many_stars_matches_as_git_matches_it(tmp_path: Path) -> None:
+    """Such patterns are not matched by regular expressions."""
+    chance = random.Random(5)  # noqa: S311 - the same ones each time
+    names = [re.sub("/+", "/", "".join(chance.choices("ab/c", k=chance.randint(1, 12)))).strip("/") for _ in range(400)]
+    names = sorted({name for name in names if name})
+    pieces = ["*", "**", "a", "b", "/", "?", "[ab]", "c"]
+    patterns = {"".join(chance.choices(pieces, weights=[4, 2, 2, 2, 2, 1, 1, 1], k=9)) for _ in range(150)}
+    patterns |= {"**/a/**/b/**", "*a*b*c*", "**/*a*/**", "a/**/**/**/b", "***a***b***", "/**/*/**/c"}
+    repository = made(tmp_path / "r", {})
+    compared = 0
+    for pattern in sorted(pattern for pattern in patterns if pattern.count("*") > 2):
+        (repository / ".gitignore").write_text(f"{pattern}\n")
+        command = ["git", "check-ignore", "--no-index", "-v", "-n", "-z", "--stdin"]
+        told = subprocess.run(
+            command, cwd=repository, input="\0".join(names).encode(), capture_output=True, check=False
+        ).stdout.split(b"\0")
+        by_git = {told[index + 3] for index in range(0, len(told) - 1, 4) if told[index + 2]}
+        rules = [ignore_patterns.Rules.of(pattern.encode(), b"")]
+        for name in map(str.encode, names):
+            parts = name.split(b"/")
+            parents = [b"/".join(parts[:count]) for count in range(1, len(parts))]
+            mine = any(ignore_patterns.ignored(rules, parent, folder=True) for parent in parents)
+            mine = mine or ignore_patterns.ignored(rules, name, folder=False)
+            assert mine == (name in by_git), (pattern, name)
+            compared += 1
+    assert compared > 10_000

@@ -12,6 +12,7 @@ from occ_app.executions import changes as rows
 from occ_app.home import health
 from occ_app.snapshots.scan import Skipped
 from occ_app.snapshots.store import Snapshots
+from occ_app.workspaces import workspace as workspaces
 
 log = logging.getLogger("occ.control")
 
@@ -35,8 +36,7 @@ class SnapshotUpkeep:
         Does nothing while there are no new ones.
         """
         mark = rows.newest(self._db)
-        kept = rows.kept_trees(self._db)
-        orphans = self._remove_orphans(kept)
+        orphans = self._remove_orphans({workspace.generation for workspace in workspaces.listing(self._db)})
         if mark == self._mark and not orphans:
             return
         grown = self._mark is not None and mark > self._mark
@@ -49,7 +49,7 @@ class SnapshotUpkeep:
         self._mark = rows.newest(self._db)
         health.note_snapshots(self._db, used)
 
-    def _remove_orphans(self, kept: dict[int, set[str]]) -> int:
+    def _remove_orphans(self, kept: set[int]) -> int:
         """Delete the snapshots of workspaces that are gone; returns how many there were."""
         removed = 0
         for generation in self._snapshots.generations():
