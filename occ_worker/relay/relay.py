@@ -15,13 +15,12 @@ import time
 from collections.abc import Sequence
 
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
+from occ_app.client.event_checks import RawEvent
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
-from occ_app.home import notes
 from occ_app.hub import fetched_changes, placement
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
@@ -33,6 +32,7 @@ from occ_app.workspaces import workspace as workspaces
 from occ_worker.recorder import Recorder
 from occ_worker.relay import outcomes, sending
 from occ_worker.relay.context import RelayContext
+from occ_worker.relay.intake import Intake
 from occ_worker.relay.patience import Patience
 
 log = logging.getLogger("occ.relay")
@@ -55,12 +55,12 @@ class Relay:
         self._execution = execution
         limit = context.config.max_output_bytes
         self._recorder = Recorder(context.db, execution, limit, self._ring)
+        self._intake = Intake(context.db, execution, self._recorder, self._append)
         self._lost_since: float | None = None
         self._sent_anew = False
         self._prompt_sent = bool(execution.prompt_sent)
         self._left = False  # True once it is back in the queue
         self._lag_seconds = 0.0
-        self._broken = self._counted = 0  # events that broke their schema
         self._lock = threading.Lock()
         self._over = False  # its row has ended, and nothing is stored any more
         self._patience = Patience(begun=execution.last_seq > 1)
@@ -217,7 +217,6 @@ class Relay:
         for batch in client.batches(self._execution.execution_id, self._recorder.seq, body, new=new, headers=headers):
             self._lost_since = None
             outcome = self._store(batch) or self._over_limit()
-            self._count_broken()
             if outcome is not None:
                 return outcome
             if self._is_removed(agent, sign_of_life=not batch):
@@ -270,45 +269,12 @@ class Relay:
 
     def _store(self, batch: Sequence[RawEvent]) -> Outcome | None:
         """Store the new events of a batch. Returns how the execution ended when its final event is in it."""
-        fresh = list[NewEvent]()
-        for event in batch:
-            if event.final:
-                self._append(fresh)
-                sound = self._checked(event)
-                row = executions.find(self._context.db, self._execution.execution_id)
-                return outcomes.of_final(sound, row or self._execution)
-            missing = event.seq - self._recorder.seq - len(fresh) - 1
-            if missing < 0 or event.seq > MAX_SEQ:
-                continue  # stored already, or a number that no agent comes to
-            if missing > 0 or event.name == "gap":
-                # The agent has forgotten these; a reader of the hub's rows gets a gap in the same way.
-                self._append(fresh)
-                fresh, self._recorder.seq = [], event.seq - (event.name != "gap")
-            if event.name != "gap":
-                sound = self._checked(event)
-                fresh.append((sound.name, sound.data))
-        self._append(fresh)
-        return None
-
-    def _checked(self, event: RawEvent) -> RawEvent:
-        """Return the event as its schema has it, or what takes its place; counts and logs those that break it."""
-        sound = checked(event)
-        if sound is not None:
-            return sound
-        if not self._broken:
-            log.warning(
-                "execution %s: agent %s sent an event %s that breaks its schema; a gap takes its place",
-                *(self._execution.execution_id, self._execution.agent_id, event.name[:64]),
-            )
-        self._broken += 1
-        return replacement(event)
-
-    def _count_broken(self) -> None:
-        """Add the events that broke their schema to the count that /health shows; a lost count costs no execution."""
-        if self._broken > self._counted:
-            with contextlib.suppress(OCCError):
-                notes.count(self._context.db, notes.REFUSED, self._broken - self._counted)
-                self._counted = self._broken
+        final = self._intake.store(batch)
+        self._intake.count_broken()
+        if final is None:
+            return None
+        row = executions.find(self._context.db, self._execution.execution_id)
+        return outcomes.of_final(final, row or self._execution)
 
     def _append(self, fresh: list[NewEvent]) -> None:
         if not fresh:
@@ -328,7 +294,7 @@ class Relay:
         return Outcome.failure(code, message)
 
     def _finish(self, outcome: Outcome) -> None:
-        self._count_broken()
+        self._intake.count_broken()
         with self._lock:
             if self._over:
                 return
