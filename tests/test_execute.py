@@ -420,3 +420,12 @@ def test_a_zip_uploaded_anew_replaces_the_workspace_between_executions(agent: Oc
     assert (agent.home / "workspaces/work/made.txt").exists()
     agent.client.upload("work", make_zip({"new.txt": "new"}))
     assert sorted(path.name for path in (agent.home / "workspaces/work").iterdir()) == ["new.txt"]
+
+
+def test_a_stream_announces_that_its_connection_ends_with_it(agent: Occ) -> None:
+    body = {"executionId": "closing", "workspaceId": "work", "prompt": "hello"}
+    live = agent.request("POST", "/execute", json_body=body)
+    assert b"event: complete" in live.data
+    stored = agent.request("GET", "/executions/closing/events?follow=0")
+    assert [live.headers["Connection"], stored.headers["Connection"]] == ["close", "close"]
+    assert agent.request("GET", "/executions").headers["Connection"] == "keep-alive"

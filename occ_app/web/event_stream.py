@@ -165,9 +165,7 @@ def event_stream(tailing: Tail, follower: Follower, place: contextlib.ExitStack,
     held = place.pop_all()
     # A generator that was never begun runs no `finally`; the response's own close always comes.
     response.call_on_close(held.close)
-    response.headers.update(
-        {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", "Connection": "close"}
-    )
+    response.headers.update({"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"})
     return response
 
 

@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +38,12 @@ _current = threading.local()
 class Pace:
     """How one answer is read: the holder of its thread, the seconds waited for the reader, the bytes taken.
 
-    `holder` is an address until the caller is known; then it is a key, or None for the server's own token.
+    `holder` is an address until the caller is known; then it is a key, or None for the server's own token. `last` says
+    in the head of the answer that the connection ends with it.
     """
 
     holder: str | None
+    last: Callable[[], object] = lambda: None
     known: bool = False
     live: bool = False
     waited: float = 0.0
@@ -62,9 +65,9 @@ class Pace:
             raise ConnectionResetError(errno.ECONNRESET, "the answer is read too slowly")
 
 
-def begin(address: str) -> Pace:
-    """Begin the answer of this thread, for a caller that is unknown so far."""
-    _current.pace = Pace(address)
+def begin(address: str, last: Callable[[], object] = lambda: None) -> Pace:
+    """Begin the answer of this thread, for a caller that is unknown so far; `last` as in Pace."""
+    _current.pace = Pace(address, last)
     return _current.pace  # type: ignore[no-any-return]  # a thread-local has no types
 
 
@@ -76,10 +79,14 @@ def answering(holder: str | None, *, known: bool) -> None:
 
 
 def live() -> None:
-    """Take the limit off the answer of this thread, which is a stream."""
+    """Take the limit off the answer of this thread, which is a stream and the last on its connection.
+
+    gunicorn would announce that the connection stays open, and a client that reuses it would lose its next request.
+    """
     pace = getattr(_current, "pace", None)
     if pace is not None:
         pace.live = True
+        pace.last()
 
 
 if TYPE_CHECKING:

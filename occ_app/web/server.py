@@ -120,7 +120,7 @@ class WebWorker(AdmittingWorker):
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.parser.unreader.begin_body()
-        conn.sock.pace = pacing.begin(str(conn.client[0]) if conn.client else "")
+        conn.sock.pace = pacing.begin(str(conn.client[0]) if conn.client else "", req.force_close)
         return super().handle_request(req, conn)
 
     def init_signals(self) -> None:
