@@ -60,14 +60,7 @@ def make_app(config: Config) -> Flask:
             enqueue_upload=upload_enqueuer(config),
             health=lambda: health.health(config, database),
             pack=_pack,
-            delete_workspace=lambda workspace_id, _, generation: workspaces.delete(
-                database,
-                workspace_id,
-                config.workspaces,
-                lifecycle.end_waiting,
-                generation,
-                projects.cli_folders(config.cli_environment),
-            ),
+            delete_workspace=lambda workspace_id, _, generation: _delete(config, database, workspace_id, generation),
             admit=lambda connection, asked: _admit(config, connection, asked),
             files=LocalFiles(config, database, snapshots_of(config)),
             measures=(metrics.of_agent(config, database),),
@@ -96,6 +89,15 @@ def _admit(config: Config, connection: sqlite3.Connection, asked: Request) -> li
     held = workspaces.origin_of(connection, asked.workspace_id)
     origins.refuse_execution(asked.workspace_id, held, web.origin())
     return lifecycle.Admission(free_workers=config.workers - queries.running_count(connection))
+
+
+def _delete(config: Config, database: db.Database, workspace_id: str, generation: int | None) -> list[int]:
+    """Remove a workspace, its files and its snapshots; returns the numbers of the executions it ended."""
+    number = workspaces.get(database, workspace_id, generation=generation).generation
+    cli = projects.cli_folders(config.cli_environment)
+    ended = workspaces.delete(database, workspace_id, config.workspaces, lifecycle.end_waiting, number, cli)
+    snapshots_of(config).remove(number)  # what a kill leaves is removed by the control process
+    return ended
 
 
 def _pack(workspace: Workspace, output: IO[bytes]) -> None:

@@ -237,6 +237,20 @@ def test_an_execution_is_undone_over_the_api(agent: Occ) -> None:
         assert restore(**body).status == status
 
 
+def test_a_deleted_workspace_takes_its_snapshots_with_it(agent: Occ) -> None:
+    agent.client.upload("deleted", make_zip({"a.txt": "one\n"}))
+    agent.run(sh("echo two > a.txt"), "deleted", executionId="deleted")
+    number = agent.client.workspace("deleted")["generation"]
+    assert changed(agent, "deleted")["files"] == 1
+    assert (agent.home / f"snapshots/{number}.git").exists()
+    agent.client.delete_workspace("deleted")
+    assert not (agent.home / f"snapshots/{number}.git").exists()
+    refused = get(agent, "/executions/deleted/diff")
+    assert (refused.status, refused.json()["code"]) == (404, "CHANGES_NOT_FOUND")
+    assert agent.client.execution("deleted")["changes"]["files"] == 1
+    agent.client.upload("deleted", make_zip({"a.txt": "one\n"}))
+
+
 @pytest.mark.parametrize("victim", ["a worker", "everything"])
 def test_the_changes_of_a_run_that_was_killed_are_recorded(agent: Occ, victim: str) -> None:
     workspace = victim.replace(" ", "-")

@@ -59,6 +59,8 @@ class Git:
 
         The time that the reader of the pieces takes counts.
         """
+        if not self.directory.is_dir():  # its workspace was deleted
+            raise MissingObject(str(self.directory))
         settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
         process = subprocess.Popen(
             [self.path, "--no-pager", *settings, *arguments],
