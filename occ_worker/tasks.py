@@ -23,64 +23,64 @@ def executions(queue: Huey, run_next: Callable[[], object]) -> Callable[[str], N
     return task_of(queue, "execute", lambda _: run_next())
 
 
-def control(queue: Huey, parts: Callable[[], Control]) -> Callable[[int], None]:
-    """Define the jobs of the `control` queue; `parts` returns their object."""
+def control(queue: Huey, services: Callable[[], Control]) -> Callable[[int], None]:
+    """Define the jobs of the `control` queue; `services` returns their object."""
 
-    @queue.periodic_task(lambda _: parts().heartbeat_due(), name="heartbeat", expires=25)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(lambda _: services().heartbeat_due(), name="heartbeat", expires=25)  # type: ignore[untyped-decorator]  # huey is untyped
     def heartbeat() -> None:
-        parts().heartbeat()
+        services().heartbeat()
 
-    @queue.periodic_task(_every(2, lambda: parts().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(2, lambda: services().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reap() -> None:
-        parts().reap()
+        services().reap()
 
-    _upkeep(queue, parts)
+    _upkeep(queue, services)
 
     @queue.periodic_task(_every(60), name="probe_cli", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
     def probe_cli() -> None:
-        parts().probe_cli()
+        services().probe_cli()
 
-    return task_of(queue, "unpack_upload", lambda number: parts().unpack_upload(number))
+    return task_of(queue, "unpack_upload", lambda number: services().unpack_upload(number))
 
 
-def hub_control(queue: Huey, parts: Callable[[], HubControl]) -> Callable[[int], None]:
-    """Define the jobs of a hub's `control` queue; `parts` returns their object."""
+def hub_control(queue: Huey, services: Callable[[], HubControl]) -> Callable[[int], None]:
+    """Define the jobs of a hub's `control` queue; `services` returns their object."""
 
-    @queue.periodic_task(_every(2, lambda: parts().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(2, lambda: services().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reap() -> None:
-        parts().reap()
+        services().reap()
 
-    @queue.periodic_task(_every(2, lambda: parts().to_be_reached()), name="reach", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(2, lambda: services().to_be_reached()), name="reach", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reach() -> None:
-        parts().reach()
+        services().reach()
 
-    enqueue_delivery = task_of(queue, "deliver", lambda number: parts().deliveries.deliver(number, enqueue_delivery))
+    enqueue_delivery = task_of(queue, "deliver", lambda number: services().deliveries.deliver(number, enqueue_delivery))
 
     def due() -> bool:
-        return parts().deliveries.due()
+        return services().deliveries.due()
 
     @queue.periodic_task(_every(2, due), name="deliver_due", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def deliver_due() -> None:
-        parts().deliveries.put_due(enqueue_delivery)
+        services().deliveries.put_due(enqueue_delivery)
 
-    _upkeep(queue, parts)
-    return task_of(queue, "unpack_upload", lambda number: parts().unpack_upload(number))
+    _upkeep(queue, services)
+    return task_of(queue, "unpack_upload", lambda number: services().unpack_upload(number))
 
 
-def _upkeep(queue: Huey, parts: Callable[[], Upkeep]) -> None:
+def _upkeep(queue: Huey, services: Callable[[], Upkeep]) -> None:
     """Define the jobs that agents and hubs have in common."""
 
-    @queue.periodic_task(_every(5, lambda: parts().log_is_long()), name="checkpoint", expires=5)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(5, lambda: services().log_is_long()), name="checkpoint", expires=5)  # type: ignore[untyped-decorator]  # huey is untyped
     def checkpoint() -> None:
-        parts().checkpoint()
+        services().checkpoint()
 
-    @queue.periodic_task(_every(2, lambda: parts().unindexed()), name="index", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    @queue.periodic_task(_every(2, lambda: services().unindexed()), name="index", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def index() -> None:
-        parts().index()
+        services().index()
 
     @queue.periodic_task(_every(60), name="forget", expires=60)  # type: ignore[untyped-decorator]  # huey is untyped
     def forget() -> None:
-        parts().forget()
+        services().forget()
 
 
 def _every(seconds: float, wanted: Callable[[], bool] = lambda: True) -> Callable[[object], bool]:

@@ -37,7 +37,7 @@ _CANCEL_OVERDUE_SECONDS = 20.0  # the same after a cancel
 
 
 class Control(Upkeep):
-    """The control process's parts. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+    """The jobs of the control process. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class _Probed:
 
 
 class HubControl(Upkeep):
-    """The control process's parts. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+    """The jobs of the control process. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
 
     def __init__(
         self,
