@@ -168,6 +168,12 @@ class Occ:
         """Every live process that belongs to this home, by its environment."""
         return processes_with(f"OCC_HOME={self.home}\0".encode())
 
+    def kill(self, first: str = "") -> None:
+        """Kill all of them, those with `first` in their command line before the others."""
+        for process in sorted(self.processes(), key=lambda process: first not in " ".join(command_line(process))):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with another
+                process.kill()
+
     def commands(self) -> dict[int, str]:
         """Their command lines by process id, of those that live long enough to be asked."""
         lines = {process.pid: " ".join(command_line(process)) for process in self.processes()}
@@ -233,8 +239,7 @@ def occ_in(folder: Path, *, home: Path | None = None, program: Path | None = Non
     if (home / "run").exists():
         occ.command("stop", check=False)
     left = occ.processes()
-    for process in left:
-        process.kill()
+    occ.kill()
     assert not left, "processes were left behind"
 
 

@@ -28,7 +28,7 @@ from occ_app.hub import placement
 from occ_app.hub.agents import Agents
 from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity
 from occ_app.workspaces import workspace as workspaces
-from tests.conftest import command_line, make_zip, names, occ_in, output, steps, wait_until
+from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
 from tests.real_hub import Hub, hub_in
 
 WAITING = [{"say": "begun "}, {"wait": "go"}, {"say": "done"}]
@@ -88,8 +88,7 @@ def test_a_machine_is_online_while_it_beats_and_keeps_its_id_when_it_returns(hub
     box.start()
     wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")
     assert hub.seen("box")["agentId"] == seen["agentId"]
-    for process in sorted(box.processes(), key=lambda process: "control" not in command_line(process)):
-        process.kill()  # what would say a last word first
+    box.kill("control")  # it would send a last heartbeat
     assert hub.seen("box")["state"] == "online"
     wait_until(lambda: hub.seen("box")["state"] == "offline", "two beats were missed", 8)
     box.start()
@@ -356,7 +355,7 @@ def test_the_commands_say_what_a_hub_s_execution_waits_for(hub_with_box: Hub, tm
     assert run_it.returncode == 130, rest
     assert hub.client.execution(execution_id)["waitsFor"] is None
     done = box.command("run", *where, "--dir", str(project), "hello")
-    assert f"occ run --url {hub.url} --workspace" in done.stderr
+    assert f"occ run --url {hub.url} -c" in done.stderr
     last = hub.client.executions()["executions"][0]["executionId"]
     assert box.command("jobs", "tail", last, *where).stdout == done.stdout
 
@@ -443,8 +442,7 @@ def test_a_machine_that_was_away_goes_on_where_it_was(hub_with_box: Hub) -> None
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream, seen = begun(hub.client, steps(*WAITING), "e1")
-    for process in box.processes():
-        process.kill()
+    box.kill()
     box.start()
     final = list(stream)[-1]
     assert final.data["code"] == "WORKER_LOST"  # the agent's own word: it is not run again
@@ -475,8 +473,7 @@ def test_another_machine_at_the_address_of_one_is_not_taken_for_it(tmp_path: Pat
         hub.client.upload("work", make_zip({"a.txt": "a"}))
         begun(hub.client, steps(*WAITING), "e1")
         hub.stop()  # so that it does not see the old one go
-        for process in box.processes():
-            process.kill()
+        box.kill()
         for name in ("state.json", "machine.json"):
             (box.home / name).unlink()
         hub.start()

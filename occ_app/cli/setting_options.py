@@ -23,7 +23,7 @@ def setting_options(options: tuple[Option, ...]) -> Callable[[F], F]:
                 metavar=option.metavar,
                 help=option.help,
                 multiple=option.repeated,
-                is_flag=option.switch,
+                is_flag=option.switch or None,  # False would make the value optional
             )(command)
         return command
 
