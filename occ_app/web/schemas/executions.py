@@ -1,0 +1,116 @@
+"""Executions on the wire: the request, the record, the lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+
+from occ_app.config.settings import PERMISSIONS
+from occ_app.web.fields import (
+    CURSOR_PATTERN,
+    ID_PREFIX_PATTERN,
+    MODEL_PATTERN,
+    UUID_PATTERN,
+    Id,
+    Seconds,
+    WholeNumber,
+    check_id_prefix,
+    check_model,
+    check_one_line,
+    check_prompt,
+    check_session,
+)
+from occ_app.web.schemas.base import LARGEST_GENERATION, STATES, RequestSchema
+
+
+class ExecuteBody(RequestSchema):
+    """The body of POST /execute."""
+
+    execution_id = Id(data_key="executionId", required=True)
+    workspace_id: fields.String = Id(data_key="workspaceId")
+    prompt = fields.String(required=True, validate=check_prompt, metadata={"pattern": r"\S"})
+    timeout_seconds = Seconds(data_key="timeoutSeconds")
+    idle_timeout_seconds = Seconds(data_key="idleTimeoutSeconds")
+    model = fields.String(validate=check_model, metadata={"pattern": MODEL_PATTERN})
+    max_turns = WholeNumber(data_key="maxTurns", validate=validate.Range(1, 10_000))
+    max_budget_usd = Seconds(data_key="maxBudgetUsd")
+    session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
+    permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
+    continues = Id()
+    workspace_generation = WholeNumber(data_key="workspaceGeneration", validate=validate.Range(1, LARGEST_GENERATION))
+
+    @validates_schema
+    def check_place(self, data: dict[str, Any], **_: Any) -> None:
+        """Refuse a request without a workspace, or with two sessions to continue."""
+        if "workspace_id" not in data and "continues" not in data:
+            raise ValidationError("Name a workspace, or an execution in `continues`.", "workspaceId")
+        if "session_id" in data and "continues" in data:
+            raise ValidationError("`continues` takes the session of that execution; leave this out.", "sessionId")
+
+
+class ListQuery(RequestSchema):
+    """The query of GET /executions."""
+
+    state = fields.String(validate=validate.OneOf(STATES))
+    workspace_id = Id(data_key="workspaceId")
+    agent_id = fields.String(data_key="agentId", validate=[validate.Length(1, 128), check_one_line])
+    id_prefix = fields.String(data_key="idPrefix", validate=check_id_prefix, metadata={"pattern": ID_PREFIX_PATTERN})
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 1000))
+    before = fields.Integer(validate=validate.Range(min=1, max=2**62))
+
+
+class EventsQuery(RequestSchema):
+    """The query of GET /executions/{id}/events. `after` is checked separately: it has a special error code."""
+
+    after = fields.String(metadata={"pattern": CURSOR_PATTERN})
+    follow = fields.Boolean(load_default=True)
+
+
+class ChangesSummary(Schema):
+    """The sums of the changes of an execution. `truncated`: a list or a diff of them leaves something out."""
+
+    files = fields.Integer()
+    additions = fields.Integer()
+    deletions = fields.Integer()
+    truncated = fields.Boolean()
+    exact = fields.Boolean()
+
+
+class ExecutionRecord(Schema):
+    """The record of an execution."""
+
+    execution_id = fields.String(data_key="executionId")
+    workspace_id = fields.String(data_key="workspaceId")
+    state = fields.String(validate=validate.OneOf(STATES))
+    prompt = fields.String(allow_none=True)
+    position = fields.Integer(allow_none=True)
+    created_at = fields.String(data_key="createdAt")
+    started_at = fields.String(data_key="startedAt", allow_none=True)
+    finished_at = fields.String(data_key="finishedAt", allow_none=True)
+    exit_code = fields.Integer(data_key="exitCode", allow_none=True)
+    signal = fields.Integer(allow_none=True)
+    error_code = fields.String(data_key="errorCode", allow_none=True)
+    error_message = fields.String(data_key="errorMessage", allow_none=True)
+    session_id = fields.String(data_key="sessionId", allow_none=True)
+    model = fields.String(allow_none=True)
+    claude_version = fields.String(data_key="claudeVersion", allow_none=True)
+    permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
+    conversation_id = fields.String(data_key="conversationId", attribute="conversation", allow_none=True)
+    cost_usd = fields.Float(data_key="costUsd", allow_none=True)
+    cost_exact = fields.Boolean(data_key="costExact")
+    usage = fields.Raw(allow_none=True)
+    num_turns = fields.Integer(data_key="numTurns", allow_none=True)
+    duration_ms = fields.Integer(data_key="durationMs", allow_none=True)
+    last_seq = fields.Integer(data_key="lastSeq")
+    agent_id = fields.String(data_key="agentId", allow_none=True)
+    waits_for = fields.String(data_key="waitsFor", allow_none=True)
+    changes = fields.Nested(ChangesSummary, allow_none=True)
+    why_no_changes = fields.String(data_key="changesReason", allow_none=True)
+
+
+class ExecutionList(Schema):
+    """A page of executions, newest first."""
+
+    executions = fields.List(fields.Nested(ExecutionRecord))
+    next = fields.Integer(allow_none=True)
