@@ -30,7 +30,7 @@ log = logging.getLogger("occ.heartbeat")
 
 _LONGEST_PAUSE = 300.0
 _BEAT_SECONDS = 10.0
-_LAST_BEAT_SECONDS = 1.0
+_LAST_BEAT_SECONDS = 3.0
 
 
 class Heartbeat:
@@ -84,7 +84,7 @@ class Heartbeat:
         return None if chain is None else certificate.fingerprint_of(chain)
 
     def last(self) -> None:
-        """Say goodbye, in at most a second."""
+        """Tell the hub that the agent stops, in at most _LAST_BEAT_SECONDS."""
         if self._config.remote_url is None or not self._registered:
             return
         with self._going:
