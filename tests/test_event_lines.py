@@ -147,4 +147,5 @@ def test_the_document_describes_streams_as_texts_and_leaves_replies_open(agent: 
     assert "204" in document["paths"]["/executions/{execution_id}/events"]["get"]["responses"]
     found = document["components"]["schemas"]
     closed = {name for name, schema in found.items() if schema.get("additionalProperties") is False}
-    assert closed == {"ExecuteBody", "InitUpload"}  # the bodies of requests
+    # The bodies of requests.
+    assert closed == {"ApprovalAnswer", "ExecuteBody", "InitUpload", "RestoreBody"}
