@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from occ_app.cli import output, transcript
 from occ_app.cli.commands import occ as occ_command
 from occ_app.cli.run import Limit
 from occ_app.client.sse import StreamEvent
-from tests.conftest import Occ, steps
+from tests.conftest import Occ, steps, wait_until
 
 
 def test_a_failed_tool_is_called_failed_and_the_time_is_that_of_the_record(agent: Occ) -> None:
@@ -62,6 +64,29 @@ def test_a_failed_tool_is_shown_with_its_exit_code_and_last_lines(result: str, s
     text = transcript._text(StreamEvent(2, "tool", data), {"t": "Bash"})
     assert text is not None
     assert text.strip().startswith(shown) if shown.startswith("[refused]") else text.strip() == shown
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps each character."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_text_that_is_printed_under_a_progress_line_clears_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def events() -> Iterator[StreamEvent]:
+        for print_text, text in ((output.note, "the id"), (output.warn, "careful"), (output.echo, "a line")):
+            wait_until(lambda: re.search(r"waiting \S \d+ s$", screen.getvalue()), "a progress line")
+            print_text(text, **({"err": True} if print_text is output.echo else {}))
+        yield StreamEvent(1, "complete", {})
+
+    transcript.print_events(events(), as_json=False, waiting="waiting")
+    for text in ("the id\n", "warning: careful\n", "a line\n"):
+        assert screen.getvalue().partition(text)[0].endswith("\r\033[K")
 
 
 def test_the_last_line_of_a_terminal_names_the_tool_that_runs(agent: Occ, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ Text from elsewhere reaches a terminal through this module alone, escaped by `oc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -24,19 +25,47 @@ if TYPE_CHECKING:
 EXIT_BY_CODE = {"EXECUTION_CANCELLED": 130, "EXECUTION_TIMEOUT": 124, "EXECUTION_IDLE": 124}
 
 
+class ProgressLine(Protocol):
+    """A line that is drawn at the bottom of the terminal, by a thread."""
+
+    def cleared(self) -> contextlib.AbstractContextManager[None]:
+        """Clear the line and do not draw it until the context ends."""
+        ...
+
+
+_progress: list[ProgressLine] = []  # the lines that are drawn now; a terminal has one
+
+
+@contextlib.contextmanager
+def drawing(line: ProgressLine) -> Iterator[None]:
+    """Clear the line before each text that is printed in this context, by any thread."""
+    _progress.append(line)
+    try:
+        yield
+    finally:
+        _progress.remove(line)
+
+
+def _cleared() -> contextlib.AbstractContextManager[None]:
+    return _progress[-1].cleared() if _progress else contextlib.nullcontext()
+
+
 def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
     """Print text with terminal control sequences escaped: every command prints through this module."""
-    click.echo(visible(message), nl=nl, err=err)
+    with _cleared():
+        click.echo(visible(message), nl=nl, err=err)
 
 
 def warn(message: str) -> None:
     """Print a warning to standard error."""
-    click.echo(click.style("warning: ", fg="yellow") + visible(message), err=True, color=_coloured())
+    with _cleared():
+        click.echo(click.style("warning: ", fg="yellow") + visible(message), err=True, color=_coloured())
 
 
 def note(message: str) -> None:
     """Print something to know to standard error, dimmed."""
-    click.echo(click.style(visible(message), dim=True), err=True, color=_coloured())
+    with _cleared():
+        click.echo(click.style(visible(message), dim=True), err=True, color=_coloured())
 
 
 def interactive() -> bool:

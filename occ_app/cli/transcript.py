@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from occ_app.cli import activity_lines
-from occ_app.cli.output import note, printable
+from occ_app.cli.output import drawing, note, printable
 from occ_app.system.foreign_text import visible, visible_line
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ class Waiting:
         """Clear the line, so that something else can be printed in its place."""
         self._set(shown=False)
 
+    @contextlib.contextmanager
+    def cleared(self) -> Iterator[None]:
+        """Clear the line and do not draw it until the context ends; it comes back within half a second."""
+        with self._change:
+            self._clear()
+            yield
+
     def show(self, activity: str) -> None:
         """Show the line again once nothing else has been printed for a second; the duration begins now."""
         now = time.monotonic()
@@ -77,11 +85,14 @@ class Waiting:
             self._activity = activity or self._activity
             self._begun = self._begun if begun is None else begun
             self._from = self._from if from_ is None else from_
-            if self._drawn:
-                sys.stderr.write("\r\033[K")
-                sys.stderr.flush()
-                self._drawn = False
+            self._clear()
             self._change.notify()
+
+    def _clear(self) -> None:
+        if self._drawn:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+            self._drawn = False
 
     def _draw(self) -> None:
         with self._change:
@@ -115,7 +126,7 @@ def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent 
     in_line = thinking = False
     tools = dict[str, str]()  # the open calls
     progress = Waiting(waiting)
-    with progress:
+    with progress, drawing(progress):
         for event in events:
             last = event
             # Thinking is folded to one line; `--json` has it.
