@@ -38,7 +38,7 @@ _MODULES = {
     "projects": "projects",
     "diff": "diff",
     "pull": "pull",
-    "restore": "pull",
+    "restore": "restore",
     "workspaces": "workspaces",
     "login": "login",
     "logout": "login",

@@ -1,4 +1,4 @@
-"""occ pull | restore: the changes of an execution, brought into a folder, or undone in its workspace."""
+"""occ pull: the changes of an execution, brought into a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -172,36 +171,3 @@ def _reject(client: AgentClient, execution_id: str, conflicts: Mapping[str, str]
             except errors.Refused as refusal:  # the former name of a renamed file
                 file.write(f"{refusal}\n".encode())
     output.note(f"their patches are in {folder}")
-
-
-@click.command()
-@ids.choosing
-@click.option(
-    "--to",
-    type=click.Choice(["start", "end"]),
-    default="start",
-    show_default=True,
-    help="start: undo the changes of the execution; end: make them again.",
-)
-@click.option("--force", is_flag=True, help="Replace files that were edited there since, too.")
-@remote.options("Agent or hub to ask.")
-def restore(
-    execution_id: str | None, last: bool, to: str, force: bool, url: str | None, token: str | None, pin: str | None
-) -> None:
-    """Undo the changes of an execution in its workspace.
-
-    Changes by programs that it ran are included. If files were edited there since, they are named and nothing is
-    restored. A restore can be undone, too.
-
-    Example: occ restore run-k3v9q2x7ab
-    """
-    from urllib.parse import quote
-
-    client = remote.chosen(url, token, pin)
-    meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
-    workspace = client.execution(meant)["workspaceId"]
-    body: dict[str, Any] = {"executionId": meant, "to": to, "force": force}
-    reply = client.call("POST", f"/workspaces/{quote(workspace, safe='')}/restore", body)
-    output.echo(f"Workspace {workspace}: {reply['files']} files restored.")
-    if reply.get("restoreId"):
-        output.note(f"undo this with: occ restore {reply['restoreId']}{remote.again(url, token, pin)}")
