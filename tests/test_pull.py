@@ -15,7 +15,7 @@ import click
 import pytest
 
 from occ_app import errors
-from occ_app.cli import diff, gitignore, merging, tree_update
+from occ_app.cli import diff, folders, gitignore, merging, tree_update
 from occ_app.cli.merging import Plan
 from occ_app.cli.tree_update import WORK, TreeUpdate
 from occ_app.client.results import Entry
@@ -424,3 +424,34 @@ def test_an_interrupted_pull_is_finished_before_the_folder_is_sent(agent: Occ, f
     assert tree(folder) == {"a": b"new\n"}
     newest = agent.client.executions(limit=1)["executions"][0]["workspaceId"]
     assert (agent.home / "workspaces" / newest / "a").read_bytes() == b"new\n"
+
+
+def test_a_restore_is_undone_by_the_command_that_it_prints(agent: Occ, folder: Path, sent: str) -> None:
+    there = agent.home / "workspaces" / agent.client.execution(sent)["workspaceId"]
+    done = agent.command("restore", sent)
+    assert "3 files restored" in done.stdout
+    assert not (there / "new").exists()
+    found = re.search(r"undo this with: occ (restore restore-\w+)", done.stderr)
+    assert found is not None
+    undone = agent.command(*found[1].split())
+    assert "3 files restored" in undone.stdout
+    assert (there / "new").read_bytes() == b"n\n"
+    unknown = agent.command("restore", "restore-0123456789ab", check=False)
+    assert unknown.returncode == 4
+    assert "restore-0123456789ab" in unknown.stderr
+
+
+def test_the_commands_at_the_end_of_a_run_name_its_folder(agent: Occ, folder: Path) -> None:
+    (folder / "a").write_text("a\n")
+    done = agent.command("run", "--dir", str(folder), steps({"write": "a", "text": "b\n"}, {"say": "done"}))
+    assert re.search(rf"occ pull run-\w+ --dir {folder}$", done.stderr, re.MULTILINE)
+    assert f'occ run --dir {folder} -c "…"' in done.stderr
+    (folder / "a").write_text("c\n")
+    stopped = agent.command("run", "-c", "--dir", str(folder), "more", check=False)
+    assert f"`occ pull --dir {folder}`" in stopped.stderr
+
+
+def test_no_folder_is_named_where_it_is_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folders.option(None) == folders.option(Path()) == folders.option(tmp_path) == ""
+    assert folders.option(Path("my project")) == " --dir 'my project'"

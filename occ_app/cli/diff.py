@@ -62,13 +62,16 @@ def changes_of(client: AgentClient, execution_id: str) -> Changes | None:
     return None
 
 
-def show_changes(changes: Changes, execution_id: str, again: str, *, project: bool) -> None:
-    """Print the sums of an execution's changes, and the commands that show them and bring them here."""
+def show_changes(changes: Changes, execution_id: str, again: str, folder: str, *, project: bool) -> None:
+    """Print the sums of an execution's changes, and the commands that show them and bring them into the folder.
+
+    `again` and `folder` are the options by which those commands reach the same place and the same folder.
+    """
     output.note(output.changes_text(_sums(changes)))
     if changes.entries:
         output.note(f"see them with: occ diff {execution_id}{again}")
     if changes.entries and not project:
-        output.note(f"bring them here with: occ pull {execution_id}{again}")
+        output.note(f"bring them here with: occ pull {execution_id}{again}{folder}")
 
 
 def _sums(changes: Changes) -> dict[str, int]:

@@ -7,6 +7,7 @@ user's state, never in the folder.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -96,6 +97,13 @@ def packed_states(archive: IO[bytes]) -> dict[str, State]:
 def differences(sent: Sent, now: Mapping[str, State]) -> tuple[list[str], list[str]]:
     """Return the paths that were edited or added here since, and those that were removed."""
     return sorted(path for path in now if sent.files.get(path) != now[path]), sorted(set(sent.files) - set(now))
+
+
+def option(folder: Path | None) -> str:
+    """Return the option with which a printed command means the same folder; none for the current one."""
+    if folder is None or folder.resolve() == Path.cwd():
+        return ""
+    return f" --dir {shlex.quote(str(folder))}"
 
 
 def is_remembered(folder: Path) -> bool:

@@ -125,7 +125,7 @@ def run(
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
     if agent or label:
         run_target.check_hub(client)
-    place = remote.place_name(url, token, pin)
+    place, named = remote.place_name(url, token, pin), folders.option(folder)
     if workspace is not None or project is not None:
         target = Target(run_target.existing(client, workspace, project), session, None)
     else:
@@ -162,8 +162,8 @@ def run(
     if not as_json:
         output.summary(final, _record(client, execution_id))
         if not apply and changes is not None:
-            show_changes(changes, execution_id, again, project=project is not None)
-        _tell_session(final, target, again)
+            show_changes(changes, execution_id, again, named, project=project is not None)
+        _tell_session(final, target, again + named)
     return output.outcome(final) or (_applied(client, execution_id, folder, place) if apply else 0)
 
 

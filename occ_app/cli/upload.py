@@ -108,7 +108,8 @@ def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
 def _both_changed(folder: Path, sent: Sent) -> errors.NotWritten:
     return errors.NotWritten(
         f"Both {output.printable(str(folder))} and workspace {sent.workspace} changed since. Nothing was sent."
-        " `occ pull` brings the changes from there and merges them; then run it again. Without -c the folder is sent"
+        f" `occ pull{folders.option(folder)}` brings the changes from there and merges them; then run it again."
+        " Without -c the folder is sent"
         " as a new workspace."
     )
 
