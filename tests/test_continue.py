@@ -71,6 +71,54 @@ def test_edits_on_both_sides_stop_the_run_until_they_are_pulled(agent: Occ, fold
     assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
 
 
+def test_a_restore_changes_the_workspace_as_a_run_does(agent: Occ, folder: Path) -> None:
+    first = steps({"write": "edited", "text": "one\n"}, {"write": "new", "text": "n\n"}, {"say": "ok"})
+    agent.command("run", "-c", "--dir", str(folder), "--apply", first)
+    undone = agent.client.executions(limit=1)["executions"][0]["executionId"]
+    agent.command(
+        "run", "-c", "--dir", str(folder), "--apply", steps({"write": "kept", "text": "two\n"}, {"say": "ok"})
+    )
+    agent.command("restore", undone)
+    assert f"`occ pull --dir {folder}`" in agent.command("run", "-c", "--dir", str(folder), "more").stderr
+    (folder / "gone").write_text("mine\n")
+    stopped = agent.command("run", "-c", "--dir", str(folder), "more", check=False)
+    assert stopped.returncode == 1
+    assert f"`occ pull --dir {folder}`" in stopped.stderr
+    pulled = agent.command("pull", "--dir", str(folder))
+    assert "Files: 1 written, 1 removed." in pulled.stdout
+    assert files(folder) == {"kept": "two\n", "edited": "edited\n", "gone": "mine\n"}
+    assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
+    done = agent.command("run", "-c", "--dir", str(folder), "more")
+    assert "sent your changes: 1 files, 0 removed" in done.stderr
+    assert files(workspace(agent)) == files(folder)
+
+
+def test_a_restore_in_conflict_with_edits_writes_nothing(agent: Occ, folder: Path) -> None:
+    write = steps({"write": "edited", "text": "one\n"}, {"write": "new", "text": "n\n"}, {"say": "ok"})
+    agent.command("run", "-c", "--dir", str(folder), "--apply", write)
+    agent.command("restore", "--last")
+    (folder / "edited").write_text("mine\n")
+    before = files(folder)
+    stopped = agent.command("pull", "--dir", str(folder), check=False)
+    assert stopped.returncode == 1
+    assert "edited" in stopped.stderr
+    assert files(folder) == before
+    rejected = agent.command("pull", "--dir", str(folder), "--reject", check=False, TMPDIR=str(folder.parent))
+    assert rejected.returncode == 1
+    assert files(folder) == {"kept": "kept\n", "edited": "mine\n", "gone": "gone\n"}
+    (version,) = folder.parent.glob("occ-rejected-*/*-edited.workspace")
+    assert version.read_text() == "edited\n"
+    agent.command("run", "-c", "--dir", str(folder), "more")
+    assert files(workspace(agent)) == files(folder)
+
+
+def test_a_run_that_was_undone_before_it_was_pulled_is_not_brought(agent: Occ, folder: Path) -> None:
+    agent.command("run", "-c", "--dir", str(folder), steps({"write": "edited", "text": "one\n"}, {"say": "ok"}))
+    agent.command("restore", "--last")
+    assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
+    assert files(folder)["edited"] == "edited\n"
+
+
 def test_a_folder_that_was_never_sent_cannot_be_continued(agent: Occ, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert agent.command("run", "-c", "--dir", str(tmp_path / "other"), "more", check=False).returncode == 2

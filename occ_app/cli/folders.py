@@ -56,15 +56,18 @@ def pulled(sent: Sent, base: str | None, result: str | None, files: Mapping[str,
 
     Changes of another snapshot than the known one leave it as it is.
     """
-    if base is None or base != sent.snapshot:
-        return sent
+    return sent if base is None or base != sent.snapshot else compared(sent, result, files)
+
+
+def compared(sent: Sent, snapshot: str | None, files: Mapping[str, State | None]) -> Sent:
+    """Return the state with the files of a snapshot of the workspace, where they differ from the known ones."""
     known = dict(sent.files)
     for path, state in files.items():
         if state is None:
             known.pop(path, None)
         else:
             known[path] = state
-    return replace(sent, snapshot=result, files=known)
+    return replace(sent, snapshot=snapshot, files=known)
 
 
 def states(folder: Path, paths: Iterable[Path]) -> dict[str, State]:

@@ -61,8 +61,8 @@ class Plan:
     results: dict[str, tuple[str, bool] | None] = field(default_factory=dict)
 
 
-class _Conflict(Exception):
-    """Raised with the reason why a path is not written."""
+class InConflict(Exception):
+    """Raised with the reason why a path is not written; a Content may raise it, too."""
 
 
 def plan(update: TreeUpdate, entries: Sequence[Entry], content: Content, *, trust: bool, force: bool) -> Plan:
@@ -76,7 +76,7 @@ def plan(update: TreeUpdate, entries: Sequence[Entry], content: Content, *, trus
         for operation in operations:
             try:
                 planner.stage(operation)
-            except _Conflict as conflict:
+            except InConflict as conflict:
                 planner.done.conflicts[operation.path] = str(conflict)
                 break  # a file that cannot be renamed stays where it is
     return planner.done
@@ -136,13 +136,13 @@ class _Planner:
         self._moved = set[str]()  # old paths of renamed files, whose edits are in the new ones
 
     def stage(self, operation: Operation) -> None:
-        """Stage an operation. Raises _Conflict."""
+        """Stage an operation. Raises InConflict."""
         here, mode = self._update.look(operation.path)
         result = None if operation.result is None else self._content(operation.result, "end")
         executable = operation.mode == "100755"
         self.done.results[operation.path] = None if result is None else (digest(result), executable)
         if here == OTHER:
-            raise _Conflict("a link, a folder or an unreadable file has its place")
+            raise InConflict("a link, a folder or an unreadable file has its place")
         if result is None:
             self._stage_removal(operation, here)
         else:
@@ -157,9 +157,9 @@ class _Planner:
         self._check_writable(path)
         if here != digest(result):
             if here is not None and (operation.base is None or operation.local != path):
-                raise _Conflict("a file is here that the run did not have")
+                raise InConflict("a file is here that the run did not have")
             if here is not None and not here_mode & stat.S_IWUSR and not self._force:
-                raise _Conflict("it is read-only here")
+                raise InConflict("it is read-only here")
             result = self._merged(operation, result)
         update.write(path, here, result, mode)
         self.done.written.append(path)
@@ -170,17 +170,19 @@ class _Planner:
         """Return the content to write: the run's, or one with the edits that were made here."""
         if operation.base is None:
             return result
-        base = self._content(operation.base, "start")
         source, _ = self._update.look(operation.local)
-        if source == digest(base) or (self._force and source != OTHER):
+        if self._force and source != OTHER:
             return result
         if source is None:
-            raise _Conflict("it was removed or renamed here")
+            raise InConflict("it was removed or renamed here")
         if source == OTHER:
-            raise _Conflict("a link, a folder or an unreadable file has its place")
+            raise InConflict("a link, a folder or an unreadable file has its place")
+        base = self._content(operation.base, "start")
+        if source == digest(base):
+            return result
         merged = merge(self._update.read(operation.local), base, result)
         if merged is None:
-            raise _Conflict("it was edited here, too")
+            raise InConflict("it was edited here, too")
         self.done.merged.append(operation.path)
         return merged
 
@@ -190,16 +192,15 @@ class _Planner:
             self.done.same.append(path)
             return
         self._check_writable(path)
-        edited = path not in self._moved and here != digest(self._content(operation.base, "start"))
-        if edited and not self._force:
-            raise _Conflict("it was edited here, and the run removed it")
+        if path not in self._moved and not self._force and here != digest(self._content(operation.base, "start")):
+            raise InConflict("it was edited here, and the run removed it")
         self._update.remove(path, here)
         self.done.removed.append(path)
 
     def _check_writable(self, path: str) -> None:
         obstacle = self._update.obstacle(path)
         if obstacle is not None:
-            raise _Conflict(obstacle)
+            raise InConflict(obstacle)
 
 
 def digest(content: bytes) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import click
 
 from occ_app import errors
-from occ_app.cli import folders, ids, merging, output, remote, tree_update
+from occ_app.cli import catch_up, folders, ids, merging, output, remote, tree_update
 from occ_app.cli.diff import meant
+from occ_app.cli.folders import Sent
 from occ_app.client import results
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.results import Changes
+from occ_app.client.results import Changes, Entry
 from occ_app.system.foreign_text import visible_line
 
 _NAMED = 20
@@ -55,9 +56,9 @@ def pull(
     client, place = remote.chosen(url, token, pin), remote.place_name(url, token, pin)
     folder, choices = folder.resolve(), Choices(force=force, reject=reject, trust=trust)
     if execution_id is None and not last:
-        waiting = _waiting(client, folder, place)
-        if waiting is not None:
-            return max([bring(client, each, folder, place, choices) for each in waiting], default=0)
+        sent = folders.load(folder, place)
+        if sent is not None and sent.snapshot is not None:
+            return _catch_up(client, sent, choices)
     return bring(client, meant(client, execution_id, last=last), folder, place, choices)
 
 
@@ -71,27 +72,34 @@ class Choices:
     report: Callable[[str], object] = output.echo
 
 
-def _waiting(client: AgentClient, folder: Path, place: str) -> list[str] | None:
-    """Return the runs whose changes the folder does not have, oldest first; None for a folder that was never sent."""
-    sent = folders.load(folder, place)
-    if sent is None or sent.snapshot is None:
-        return None
-    page = client.executions(workspaceId=sent.workspace, limit=1000)["executions"]
-    by_base = dict[str | None, tuple[str, str | None]]()
-    for each in page:
-        pending = each.get("finishedAt") and each.get("changesReason") == "pending"
-        if pending or (each.get("changes") and each["changes"]["files"]):
-            with contextlib.suppress(errors.Refused):  # its snapshots are pruned
-                changes = results.changes(client, each["executionId"])
-                by_base.setdefault(changes.base, (each["executionId"], changes.result))
-    found, snapshot = list[str](), sent.snapshot
-    while snapshot in by_base:
-        execution_id, result = by_base.pop(snapshot)
-        found.append(execution_id)
-        snapshot = result or ""
-    if not found:
-        output.echo("Nothing to write: no run changed the workspace since.")
-    return found
+def _catch_up(client: AgentClient, sent: Sent, choices: Choices) -> int:
+    """Bring all changes of the workspace that a folder does not have; returns 1 when files were left as they were."""
+    lacking = catch_up.missing(client, sent)
+    folder = Path(sent.folder)
+    if lacking.snapshot is not None:
+        return _bring_snapshot(client, sent, lacking.snapshot, lacking.touched, choices)
+    if not lacking.runs:
+        choices.report("Nothing to write: the folder has all changes of the workspace.")
+    return max([bring(client, run, folder, sent.place, choices) for run in lacking.runs], default=0)
+
+
+def _bring_snapshot(client: AgentClient, sent: Sent, snapshot: str, touched: frozenset[str], choices: Choices) -> int:
+    """Bring the files of a workspace that something else than a run changed, as they are now."""
+    output.note(f"workspace {sent.workspace} was restored or changed apart from its runs; its files are compared")
+    with catch_up.Comparison(client, sent, touched) as compared:
+        if catch_up.missing(client, sent).snapshot != snapshot:  # a run may have begun, too
+            raise errors.NotWritten(f"Workspace {sent.workspace} changed meanwhile; pull again.")
+        outcome = _write(Path(sent.folder), compared.entries, compared.content, choices)
+        folders.save(folders.compared(sent, snapshot, outcome.results))
+        _report(outcome, choices.report)
+        if outcome.conflicts:
+
+            def version(path: str, file: IO[bytes]) -> None:
+                if outcome.results[path] is not None:
+                    file.write(compared.content(path, "end"))
+
+            _reject(outcome.conflicts, version, "workspace")
+    return 1 if outcome.conflicts else 0
 
 
 def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choices: Choices) -> int:
@@ -111,20 +119,30 @@ def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choi
     def content(path: str, at: str) -> bytes:
         return results.file(client, execution_id, path, at)
 
+    outcome = _write(folder, changes.entries, content, choices)
+    _remember(client, execution_id, folder, place, changes, outcome)
+    _report(outcome, choices.report)
+    if outcome.conflicts:
+
+        def patch(path: str, file: IO[bytes]) -> None:
+            results.diff(client, execution_id, file, path)
+
+        _reject(outcome.conflicts, patch, "patch")
+    return 1 if outcome.conflicts else 0
+
+
+def _write(folder: Path, entries: Sequence[Entry], content: merging.Content, choices: Choices) -> merging.Plan:
+    """Write changes into a folder in one step. Raises NotWritten for conflicts, unless they are to be rejected."""
     with tree_update.TreeUpdate(folder) as update:
         if update.recovered is not None:
             output.note(update.recovered)
-        outcome = merging.plan(update, changes.entries, content, trust=choices.trust, force=choices.force)
+        outcome = merging.plan(update, entries, content, trust=choices.trust, force=choices.force)
         for path, reason in outcome.left_out.items():
             output.note(f"left out, since {reason}: {visible_line(path)}")
         if outcome.conflicts and not choices.reject:
             raise errors.NotWritten(_conflict_text(outcome.conflicts, force=choices.force))
         update.commit()
-    _remember(client, execution_id, folder, place, changes, outcome)
-    _report(outcome, choices.report)
-    if outcome.conflicts:
-        _reject(client, execution_id, outcome.conflicts)
-    return 1 if outcome.conflicts else 0
+    return outcome
 
 
 def _remember(
@@ -160,14 +178,17 @@ def _report(outcome: merging.Plan, report: Callable[[str], object]) -> None:
     report(f"Files: {', '.join(parts)}.")
 
 
-def _reject(client: AgentClient, execution_id: str, conflicts: Mapping[str, str]) -> None:
-    """Store the patches of files in conflict outside of the folder, where no later run would send them."""
+def _reject(conflicts: Mapping[str, str], store: Callable[[str, IO[bytes]], None], kind: str) -> None:
+    """Store the patches of files in conflict, or the workspace's versions, outside of the folder.
+
+    No later run sends them from there.
+    """
     folder = Path(tempfile.mkdtemp(prefix="occ-rejected-"))
     for number, (path, reason) in enumerate(conflicts.items(), 1):
         output.warn(f"not written, since {reason}: {path}")
-        with (folder / f"{number:04}-{path.rpartition('/')[2][:100]}.patch").open("wb") as file:
+        with (folder / f"{number:04}-{path.rpartition('/')[2][:100]}.{kind}").open("wb") as file:
             try:
-                results.diff(client, execution_id, file, path)
+                store(path, file)
             except errors.Refused as refusal:  # the former name of a renamed file
                 file.write(f"{refusal}\n".encode())
-    output.note(f"their patches are in {folder}")
+    output.note(f"{'their patches are' if kind == 'patch' else 'the versions of the workspace are'} in {folder}")

@@ -72,14 +72,20 @@ def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
     paths = _paths(folder)
     changed, removed = folders.differences(sent, folders.states(folder, paths))
     record = client.workspace(sent.workspace)
+    there = record.get("snapshot")  # None: a hub does not know it
     if not changed and not removed:
+        if sent.snapshot is not None and there not in (None, sent.snapshot):
+            output.note(
+                f"workspace {sent.workspace} has changes that {output.printable(str(folder))} does not have;"
+                f" `occ pull{folders.option(folder)}` brings them"
+            )
         return sent
     if sent.snapshot is None:
         raise errors.NotWritten(
             f"{folder} changed since, and workspace {sent.workspace} has no snapshot to send changes to; run without -c"
             " to send the folder as a new workspace."
         )
-    if record.get("snapshot") not in (None, sent.snapshot):
+    if there not in (None, sent.snapshot):
         raise _both_changed(folder, sent)
     from occ_app.cli.zip_names import zip_name
 

@@ -87,6 +87,11 @@ def diff(client: AgentClient, execution_id: str, output: IO[bytes], path: str | 
     client.download(f"/executions/{quote(execution_id, safe='')}/diff{query}", output, _MAX_PATCH_BYTES)
 
 
+def goes_on(execution_id: str) -> str:
+    """Return the sentence for an execution whose changes are asked for before its end."""
+    return f"{execution_id} has not ended yet; wait for it with `occ jobs tail --follow {execution_id}`."
+
+
 def _tree(value: Any) -> str | None:
     if value is not None and not re.fullmatch(r"[0-9a-f]{40}", value):
         raise ValueError(value)
