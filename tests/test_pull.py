@@ -455,3 +455,39 @@ def test_no_folder_is_named_where_it_is_the_current_one(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert folders.option(None) == folders.option(Path()) == folders.option(tmp_path) == ""
     assert folders.option(Path("my project")) == " --dir 'my project'"
+
+
+def test_a_folder_that_was_never_sent_gets_nothing_unasked(agent: Occ, folder: Path, sent: str) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    refused = agent.command("pull", "--dir", str(other), check=False)
+    assert refused.returncode == 2
+    assert "--last" in refused.stderr
+    assert not os.listdir(other)
+    agent.command("pull", "--last", "--dir", str(other), "--force")
+    assert sorted(os.listdir(other)) == ["edited", "new"]
+
+
+@pytest.mark.parametrize("command", ["pull", "pull ID", "run"])
+def test_in_a_subfolder_the_folder_that_was_sent_is_named(agent: Occ, folder: Path, sent: str, command: str) -> None:
+    (folder / "sub").mkdir()
+    arguments = {"pull": ("pull",), "pull ID": ("pull", sent), "run": ("run", "-c", "more")}[command]
+    before = len(agent.client.executions()["executions"])
+    refused = agent.command(*arguments, "--dir", str(folder / "sub"), check=False)
+    assert refused.returncode == 2
+    assert f"is in {folder}, which was sent" in refused.stderr
+    assert not os.listdir(folder / "sub")
+    assert len(agent.client.executions()["executions"]) == before
+
+
+def test_a_run_of_a_project_is_not_pulled(agent: Occ, tmp_path: Path) -> None:
+    project, home = tmp_path / "mine", tmp_path / "elsewhere"
+    project.mkdir()
+    home.mkdir()
+    (project / "a").write_text("a\n")
+    agent.command("projects", "add", str(project))
+    agent.command("run", "--project", "mine", steps({"write": "a", "text": "b\n"}, {"say": "done"}))
+    refused = agent.command("pull", "--last", "--dir", str(home), check=False)
+    assert refused.returncode == 2
+    assert "in place" in refused.stderr
+    assert not os.listdir(home)

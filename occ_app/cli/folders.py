@@ -44,6 +44,16 @@ def load(folder: Path, place: str) -> Sent | None:
         return None
 
 
+def parent(folder: Path, place: str) -> Sent | None:
+    """Return the nearest folder above that was sent to an agent or hub; None when none was."""
+    return next((sent for each in folder.parents if (sent := load(each, place)) is not None), None)
+
+
+def below(folder: Path, sent: Sent) -> str:
+    """Return the sentence for a folder in one that was sent."""
+    return f"{folder} is in {sent.folder}, which was sent as a whole; go there, or name it with --dir."
+
+
 def save(sent: Sent) -> None:
     """Store where a folder was sent."""
     with user_state.changed(_file(Path(sent.folder), sent.place)) as content:

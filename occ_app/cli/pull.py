@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,17 +49,15 @@ def pull(
 ) -> int:
     """Write the changes of an execution into a folder.
 
-    Without an ID they are those of the newest execution. A file that was edited here meanwhile is
-    merged. If one cannot be merged, nothing is written and the files are named.
+    Without an ID, in a folder that was sent, they are all that it does not have. A file that was
+    edited here meanwhile is merged. If one cannot be merged, nothing is written and the files are named.
 
     Example: occ pull run-k3v9q2x7ab --dir my-project
     """
     client, place = remote.chosen(url, token, pin), remote.place_name(url, token, pin)
     folder, choices = folder.resolve(), Choices(force=force, reject=reject, trust=trust)
     if execution_id is None and not last:
-        sent = folders.load(folder, place)
-        if sent is not None and sent.snapshot is not None:
-            return _catch_up(client, sent, choices)
+        return _catch_up(client, _sent(folder, place), choices)
     return bring(client, meant(client, execution_id, last=last), folder, place, choices)
 
 
@@ -70,6 +69,33 @@ class Choices:
     reject: bool = False
     trust: bool = False
     report: Callable[[str], object] = output.echo
+
+
+def _sent(folder: Path, place: str) -> Sent:
+    """Return where a folder was sent. Raises UsageError for one of which no workspace or snapshot is known."""
+    sent = folders.load(folder, place)
+    if sent is not None and sent.snapshot is not None:
+        return sent
+    above = folders.parent(folder, place) if sent is None else None
+    if above is not None:
+        raise click.UsageError(folders.below(folder, above))
+    why = "was never sent there" if sent is None else "was sent, but no snapshot of it is known"
+    raise click.UsageError(
+        f"{folder} {why}. Give the ID of a run, or --last for the newest one, and with --dir the folder to write into."
+    )
+
+
+def _check_place(client: AgentClient, workspace: str, folder: Path, place: str) -> None:
+    """Raises UsageError for a run of a project, and for a folder in the one that was sent as the workspace."""
+    above = folders.parent(folder, place)
+    sent = folders.load(folder, place)
+    if above is not None and above.workspace == workspace and (sent is None or sent.workspace != workspace):
+        raise click.UsageError(folders.below(folder, above))
+    with contextlib.suppress(errors.Refused):  # the workspace is removed, and its changes may be kept
+        if client.workspace(workspace).get("source") == "folder":
+            raise click.UsageError(
+                "The run worked in a project, and its changes are in place there. `occ diff` shows them as a patch."
+            )
 
 
 def _catch_up(client: AgentClient, sent: Sent, choices: Choices) -> int:
@@ -105,8 +131,10 @@ def _bring_snapshot(client: AgentClient, sent: Sent, snapshot: str, touched: fro
 def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choices: Choices) -> int:
     """Write the changes of an execution into a folder; returns 1 when files in conflict were left as they are.
 
-    Raises NotWritten when nothing was written.
+    Raises NotWritten when nothing was written, and UsageError for a folder that is not the place for it.
     """
+    workspace = str(client.execution(execution_id)["workspaceId"])
+    _check_place(client, workspace, folder, place)
     changes = results.changes(client, execution_id)
     if changes.truncated:
         raise errors.NotWritten(
@@ -120,7 +148,7 @@ def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choi
         return results.file(client, execution_id, path, at)
 
     outcome = _write(folder, changes.entries, content, choices)
-    _remember(client, execution_id, folder, place, changes, outcome)
+    _remember(workspace, folder, place, changes, outcome)
     _report(outcome, choices.report)
     if outcome.conflicts:
 
@@ -145,12 +173,10 @@ def _write(folder: Path, entries: Sequence[Entry], content: merging.Content, cho
     return outcome
 
 
-def _remember(
-    client: AgentClient, execution_id: str, folder: Path, place: str, changes: Changes, outcome: merging.Plan
-) -> None:
+def _remember(workspace: str, folder: Path, place: str, changes: Changes, outcome: merging.Plan) -> None:
     """Note which files of the workspace the folder has now, so that later edits of it can be sent."""
     sent = folders.load(folder, place)
-    if sent is None or client.execution(execution_id)["workspaceId"] != sent.workspace:
+    if sent is None or workspace != sent.workspace:
         return
     now = folders.pulled(sent, changes.base, changes.result, outcome.results)
     if now != sent:

@@ -71,6 +71,9 @@ def sent(client: AgentClient, place: str, folder: Path | None, *, continued: boo
 
 def _continued(client: AgentClient, folder: Path, place: str) -> Target:
     known = folders.load(folder, place)
+    above = folders.parent(folder, place) if known is None else None
+    if above is not None:
+        raise click.UsageError(folders.below(folder, above))
     if known is None:
         raise click.UsageError(f"{folder} was never sent there; run it without -c first.")
     try:
