@@ -13,11 +13,13 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from occ_app import errors
-from occ_app.cli import diff, folders, gitignore, merging, tree_update
+from occ_app.cli import commands, diff, folders, gitignore, merging, remote, tree_update
 from occ_app.cli.merging import Plan
 from occ_app.cli.tree_update import WORK, TreeUpdate
+from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Entry
 from occ_app.system import kernel
 from tests.conftest import Occ, steps
@@ -491,3 +493,53 @@ def test_a_run_of_a_project_is_not_pulled(agent: Occ, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "in place" in refused.stderr
     assert not os.listdir(home)
+
+
+@pytest.mark.parametrize("command", [("diff",), ("diff", "--stat"), ("pull",), ("restore",)])
+def test_the_changes_of_a_run_that_goes_on_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    class Going:
+        def executions(self, **_: object) -> dict[str, object]:
+            return {"executions": [{"executionId": "run-1"}]}
+
+        def execution(self, _: str) -> dict[str, object]:
+            return {"executionId": "run-1", "workspaceId": "w", "state": "running", "finishedAt": None}
+
+    monkeypatch.setattr(remote, "chosen", lambda *_: Going())
+    monkeypatch.setattr(remote, "place_name", lambda *_: "here")
+    done = CliRunner().invoke(commands.occ, [*command, "--last"])
+    assert isinstance(done.exception, errors.NotFound)
+    assert str(done.exception) == "run-1 has not ended yet; wait for it with `occ jobs tail --follow run-1`."
+
+
+@pytest.mark.parametrize("succeeded", [True, False])
+def test_a_run_that_failed_prints_its_error_and_no_reason_for_missing_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], succeeded: bool
+) -> None:
+    def none(*_: object) -> None:
+        raise errors.Refused("The changes are not here.", 404, "CHANGES_NOT_FOUND")
+
+    monkeypatch.setattr(diff.results, "changes", none)
+    assert diff.changes_of(AgentClient("http://127.0.0.1:1", ""), "run-1", succeeded=succeeded) is None
+    assert ("not here" in capsys.readouterr().err) == succeeded
+
+
+def test_an_applied_run_prints_the_sums_before_the_result_and_no_hint_to_pull(agent: Occ, folder: Path) -> None:
+    (folder / "a").write_text("a\n")
+    change = steps({"write": "a", "text": "b\n"}, {"say": "done"})
+    done = agent.command("run", "--dir", str(folder), "--apply", change)
+    order = [done.stderr.index(text) for text in ("1 file changed", "Files: 1 written.", "go on with")]
+    assert order == sorted(order)
+    assert "occ pull" not in done.stderr
+    failed = steps({"write": "a", "text": "c\n"}, {"exit": 3})
+    assert "occ pull run-" in agent.command("run", "--dir", str(folder), "--apply", failed, check=False).stderr
+
+
+def test_files_left_out_are_not_said_to_be_there(agent: Occ, folder: Path) -> None:
+    (folder / "a").write_text("a\n")
+    agent.command("run", "--dir", str(folder), steps({"write": "a", "text": "b\n"}, {"say": "done"}))
+    (folder / "a").write_text("mine\n")
+    rejected = agent.command("pull", "--dir", str(folder), "--reject", check=False, TMPDIR=str(folder.parent))
+    assert "has these changes already" not in rejected.stdout + rejected.stderr
+    assert "Nothing was written: 1 file was left as it is." in rejected.stdout

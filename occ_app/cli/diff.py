@@ -47,15 +47,25 @@ def meant(client: AgentClient, given: str | None, *, last: bool) -> str:
     whole = ids.execution_id(ids.ServedExecutions(client), given, last=last or given is None)
     if whole != given:
         output.note(f"changes of {whole}")
+    refuse_running(client, whole)
     return whole
 
 
-def changes_of(client: AgentClient, execution_id: str) -> Changes | None:
-    """Return the changes of an execution, once they are stored; None, with the reason printed, where there are none."""
+def refuse_running(client: AgentClient, execution_id: str) -> None:
+    """Raises NotFound for an execution that goes on: its changes are known at its end."""
+    if not client.execution(execution_id).get("finishedAt"):
+        raise errors.NotFound("CHANGES_NOT_FOUND", results.goes_on(execution_id))
+
+
+def changes_of(client: AgentClient, execution_id: str, *, succeeded: bool) -> Changes | None:
+    """Return the changes of an execution, once they are stored; None where there are none.
+
+    The reason is printed for one that `succeeded`; another one has an error to print.
+    """
     try:
         return results.changes(client, execution_id)
     except errors.Refused as refusal:
-        if refusal.code == "CHANGES_NOT_FOUND":
+        if refusal.code == "CHANGES_NOT_FOUND" and succeeded:
             output.note(str(refusal))
     except errors.Unreachable:
         pass
@@ -67,11 +77,16 @@ def show_changes(changes: Changes, execution_id: str, again: str, folder: str, *
 
     `again` and `folder` are the options by which those commands reach the same place and the same folder.
     """
-    output.note(output.changes_text(_sums(changes)))
+    show_sums(changes)
     if changes.entries:
         output.note(f"see them with: occ diff {execution_id}{again}")
     if changes.entries and not project:
         output.note(f"bring them here with: occ pull {execution_id}{again}{folder}")
+
+
+def show_sums(changes: Changes) -> None:
+    """Print the sums of an execution's changes."""
+    output.note(output.changes_text(_sums(changes)))
 
 
 def _sums(changes: Changes) -> dict[str, int]:

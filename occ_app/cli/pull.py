@@ -188,15 +188,20 @@ def _conflict_text(conflicts: Mapping[str, str], *, force: bool) -> str:
     lines = [f"  {visible_line(path)}: {reason}" for path, reason in named]
     lines += [f"  and {len(conflicts) - _NAMED} more"] if len(conflicts) > _NAMED else []
     ways = "" if force else "--force takes the run's version of edited files, "
-    return "\n".join(
-        ["nothing was written, since these files are in conflict:", *lines, f"{ways}--reject writes all other files."]
-    )
+    ways = f"`occ pull` writes them: {ways}--reject writes all other files."
+    return "\n".join(["nothing was written, since these files are in conflict:", *lines, ways])
 
 
 def _report(outcome: merging.Plan, report: Callable[[str], object]) -> None:
     for path in outcome.merged:
         output.note(f"merged with your edits: {visible_line(path)}")
     written, removed = len(outcome.written), len(outcome.removed)
+    kept = len(outcome.conflicts) + len(outcome.left_out)
+    if not written and not removed and kept:
+        report(
+            f"Nothing was written: {kept} {'file was left as it is' if kept == 1 else 'files were left as they are'}."
+        )
+        return
     if not written and not removed:
         report("Nothing to write: the folder has these changes already.")
         return

@@ -11,6 +11,7 @@ import click
 
 from occ_app import errors
 from occ_app.cli import ids, output, remote
+from occ_app.cli.diff import refuse_running
 from occ_app.client.agent_client import AgentClient
 
 _RESTORE_ID = r"restore-[0-9a-f]{12}"
@@ -43,6 +44,7 @@ def restore(
         meant, found = execution_id, _workspaces(client)
     else:
         meant = ids.execution_id(served, execution_id, last=last)
+        refuse_running(client, meant)
         found = iter((str(client.execution(meant)["workspaceId"]),))
     workspace, reply = _restored(client, found, {"executionId": meant, "to": to, "force": force})
     output.echo(f"Workspace {workspace}: {reply['files']} files restored.")

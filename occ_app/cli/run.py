@@ -8,21 +8,16 @@ import shlex
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from occ_app import errors
-from occ_app.cli import folders, output, output_failed, remote, run_target, transcript
+from occ_app.cli import output, output_failed, remote, run_end, run_target, transcript
 from occ_app.cli.approvals import asking
-from occ_app.cli.diff import changes_of, show_changes
-from occ_app.cli.folders import Sent
-from occ_app.cli.pull import Choices, bring
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.results import Changes
 from occ_app.client.sse import StreamEvent
 from occ_app.config.settings import PERMISSIONS
 from occ_app.system.short_ids import new_execution_id
@@ -125,7 +120,7 @@ def run(
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
     if agent or label:
         run_target.check_hub(client)
-    place, named = remote.place_name(url, token, pin), folders.option(folder)
+    place = remote.place_name(url, token, pin)
     if workspace is not None or project is not None:
         target = Target(run_target.existing(client, workspace, project), session, None)
     else:
@@ -157,39 +152,8 @@ def run(
         return 1
     except KeyboardInterrupt:
         return _interrupted(client, execution_id, target.workspace if target.new else None, again)
-    changes = changes_of(client, execution_id)
-    _remember_end(target, final, changes)
-    if not as_json:
-        output.summary(final, _record(client, execution_id))
-        if not apply and changes is not None:
-            show_changes(changes, execution_id, again, named, project=project is not None)
-        _tell_session(final, target, again + named)
-    return output.outcome(final) or (_applied(client, execution_id, folder, place) if apply else 0)
-
-
-def _remember_end(target: Target, final: StreamEvent | None, changes: Changes | None) -> None:
-    """Store the conversation of a folder, and the snapshot that it was sent as where only the run tells."""
-    if target.sent is None:
-        return
-    session = None if final is None else final.data.get("sessionId")
-    snapshot = target.sent.snapshot
-    if snapshot is None and target.new and changes is not None:
-        snapshot = changes.base
-    _keep(replace(target.sent, session=session or target.session, snapshot=snapshot))
-
-
-def _keep(sent: Sent) -> None:
-    """Remember where a folder was sent. A run does not fail because that cannot be stored."""
-    try:
-        folders.save(sent)
-        folders.remember(Path(sent.folder))
-    except errors.ConfigError as error:
-        output.warn(f"{error} `occ run -c` does not continue from this run.")
-
-
-def _applied(client: AgentClient, execution_id: str, folder: Path | None, place: str) -> int:
-    """Write the changes of a run that succeeded into the folder. Raises NotWritten for conflicts."""
-    return bring(client, execution_id, (folder or Path()).resolve(), place, Choices(report=output.note))
+    ending = run_end.Ending(client, execution_id, target, again, place, folder, project is not None, apply, as_json)
+    return run_end.report(ending, final)
 
 
 def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> int:
@@ -209,14 +173,8 @@ def _announced(events: Iterator[StreamEvent], execution_id: str, target: Target)
         if index == 0:
             output.note(f"{execution_id} in workspace {target.workspace}")
             if target.sent is not None:
-                _keep(target.sent)
+                run_end.keep(target.sent)
         yield event
-
-
-def _record(client: AgentClient, execution_id: str) -> dict[str, Any] | None:
-    with contextlib.suppress(errors.OCCError):
-        return client.execution(execution_id)
-    return None
 
 
 def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
@@ -298,13 +256,3 @@ def _interrupted(client: AgentClient, execution_id: str, sent: str | None, again
 
 def _tell_it_goes_on(execution_id: str, again: str) -> None:
     output.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)
-
-
-def _tell_session(final: StreamEvent | None, target: Target, again: str) -> None:
-    session: Any = final.data.get("sessionId") if final else None
-    if not session or final is None or final.data.get("code") == "SESSION_NOT_FOUND":
-        return
-    if target.sent is not None:
-        output.note(f'go on with: occ run{again} -c "…"')
-    else:
-        output.note(f'go on with: occ run{again} --workspace {target.workspace} --session {session} "…"')
