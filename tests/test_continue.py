@@ -6,12 +6,15 @@ import json
 import re
 import stat
 import subprocess
+import zipfile
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 
 from occ_app import errors
-from occ_app.cli import folders, remotes, user_state, workspaces
+from occ_app.cli import catch_up, folders, merging, remotes, user_state, workspaces
+from occ_app.client.agent_client import AgentClient
 from occ_app.executions import queries as executions
 from tests.conftest import Occ, steps
 from tests.real_hub import hub_in
@@ -270,3 +273,33 @@ def test_a_user_without_a_home_has_no_remotes(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(user_state.configuration, "user_folder", nobody)
     assert remotes.listing() == []
     assert remotes.default() is None
+
+
+def test_only_files_of_uploads_and_runs_are_compared(tmp_path: Path) -> None:
+    """What no upload has, such as settings that run programs, is not removed; what git ignores there is not brought."""
+
+    class Served:
+        def archive(self, _: str, output: IO[bytes]) -> None:
+            with zipfile.ZipFile(output, "w") as zipped:
+                zipped.writestr("same", b"s")
+                zipped.writestr("changed", b"there")
+                zipped.writestr("made", b"m")
+                zipped.writestr("build/ignored", b"i")
+
+    def state(content: bytes) -> tuple[str, bool]:
+        return merging.digest(content), False
+
+    known = {"same": state(b"s"), "changed": state(b"here"), "gone": state(b"g"), ".claude/settings.json": state(b"{}")}
+    sent = folders.Sent(str(tmp_path), "place", "w", None, "0" * 40, known)
+    (tmp_path / "changed").write_bytes(b"here")
+    (tmp_path / "gone").write_bytes(b"edited")
+    with catch_up.Comparison(cast("AgentClient", Served()), sent, frozenset({"made"})) as compared:
+        assert [(each.status, each.path) for each in compared.entries] == [
+            ("modified", "changed"),
+            ("deleted", "gone"),
+            ("added", "made"),
+        ]
+        assert compared.content("changed", "end") == b"there"
+        assert compared.content("changed", "start") == b"here"
+        with pytest.raises(merging.InConflict):
+            compared.content("gone", "start")
