@@ -255,6 +255,18 @@ def test_edits_reach_the_machine_of_a_hub(tmp_path: Path) -> None:
         box.command("pull", *to, **place)
         box.command("run", "-c", *to, "x", **place)
         assert files(there) == files(made) == {"a": "again\n", "b": "b\n", "c": "c\n"}
+        box.command("run", "-c", *to, steps({"write": "c", "text": "d\n"}), **place)
+        undone = box.command("restore", "--last", **place)
+        assert files(there)["c"] == "c\n"
+        undo = re.search(r"occ (restore restore-\w+)", undone.stderr)
+        assert undo is not None
+        pulled = box.command("pull", *to, **place)
+        assert "no run changed" not in pulled.stdout
+        agreed = box.command("pull", *to, **place)
+        assert "no run changed" in agreed.stdout
+        assert "a hub does not know of restores" in agreed.stderr
+        box.command(*undo[1].split(), **place)
+        assert files(there)["c"] == "d\n"
 
 
 def test_a_run_does_not_fail_where_nothing_can_be_remembered(agent: Occ, tmp_path: Path) -> None:

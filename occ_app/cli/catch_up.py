@@ -28,12 +28,13 @@ from occ_app.workspaces.skipped import skip_reasons
 class Missing:
     """The runs whose changes a folder does not have, oldest first, or `snapshot`: the one to compare it with.
 
-    `touched` are all paths that a run of the workspace changed.
+    `touched` are all paths that a run of the workspace changed. `only_runs`: nothing else could be looked for.
     """
 
     runs: tuple[str, ...]
     snapshot: str | None
     touched: frozenset[str]
+    only_runs: bool = False
 
 
 def missing(client: AgentClient, sent: Sent) -> Missing:
@@ -47,7 +48,7 @@ def missing(client: AgentClient, sent: Sent) -> Missing:
     runs = _chain(sent, known, now)
     end = known[runs[-1]].result if runs else sent.snapshot
     if now is None or end == now:
-        return Missing(tuple(known[run].execution_id for run in runs), None, frozenset())
+        return Missing(tuple(known[run].execution_id for run in runs), None, frozenset(), only_runs=now is None)
     going_on = next((each["executionId"] for each in page if not each.get("finishedAt")), None)
     if going_on is not None:
         raise errors.NotWritten(f"Workspace {sent.workspace} changes: {results.goes_on(going_on)}")

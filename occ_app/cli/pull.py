@@ -104,7 +104,10 @@ def _catch_up(client: AgentClient, sent: Sent, choices: Choices) -> int:
     folder = Path(sent.folder)
     if lacking.snapshot is not None:
         return _bring_snapshot(client, sent, lacking.snapshot, lacking.touched, choices)
-    if not lacking.runs:
+    if not lacking.runs and lacking.only_runs:
+        choices.report("Nothing to write: no run changed the workspace since.")
+        output.note(f"a hub does not know of restores; `occ workspaces fetch {sent.workspace}` gets all files")
+    elif not lacking.runs:
         choices.report("Nothing to write: the folder has all changes of the workspace.")
     return max([bring(client, run, folder, sent.place, choices) for run in lacking.runs], default=0)
 
