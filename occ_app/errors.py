@@ -180,6 +180,14 @@ class NoSpace(RequestError):
         super().__init__("NO_SPACE", message)
 
 
+def approval_not_found(approval_id: str) -> NotFound:
+    return NotFound(
+        "APPROVAL_NOT_FOUND",
+        f"There is no approval {approval_id}; `occ approvals`, or GET /approvals, lists them.",
+        {"approvalId": approval_id},
+    )
+
+
 def execution_not_found(execution_id: str) -> NotFound:
     return NotFound(
         "EXECUTION_NOT_FOUND",

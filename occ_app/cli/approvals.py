@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from urllib.parse import quote
 import click
 
 from occ_app import errors
-from occ_app.cli import output, remote
+from occ_app.cli import ids, output, remote
 from occ_app.system.foreign_text import visible, visible_line
 
 if TYPE_CHECKING:
@@ -25,12 +26,34 @@ _CHOICES = "y: yes  n: no, with a reason  e: edit first"
 def _with_client(command: Any) -> Any:
     """Give the command a client of the agent that its options name."""
 
-    @remote.options("Agent to ask.")
+    @remote.options("Agent to ask; a hub has no approvals.")
     @wraps(command)
     def asking(*, url: str | None, token: str | None, pin: str | None, **others: Any) -> None:
-        command(remote.chosen(url, token, pin), **others)
+        client = remote.chosen(url, token, pin)
+        if remote.is_hub(client):
+            raise click.UsageError(
+                "There are no approvals here: a hub has none. Ask the machine's agent itself, on that machine or with"
+                " --url."
+            )
+        command(client, **others)
 
     return asking
+
+
+def _choosing(command: Any) -> Any:
+    """Give the command a client, the approval that its ID or --last names, and the words after the ID."""
+
+    @click.argument("approval_id", metavar="ID", required=False)
+    @click.option("--last", is_flag=True, help="Take the newest one that waits instead of an ID.")
+    @_with_client
+    @wraps(command)
+    def choosing(client: AgentClient, approval_id: str | None, last: bool, words: tuple[str, ...] = ()) -> None:
+        if last and approval_id is not None:  # the first word then is none of an id
+            words = (approval_id, *words)
+            approval_id = None
+        command(client, _get(client, ids.approval_id(client, approval_id, last=last)), words)
+
+    return choosing
 
 
 @click.command("approvals")
@@ -39,6 +62,9 @@ def _with_client(command: Any) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /approvals answers.")
 def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
     """List the tool calls, questions and plans that wait for a person.
+
+    Each waits for OCC_HOLD_SECONDS (120 by default) and is then denied. EXPIRES shows the time that is left. Approvals
+    belong to one agent; a hub has none.
 
     Example: occ approvals
     """
@@ -50,58 +76,80 @@ def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
         output.echo("Nothing waits for a person.")
         return
     rows = [
-        (each["approvalId"], each["executionId"], each["state"], output.since(each["askedAt"]), summary(each))
+        (
+            each["approvalId"],
+            each["executionId"],
+            each["state"],
+            output.since(each["askedAt"]),
+            _left(each) if each["state"] == "open" else "",
+            summary(each),
+        )
         for each in reply["approvals"]
     ]
-    output.table([("ID", "EXECUTION", "STATE", "AGE", "WHAT"), *rows])
+    output.table([("ID", "EXECUTION", "STATE", "AGE", "EXPIRES", "WHAT"), *rows])
 
 
 @click.command("approve")
-@click.argument("approval_id", metavar="ID")
-@_with_client
-def approve(client: AgentClient, approval_id: str) -> None:
+@_choosing
+def approve(client: AgentClient, asked: Mapping[str, Any], words: tuple[str, ...]) -> None:
     """Show a waiting tool call or plan whole, and let it run.
 
-    Example: occ approve approval-3f9c2a71d0b4
+    Any beginning of its ID is enough.
+
+    \b
+    Examples:
+      occ approve approval-3f9c
+      occ approve --last
     """
-    asked = _get(client, approval_id)
+    if words:
+        raise click.UsageError("Give an ID or --last, not both.")
     output.echo(described(asked))
     _answer(client, asked, {"decision": "allow"})
 
 
 @click.command("deny")
-@click.argument("approval_id", metavar="ID")
-@click.argument("why", required=False)
-@_with_client
-def deny(client: AgentClient, approval_id: str, why: str | None) -> None:
+@_choosing
+@click.argument("words", metavar="[WHY]", nargs=-1)
+def deny(client: AgentClient, asked: Mapping[str, Any], words: tuple[str, ...]) -> None:
     """Refuse a waiting tool call, question or plan.
 
-    Claude reads WHY and continues.
+    Claude reads WHY and continues. Any beginning of the ID is enough.
 
-    Example: occ deny approval-3f9c2a71d0b4 "use the test database"
+    \b
+    Examples:
+      occ deny approval-3f9c "use the test database"
+      occ deny --last
     """
-    asked = _get(client, approval_id)
-    _answer(client, asked, {"decision": "deny"} | ({"message": why} if why else {}))
+    if len(words) > 1:
+        raise click.UsageError("The reason must be one argument; put it in quotes.")
+    _answer(client, asked, {"decision": "deny"} | ({"message": words[0]} if words and words[0] else {}))
 
 
 @click.command("answer")
-@click.argument("approval_id", metavar="ID")
-@click.argument("answers", metavar="ANSWER", nargs=-1)
-@_with_client
-def answer(client: AgentClient, approval_id: str, answers: tuple[str, ...]) -> None:
+@_choosing
+@click.argument("words", metavar="[ANSWER]...", nargs=-1)
+def answer(client: AgentClient, asked: Mapping[str, Any], words: tuple[str, ...]) -> None:
     """Answer a question of Claude.
 
-    Give one ANSWER for each question in it, in order. Without any, each is asked here.
+    Give one ANSWER for each question in it, in order. Without any, each is asked here. Any beginning of the ID is
+    enough.
 
-    Example: occ answer approval-3f9c2a71d0b4 "Blue"
+    \b
+    Examples:
+      occ answer approval-3f9c "Blue"
+      occ answer --last "Blue"
     """
-    asked = _get(client, approval_id)
     if asked["kind"] != "question":
         raise click.UsageError(f"This is a {asked['kind']}: use occ approve or occ deny.")
     questions = _questions(asked)
-    if answers and len(answers) != len(questions):
-        raise click.UsageError(f"There are {len(questions)} questions; give as many answers.")
-    given = dict(zip(questions, answers, strict=True)) if answers else _ask_each(asked)
+    if words and len(words) != len(questions):
+        count = (
+            "is 1 question; give one answer"
+            if len(questions) == 1
+            else f"are {len(questions)} questions; give as many answers"
+        )
+        raise click.UsageError(f"There {count}.")
+    given = dict(zip(questions, words, strict=True)) if words else _ask_each(asked)
     _answer(client, asked, {"decision": "allow", "answers": given})
 
 
@@ -138,8 +186,14 @@ def summary(asked: Mapping[str, Any]) -> str:
     return visible_line(f"{asked['tool']} {subject}".strip())[:200]
 
 
+def _left(asked: Mapping[str, Any]) -> str:
+    """Return the time until a call that waits is denied, as in "in 95 s"."""
+    left = (datetime.fromisoformat(asked["expiresAt"]) - datetime.now(UTC)).total_seconds()
+    return "now" if left <= 0 else f"in {left:.0f} s" if left < 600 else f"in {output.duration(left)}"
+
+
 def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
-    output.note(described(asked))
+    output.note(f"{described(asked)}\n  denied {_left(asked)} unless you answer")
     if asked["kind"] == "question":
         _answer(client, asked, {"decision": "allow", "answers": _ask_each(asked)})
         return

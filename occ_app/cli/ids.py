@@ -95,6 +95,30 @@ def execution_id(source: Executions, given: str | None, *, last: bool) -> str:
     return _the_one(given, found, errors.execution_not_found)
 
 
+def approval_id(client: AgentClient, given: str | None, *, last: bool) -> str:
+    """Return the whole id of the approval that a person means: one that waits, else a closed one.
+
+    Raises UsageError and NotFound.
+    """
+    if (given is None) != last:
+        raise click.UsageError("Give the ID of one approval, or its beginning, or --last.")
+    listed = _approvals(client, "?state=open")
+    if given is None:
+        if not listed:
+            raise errors.NotFound("APPROVAL_NOT_FOUND", "Nothing waits for a person.")
+        return listed[-1]
+    for known in (listed, _approvals(client, "")):
+        found = [each for each in known if each == given] or [each for each in known if each.startswith(given)]
+        if found:
+            return _the_one(given, found, errors.approval_not_found)
+    return given
+
+
+def _approvals(client: AgentClient, query: str) -> list[str]:
+    """Return the ids of approvals, oldest first."""
+    return [str(each["approvalId"]) for each in client.call("GET", f"/approvals{query}")["approvals"]]
+
+
 def workspace(client: AgentClient, given: str) -> dict[str, Any]:
     """Return the record of the workspace that a person means: its id, its alias, or a beginning. Raises NotFound."""
     if "@" not in given:

@@ -53,7 +53,8 @@ def projects() -> None:
 def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...]) -> None:
     """Let runs work in the folder PATH.
 
-    To change --trust and --key, repeat the command with the same name and folder.
+    To change --trust and --key, repeat the command with the same name and folder. A hub learns a change, such as a
+    removed key, with the next heartbeat, within 30 seconds.
 
     \b
     Examples:

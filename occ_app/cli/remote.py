@@ -213,6 +213,15 @@ def _check_pin(url: str | None, pin: str | None) -> None:
         raise click.UsageError("--pin wants the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
 
 
+def is_hub(client: AgentClient) -> bool:
+    """Return whether the client talks to a hub: only a hub lists agents."""
+    try:
+        client.call("GET", "/agents?limit=1")
+    except errors.Refused as refusal:
+        return refusal.code != "NOT_FOUND"
+    return True
+
+
 def daemon_client(config: Config, running: daemon.Daemon) -> AgentClient:
     """A client of a daemon of this machine, with its own token."""
     from occ_app.client.agent_client import AgentClient

@@ -60,11 +60,18 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 @click.option("--project", metavar="NAME", help="Run in this project of the machine; on a hub NAME@MACHINE.")
 @click.option("--session", metavar="UUID", help="Go on with this Claude session of the workspace.")
 @click.option("--model", metavar="MODEL", help="Model to use.")
-@click.option("--timeout", type=Limit(), metavar="SECONDS", help="Time limit: 300, 90s, 5m, 2h.")
+@click.option(
+    "--timeout",
+    type=Limit(),
+    metavar="SECONDS",
+    help="Time limit, counted from the start of Claude Code: 300, 90s, 5m, 2h. On a hub the wait for a machine is"
+    " limited by OCC_HUB_WAIT_SECONDS.",
+)
 @click.option(
     "--permissions",
     type=click.Choice(PERMISSIONS),
-    help="plan: read and plan; edit: edit files; ask: ask you about all other tools; full: ask about none.",
+    help="plan: read and plan; edit: edit files; ask: ask you about all other tools; full: ask about none. A call that"
+    " is asked about waits for OCC_HOLD_SECONDS (120) and is then denied. Hubs do not take it.  [default: edit]",
 )
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
@@ -120,6 +127,7 @@ def run(
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
     if agent or label:
         run_target.check_hub(client)
+    _check_permissions(client, permissions)
     place = remote.place_name(url, token, pin)
     if workspace is not None or project is not None:
         target = Target(run_target.existing(client, workspace, project), session, None)
@@ -154,6 +162,15 @@ def run(
         return _interrupted(client, execution_id, target.workspace if target.new else None, again)
     ending = run_end.Ending(client, execution_id, target, again, place, folder, project is not None, apply, as_json)
     return run_end.report(ending, final)
+
+
+def _check_permissions(client: AgentClient, permissions: str | None) -> None:
+    """Raises UsageError before anything is sent to a hub, which takes no permissions."""
+    if permissions is not None and remote.is_hub(client):
+        raise click.UsageError(
+            "--permissions is for an agent, and this is a hub, which takes no permissions yet: leave it out, or send"
+            " the run to the machine's agent itself with --url."
+        )
 
 
 def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> int:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from occ_app.database.database import Database
-from occ_app.errors import Conflict, InvalidRequest, NotFound
+from occ_app.errors import Conflict, InvalidRequest, approval_not_found
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import iso, iso_now
 
@@ -134,7 +134,7 @@ def get(db: Database, approval_id: str, visible_to: str | None = None) -> Approv
     with db.read() as connection:
         row = _one(connection, approval_id, visible_to)
     if row is None:
-        raise _not_found(approval_id)
+        raise approval_not_found(approval_id)
     return _approval(row)
 
 
@@ -146,7 +146,7 @@ def decide(db: Database, approval_id: str, answer: Answer, actor: str, visible_t
     with db.write() as connection:
         row = _one(connection, approval_id, visible_to)
         if row is None:
-            raise _not_found(approval_id)
+            raise approval_not_found(approval_id)
         approval = _approval(row)
         _check(approval, answer)
         won = connection.execute(
@@ -281,11 +281,6 @@ def _approval(row: sqlite3.Row) -> Approval:
     return Approval(
         **{**values, "input": json.loads(row["input"]), "redacted": bool(row["redacted"]), "answer": answer}
     )
-
-
-def _not_found(approval_id: str) -> NotFound:
-    message = f"There is no approval {approval_id}; GET /approvals lists them."
-    return NotFound("APPROVAL_NOT_FOUND", message, {"approvalId": approval_id})
 
 
 def _closed(approval: Approval) -> Conflict:
