@@ -55,6 +55,7 @@ def test_a_session_that_is_not_found_is_not_offered_again(agent: Occ) -> None:
         ("a\nb\x1b[31m", "[failed]\n  a\n  b\\x1b[31m"),
         ("Claude requested permissions to use Bash, but you haven't granted it yet.", "[refused] Claude requested"),
         ("Permission to use Bash with command rm has been denied.", "[refused] Permission to use"),
+        ("PreToolUse:Bash hook error: not now", "[refused] not now"),
         ("cat: /etc/shadow: Permission denied", "[failed] cat: /etc/shadow: Permission denied"),
         ("", "[failed]"),
     ],

@@ -200,6 +200,7 @@ def show(
     for name, value in record.items():
         if value is not None:
             text = str(value) if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
+            text = f"{value:.4f}" if name == "costUsd" else text
             output.echo(f"{name.ljust(width)}  {text.replace(line_break, indented)}")
 
 

@@ -172,5 +172,6 @@ def summary(final: StreamEvent | None, record: Mapping[str, Any] | None) -> None
     if data.get("numTurns"):
         parts.append(f"{data['numTurns']} turn" + ("s" if data["numTurns"] != 1 else ""))
     if data.get("permissionDenials"):
-        parts.append(f"{len(data['permissionDenials'])} tool calls denied")
+        count = len(data["permissionDenials"])
+        parts.append(f"{count} tool call{'' if count == 1 else 's'} denied")
     note("done" + (": " + ", ".join(parts) if parts else ""))

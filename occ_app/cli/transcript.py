@@ -30,6 +30,7 @@ _REFUSAL = re.compile(
     r"|hook (?:error|denied|blocked)|doesn't want to (?:proceed|take this action)|denied by",
     re.IGNORECASE,
 )
+_HOOK = re.compile(r"PreToolUse:\S+ hook error: ")  # before the reason of a person or a hook
 
 
 class Waiting:
@@ -200,7 +201,7 @@ def _failure(result: str) -> str:
     """Return the lines for a failed tool: its exit code and its last lines; for a refused one the reason."""
     result = re.sub(r"</?tool_use_error>", "", result).strip()
     if _REFUSAL.search(result[:500]):
-        return printable(f"[refused] {result}")[:_LINE_LENGTH]
+        return printable(f"[refused] {_HOOK.sub('', result)}")[:_LINE_LENGTH]
     code = _EXIT_CODE.match(result)
     lines = [line for line in result[code.end() if code else 0 :].splitlines() if line.strip()]
     head = f"[failed] exit code {code[1]}" if code else "[failed]"

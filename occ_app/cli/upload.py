@@ -105,7 +105,7 @@ def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
             if refusal.code == "WORKSPACE_CHANGED":
                 raise _both_changed(folder, sent) from None
             raise
-    output.note(f"sent your changes: {len(changed)} files, {len(removed)} removed")
+    output.note(f"sent your changes: {len(changed)} file{'' if len(changed) == 1 else 's'}, {len(removed)} removed")
     _note_skipped(reply)
     kept = {path: state for path, state in sent.files.items() if path not in removed}
     return replace(sent, snapshot=reply.get("snapshot"), files=kept | files)

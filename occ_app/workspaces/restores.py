@@ -83,7 +83,7 @@ def restore(
         raise _conflict(
             [],
             "its changes are not exact: others may have changed files between its end and the snapshot. Look at the"
-            " diff, and use `force` to go on",
+            " diff, and use `force` (`occ restore --force`) to go on",
         )
     if workspace.is_project:
         folders.refuse_replaced(Path(workspace.path))
@@ -188,7 +188,10 @@ def _prepare(db: Database, snapshots: Snapshots, root: Path, begun: _Restore, *,
         )
     plan = restoring.plan(snapshots.objects(begun.generation), taken.tree, changes)
     if plan.conflicts and not force:
-        raise _conflict(plan.conflicts, "files are not as the execution left them; use `force` to lose their changes")
+        raise _conflict(
+            plan.conflicts,
+            "files are not as the execution left them; use `force` (`occ restore --force`) to lose their changes",
+        )
     in_the_way = restoring.obstacles(root, plan.steps)
     if in_the_way:
         raise _conflict(in_the_way, "something that no snapshot has is in the way")
