@@ -54,7 +54,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
     "--dir",
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder to send as a new workspace: the files that git lists.  [default: .]",
+    help="Folder to send as a new workspace: all files but ignored ones.  [default: .]",
 )
 @click.option("--workspace", metavar="ID", help="Go on in this workspace instead of sending a folder.")
 @click.option("--project", metavar="NAME", help="Run in this project of the machine; on a hub NAME@MACHINE.")
@@ -123,7 +123,10 @@ def run(
     prompt = _prompt(prompt)
     run_target.check(folder, workspace, project, session, continued=continued, git=git)
     if apply and (detach or project is not None):
-        raise click.UsageError("--apply waits for the end of a run, and a project has its changes already.")
+        why = "a project has its changes already" if project is not None else "it waits for the end; use occ pull later"
+        raise click.UsageError(
+            f"--apply cannot be used with {'--project' if project is not None else '--detach'}: {why}."
+        )
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
     if agent or label:
         run_target.check_hub(client)
