@@ -56,6 +56,11 @@ def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
         click.echo(visible(message), nl=nl, err=err)
 
 
+def raw(text: str) -> None:
+    """Print text as it is, without a line break: a program or a file gets every character."""
+    click.echo(text, nl=False, color=True)
+
+
 def warn(message: str) -> None:
     """Print a warning to standard error."""
     with _cleared():

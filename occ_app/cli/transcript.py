@@ -12,9 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from occ_app.cli import activity_lines
+from occ_app.cli import activity_lines, output
 from occ_app.cli.output import drawing, note, printable
 from occ_app.system.foreign_text import visible, visible_line
 
@@ -117,7 +115,7 @@ def print_events(shown: Iterable[StreamEvent], *, as_json: bool, waiting: str) -
         return _show_events(shown, waiting=waiting)
     last: StreamEvent | None = None
     for last in shown:
-        click.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
+        output.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
     return last if last is not None and last.final else None
 
 
@@ -139,19 +137,19 @@ def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent 
                 continue
             progress.hide()
             if event.name == "output":
-                click.echo(text, nl=False, color=True)  # a program or a file gets every character
+                output.raw(text)
                 sys.stdout.flush()
                 in_line = not text.endswith("\n")
             else:
                 if in_line:
-                    click.echo()
+                    output.echo()
                     in_line = False
                 note(text)
             if not in_line and not event.final and event.name != "approval":  # a person may be asked here
                 progress.show(_activity(tools))
         progress.hide()
         if in_line:
-            click.echo()
+            output.echo()
     return last if last is not None and last.final else None
 
 
