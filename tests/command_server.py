@@ -48,7 +48,11 @@ def run(
     outputs = [os.pipe(), os.pipe()]
     nothing = os.open(os.devnull, os.O_RDONLY)
     handed = [server_end.fileno(), nothing, *(write_end for _, write_end in outputs)]
-    socket.send_fds(_control(), [b"run"], handed)
+    try:
+        socket.send_fds(_control(), [b"run"], handed)
+    except BrokenPipeError:  # a test that ends all children of its process has ended the server, too
+        _control.cache_clear()
+        socket.send_fds(_control(), [b"run"], handed)
     server_end.close()
     for descriptor in handed[1:]:
         os.close(descriptor)
@@ -94,11 +98,8 @@ def _control() -> socket.socket:
             pass_fds=[theirs.fileno()],
         )
 
-    def end() -> None:
-        ours.close()
-        server.wait()
-
-    atexit.register(end)
+    server.wait()  # it goes on in a process of its own, which is no child of the tests
+    atexit.register(ours.close)
     return ours
 
 
@@ -163,7 +164,10 @@ def _take_over(connection: socket.socket, standard: list[int]) -> list[str]:
 
 
 def main() -> None:
-    """Load the commands, then serve; each child goes on as `occ`."""
+    """Leave the process that started this, load the commands, and serve; each child goes on as `occ`."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     for name in _LOADED:
         package = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):

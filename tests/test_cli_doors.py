@@ -31,7 +31,9 @@ __all__ = ["attacker"]  # a fixture
 pytestmark = pytest.mark.real_cli
 
 NONE = dict.fromkeys(field.name for field in dataclasses.fields(Execution))
-EXECUTION = cast("Callable[..., Execution]", Execution)(**NONE | {"number": 1, "execution_id": "x", "prompt": ""})
+EXECUTION = cast("Callable[..., Execution]", Execution)(
+    **NONE | {"number": 1, "execution_id": "x", "prompt": "", "permissions": "edit"}
+)
 
 
 @pytest.fixture(scope="session", params=real_cli.tested())

@@ -373,7 +373,7 @@ def test_what_an_agent_would_refuse_is_left_out_and_named(
     (folder / "closed").write_text("1")
     (folder / "closed").chmod(0)
     with (tmp_path / "a.zip").open("w+b") as archive:
-        upload._pack(folder, archive)
+        upload._pack(folder, archive, upload._paths(folder))
     names = zipfile.ZipFile(tmp_path / "a.zip").namelist()
     assert {"ok", "latin-\ufffd"} <= set(names)
     assert len({"\u00e9", "e\u0301"} & set(names)) == 1
