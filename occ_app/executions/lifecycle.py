@@ -194,6 +194,10 @@ def abandon_all(db: Database, outcome: Outcome) -> int:
         rows = connection.execute(
             "SELECT number, state FROM executions WHERE state IN ('queued', 'running')"
         ).fetchall()
+        # The copy has no snapshots, and the worker that would free the workspace belongs to the original.
+        connection.execute(
+            "UPDATE executions SET changes_reason = 'lost', holds_workspace = NULL WHERE holds_workspace = 1"
+        )
         return sum(_finish(connection, row["number"], outcome, row["state"]) > 0 for row in rows)
 
 
