@@ -186,13 +186,13 @@ def test_a_log_line_cannot_command_a_terminal_or_forge_another() -> None:
     assert lines[0].endswith(forged)
 
 
-def test_only_two_modules_of_the_commands_print() -> None:
+def test_only_one_module_of_the_commands_prints() -> None:
     printers = [
         path.name
         for path in (ROOT / "occ_app" / "cli").glob("*.py")
         if any(call in path.read_text() for call in ("click.echo(", "secho(", "sys.stdout.write("))
     ]
-    assert sorted(printers) == ["output.py", "transcript.py"]
+    assert printers == ["output.py"]
 
 
 def test_every_process_logs_through_the_one_formatter() -> None:
