@@ -355,7 +355,7 @@ def test_the_commands_say_what_a_hub_s_execution_waits_for(hub_with_box: Hub, tm
     assert run_it.returncode == 130, rest
     assert hub.client.execution(execution_id)["waitsFor"] is None
     done = box.command("run", *where, "--dir", str(project), "hello")
-    assert f"occ run --url {hub.url} -c" in done.stderr
+    assert f"occ run --url {hub.url} --dir {project} -c" in done.stderr
     last = hub.client.executions()["executions"][0]["executionId"]
     assert box.command("jobs", "tail", last, *where).stdout == done.stdout
 
