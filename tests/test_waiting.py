@@ -11,7 +11,7 @@ import pytest
 from occ_app.cli import job_table
 from occ_app.database import schema
 from occ_app.database.database import Database
-from occ_app.executions import events, lifecycle, queries
+from occ_app.executions import events, lifecycle, queries, waiting
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.hub import keys, placement, registrations
 from occ_app.hub.agents import Agents
@@ -184,3 +184,14 @@ def test_a_list_shows_what_is_waited_for_and_how_many_are_ahead(three: Database)
         "queued (waits for a worker to be free)",
         "running",
     ]
+
+
+def test_one_that_begins_while_it_is_read_is_next_and_waits_for_nothing(three: Database) -> None:
+    accept(three, "a1", "a")
+    with three.read() as connection:
+        read_before = queries.one(connection, "x.execution_id = ?", ("a1",))
+    assert read_before is not None
+    begin(three)
+    with three.read() as connection:
+        (described,) = waiting.described(connection, [read_before])
+    assert (described.position, described.waits_for) == (0, None)

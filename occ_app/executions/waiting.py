@@ -55,6 +55,10 @@ class Line:
             kind = (queued.machines, queued.placeable, queued.workspace in self._running)
             self._groups.setdefault(kind, []).append(queued.number)
 
+    def __contains__(self, number: int) -> bool:
+        """Whether the execution with this number waits."""
+        return number in self._queued
+
     def ahead(self, number: int, free_workers: int = 0) -> int:
         """Return how many of those that wait could start before an execution that waits too.
 
@@ -107,16 +111,20 @@ class Line:
 
 
 def described(connection: sqlite3.Connection, executions: Sequence[Execution]) -> list[Execution]:
-    """Return the executions, those that wait with their `position` and `waits_for` as of now."""
+    """Return the executions, those that wait with their `position` and `waits_for` as of now.
+
+    One that began after it was read is next, and waits for nothing.
+    """
     if not any(execution.state == "queued" for execution in executions):
         return list(executions)
     line = Line(connection)
-    return [
-        replace(execution, position=line.ahead(execution.number), waits_for=line.reason(execution))
-        if execution.state == "queued"
-        else execution
-        for execution in executions
-    ]
+    return [_described(line, execution) if execution.state == "queued" else execution for execution in executions]
+
+
+def _described(line: Line, execution: Execution) -> Execution:
+    if execution.number not in line:
+        return replace(execution, position=0, waits_for=None)
+    return replace(execution, position=line.ahead(execution.number), waits_for=line.reason(execution))
 
 
 def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
