@@ -92,7 +92,7 @@ def test_a_restore_changes_the_workspace_as_a_run_does(agent: Occ, folder: Path)
     assert files(folder) == {"kept": "two\n", "edited": "edited\n", "gone": "mine\n"}
     assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
     done = agent.command("run", "-c", "--dir", str(folder), "more")
-    assert "sent your changes: 1 files, 0 removed" in done.stderr
+    assert "sent your changes: 1 file, 0 removed" in done.stderr
     assert files(workspace(agent)) == files(folder)
 
 
@@ -244,7 +244,7 @@ def test_edits_reach_the_machine_of_a_hub(tmp_path: Path) -> None:
         (made / "a").write_text("mine\n")
         (made / "sub/gone").unlink()
         done = box.command("run", "-c", *to, steps({"write": "c", "text": "c\n"}), **place)
-        assert "sent your changes: 1 files, 1 removed" in done.stderr
+        assert "sent your changes: 1 file, 1 removed" in done.stderr
         (there,) = [path for path in (box.home / "workspaces").iterdir() if path.name.startswith("project-")]
         assert files(there) == {"a": "mine\n", "b": "b\n", "c": "c\n"}
         assert not (there / "sub").exists()

@@ -230,7 +230,7 @@ def test_a_reader_that_reads_nothing_loses_its_connection(secure: Occ) -> None:
         port = lazy.getsockname()[1]
         lazy.sendall(asking(secure, "unread"))
         wait_until(lambda: _state(port) == "01", "its connection to stand")
-        wait_until(lambda: _state(port) != "01", "its connection to be given up", 40)
+        wait_until(lambda: _state(port) != "01", "its connection to be given up", 90)
 
 
 def _state(port: int) -> str | None:
