@@ -73,7 +73,7 @@ class Page:
         try:
             found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         except AssertionError as error:
-            if "context" in str(error):
+            if "context" in str(error) or "navigated" in str(error):
                 return None
             raise
         assert "exceptionDetails" not in found, found["exceptionDetails"]

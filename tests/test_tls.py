@@ -229,15 +229,16 @@ def test_a_reader_that_reads_nothing_loses_its_connection(secure: Occ) -> None:
     with trusting().wrap_socket(plain) as lazy:
         port = lazy.getsockname()[1]
         lazy.sendall(asking(secure, "unread"))
-        wait_until(lambda: _state(port) == "01", "its connection to stand")
-        wait_until(lambda: _state(port) != "01", "its connection to be given up", 90)
+        wait_until(lambda: _state(secure, port) == "01", "its connection to be there")
+        wait_until(lambda: _state(secure, port) != "01", "its connection to be given up", 90)
 
 
-def _state(port: int) -> str | None:
+def _state(occ: Occ, port: int) -> str | None:
     """How the server's side of a connection from `port` stands, as /proc/net/tcp writes it; 01 is established."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        if line.split()[2].endswith(f":{port:04X}"):
-            return line.split()[3]
+        local, remote, state = line.split()[1:4]
+        if local.endswith(f":{address(occ)[1]:04X}") and remote.endswith(f":{port:04X}"):
+            return state
     return None
 
 
