@@ -53,6 +53,11 @@ def real(kept: KeptAgent, model: ModelApi, tmp_path: Path) -> Iterator[Occ]:
         yield occ
 
 
+def folder(real: Occ) -> Path:
+    """The folder of the workspace: its name differs where the CLI has conversations of a former one."""
+    return Path(real.client.workspace("work")["path"])
+
+
 def prompts(model: ModelApi) -> list[str]:
     """The texts that reached the model as a user's."""
     found = []
@@ -84,7 +89,7 @@ def test_plain_text_streams_as_the_model_says_it(real: Occ, model: ModelApi) -> 
 
 
 def test_a_tool_really_writes_into_the_workspace(real: Occ) -> None:
-    target = real.home / "workspaces/work/made.txt"
+    target = folder(real) / "made.txt"
     events = real.run(
         "Write it. "
         + reply(
@@ -120,7 +125,7 @@ def test_a_write_outside_the_workspace_is_denied_and_told(real: Occ, tmp_path: P
 def test_a_tool_that_is_not_on_the_list_does_not_exist(real: Occ) -> None:
     run_it = {"name": "Bash", "input": {"command": "touch made-by-bash", "description": "x"}}
     events = real.run("Run it. " + reply({"text": "R.", "tools": [run_it]}, {"text": "Done."}))
-    assert not (real.home / "workspaces/work/made-by-bash").exists()
+    assert not (folder(real) / "made-by-bash").exists()
     assert [event.data["isError"] for event in events if "isError" in event.data] == [True]
 
 
