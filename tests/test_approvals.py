@@ -292,11 +292,15 @@ def test_the_commands_list_show_and_answer(machine: Machine) -> None:
 def test_several_calls_at_once_are_asked_one_by_one(machine: Machine) -> None:
     calls = [{"name": "Bash", "input": {"command": f"touch made-{n}", "description": "d"}} for n in range(3)]
     run = machine.begin({"tools": calls}, {"text": "Done."})
+    allowed = set()
     for decision in ("allow", "deny", "allow"):
         question = run.question()
         run.answer(question, decision)
+        if decision == "allow":
+            allowed.add(question["input"]["command"].removeprefix("touch "))
     run.end()
-    assert sorted(path.name for path in run.folder.glob("made-*")) != []
+    assert {path.name for path in run.folder.glob("made-*")} == allowed
+    assert len(allowed) == 2
 
 
 def test_a_plan_reads_and_waits_and_is_carried_out_once_it_is_approved(machine: Machine, tmp_path: Path) -> None:
