@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def _added(hub: Hub, stub: Path) -> str:
-    """The table of the two ways, and what the hub adds to the median."""
+    """The table of the two ways, and the time that the hub adds at the median."""
     settings = {"OCC_WORKERS": str(_STREAMS), "OCC_CLAUDE_BIN": str(stub)}
     agent = hub.agent("box", **settings)
     apis = (
