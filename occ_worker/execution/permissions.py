@@ -7,6 +7,7 @@ nobody answers within the hold is denied, so no call runs that neither a person 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -119,7 +120,8 @@ class Permissions:
         for approval_id in [key for key, call in self._open.items() if call.request_id == request_id]:
             del self._open[approval_id]
             message = "Claude Code took the call back."
-            approvals.close(self._context.db, approval_id, "withdrawn", message)
+            with contextlib.suppress(OCCError):  # a held database: the end of the execution closes it
+                approvals.close(self._context.db, approval_id, "withdrawn", message)
             self._resolved(approval_id, "withdrawn", None, message)
 
     def _asked(self, request_id: str, request: Mapping[str, Any]) -> None:
