@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from occ_app.api import executions as api_executions
 from occ_app.errors import Refused
 from tests import websockets
 from tests.conftest import Occ, make_zip, names, output, steps, wait_until
@@ -355,6 +356,15 @@ def test_the_websocket_carries_the_same_events(agent: Occ) -> None:
     url = agent.url.replace("http", "ws") + "/executions/over-ws/ws"
     received = [json.loads(message) for message in websockets.messages(url, agent.token)]
     assert [(m["id"], m["event"], m["data"]) for m in received] == [(e.seq, e.name, e.data) for e in events]
+
+
+@pytest.mark.parametrize("fault", [BrokenPipeError(), ConnectionResetError(), OSError("closed"), TimeoutError()])
+def test_a_websocket_that_drops_in_the_middle_of_a_message_ends_quietly(fault: OSError) -> None:
+    class Dropped:
+        def send(self, _: str) -> None:
+            raise fault
+
+    assert not api_executions._sent(Dropped(), "{}")
 
 
 def test_a_websocket_that_is_dropped_costs_other_readers_nothing(agent: Occ, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from wsproto.connection import Connection, ConnectionType
 
 from occ_app.client import agent_client
 from occ_app.client.agent_client import AgentClient
+from occ_app.client.deadlines import TimedHTTPConnection
 from occ_app.errors import Unreachable
 from occ_app.executions import lifecycle, queries
 from occ_app.executions.records import Outcome, Request
@@ -278,6 +279,17 @@ def test_a_trickled_head_of_an_answer_has_a_deadline(head: bytes, later: bytes) 
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_cut_connection_is_reported_as_a_missed_deadline_even_before_its_socket_times_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connection = TimedHTTPConnection("127.0.0.1", silent.getsockname()[1], timeout=0.2)
+        connection.connect()
+        connection.sock.settimeout(30)
+        connection.request("GET", "/")
+        with pytest.raises(TimeoutError, match="too slowly"):
+            connection.getresponse()
+        connection.close()
 
 
 def test_the_agent_s_time_limit_comes_before_the_hub_s(monkeypatch: pytest.MonkeyPatch) -> None:

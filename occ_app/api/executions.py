@@ -265,8 +265,6 @@ class _Unread(list[Any]):
 
 
 def _send_events(connection: Any, services: Services, follower: streams.Follower) -> None:
-    from simple_websocket import ConnectionClosed
-
     with services.streams.place(callers.caller().key_id), follower:
         connection.input_buffer = _Unread()
         try:
@@ -275,9 +273,18 @@ def _send_events(connection: Any, services: Services, follower: streams.Follower
             return
         try:
             for batch in follower.batches():
-                for event in batch:
-                    connection.send(event.frame)
-        except ConnectionClosed:
-            return
+                if not all(_sent(connection, event.frame) for event in batch):
+                    return
         finally:
             unwatch()
+
+
+def _sent(connection: Any, frame: str) -> bool:
+    """Send one message; False if the client closed the WebSocket or dropped the connection under it."""
+    from simple_websocket import ConnectionClosed
+
+    try:
+        connection.send(frame)
+    except (ConnectionClosed, OSError):
+        return False
+    return True

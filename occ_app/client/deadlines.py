@@ -22,13 +22,18 @@ class _Timed:
         timer = threading.Timer(seconds, _cut, (connection.sock, overdue))
         timer.daemon = True
         timer.start()
+        late = TimeoutError("the answer's head came too slowly")
         try:
             response = super().getresponse()  # type: ignore[misc]  # as above
+        except Exception:
+            if overdue.is_set():  # the error is of the cut, not of the peer
+                raise late from None
+            raise
         finally:
             timer.cancel()
         if overdue.is_set():  # http.client takes a head that was cut for a whole one
             response.close()
-            raise TimeoutError("the answer's head came too slowly")
+            raise late
         return response
 
 
