@@ -21,8 +21,8 @@ LAYERS = [
     {"web"},
     {"api"},
     {"hub"},
-    {"wsgi"},
-    {"hub_wsgi", "supervisor"},
+    {"wsgi", "service"},
+    {"hub_wsgi", "supervisor", "doctor"},
     {"cli", "occ_worker"},
 ]
 

@@ -45,6 +45,7 @@ _MODULES = {
     "remotes": "login",
     "demo": "demo",
     "backup": "agent",
+    "doctor": "doctor",
     "hub": "hub",
 }
 

@@ -16,8 +16,11 @@ from occ_app import __version__
 from occ_app.client import connections, replies
 from occ_app.errors import Unreachable, Untrusted
 from occ_app.system import proofs
+from occ_app.system.foreign_text import visible_line
 
 _WORD = "[\x21-\x7e]{1,1000}"  # an id or a token: printable, without spaces, so that a header can hold it
+
+_LONGEST_TEXT = 500
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,21 @@ class Challenge:
 
     hub_id: str
     nonce: str
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A hub's call of this agent: the way (direct, link, None for none), the time it took, the instance that answered.
+
+    `problem` is the reason why there was no answer; `version` and `time` are the hub's.
+    """
+
+    via: str | None
+    milliseconds: float
+    instance: str | None
+    problem: str | None
+    version: str
+    time: str
 
 
 class HubClient:
@@ -87,6 +105,20 @@ class HubClient:
         """
         reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
         return "via" not in reply or reply["via"] is not None
+
+    def echo(self, agent_id: str, token: str) -> Echo:
+        """Have the hub call this agent. Raises Refused, also by a hub that has no such endpoint, and Unreachable."""
+        reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/echo", token, {})
+        texts = {
+            name: visible_line(str(reply[name]))[:_LONGEST_TEXT] if reply.get(name) is not None else None
+            for name in ("via", "instance", "problem", "version", "time")
+        }
+        took = reply.get("milliseconds")
+        return Echo(
+            texts["via"],
+            float(took) if isinstance(took, (int, float)) else 0.0,
+            *(texts["instance"], texts["problem"], texts["version"] or "", texts["time"] or ""),
+        )
 
     def offers_link(self, agent_id: str, token: str, instance: str = "") -> bool | None:
         """Return whether the hub has an endpoint for the agent's link; None when its answer does not say."""

@@ -200,9 +200,14 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
     return _checked(Config(home=home, cli_environment=reaching, **values))
 
 
-def load_daemon(kind: str) -> Config:
+def cli_variables(home: Path) -> dict[str, str]:
+    """Return the variables that reach the CLI when no setting adds others."""
+    return cli_environment.chosen(os.environ, (), home)
+
+
+def load_daemon(kind: str, environ: Mapping[str, str] | None = None) -> Config:
     """Read all settings of a program of this kind, agent or hub."""
-    return load_hub() if kind == HUB.kind else load()
+    return load_hub(environ) if kind == HUB.kind else load(environ)
 
 
 def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> HubConfig:

@@ -121,6 +121,29 @@ def end_parts(config: Config, seconds: float) -> None:
             _await_exit(part.pid, 1.0)
 
 
+def parts_alive(config: Config) -> list[ProcessIdentity]:
+    """Return the processes of the last supervisor that are alive."""
+    return [part for part in _parts(config) if part.alive()]
+
+
+def environment(config: Config) -> dict[str, str] | None:
+    """Return the variables of the running daemon, its settings as resolved among them; None when it does not run.
+
+    They are those of a process that has the key of the hub, if there is one: not every process gets it.
+    """
+    found = [variables for part in parts_alive(config) if (variables := _variables(part.pid))]
+    return max(found, key=lambda variables: "OCC_API_KEY" in variables, default=None)
+
+
+def _variables(pid: int) -> dict[str, str]:
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries)
+    return {name: value for name, equals, value in pairs if equals}
+
+
 def refuse_work(config: Config) -> None:
     """From now on new work is refused with 503 and nothing that waits is started."""
     config.stopping.touch()

@@ -105,6 +105,10 @@ class Calls:
             log.info("agent %s does not answer as the instance that registered: %s", agent.agent_id, error)
             return False
 
+    def echo(self, agent: Agent) -> str:
+        """Call an agent within about three seconds; returns the id of the instance that answers. Raises OCCError."""
+        return self.client(agent).instance(_HOLDER_SECONDS)
+
     def broke(self, agent: Agent) -> None:
         """Note that a call failed: the next one looks for another way, until the address is found to answer again."""
         if agent.reachable == "direct":

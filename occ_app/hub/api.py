@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
 from occ_app.hub.links import LINK_ENDPOINT, Links
 from occ_app.streams import tail
+from occ_app.system.timestamps import iso_now
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import contract, contract_of
@@ -133,6 +135,29 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
     agent = hub_services().agents.find(agent_id)
     via = None if agent is None else hub_services().calls.via(agent)
     return web.json_response(web.schema_of(hub_schemas.Heard).dump({"via": via}))
+
+
+@bp.post("/api/agents/<agent_id>/echo")
+@contract(authenticate=_agent_token, body=hub_schemas.EchoBody, reply=hub_schemas.EchoReply)
+def echo(agent_id: str, body: dict[str, Any]) -> Any:  # noqa: ARG001 - its body is empty
+    """Call the agent that asks, as an execution would."""
+    agent = hub_services().agents.find(agent_id)
+    if agent is None:
+        raise not_registered()
+    begun = time.monotonic()
+    instance, problem = None, None
+    try:
+        instance = hub_services().calls.echo(agent)
+    except errors.OCCError as error:
+        problem = str(error)
+    return {
+        "via": hub_services().calls.via(agent),
+        "milliseconds": round((time.monotonic() - begun) * 1000, 1),
+        "instance": instance,
+        "problem": problem,
+        "version": __version__,
+        "time": iso_now(),
+    }
 
 
 @bp.get("/agents")

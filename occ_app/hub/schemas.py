@@ -168,6 +168,24 @@ class Heard(Schema):
     via = fields.String(allow_none=True, validate=validate.OneOf(["direct", "link"]))
 
 
+class EchoBody(_FromAgent):
+    """The body of POST /api/agents/{id}/echo: an empty object."""
+
+
+class EchoReply(Schema):
+    """The result of a call of the agent by the hub, and the hub's version and time.
+
+    `instance` is the id of the start of the daemon that answered; `problem` is the reason why none did.
+    """
+
+    via = fields.String(allow_none=True, validate=validate.OneOf(["direct", "link"]))
+    milliseconds = fields.Float()
+    instance = fields.String(allow_none=True)
+    problem = fields.String(allow_none=True)
+    version = fields.String()
+    time = fields.String()
+
+
 class AgentProject(Schema):
     """A project on a machine that the caller may use; `workspaceId` is its id on this hub."""
 
