@@ -652,3 +652,84 @@ def m021_conversations(db: Database) -> None:
         "CREATE INDEX executions_by_conversation ON executions (conversation, number)",
     ):
         db.execute(statement)
+
+
+@occ()
+def m022_webhook_events(db: Database) -> None:
+    """Let a webhook choose its events; existing webhooks receive the ends of executions alone."""
+    for statement in (
+        "ALTER TABLE webhooks ADD COLUMN events TEXT NOT NULL DEFAULT 'execution.finished'",  # with spaces between
+        "DROP TRIGGER executions_delivered",
+        "DROP INDEX deliveries_waiting",
+        "ALTER TABLE deliveries RENAME TO former_deliveries",
+        """
+        CREATE TABLE deliveries (
+            number      INTEGER PRIMARY KEY AUTOINCREMENT,
+            delivery_id TEXT NOT NULL,
+            webhook_id  TEXT NOT NULL,
+            event       TEXT NOT NULL,
+            execution   INTEGER REFERENCES executions (number),  -- NULL for a test
+            approval_id TEXT,
+            once        TEXT UNIQUE,         -- a second row of the same webhook, event and cause is not made
+            state       TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'failed', 'dropped')),
+            attempts    INTEGER NOT NULL DEFAULT 0,
+            next_at     TEXT,                -- when it is tried again
+            status      INTEGER,             -- the last answer's HTTP status
+            problem     TEXT,
+            created_at  TEXT NOT NULL,
+            finished_at TEXT
+        )
+        """,
+        """
+        INSERT INTO deliveries (number, delivery_id, webhook_id, event, execution, state, attempts, next_at, status,
+            problem, created_at, finished_at)
+        SELECT number, coalesce(delivery_id, 'delivery-' || number), webhook_id, 'execution.finished', execution, state,
+            attempts, next_at, status, problem, created_at, finished_at
+        FROM former_deliveries
+        """,
+        "DROP TABLE former_deliveries",
+        "CREATE INDEX deliveries_waiting ON deliveries (next_at) WHERE state = 'waiting'",
+        *(_delivering(*parts) for parts in _WEBHOOK_EVENTS),
+    ):
+        db.execute(statement)
+
+
+# The trigger of each event: its name, its table and moment, and the number of its execution and its approval there.
+_WEBHOOK_EVENTS = (
+    (
+        *("execution.started", "UPDATE OF started_at ON executions"),
+        *("new.started_at IS NOT NULL AND old.started_at IS NULL", "new.number", "NULL"),
+    ),
+    (
+        *("execution.finished", "UPDATE OF finished_at ON executions"),
+        *("new.finished_at IS NOT NULL AND old.finished_at IS NULL", "new.number", "NULL"),
+    ),
+    (
+        *("execution.needs_approval", "INSERT ON approvals", "new.state = 'open'"),
+        *("new.execution", "new.approval_id"),
+    ),
+    (
+        *("execution.approved", "UPDATE OF state ON approvals"),
+        "old.state = 'open' AND new.state IN ('allowed', 'denied', 'answered')",
+        *("new.execution", "new.approval_id"),
+    ),
+)
+
+
+def _delivering(event: str, moment: str, condition: str, execution: str, approval: str) -> str:
+    """Return the trigger that makes the deliveries of one event, each once."""
+    once = f"w.webhook_id || ' {event} ' || {execution} || ' ' || coalesce({approval}, '')"
+    return f"""
+        CREATE TRIGGER delivers_{event.partition(".")[2]} AFTER {moment} WHEN {condition}
+        BEGIN
+            INSERT INTO deliveries (webhook_id, event, execution, approval_id, once, state, next_at, created_at,
+                delivery_id)
+            SELECT w.webhook_id, '{event}', x.number, {approval}, {once}, 'waiting',
+                strftime('%Y-%m-%dT%H:%M:%fZ'), strftime('%Y-%m-%dT%H:%M:%fZ'),
+                'delivery-' || lower(hex(randomblob(12)))
+            FROM webhooks w JOIN executions x ON x.number = {execution}
+            WHERE (w.key_id IS NULL OR w.owner_id = x.owner_id)
+                AND instr(' ' || w.events || ' ', ' {event} ') > 0
+                AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.once = {once});
+        END
+        """  # noqa: S608 - literals

@@ -101,8 +101,8 @@ def test_a_delivery_that_is_planned_survives_a_clock_set_back(database: Database
     with sqlite3.connect(database.path) as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute(
-            "INSERT INTO deliveries (webhook_id, execution, state, attempts, next_at, created_at)"
-            " VALUES ('hook', 1, 'waiting', 1, '2027-06-01T00:00:00.000Z', '')"
+            "INSERT INTO deliveries (delivery_id, webhook_id, event, execution, state, attempts, next_at, created_at)"
+            " VALUES ('delivery-1', 'hook', 'execution.finished', 1, 'waiting', 1, '2027-06-01T00:00:00.000Z', '')"
         )
     now, latest = "2026-06-01T00:00:00.000Z", "2026-06-02T04:00:00.000Z"
     assert webhooks.due(database, now, latest) == [("hook", 1)]

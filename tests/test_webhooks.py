@@ -39,9 +39,9 @@ def control(tmp_path: Path) -> Iterator[Control]:
     assert "Traceback" not in control.log()
 
 
-def verifier() -> Callable[..., bool]:
-    """The function that docs/webhooks.md tells receivers to use."""
-    found = re.search(r"<!-- run: verifier -->\n```python\n(.*?)```", DOCS, re.DOTALL)
+def verifier(name: str = "verifier") -> Callable[..., bool]:
+    """A function that docs/webhooks.md shows to receivers."""
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", DOCS, re.DOTALL)
     assert found is not None
     names: dict[str, Callable[..., bool]] = {}
     exec(found.group(1), names)  # noqa: S102 - the documented example is what is tested
@@ -67,6 +67,10 @@ def test_a_finished_execution_is_told_with_a_signature_that_the_documented_verif
         }
         assert call.headers["Content-Type"] == "application/json"
         assert call.headers["User-Agent"].startswith("occ/")
+        headers = {name.lower(): value for name, value in call.headers.items()}
+        assert headers["webhook-id"] == call.headers["OCC-Delivery"]
+        assert verifier("standard-verifier")(secret, headers, call.body)
+        assert not verifier("standard-verifier")(secret, headers, call.body + b" ")
         signature = call.headers["OCC-Signature"]
         assert verify(secret, signature, call.body)
         assert not verify(secret, signature, call.body + b" ")

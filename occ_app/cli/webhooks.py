@@ -1,4 +1,4 @@
-"""occ hub webhooks: URLs that receive finished executions; works on the database, also while the hub is down."""
+"""occ hub webhooks: URLs that receive events of executions; works on the database, also while the hub is down."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from occ_app.hub import webhooks as rows
 
 @click.group()
 def webhooks() -> None:
-    """Send a request to your URLs when an execution ends.
+    """Send a request to your URLs when executions start, wait or end.
 
     \b
     Examples:
@@ -30,17 +30,30 @@ def webhooks() -> None:
 
 @webhooks.command()
 @click.argument("url")
-@click.option("--key", metavar="NAME", help="Tell only of executions of this client's key.  [default: of all]")
-def add(url: str, key: str | None) -> None:
-    """Add a URL to notify of executions that end.
+@click.option("--key", metavar="NAME", help="Send only executions of this client's key.  [default: all]")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    type=click.Choice(rows.EVENTS),
+    metavar="EVENT",
+    default=[rows.FINISHED],
+    help=f"Send this event; repeat for more.  [default: {rows.FINISHED}]",
+)
+def add(url: str, key: str | None, events: tuple[str, ...]) -> None:
+    """Add a URL to notify of executions that end, or of other events.
+
+    The events are execution.started, execution.needs_approval,
+    execution.approved and execution.finished.
 
     Prints the webhook's id and its signing secret, which is not shown again.
 
     \b
-    Example:
+    Examples:
       occ hub webhooks add https://example.com/occ --key phone
+      occ hub webhooks add https://example.com/occ --event execution.started
     """
-    webhook, secret = rows.add(_database(), url, key)
+    webhook, secret = rows.add(_database(), url, key, events)
     output.echo(f"id      {webhook.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
     if url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
@@ -59,12 +72,16 @@ def list_webhooks(as_json: bool) -> None:
     webhooks_of_hub = rows.listing(_database())
     if as_json:
         reply = [
-            {"webhookId": w.webhook_id, "url": w.url, "key": w.key, "createdAt": w.created_at} for w in webhooks_of_hub
+            {"webhookId": w.webhook_id, "url": w.url, "key": w.key, "events": w.events, "createdAt": w.created_at}
+            for w in webhooks_of_hub
         ]
         output.echo(json.dumps({"webhooks": reply}))
         return
-    lines = [(w.webhook_id, w.key or "(all)", w.created_at[:10], w.url) for w in webhooks_of_hub]
-    output.table([("ID", "KEY", "CREATED", "URL"), *lines])
+    lines = [
+        (w.webhook_id, w.key or "(all)", w.created_at[:10], ",".join(_short(name) for name in w.events), w.url)
+        for w in webhooks_of_hub
+    ]
+    output.table([("ID", "KEY", "CREATED", "EVENTS", "URL"), *lines])
 
 
 @webhooks.command()
@@ -94,7 +111,7 @@ def log(limit: int, as_json: bool) -> None:
     if as_json:
         output.echo(json.dumps({"deliveries": records}))
         return
-    header = ("DELIVERY", "WEBHOOK", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
+    header = ("DELIVERY", "WEBHOOK", "EVENT", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
     output.table([header, *map(_row, records)])
 
 
@@ -102,6 +119,7 @@ def _record(delivery: rows.Delivery) -> dict[str, Any]:
     return {
         "deliveryId": delivery.delivery_id,
         "webhookId": delivery.webhook_id,
+        "event": delivery.event,
         "executionId": delivery.execution_id,
         "state": delivery.state,
         "attempts": delivery.attempts,
@@ -116,9 +134,13 @@ def _record(delivery: rows.Delivery) -> dict[str, Any]:
 def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
     answer = record["problem"] or ("" if record["status"] is None else str(record["status"]))
     return (
-        *(record["deliveryId"], record["webhookId"], record["executionId"], record["state"], str(record["attempts"])),
-        *(record["nextAt"] or "", answer),
+        *(record["deliveryId"], record["webhookId"], _short(record["event"]), record["executionId"]),
+        *(record["state"], str(record["attempts"]), record["nextAt"] or "", answer),
     )
+
+
+def _short(event: str) -> str:
+    return event.partition(".")[2]
 
 
 def _database() -> Database:

@@ -131,11 +131,17 @@ def listing(db: Database, state: str | None = None, visible_to: str | None = Non
 
 def get(db: Database, approval_id: str, visible_to: str | None = None) -> Approval:
     """One approval. Raises NotFound, also for one of another owner than `visible_to`."""
+    approval = find(db, approval_id, visible_to)
+    if approval is None:
+        raise approval_not_found(approval_id)
+    return approval
+
+
+def find(db: Database, approval_id: str, visible_to: str | None = None) -> Approval | None:
+    """One approval; None for an unknown one, or one of another owner than `visible_to`."""
     with db.read() as connection:
         row = _one(connection, approval_id, visible_to)
-    if row is None:
-        raise approval_not_found(approval_id)
-    return _approval(row)
+    return None if row is None else _approval(row)
 
 
 def decide(db: Database, approval_id: str, answer: Answer, actor: str, visible_to: str | None = None) -> Approval:

@@ -1,24 +1,36 @@
 """The webhooks of a hub and their deliveries, with all SQL on them.
 
-A trigger makes a delivery in the very transaction that ends an execution, so none is forgotten. A delivery is claimed
-by one UPDATE for as long as the attempt may take; if the claiming process dies it becomes due again. So it is made at
-least once, each time under the same id.
+A trigger makes a delivery in the very transaction that starts or ends an execution, or that opens or answers an
+approval, so none is forgotten. A delivery is claimed by one UPDATE for as long as the attempt may take; if the
+claiming process dies it becomes due again. So it is made at least once, each time under the same id.
 """
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, NotFound
+from occ_app.executions import approvals
 from occ_app.executions import queries as executions
+from occ_app.executions.approvals import Approval
 from occ_app.executions.records import Execution
 from occ_app.hub import forbidden_addresses as addresses
 from occ_app.system.timestamps import iso_now
+
+STARTED, NEEDS_APPROVAL, APPROVED, FINISHED = EVENTS = (
+    "execution.started",
+    "execution.needs_approval",
+    "execution.approved",
+    "execution.finished",
+)
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of secrets of Standard Webhooks; base64 of the signing key follows
 
 
 @dataclass(frozen=True)
@@ -29,18 +41,24 @@ class Webhook:
     url: str
     key: str | None
     created_at: str
+    events: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Claimed:
-    """A delivery that is about to be made: where to, signed with what, of which execution; `attempts` counts this."""
+    """A delivery that is about to be made, with its URL and its signing secret; `attempts` counts this attempt.
+
+    `approval` is the row that an event of an approval is about; None when it was deleted since.
+    """
 
     number: int
     attempts: int
     webhook_id: str
     url: str
     secret: str = field(repr=False)
+    event: str
     execution: Execution
+    approval: Approval | None
     delivery_id: str  # by which a receiver knows it, however often it is made
 
 
@@ -51,6 +69,7 @@ class Delivery:
     number: int
     delivery_id: str
     webhook_id: str
+    event: str
     execution_id: str
     state: str
     attempts: int
@@ -80,18 +99,29 @@ def check_url(url: str) -> str:
     return url
 
 
-def add(db: Database, url: str, key: str | None = None) -> tuple[Webhook, str]:
-    """Send executions that end from now on to a URL: those of the owner of the client key named `key`, or all.
+def add(db: Database, url: str, key: str | None = None, events: Sequence[str] = (FINISHED,)) -> tuple[Webhook, str]:
+    """Send `events` from now on to a URL: those of executions of the owner of the client key named `key`, or of all.
 
-    Returns it and the signing secret, which is never shown again. Raises NotFound for an unknown key.
+    Returns the webhook and the signing secret, which is never shown again. Raises NotFound for an unknown key.
     """
-    webhook_id, secret = f"webhook-{secrets.token_hex(6)}", f"occ_webhook_{secrets.token_urlsafe(32)}"
+    webhook_id = f"webhook-{secrets.token_hex(6)}"
+    secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
     with db.write() as connection:
         key_id = None if key is None else _client_key(connection, key)
         connection.execute(
-            "INSERT INTO webhooks (webhook_id, url, secret, key_id, owner_id, created_at)"
-            " VALUES (?, ?, ?, ?, (SELECT owner_id FROM keys WHERE key_id = ?), ?)",
-            (webhook_id, check_url(url), secret, key_id, key_id, iso_now()),
+            """
+            INSERT INTO webhooks (webhook_id, url, secret, key_id, owner_id, events, created_at)
+            VALUES (:webhook_id, :url, :secret, :key_id, (SELECT owner_id FROM keys WHERE key_id = :key_id), :events,
+                :now)
+            """,
+            {
+                "webhook_id": webhook_id,
+                "url": check_url(url),
+                "secret": secret,
+                "key_id": key_id,
+                "events": " ".join(dict.fromkeys(events)),
+                "now": iso_now(),
+            },
         )
     return next(webhook for webhook in listing(db) if webhook.webhook_id == webhook_id), secret
 
@@ -100,10 +130,15 @@ def listing(db: Database) -> list[Webhook]:
     """All webhooks, oldest first."""
     with db.read() as connection:
         rows = connection.execute(
-            "SELECT w.webhook_id, w.url, k.name, w.created_at FROM webhooks w LEFT JOIN keys k ON k.key_id = w.key_id"
-            " ORDER BY w.created_at, w.webhook_id"
+            """
+            SELECT w.webhook_id, w.url, k.name, w.created_at, w.events
+            FROM webhooks w LEFT JOIN keys k ON k.key_id = w.key_id ORDER BY w.created_at, w.webhook_id
+            """
         ).fetchall()
-    return [Webhook(*row) for row in rows]
+    return [
+        Webhook(row["webhook_id"], row["url"], row["name"], row["created_at"], tuple(row["events"].split()))
+        for row in rows
+    ]
 
 
 def remove(db: Database, webhook_id: str) -> None:
@@ -123,9 +158,8 @@ def log(db: Database, limit: int) -> list[Delivery]:
     with db.read() as connection:
         rows = connection.execute(
             """
-            SELECT d.number, d.delivery_id, d.webhook_id, x.execution_id, d.state, d.attempts,
-                d.status, d.problem, d.next_at,
-                d.created_at, d.finished_at
+            SELECT d.number, d.delivery_id, d.webhook_id, d.event, x.execution_id, d.state, d.attempts, d.status,
+                d.problem, d.next_at, d.created_at, d.finished_at
             FROM deliveries d JOIN executions x ON x.number = d.execution ORDER BY d.number DESC LIMIT ?
             """,
             (limit,),
@@ -170,8 +204,17 @@ def claim(db: Database, number: int, now: str, until: str, latest: str) -> Claim
             )
             return None
         execution = executions.numbered(connection, row["execution"])
-    opened = webhook["url"], webhook["secret"]
-    return Claimed(number, row["attempts"], row["webhook_id"], *opened, execution, row["delivery_id"])
+    return Claimed(
+        number=number,
+        attempts=row["attempts"],
+        webhook_id=row["webhook_id"],
+        url=webhook["url"],
+        secret=webhook["secret"],
+        event=row["event"],
+        execution=execution,
+        approval=approvals.find(db, row["approval_id"]) if row["approval_id"] else None,
+        delivery_id=row["delivery_id"],
+    )
 
 
 def delivered(db: Database, claimed: Claimed, status: int) -> bool:

@@ -1,4 +1,4 @@
-"""Telling webhooks of executions that are over: one signed POST, bounded in time, and when to try again.
+"""Send a delivery to its webhook: one signed POST, bounded in time, and when to try again.
 
 The URL is the operator's choice, so this machine and its network may be called; addresses that are never called are in
 occ_app/hub/forbidden_addresses.py, and is looked at for the very address that is then connected to.
@@ -6,6 +6,7 @@ occ_app/hub/forbidden_addresses.py, and is looked at for the very address that i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -24,7 +25,7 @@ from occ_app.client import replies
 from occ_app.client.connections import pools_over
 from occ_app.errors import Unreachable
 from occ_app.hub import forbidden_addresses as addresses
-from occ_app.hub.webhooks import Claimed
+from occ_app.hub.webhooks import SECRET_PREFIX, Claimed
 from occ_app.system.timestamps import iso_now
 from occ_app.web import schemas
 
@@ -57,35 +58,58 @@ class Patience:
 PATIENCE = Patience()
 
 
+_APPROVAL = ("approval_id", "kind", "tool", "reason", "asked_at", "expires_at", "state", "actor", "decided_at")
+
+
 def body(claimed: Claimed) -> bytes:
-    """Return the posted body: the execution as in GET /executions/{id}."""
+    """Return the posted body: the execution as in GET /executions/{id}, and the approval without its input."""
     content = {
-        "event": "execution.finished",
+        "event": claimed.event,
         "deliveryId": claimed.delivery_id,
         "webhookId": claimed.webhook_id,
         "sentAt": iso_now(),
         "execution": schemas.ExecutionRecord().dump(claimed.execution),
     }
+    if claimed.approval is not None:
+        content["approval"] = schemas.ApprovalRecord(only=_APPROVAL).dump(claimed.approval)
     return json.dumps(content).encode()
 
 
 def signature(secret: str, moment: int, content: bytes) -> str:
-    """The header by which a receiver knows that its hub sent this, and when (seconds since 1970)."""
+    """Return the value of OCC-Signature at `moment`, in seconds since 1970."""
     mac = hmac.new(secret.encode(), f"{moment}.".encode() + content, hashlib.sha256)
     return f"t={moment},v1={mac.hexdigest()}"
+
+
+def standard_signature(secret: str, delivery_id: str, moment: int, content: bytes) -> str:
+    """Return the value of webhook-signature, as Standard Webhooks defines it, at `moment` in seconds since 1970.
+
+    The key is the base64 of a secret that begins with `whsec_`; an older secret is itself the key.
+    """
+    encoded = secret.removeprefix(SECRET_PREFIX)
+    key = secret.encode() if encoded == secret else base64.b64decode(encoded)
+    mac = hmac.new(key, f"{delivery_id}.{moment}.".encode() + content, hashlib.sha256)
+    return f"v1,{base64.b64encode(mac.digest()).decode()}"
+
+
+def _headers(claimed: Claimed, moment: int, content: bytes) -> dict[str, str]:
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": f"occ/{__version__}",
+        "webhook-id": claimed.delivery_id,
+        "webhook-timestamp": str(moment),
+        "webhook-signature": standard_signature(claimed.secret, claimed.delivery_id, moment, content),
+        "OCC-Delivery": claimed.delivery_id,
+        "OCC-Signature": signature(claimed.secret, moment, content),
+    }
 
 
 def send(claimed: Claimed, seconds: float) -> int:
     """Make one delivery. Returns the status of the answer, of which nothing more is read; raises Unreachable."""
     addresses.resolved(claimed.url)
     content = body(claimed)
-    headers = {
-        "Content-Type": "application/json",
-        "User-Agent": f"occ/{__version__}",
-        "OCC-Delivery": claimed.delivery_id,
-        "OCC-Signature": signature(claimed.secret, int(time.time()), content),
-    }
-    line = _Line()
+    headers = _headers(claimed, int(time.time()), content)
+    line, deadline = _Line(), time.monotonic() + seconds
     watch = threading.Timer(seconds, line.cut)  # a receiver that sends a byte a second is never silent for long
     watch.daemon = True
     watch.start()
@@ -105,7 +129,8 @@ def send(claimed: Claimed, seconds: float) -> int:
                 raise TimeoutError
             return int(response.status)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        raise Unreachable("no answer in time" if line.was_cut else _why(error)) from None
+        late = line.was_cut or time.monotonic() >= deadline  # the limit on the head may have cut it first
+        raise Unreachable("no answer in time" if late else _why(error)) from None
     finally:
         watch.cancel()
         line.close()
