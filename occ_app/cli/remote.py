@@ -242,3 +242,9 @@ def running_hub() -> daemon.Daemon:
     if running is None:
         raise errors.NotRunning(f"The hub is not running in {config.home}; `occ hub start` starts it.")
     return running
+
+
+def quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name, safe="")
