@@ -733,3 +733,14 @@ def _delivering(event: str, moment: str, condition: str, execution: str, approva
                 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.once = {once});
         END
         """  # noqa: S608 - literals
+
+
+@occ()
+def m023_follow_ups(db: Database) -> None:
+    """Let the executions that continue a conversation be moved and paused while they wait."""
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN place INTEGER",  # in the line; NULL: as its number
+        "ALTER TABLE executions ADD COLUMN paused TEXT",  # why it waits for a person: failed (a turn did), person
+        "CREATE INDEX executions_line ON executions (coalesce(place, number)) WHERE state = 'queued'",
+    ):
+        db.execute(statement)

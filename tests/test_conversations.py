@@ -11,7 +11,7 @@ import pytest
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import InvalidRequest, NotFound
-from occ_app.executions import conversations, events, lifecycle
+from occ_app.executions import conversations, events, follow_ups, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system.process_identity import own_identity
@@ -85,6 +85,8 @@ def test_a_follow_up_runs_after_a_turn_that_failed_in_the_same_session(rows: Dat
     accept(rows, "third", continues="second")
     run(rows, SESSION)
     run(rows, None, "failed")  # it did not come as far as its session
+    assert lifecycle.claim(rows, own_identity()) is None  # its follow-up is paused
+    follow_ups.resume(rows, "first")
     assert run(rows, SESSION).resume_session_id == SESSION
 
 
@@ -92,6 +94,7 @@ def test_a_follow_up_of_a_turn_that_began_no_session_resumes_nothing(rows: Datab
     accept(rows, "first", "alpha")
     accept(rows, "second", continues="first")
     run(rows, None, "failed")
+    follow_ups.resume(rows, "first")
     claimed = lifecycle.claim(rows, own_identity())
     assert claimed is not None
     assert not executions.may_resume(rows, claimed)

@@ -118,6 +118,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "conversations",
                 "changes",
                 "events",
+                "follow_ups",
                 "lifecycle",
                 "queries",
                 "search",

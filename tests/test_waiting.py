@@ -11,7 +11,7 @@ import pytest
 from occ_app.cli import job_table
 from occ_app.database import schema
 from occ_app.database.database import Database
-from occ_app.executions import events, lifecycle, queries, waiting
+from occ_app.executions import events, follow_ups, lifecycle, queries, waiting
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.hub import keys, placement, registrations
 from occ_app.hub.agents import Agents
@@ -195,3 +195,15 @@ def test_one_that_begins_while_it_is_read_is_next_and_waits_for_nothing(three: D
     with three.read() as connection:
         (described,) = waiting.described(connection, [read_before])
     assert (described.position, described.waits_for) == (0, None)
+
+
+def test_on_a_hub_a_paused_follow_up_is_placed_once_it_is_resumed_and_moved_ones_in_their_order(hub: Agents) -> None:
+    on(hub, "a1", "a")
+    for name in ("a2", "a3", "a4"):
+        on(hub, name, "a", continues="a1")
+    assert place_all(hub) == ["a1"]
+    follow_ups.change(hub.db, "a4", {"before": "a2"})
+    lifecycle.finish(hub.db, queries.get(hub.db, "a1").number, Outcome.failure("CLAUDE_ERROR", "x"))
+    assert place_all(hub) == []
+    follow_ups.resume(hub.db, "a1")
+    assert place_all(hub) == ["a4"]

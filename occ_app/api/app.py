@@ -14,8 +14,10 @@ from occ_app.api.services import Services
 from occ_app.web import callers, refusals
 from occ_app.web.bodies import limit_bodies
 from occ_app.web.proxies import forwarded
+from occ_app.web.requests import PROMPT_BODY_BYTES
 
 _FORM_OVERHEAD = 1 << 20
+_BESIDE_PROMPT = 1 << 20  # bytes of the other fields of a JSON body
 
 
 class _Application(Flask):
@@ -31,6 +33,7 @@ def create_app(services: Services) -> Flask:
         conversations,
         executions,
         files,
+        follow_ups,
         health,
         metrics,
         openapi,
@@ -43,6 +46,7 @@ def create_app(services: Services) -> Flask:
     config = services.config
     # An upload is the largest body; a JSON body is held to the prompt's limit where it is read.
     app.config["MAX_CONTENT_LENGTH"] = max(config.max_upload_bytes, 6 * config.max_prompt_bytes) + _FORM_OVERHEAD
+    app.config[PROMPT_BODY_BYTES] = 6 * config.max_prompt_bytes + _BESIDE_PROMPT
     app.config["MAX_FORM_MEMORY_SIZE"] = 1 << 20
     app.config["MAX_FORM_PARTS"] = 20
     app.url_map.strict_slashes = False
@@ -57,7 +61,8 @@ def create_app(services: Services) -> Flask:
     counted = Refusals()
     metrics.count_refusals(app, counted)
     app.extensions["occ_measures"] = (common(services.db, services.streams, counted), *services.measures)
-    for module in (health, workspaces, files, executions, approvals, conversations, search, usage, metrics, openapi):
+    work = (health, workspaces, files, executions, follow_ups, approvals, conversations)
+    for module in (*work, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)
     app.after_request(_for_browsers)

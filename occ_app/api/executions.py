@@ -11,6 +11,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, g, request
 
 from occ_app import errors
+from occ_app.api.follow_ups import check_prompt_size
 from occ_app.api.services import Services, services
 from occ_app.config.settings import PERMISSIONS
 from occ_app.executions import lifecycle
@@ -27,7 +28,6 @@ from occ_app.workspaces import workspace as workspaces
 bp = Blueprint("executions", __name__)
 
 _LONGEST_LISTED = 1 << 16
-_BESIDE_PROMPT = 1 << 20  # bytes of the other fields
 
 
 @bp.post("/execute")
@@ -36,7 +36,7 @@ def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
     web.origin()  # refused here when it is malformed, and looked at when the execution is admitted
-    wanted = asked_for(web.json_body(6 * services().config.max_prompt_bytes + _BESIDE_PROMPT))
+    wanted = asked_for(web.json_body(web.largest_body_with_prompt()))
     with services().streams.place(callers.caller().key_id) as place:
         execution, created = start(wanted)
         response = stream(execution, after, place, follow=True)
@@ -80,8 +80,7 @@ def asked_for(body: Any) -> Request:
     """The body as a request, with the configured limits filled in. Raises InvalidRequest and TooLarge."""
     wiring = services()
     loaded, config = web.loaded(wiring.execute_body, body), wiring.config
-    if len(loaded["prompt"].encode()) > config.max_prompt_bytes:
-        raise errors.TooLarge(f"The prompt is over {config.max_prompt_bytes} bytes; put the text into a file instead.")
+    check_prompt_size(loaded["prompt"])
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
             wire = web.schema_of(wiring.execute_body).fields[name].data_key or name

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from occ_app.database import rows
 from occ_app.database.database import Database
 from occ_app.errors import InvalidRequest, NotFound, execution_not_found
+from occ_app.executions import waiting
 from occ_app.executions.queries import from_row, one
 from occ_app.executions.records import LARGEST_NUMBER, Execution, Request
 
@@ -87,19 +88,21 @@ def listing(
 
 
 def get(db: Database, conversation_id: str, visible_to: str | None = None) -> tuple[Conversation, list[Execution]]:
-    """One conversation and its executions, oldest first. Raises NotFound, also for one of another owner."""
+    """One conversation and its executions, in turn order. Raises NotFound, also for one of another owner."""
     with db.read() as connection:
         rows = connection.execute(
             f"""
             SELECT x.*, coalesce(x.last_seq, (SELECT max(seq) FROM events WHERE execution = x.number), 0) AS newest_seq
-            FROM executions x WHERE x.conversation = :conversation AND {_VISIBLE} ORDER BY x.number
+            FROM executions x WHERE x.conversation = :conversation AND {_VISIBLE}
+            ORDER BY coalesce(x.place, x.number)
             """,  # noqa: S608 - literals
             {"conversation": conversation_id, "visible_to": visible_to},
         ).fetchall()
         if not rows:
             message = f"There is no conversation {conversation_id}; GET /conversations lists them."
             raise NotFound("CONVERSATION_NOT_FOUND", message, {"conversationId": conversation_id})
-        return _described(connection, rows[-1]), [from_row(row) for row in rows]
+        newest = max(rows, key=lambda row: int(row["number"]))
+        return _described(connection, newest), waiting.described(connection, [from_row(row) for row in rows])
 
 
 def _described(connection: sqlite3.Connection, newest: sqlite3.Row) -> Conversation:

@@ -18,7 +18,7 @@ from typing import Any
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import approvals, conversations, events, waiting
+from occ_app.executions import approvals, conversations, events, follow_ups, waiting
 from occ_app.executions.queries import SESSION, from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system import compact_json, timestamps
@@ -152,9 +152,9 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
                 deadline = ? + timeout_seconds
             WHERE x.number = (
                 SELECT q.number FROM executions q
-                WHERE q.state = 'queued' AND NOT EXISTS (
+                WHERE q.state = 'queued' AND q.paused IS NULL AND NOT EXISTS (
                     SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = q.workspace_generation)
-                ORDER BY q.number LIMIT 1)
+                ORDER BY coalesce(q.place, q.number) LIMIT 1)
             RETURNING *, (SELECT max(seq) FROM events WHERE execution = number) AS newest_seq
             """,  # noqa: S608 - a literal
             (iso_now(), owner.boot_id, owner.pid, owner.start, time.monotonic()),
@@ -275,5 +275,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     ).rowcount
     if won:
         approvals.withdraw_all(connection, number)
+        if from_state != "queued" and outcome.state != "succeeded":
+            follow_ups.pause_after(connection, number)
         events.insert(connection, number, seq, [(outcome.event, compact_json.to_json(data))])
     return seq if won else 0

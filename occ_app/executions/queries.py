@@ -30,7 +30,8 @@ def claimable(db: Database) -> int:
     with db.read() as connection:
         count: int = connection.execute(
             """
-            SELECT count(DISTINCT workspace_generation) FROM executions q WHERE state = 'queued' AND NOT EXISTS (
+            SELECT count(DISTINCT workspace_generation) FROM executions q
+            WHERE state = 'queued' AND paused IS NULL AND NOT EXISTS (
                 SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = q.workspace_generation)
             """
         ).fetchone()[0]
@@ -44,13 +45,13 @@ def cancel_code(db: Database, number: int) -> str | None:
         return row["stop_requested"] if row else None
 
 
-# SQL for the session that an execution `x` resumes: that of the newest turn before it in its conversation, if it
-# continues one. Known only once those turns are over.
+# SQL for the session that an execution `x` resumes, as it starts: that of the last turn in its conversation that has
+# one, if it continues one. Known only once those turns are over.
 SESSION = """coalesce(x.resume_session_id, (
     SELECT p.session_id FROM executions p
-    WHERE x.continues IS NOT NULL AND p.conversation = x.conversation AND p.number < x.number
+    WHERE x.continues IS NOT NULL AND p.conversation = x.conversation AND p.number <> x.number
       AND p.session_id IS NOT NULL
-    ORDER BY p.number DESC LIMIT 1))"""
+    ORDER BY coalesce(p.place, p.number) DESC LIMIT 1))"""
 
 
 def may_resume(db: Database, execution: Execution) -> bool:

@@ -56,6 +56,8 @@ class Execution:
     `cancel_code` is the error code that it is to end with, once it was cancelled.
     Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
     the prompt.
+    `place` is its place in the line if it was moved, `paused` the reason why it waits for a person: a turn before it
+    `failed`, or a `person` paused it.
     `start_tree` and `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON
     shows them, `changes_reason` the reason for none.
     """
@@ -109,6 +111,8 @@ class Execution:
     end_tree: str | None = None
     changes: Any = None
     changes_reason: str | None = None
+    place: int | None = None
+    paused: str | None = None
 
     @property
     def why_no_changes(self) -> str | None:
@@ -116,6 +120,11 @@ class Execution:
         if self.changes is not None:
             return None
         return self.changes_reason or ("not recorded" if self.over else "pending")
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits for a person to resume it."""
+        return self.paused is not None and self.state == "queued"
 
     @property
     def over(self) -> bool:

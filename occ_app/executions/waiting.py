@@ -18,6 +18,10 @@ from occ_app.executions.records import Execution
 
 FREE_WORKER = "to have a free worker"  # the end of a reason on a hub whose machine is there and has no room
 ANY_WORKER = "a worker to be free"
+PAUSED = {
+    "failed": "you to resume it, since a turn before it did not succeed",
+    "person": "you to resume it, since it is paused",
+}
 
 _Machines = frozenset[str]
 _BY_ITSELF: _Machines = frozenset([""])  # an agent, which is a machine without an id
@@ -25,6 +29,7 @@ _BY_ITSELF: _Machines = frozenset([""])  # an agent, which is a machine without 
 
 class _Queued(NamedTuple):
     number: int
+    place: int  # in the line
     execution_id: str
     key_id: str | None
     workspace: int
@@ -39,21 +44,21 @@ class _Running(NamedTuple):
 
 
 class Line:
-    """All executions that wait, as of one transaction."""
+    """All executions that wait and are not paused, as of one transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._running = _running(connection)
         self._held = _held(connection)
         self._first = dict[int, _Queued]()  # of each workspace
         self._workspaces = dict[int, list[int]]()
-        self._groups = dict[tuple[_Machines, bool, bool], list[int]]()  # numbers of those that compete alike
+        self._groups = dict[tuple[_Machines, bool, bool], list[int]]()  # places of those that compete alike
         self._queued = dict[int, _Queued]()
         for queued in _queued(connection):
             self._first.setdefault(queued.workspace, queued)
             self._queued[queued.number] = queued
-            self._workspaces.setdefault(queued.workspace, []).append(queued.number)
+            self._workspaces.setdefault(queued.workspace, []).append(queued.place)
             kind = (queued.machines, queued.placeable, queued.workspace in self._running)
-            self._groups.setdefault(kind, []).append(queued.number)
+            self._groups.setdefault(kind, []).append(queued.place)
 
     def __contains__(self, number: int) -> bool:
         """Whether the execution with this number waits."""
@@ -66,14 +71,14 @@ class Line:
         """
         queued = self._queued[number]
         idle = queued.workspace not in self._running
-        count = bisect_left(self._workspaces[queued.workspace], number)
+        count = bisect_left(self._workspaces[queued.workspace], queued.place)
         if idle and free_workers > self._claimable_before(self._first[queued.workspace]):
             return count
-        for (machines, placeable, blocked), numbers in self._groups.items():
+        for (machines, placeable, blocked), places in self._groups.items():
             # A workspace in which one runs gets the worker of that one, unless others wait for a worker already: what
             # waits for a third workspace takes none from it.
             if self._competes(queued, machines, placeable) and (idle or not blocked):
-                count += bisect_left(numbers, number) - self._of_workspace(queued, numbers)
+                count += bisect_left(places, queued.place) - self._of_workspace(queued, places)
         return count
 
     def reason(self, execution: Execution) -> str | None:
@@ -96,14 +101,14 @@ class Line:
     def _competes(self, queued: _Queued, machines: _Machines, placeable: bool) -> bool:
         return (placeable or not queued.placeable) and bool(machines & queued.machines)
 
-    def _of_workspace(self, queued: _Queued, numbers: Sequence[int]) -> int:
-        """Return how many of these numbers, below that of `queued`, are of its workspace."""
+    def _of_workspace(self, queued: _Queued, places: Sequence[int]) -> int:
+        """Return how many of these places, before that of `queued`, are of its workspace."""
         own = self._workspaces[queued.workspace]
-        return sum(1 for number in own[: bisect_left(own, queued.number)] if _contains(numbers, number))
+        return sum(1 for place in own[: bisect_left(own, queued.place)] if _contains(places, place))
 
     def _claimable_before(self, queued: _Queued) -> int:
         return sum(
-            first.number < queued.number
+            first.place < queued.place
             and first.workspace not in self._running
             and self._competes(queued, first.machines, first.placeable)
             for first in self._first.values()
@@ -122,6 +127,8 @@ def described(connection: sqlite3.Connection, executions: Sequence[Execution]) -
 
 
 def _described(line: Line, execution: Execution) -> Execution:
+    if execution.paused is not None:
+        return replace(execution, position=None, waits_for=PAUSED.get(execution.paused, PAUSED["person"]))
     if execution.number not in line:
         return replace(execution, position=0, waits_for=None)
     return replace(execution, position=line.ahead(execution.number), waits_for=line.reason(execution))
@@ -136,10 +143,11 @@ def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
     placeable = dict[int, bool]()
     rows = connection.execute(
         """
-        SELECT q.number, q.execution_id, q.key_id, q.workspace_generation, q.wanted_agent, q.wanted_labels, q.waits_for,
+        SELECT q.number, coalesce(q.place, q.number) AS place, q.execution_id,
+            q.key_id, q.workspace_generation, q.wanted_agent, q.wanted_labels, q.waits_for,
             w.agent_id AS home
         FROM executions q LEFT JOIN workspaces w ON w.generation = q.workspace_generation
-        WHERE q.state = 'queued' ORDER BY q.number
+        WHERE q.state = 'queued' AND q.paused IS NULL ORDER BY coalesce(q.place, q.number)
         """
     )
     for row in rows:
@@ -149,7 +157,10 @@ def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
         workspace = row["workspace_generation"]
         if workspace not in placeable:
             placeable[workspace] = row["waits_for"] is None or text(row["waits_for"]).endswith(FREE_WORKER)
-        yield _Queued(row["number"], row["execution_id"], row["key_id"], workspace, known[place], placeable[workspace])
+        yield _Queued(
+            *(row["number"], row["place"], row["execution_id"], row["key_id"]),
+            *(workspace, known[place], placeable[workspace]),
+        )
 
 
 def _suitable(
@@ -205,6 +216,6 @@ def _named(other: _Queued | _Running, queued: _Queued) -> str:
     return f"execution {other.execution_id}" if other.key_id == queued.key_id else "another execution"
 
 
-def _contains(numbers: Sequence[int], number: int) -> bool:
-    place = bisect_left(numbers, number)
-    return place < len(numbers) and numbers[place] == number
+def _contains(places: Sequence[int], place: int) -> bool:
+    index = bisect_left(places, place)
+    return index < len(places) and places[index] == place

@@ -157,16 +157,16 @@ def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, 
     """Return executions that could start if they had an agent, oldest first: number, and agent of the workspace."""
     rows = connection.execute(
         """
-        SELECT min(q.number) AS number, w.agent_id AS home FROM executions q
+        SELECT q.number, min(coalesce(q.place, q.number)) AS place, w.agent_id AS home FROM executions q
         LEFT JOIN workspaces w ON w.generation = q.workspace_generation
-        WHERE q.state = 'queued' AND NOT EXISTS (
+        WHERE q.state = 'queued' AND q.paused IS NULL AND NOT EXISTS (
             SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
         AND NOT EXISTS (
             SELECT 1 FROM errands e
             JOIN executions r ON e.agent_id = r.agent_id
                 AND substr(e.path, 1, instr(e.path || '?', '?') - 1) = '/executions/' || r.execution_id || '/cancel'
             WHERE r.workspace_generation = q.workspace_generation)
-        GROUP BY q.workspace_generation ORDER BY 1
+        GROUP BY q.workspace_generation ORDER BY place
         """
     ).fetchall()
     return [(row["number"], row["home"]) for row in rows]
@@ -179,7 +179,7 @@ def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdenti
             f"UPDATE executions AS x SET state = 'running', resume_session_id = {executions.SESSION}, started_at = ?,"  # noqa: S608 - a literal
             " agent_id = ?, waits_for = NULL,"
             " owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE x.number = ? AND state = 'queued'"
-            " AND EXISTS (SELECT 1 FROM agents WHERE agent_id = ? AND NOT draining)",
+            " AND paused IS NULL AND EXISTS (SELECT 1 FROM agents WHERE agent_id = ? AND NOT draining)",
             (iso_now(), agent.agent_id, owner.boot_id, owner.pid, owner.start, execution.number, agent.agent_id),
         ).rowcount
         if not won:

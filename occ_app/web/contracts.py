@@ -37,7 +37,7 @@ EXPECTS = {requests.GENERATION_HEADER: {"type": "string", "pattern": requests.GE
 
 @dataclass(frozen=True)
 class Contract:
-    """The input and output of an endpoint; a JSON body has at most `body_bytes`.
+    """The input and output of an endpoint; a JSON body has at most `body_bytes`, None: as a prompt may have.
 
     `form` and `content` only describe: the view reads the form and returns a Response of that content itself.
     `empty` describes a reply of 204, `headers` the headers that the view reads, each by a JSON schema. `admin` refuses
@@ -47,7 +47,7 @@ class Contract:
 
     query: type[Schema] = schemas.NoQuery
     body: type[Schema] | None = None
-    body_bytes: int = requests.SMALL_BODY_BYTES
+    body_bytes: int | None = requests.SMALL_BODY_BYTES
     form: type[Schema] | None = None
     reply: type[Schema] | None = None
     content: Mapping[str, Any] | None = None
@@ -74,7 +74,9 @@ def contract(**terms: Any) -> Callable[[Callable[..., Any]], Callable[..., Respo
             if agreed.admin:
                 callers.require_admin()
             if agreed.body is not None:
-                values["body"] = requests.loaded(agreed.body, requests.json_body(agreed.body_bytes))
+                values["body"] = requests.loaded(
+                    agreed.body, requests.json_body(agreed.body_bytes or requests.largest_body_with_prompt())
+                )
             result = view(**values)
             if isinstance(result, Response) or agreed.reply is None:
                 return result  # type: ignore[no-any-return]  # a view without a reply schema returns a Response

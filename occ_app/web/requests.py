@@ -9,7 +9,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from flask import Response, request
+from flask import Response, current_app, request
 from flask import json as flask_json
 from marshmallow import Schema, ValidationError
 
@@ -22,6 +22,7 @@ log = logging.getLogger("occ.web")
 
 
 SMALL_BODY_BYTES = 1 << 16  # of a JSON body without a text of any length
+PROMPT_BODY_BYTES = "OCC_PROMPT_BODY_BYTES"  # in the application's configuration
 _MAX_STRUCTURE_BYTES = 1 << 16  # of a JSON body without its strings
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # possessive: no body makes it go back
 GENERATION_HEADER, GENERATION_PATTERN = "OCC-Workspace-Generation", "^[0-9]{1,18}$"
@@ -47,6 +48,12 @@ def json_body(limit: int = SMALL_BODY_BYTES) -> Any:
         raise errors.RequestError("INVALID_JSON", "The body is nested too deeply.") from None
     except ValueError as error:
         raise errors.RequestError("INVALID_JSON", f"The body is not JSON: {error}.") from None
+
+
+def largest_body_with_prompt() -> int:
+    """Return the size in bytes of the largest JSON body that has a prompt."""
+    size: int = current_app.config[PROMPT_BODY_BYTES]
+    return size
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

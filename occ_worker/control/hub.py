@@ -97,7 +97,8 @@ class HubControl(Upkeep):
 
     def _end_overdue(self) -> None:
         # Counted from when this process first saw it: no clock change ends it, and a hub's restart is patient.
-        queued, _ = executions.listing(self._db, state="queued", limit=self._hub.max_queue)
+        listed, _ = executions.listing(self._db, state="queued", limit=self._hub.max_queue)
+        queued = [execution for execution in listed if execution.paused is None]
         now = time.monotonic()
         self._waiting_since = {x.number: self._waiting_since.get(x.number, now) for x in queued}
         for execution in queued:

@@ -14,6 +14,7 @@ from occ_app.web.fields import (
     UUID_PATTERN,
     Id,
     Seconds,
+    TrueOrFalse,
     WholeNumber,
     check_id_prefix,
     check_model,
@@ -47,6 +48,20 @@ class ExecuteBody(RequestSchema):
             raise ValidationError("Name a workspace, or an execution in `continues`.", "workspaceId")
         if "session_id" in data and "continues" in data:
             raise ValidationError("`continues` takes the session of that execution; leave this out.", "sessionId")
+
+
+class ExecutionChange(RequestSchema):
+    """The body of PATCH /executions/{id}; `before` is null for the end of the conversation."""
+
+    prompt = fields.String(validate=check_prompt, metadata={"pattern": r"\S"})
+    paused = TrueOrFalse()
+    before: fields.String = Id(allow_none=True)
+
+    @validates_schema
+    def check_change(self, data: dict[str, Any], **_: Any) -> None:
+        """Refuse a body without any change."""
+        if not data:
+            raise ValidationError("Give a prompt, `paused` or `before`.", "prompt")
 
 
 class ListQuery(RequestSchema):
@@ -105,6 +120,7 @@ class ExecutionRecord(Schema):
     last_seq = fields.Integer(data_key="lastSeq")
     agent_id = fields.String(data_key="agentId", allow_none=True)
     waits_for = fields.String(data_key="waitsFor", allow_none=True)
+    is_paused = fields.Boolean(data_key="paused")
     changes = fields.Nested(ChangesSummary, allow_none=True)
     why_no_changes = fields.String(data_key="changesReason", allow_none=True)
 

@@ -1,0 +1,52 @@
+"""Executions that wait: their prompts, and the order and the pauses of a conversation's follow-ups."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint
+
+from occ_app import errors
+from occ_app.api.services import services
+from occ_app.executions import conversations, follow_ups
+from occ_app.executions.records import Execution
+from occ_app.web import callers, schemas
+from occ_app.web.contracts import contract
+
+bp = Blueprint("follow_ups", __name__)
+
+
+@bp.patch("/executions/<execution_id>")
+@contract(body=schemas.ExecutionChange, body_bytes=None, reply=schemas.ExecutionRecord)
+def change(execution_id: str, body: dict[str, Any]) -> Execution:
+    """Change an execution that waits: its prompt, and of a follow-up whether it is paused and its place."""
+    check_prompt_size(body.get("prompt", ""))
+    changed = follow_ups.change(services().db, execution_id, body, callers.caller().visible_to)
+    if body.get("paused") is False:
+        _wake()
+    return changed
+
+
+@bp.post("/conversations/<conversation_id>/resume")
+@contract(reply=schemas.ConversationWithExecutions)
+def resume(conversation_id: str) -> Any:
+    """Let the paused follow-ups of a conversation run."""
+    visible_to = callers.caller().visible_to
+    if follow_ups.resume(services().db, conversation_id, visible_to):
+        _wake()
+    found, executions = conversations.get(services().db, conversation_id, visible_to)
+    return {**asdict(found), "turns": executions}
+
+
+def check_prompt_size(prompt: str) -> None:
+    """Raises TooLarge for a prompt above the configured size."""
+    limit = services().config.max_prompt_bytes
+    if len(prompt.encode()) > limit:
+        raise errors.TooLarge(f"The prompt is over {limit} bytes; put the text into a file instead.")
+
+
+def _wake() -> None:
+    with contextlib.suppress(errors.OCCError):  # the change is stored; the reaper wakes a worker within seconds
+        services().wake_worker()
