@@ -11,7 +11,7 @@ from occ_app.claude import projects
 from occ_app.database.database import Database
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
-from occ_app.workspaces import places, uploads
+from occ_app.workspaces import places, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, wait_until
 from tests.model_api import FAKE_KEY, ModelApi
@@ -34,9 +34,9 @@ def cli(claude: Path) -> projects.CliFolders:
 def upload(rows: Database, folder: Path, claude: Path, workspace_id: str) -> workspaces.Workspace:
     archive = folder.parent / "upload.zip"
     archive.write_bytes(make_zip({"a.txt": workspace_id}).getvalue())
-    number = uploads.submit(rows, uploads.Upload(workspace_id, workspace_id, "", "overwrite", archive))
+    number = upload_jobs.submit(rows, upload_jobs.Upload(workspace_id, workspace_id, "", "overwrite", archive))
     uploads.run(rows, number, folder, LIMITS, claude)
-    assert uploads.result(rows, number)[0] == "succeeded", uploads.result(rows, number)
+    assert upload_jobs.result(rows, number)[0] == "succeeded", upload_jobs.result(rows, number)
     return workspaces.get(rows, workspace_id)
 
 

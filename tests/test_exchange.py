@@ -13,7 +13,7 @@ from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.home import health
 from occ_app.system import kernel
-from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import archives, upload_jobs, uploads
 from occ_worker.control.upkeep import Upkeep
 from tests.conftest import make_zip
 
@@ -40,7 +40,7 @@ def upload(config: Config, content: str) -> int:
     database = Database(config.database)
     path = config.run / f"{content}.zip"
     path.write_bytes(make_zip({"a": content}).read())
-    number = uploads.submit(database, uploads.Upload("work", "work", "", "overwrite", path))
+    number = upload_jobs.submit(database, upload_jobs.Upload("work", "work", "", "overwrite", path))
     uploads.run(database, number, config.workspaces, LIMITS)
     return number
 
@@ -52,7 +52,7 @@ def left(config: Config) -> dict[str, str]:
 def test_an_overwrite_works_without_exchange(config: Config) -> None:
     upload(config, "old")
     number = upload(config, "new")
-    assert uploads.result(Database(config.database), number)[0] == "succeeded"
+    assert upload_jobs.result(Database(config.database), number)[0] == "succeeded"
     assert left(config) == {"work": "new"}
 
 
@@ -75,9 +75,9 @@ def test_an_overwrite_that_is_killed_between_its_renames_is_undone(config: Confi
         os._exit(0)
     os.waitpid(child, 0)
     database = Database(config.database)
-    uploads.abandon_all(database)
+    upload_jobs.abandon_all(database)
     uploads.undo_unfinished(database, config.workspaces)
-    state, _ = uploads.result(database, 2)
+    state, _ = upload_jobs.result(database, 2)
     assert left(config) == {"work": "new" if state == "succeeded" else "old"}
 
 

@@ -23,7 +23,7 @@ from occ_app.hub import outbox, placement
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.system.process_identity import own_identity
 from occ_app.system.timestamps import iso_now
-from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import archives, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.real_hub import Hub, hub_in
@@ -60,10 +60,10 @@ def upload(
     """Make or overwrite a workspace as an agent does; raises KeyError with the code of a refusal."""
     archive = folder.parent / "upload.zip"
     archive.write_bytes(make_zip({f"{name}.txt": text for name, text in (files or {"a": "a"}).items()}).getvalue())
-    asked = uploads.Upload(workspace_id, workspace_id, "", policy, archive, expected=expected)
-    number = uploads.submit(rows, asked)
+    asked = upload_jobs.Upload(workspace_id, workspace_id, "", policy, archive, expected=expected)
+    number = upload_jobs.submit(rows, asked)
     uploads.run(rows, number, folder, LIMITS)
-    state, reply = uploads.result(rows, number)
+    state, reply = upload_jobs.result(rows, number)
     assert reply is not None
     if state != "succeeded":
         raise KeyError(reply["code"])

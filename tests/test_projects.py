@@ -29,7 +29,7 @@ from occ_app.executions.records import Outcome, Request
 from occ_app.home import backup, state
 from occ_app.supervisor import startup
 from occ_app.system.process_identity import own_identity
-from occ_app.workspaces import archives, folders, projects, uploads
+from occ_app.workspaces import archives, folders, projects, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, names, output, shared_agent, steps, wait_until
 
@@ -208,9 +208,9 @@ def upload(rows: Database, config: Config, workspace_id: str, policy: str = "ove
     archive = config.run / "upload.zip"
     archive.write_bytes(make_zip({"a.txt": "a"}).getvalue())
     change = {"base": TREE, "deleted": ("main.py",)} if policy == "update" else {}
-    number = uploads.submit(rows, uploads.Upload(workspace_id, workspace_id, "", policy, archive, **change))
+    number = upload_jobs.submit(rows, upload_jobs.Upload(workspace_id, workspace_id, "", policy, archive, **change))
     uploads.run(rows, number, config.workspaces, LIMITS, claude_folders.claude_folder(config.cli_environment))
-    return uploads.result(rows, number)[1] or {}
+    return upload_jobs.result(rows, number)[1] or {}
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -238,7 +238,7 @@ def test_a_start_touches_no_project(rows: Database, config: Config, app_folder: 
     """Also with remains of an upload of the same id, in a home that was moved, and with a workspace of its name."""
     upload(rows, config, "other")
     archive = config.run / "upload.zip"
-    numbers = [uploads.submit(rows, uploads.Upload("app", "app", "", "overwrite", archive)) for _ in range(2)]
+    numbers = [upload_jobs.submit(rows, upload_jobs.Upload("app", "app", "", "overwrite", archive)) for _ in range(2)]
     add(rows, config, app_folder)
     with rows.write() as connection:  # a workspace of another id in a folder of the project's name
         connection.execute("UPDATE workspaces SET path = ? WHERE workspace_id = 'other'", (f"{config.workspaces}/app",))

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from occ_app import errors
-from occ_app.cli import commands, diff, folders, gitignore, merging, remote, tree_update
+from occ_app.cli import commands, diff, folders, gitignore, merging, remote, tree_files, tree_update
 from occ_app.cli.merging import Plan
 from occ_app.cli.tree_update import WORK, TreeUpdate
 from occ_app.client.agent_client import AgentClient
@@ -324,7 +324,7 @@ def test_edits_that_forbid_both_are_named_and_nothing_is_lost(folder: Path) -> N
 def _leave_journal(update: TreeUpdate) -> None:
     """Leave the state of a pull that was killed after its journal was stored."""
     steps = [vars(step) for step in update._steps]
-    tree_update._store(update._work, "journal", json.dumps(steps).encode(), 0o600)
+    tree_files.store(update._work, "journal", json.dumps(steps).encode(), 0o600)
 
 
 def test_what_takes_the_name_of_the_staging_folder_stops_the_pull(folder: Path, tmp_path: Path) -> None:

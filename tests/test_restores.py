@@ -24,7 +24,7 @@ from occ_app.snapshots import restoring
 from occ_app.snapshots.scan import Limits
 from occ_app.snapshots.store import Snapshots
 from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity
-from occ_app.workspaces import archives, restores, uploads
+from occ_app.workspaces import archives, restores, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from occ_worker import changes
 from occ_worker.control import snapshot_upkeep
@@ -54,10 +54,10 @@ class Agent:
     def upload(self, files: dict[str, str | bytes]) -> None:
         archive = self.folder.parent / "upload.zip"
         archive.write_bytes(make_zip(files).getvalue())
-        number = uploads.submit(self.db, uploads.Upload("work", "work", "", "overwrite", archive))
+        number = upload_jobs.submit(self.db, upload_jobs.Upload("work", "work", "", "overwrite", archive))
         limits = archives.Limits(1_000_000, 100)
         uploads.run(self.db, number, self.folder, limits, snapshots=self.snapshots)
-        assert uploads.result(self.db, number)[0] == "succeeded", uploads.result(self.db, number)
+        assert upload_jobs.result(self.db, number)[0] == "succeeded", upload_jobs.result(self.db, number)
 
     def begin(self, execution_id: str, owner: ProcessIdentity | None = None) -> tuple[Execution, str]:
         """Claim an execution and take the snapshot before it."""

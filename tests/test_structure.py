@@ -129,7 +129,7 @@ def test_sql_stands_in_its_few_modules() -> None:
         ),
         *(
             f"occ_app/workspaces/{module}.py"
-            for module in ("places", "projects", "restores", "updates", "uploads", "workspace")
+            for module in ("places", "projects", "restores", "updates", "upload_jobs", "uploads", "workspace")
         ),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
         *(

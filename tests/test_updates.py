@@ -20,7 +20,7 @@ from occ_app.errors import Refused
 from occ_app.snapshots import scan
 from occ_app.snapshots.store import Snapshots
 from occ_app.system import kernel
-from occ_app.workspaces import archives, updates, uploads
+from occ_app.workspaces import archives, updates, upload_jobs, uploads
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.real_hub import hub_in
 
@@ -190,9 +190,9 @@ def test_an_update_that_is_killed_at_any_point_is_undone_or_done(tmp_path: Path)
             _update_and_die(config, base, point)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         database = Database(config.database)
-        uploads.abandon_all(database)
+        upload_jobs.abandon_all(database)
         uploads.undo_unfinished(database, config.workspaces)
-        state, _ = uploads.result(database, 2)
+        state, _ = upload_jobs.result(database, 2)
         database.close()
         found = {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
         assert found == (after if state == "succeeded" else before), point
@@ -210,10 +210,11 @@ def _upload(config: Config, files: dict[str, str | bytes], base: str | None, del
     path = config.run / ("first.zip" if base is None else "second.zip")
     path.write_bytes(make_zip(files).read())
     policy = "overwrite" if base is None else "update"
-    number = uploads.submit(database, uploads.Upload("mine", "mine", "", policy, path, base=base, deleted=deleted))
+    upload = upload_jobs.Upload("mine", "mine", "", policy, path, base=base, deleted=deleted)
+    number = upload_jobs.submit(database, upload)
     snapshots = Snapshots(config.home / "snapshots", os.environ["PATH"], scan.Limits(1000, 1_000_000))
     uploads.run(database, number, config.workspaces, archives.Limits(1_000_000, 100), None, snapshots)
-    state, reply = uploads.result(database, number)
+    state, reply = upload_jobs.result(database, number)
     database.close()
     assert state == "succeeded", reply
     assert reply is not None

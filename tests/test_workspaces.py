@@ -20,7 +20,7 @@ import pytest
 
 from occ_app.errors import Refused
 from occ_app.executions import lifecycle
-from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import archives, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, steps, wait_until
 
@@ -260,7 +260,7 @@ def test_a_commit_that_fails_leaves_the_old_workspace(agent: Occ) -> None:
     for workspace_id in ("work", "new"):
         archive = agent.home / "upload.zip"
         archive.write_bytes(make_zip({"new.txt": "new"}).getvalue())
-        number = uploads.submit(database, uploads.Upload(workspace_id, "", "", "overwrite", archive, None))
+        number = upload_jobs.submit(database, upload_jobs.Upload(workspace_id, "", "", "overwrite", archive, None))
         with pytest.raises(sqlite3.IntegrityError):
             uploads.run(database, number, folder, archives.Limits(1000, 10))
     with pytest.raises(sqlite3.IntegrityError):
@@ -280,14 +280,14 @@ def test_what_is_killed_before_it_is_written_down_is_undone_at_the_next_start(
     folder = agent.home / "workspaces"
     archive = agent.home / "upload.zip"
     archive.write_bytes(make_zip({"new.txt": "new"}).getvalue())
-    number = uploads.submit(agent.database, uploads.Upload("work", "", "", "overwrite", archive, None))
+    number = upload_jobs.submit(agent.database, upload_jobs.Upload("work", "", "", "overwrite", archive, None))
     dies = {
         "upload": f"uploads.run(rows, {number}, folder, archives.Limits(1000, 10))",
         "removal": "workspaces.delete(rows, 'work', folder, lifecycle.end_waiting)",
     }
     program = (
         "import os\nfrom pathlib import Path\nfrom occ_app.database import database as db\n"
-        "from occ_app.executions import lifecycle\nfrom occ_app.workspaces import archives, uploads\n"
+        "from occ_app.executions import lifecycle\nfrom occ_app.workspaces import archives, upload_jobs, uploads\n"
         "from occ_app.workspaces import workspace as workspaces\n"
         "uploads.sync_folder = workspaces.sync_folder = lambda _: os._exit(9)\n"  # between the folder and the rows
         f"rows, folder = db.Database(Path({str(agent.home / 'occ.db')!r})), Path({str(folder)!r})\n{dies[change]}\n"

@@ -19,7 +19,7 @@ from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import EXPECTS, FROM_HUB, ZIP, contract
 from occ_app.workspaces import origin as origins
-from occ_app.workspaces import updates, uploads
+from occ_app.workspaces import updates, upload_jobs
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.origin import Origin
 
@@ -64,9 +64,9 @@ def make(
         workspaces.refuse_folder(existing.workspace_id, existing.source)
         origins.refuse_other(existing.workspace_id, existing.origin, origin)
     path = None if upload is None else _file(upload)
-    number = uploads.submit(
+    number = upload_jobs.submit(
         services().db,
-        uploads.Upload(
+        upload_jobs.Upload(
             form["workspace_id"],
             form["name"],
             form["description"],
@@ -102,16 +102,16 @@ def _await_job(number: int) -> dict[str, Any]:
         deadline = time.monotonic() + INIT_SECONDS
         while True:
             rings = channel.rings
-            state, result = uploads.result(services().db, number)
+            state, result = upload_jobs.result(services().db, number)
             if state not in ("queued", "running"):
                 break
             left = deadline - time.monotonic()
             if left <= 0 or services().tail.closed:
-                uploads.abandon(services().db, number)
+                upload_jobs.abandon(services().db, number)
                 continue
             services().tail.wait(channel, lambda seen=rings: channel.rings > seen, min(left, 2.0))  # type: ignore[misc]  # mypy does not infer the default
     except errors.OCCError:
-        uploads.abandon(services().db, number)
+        upload_jobs.abandon(services().db, number)
         raise
     finally:
         services().tail.unsubscribe(key)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from occ_app import errors
 from occ_app.cli.gitignore import git_environment
-from occ_app.cli.tree_update import OTHER, WORK, TreeUpdate
+from occ_app.cli.tree_files import OTHER
+from occ_app.cli.tree_update import WORK, TreeUpdate
 from occ_app.client.results import Entry
 from occ_app.workspaces.archive_names import Name, checked_path
 from occ_app.workspaces.skipped import skip_reasons

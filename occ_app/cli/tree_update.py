@@ -15,26 +15,18 @@ import hashlib
 import json
 import os
 import shutil
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from occ_app import errors
+from occ_app.cli import tree_files
 from occ_app.cli.gitignore import PULL_FOLDER
+from occ_app.cli.tree_files import Changed
 from occ_app.system import kernel
 
 WORK = PULL_FOLDER
 _JOURNAL = "journal"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNABLE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-_PIECE = 1 << 20
-OTHER = "other"
-"""The digest of a link, a folder or a special file: no file has it."""
-
-
-class Changed(Exception):
-    """Raised when a path is not as the plan found it; the message is the path."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +53,8 @@ class TreeUpdate:
             self.recovered = _recover(self._root)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(WORK, 0o700, dir_fd=self._root)
-            self._work = os.open(WORK, _FOLDER, dir_fd=self._root)
-            _store(self._work, ".gitignore", b"*\n", 0o600)
+            self._work = os.open(WORK, tree_files.FOLDER, dir_fd=self._root)
+            tree_files.store(self._work, ".gitignore", b"*\n", 0o600)
         except BaseException:
             os.close(self._root)
             raise
@@ -72,19 +64,19 @@ class TreeUpdate:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not _exists(self._work, _JOURNAL):  # otherwise the next call finishes or undoes it
+        if not tree_files.exists(self._work, _JOURNAL):  # otherwise the next call finishes or undoes it
             _remove_work(self._root)
         os.close(self._work)
         os.close(self._root)
 
     def look(self, path: str) -> tuple[str | None, int]:
         """Return the SHA-256 and the mode of the file at a path: None where nothing is, OTHER for another kind."""
-        return look(self._root, path)
+        return tree_files.look(self._root, path)
 
     def read(self, path: str) -> bytes:
         """Return the content of a file. Raises Changed when it is none."""
-        with _parent(self._root, path) as (folder, name), _opened(folder, name) as descriptor:
-            return b"".join(_pieces(descriptor))
+        with tree_files.parent(self._root, path) as (folder, name), tree_files.opened(folder, name) as descriptor:
+            return b"".join(tree_files.pieces(descriptor))
 
     def obstacle(self, path: str) -> str | None:
         """Return why a file cannot be put at a path: a link or a file on the way, or no permission; None if it can."""
@@ -92,7 +84,7 @@ class TreeUpdate:
         with contextlib.ExitStack() as opened:
             for name in path.split("/")[:-1]:
                 try:
-                    folder = os.open(name, _FOLDER, dir_fd=folder)
+                    folder = os.open(name, tree_files.FOLDER, dir_fd=folder)
                 except FileNotFoundError:
                     break
                 except OSError:
@@ -107,7 +99,7 @@ class TreeUpdate:
     def write(self, path: str, before: str | None, content: bytes, mode: int) -> None:
         """Stage a file that replaces the one whose SHA-256 is `before`, or that is new."""
         number = str(len(self._steps))
-        _store(self._work, number, content, mode)
+        tree_files.store(self._work, number, content, mode)
         inode = os.stat(number, dir_fd=self._work, follow_symlinks=False).st_ino
         self._steps.append(Step(path, before, hashlib.sha256(content).hexdigest(), inode))
 
@@ -121,7 +113,7 @@ class TreeUpdate:
             return
         kernel.sync_filesystem(self.folder)
         journal = json.dumps([dataclasses.asdict(step) for step in self._steps]).encode()
-        _store(self._work, ".journal", journal, 0o600)
+        tree_files.store(self._work, ".journal", journal, 0o600)
         os.rename(".journal", _JOURNAL, src_dir_fd=self._work, dst_dir_fd=self._work)
         os.fsync(self._work)
         try:
@@ -150,15 +142,15 @@ def recover(folder: Path) -> str | None:
 
 def _recover(root: int) -> str | None:
     try:
-        work = os.open(WORK, _FOLDER, dir_fd=root)
+        work = os.open(WORK, tree_files.FOLDER, dir_fd=root)
     except FileNotFoundError:
         return None
     except OSError:
         raise errors.NotWritten(f"{WORK} is in the way: it is not a folder that OCC made; move it away.") from None
     try:
         try:
-            with _opened(work, _JOURNAL) as descriptor:
-                steps = [Step(**entry) for entry in json.loads(b"".join(_pieces(descriptor)))]
+            with tree_files.opened(work, _JOURNAL) as descriptor:
+                steps = [Step(**entry) for entry in json.loads(b"".join(tree_files.pieces(descriptor)))]
         except Changed:
             steps = []
         if steps:
@@ -185,21 +177,21 @@ def _do(root: int, work: int, steps: list[Step]) -> None:
 
 def _do_one(root: int, work: int, number: int, step: Step) -> None:
     new, old = str(number), f"old-{number}"
-    with _parent(root, step.path, create=step.after is not None) as (folder, name):
+    with tree_files.parent(root, step.path, create=step.after is not None) as (folder, name):
         if step.after is None:
-            if _digest(folder, name) != step.before:
+            if tree_files.digest(folder, name) != step.before:
                 raise Changed(step.path)
             os.rename(name, old, src_dir_fd=folder, dst_dir_fd=work)
-            if _digest(work, old) != step.before:
+            if tree_files.digest(work, old) != step.before:
                 os.rename(old, name, src_dir_fd=work, dst_dir_fd=folder)
                 raise Changed(step.path)
         elif step.before is None:
             _place(work, new, folder, name, step.path)
         else:
-            if _digest(folder, name) != step.before:
+            if tree_files.digest(folder, name) != step.before:
                 raise Changed(step.path)
             _exchange(work, new, folder, name)
-            if _digest(work, new) != step.before:
+            if tree_files.digest(work, new) != step.before:
                 _exchange(work, new, folder, name)
                 raise Changed(step.path)
 
@@ -207,14 +199,14 @@ def _do_one(root: int, work: int, number: int, step: Step) -> None:
 def _is_done(root: int, work: int, number: int, step: Step) -> bool:
     new = str(number)
     if step.after is None:
-        return _exists(work, f"old-{number}")
+        return tree_files.exists(work, f"old-{number}")
     if step.before is not None:
         _settle(root, work, new, step.path)
         return os.stat(new, dir_fd=work, follow_symlinks=False).st_ino != step.inode
-    if not _exists(work, new):
+    if not tree_files.exists(work, new):
         return True
-    with contextlib.suppress(Changed, FileNotFoundError), _parent(root, step.path) as (folder, name):
-        if _exists(folder, name) and os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino == step.inode:
+    with contextlib.suppress(Changed, FileNotFoundError), tree_files.parent(root, step.path) as (folder, name):
+        if tree_files.exists(folder, name) and os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino == step.inode:
             os.unlink(new, dir_fd=work)  # linked, and not yet removed from the staging folder
             return True
     return False
@@ -227,10 +219,10 @@ def _undo(root: int, work: int, steps: list[Step]) -> None:
         if not _is_done(root, work, number, step):
             continue
         try:
-            with _parent(root, step.path, create=step.after is None) as (folder, name):
+            with tree_files.parent(root, step.path, create=step.after is None) as (folder, name):
                 if step.after is None:
                     _place(work, f"old-{number}", folder, name, step.path)
-                elif _digest(folder, name) != step.after:
+                elif tree_files.digest(folder, name) != step.after:
                     edited.append(step.path)
                 elif step.before is None:
                     os.rename(name, str(number), src_dir_fd=folder, dst_dir_fd=work)
@@ -252,7 +244,10 @@ def _finish(root: int, work: int, steps: list[Step]) -> None:
     for step in steps:
         parts = step.path.split("/")[:-1]
         while step.after is None and parts:  # as git does, folders go with their last file
-            with contextlib.suppress(Changed, FileNotFoundError), _parent(root, "/".join(parts)) as (folder, name):
+            with (
+                contextlib.suppress(Changed, FileNotFoundError),
+                tree_files.parent(root, "/".join(parts)) as (folder, name),
+            ):
                 try:
                     os.rmdir(name, dir_fd=folder)
                 except OSError:
@@ -267,7 +262,7 @@ def _place(work: int, staged: str, folder: int, name: str, path: str) -> None:
     except FileExistsError:
         raise Changed(path) from None
     except PermissionError:  # a file system without hard links
-        if _exists(folder, name):
+        if tree_files.exists(folder, name):
             raise Changed(path) from None
         os.rename(staged, name, src_dir_fd=work, dst_dir_fd=folder)
         return
@@ -292,101 +287,13 @@ def _exchange(work: int, staged: str, folder: int, name: str) -> None:
 def _settle(root: int, work: int, staged: str, path: str) -> None:
     """Finish or undo an exchange in three steps that was cut short."""
     aside = f"aside-{staged}"
-    if not _exists(work, aside):
+    if not tree_files.exists(work, aside):
         return
-    if _exists(work, staged):
-        with _parent(root, path, create=True) as (folder, name):
+    if tree_files.exists(work, staged):
+        with tree_files.parent(root, path, create=True) as (folder, name):
             _place(work, aside, folder, name, path)
     else:
         os.rename(aside, staged, src_dir_fd=work, dst_dir_fd=work)
-
-
-def look(root: int, path: str) -> tuple[str | None, int]:
-    """Return the SHA-256 and the mode of a file below an open folder, as TreeUpdate.look does."""
-    try:
-        with _parent(root, path) as (folder, name):
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            return (_digest(folder, name) if stat.S_ISREG(found.st_mode) else OTHER), stat.S_IMODE(found.st_mode)
-    except FileNotFoundError:
-        return None, 0
-    except Changed:
-        return OTHER, 0
-
-
-@contextlib.contextmanager
-def _parent(root: int, path: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
-    """Yield the open folder of a path and its last part, no link followed.
-
-    Raises FileNotFoundError, or with `create` makes the folders; Changed when something else is in a folder's place.
-    """
-    parts = path.split("/")
-    if not all(parts) or {".", ".."} & set(parts):
-        raise Changed(path)
-    with contextlib.ExitStack() as opened:
-        folder = root
-        for part in parts[:-1]:
-            if create:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o777, dir_fd=folder)
-            try:
-                folder = os.open(part, _FOLDER, dir_fd=folder)
-            except FileNotFoundError:
-                raise
-            except OSError:
-                raise Changed(path) from None
-            opened.callback(os.close, folder)
-        yield folder, parts[-1]
-
-
-@contextlib.contextmanager
-def _opened(folder: int, name: str) -> Iterator[int]:
-    """Yield a regular file, open for reading. Raises Changed when it is none."""
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        raise Changed(name) from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Changed(name)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _digest(folder: int, name: str) -> str | None:
-    """Return the SHA-256 of a file, None where nothing is, OTHER where it cannot be read or is no file."""
-    if not _exists(folder, name):
-        return None
-    digest = hashlib.sha256()
-    try:
-        with _opened(folder, name) as descriptor:
-            for piece in _pieces(descriptor):
-                digest.update(piece)
-    except Changed:
-        return OTHER
-    return digest.hexdigest()
-
-
-def _pieces(descriptor: int) -> Iterator[bytes]:
-    while piece := os.read(descriptor, _PIECE):
-        yield piece
-
-
-def _exists(folder: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _store(folder: int, name: str, content: bytes, mode: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=folder)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(name, "wb", opener=lambda path, _: os.open(path, flags, 0o600, dir_fd=folder)) as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
 
 
 def _remove_work(root: int) -> None:

@@ -23,10 +23,10 @@ from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import iso_now
-from occ_app.workspaces import archives, updates, uploads
+from occ_app.workspaces import archives, updates, upload_jobs
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.origin import OPERATOR, Origin
-from occ_app.workspaces.uploads import Job
+from occ_app.workspaces.upload_jobs import Job
 from occ_app.workspaces.workspace import Workspace
 
 _CODES = ("WORKSPACE_CHANGED", "WORKSPACE_BUSY", "WORKSPACE_NOT_FOUND", "WORKSPACE_CONFLICT", "BUSY", "NO_SPACE")
@@ -45,7 +45,7 @@ class Updates:
         """Update a workspace, and record the result of the job. Raises RequestError and OSError."""
         workspace = workspaces.get(self.db, job.upload.workspace_id)
         workspaces.refuse_folder(workspace.workspace_id, workspace.source)
-        uploads.refuse_unexpected(job.upload, workspace.generation)
+        upload_jobs.refuse_unexpected(job.upload, workspace.generation)
         if workspace.placement is None or not workspace.placement.is_current:
             raise errors.Conflict(
                 "WORKSPACE_CHANGED",
@@ -133,4 +133,4 @@ class Updates:
                 raise errors.Unavailable("BUSY", "The workspace was sent again or removed meanwhile; look at it.")
             # It is in the reply alone: the hub does not follow the snapshots that runs make on the machine.
             tree = snapshot if isinstance(snapshot, str) and updates.is_tree(snapshot) else None
-            uploads.succeed(connection, job.number, replace(workspaces.from_row(row), snapshot=tree), reused=False)
+            upload_jobs.succeed(connection, job.number, replace(workspaces.from_row(row), snapshot=tree), reused=False)

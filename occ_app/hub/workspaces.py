@@ -22,9 +22,9 @@ from occ_app.hub import outbox as errands
 from occ_app.system.compact_json import to_json
 from occ_app.system.kernel import sync_folder
 from occ_app.system.timestamps import iso_now
-from occ_app.workspaces import archives, uploads
+from occ_app.workspaces import archives, upload_jobs
 from occ_app.workspaces import workspace as workspaces
-from occ_app.workspaces.uploads import Job
+from occ_app.workspaces.upload_jobs import Job
 from occ_app.workspaces.workspace import VISIBLE, Workspace
 
 _PIECE = 1 << 20
@@ -41,7 +41,7 @@ def store(db: Database, number: int, config: HubConfig, update: Callable[[Job], 
 
     `update` carries out an upload that is an update.
     """
-    job = uploads.take(db, number)
+    job = upload_jobs.take(db, number)
     if job is None:
         return
     try:
@@ -52,9 +52,9 @@ def store(db: Database, number: int, config: HubConfig, update: Callable[[Job], 
         unpacked = archives.unpack(job.upload.zip_path, None, limits, strip_root=job.upload.strip_root)
         _write_down(db, job, keep_zip(job.upload.zip_path, number, config), unpacked)
     except errors.RequestError as error:
-        uploads.fail(db, number, error)
+        upload_jobs.fail(db, number, error)
     except OSError as error:
-        uploads.fail(db, number, errors.unwritable(error))
+        upload_jobs.fail(db, number, errors.unwritable(error))
 
 
 def keep_zip(path: Path, number: int, config: HubConfig) -> str:
@@ -162,9 +162,9 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
             )
         if row is not None:
             workspaces.refuse_folder(upload.workspace_id, row["source"])
-        uploads.refuse_unexpected(upload, None if row is None else row["generation"])
+        upload_jobs.refuse_unexpected(upload, None if row is None else row["generation"])
         if row is not None and upload.policy == "reuse":
-            uploads.succeed(connection, job.number, workspaces.from_row(row), reused=True)
+            upload_jobs.succeed(connection, job.number, workspaces.from_row(row), reused=True)
             return
         if row is None:
             generation = workspaces.new_generation(connection, upload.workspace_id)
@@ -188,4 +188,4 @@ def _write_down(db: Database, job: Job, digest: str, unpacked: archives.Unpacked
                 *(digest, job.number, generation, unpacked.stripped),
             ),
         ).fetchone()
-        uploads.succeed(connection, job.number, workspaces.from_row(row), reused=False)
+        upload_jobs.succeed(connection, job.number, workspaces.from_row(row), reused=False)

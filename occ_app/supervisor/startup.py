@@ -68,11 +68,11 @@ def prepare_database(config: Config, meanwhile: Callable[[], None]) -> list[str]
 
 
 def _reconcile(config: Config) -> list[str]:
-    from occ_app.workspaces import places, uploads
+    from occ_app.workspaces import places, upload_jobs, uploads
 
     warnings = list[str]()
     rows = db.Database(config.database)
-    uploads.abandon_all(rows)
+    upload_jobs.abandon_all(rows)
     if config.program is configuration.AGENT:  # a hub has no workspace folders
         uploads.undo_unfinished(rows, config.workspaces)
         warnings = places.reconcile(rows, config.workspaces, projects.cli_folders(config.cli_environment))

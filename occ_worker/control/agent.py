@@ -24,7 +24,7 @@ from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
 from occ_app.system.process_identity import boot_id
 from occ_app.system.strays import sweep_marked
-from occ_app.workspaces import archives, restores, uploads
+from occ_app.workspaces import archives, restores, upload_jobs, uploads
 from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
 from occ_worker.control.snapshot_upkeep import SnapshotUpkeep
@@ -62,7 +62,7 @@ class Control(Upkeep):
 
     def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
-        for number in uploads.abandon_running(self._db):
+        for number in upload_jobs.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
         uploads.undo_unfinished(self._db, self._config.workspaces)
 

@@ -23,7 +23,7 @@ from occ_app.hub.agents import Agent, Agents
 from occ_app.hub.updates import Updates
 from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
-from occ_app.workspaces import uploads
+from occ_app.workspaces import upload_jobs
 from occ_worker.control.changes_fetcher import ChangesFetcher
 from occ_worker.control.deliveries import Deliveries
 from occ_worker.control.upkeep import Upkeep
@@ -75,7 +75,7 @@ class HubControl(Upkeep):
 
     def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
-        for number in uploads.abandon_running(self._db):
+        for number in upload_jobs.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
         for path in self._hub.zips.glob(".incoming-*"):
             path.unlink(missing_ok=True)
