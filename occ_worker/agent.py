@@ -156,7 +156,8 @@ def _hub(config: Config, seconds: float) -> HubClient:
 def main() -> None:
     prepare_daemon()
     config = configuration.load()
-    log_to_stderr()
+    part = {"executions": "worker"}.get(sys.argv[1], sys.argv[1])
+    log_to_stderr(part, config.log_format, config.logs / f"{part}.log")
     logging.getLogger("huey").setLevel(logging.WARNING)
     config.make_folders()
     schema.prepare_schema(config)

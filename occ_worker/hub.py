@@ -85,7 +85,8 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
 def main() -> None:
     prepare_daemon()
     config = configuration.load_hub()
-    log_to_stderr()
+    part = {"executions": "worker"}.get(sys.argv[1], sys.argv[1])
+    log_to_stderr(part, config.log_format, config.logs / f"{part}.log")
     allow_many_files()  # each relay has a connection
     logging.getLogger("huey").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # the caller reports errors of a reply

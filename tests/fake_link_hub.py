@@ -162,7 +162,7 @@ def serve(folder: Path, ping_seconds: float = 20.0, certificate: tuple[Path, Pat
 
 def main() -> None:
     descriptor, folder, ping_seconds, *certificate = sys.argv[1:]
-    log_to_stderr()
+    log_to_stderr("web")
     shown = Certificate(Path(certificate[0]), Path(certificate[1]), "") if certificate else None
     app = Application(
         lambda: make_app(Path(folder), float(ping_seconds)), lambda: None, f"fd://{descriptor}", 300, shown

@@ -171,10 +171,10 @@ def test_visible_text_hides_nothing() -> None:
 def test_a_log_line_cannot_command_a_terminal_or_forge_another() -> None:
     said = io.StringIO()
     handler = logging.StreamHandler(said)
-    handler.setFormatter(formatter())
+    handler.setFormatter(formatter("web", "text"))
     log = logging.Logger("urllib3.connectionpool")
     log.addHandler(handler)
-    forged = "2026-01-01 00:00:00,000 INFO occ: all is well"
+    forged = "2026-01-01T00:00:00.000Z INFO web - occ: all is well"
     log.warning("refused: %s", f"{EVIL}\r\n{forged}")
     try:
         raise ValueError(f"{EVIL}\n{forged}")
@@ -182,7 +182,7 @@ def test_a_log_line_cannot_command_a_terminal_or_forge_another() -> None:
         log.exception("it failed: %s", EVIL)
     lines = said.getvalue().split("\n")
     assert [raw for raw in OBEYED if raw in said.getvalue()] == []
-    assert not [line for line in lines[1:] if line.startswith("2026-01-01 00")]
+    assert not [line for line in lines[1:] if line.startswith("2026-01-01T00")]
     assert lines[0].endswith(forged)
 
 

@@ -111,7 +111,7 @@ from occ_app.config import config
 from occ_app.system.logs import log_to_stderr
 from occ_worker import hub
 from occ_worker.control.delivery import Patience
-log_to_stderr()
+log_to_stderr("control")
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 patience = json.loads(sys.argv[1])
 hub.run_control(config.load_hub(), Patience(**{**patience, "pauses": tuple(patience["pauses"])}))

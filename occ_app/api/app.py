@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from flask import Flask, Request, Response
+from flask import Flask, Request, Response, request
 
 from occ_app.api.measures import Refusals, common
 from occ_app.api.services import Services
+from occ_app.system import logs
 from occ_app.web import callers, refusals
 from occ_app.web.bodies import limit_bodies
 from occ_app.web.proxies import forwarded
@@ -65,8 +66,14 @@ def create_app(services: Services) -> Flask:
     for module in (*work, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     executions.add_websocket(app)
+    app.before_request(_name_execution)
     app.after_request(_for_browsers)
     return app
+
+
+def _name_execution() -> None:
+    """Name the execution that a request is about in the records of its thread, up to the thread's next request."""
+    logs.set_execution((request.view_args or {}).get("execution_id"))
 
 
 def _for_browsers(response: Response) -> Response:

@@ -46,6 +46,7 @@ _MODULES = {
     "demo": "demo",
     "backup": "agent",
     "doctor": "doctor",
+    "logs": "logs",
     "hub": "hub",
 }
 

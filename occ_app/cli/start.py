@@ -62,7 +62,7 @@ def run_here(config: Config, prepare: Callable[[Any, int], list[str]], tell: Cal
     prepare_daemon()
     signal.signal(signal.SIGHUP, hang_up)  # as nohup left it
     leave_strangers()
-    log_to_stderr()
+    log_to_stderr("daemon", config.log_format)
 
     def announce(ready: supervisor.Ready) -> None:
         shown(lambda: tell({**asdict(ready), "logs": "this terminal"}))

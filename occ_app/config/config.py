@@ -90,6 +90,7 @@ class Config:
     snapshot_max_files: int = 100_000
     snapshot_max_bytes: int = 1_000_000_000
     snapshot_disk_bytes: int = 5_000_000_000
+    log_format: str = "text"
     cli_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property

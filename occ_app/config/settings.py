@@ -209,12 +209,13 @@ SETTINGS = (
     Setting("snapshot_max_files", _whole(1, 10_000_000), "files of a workspace whose changes are recorded"),
     Setting("snapshot_max_bytes", _SIZE, "size of a workspace whose changes are recorded"),
     Setting("snapshot_disk_bytes", _SIZE, "size of all snapshots above which the oldest go"),
+    Setting("log_format", _one_of("text", "json"), "text or json: the lines of the logs"),
 )
 
 _OF_BOTH = (
     *("http_port", "public_url", "bind_address", "tls", "tls_cert", "tls_key", "allowed_hosts", "trusted_proxies"),
     *("max_timeout_seconds", "max_queue", "max_streams", "max_prompt_bytes", "max_upload_bytes"),
-    *("max_unpacked_bytes", "max_files", "max_output_bytes", "retention_days", "retention_bytes"),
+    *("max_unpacked_bytes", "max_files", "max_output_bytes", "retention_days", "retention_bytes", "log_format"),
 )
 
 _HUB_PARSERS: dict[str, Callable[[str], Any]] = {"public_url": http_origin}  # where a hub's differ

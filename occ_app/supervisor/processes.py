@@ -11,7 +11,6 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import IO
 
 from honcho.environ import parse_procfile
 
@@ -19,13 +18,13 @@ from occ_app.config import child_processes
 from occ_app.config.config import Config
 from occ_app.system import interpreter
 from occ_app.system.kernel import die_with_parent
+from occ_app.system.logs import open_log
 from occ_app.system.packaged import packaged
 from occ_app.system.process_identity import ProcessIdentity, process_start
 
 log = logging.getLogger("occ.supervisor")
 
 STEADY_SECONDS = 5.0
-_LARGEST_LOG = 10_000_000
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 4.0
 
@@ -33,12 +32,12 @@ LONGEST_PAUSE = 4.0
 class Part:
     """One line of the Procfile and its process."""
 
-    def __init__(self, name: str, command: str, environment: dict[str, str], output: IO[bytes] | None) -> None:
+    def __init__(self, name: str, command: str, environment: dict[str, str], log_file: Path | None) -> None:
         self.name = name
         words = shlex.split(command)
         self._argv = interpreter.command(*words[1:]) if words[0] == "python" else words
         self._environment = environment
-        self._output = output
+        self._log_file = log_file  # None: the terminal
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self.crashes = 0
@@ -48,17 +47,22 @@ class Part:
         """Start it with the descriptor of the listening socket, and with one that it writes to once it serves."""
         parent = os.getpid()
         environment = self._environment if ready is None else self._environment | {"OCC_READY_FD": str(ready)}
-        self._process = subprocess.Popen(
-            self._argv,
-            env=environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            pass_fds=(listener,) if ready is None else (listener, ready),
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),  # noqa: PLW1509 - the supervisor has one thread
-        )
+        output = None if self._log_file is None else open_log(self._log_file)  # the last one may be full and put aside
+        try:
+            self._process = subprocess.Popen(
+                self._argv,
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(listener,) if ready is None else (listener, ready),
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),  # noqa: PLW1509 - the supervisor has one thread
+            )
+        finally:
+            if output is not None:
+                os.close(output)
         self._started, self.restart_at = time.monotonic(), None
 
     def died(self) -> bool:
@@ -107,14 +111,6 @@ def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool)
             "OCC_LISTEN_FD": str(listener.fileno()),
             "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
         }
-        output = None if to_terminal else _open_log(config.logs / f"{name}.log")
-        parts.append(Part(name, command, environment, output))
+        log_file = None if to_terminal else config.logs / f"{name}.log"
+        parts.append(Part(name, command, environment, log_file))
     return parts
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    """A log to append to; a long one is put aside as NAME.log.1 first."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > _LARGEST_LOG:
-            path.replace(path.with_suffix(".log.1"))
-    return path.open("ab")

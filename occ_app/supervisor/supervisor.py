@@ -241,7 +241,7 @@ def main() -> int:
     """Run the daemon in the background (`occ_app.supervisor.supervisor FD KIND`); report its start as a line on FD."""
     answer = os.fdopen(int(sys.argv[1]), "w")
     prepare_daemon()
-    log_to_stderr()
+    log_to_stderr("daemon")
 
     def tell(content: dict[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError):  # the caller may have gone
@@ -253,6 +253,7 @@ def main() -> int:
 
     try:
         config = configuration.load_daemon(sys.argv[2])
+        log_to_stderr("daemon", config.log_format, config.logs / "daemon.log")
         prepare = {"agent": prepare_agent, "hub": prepare_hub}[config.program.kind]
         supervisor = Supervisor(config, prepare, announce, to_terminal=False)
         code = supervisor.run()

@@ -27,7 +27,7 @@ from gunicorn.sock import create_sockets
 from gunicorn.workers import gthread
 
 from occ_app.home.certificate import Certificate
-from occ_app.system.logs import formatter
+from occ_app.system.logs import handler
 from occ_app.web import bodies, pacing, shares
 from occ_app.web.admission import AdmittingWorker
 from occ_app.web.handover import HandedOver
@@ -251,8 +251,8 @@ class Application(BaseApplication):
     def run(self) -> None:
         """Serve in this very process, to its end: what gunicorn's master does for its workers, the supervisor does."""
         logger = self.cfg.logger_class(self.cfg)
-        for handler in (*logger.error_log.handlers, *logger.access_log.handlers):
-            handler.setFormatter(formatter())  # gunicorn's lines quote what clients send
+        for each in (logger.error_log, logger.access_log):
+            each.handlers = [handler()]  # gunicorn's lines quote text that clients send
         worker = WebWorker(1, os.getppid(), create_sockets(self.cfg, logger), self, self.cfg.timeout, self.cfg, logger)
         worker.pid = os.getpid()
         worker.init_process()

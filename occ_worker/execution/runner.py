@@ -19,6 +19,7 @@ from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon, notes
 from occ_app.streams import tail
+from occ_app.system import logs
 from occ_app.workspaces import folders, memory
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
@@ -38,6 +39,13 @@ def run_next(context: ExecutionContext) -> bool:
     execution = lifecycle.claim(context.db, context.identity)
     if execution is None:
         return False
+    with logs.execution(execution.execution_id):
+        _run_to_end(context, execution)
+    return True
+
+
+def _run_to_end(context: ExecutionContext, execution: Execution) -> None:
+    """Run a claimed execution and write its outcome down."""
     snapshot = _StartSnapshot()
     try:
         outcome = _run(context, execution, snapshot)
@@ -55,7 +63,6 @@ def run_next(context: ExecutionContext) -> bool:
         )
     context.launcher.prepare()
     _record_changes(context, execution, snapshot)
-    return True
 
 
 def _finish(context: ExecutionContext, execution: Execution, outcome: Outcome) -> None:

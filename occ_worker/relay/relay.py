@@ -76,6 +76,10 @@ class Relay:
         return lag
 
     @property
+    def execution_id(self) -> str:
+        return self._execution.execution_id
+
+    @property
     def number(self) -> int:
         return self._execution.number
 

@@ -19,6 +19,7 @@ from occ_app.hub import placement, registrations
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.streams.doorbell import Doorbell, Ringer
+from occ_app.system import logs
 from occ_app.system.process_identity import own_identity
 from occ_worker.relay import sending
 from occ_worker.relay.context import RelayContext
@@ -90,17 +91,18 @@ class RelayPool:
             threading.Thread(target=self._run, args=(relay,), name="relay", daemon=True).start()
 
     def _run(self, relay: Relay) -> None:
-        try:
-            relay.run()
-        except Exception:
-            log.exception("a relay met a fault of OCC; its execution is taken up when the hub starts anew")
-        finally:
-            self._leave(relay)
-        if self._fetches.acquire(blocking=False):  # the place of the relay is free already
+        with logs.execution(relay.execution_id):
             try:
-                relay.fetch_changes()
+                relay.run()
+            except Exception:
+                log.exception("a relay met a fault of OCC; its execution is taken up when the hub starts anew")
             finally:
-                self._fetches.release()
+                self._leave(relay)
+            if self._fetches.acquire(blocking=False):  # the place of the relay is free already
+                try:
+                    relay.fetch_changes()
+                finally:
+                    self._fetches.release()
 
     def _leave(self, relay: Relay) -> None:
         """Give the place of a relay back, once."""
