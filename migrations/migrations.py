@@ -744,3 +744,18 @@ def m023_follow_ups(db: Database) -> None:
         "CREATE INDEX executions_line ON executions (coalesce(place, number)) WHERE state = 'queued'",
     ):
         db.execute(statement)
+
+
+@occ()
+def m024_hub_approvals(db: Database) -> None:
+    """Let a hub keep the approvals of its machines and the answers to them, and what each machine allows."""
+    for statement in (
+        "ALTER TABLE approvals ADD COLUMN surface TEXT",  # where the person answered
+        "ALTER TABLE approvals ADD COLUMN pending TEXT",  # JSON: the answer that the machine does not have yet
+        "ALTER TABLE approvals ADD COLUMN problem TEXT",  # JSON: why the last answer was not taken
+        "ALTER TABLE approvals ADD COLUMN truncated INTEGER NOT NULL DEFAULT 0",  # the input is cut
+        "CREATE INDEX approvals_pending ON approvals (asked_at) WHERE state = 'open' AND pending IS NOT NULL",
+        "ALTER TABLE agents ADD COLUMN capabilities TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE agents ADD COLUMN permissions TEXT",  # the most that it allows
+    ):
+        db.execute(statement)

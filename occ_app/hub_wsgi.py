@@ -23,6 +23,7 @@ from occ_app.hub import agent_lists, api, health, keys, measures, pages, placeme
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
+from occ_app.hub.approvals import HubApprovals
 from occ_app.hub.links import INSTANCE_HEADER, Links, add_link
 from occ_app.hub.pages.login import OPEN_TO_VIEWERS, visitor
 from occ_app.hub.remote_files import RemoteFiles
@@ -63,6 +64,7 @@ def make_app(config: HubConfig) -> Flask:
             delete_workspace=lambda workspace_id, visible_to, generation: hub_workspaces.delete(
                 database, workspace_id, visible_to, generation
             ),
+            approvals=HubApprovals(database, agents, calls),
             files=RemoteFiles(config, database, agents, calls),
             execute_body=HubExecuteBody,
             measures=(measures.of_hub(database, agents, calls),),

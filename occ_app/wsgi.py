@@ -16,6 +16,7 @@ from occ_app import errors
 from occ_app.api import measures as metrics
 from occ_app.api import proof
 from occ_app.api.app import create_app
+from occ_app.api.local_approvals import LocalApprovals
 from occ_app.api.local_files import LocalFiles
 from occ_app.api.services import Services
 from occ_app.claude import projects
@@ -47,13 +48,14 @@ def make_app(config: Config) -> Flask:
     database = db.Database(config.database)
     tail = Tail(database, config.run / "tail")
     tail.start()
+    workers = Ringer(config.run / "worker")
     app = create_app(
         Services(
             config=config,
             db=database,
             tail=tail,
             readers=Ringer(config.run / "tail"),
-            workers=Ringer(config.run / "worker"),
+            workers=workers,
             streams=streams.StreamLimit(min(config.max_streams, max_open_files() // 2)),
             identify=_holder_of(TokenFile(config.state)),
             wake_worker=waker(config),
@@ -62,6 +64,7 @@ def make_app(config: Config) -> Flask:
             pack=_pack,
             delete_workspace=lambda workspace_id, _, generation: _delete(config, database, workspace_id, generation),
             admit=lambda connection, asked: _admit(config, connection, asked),
+            approvals=LocalApprovals(database, workers),
             files=LocalFiles(config, database, snapshots_of(config)),
             measures=(metrics.of_agent(config, database),),
         )

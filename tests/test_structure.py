@@ -137,6 +137,7 @@ def test_sql_stands_in_its_few_modules() -> None:
             for module in (
                 "agent_lists",
                 "agents",
+                "approval_rows",
                 "fetched_changes",
                 "keys",
                 "logins",

@@ -16,7 +16,7 @@ from occ_app.cli.webhooks import webhooks as commands
 from occ_app.database import schema
 from occ_app.database.database import Database, connect
 from occ_app.executions import approvals, lifecycle
-from occ_app.executions.approvals import Answer
+from occ_app.executions.approvals import Answer, Person
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.hub import webhooks
 from occ_app.system.process_identity import own_identity
@@ -68,8 +68,8 @@ def test_a_webhook_gets_the_events_it_chose_and_each_once(hub: HubApp) -> None:
     webhooks.add(hub.database, "https://example.com/all", events=webhooks.EVENTS)
     execution = started(hub.database)
     approval = asked(hub.database, execution)
-    approvals.decide(hub.database, approval.approval_id, Answer("deny", message="no"), "key-1")
-    approvals.decide(hub.database, approval.approval_id, Answer("deny", message="no"), "key-1")
+    approvals.decide(hub.database, approval.approval_id, Answer("deny", message="no"), Person("key-1"))
+    approvals.decide(hub.database, approval.approval_id, Answer("deny", message="no"), Person("key-1"))
     withdrawn = asked(hub.database, execution)
     assert approvals.close(hub.database, withdrawn.approval_id, "withdrawn", "not needed any more")
     with hub.database.write() as connection:  # as a hub that places an execution a second time
@@ -114,7 +114,7 @@ def test_the_event_of_an_approval_names_it_without_its_input(hub: HubApp) -> Non
         "decidedAt": None,
     }
     assert "s3cret" not in json.dumps(body)
-    approvals.decide(hub.database, approval.approval_id, Answer("allow", approval.input_hash), "key-1")
+    approvals.decide(hub.database, approval.approval_id, Answer("allow", approval.input_hash), Person("key-1"))
     assert sent(hub.database, "execution.approved")["approval"]["state"] == "allowed"  # type: ignore[index]
     assert "approval" not in sent(hub.database, "execution.started")
 

@@ -80,6 +80,8 @@ def _operation(contract: Contract, summary: str, name: str, arguments: list[str]
     }
     if contract.empty is not None:
         operation["responses"]["204"] = {"description": contract.empty}
+    if contract.accepted is not None:
+        operation["responses"]["202"] = {"description": contract.accepted, "content": content}
     if contract.query is not schemas.NoQuery:
         operation["parameters"].append({"in": "query", "schema": contract.query})
     for header, schema in contract.headers.items():

@@ -32,7 +32,8 @@ class Services:
     `readers` and `workers` ring the processes that follow or run executions. `wake_worker` and `enqueue_upload` put
     a job onto their queue. `pack` writes a workspace as a zip; `delete_workspace` removes one, only if it is the given
     owner's and has the given generation, where these are given, and returns the numbers of the executions it ended.
-    `files` are those of its workspaces, as occ_app/api/files.py describes. `admit` checks an execution before it is
+    `files` are those of its workspaces, as occ_app/api/files.py describes, and `approvals` those of its executions, as
+    occ_app/api/approvals.py describes. `admit` checks an execution before it is
     accepted, and `resolve_workspace` returns the id of the workspace that its request names. `measures` are those that
     only an agent or only a hub has. `open_to_viewers` are the endpoints that a viewer may POST to. `title` is the API's
     name. `file_reads` are the places for requests that read files of workspaces.
@@ -51,6 +52,7 @@ class Services:
     pack: Callable[[Workspace, IO[bytes]], None]
     delete_workspace: Callable[[str, str | None, int | None], list[int]]
     files: Any
+    approvals: Any
     execute_body: type[Schema] = schemas.ExecuteBody
     resolve_workspace: Callable[[sqlite3.Connection, str], str] = lambda _connection, workspace_id: workspace_id
     admit: Callable[[sqlite3.Connection, records.Request], Admission] = lambda _connection, _request: Admission()

@@ -21,6 +21,8 @@ _MAX_NAME_CHARACTERS = 256
 _MAX_NUMBER = 1 << 53
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 # Nearly every event of a long answer is this one as an agent of OCC writes it; it needs no parser.
 _PLAIN_OUTPUT = re.compile(
@@ -210,16 +212,29 @@ def _queued(content: Mapping[str, Any]) -> _Object:
 def _approval(content: Mapping[str, Any]) -> _Object:
     if "input" not in content:
         raise ValueError("an approval without its input")
-    names = ("approvalId", "kind", "tool", "inputHash")
+    if not _HASH.fullmatch(_text(content, "inputHash")):
+        raise ValueError("no hash of the input")
+    names = ("kind", "tool", "inputHash")
     return {name: _text(content, name, _MAX_NAME_CHARACTERS) for name in names} | {
-        "reason": _short(content, "reason"),
-        "subagent": _short(content, "subagent"),
+        "approvalId": _approval_id(content),
+        "reason": _sentence(content, "reason"),
+        **{name: _short(content, name) for name in ("subagent", "askedAt", "expiresAt")},
     }
 
 
+def _approval_id(content: Mapping[str, Any]) -> str:
+    found = _text(content, "approvalId")
+    if not _ID.fullmatch(found):
+        raise ValueError("no id of an approval")
+    return found
+
+
 def _resolved(content: Mapping[str, Any]) -> _Object:
-    return {name: _text(content, name, _MAX_NAME_CHARACTERS) for name in ("approvalId", "state")} | {
-        "actor": _short(content, "actor")
+    return {
+        "approvalId": _approval_id(content),
+        "state": _text(content, "state", _MAX_NAME_CHARACTERS),
+        "actor": _short(content, "actor"),
+        "message": _sentence(content, "message"),
     }
 
 

@@ -21,12 +21,14 @@ from occ_app.system.timestamps import iso, iso_now
 
 STATES = ("open", "allowed", "denied", "answered", "expired", "withdrawn")
 KINDS = ("tool", "question", "plan")
+SURFACES = ("api", "terminal", "page", "slack")
+"""Where a person answers."""
 
-_SELECT = """
-    SELECT a.*, x.execution_id, x.workspace_id
+SELECT = """
+    SELECT a.*, x.execution_id, x.workspace_id, x.agent_id
     FROM approvals a JOIN executions x ON x.number = a.execution
 """
-_VISIBLE = "(:visible_to IS NULL OR x.owner_id = :visible_to)"
+VISIBLE = "(:visible_to IS NULL OR x.owner_id = :visible_to)"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,36 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Person:
+    """Who answers: a name for others to read, the owner whose approvals are visible (None: all), and the surface."""
+
+    actor: str
+    visible_to: str | None = None
+    surface: str = "api"
+    viewer: bool = False
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An answer that a hub has and the machine does not, as far as the hub knows."""
+
+    answer: Answer
+    actor: str
+    surface: str
+    answered_at: str
+
+    @property
+    def decision(self) -> str:
+        return self.answer.decision
+
+
+@dataclass(frozen=True)
 class Approval:
-    """A row of `approvals` with the ids of its execution and workspace."""
+    """A row of `approvals` with the ids of its execution, workspace and, on a hub, machine.
+
+    A hub copies the rows of its machines. Only there an answer may be `pending`, a `problem` (a code and a sentence) is
+    why the last one was not taken, and an input is `truncated` while the hub has the beginning alone.
+    """
 
     approval_id: str
     execution: int
@@ -79,6 +109,11 @@ class Approval:
     actor: str | None
     decided_at: str | None
     delivered_at: str | None
+    agent_id: str | None = None
+    surface: str | None = None
+    pending: Pending | None = None
+    problem: Mapping[str, Any] | None = None
+    truncated: bool = False
 
 
 def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> Approval:
@@ -111,9 +146,9 @@ def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> 
             "UPDATE executions SET deadline = deadline + :seconds WHERE number = :execution",
             {"seconds": hold_seconds, "execution": execution},
         )
-        row = _one(connection, approval_id)
+        row = one(connection, approval_id)
     assert row is not None  # noqa: S101 - inserted above
-    return _approval(row)
+    return from_row(row)
 
 
 def listing(db: Database, state: str | None = None, visible_to: str | None = None, limit: int = 1000) -> list[Approval]:
@@ -121,12 +156,12 @@ def listing(db: Database, state: str | None = None, visible_to: str | None = Non
     with db.read() as connection:
         rows = connection.execute(
             f"""
-            {_SELECT} WHERE (:state IS NULL OR a.state = :state) AND {_VISIBLE}
+            {SELECT} WHERE (:state IS NULL OR a.state = :state) AND {VISIBLE}
             ORDER BY a.asked_at, a.approval_id LIMIT :limit
             """,
             {"state": state, "visible_to": visible_to, "limit": limit},
         ).fetchall()
-    return [_approval(row) for row in rows]
+    return [from_row(row) for row in rows]
 
 
 def get(db: Database, approval_id: str, visible_to: str | None = None) -> Approval:
@@ -140,40 +175,42 @@ def get(db: Database, approval_id: str, visible_to: str | None = None) -> Approv
 def find(db: Database, approval_id: str, visible_to: str | None = None) -> Approval | None:
     """One approval; None for an unknown one, or one of another owner than `visible_to`."""
     with db.read() as connection:
-        row = _one(connection, approval_id, visible_to)
-    return None if row is None else _approval(row)
+        row = one(connection, approval_id, visible_to)
+    return None if row is None else from_row(row)
 
 
-def decide(db: Database, approval_id: str, answer: Answer, actor: str, visible_to: str | None = None) -> Approval:
+def decide(db: Database, approval_id: str, answer: Answer, person: Person) -> Approval:
     """Close an open approval with a person's answer; the same answer again changes nothing.
 
     Raises NotFound, InvalidRequest for an answer that does not fit, and Conflict when it was closed differently.
     """
     with db.write() as connection:
-        row = _one(connection, approval_id, visible_to)
+        row = one(connection, approval_id, person.visible_to)
         if row is None:
             raise approval_not_found(approval_id)
-        approval = _approval(row)
-        _check(approval, answer)
+        approval = from_row(row)
+        check(approval, answer)
         won = connection.execute(
             """
-            UPDATE approvals SET state = :state, message = :message, answer = :answer, actor = :actor, decided_at = :now
+            UPDATE approvals SET state = :state, message = :message, answer = :answer, actor = :actor,
+                surface = :surface, decided_at = :now
             WHERE approval_id = :approval_id AND state = 'open'
             """,
             {
-                "state": _state_after(approval, answer),
+                "state": state_after(approval, answer),
                 "message": answer.message,
-                "answer": _stored(answer),
-                "actor": actor,
+                "answer": stored(answer),
+                "actor": person.actor,
+                "surface": person.surface,
                 "now": iso_now(),
                 "approval_id": approval_id,
             },
         ).rowcount
-        if not won and row["answer"] != _stored(answer):
-            raise _closed(approval)
-        after = _one(connection, approval_id)
+        if not won and approval.answer != answer_of(stored(answer)):
+            raise closed(approval)
+        after = one(connection, approval_id)
     assert after is not None  # noqa: S101 - read above, in this transaction
-    return _approval(after)
+    return from_row(after)
 
 
 def undelivered(db: Database, execution: int) -> list[Approval]:
@@ -181,13 +218,13 @@ def undelivered(db: Database, execution: int) -> list[Approval]:
     with db.read() as connection:
         rows = connection.execute(
             f"""
-            {_SELECT} WHERE a.execution = :execution AND a.delivered_at IS NULL
+            {SELECT} WHERE a.execution = :execution AND a.delivered_at IS NULL
                 AND a.state IN ('allowed', 'denied', 'answered')
             ORDER BY a.decided_at, a.approval_id
             """,
             {"execution": execution},
         ).fetchall()
-    return [_approval(row) for row in rows]
+    return [from_row(row) for row in rows]
 
 
 def mark_delivered(db: Database, approval_id: str) -> bool:
@@ -239,7 +276,7 @@ def holding(db: Database) -> int:
     return count
 
 
-def _check(approval: Approval, answer: Answer) -> None:
+def check(approval: Approval, answer: Answer) -> None:
     """Raise InvalidRequest when an answer does not fit its approval."""
     if answer.decision == "deny":
         return
@@ -256,21 +293,24 @@ def _check(approval: Approval, answer: Answer) -> None:
         raise InvalidRequest(message, {"answers": ["Wanted for questions alone."]})
 
 
-def _state_after(approval: Approval, answer: Answer) -> str:
+def state_after(approval: Approval, answer: Answer) -> str:
+    """Return the state of an open approval once this answer is taken."""
     if answer.decision == "deny":
         return "denied"
     return "answered" if approval.kind == "question" else "allowed"
 
 
-def _one(connection: sqlite3.Connection, approval_id: str, visible_to: str | None = None) -> sqlite3.Row | None:
+def one(connection: sqlite3.Connection, approval_id: str, visible_to: str | None = None) -> sqlite3.Row | None:
+    """Return the row of an approval for `from_row`; None also for one of another owner."""
     found: sqlite3.Row | None = connection.execute(
-        f"{_SELECT} WHERE a.approval_id = :approval_id AND {_VISIBLE}",
+        f"{SELECT} WHERE a.approval_id = :approval_id AND {VISIBLE}",
         {"approval_id": approval_id, "visible_to": visible_to},
     ).fetchone()
     return found
 
 
-def _stored(answer: Answer) -> str:
+def stored(answer: Answer) -> str:
+    """Return an answer as a row keeps it. The hash that came with it was checked, and is that of the row."""
     return to_json(
         {
             "decision": answer.decision,
@@ -281,18 +321,46 @@ def _stored(answer: Answer) -> str:
     )
 
 
-def _approval(row: sqlite3.Row) -> Approval:
+def answer_of(value: str | None) -> Answer | None:
+    """Return the answer that a row keeps."""
+    return None if value is None else Answer(**json.loads(value))
+
+
+def from_row(row: sqlite3.Row) -> Approval:
+    """Return a row that `one` or a listing read as an Approval."""
     values = {name: row[name] for name in Approval.__dataclass_fields__}
-    answer = None if row["answer"] is None else Answer(**json.loads(row["answer"]))
+    pending = None
+    if row["pending"] is not None:
+        content = json.loads(row["pending"])
+        pending = Pending(**{**content, "answer": Answer(**content["answer"])})
     return Approval(
-        **{**values, "input": json.loads(row["input"]), "redacted": bool(row["redacted"]), "answer": answer}
+        **{
+            **values,
+            "input": json.loads(row["input"]),
+            "redacted": bool(row["redacted"]),
+            "truncated": bool(row["truncated"]),
+            "answer": answer_of(row["answer"]),
+            "pending": pending,
+            "problem": None if row["problem"] is None else json.loads(row["problem"]),
+        }
     )
 
 
-def _closed(approval: Approval) -> Conflict:
+def closed(approval: Approval) -> Conflict:
+    """Return the error for an answer to an approval that another answer, or none, closed."""
     how = f"{approval.state} by {approval.actor}" if approval.actor else approval.state
     return Conflict(
         "APPROVAL_CLOSED",
         f"Approval {approval.approval_id} is {how} already; nothing was changed.",
-        {"approvalId": approval.approval_id, "state": approval.state, "actor": approval.actor},
+        closing(approval),
     )
+
+
+def closing(approval: Approval) -> dict[str, Any]:
+    """Return how an approval was closed, as the details of an error."""
+    return {
+        "approvalId": approval.approval_id,
+        "state": approval.state,
+        "actor": approval.actor,
+        "surface": approval.surface,
+    }

@@ -130,6 +130,15 @@ def is_unlimited(db: Database, key_id: str | None) -> bool:
     return key_id is None or bool(row is not None and row["admin"])
 
 
+def owner_name(db: Database, owner_id: str | None) -> str | None:
+    """Return the name of an owner; None for an id that is none."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT name FROM owners WHERE owner_id = :owner_id", {"owner_id": owner_id}
+        ).fetchone()
+    return None if row is None else str(row["name"])
+
+
 def listing(db: Database) -> list[Key]:
     """All keys, the revoked ones too, oldest first."""
     with db.read() as connection:

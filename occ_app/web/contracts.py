@@ -40,9 +40,9 @@ class Contract:
     """The input and output of an endpoint; a JSON body has at most `body_bytes`, None: as a prompt may have.
 
     `form` and `content` only describe: the view reads the form and returns a Response of that content itself.
-    `empty` describes a reply of 204, `headers` the headers that the view reads, each by a JSON schema. `admin` refuses
-    callers that are not admins, and `authenticate` checks the credentials of an endpoint that agents use; both run
-    before the body is read.
+    `empty` describes a reply of 204, `accepted` one of 202 with the same content, `headers` the headers that the view
+    reads, each by a JSON schema. `admin` refuses callers that are not admins, and `authenticate` checks the
+    credentials of an endpoint that agents use; both run before the body is read.
     """
 
     query: type[Schema] = schemas.NoQuery
@@ -53,6 +53,7 @@ class Contract:
     content: Mapping[str, Any] | None = None
     status: int = 200
     empty: str | None = None
+    accepted: str | None = None
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     admin: bool = False
     authenticate: Callable[..., None] | None = None

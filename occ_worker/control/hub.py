@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
-from occ_app.errors import Refused, Unreachable
+from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import lifecycle, retention
 from occ_app.executions import queries as executions
+from occ_app.executions.approvals import Approval
 from occ_app.executions.records import Outcome
-from occ_app.hub import agent_lists, logins, placement, webhooks
+from occ_app.hub import agent_lists, approval_rows, logins, placement, webhooks
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.approvals import HubApprovals
 from occ_app.hub.updates import Updates
 from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
@@ -115,7 +117,7 @@ class HubControl(Upkeep):
         if newest != self._newest or time.monotonic() >= self._next_probe:
             self._newest = newest
             return True
-        return bool(errands.waiting(self._db)) or self._fetcher.due()
+        return bool(errands.waiting(self._db) or approval_rows.undelivered(self._db, 1)) or self._fetcher.due()
 
     def reach(self) -> None:
         """Find out which agents answer at their address, and run the errands of those that can be reached."""
@@ -125,10 +127,34 @@ class HubControl(Upkeep):
             self._next_probe = time.monotonic() + _FIRST_PROBE_PAUSE
             machines = {agent.agent_id: agent for agent in self._agents.listing() if agent.online}
             self._probe([agent for agent in machines.values() if self._to_be_probed(agent)])
+            self._deliver_answers(machines)
             self._run_errands(machines)
         finally:
             self._reaching.release()
         self._fetcher.start_due(machines)
+
+    def _deliver_answers(self, machines: Mapping[str, Agent]) -> None:
+        """Deliver the answers to approvals that waited for these machines, those of several machines at once."""
+        due = dict[str, list[Approval]]()
+        for approval in approval_rows.undelivered(self._db):
+            if approval.agent_id is not None and approval.agent_id in machines:
+                due.setdefault(approval.agent_id, []).append(approval)
+        if not due:
+            return
+        with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+            for waiting in due.values():
+                pool.submit(self._deliver_to_one, waiting)
+
+    def _deliver_to_one(self, waiting: Sequence[Approval]) -> None:
+        """Deliver the answers for one machine, as long as it takes them."""
+        approvals = HubApprovals(self._db, self._agents, self._calls)
+        for approval in waiting:
+            try:
+                if approvals.deliver(approval).pending is not None:
+                    return
+            except OCCError as error:  # a held database
+                log.warning("the answer to %s is delivered later: %s", approval.approval_id, error)
+                return
 
     def _to_be_probed(self, agent: Agent) -> bool:
         probed = self._probed.get(agent.token)

@@ -174,6 +174,7 @@ class Permissions:
             "tool": texts.text_of(tool),
             "input": value,
             "inputHash": request.input_hash,
+            "redacted": request.redacted,
             "reason": reason,
             "subagent": subagent,
             "askedAt": approval.asked_at,

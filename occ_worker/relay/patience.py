@@ -19,6 +19,8 @@ class Patience:
         self._begun_at = time.monotonic() if begun else None
         self._prompt_sent_at: float | None = None
         self._cancel_seen_at: float | None = None
+        self._asked_at: float | None = None
+        self._held_seconds = 0.0
 
     def prompt_sent(self) -> None:
         """Note that the agent may have the execution now."""
@@ -27,6 +29,13 @@ class Patience:
     def begun(self) -> None:
         """Note that the agent sent an event of it."""
         self._begun_at = self._begun_at or time.monotonic()
+
+    def hold(self, *, asked: bool) -> None:
+        """Note whether a person is asked now; that time does not count."""
+        now = time.monotonic()
+        if self._asked_at is not None:
+            self._held_seconds += now - self._asked_at
+        self._asked_at = now if asked else None
 
     def over(
         self, cancel_code: str | None, limit: float, is_full: Callable[[], bool] = lambda: False
@@ -41,11 +50,14 @@ class Patience:
             self._cancel_seen_at = self._cancel_seen_at or now
             if now - self._cancel_seen_at >= CANCEL_GRACE_SECONDS:
                 return Outcome.failure(cancel_code, "The execution was cancelled, and its agent did not confirm it.")
+        if self._asked_at is not None:
+            return None
         begun, sent = self._begun_at, self._prompt_sent_at
+        named, limit = limit, limit and limit + self._held_seconds
         late = begun is not None and now > begun + limit + TIMEOUT_GRACE_SECONDS
         silent = begun is None and sent is not None and now > sent + limit + TIMEOUT_GRACE_SECONDS
         if silent and sent is not None and now <= sent + limit + WAITING_GRACE_SECONDS:
             silent = not is_full()
         if limit and (late or silent):
-            return Outcome.failure("EXECUTION_TIMEOUT", f"Its agent did not end it after its limit of {limit:g} s.")
+            return Outcome.failure("EXECUTION_TIMEOUT", f"Its agent did not end it after its limit of {named:g} s.")
         return None

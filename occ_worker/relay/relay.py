@@ -21,7 +21,7 @@ from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
-from occ_app.hub import fetched_changes, placement
+from occ_app.hub import approval_rows, fetched_changes, placement
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
@@ -30,7 +30,7 @@ from occ_app.system import timestamps
 from occ_app.workspaces import projects
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.recorder import Recorder
-from occ_worker.relay import outcomes, sending
+from occ_worker.relay import outcomes, reported_approvals, sending
 from occ_worker.relay.context import RelayContext
 from occ_worker.relay.intake import Intake
 from occ_worker.relay.patience import Patience
@@ -64,6 +64,7 @@ class Relay:
         self._lock = threading.Lock()
         self._over = False  # its row has ended, and nothing is stored any more
         self._patience = Patience(begun=execution.last_seq > 1)
+        self._patience.hold(asked=approval_rows.asked(context.db, execution.number))
 
     @property
     def away(self) -> bool:
@@ -283,6 +284,7 @@ class Relay:
     def _append(self, fresh: list[NewEvent]) -> None:
         if not fresh:
             return
+        cut = reported_approvals.note(self._context, self.number, fresh, self._patience)
         with self._lock:
             if self._over:
                 return
@@ -291,6 +293,7 @@ class Relay:
         sent_at = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(sent_at, int):
             self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - sent_at) / 1000)
+        reported_approvals.complete(self._context, cut)
 
     def _given_up(self, code: str, message: str) -> Outcome:
         """Return the outcome of an execution that its agent may still run, and cancel it there once possible."""

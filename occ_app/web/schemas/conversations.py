@@ -5,7 +5,7 @@ from __future__ import annotations
 from marshmallow import Schema, fields, validate
 
 from occ_app.executions import approvals
-from occ_app.web.fields import Id
+from occ_app.web.fields import ONE_LINE_PATTERN, Id, check_one_line
 from occ_app.web.schemas.base import STATES, RequestSchema
 from occ_app.web.schemas.executions import ExecutionRecord
 
@@ -16,8 +16,27 @@ class ApprovalQuery(RequestSchema):
     state = fields.String(validate=validate.OneOf(approvals.STATES))
 
 
+class PendingAnswer(Schema):
+    """An answer that a hub has not delivered to the machine yet."""
+
+    decision = fields.String(validate=validate.OneOf(["allow", "deny"]))
+    actor = fields.String()
+    surface = fields.String(validate=validate.OneOf(approvals.SURFACES))
+    answered_at = fields.String(data_key="answeredAt")
+
+
+class AnswerProblem(Schema):
+    """Why a machine did not take the last answer that a hub delivered."""
+
+    code = fields.String()
+    message = fields.String()
+
+
 class ApprovalRecord(Schema):
-    """A tool call, a question or a plan that a person decides on; `input` is whole, without secrets."""
+    """A tool call, a question or a plan that a person decides on; `input` is whole, without secrets.
+
+    `truncated`: a hub has only the beginning of the input, as long as it cannot ask the machine.
+    """
 
     approval_id = fields.String(data_key="approvalId")
     execution_id = fields.String(data_key="executionId")
@@ -34,8 +53,13 @@ class ApprovalRecord(Schema):
     state = fields.String(validate=validate.OneOf(approvals.STATES))
     message = fields.String(allow_none=True)
     actor = fields.String(allow_none=True)
+    surface = fields.String(allow_none=True, validate=validate.OneOf(approvals.SURFACES))
     decided_at = fields.String(data_key="decidedAt", allow_none=True)
     delivered_at = fields.String(data_key="deliveredAt", allow_none=True)
+    agent_id = fields.String(data_key="agentId", allow_none=True)
+    truncated = fields.Boolean()
+    pending = fields.Nested(PendingAnswer, allow_none=True)
+    problem = fields.Nested(AnswerProblem, allow_none=True)
 
 
 class ApprovalList(Schema):
@@ -52,6 +76,9 @@ class ApprovalAnswer(RequestSchema):
     message = fields.String(validate=validate.Length(max=4000))
     updated_input = fields.Dict(data_key="updatedInput", keys=fields.String())
     answers = fields.Dict(keys=fields.String())
+    surface = fields.String(validate=validate.OneOf(approvals.SURFACES))
+    # The person whom a hub names to its machine.
+    actor = fields.String(validate=[validate.Length(1, 200), check_one_line], metadata={"pattern": ONE_LINE_PATTERN})
 
 
 class ConversationQuery(RequestSchema):

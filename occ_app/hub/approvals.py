@@ -1,0 +1,146 @@
+"""Approvals on a hub, for its API, its pages and Slack: list those that a person may see, show one, answer one.
+
+A hub stores the answer first and delivers it then; the machine decides whether it counts. While the machine cannot be
+reached, the answer waits, and the control process delivers it once the machine is back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+from occ_app.database.database import Database
+from occ_app.errors import InvalidRequest, Refused, RequestError, Unavailable, Unreachable
+from occ_app.executions import approvals
+from occ_app.executions.approvals import Answer, Approval, Person
+from occ_app.hub import approval_rows as rows
+from occ_app.hub import keys
+from occ_app.hub.agent_clients import Calls
+from occ_app.hub.agents import Agents
+from occ_app.system.compact_json import to_json
+from occ_app.system.foreign_text import storable
+from occ_app.web import requests as web
+from occ_app.web import schemas
+from occ_app.web.callers import Caller
+
+log = logging.getLogger("occ.approvals")
+
+OPERATOR = "operator"  # who has the hub's own token
+_API_SURFACES = ("api", "terminal")  # that a client of the API may name
+_SECONDS = 10.0
+_MAX_INPUT_BYTES = 2 << 20  # of an input's JSON, escaped
+_REFUSALS = ("INVALID_REQUEST", "PERMISSION_CEILING")  # of an answer; after any other reply it is delivered again
+
+
+@dataclass(frozen=True)
+class HubApprovals:
+    """See occ_app/api/approvals.py. Used by any process of a hub."""
+
+    db: Database
+    agents: Agents
+    calls: Calls
+
+    def person(self, caller: Caller, surface: str, actor: str | None = None) -> Person:
+        """Return who answers through the API. Raises InvalidRequest for a client that names another person."""
+        if actor is not None:
+            message = "`actor` is the owner of your key; leave it out."
+            raise InvalidRequest(message, {"actor": ["Not for a client of a hub."]})
+        if surface not in _API_SURFACES:
+            message = f"`surface` of an answer over the API is {' or '.join(_API_SURFACES)}."
+            raise InvalidRequest(message, {"surface": ["Not for a client of a hub."]})
+        return person_of(self.db, caller, surface)
+
+    def listing(self, state: str | None, visible_to: str | None) -> list[Approval]:
+        """Return the approvals of the owner `visible_to`, or of all, oldest first."""
+        return approvals.listing(self.db, state, visible_to)
+
+    def waiting(self, visible_to: str | None) -> list[Approval]:
+        """Return the open approvals that nobody has answered here, oldest first."""
+        return [each for each in approvals.listing(self.db, "open", visible_to) if each.pending is None]
+
+    def get(self, approval_id: str, visible_to: str | None) -> Approval:
+        """Return one approval, with its whole input if that is here or the machine answers. Raises NotFound."""
+        found = approvals.get(self.db, approval_id, visible_to)
+        return self.completed(found) if found.truncated else found
+
+    def completed(self, approval: Approval) -> Approval:
+        """Return an approval with its whole input, asked of its machine; as it is when that does not answer."""
+        agent = self.agents.find(approval.agent_id or "")
+        try:
+            if agent is None:
+                return approval
+            reply = self.calls.client(agent).call("GET", _path(approval), seconds=_SECONDS)
+            whole = storable(reply.get("input"))
+        except (Unreachable, Refused, ValueError, RecursionError) as error:
+            log.info("the whole input of %s is not here yet: %s", approval.approval_id, error)
+            return approval
+        if reply.get("inputHash") == approval.input_hash and len(to_json(whole)) <= _MAX_INPUT_BYTES:
+            rows.complete(self.db, approval.approval_id, whole, redacted=reply.get("redacted") is True)
+        return approvals.get(self.db, approval.approval_id)
+
+    def answer(self, approval_id: str, answer: Answer, person: Person) -> Approval:
+        """Answer an approval; returns its row, with `pending` while the machine does not have the answer.
+
+        Raises NotFound for one that the person may not see, Forbidden for a viewer, InvalidRequest for an answer that
+        does not fit, Conflict with the name of the winner after another answer, and Unavailable to allow an input
+        that the hub cannot show whole.
+        """
+        if answer.decision == "allow" and self.get(approval_id, person.visible_to).truncated:
+            raise Unavailable(
+                "AGENT_UNREACHABLE",
+                "The hub has only the beginning of this input, and the machine does not answer; allow it once you have"
+                " seen the whole. You can deny it now.",
+            )
+        approval = self.deliver(rows.keep_answer(self.db, approval_id, answer, person))
+        if approval.problem is not None:
+            code, message = str(approval.problem["code"]), str(approval.problem["message"])
+            raise RequestError(code, message, approvals.closing(approval) if code == "APPROVAL_CLOSED" else {})
+        return approval
+
+    def deliver(self, approval: Approval) -> Approval:
+        """Give the machine the pending answer of an approval, and store the reply; returns the row as it is then."""
+        agent, pending = self.agents.find(approval.agent_id or ""), approval.pending
+        if agent is None or pending is None:
+            return approval
+        sent = web.schema_of(schemas.ApprovalAnswer).dump(
+            {**asdict(pending.answer), "actor": pending.actor, "surface": pending.surface}
+        )
+        body = {name: value for name, value in sent.items() if value is not None}
+        try:
+            reply: Mapping[str, Any] = self.calls.client(agent).call("POST", _path(approval), body, _SECONDS)
+        except Refused as refusal:
+            return self._refused(approval, refusal)
+        except Unreachable as error:
+            log.info("the answer to %s waits for agent %s: %s", approval.approval_id, agent.name, error)
+            return approval
+        return self._settled(approval, reply, taken=True)
+
+    def _refused(self, approval: Approval, refusal: Refused) -> Approval:
+        if refusal.code == "APPROVAL_CLOSED":
+            return self._settled(approval, refusal.details, taken=False)
+        if refusal.code == "APPROVAL_NOT_FOUND":
+            reply = {"state": "withdrawn", "message": "The machine does not have this approval any more."}
+            return self._settled(approval, reply, taken=False)
+        if refusal.code in _REFUSALS:
+            return rows.drop_answer(self.db, approval, refusal.code, str(refusal)[:4000])
+        log.warning("the answer to %s is not delivered: %s", approval.approval_id, refusal)
+        return approval
+
+    def _settled(self, approval: Approval, reply: Mapping[str, Any], *, taken: bool) -> Approval:
+        if reply.get("state") not in approvals.STATES or reply["state"] == "open":
+            log.warning("approval %s: its machine replied in a way that is not understood", approval.approval_id)
+            return approval
+        return rows.settle(self.db, approval.approval_id, reply, taken=taken)
+
+
+def person_of(db: Database, caller: Caller, surface: str) -> Person:
+    """Return the person behind a key or a login, who answers on this surface."""
+    name = keys.owner_name(db, caller.owner_id) or OPERATOR
+    return Person(name, caller.visible_to, surface, caller.viewer)
+
+
+def _path(approval: Approval) -> str:
+    return f"/approvals/{quote(approval.approval_id, safe='')}"
