@@ -1,28 +1,29 @@
-"""Every error that a person or a program can act on.
+"""The errors that a person or a program can act on.
 
 OCCError
 ├── ConfigError            a flag, a variable or config.toml is wrong
 ├── AlreadyRunning         another daemon holds this home
 ├── NotRunning             there is no daemon in this home
-├── StartFailed            the daemon could not be brought up
+├── StartFailed            the daemon could not start
 ├── SchemaTooNew           occ.db was written by a newer OCC
-├── NotWritten             a file that a command was asked for could not be written
+├── NotWritten             a command could not write the requested file
 ├── Unreachable            no answer from an agent or a hub
-│   ├── Untrusted          an answer, from one whose certificate is not the right one
-│   └── Lost               the stream of an execution, which goes on
+│   ├── Untrusted          the server shows a certificate that is not trusted
+│   └── Lost               the stream of an execution broke; the execution continues
 ├── Refused                an agent or a hub answered with an error
 └── RequestError           a request that cannot be served; carries the wire's `code` and `details`
-    ├── InvalidRequest     well-formed but wrong
-    │   └── ArchiveError   a zip that is not taken, with a ZIP_… code
-    ├── Forbidden          known, but not allowed to do this
+    ├── InvalidRequest     well-formed, but not valid
+    │   └── ArchiveError   a zip that is refused, with a ZIP_… code
+    ├── Forbidden          the caller is known, but lacks the permission
     ├── NotFound           no such workspace, execution, agent or key
     ├── Conflict           it exists with another body, or is busy
     ├── TooLarge           over a size limit
-    ├── QueueFull          as many executions wait as may
+    ├── QueueFull          the queue has reached its limit
     ├── Unavailable        stopping, too many streams, or busy: try again later
     └── NoSpace            the disk is full
 
-Domain code raises these where the fact is known; `web.py` turns them into HTTP, `cli/` into a sentence and a code.
+Domain code raises these errors where the fact is known. `web/` translates them to HTTP responses, `cli/` to a sentence
+and an exit code.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ import errno
 from collections.abc import Mapping
 from typing import Any
 
-# A proxy or a content network answers with these when it does not reach the server; 520 to 530 are Cloudflare's.
+# Statuses of a proxy or a content network that cannot reach the server; 520 to 530 are Cloudflare's.
 GATEWAY_STATUSES = frozenset({429, 500, 502, 503, 504, *range(520, 528), 530})
 
 
 class OCCError(Exception):
-    """The base of all: its text is one sentence that says what to do next."""
+    """The base class; the text is a sentence that says what to do next."""
 
 
 class ConfigError(OCCError):
@@ -48,19 +49,19 @@ class AlreadyRunning(OCCError):
 
 
 class NotRunning(OCCError):
-    """Raised when a command needs the daemon of this home and there is none."""
+    """Raised when a command needs the daemon of this home and it does not run."""
 
 
 class StartFailed(OCCError):
-    """Raised when the daemon cannot be brought up: port in use, unwritable home, a part that keeps dying."""
+    """Raised when the daemon cannot start: port in use, unwritable home, a part that ends again and again."""
 
 
 class SchemaTooNew(StartFailed):
-    """Raised when occ.db has a schema that this version of OCC does not know."""
+    """Raised when a newer OCC wrote occ.db."""
 
 
 class NotWritten(OCCError):
-    """Raised when a file that a command was asked for exists already or cannot be written."""
+    """Raised when the file that a command should write exists already or cannot be written."""
 
 
 class Unreachable(OCCError):
@@ -68,11 +69,11 @@ class Unreachable(OCCError):
 
 
 class Untrusted(Unreachable):
-    """Raised when an agent shows a certificate that is not trusted, or not the pinned one; waiting mends nothing."""
+    """Raised when an agent shows a certificate that is not trusted or not the pinned one; a retry cannot help."""
 
 
 class Lost(Unreachable):
-    """Raised when the stream of an execution cannot be taken up again; the execution goes on without its reader."""
+    """Raised when the stream of an execution cannot be resumed; the execution continues without its reader."""
 
 
 class Refused(OCCError):
@@ -94,12 +95,12 @@ class Refused(OCCError):
 
     @property
     def away(self) -> bool:
-        """Whether to try again later: 503, or the words of a proxy in between that does not reach OCC."""
+        """Whether a retry can help: 503, or an error of a proxy that cannot reach OCC."""
         return self.status == 503 or (not self.code and self.status in GATEWAY_STATUSES)
 
 
 class RequestError(OCCError):
-    """The base of errors for callers of the API: `code` of the wire contract, a sentence, and details."""
+    """The base class of errors for callers of the API: a `code` of the wire contract, a sentence and details."""
 
     def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -108,14 +109,14 @@ class RequestError(OCCError):
 
 
 class InvalidRequest(RequestError):
-    """Raised when a request is well-formed but says something that cannot be done."""
+    """Raised when a request is well-formed but cannot be served as it is."""
 
     def __init__(self, message: str, details: Mapping[str, Any] | None = None, code: str = "INVALID_REQUEST") -> None:
         super().__init__(code, message, details)
 
 
 class ArchiveError(InvalidRequest):
-    """Raised when an uploaded zip is not taken; `code` begins with ZIP_."""
+    """Raised when an uploaded zip is refused; `code` begins with ZIP_."""
 
     def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message, details, code)
@@ -129,7 +130,7 @@ class Forbidden(RequestError):
 
 
 class NotFound(RequestError):
-    """Raised when a workspace, an execution, an agent or a key does not exist, or is not the caller's to know."""
+    """Raised when a workspace, an execution, an agent or a key does not exist or is not visible to the caller."""
 
 
 class Conflict(RequestError):
@@ -144,19 +145,19 @@ class TooLarge(RequestError):
 
 
 class QueueFull(RequestError):
-    """Raised when OCC_MAX_QUEUE executions wait already."""
+    """Raised when OCC_MAX_QUEUE executions are waiting."""
 
     def __init__(self, waiting: int) -> None:
         super().__init__(
             "QUEUE_FULL",
-            f"{waiting} executions are waiting already; try again when some have run, or raise OCC_MAX_QUEUE (on a hub"
+            f"The queue is full: {waiting} executions are waiting. Try again later, or raise OCC_MAX_QUEUE (on a hub,"
             " OCC_HUB_MAX_QUEUE).",
             {"queued": waiting},
         )
 
 
 class Unavailable(RequestError):
-    """Raised when a request cannot be served right now and may be repeated."""
+    """Raised when a request cannot be served now; the caller may retry."""
 
 
 def unwritable(error: OSError) -> RequestError:
@@ -164,10 +165,11 @@ def unwritable(error: OSError) -> RequestError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace()
     if error.errno == errno.EFBIG:
-        return NoSpace("A file there would exceed the limit on its size; raise `ulimit -f` of OCC and start it again.")
+        return NoSpace("A file would exceed the size limit of the process. Raise `ulimit -f` for OCC and restart it.")
     return Unavailable(
         "BUSY",
-        f"OCC cannot write to its home there ({(error.strerror or 'unknown').lower()}); see to that, then try again.",
+        f"OCC cannot write to its home folder ({(error.strerror or 'unknown').lower()}). Make it writable, then"
+        " try again.",
     )
 
 
@@ -175,7 +177,7 @@ class NoSpace(RequestError):
     """Raised when the disk has no room for the request."""
 
     def __init__(
-        self, message: str = "The disk there is full; free some space under OCC's home folder and try again."
+        self, message: str = "The disk is full. Free some space under OCC's home folder and try again."
     ) -> None:
         super().__init__("NO_SPACE", message)
 
@@ -183,7 +185,7 @@ class NoSpace(RequestError):
 def approval_not_found(approval_id: str) -> NotFound:
     return NotFound(
         "APPROVAL_NOT_FOUND",
-        f"There is no approval {approval_id}; `occ approvals`, or GET /approvals, lists them.",
+        f"There is no approval {approval_id}. List the approvals with `occ approvals` or GET /approvals.",
         {"approvalId": approval_id},
     )
 
@@ -191,7 +193,7 @@ def approval_not_found(approval_id: str) -> NotFound:
 def execution_not_found(execution_id: str) -> NotFound:
     return NotFound(
         "EXECUTION_NOT_FOUND",
-        f"There is no execution {execution_id}; `occ jobs`, or GET /executions, lists those there are.",
+        f"There is no execution {execution_id}. List the executions with `occ jobs` or GET /executions.",
         {"executionId": execution_id},
     )
 
@@ -199,23 +201,25 @@ def execution_not_found(execution_id: str) -> NotFound:
 def changes_not_found(execution_id: str, reason: str) -> NotFound:
     return NotFound(
         "CHANGES_NOT_FOUND",
-        f"The changes of execution {execution_id} are not here ({reason}); docs/protocol.md explains the reasons.",
+        f"The changes of execution {execution_id} are not available ({reason}). docs/protocol.md explains the reasons.",
         {"executionId": execution_id, "reason": reason},
     )
 
 
 def file_not_found(path: str, why: str = "it does not exist") -> NotFound:
     return NotFound(
-        "FILE_NOT_FOUND", f"There is no file at this path: {why}; GET …/files lists the files.", {"path": path[:4096]}
+        "FILE_NOT_FOUND",
+        f"There is no file at this path: {why}. List the files with GET …/files.",
+        {"path": path[:4096]},
     )
 
 
 def workspace_not_found(workspace_id: str, generation: int | None = None) -> NotFound:
-    """Return the error for an id that is unknown, or no longer that of the workspace with the number `generation`."""
+    """Return the error for an unknown id, or one that no longer names the workspace with the number `generation`."""
     which = "" if generation is None else f" with the number {generation}"
     return NotFound(
         "WORKSPACE_NOT_FOUND",
-        f"There is no workspace {workspace_id}{which}; `occ run --dir` uploads one, and so does POST /workspace/init.",
+        f"There is no workspace {workspace_id}{which}. Upload one with `occ run --dir` or POST /workspace/init.",
         {"workspaceId": workspace_id},
     )
 
@@ -226,7 +230,8 @@ def workspace_changed(workspace_id: str, expected: int, found: int | None) -> Co
     there = f"a workspace with the number {found}" if found else "none"
     return Conflict(
         "WORKSPACE_CONFLICT",
-        f"The upload expects {wanted} under the id {workspace_id} and there is {there}; look at it, then decide.",
+        f"The upload expects {wanted} under the id {workspace_id}, but there is {there}. Look at it, then"
+        " upload again.",
         {"workspaceId": workspace_id},
     )
 
@@ -234,7 +239,7 @@ def workspace_changed(workspace_id: str, expected: int, found: int | None) -> Co
 def workspace_is_folder(workspace_id: str) -> Conflict:
     return Conflict(
         "WORKSPACE_IS_FOLDER",
-        f"Workspace {workspace_id} is a project, a folder of its machine: OCC neither overwrites, deletes nor archives"
-        " it. `occ projects remove` on that machine takes it off the list.",
+        f"Workspace {workspace_id} is a project, a folder of its machine: OCC does not overwrite, delete or archive"
+        " it. Remove it from the list with `occ projects remove` on that machine.",
         {"workspaceId": workspace_id},
     )

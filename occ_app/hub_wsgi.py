@@ -133,7 +133,7 @@ def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace,
         calls.client(agent).archive(workspace.workspace_id, output, most, workspace.agent_generation)
     except (errors.Unreachable, errors.Refused) as error:
         raise errors.Unavailable(
-            "AGENT_UNREACHABLE", f"The agent that has this workspace does not give it: {error}"
+            "AGENT_UNREACHABLE", f"The agent with this workspace does not send it: {error}"
         ) from None
 
 

@@ -442,7 +442,7 @@ def test_a_whole_home_is_sent_only_when_it_is_named(agent: Occ, tmp_path: Path) 
     (tmp_path / "user" / "notes.txt").write_text("private")
     done = run_occ(["run", "hi"], agent.environment, tmp_path / "user", 60)
     assert done.returncode == 2
-    assert "your home with it" in done.stderr
+    assert "your home folder" in done.stderr
     assert run_occ(["run", "hi"], agent.environment, tmp_path, 60).returncode == 2
     assert agent.command("run", "hi", "--dir", "user").stdout == "You said: hi\n"
 

@@ -518,11 +518,11 @@ def test_a_run_that_failed_prints_its_error_and_no_reason_for_missing_changes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], succeeded: bool
 ) -> None:
     def none(*_: object) -> None:
-        raise errors.Refused("The changes are not here.", 404, "CHANGES_NOT_FOUND")
+        raise errors.Refused("The changes are not available.", 404, "CHANGES_NOT_FOUND")
 
     monkeypatch.setattr(diff.results, "changes", none)
     assert diff.changes_of(AgentClient("http://127.0.0.1:1", ""), "run-1", succeeded=succeeded) is None
-    assert ("not here" in capsys.readouterr().err) == succeeded
+    assert ("not available" in capsys.readouterr().err) == succeeded
 
 
 def test_an_applied_run_prints_the_sums_before_the_result_and_no_hint_to_pull(agent: Occ, folder: Path) -> None:

@@ -266,7 +266,7 @@ def test_an_unknown_workspace_is_told_with_what_to_do(served: Occ) -> None:
     response = refused(
         served, "POST", "/execute", 404, "WORKSPACE_NOT_FOUND", json_body=EXECUTE | {"workspaceId": "no"}
     )
-    assert "upload" in response.json()["message"]
+    assert "occ run --dir" in response.json()["message"]
 
 
 def test_a_prompt_over_its_size_is_too_large(served: Occ) -> None:

@@ -147,7 +147,7 @@ def test_a_backup_made_while_it_runs_is_the_agent_again(agent: Occ, tmp_path: Pa
     assert target.stat().st_mode & 0o077 == 0
     assert "exists already" in agent.command("backup", str(target), check=False).stderr
     nowhere = agent.command("backup", str(tmp_path / "nowhere" / "backup.tar.gz"), check=False)
-    assert "name another place" in nowhere.stderr
+    assert "choose another place" in nowhere.stderr
     agent.client.cancel("running")
     list(stream)
     restored = Occ(tmp_path / "restored", agent.environment | {"OCC_HOME": str(tmp_path / "restored")})

@@ -86,7 +86,7 @@ def asked_for(body: Any) -> Request:
             wire = web.schema_of(wiring.execute_body).fields[name].data_key or name
             setting = "OCC_MAX_TIMEOUT_SECONDS, on a hub OCC_HUB_MAX_TIMEOUT_SECONDS"
             message = f"Must be at most {config.max_timeout_seconds:g} ({setting})."
-            raise errors.InvalidRequest(f"{wire} is above the maximum; `details` names it.", {wire: [message]})
+            raise errors.InvalidRequest(f"{wire} is above the maximum; see `details`.", {wire: [message]})
     return Request(
         execution_id=loaded["execution_id"],
         workspace_id=loaded.get("workspace_id", ""),
@@ -231,7 +231,7 @@ def add_websocket(app: Flask) -> None:
     def websocket(execution_id: str) -> Any:
         # Checked here, while a refusal can still be an HTTP reply: flask-sock upgrades before it calls its own view.
         if request.headers.get("Upgrade", "").lower() != "websocket":
-            raise errors.RequestError("BAD_REQUEST", "This address is for WebSockets; use …/events for SSE.")
+            raise errors.RequestError("BAD_REQUEST", "This endpoint serves WebSockets; use …/events for SSE.")
         g.after = web.cursor(web.query(schemas.EventsQuery).get("after"))
         g.execution = executions.get(services().db, execution_id, callers.caller().visible_to)
         return _websocket_view()()

@@ -44,7 +44,7 @@ def check_prompt_size(prompt: str) -> None:
     """Raises TooLarge for a prompt above the configured size."""
     limit = services().config.max_prompt_bytes
     if len(prompt.encode()) > limit:
-        raise errors.TooLarge(f"The prompt is over {limit} bytes; put the text into a file instead.")
+        raise errors.TooLarge(f"The prompt is over {limit} bytes; put the text into a file.")
 
 
 def _wake() -> None:

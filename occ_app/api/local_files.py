@@ -97,7 +97,7 @@ class LocalFiles:
             source.close()
             raise errors.RequestError(
                 "FILE_TOO_LARGE",
-                f"The file has {size} bytes; get it in ranges of at most {self.config.max_unpacked_bytes}.",
+                f"The file has {size} bytes; request ranges of at most {self.config.max_unpacked_bytes}.",
                 {"size": size, "limit": self.config.max_unpacked_bytes},
             )
         return response

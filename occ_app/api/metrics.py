@@ -24,7 +24,7 @@ bp = Blueprint("metrics", __name__)
 def metrics() -> Response:
     """Return all measurements in Prometheus' text format."""
     if callers.caller().visible_to is not None:
-        raise errors.Forbidden("Metrics tell of everybody's executions; use an admin's key.")
+        raise errors.Forbidden("Metrics cover the executions of all owners; use an admin key.")
     # Loaded when somebody asks for it first; without Prometheus it is never needed.
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest

@@ -64,9 +64,7 @@ class Services:
     def refuse_when_stopping(self) -> None:
         """Raises Unavailable once `occ stop` has begun, with --drain too."""
         if not daemon.takes_work(self.config):
-            raise Unavailable(
-                "STOPPING", "It takes no new work, as it is stopping or being drained; send this again when it is back."
-            )
+            raise Unavailable("STOPPING", "It accepts no new work while it stops or drains; try again when it is back.")
 
 
 def services() -> Services:

@@ -40,7 +40,7 @@ def init() -> Response:
     if doubled or unknown or len(request.files.getlist("zip")) > 1:
         name = (doubled + unknown + ["zip"])[0][:100]
         raise errors.InvalidRequest(
-            f"{name} is given twice or is no file part.", {name: ["Given twice or not a file."]}
+            f"{name} occurs twice or is not a file part.", {name: ["Given twice or not a file."]}
         )
     form = web.loaded(schemas.InitForm, request.form.to_dict())
     upload = request.files.get("zip")
@@ -89,7 +89,7 @@ def _file(upload: FileStorage) -> Path:
     upload.stream.flush()
     path = Path(upload.stream.name or "")
     if path.stat().st_size > services().config.max_upload_bytes:
-        raise errors.TooLarge(f"The zip is over {services().config.max_upload_bytes} bytes; leave something out of it.")
+        raise errors.TooLarge(f"The zip is over {services().config.max_upload_bytes} bytes; leave files out of it.")
     return path
 
 

@@ -66,7 +66,7 @@ def check(config: Config) -> None:
     if done.returncode != 0:
         reason = done.stderr.decode(errors="replace").strip()[-200:]
         raise StartFailed(
-            f"bwrap cannot make a sandbox here ({reason}); allow user namespaces, or do without --sandbox."
+            f"bwrap cannot make a sandbox here ({reason}); allow user namespaces, or start without --sandbox."
         )
 
 

@@ -220,9 +220,9 @@ def _edited(given: Any) -> Any:
     try:
         changed = given if text is None else json.loads(text)
     except ValueError as error:
-        raise click.UsageError(f"This is no JSON any more ({error}); nothing was answered.") from None
+        raise click.UsageError(f"This is not valid JSON ({error}); no answer was sent.") from None
     if not isinstance(changed, dict):
-        raise click.UsageError("The input must be one JSON object; nothing was answered.")
+        raise click.UsageError("The input must be one JSON object; no answer was sent.")
     return changed
 
 

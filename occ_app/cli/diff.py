@@ -115,7 +115,7 @@ def _print_stat(changes: Changes) -> None:
         output.table([("LINES", "FILE"), *rows])
     output.echo(output.changes_text(_sums(changes)))
     if changes.truncated:
-        output.note("The list leaves something out: there are too many or too large files.")
+        output.note("The list is incomplete: there are too many files, or files that are too large.")
 
 
 def _counts(entry: Entry) -> str:

@@ -240,7 +240,7 @@ def search(query: str, limit: int, url: str | None, token: str | None, pin: str 
         output.note(f"There are more; --limit {min(limit * 2, 100)} shows more of them.")
     if page["unindexed"]:
         output.note(
-            f"Not searched yet: the {page['unindexed']} that ended last; a running daemon gets to them within seconds."
+            f"Not indexed yet: {page['unindexed']} of the newest runs; a running daemon indexes them within seconds."
         )
 
 

@@ -67,7 +67,7 @@ def _trusted(url: str, pin: str | None) -> str | None:
             raise click.UsageError("--pin is for an address with TLS: give https://….")
         return None
     if pin is not None and not remote.is_fingerprint(pin):
-        raise click.UsageError("--pin wants the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
+        raise click.UsageError("--pin must be the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
     shown = presented(url)
     if pin is not None:
         if _bytes(pin) != _bytes(shown.fingerprint):
@@ -88,7 +88,9 @@ def _confirmed(url: str, fingerprint: str, reason: str) -> str:
             " one that `occ status` or `occ hub status` prints on that machine, then pass it with --pin."
         )
     if known is not None:
-        output.warn("This is another certificate than at the last login: it was replaced, or someone is in between.")
+        output.warn(
+            "The certificate changed since the last login: it was replaced, or someone intercepts the connection."
+        )
     output.echo(
         f"{url} shows a certificate that is not trusted here ({reason}). Its fingerprint:\n  {fingerprint}\n"
         "On that machine `occ status` or `occ hub status` prints the fingerprint.",
@@ -116,7 +118,7 @@ def _key(token: str | None) -> str:
     if secret is not None:
         return secret
     if not output.interactive():
-        raise click.UsageError("Pass the key with --token @FILE or OCC_TOKEN; it is asked for on a terminal only.")
+        raise click.UsageError("Pass the key with --token @FILE or OCC_TOKEN; the prompt for it needs a terminal.")
     given: str = click.prompt("Key (not shown)", hide_input=True, err=True)
     return given.strip()
 
@@ -148,7 +150,7 @@ def logout(name: str | None) -> None:
     if name is None:
         known = remotes.default()
         if known is None:
-            raise click.UsageError("No remote is the default; name one of `occ remotes`.")
+            raise click.UsageError("No remote is the default; name one from `occ remotes`.")
         name = known.name
     if not remotes.remove(name):
         raise click.UsageError(f"There is no remote {name[:60]!r}; `occ remotes` lists them.")
@@ -181,7 +183,7 @@ def remotes_group(context: click.Context, as_json: bool) -> None:
     rows = [(r.name, r.kind, "yes" if r == default else "", r.url) for r in found]
     output.table([("NAME", "KIND", "DEFAULT", "URL"), *rows])
     if client_variables.client_url() is not None:
-        output.note("OCC_URL is set and wins over the default.")
+        output.note("OCC_URL is set and overrides the default.")
 
 
 @remotes_group.command("use")

@@ -105,7 +105,7 @@ def _unusual(path: str) -> str | None:
     """Return why a path is left out. Raises NotWritten for one outside the folder, or in a git directory."""
     parts = path.split("/")
     if not all(parts) or {".", ".."} & set(parts) or ".git" in (part.rstrip(" .").lower() for part in parts):
-        raise errors.NotWritten(f"The changes name {path[:200]!r}, which no run can have changed; nothing was written.")
+        raise errors.NotWritten(f"The changes name {path[:200]!r}, which no run can change; nothing was written.")
     if "\ufffd" in path:
         return "its name is not UTF-8"
     if parts[0] == WORK:

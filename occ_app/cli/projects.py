@@ -64,11 +64,11 @@ def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...]) -> N
     chosen = name if name is not None else _plain(folder)
     if not re.fullmatch(_NAME, chosen):
         raise click.UsageError(
-            f"{chosen!r} cannot be a project's name: use letters, digits, dots, underscores and hyphens in --name."
+            f"{chosen!r} cannot be a project name: use letters, digits, dots, underscores and hyphens in --name."
         )
     for key in keys:
         if not 0 < len(key) <= 100 or not key.isprintable():
-            raise click.UsageError(f"{key!r} is no name of a key; `occ hub keys list` on the hub lists them.")
+            raise click.UsageError(f"{key!r} is not the name of a key; list them with `occ hub keys list` on the hub.")
     config = configuration.load()  # a wrong setting is refused: it may name another home
     project = rows.add(_rows(config), config, chosen, folder, trusted=trust, keys=keys)
     output.echo(f'{project.name} is {project.path}; `occ run --project {project.name} "…"` runs in it.')

@@ -141,7 +141,8 @@ def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choi
     changes = results.changes(client, execution_id)
     if changes.truncated:
         raise errors.NotWritten(
-            "The list of changes leaves something out, so none is written: there are too many or too large files."
+            "The list of changes is incomplete, so no file was written: there are too many files, or files that are"
+            " too large."
             " `occ workspaces fetch` gets all files of the workspace."
         )
     if not changes.exact:

@@ -210,7 +210,7 @@ def _check_pin(url: str | None, pin: str | None) -> None:
     if url is None or url.startswith("http://"):
         raise click.UsageError("--pin is for an address with TLS: give its --url https://… too.")
     if not is_fingerprint(pin):
-        raise click.UsageError("--pin wants the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
+        raise click.UsageError("--pin must be the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
 
 
 def is_hub(client: AgentClient) -> bool:

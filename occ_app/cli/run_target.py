@@ -40,7 +40,7 @@ def check(
             "--workspace and --project run in an existing workspace, and --dir sends a new one: give one of them."
         )
     if workspace is None and session is not None:
-        raise click.UsageError("A session is one of a workspace: give its --workspace or --project too.")
+        raise click.UsageError("A session belongs to a workspace: pass its --workspace or --project too.")
 
 
 def check_hub(client: AgentClient) -> None:
@@ -75,7 +75,7 @@ def _continued(client: AgentClient, folder: Path, place: str) -> Target:
     if above is not None:
         raise click.UsageError(folders.below(folder, above))
     if known is None:
-        raise click.UsageError(f"{folder} was never sent there; run it without -c first.")
+        raise click.UsageError(f"{folder} was never sent there; run without -c first.")
     try:
         updated = send_changes(client, folder, known)
     except errors.Refused as refusal:
@@ -112,6 +112,7 @@ def _here() -> Path:
         return folder
     if home.is_relative_to(folder):
         raise click.UsageError(
-            f"All of {folder} would be sent, your home with it; go to a project, or name what to send with --dir."
+            f"All of {folder} would be sent, including your home folder; change to a project, or choose a folder"
+            " with --dir."
         )
     return folder

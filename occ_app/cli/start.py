@@ -70,9 +70,7 @@ def run_here(config: Config, prepare: Callable[[Any, int], list[str]], tell: Cal
     daemon = supervisor.Supervisor(config, prepare, announce, to_terminal=True)
     daemon.run()
     if daemon.replaced:
-        raise errors.StartFailed(
-            "The files of OCC changed and a part of it ended, so all of it was stopped; start it again."
-        )
+        raise errors.StartFailed("The files of OCC changed and a part ended, so the daemon stopped; start it again.")
 
 
 def shown(tell: Callable[[], None]) -> None:

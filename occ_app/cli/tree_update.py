@@ -146,7 +146,7 @@ def _recover(root: int) -> str | None:
     except FileNotFoundError:
         return None
     except OSError:
-        raise errors.NotWritten(f"{WORK} is in the way: it is not a folder that OCC made; move it away.") from None
+        raise errors.NotWritten(f"{WORK} is in the way: OCC did not create it; move it away.") from None
     try:
         try:
             with tree_files.opened(work, _JOURNAL) as descriptor:

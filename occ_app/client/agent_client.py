@@ -169,7 +169,7 @@ class AgentClient:
             own = bool(headers) and all(response.headers.get(name) == value for name, value in (headers or {}).items())
             if new and not own and response.headers.get("OCC-Execution") == "existing":
                 response.close()
-                raise Refused(f"it has another execution {execution_id}; choose another id.", 409)
+                raise Refused(f"execution {execution_id} exists with another body; choose another id.", 409)
             return sse.batches(response)
         return sse.batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
@@ -273,7 +273,7 @@ class AgentClient:
             while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
                 written += output.write(piece)
                 if limit is not None and written > limit:
-                    raise Unreachable(f"{self.url} sent more than the {limit} bytes that are taken.")
+                    raise Unreachable(f"{self.url} sent more than {limit} bytes.")
                 if time.monotonic() > deadline + written / _MIN_BYTES_PER_SECOND:
                     raise Unreachable(f"{self.url} sent its answer too slowly.")
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -349,13 +349,13 @@ class AgentClient:
             raise Untrusted(replies.distrust(error, self.url, "--pin")) from None
         except urllib3.exceptions.HTTPError as error:
             reason = replies.reason(error)
-            raise Unreachable(f"{self.url} does not answer ({reason}); is the agent running there?") from None
+            raise Unreachable(f"{self.url} does not answer ({reason}); check that the agent runs there.") from None
         if response.status >= 300:
             refusal = replies.refusal(response, self.url)
             if refusal.status == 401:  # its sentence is for people who make requests by hand
                 why = "it is wrong, expired or revoked"
                 where = "`occ token` prints an agent's, `occ hub keys create` makes a hub's"
-                raise Refused(f"{self.url} does not take this token or key: {why}; {where}.", 401, refusal.code)
+                raise Refused(f"{self.url} refuses this token or key: {why}; {where}.", 401, refusal.code)
             raise refusal
         return response
 

@@ -51,6 +51,6 @@ def _fingerprint(url: str, context: ssl.SSLContext) -> str:
 
 def _unreachable(url: str, error: OSError) -> Unreachable:
     if isinstance(error, ssl.SSLError):
-        return Unreachable(f"{url} does not speak TLS as it should; is it an http:// address?")
+        return Unreachable(f"{url} does not speak TLS; check whether it is an http:// address.")
     reason = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
-    return Unreachable(f"{url} does not answer ({reason}); is it running there?")
+    return Unreachable(f"{url} does not answer ({reason}); check that it runs there.")

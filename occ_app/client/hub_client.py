@@ -77,9 +77,7 @@ class HubClient:
                 if not isinstance(reply[name], str) or not re.fullmatch(_WORD, reply[name]):
                     raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise Unreachable(
-                f"{self.url} did not answer a registration as a hub does; check OCC_REMOTE_URL."
-            ) from None
+            raise Unreachable(f"{self.url} did not answer a registration like a hub; check OCC_REMOTE_URL.") from None
         called = reply.get("name")
         usable = isinstance(called, str) and 0 < len(called) <= 250 and called.isprintable()
         return Registration(reply["agentId"], reply["token"], interval, called if usable else None)
@@ -95,7 +93,7 @@ class HubClient:
         if not isinstance(proof, str) or not proofs.same(proof, proofs.of_agent(shared, nonce)):
             raise Unreachable(f"{self.url} does not prove that it knows this agent's key; check OCC_REMOTE_URL.")
         if not isinstance(hub_id, str) or not re.fullmatch("hub-[0-9a-f]{32}", hub_id) or not isinstance(said, str):
-            raise Unreachable(f"{self.url} did not answer as a hub does; check OCC_REMOTE_URL.")
+            raise Unreachable(f"{self.url} did not answer like a hub; check OCC_REMOTE_URL.")
         return Challenge(hub_id, said)
 
     def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> bool:

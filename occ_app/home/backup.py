@@ -20,7 +20,7 @@ from occ_app.workspaces import snapshots
 from occ_app.workspaces.archives import below
 
 _UNDER_WAY = Outcome.failure(
-    "WORKER_LOST", "This was under way when the backup was made; it is not run again, so send it again if you need it."
+    "WORKER_LOST", "This ran when the backup was made and is not repeated; send it again if you need it."
 )
 
 

@@ -55,8 +55,8 @@ def checked(chain: Path, key: Path) -> Certificate:
         return Certificate(chain, key, _fingerprint(chain.read_text()))
     except ssl.SSLError as error:
         raise StartFailed(
-            f"{chain} and {key} are no certificate and its key ({error.reason or 'not readable as PEM'}); both must be "
-            "PEM, belong together, and the key must have no passphrase."
+            f"{chain} and {key} are not a certificate and its key ({error.reason or 'not readable as PEM'}); both must"
+            " be PEM, belong together, and the key must have no passphrase."
         ) from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
@@ -127,7 +127,7 @@ def _make(path: Path, names: str) -> None:
             )
         except FileNotFoundError:
             raise StartFailed(
-                "A certificate is made with openssl, which is not there; install it, or give one with --tls-cert and "
+                "OCC makes certificates with openssl, which is not installed; install it, or pass --tls-cert and "
                 "--tls-key."
             ) from None
         except subprocess.SubprocessError as error:

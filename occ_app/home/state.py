@@ -64,7 +64,7 @@ def check_private(path: Path, renewed: str = "a new token") -> None:
         raise StartFailed(f"{path} belongs to another user; move it away and start again to get {renewed}.")
     if status.st_mode & 0o077:
         raise StartFailed(
-            f"{path} can be read by others; `chmod 600 {path}` closes it. If somebody may have read it, remove it and"
+            f"{path} can be read by others; run `chmod 600 {path}`. If someone may have read it, remove it and"
             f" start again to get {renewed}."
         )
 

@@ -108,7 +108,7 @@ def register(body: dict[str, Any]) -> Any:
             {"protocol": PROTOCOL},
         )
     if said["machine"] is not None and not hub_services().nonces.redeem(said["machine"]["nonce"]):
-        raise errors.Conflict("NONCE_EXPIRED", "The nonce is not one of this hub's, or it is old; ask for another one.")
+        raise errors.Conflict("NONCE_EXPIRED", "The nonce is unknown or expired; request another one.")
     agent = registrations.register(
         hub_services().agents, key, request.remote_addr or "", said, hub_services().calls.answers
     )
@@ -214,7 +214,7 @@ def create_key(body: dict[str, Any]) -> Any:
     """Make a key; the answer is the only one that has its secret."""
     role = body.setdefault("role", "admin" if body["admin"] else "owner")
     if body.pop("admin") != (role == "admin"):
-        raise errors.InvalidRequest("`admin` and `role` differ; send `role` alone.", {"role": ["Not admin."]})
+        raise errors.InvalidRequest("`admin` and `role` differ; send only `role`.", {"role": ["Not admin."]})
     if role != "owner" and body["kind"] == "agent":
         message = "Only a client's key can be an admin's or a viewer's."
         raise errors.InvalidRequest(message, {"admin" if role == "admin" else "role": ["Not for an agent."]})

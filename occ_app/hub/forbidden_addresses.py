@@ -25,7 +25,7 @@ def resolved(url: str) -> list[Address]:
         raise Unreachable(f"The host of {url} is not known.") from None
     addresses = [address(str(place[0])) for *_, place in infos]
     if any(map(never_called, addresses)):
-        raise Unreachable(f"{url} is an address that is never called.")
+        raise Unreachable(f"{url} is an address that OCC does not call.")
     return addresses
 
 
@@ -42,7 +42,7 @@ def check_peer(text: str) -> None:
 def check_target(target: Address) -> None:
     """Raise Unreachable unless an agent may be called at this address."""
     if never_called(target):
-        raise Unreachable(f"{target} is an address that is never called.")
+        raise Unreachable(f"{target} is an address that OCC does not call.")
     if is_own(target):
         raise Unreachable(f"{target} is an address of the hub's own machine; an agent there is called over its link.")
 

@@ -92,7 +92,7 @@ def create(
                 },
             )
     except sqlite3.IntegrityError:
-        raise ConfigError(f"There is a key called {name} already; choose another name, or revoke that one.") from None
+        raise ConfigError(f"A key named {name} exists; choose another name, or revoke it.") from None
     existing = find(db, secret, kind)
     assert existing is not None  # noqa: S101 - inserted above
     return existing, secret

@@ -81,7 +81,7 @@ def register(
         agent = _write(agents, key, address, said, holder)
         if agent is not None:
             return agent
-    raise errors.Unavailable("BUSY", "This machine registers several times at once; register again.")
+    raise errors.Unavailable("BUSY", "This machine sends several registrations at once; register again.")
 
 
 def _refuse_copy(db: Database, holder: Agent, said: Said, answered: bool | None) -> None:
@@ -229,7 +229,7 @@ def _check_room(connection: sqlite3.Connection, agents: Agents, key: Key) -> Non
     gone = [row["name"] for row in rows if not row["online"]][:_NAMED_IN_A_REFUSAL]
     which = f" (offline: {', '.join(gone)})" if gone else ""
     raise errors.Forbidden(
-        f"The key {key.name} is for {key.most} machines, and so many are registered{which}; remove one with"
+        f"The key {key.name} is for {key.most} machines, and that many are registered{which}; remove one with"
         " `occ hub agents remove NAME`, or register with another key."
     )
 

@@ -147,7 +147,7 @@ def _checked(schema: type[Schema], reply: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _away(error: Exception) -> errors.Unavailable:
-    return errors.Unavailable("AGENT_UNREACHABLE", f"The machine that has this does not give it: {error}")
+    return errors.Unavailable("AGENT_UNREACHABLE", f"The machine with these files does not send them: {error}")
 
 
 def _execution(execution: Execution) -> str:

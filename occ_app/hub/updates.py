@@ -103,9 +103,11 @@ class Updates:
         except errors.Refused as refusal:
             if refusal.code in _CODES:
                 raise errors.RequestError(refusal.code, str(refusal), refusal.details) from None
-            raise errors.Unavailable("AGENT_UNREACHABLE", f"The machine does not take the changes: {refusal}") from None
+            raise errors.Unavailable("AGENT_UNREACHABLE", f"The machine refuses the changes: {refusal}") from None
         except errors.Unreachable as error:
-            raise errors.Unavailable("AGENT_UNREACHABLE", f"The machine that has it does not answer: {error}") from None
+            raise errors.Unavailable(
+                "AGENT_UNREACHABLE", f"The machine with the workspace does not answer: {error}"
+            ) from None
 
     def _write_down(
         self, workspace: Workspace, job: Job, digest: str, unpacked: archives.Unpacked, now: str, snapshot: object
@@ -130,7 +132,7 @@ class Updates:
                 },
             ).fetchone()
             if row is None:
-                raise errors.Unavailable("BUSY", "The workspace was sent again or removed meanwhile; look at it.")
+                raise errors.Unavailable("BUSY", "The workspace was uploaded again or removed meanwhile; look at it.")
             # It is in the reply alone: the hub does not follow the snapshots that runs make on the machine.
             tree = snapshot if isinstance(snapshot, str) and updates.is_tree(snapshot) else None
             upload_jobs.succeed(connection, job.number, replace(workspaces.from_row(row), snapshot=tree), reused=False)

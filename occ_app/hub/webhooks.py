@@ -86,16 +86,16 @@ def check_url(url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port  # raises for one that is no number
     except ValueError:
-        raise ConfigError(f"{url} is no URL; it must look like https://example.com/path.") from None
+        raise ConfigError(f"{url} is not a URL; use one like https://example.com/path.") from None
     plain = url.isascii() and url.isprintable() and " " not in url
     if parts.scheme not in ("http", "https") or not parts.hostname or not plain or parts.fragment or parts.username:
-        raise ConfigError(f"{url} cannot be called; it must look like https://example.com/path, without user or #.")
+        raise ConfigError(f"{url} cannot be called; use a URL like https://example.com/path, without a user or a #.")
     try:
         literal = ipaddress.ip_address(parts.hostname)
     except ValueError:
         return url
     if addresses.never_called(addresses.address(str(literal))):
-        raise ConfigError(f"{url} is an address that is never called.")
+        raise ConfigError(f"{url} is an address that OCC does not call.")
     return url
 
 
@@ -258,6 +258,6 @@ def _client_key(connection: sqlite3.Connection, name: str) -> str:
     ).fetchone()
     if row is None:
         raise NotFound(
-            "KEY_NOT_FOUND", f"There is no client's key called {name}; `occ hub keys list` lists them.", {"name": name}
+            "KEY_NOT_FOUND", f"There is no client key named {name}; list them with `occ hub keys list`.", {"name": name}
         )
     return str(row["key_id"])

@@ -46,7 +46,7 @@ class StreamLimit:
                 mine = "" if key_id is None else f", {self._open[key_id]} of them by this key, which may have {share}"
                 raise errors.Unavailable(
                     "TOO_MANY_STREAMS",
-                    f"{self._open.total()} streams are open already{mine}; close one or raise OCC_MAX_STREAMS (on a hub"
+                    f"{self._open.total()} streams are open{mine}; close one, or raise OCC_MAX_STREAMS (on a hub"
                     " OCC_HUB_MAX_STREAMS).",
                 )
             self._open[key_id] += 1

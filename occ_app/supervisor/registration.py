@@ -140,7 +140,7 @@ def register(
         )
         state.save(config.state, registered)
         return Registered(registered, copy_of=known.agent_id if copied and known is not None else None)
-    raise Unreachable(f"The hub at {hub.url} refuses each proof of this machine; its log says why.")
+    raise Unreachable(f"The hub at {hub.url} refuses the proofs of this machine; see its log.")
 
 
 def note_registered(config: Config, db: Database, registered: Registered) -> list[str]:

@@ -87,7 +87,7 @@ def bind(config: Config) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except socket.gaierror:
-        raise StartFailed(f"{host} is no address of this machine; choose another --bind-address.") from None
+        raise StartFailed(f"{host} is not an address of this machine; choose another --bind-address.") from None
     except OSError as error:
         what = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--bind-address"
         reason = os.strerror(error.errno or 0).lower()  # its own text says the address again

@@ -151,7 +151,7 @@ class Supervisor:
     def _web_serves(self, deadline: float) -> bool:
         """Wait until the web process reports that it serves, or for a signal or a restart. Raises StartFailed."""
         if time.monotonic() > deadline:
-            raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; {self._config.logs} says why.")
+            raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; see the logs in {self._config.logs}.")
         self._wait(self._ready, START_SECONDS / 10)
         with contextlib.suppress(BlockingIOError):
             return bool(os.read(self._ready, 1))

@@ -27,13 +27,13 @@ def new_file(target: Path) -> Iterator[IO[bytes]]:
             partial.flush()
             os.link(partial.name, target)  # unlike a rename this never replaces a file
     except FileExistsError:
-        raise NotWritten(f"{target} exists already; name another file.") from None
+        raise NotWritten(f"{target} exists already; choose another file.") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         in_folder = error.filename is None or Path(error.filename).parent == folder
         if in_folder:
-            raise NotWritten(f"{target} cannot be written ({reason}); name another place.") from None
-        raise NotWritten(f"{error.filename} cannot be read ({reason}); see to it and try again.") from None
+            raise NotWritten(f"{target} cannot be written ({reason}); choose another place.") from None
+        raise NotWritten(f"{error.filename} cannot be read ({reason}); make it readable and try again.") from None
 
 
 def write_file(path: Path, content: str) -> None:

@@ -71,7 +71,7 @@ def guard(
         if g.caller.known and not g.caller.machine:
             pacing.answering(g.caller.key_id, known=True)
         if g.caller.viewer and request.method not in READING and request.endpoint not in open_to_viewers:
-            raise errors.Forbidden("This key is a viewer's: it reads and changes nothing. Use a key of the role owner.")
+            raise errors.Forbidden("This key has the role viewer and may only read. Use a key with the role owner.")
 
 
 def caller() -> Caller:
@@ -83,7 +83,7 @@ def caller() -> Caller:
 def require_admin() -> None:
     """Raise Forbidden unless the caller's key is an admin's."""
     if not caller().admin:
-        raise errors.Forbidden("This is for keys made with --admin; `occ hub` on the hub's machine does it, too.")
+        raise errors.Forbidden("This needs an admin key. `occ hub` on the hub's machine can do it without one.")
 
 
 def asked_at() -> float:
@@ -103,7 +103,7 @@ def _check_host(hosts: Collection[str]) -> None:
     if name is None or not (name in hosts or _is_address(name)):
         raise errors.RequestError(
             "WRONG_HOST",
-            "This agent does not answer to that Host; use its address, or name the host with --allowed-host.",
+            "This agent does not accept that Host; use its address, or allow the host with --allowed-host.",
         )
 
 

@@ -81,7 +81,7 @@ def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
         wrong = error.messages if isinstance(error.messages, dict) else {"_body": error.messages}
         details = _shortened(wrong)
         names = ", ".join(sorted(details)[:5])
-        raise errors.InvalidRequest(f"Wrong or missing: {names}; `details` says why.", details) from None
+        raise errors.InvalidRequest(f"Wrong or missing: {names}; see `details`.", details) from None
 
 
 def _shortened(content: Any) -> Any:
@@ -98,7 +98,7 @@ def query(kind: type[Schema]) -> dict[str, Any]:
     doubled = [name for name, values in request.args.lists() if len(values) > 1]
     if doubled:
         name = doubled[0][:_LONGEST_NAME]
-        raise errors.InvalidRequest(f"{name} is in the query twice.", {name: ["Given twice."]})
+        raise errors.InvalidRequest(f"{name} occurs twice in the query.", {name: ["Given twice."]})
     return loaded(kind, request.args.to_dict())
 
 

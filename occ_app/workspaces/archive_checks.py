@@ -72,7 +72,7 @@ def checked(file: IO[bytes], zipped: zipfile.ZipFile, limit: int, *, trusted: bo
 def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, limit: int) -> None:
     entries = zipped.infolist()
     if not entries:
-        raise ArchiveError("ZIP_EMPTY", "The zip holds nothing; add the project's files to it.")
+        raise ArchiveError("ZIP_EMPTY", "The zip is empty; add the project's files to it.")
     if len(entries) > limit:
         raise ArchiveError(
             "ZIP_TOO_MANY_FILES",
@@ -105,13 +105,11 @@ def _check_end(file: IO[bytes], zipped: zipfile.ZipFile) -> None:
     file.seek(max(0, end))
     record = file.read(22)
     if record[:4] != b"PK\x05\x06" or b"PK\x05\x06" in zipped.comment:
-        raise ArchiveError("ZIP_AMBIGUOUS", "Something stands after the zip's end; make a plain zip.")
+        raise ArchiveError("ZIP_AMBIGUOUS", "The zip has data after its end; make a plain zip.")
     (size,) = struct.unpack("<I", record[12:16])
     # A zip64 archive has a record of 56 bytes and a locator of 20 between its directory and its end.
     if size != 0xFFFFFFFF and zipped.start_dir + size not in (end, end - 76):
-        raise ArchiveError(
-            "ZIP_AMBIGUOUS", "Something stands between the zip's directory and its end; make a plain zip."
-        )
+        raise ArchiveError("ZIP_AMBIGUOUS", "The zip has data between its directory and its end; make a plain zip.")
 
 
 def _checked(file: IO[bytes], info: zipfile.ZipInfo, name: Name, end: int) -> Entry:
@@ -120,10 +118,10 @@ def _checked(file: IO[bytes], info: zipfile.ZipInfo, name: Name, end: int) -> En
         raise ArchiveError("ZIP_ENCRYPTED", f"{shown(name.text)} is encrypted; upload a zip without a password.")
     if info.compress_type not in _METHODS or info.flag_bits & 0x20:  # the flag: patched data
         raise ArchiveError(
-            "ZIP_UNSUPPORTED", f"{shown(name.text)} is compressed in a way OCC does not read; use deflate."
+            "ZIP_UNSUPPORTED", f"{shown(name.text)} uses a compression that OCC does not support; use deflate."
         )
     if info.volume != 0:
-        raise ArchiveError("ZIP_UNSUPPORTED", "The zip is split over several files; make it one file.")
+        raise ArchiveError("ZIP_UNSUPPORTED", "The zip is split into several files; make one file.")
     kind = stat.S_IFMT(_mode(info))
     if kind == stat.S_IFLNK:
         return _checked_link(file, info, name, end)

@@ -65,7 +65,7 @@ def unpack(archive: Path, target: Path | None, limits: Limits, *, strip_root: bo
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, UnicodeError) as error:
         raise ArchiveError("ZIP_CORRUPT", f"The zip cannot be read ({error}); make it again and upload it.") from None
     except (NotImplementedError, RuntimeError) as error:
-        raise ArchiveError("ZIP_UNSUPPORTED", f"The zip uses a feature OCC does not read ({error}).") from None
+        raise ArchiveError("ZIP_UNSUPPORTED", f"The zip uses a feature that OCC does not support ({error}).") from None
 
 
 def _write(descriptor: int, content: Checked, target: Path | None, limits: Limits) -> Unpacked:

@@ -47,7 +47,7 @@ def parse(header: str) -> Origin | None:
     if not header:
         return None
     if not re.fullmatch(PATTERN, header):
-        raise errors.RequestError("BAD_REQUEST", f"The header {HEADER} is not as a hub sends it; update the agent.")
+        raise errors.RequestError("BAD_REQUEST", f"The header {HEADER} is not valid; update the agent.")
     return Origin(*header.split(" "))
 
 

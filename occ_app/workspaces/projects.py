@@ -89,7 +89,7 @@ def _remove(db: Database, name: str, end_waiting: Callable[[sqlite3.Connection, 
         ).fetchone()
         if row is None:
             raise NotFound(
-                "WORKSPACE_NOT_FOUND", f"There is no project {name}; `occ projects list` lists those there are."
+                "WORKSPACE_NOT_FOUND", f"There is no project {name}; list the projects with `occ projects list`."
             )
         workspaces.refuse_busy(connection, name, row["generation"])
         connection.execute("DELETE FROM project_keys WHERE generation = :generation", dict(row))

@@ -151,7 +151,7 @@ class Control(Upkeep):
         sweep_marked(execution.execution_id, self._config.home)
         outcome = Outcome.failure(
             "WORKER_LOST",
-            "The process that ran this died, so it was ended and not run again; send it anew if it is wanted.",
+            "The process that ran this died. OCC does not run it again; send it again if you need it.",
         )
         if execution.cancel_code is not None:
             outcome = Outcome.failure(execution.cancel_code, "The execution was cancelled.")

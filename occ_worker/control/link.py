@@ -178,7 +178,7 @@ def connect(
 
     `pin` is the SHA-256 fingerprint of the only certificate to trust, `instance` the id of this start of the daemon.
 
-    Raises Refused when the hub answers with an error, Unreachable when it does not answer as a hub does.
+    Raises Refused when the hub answers with an error, Unreachable when it does not answer like a hub.
     """
     parts = urlsplit(remote_url)
     secure = parts.scheme == "https"
@@ -233,7 +233,7 @@ def _upgraded(connection: socket.socket, request: Request, url: str) -> WSConnec
         data = connection.recv(_PIECE)
         came += len(data)
         if not data or came > _LARGEST_ANSWER or time.monotonic() > deadline:
-            raise Unreachable(f"The hub at {url} does not answer as a hub does.")
+            raise Unreachable(f"The hub at {url} does not answer like a hub.")
         framing.receive_data(data)
         answer = next(framing.events(), None)
         if isinstance(answer, RejectConnection):
