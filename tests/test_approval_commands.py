@@ -19,6 +19,7 @@ from occ_app.config import config
 from occ_app.database.database import Database
 from occ_app.executions import approvals, lifecycle
 from occ_app.executions.records import Request
+from tests import sentences
 from tests.hub_app import hub_app
 from tests.test_contracts import served, token
 from tests.test_ownership import on_hub
@@ -117,7 +118,7 @@ def test_a_hub_refuses_permissions_before_anything_is_sent(tmp_path: Path, monke
         client = use(hub.app, monkeypatch)
         refused = command("run", "--permissions", "ask", "--dir", str(tmp_path), "hi")
         assert (refused.exit_code, client.calls) == (2, ["GET /agents?limit=1"])
-        assert "takes no permissions" in refused.output
+        assert sentences.TAKES_NO_PERMISSIONS in refused.output
 
 
 @pytest.mark.parametrize("arguments", [["approvals"], ["approve", "--last"], ["deny", "approval-1"]])
@@ -125,4 +126,4 @@ def test_a_hub_has_no_approvals(arguments: list[str], tmp_path: Path, monkeypatc
     with hub_app(tmp_path) as hub:
         use(hub.app, monkeypatch)
         refused = command(*arguments)
-        assert (refused.exit_code, "a hub has none" in refused.output) == (2, True)
+        assert (refused.exit_code, sentences.A_HUB_HAS_NONE in refused.output) == (2, True)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from occ_app.errors import Refused
-from tests import real_cli
+from tests import real_cli, sentences
 from tests.conftest import Occ, names, occ_in, wait_until
 from tests.model_api import FAKE_KEY, ModelApi, serve
 from tests.test_real_cli import reply
@@ -278,7 +278,7 @@ def test_the_commands_list_show_and_answer(machine: Machine) -> None:
     assert "is allowed" in done.stderr
     run.end()
     assert (run.folder / "made-by-bash").exists()
-    assert machine.occ.command("approvals").stdout == "Nothing waits for a person.\n"
+    assert machine.occ.command("approvals").stdout == f"{sentences.NOTHING_WAITS_FOR_A_PERSON}\n"
     run = machine.begin({"tools": [BASH]}, {"text": "Done."})
     machine.occ.command("deny", run.question()["approvalId"], "not that")
     assert "not that" in results(run.end())[0][0]

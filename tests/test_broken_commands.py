@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import sentences
 from tests.conftest import Occ, steps, wait_until
 
 OCC = [sys.executable, "-m", "occ_app.cli"]
@@ -22,7 +23,7 @@ def test_an_interrupted_start_starts_nothing(occ: Occ) -> None:
         lambda: any("occ_app.supervisor.supervisor" in line for line in occ.commands().values()), "the daemon to begin"
     )
     starting.send_signal(signal.SIGINT)
-    assert "nothing is running" in starting.communicate(timeout=20)[1]
+    assert sentences.NOTHING_IS_RUNNING in starting.communicate(timeout=20)[1]
     assert starting.returncode == 130
     assert not occ.processes()
 

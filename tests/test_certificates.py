@@ -22,6 +22,7 @@ from occ_app.errors import Untrusted
 from occ_app.home import certificate
 from occ_app.home.certificate_dates import expires_at, first_certificate
 from occ_app.web.tls_socket import ServerContexts
+from tests import sentences
 from tests.conftest import occ_in
 
 CA = """
@@ -148,6 +149,6 @@ def test_the_advice_for_an_expired_certificate_is_to_renew_it(
     expired: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    with pytest.raises(Untrusted, match="has expired: renew it") as refused:
+    with pytest.raises(Untrusted, match=sentences.HAS_EXPIRED_RENEW_IT) as refused:
         AgentClient(expired, "made-up").health()
     assert "--pin" not in str(refused.value)

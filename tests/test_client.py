@@ -13,6 +13,7 @@ import pytest
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused, Unreachable
+from tests import sentences
 from tests.conftest import Occ, output, steps, wait_until
 from tests.promises import kill
 
@@ -153,7 +154,7 @@ def test_a_refusal_is_raised_with_its_code(agent: Occ) -> None:
 
 
 def test_an_address_where_nobody_listens_is_unreachable(free_port: int) -> None:
-    with pytest.raises(Unreachable, match="does not answer"):
+    with pytest.raises(Unreachable, match=sentences.DOES_NOT_ANSWER):
         AgentClient(f"http://127.0.0.1:{free_port}", "x").health()
 
 

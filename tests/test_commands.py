@@ -22,6 +22,7 @@ import pytest
 from occ_app.cli.run import _take_back
 from occ_app.errors import Refused
 from occ_app.executions import queries as executions
+from tests import sentences
 from tests.conftest import Occ, command_line, make_zip, run_occ, steps, wait_until
 
 
@@ -213,7 +214,7 @@ def test_wrong_usage_is_told_in_a_sentence(occ: Occ, arguments: list[str], told:
 
 
 def test_an_api_key_without_a_hub_is_unused_and_said_so(occ: Occ) -> None:
-    assert "The API key is not used" in occ.command("start", "--api-key", "made-up").stderr
+    assert sentences.THE_API_KEY_IS_NOT_USED in occ.command("start", "--api-key", "made-up").stderr
 
 
 def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
@@ -442,7 +443,7 @@ def test_a_whole_home_is_sent_only_when_it_is_named(agent: Occ, tmp_path: Path) 
     (tmp_path / "user" / "notes.txt").write_text("private")
     done = run_occ(["run", "hi"], agent.environment, tmp_path / "user", 60)
     assert done.returncode == 2
-    assert "your home folder" in done.stderr
+    assert sentences.YOUR_HOME_FOLDER in done.stderr
     assert run_occ(["run", "hi"], agent.environment, tmp_path, 60).returncode == 2
     assert agent.command("run", "hi", "--dir", "user").stdout == "You said: hi\n"
 
@@ -452,7 +453,7 @@ def test_a_refused_run_leaves_no_workspace(agent: Occ, project: Path) -> None:
     assert done.returncode == 4
     assert "timeoutSeconds" in done.stderr
     labelled = agent.command("run", "hi", "--dir", str(project), "--label", "gpu", check=False)
-    assert "are for a hub" in labelled.stderr
+    assert sentences.ARE_FOR_A_HUB in labelled.stderr
     assert [workspace["workspaceId"] for workspace in agent.client.workspaces()] == ["work"]
 
 
@@ -654,7 +655,7 @@ def test_a_rotated_token_ends_the_streams_of_the_old_one(agent: Occ) -> None:
     stream, _ = agent.under_way(steps({"say": "on "}, {"say": "and on ", "times": 1000, "every": 0.05}), "long")
     agent.token = agent.command("token", "rotate").stdout.strip()
     begun = time.monotonic()
-    with pytest.raises(Refused, match="wrong, expired or revoked"):  # the client asked again with what it had
+    with pytest.raises(Refused, match=sentences.WRONG_EXPIRED_OR_REVOKED):  # the client asked again with what it had
         list(stream)
     assert time.monotonic() - begun < 5
     agent.client.cancel("long")
@@ -666,7 +667,7 @@ def test_a_state_that_others_can_read_stops_the_start(occ: Occ) -> None:
     (occ.home / "state.json").chmod(0o644)
     done = occ.command("start", check=False)
     assert done.returncode == 1
-    assert "can be read by others" in done.stderr
+    assert sentences.CAN_BE_READ_BY_OTHERS in done.stderr
     assert not occ.processes()
     (occ.home / "state.json").chmod(0o600)
     occ.start()
@@ -706,10 +707,10 @@ def test_named_variables_reach_the_cli_and_others_do_not(occ: Occ, tmp_path: Pat
 def test_status_tells_a_standalone_agent_from_one_whose_hub_is_away(occ: Occ, free_port: int) -> None:
     occ.start()
     alone = occ.command("status").stdout
-    assert "this agent is standalone" in alone
+    assert sentences.THIS_AGENT_IS_STANDALONE in alone
     assert "  link  " not in alone
     occ.stop()
     occ.start("--api-key", "made-up", "--remote-url", f"http://127.0.0.1:{free_port}", "--bind-address", "127.0.0.1")
     waiting = occ.command("status").stdout
-    assert "the hub has not registered this agent" in waiting
-    assert "this agent is standalone" not in waiting
+    assert sentences.THE_HUB_HAS_NOT_REGISTERED_THIS in waiting
+    assert sentences.THIS_AGENT_IS_STANDALONE not in waiting

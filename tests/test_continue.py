@@ -16,6 +16,7 @@ from occ_app import errors
 from occ_app.cli import catch_up, folders, merging, remotes, user_state, workspaces
 from occ_app.client.agent_client import AgentClient
 from occ_app.executions import queries as executions
+from tests import sentences
 from tests.conftest import Occ, steps
 from tests.real_hub import hub_in
 
@@ -55,7 +56,7 @@ def test_edits_are_sent_first(agent: Occ, folder: Path) -> None:
     done = agent.command("run", "-c", "--dir", str(folder), "more")
     assert "sent your changes: 2 files, 1 removed" in done.stderr
     assert files(workspace(agent)) == {"kept": "kept\n", "edited": "mine\n", "new": "new\n"}
-    assert "sent your changes" not in agent.command("run", "-c", "--dir", str(folder), "again").stderr
+    assert sentences.SENT_YOUR_CHANGES not in agent.command("run", "-c", "--dir", str(folder), "again").stderr
 
 
 def test_edits_on_both_sides_stop_the_run_until_they_are_pulled(agent: Occ, folder: Path) -> None:
@@ -71,7 +72,7 @@ def test_edits_on_both_sides_stop_the_run_until_they_are_pulled(agent: Occ, fold
     assert files(folder) == {"kept": "mine\n", "edited": "run's\n", "gone": "gone\n", "new": "new\n"}
     agent.command("run", "-c", "--dir", str(folder), "more")
     assert files(workspace(agent)) == files(folder)
-    assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
+    assert sentences.NOTHING_TO_WRITE in agent.command("pull", "--dir", str(folder)).stdout
 
 
 def test_a_restore_changes_the_workspace_as_a_run_does(agent: Occ, folder: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_restore_changes_the_workspace_as_a_run_does(agent: Occ, folder: Path)
     pulled = agent.command("pull", "--dir", str(folder))
     assert "Files: 1 written, 1 removed." in pulled.stdout
     assert files(folder) == {"kept": "two\n", "edited": "edited\n", "gone": "mine\n"}
-    assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
+    assert sentences.NOTHING_TO_WRITE in agent.command("pull", "--dir", str(folder)).stdout
     done = agent.command("run", "-c", "--dir", str(folder), "more")
     assert "sent your changes: 1 file, 0 removed" in done.stderr
     assert files(workspace(agent)) == files(folder)
@@ -118,7 +119,7 @@ def test_a_restore_in_conflict_with_edits_writes_nothing(agent: Occ, folder: Pat
 def test_a_run_that_was_undone_before_it_was_pulled_is_not_brought(agent: Occ, folder: Path) -> None:
     agent.command("run", "-c", "--dir", str(folder), steps({"write": "edited", "text": "one\n"}, {"say": "ok"}))
     agent.command("restore", "--last")
-    assert "Nothing to write" in agent.command("pull", "--dir", str(folder)).stdout
+    assert sentences.NOTHING_TO_WRITE in agent.command("pull", "--dir", str(folder)).stdout
     assert files(folder)["edited"] == "edited\n"
 
 
@@ -209,7 +210,7 @@ def test_the_history_is_sent_without_configuration_and_hooks(agent: Occ, reposit
     assert "remote" not in git(there, "for-each-ref")
     assert not (tmp_path / "ran").exists()
     again = agent.command("run", "-c", "--dir", str(repository), "more")
-    assert "sent your changes" not in again.stderr
+    assert sentences.SENT_YOUR_CHANGES not in again.stderr
     assert git(there, "log", "--format=%s").split() == ["two", "one"]
 
 
@@ -261,10 +262,10 @@ def test_edits_reach_the_machine_of_a_hub(tmp_path: Path) -> None:
         undo = re.search(r"occ (restore restore-\w+)", undone.stderr)
         assert undo is not None
         pulled = box.command("pull", *to, **place)
-        assert "no run changed" not in pulled.stdout
+        assert sentences.NO_RUN_CHANGED not in pulled.stdout
         agreed = box.command("pull", *to, **place)
-        assert "no run changed" in agreed.stdout
-        assert "a hub does not know of restores" in agreed.stderr
+        assert sentences.NO_RUN_CHANGED in agreed.stdout
+        assert sentences.A_HUB_DOES_NOT_KNOW_OF in agreed.stderr
         box.command(*undo[1].split(), **place)
         assert files(there)["c"] == "d\n"
 

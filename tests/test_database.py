@@ -19,6 +19,7 @@ from occ_app.database.database import Database
 from occ_app.executions import events
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.streams.tail import Tail
+from tests import sentences
 from tests.conftest import wait_until
 
 
@@ -177,7 +178,7 @@ def test_a_migration_that_fails_is_told(tmp_path: Path, capfd: pytest.CaptureFix
     connection = db.connect(tmp_path / "occ.db")
     connection.execute("CREATE TABLE workspaces (something TEXT)")
     connection.close()
-    with pytest.raises(errors.StartFailed, match="cannot be brought"):
+    with pytest.raises(errors.StartFailed, match=sentences.CANNOT_BE_BROUGHT):
         schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
     assert "already exists" in capfd.readouterr().err
 

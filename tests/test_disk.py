@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from occ_app.errors import Refused
+from tests import sentences
 from tests.conftest import Occ, make_zip, names, occ_in, output, stand_in, steps, wait_until
 from tests.promises import Promises, counted, counting_cli, prompt
 
@@ -113,7 +114,7 @@ def test_output_waits_for_a_full_disk_and_comes_whole(occ: Occ, small: Path, tmp
     stream, seen = occ.under_way(body, "waits")
     with filled(small):
         gate.touch()
-        wait_until(lambda: "cannot be stored yet" in occ.logs(), "the disk to be felt")
+        wait_until(lambda: sentences.CANNOT_BE_STORED_YET in occ.logs(), "the disk to be felt")
     events = seen + list(stream)
     assert output(events) == counted(300).replace("0 ", "0 " + 250 * 20_000 * "x", 1)
     assert names(events)[-1] == "complete"
@@ -153,7 +154,7 @@ def test_a_database_held_for_long_delays_and_loses_nothing(occ: Occ, tmp_path: P
         )
         assert (response.status, response.json()["code"]) == (503, "BUSY")
         assert occ.client.health()["version"]
-        wait_until(lambda: "cannot be stored yet" in occ.logs(), "the held database to be felt", 20)
+        wait_until(lambda: sentences.CANNOT_BE_STORED_YET in occ.logs(), "the held database to be felt", 20)
         threading.Event().wait(20)  # half a minute in all: the fault itself, not something waited for
     events = seen + list(stream)
     assert output(events) == counted(50)

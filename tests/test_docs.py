@@ -24,7 +24,7 @@ from occ_app.executions import search
 from occ_app.executions.records import ERROR_CODES
 from occ_app.web import refusals
 from occ_app.workspaces import archive_checks, archive_links, archive_names, archives
-from tests import fake_hub
+from tests import fake_hub, sentences
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
 from tests.real_hub import hub_in
 
@@ -256,7 +256,7 @@ def test_the_quick_start_works_word_for_word(shell: Occ) -> None:
     told = run(shell, block("run: quick"))
     assert "You said: Read this project and write its README." in told
     assert "succeeded" in told
-    assert "OCC has stopped." in told
+    assert sentences.OCC_HAS_STOPPED in told
 
 
 def test_the_quick_start_with_a_hub_works(shell: Occ) -> None:
@@ -273,7 +273,7 @@ def test_the_example_with_a_hub_of_its_own_works_word_for_word(shell: Occ, free_
     try:
         told = run(shell, block("run: own hub").replace("7700", str(free_port)))
         assert "You said: What is in here?" in told
-        assert "The hub has stopped." in told
+        assert sentences.THE_HUB_HAS_STOPPED in told
     finally:
         shell.command("hub", "stop", check=False)
 
@@ -281,7 +281,7 @@ def test_the_example_with_a_hub_of_its_own_works_word_for_word(shell: Occ, free_
 def test_the_example_with_tls_works_word_for_word(shell: Occ, free_port: int) -> None:
     told = run(shell, block("run: tls").replace("8766", str(free_port)))
     assert "You said: What is in here?" in told
-    assert "OCC has stopped." in told
+    assert sentences.OCC_HAS_STOPPED in told
 
 
 def test_the_curl_examples_work_word_for_word(shell: Occ, free_port: int, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from occ_app.config import child_processes
 from occ_app.config import config as configuration
 from occ_app.config.claude_environment import chosen
 from occ_app.system import interpreter
+from tests import sentences
 from tests.conftest import Occ, command_line, make_zip, steps, wait_until
 
 OCC = [sys.executable, "-m", "occ_app.cli"]
@@ -62,7 +63,7 @@ def test_a_run_with_a_closed_descriptor_keeps_its_meaning(agent: Occ, tmp_path: 
     assert occ_run(agent, f"{run} > {tmp_path}/out 2>&-").returncode == 0
     done = occ_run(agent, f"{run} >&- 2> {tmp_path}/err")
     said = (tmp_path / "err").read_text()
-    assert (done.returncode, "cannot be written" in said, "fault in OCC" in said) == (1, True, False)
+    assert (done.returncode, sentences.CANNOT_BE_WRITTEN in said, sentences.FAULT_IN_OCC in said) == (1, True, False)
     assert occ_run(agent, f"{run} <&- > {tmp_path}/out").returncode == 0
 
 
@@ -148,7 +149,7 @@ def test_no_module_is_loaded_from_the_current_folder(occ: Occ, tmp_path: Path) -
     done = subprocess.run(
         [*OCC, "status"], cwd=folder, env=occ.environment, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, "is not running" in done.stdout) == (3, True)
+    assert (done.returncode, sentences.IS_NOT_RUNNING in done.stdout) == (3, True)
 
 
 def text(path: Path) -> str:
@@ -199,7 +200,7 @@ def test_a_supervisor_that_a_shell_became_spares_the_shell_s_children_and_theirs
         wait_until(lambda: psutil.Process(orphan).ppid() != shell.pid, "its parent to end")
         occ.attach()
         next(p for p in occ.processes() if "control" in command_line(p)).kill()
-        wait_until(lambda: "is started again" in occ.logs() or occ.client.health(), "the part to be replaced")
+        wait_until(lambda: sentences.IS_STARTED_AGAIN in occ.logs() or occ.client.health(), "the part to be replaced")
         shell.terminate()
         assert shell.wait(20) == 0
         assert command_line(psutil.Process(orphan)) == ["sleep", "313"]
@@ -260,7 +261,7 @@ def test_a_user_without_an_entry_gets_sentences_and_can_run(occ: Occ, tmp_path: 
     (open_to_all / "project").mkdir()
     (open_to_all / "project" / "a").write_text("a")
     run = command("run", "--url", "http://127.0.0.1:9", "--dir", str(open_to_all / "project"), "hi", OCC_TOKEN="x")
-    assert (run.returncode, "Traceback" in run.stderr, "fault in OCC" in run.stderr) == (5, False, False)
+    assert (run.returncode, "Traceback" in run.stderr, sentences.FAULT_IN_OCC in run.stderr) == (5, False, False)
 
 
 @needs_root

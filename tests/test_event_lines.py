@@ -14,6 +14,7 @@ from occ_app.executions.events import StoredEvent
 from occ_app.system.compact_json import to_json
 from occ_worker.execution import outcome, texts
 from occ_worker.execution.translator import Translator
+from tests import sentences
 from tests.conftest import Occ, output, steps
 
 ODD = ["x", "\x1b[31m", "\x01", '"', "\\", "é", "日", "😀", "\u2028", "\u0085", "\x7f", "\n"]
@@ -140,7 +141,7 @@ def test_json_ends_with_a_line_break(agent: Occ) -> None:
 
 def test_the_document_describes_streams_as_texts_and_leaves_replies_open(agent: Occ) -> None:
     document = agent.request("GET", "/openapi.json").json()
-    assert document["servers"] == [{"url": "/", "description": "the agent or hub that serves this document"}]
+    assert document["servers"] == [{"url": "/", "description": sentences.THE_AGENT_OR_HUB_THAT_SERVES}]
     for path, method in (("/execute", "post"), ("/executions/{execution_id}/events", "get")):
         success = document["paths"][path][method]["responses"]["200"]
         assert success["content"]["text/event-stream"]["schema"]["type"] == "string"

@@ -11,7 +11,7 @@ import pytest
 
 from occ_app.api import executions as api_executions
 from occ_app.errors import Refused
-from tests import websockets
+from tests import sentences, websockets
 from tests.conftest import Occ, make_zip, names, output, steps, wait_until
 
 
@@ -329,7 +329,7 @@ def test_a_removed_workspace_fails_what_waits_for_it(agent: Occ, tmp_path) -> No
 def test_a_missing_cli_fails_the_execution_and_degrades_health(occ: Occ) -> None:
     occ.environment["OCC_CLAUDE_BIN"] = "/nonexistent/claude"
     started = occ.command("start")
-    assert "Claude Code was not found" in started.stderr
+    assert sentences.CLAUDE_CODE_WAS_NOT_FOUND in started.stderr
     occ.attach()
     occ.workspace()
     assert occ.run("hello")[-1].data["code"] == "CLAUDE_NOT_FOUND"

@@ -13,6 +13,7 @@ from occ_app.executions import conversations, follow_ups, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome
 from occ_app.system.process_identity import own_identity
+from tests import sentences
 from tests.conftest import Occ, steps
 from tests.hub_app import hub_app
 from tests.test_conversations import SESSION, accept, rows, run
@@ -65,7 +66,7 @@ def test_follow_ups_run_in_the_order_that_a_person_gave_them(
     follow_ups.change(chat, moved, {"before": before})
     assert turns(chat) == ["first", *order]
     assert [executions.get(chat, name).position for name in order] == [0, 1, 2]
-    assert "which comes before it" in str(executions.get(chat, order[1]).waits_for)
+    assert sentences.WHICH_COMES_BEFORE_IT in str(executions.get(chat, order[1]).waits_for)
     for name in order:
         assert claimed(chat) == name
         assert executions.get(chat, name).resume_session_id == SESSION
@@ -97,7 +98,7 @@ def test_follow_ups_of_a_turn_that_fails_wait_for_a_person_and_block_nobody(chat
     end(chat, "a", Outcome.failure(code, "x"))
     paused = executions.get(chat, "b")
     assert (paused.is_paused, paused.position, paused.state) == (True, None, "queued")
-    assert "you to resume it" in str(paused.waits_for)
+    assert sentences.YOU_TO_RESUME_IT in str(paused.waits_for)
     assert executions.get(chat, "same-workspace").position == 1  # behind `other`, not behind those that are paused
     assert executions.claimable(chat) == 2
     assert {claimed(chat), claimed(chat)} == {"other", "same-workspace"}

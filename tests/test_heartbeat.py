@@ -19,7 +19,7 @@ from occ_app.client.hub_client import HubClient
 from occ_app.config.config import Config
 from occ_app.home.state import State
 from occ_app.supervisor.registration import without_a_way
-from tests import fake_hub
+from tests import fake_hub, sentences
 from tests.conftest import Occ, steps, wait_until
 from tests.fake_hub import Hub
 
@@ -213,7 +213,7 @@ def test_nobody_listening_at_the_hub_s_address_is_a_warning(occ: Occ) -> None:
     started = occ.command(
         "start", "--remote-url", "http://127.0.0.1:9", "--bind-address", "127.0.0.1", OCC_API_KEY="made-up"
     )
-    assert "does not answer" in started.stderr
+    assert sentences.DOES_NOT_ANSWER in started.stderr
 
 
 @pytest.mark.parametrize("key", ["wrong-key"])

@@ -28,6 +28,7 @@ from occ_app.hub import placement
 from occ_app.hub.agents import Agents
 from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity
 from occ_app.workspaces import workspace as workspaces
+from tests import sentences
 from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
 from tests.real_hub import Hub, hub_in
 
@@ -248,7 +249,7 @@ def test_a_version_the_hub_cannot_speak_to_is_refused_with_a_sentence(hub: Hub) 
     reply = hub.request("POST", "/api/agents/register", json_body=body, token=hub.agent_key)
     assert reply.status == 426
     assert reply.json()["code"] == "PROTOCOL_UNSUPPORTED"
-    assert "install versions of OCC that match" in reply.json()["message"]
+    assert sentences.INSTALL_VERSIONS_OF_OCC_THAT_MATCH in reply.json()["message"]
 
 
 def test_a_draining_machine_finishes_and_takes_nothing_more(hub_with_box: Hub) -> None:
@@ -292,7 +293,7 @@ def test_what_an_agent_has_of_its_own_is_neither_taken_for_the_hub_s_nor_overwri
     hub.client.upload("work", make_zip({"hub.txt": "hub"}))
     final = run(hub.client, "hello")[-1]
     assert final.data["code"] == "AGENT_REFUSED"
-    assert "is not this hub's" in final.data["message"]
+    assert sentences.IS_NOT_THIS_HUB_S in final.data["message"]
     assert [path.name for path in (box.home / "workspaces" / "work").iterdir()] == ["local.txt"]
     hub.client.upload("theirs", make_zip({"hub.txt": "hub"}))
     assert output(run(hub.client, "hello", "theirs", executionId="e2"))
@@ -300,7 +301,7 @@ def test_what_an_agent_has_of_its_own_is_neither_taken_for_the_hub_s_nor_overwri
     for taken in ("e1", "e3"):
         final = run(hub.client, "hello", "theirs", executionId=taken)[-1]
         assert final.data["code"] == "AGENT_REFUSED"
-        assert "choose a new executionId" in final.data["message"]
+        assert sentences.CHOOSE_A_NEW_EXECUTIONID in final.data["message"]
 
 
 def test_names_are_unique_and_never_look_like_ids(hub: Hub) -> None:
@@ -563,7 +564,9 @@ def test_a_machine_the_hub_cannot_call_gets_no_work_and_is_named(hub: Hub) -> No
         hub.client.upload("work", make_zip({"a.txt": "a"}))
         stream = hub.client.execute("work", "hello", executionId="e1", labels=["far"])
         next(stream)
-        wait_until(lambda: "to be reached" in (hub.client.execution("e1")["waitsFor"] or ""), "it says why it waits")
+        wait_until(
+            lambda: sentences.TO_BE_REACHED in (hub.client.execution("e1")["waitsFor"] or ""), "it says why it waits"
+        )
         hub.client.cancel("e1")
         assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
         wait_until(lambda: any("far" in problem for problem in hub.client.health()["problems"]), "the hub names it")
@@ -669,7 +672,7 @@ def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path)
         assert "--remote-pin" in unpinned.stderr
         box.stop()
         wrong = box.command("start", OCC_REMOTE_PIN="AA:" * 31 + "AA")
-        assert "registering in the background" in wrong.stderr
+        assert sentences.REGISTERING_IN_THE_BACKGROUND in wrong.stderr
         assert client.call("GET", "/agents")["agents"] == []
         box.stop()
         box.start(OCC_REMOTE_PIN=pin)

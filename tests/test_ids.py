@@ -24,6 +24,7 @@ from occ_app.executions.records import Request
 from occ_app.system.foreign_text import visible_line
 from occ_app.system.short_ids import new_execution_id
 from occ_app.system.timestamps import iso_now
+from tests import sentences
 from tests.conftest import Occ, make_zip, shared_agent
 from tests.hub_app import HubApp, hub_app
 
@@ -117,7 +118,7 @@ def test_jobs_list_is_jobs(rows: Database) -> None:
     for arguments in (["jobs"], ["jobs", "list"], ["jobs", "list", "--state", "queued"]):
         assert "run-aaa" in command(*arguments).stdout
     assert json.loads(command("jobs", "list", "--json").stdout)["executions"][0]["executionId"] == "run-aaa"
-    assert command("jobs", "list", "--state", "failed").stdout == "No executions like that.\n"
+    assert command("jobs", "list", "--state", "failed").stdout == f"{sentences.NO_EXECUTIONS_LIKE_THAT}\n"
     for option in (["--state", "failed"], ["--limit", "3"], ["--json"], ["--url", "http://x"]):
         refused = command("jobs", *option, "list")
         assert (refused.exit_code, f"{option[0]} after list" in refused.output) == (2, True)
@@ -174,7 +175,7 @@ def test_a_list_is_narrowed_by_the_beginning_of_a_workspace(rows: Database) -> N
         connection.execute("UPDATE workspaces SET workspace_id = 'work-1'")
         connection.execute("UPDATE executions SET workspace_id = 'work-1'")
     assert "run-aaa" in command("jobs", "--workspace", "work").stdout
-    assert command("jobs", "--workspace", "other").stdout == "No executions like that.\n"
+    assert command("jobs", "--workspace", "other").stdout == f"{sentences.NO_EXECUTIONS_LIKE_THAT}\n"
 
 
 def listed(hub: HubApp, query: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import sentences
 from tests.conftest import Occ, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def test_the_demo_shows_an_answer_and_leaves_nothing_on_ctrl_c(occ: Occ, tmp_pat
         line = demo.stdout.readline()
         assert line, shown
         shown += line
-    assert ("not installed" if cli == "none" else "not logged in") in shown
+    assert ("not installed" if cli == "none" else sentences.NOT_LOGGED_IN) in shown
     assert "This is a simulated answer" in shown
     assert "tally.py" in shown
     offered = [line.strip() for line in shown.partition("Go on with:\n")[2].splitlines() if line.startswith("  ")]

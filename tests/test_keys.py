@@ -11,6 +11,7 @@ import pytest
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Request
 from occ_app.system.timestamps import iso
+from tests import sentences
 from tests.conftest import make_zip, steps
 from tests.hub_app import HubApp, hub_app
 from tests.real_hub import hub_in
@@ -107,7 +108,7 @@ def test_a_rotated_key_s_streams_and_logins_end(tmp_path: Path) -> None:
             pass
         said = hub.command("keys", "rotate", "me")
         new = hub.client_with(said.stdout.strip())
-        with pytest.raises(Exception, match="wrong, expired or revoked"):
+        with pytest.raises(Exception, match=sentences.WRONG_EXPIRED_OR_REVOKED):
             list(stream)
         followed = new.events("e1")  # what the new secret opens goes on
         assert next(followed).name == "queued"
@@ -124,7 +125,7 @@ def test_a_machine_that_is_gone_for_long_leaves_lists_and_counts_until_it_is_hea
     refused = hub.register(key, "third")
     assert refused.status_code == 403
     assert "offline: old" in refused.json["message"]
-    assert "occ hub agents remove" in refused.json["message"]
+    assert sentences.REMOVE_A_MACHINE in refused.json["message"]
     gone(hub, "old", 31)
     assert listed(hub) == ["new"]
     assert 'name="old"' not in hub.call("GET", "/metrics").text

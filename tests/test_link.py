@@ -26,7 +26,7 @@ from occ_app.client.hub_client import HubClient
 from occ_app.errors import Unreachable
 from occ_app.link.frames import OPEN, SUBPROTOCOL, Frame, decode
 from occ_worker.control.link import connect
-from tests import fake_link_hub, wire
+from tests import fake_link_hub, sentences, wire
 from tests.conftest import Occ, make_zip, output, steps, wait_until
 from tests.fake_link_hub import LinkHub
 from tests.test_tls import make_certificate
@@ -230,7 +230,7 @@ def test_a_newer_link_takes_the_place_of_the_older(occ: Occ, hub: LinkHub) -> No
     known = hub.known()
     connection, framing = connect(hub.url, "agent-1", known["tokens"]["agent-1"])
     connection.settimeout(20)
-    wait_until(lambda: "a newer link took its place" in occ.logs(), "the agent to hear of it")
+    wait_until(lambda: sentences.A_NEWER_LINK_TOOK_ITS_PLACE in occ.logs(), "the agent to hear of it")
     # Calls come to the newer one, until the agent is back and is the newer one in its turn.
     client = hub.client()
     call = threading.Thread(target=lambda: succeeds(client))
@@ -258,7 +258,7 @@ def test_a_hub_that_refuses_links_disturbs_nothing_and_is_told_of_once(
         hub.behave(refuse=None)
         hub.linked()
     assert occ.client.health()["status"] == "healthy"
-    assert occ.logs().count("does not link this agent") == 1
+    assert occ.logs().count(sentences.DOES_NOT_LINK_THIS_AGENT) == 1
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from occ_app.link.frames import (
 from occ_app.link.link import Link
 from occ_app.link.websocket import LinkSocket
 from occ_app.system.event_loop import Loop
+from tests import sentences
 from tests.conftest import wait_until
 
 BUSY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -440,7 +441,7 @@ def test_what_comes_late_for_a_stream_that_is_over_is_passed_over() -> None:
 def test_a_peer_that_answers_no_ping_is_dropped_and_one_that_does_is_not() -> None:
     with contextlib.closing(Pair(ping=0.1)) as pair, contextlib.closing(Stranger(ConnectionType.CLIENT, 0.1)) as mute:
         wait_until(lambda: mute.end.why, "the mute one to be dropped")
-        assert "nothing was heard" in mute.end.why[0]
+        assert sentences.NOTHING_WAS_HEARD in mute.end.why[0]
         assert pair.hub.why == pair.agent.why == []
         caller, api = pair.stream()
         with caller, api:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import sentences
 from tests.conftest import Occ, make_zip, occ_in, output, steps, wait_until
 from tests.real_hub import Hub, hub_in
 
@@ -45,7 +46,7 @@ def test_a_clone_that_is_started_beside_its_original_costs_no_run(hub: Hub) -> N
         pass
     twin = twin_of(hub, box)
     started = twin.command("start")
-    assert "is a copy" in started.stderr
+    assert sentences.IS_A_COPY in started.stderr
     twin.attach()
     other = status(twin)["agentId"]
     assert other != before
@@ -57,7 +58,7 @@ def test_a_clone_that_is_started_beside_its_original_costs_no_run(hub: Hub) -> N
     assert output(list(hub.client.execute("work", "and again"))) == "You said: and again"
     assert status(box)["agentId"] == before
     for each in (box, twin):  # one registration in a start, by the supervisor; none since
-        assert "registered with the hub" not in (each.home / "logs" / "control.log").read_text()
+        assert sentences.REGISTERED_WITH_THE_HUB not in (each.home / "logs" / "control.log").read_text()
     wait_until(lambda: {hub.seen(each)["state"] for each in (before, other)} == {"online"}, "both are online")
 
 

@@ -25,6 +25,7 @@ from occ_app.supervisor import registration, startup
 from occ_app.supervisor.registration import Registered
 from occ_app.system import proofs
 from occ_app.system.files import short_path
+from tests import sentences
 from tests.hub_app import HubApp, hub_app
 
 
@@ -242,7 +243,7 @@ def test_a_proof_is_good_for_its_nonce_and_machine_alone(hub: HubApp, box: Box) 
 
 def test_a_challenge_is_for_those_who_hold_a_key_and_proves_the_hub(hub: HubApp, box: Box) -> None:
     for stranger in ("occ_agent_guessed", hub.key("me", "client")):
-        with pytest.raises(Refused, match="no valid agent's key"):
+        with pytest.raises(Refused, match=sentences.NO_VALID_AGENT_S_KEY):
             InProcess(hub, "http://127.0.0.1:7700").challenge(stranger)
 
     class Impostor(InProcess):
@@ -251,7 +252,7 @@ def test_a_challenge_is_for_those_who_hold_a_key_and_proves_the_hub(hub: HubApp,
             return {"hubId": f"hub-{'0' * 32}", "nonce": "0" * 32, "proof": "f" * 64}
 
     impostor = Impostor(hub, "http://hub.example")
-    with pytest.raises(Unreachable, match="does not prove"):
+    with pytest.raises(Unreachable, match=sentences.DOES_NOT_PROVE):
         registration.register(box.config(url="http://hub.example"), impostor, 1, Cli(None, None))
     assert len(impostor.sent) == 1
     assert box.key not in impostor.sent[0]
@@ -268,7 +269,7 @@ def test_nothing_is_sent_where_a_proven_hub_was_and_none_is_now(hub: HubApp, tmp
             raise Refused("There is nothing here.", 404, "NOT_FOUND")
 
     older = Older(hub, url)
-    with pytest.raises(Unreachable, match="does not prove"):
+    with pytest.raises(Unreachable, match=sentences.DOES_NOT_PROVE):
         registration.register(box.config(url=url), older, 1, Cli(None, None))
     assert len(older.sent) == 1
 
@@ -392,10 +393,10 @@ def test_a_damaged_secret_is_put_aside_and_one_that_others_can_read_stops_a_star
     config = Box(tmp_path, "key").config()
     machine.ensure(config.machine)
     config.machine.chmod(0o640)
-    with pytest.raises(StartFailed, match="can be read by others"):
+    with pytest.raises(StartFailed, match=sentences.CAN_BE_READ_BY_OTHERS):
         startup.clean(config, 0)
     config.machine.write_text('{"secret": "short"')
     [told] = quarantine.put_unreadable_aside(config)
-    assert "register this machine as a new one" in told
+    assert sentences.REGISTER_THIS_MACHINE_AS_A_NEW in told
     assert not config.machine.exists()
     assert list(tmp_path.glob("machine.json.unreadable-*"))

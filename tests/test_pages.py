@@ -13,6 +13,7 @@ import pytest
 import urllib3
 
 from occ_app.hub.pages import markdown, terminal
+from tests import sentences
 from tests.conftest import make_zip, steps, wait_until
 from tests.real_hub import Hub, hub_in
 
@@ -106,7 +107,7 @@ def test_an_address_that_is_nobody_s_is_a_page_for_a_browser_and_json_for_all_ot
         page = somebody.get("/nosuchpage", Accept="text/html,*/*;q=0.8")
         assert page.status == 404
         assert "default-src 'self'" in page.headers["Content-Security-Policy"]
-        assert "no page at this address" in page.data.decode()
+        assert sentences.NO_PAGE_AT_THIS_ADDRESS in page.data.decode()
         assert f'class="button" {leads_to}' in page.data.decode()
     assert visitor.get("/executions", Accept="text/html").json()["code"] == "UNAUTHORIZED"  # a cookie opens no API
 
@@ -131,7 +132,7 @@ def test_only_a_client_s_key_logs_in_and_guessing_is_slow(hub: Hub, key: str) ->
     answer = visitor.log_in(hub.agent_key if key == "agent's" else key)
     assert time.monotonic() - begun >= 0.1
     assert answer.status == 401
-    assert "not a valid client key" in answer.data.decode()
+    assert sentences.NOT_A_VALID_CLIENT_KEY in answer.data.decode()
     assert not visitor.cookie
     assert "a wrong token came from 127.0.0.1" in hub.logs()
 
@@ -230,7 +231,7 @@ def test_a_form_without_the_token_of_its_login_does_nothing(hub: Hub, visitor: V
     for csrf in ("", "wrong", "é", other.form()["csrf"]):
         answer = visitor.post("/runs", filled | {"csrf": csrf})
         assert answer.status == 403
-        assert "reload the page" in answer.data.decode()
+        assert sentences.RELOAD_THE_PAGE in answer.data.decode()
         assert visitor.post("/logout", {"csrf": csrf}).status == 403
     assert visitor.get("/lists").status == 200
     assert filled["run"] not in visitor.get("/lists").data.decode()

@@ -24,6 +24,7 @@ import pytest
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import OCCError, Refused
+from tests import sentences
 from tests.conftest import Occ, make_zip, occ_in, stand_in, wait_until
 from tests.promises import HEALTH_SECONDS, Promises, counting_cli, prompt
 
@@ -165,7 +166,7 @@ def test_on_a_disk_that_fails_every_write_nothing_is_accepted(occ: Occ, disk: Di
     begun = time.monotonic()
     response = occ.request("GET", "/health")
     assert (response.status, response.json()["code"]) == (503, "BUSY"), response.data
-    assert "see to its disk" in response.json()["message"]
+    assert sentences.SEE_TO_ITS_DISK in response.json()["message"]
     assert time.monotonic() - begun < HEALTH_SECONDS
     lose_power(occ, disk)
     occ.start()

@@ -13,6 +13,7 @@ import pytest
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Unreachable
 from occ_app.system import proofs
+from tests import sentences
 from tests.conftest import Occ, make_zip, output, steps
 
 TOKEN = "occ_made-up-token"
@@ -56,7 +57,7 @@ def at_the_port(answer: Callable[[str], str]) -> Iterator[tuple[str, bytearray]]
 def test_nothing_is_sent_to_an_address_that_does_not_prove_the_token(answer: Callable[[str], str]) -> None:
     with at_the_port(answer) as (url, got):
         client = AgentClient(url, TOKEN, prove=True)
-        with pytest.raises(Unreachable, match="does not prove"):
+        with pytest.raises(Unreachable, match=sentences.DOES_NOT_PROVE):
             client.upload("work", make_zip({"a.txt": "secret content"}))
         with pytest.raises(Unreachable):
             next(client.batches("e1", 0, {"prompt": "secret prompt"}))

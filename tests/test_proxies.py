@@ -19,6 +19,7 @@ from occ_app.config import config
 from occ_app.errors import ConfigError, Lost, Refused
 from occ_app.web.callers import is_own_origin
 from occ_app.web.proxies import forwarded
+from tests import sentences
 from tests.hub_app import HubApp, hub_app
 
 PUBLIC = "https://hub.example.com"
@@ -178,7 +179,7 @@ def test_a_cookie_that_does_not_come_back_is_said(hub: HubApp) -> None:
     browser.post("/login", base_url=base, data={"key": key})
     after = browser.get("/runs/e1", base_url=base, headers={"Referer": f"{base}/login"})
     assert after.headers["Location"] == "/login?next=%2Fruns%2Fe1&cookie=missing"
-    assert "did not send the login cookie back" in browser.get(after.headers["Location"], base_url=base).text
+    assert sentences.DID_NOT_SEND_THE_LOGIN_COOKIE in browser.get(after.headers["Location"], base_url=base).text
     assert browser.get("/", base_url=base).headers["Location"] == "/login"
 
 

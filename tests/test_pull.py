@@ -22,6 +22,7 @@ from occ_app.cli.tree_update import WORK, TreeUpdate
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Entry
 from occ_app.system import kernel
+from tests import sentences
 from tests.conftest import Occ, steps
 
 TEN = b"".join(b"line %d\n" % number for number in range(10))
@@ -541,5 +542,5 @@ def test_files_left_out_are_not_said_to_be_there(agent: Occ, folder: Path) -> No
     agent.command("run", "--dir", str(folder), steps({"write": "a", "text": "b\n"}, {"say": "done"}))
     (folder / "a").write_text("mine\n")
     rejected = agent.command("pull", "--dir", str(folder), "--reject", check=False, TMPDIR=str(folder.parent))
-    assert "has these changes already" not in rejected.stdout + rejected.stderr
+    assert sentences.HAS_THESE_CHANGES_ALREADY not in rejected.stdout + rejected.stderr
     assert "Nothing was written: 1 file was left as it is." in rejected.stdout

@@ -15,6 +15,7 @@ import pytest
 
 from occ_app.errors import Refused
 from occ_app.executions import retention
+from tests import sentences
 from tests.conftest import Occ, names, output, steps, wait_until
 
 
@@ -30,14 +31,14 @@ def test_pruned_output_is_gone_and_told_as_a_gap(agent: Occ) -> None:
     assert "Forgot the output of 1 execution" in agent.command("jobs", "prune", "--older-than", "2d").stdout
     gap, final = agent.client.events("old")
     assert (gap.name, gap.seq, final) == ("gap", final.seq - 1, events[-1])
-    assert gap.data == {"fromSeq": 1, "toSeq": final.seq - 1, "reason": "removed by retention"}
+    assert gap.data == {"fromSeq": 1, "toSeq": final.seq - 1, "reason": sentences.REMOVED_BY_RETENTION}
     assert [event.data.get("fromSeq") for event in agent.client.events("old", after=10)] == [11, None]
     assert list(agent.client.events("old", after=final.seq - 1)) == [final]
     assert names(list(agent.client.events("old", follow=False))) == ["gap", "complete"]
     record = agent.client.execution("old")
     assert (record["state"], record["prompt"], record["lastSeq"]) == ("succeeded", None, final.seq)
     assert output(list(agent.client.events("new"))) == "You said: new"
-    assert "removed by retention" in agent.command("jobs", "tail", "old").stderr
+    assert sentences.REMOVED_BY_RETENTION in agent.command("jobs", "tail", "old").stderr
 
 
 def test_a_pruned_id_attaches_and_never_runs_again(agent: Occ) -> None:
@@ -113,7 +114,7 @@ def test_an_interrupted_drain_takes_work_again(agent: Occ, tmp_path: Path) -> No
     drain = subprocess.Popen(command, env=agent.environment, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: agent.client.health()["status"] == "degraded", "the drain to begin")
     drain.send_signal(signal.SIGINT)
-    assert "it takes work again" in drain.communicate(timeout=10)[1]
+    assert sentences.IT_TAKES_WORK_AGAIN in drain.communicate(timeout=10)[1]
     assert drain.returncode == 130
     gate.touch()
     assert list(stream)[-1].name == "complete"
@@ -147,7 +148,7 @@ def test_a_backup_made_while_it_runs_is_the_agent_again(agent: Occ, tmp_path: Pa
     assert target.stat().st_mode & 0o077 == 0
     assert "exists already" in agent.command("backup", str(target), check=False).stderr
     nowhere = agent.command("backup", str(tmp_path / "nowhere" / "backup.tar.gz"), check=False)
-    assert "choose another place" in nowhere.stderr
+    assert sentences.CHOOSE_ANOTHER_PLACE in nowhere.stderr
     agent.client.cancel("running")
     list(stream)
     restored = Occ(tmp_path / "restored", agent.environment | {"OCC_HOME": str(tmp_path / "restored")})

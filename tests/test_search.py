@@ -20,6 +20,7 @@ from occ_app.executions import events, lifecycle, retention, search
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome, Request
 from occ_app.system.process_identity import own_identity
+from tests import sentences
 from tests.conftest import Occ, shared_agent, steps, wait_until
 
 SECONDS = 30.0
@@ -106,8 +107,8 @@ def test_the_command_finds_them_and_says_where(told: Occ) -> None:
     lines = told.command("jobs", "search", "fridge").stdout.splitlines()
     assert lines[0].split()[:3] == ["milk", "succeeded", "work"]
     assert lines[1:] == ["  prompt: Is there milk in the fridge?", "  output: You said: Is there milk in the fridge?"]
-    assert told.command("jobs", "search", "nowhere").stdout == "No executions like that.\n"
-    assert "There are more" in told.command("jobs", "search", "milk", "--limit", "1").stderr
+    assert told.command("jobs", "search", "nowhere").stdout == f"{sentences.NO_EXECUTIONS_LIKE_THAT}\n"
+    assert sentences.THERE_ARE_MORE in told.command("jobs", "search", "milk", "--limit", "1").stderr
     assert json.loads(told.command("jobs", "search", "milk", "--json").stdout) == told.client.search("milk")
 
 
@@ -119,7 +120,7 @@ def test_the_command_works_while_the_daemon_is_down_and_says_what_it_cannot_find
         connection.execute("INSERT INTO unindexed SELECT number FROM executions")
         connection.execute("DELETE FROM search")
     done = agent.command("jobs", "search", "early")
-    assert done.stdout == "No executions like that.\n"
+    assert done.stdout == f"{sentences.NO_EXECUTIONS_LIKE_THAT}\n"
     assert "Not indexed yet: 1 of the newest runs" in done.stderr
     agent.start()
     wait_until(lambda: "early" in agent.command("jobs", "search", "early").stdout, "it to be found again")

@@ -12,6 +12,7 @@ import pytest
 
 from occ_app.errors import Refused, Unavailable
 from occ_app.workspaces import archives, snapshots
+from tests import sentences
 from tests.conftest import Occ, make_zip
 
 
@@ -121,5 +122,5 @@ def test_archives_and_backups_during_overwrites_hold_one_version_each(agent: Occ
             contents = {archive.extractfile(name).read() for name in names}  # type: ignore[union-attr]
         assert (len(names), len(contents)) == (30, 1)
     else:
-        assert "change while they are read" in backup.stderr
+        assert sentences.CHANGE_WHILE_THEY_ARE_READ in backup.stderr
         assert not (tmp_path / "b.tgz").exists()

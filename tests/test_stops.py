@@ -16,7 +16,7 @@ import pytest
 
 from occ_app.config.config import load
 from occ_app.home import daemon
-from tests import fake_hub
+from tests import fake_hub, sentences
 from tests.conftest import Occ, command_line, names, output, steps, wait_until
 from tests.promises import Promises, counted, counting_cli, prompt
 
@@ -51,7 +51,7 @@ def test_a_stop_ends_the_most_stubborn_within_ten_seconds_and_keeps_what_waits(p
     begun = time.monotonic()
     done = occ.command("stop")
     assert time.monotonic() - begun < 10
-    assert "OCC has stopped." in done.stdout
+    assert sentences.OCC_HAS_STOPPED in done.stdout
     assert "timeout" not in (occ.home / "logs" / "worker.log").read_text().lower()
     assert not occ.processes()
     assert promises.strays({"stubborn"}) == []

@@ -25,6 +25,7 @@ from occ_app.executions import queries
 from occ_app.home import daemon
 from occ_app.system.process_identity import own_identity
 from occ_app.workspaces import workspace as workspaces
+from tests import sentences
 from tests.conftest import Occ, command_line, processes_with, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +118,7 @@ def test_a_part_that_ends_after_an_upgrade_has_all_parts_start_from_the_new_file
     wait_until(changed, "all parts to be replaced", 30)
     after = installed.status()
     assert (after["url"], after["problems"]) == (before["url"], [])
-    assert "started again from the new files" in installed.log()
+    assert sentences.STARTED_AGAIN_FROM_THE_NEW_FILES in installed.log()
     daemon_json = json.loads((installed.folder / "hub" / "run" / "daemon.json").read_text())
     assert daemon_json["version"] == "99.0.0"
 
@@ -130,7 +131,9 @@ def test_a_foreground_daemon_keeps_its_code_until_a_part_ends_then_stops_as_a_wh
     with (copied.folder / "terminal").open("w") as terminal:
         hub = subprocess.Popen(command, env=copied.environment, cwd=copied.folder, stderr=terminal, stdout=terminal)
     try:
-        wait_until(lambda: "The hub is running at" in (copied.folder / "terminal").read_text(), "the hub to serve", 30)
+        wait_until(
+            lambda: sentences.THE_HUB_IS_RUNNING_AT in (copied.folder / "terminal").read_text(), "the hub to serve", 30
+        )
         before = copied.status()
         copied.upgrade()
         assert any("version 0.1.0" in problem for problem in copied.status()["problems"])
@@ -142,7 +145,7 @@ def test_a_foreground_daemon_keeps_its_code_until_a_part_ends_then_stops_as_a_wh
     finally:
         hub.kill()
         hub.wait()
-    assert "files of OCC changed" in (copied.folder / "terminal").read_text()
+    assert sentences.THE_FILES_CHANGED in (copied.folder / "terminal").read_text()
     assert not processes_with(f"OCC_HUB_HOME={copied.folder / 'hub'}\0".encode())
     assert copied.occ("hub", "start", "--port", "0").returncode == 0  # from the new files
 
@@ -158,7 +161,7 @@ def test_files_that_cannot_be_loaded_leave_the_rest_of_the_daemon_running(instal
     with urllib3.PoolManager(retries=False) as pool:
         assert pool.request("GET", before["url"] + "/login").status == 200
     broken.write_text(content)
-    wait_until(lambda: "started again from the new files" in installed.log(), "the rest to be replaced", 30)
+    wait_until(lambda: sentences.STARTED_AGAIN_FROM_THE_NEW_FILES in installed.log(), "the rest to be replaced", 30)
 
 
 def migrated(folder: Path) -> Path:
@@ -210,7 +213,7 @@ def test_commands_on_a_newer_database_say_that_it_is_newer(occ: Occ) -> None:
         ("start",),
     ):
         done = occ.command(*command, check=False)
-        assert (done.returncode, "newer OCC" in done.stderr, "fault in OCC" in done.stderr) == (1, True, False)
+        assert (done.returncode, "newer OCC" in done.stderr, sentences.FAULT_IN_OCC in done.stderr) == (1, True, False)
 
 
 def test_a_daemon_of_a_newer_version_is_found(tmp_path: Path) -> None:

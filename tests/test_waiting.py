@@ -17,6 +17,7 @@ from occ_app.hub import keys, placement, registrations
 from occ_app.hub.agents import Agents
 from occ_app.system.compact_json import object_of
 from occ_app.system.process_identity import own_identity
+from tests import sentences
 from tests.test_ownership import on_hub
 
 
@@ -69,7 +70,7 @@ def test_with_one_worker_all_that_came_before_are_ahead(three: Database) -> None
         r"execution a1, which runs in its workspace \(its time limit ends it in \d+ min\)", reason(three, "a2")
     )
     assert reason(three, "a3") == "execution a2, which comes before it in its workspace"
-    assert reason(three, "b1") == "a worker to be free"
+    assert reason(three, "b1") == sentences.A_WORKER_TO_BE_FREE
 
 
 def test_with_a_free_worker_nothing_is_ahead_that_waits_for_its_own_workspace(three: Database) -> None:

@@ -18,6 +18,7 @@ from occ_app.errors import ConfigError, NotFound, Unreachable
 from occ_app.hub import forbidden_addresses as addresses
 from occ_app.hub import keys, webhooks
 from occ_worker.control import delivery
+from tests import sentences
 from tests.conftest import make_zip, steps, wait_until
 from tests.real_hub import hub_in
 from tests.webhook_receiver import Control, Receiver, receiving
@@ -162,7 +163,7 @@ def test_a_receiver_that_hangs_or_trickles_is_left_in_time(control: Control, rec
         receiver.answer = answer
         control.finish(name)
         done = control.finished(len(control.deliveries()))[-1]
-        assert (done.state, done.problem) == ("failed", "no answer in time"), name
+        assert (done.state, done.problem) == ("failed", sentences.NO_ANSWER_IN_TIME), name
 
 
 def test_nobody_there_is_told_in_words(control: Control, free_port: int) -> None:
