@@ -759,3 +759,29 @@ def m024_hub_approvals(db: Database) -> None:
         "ALTER TABLE agents ADD COLUMN permissions TEXT",  # the most that it allows
     ):
         db.execute(statement)
+
+
+@occ()
+def m025_sessions(db: Database) -> None:
+    """Name the logins of the hub's pages, and add the one-time codes that open them."""
+    for statement in (
+        "ALTER TABLE logins ADD COLUMN session_id TEXT",
+        "ALTER TABLE logins ADD COLUMN device TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE logins ADD COLUMN used_at TEXT",
+        "UPDATE logins SET session_id = 'session-' || lower(hex(randomblob(6))), used_at = created_at",
+        "CREATE UNIQUE INDEX logins_by_session ON logins (session_id)",
+        # The device of a session that a one-time code opened: nobody knows the secret of such a key.
+        "ALTER TABLE keys ADD COLUMN device TEXT",
+        "ALTER TABLE keys ADD COLUMN paired_by TEXT",  # the key that made the code; NULL: the operator
+        """
+        CREATE TABLE pairings (
+            hash       TEXT PRIMARY KEY,  -- SHA-256 of the code
+            owner_id   TEXT NOT NULL REFERENCES owners (owner_id),
+            role       TEXT NOT NULL CHECK (role IN ('owner', 'viewer', 'admin')),
+            paired_by  TEXT,
+            created_at TEXT NOT NULL,
+            expires_at TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+    ):
+        db.execute(statement)

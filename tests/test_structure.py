@@ -142,6 +142,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "keys",
                 "logins",
                 "outbox",
+                "pairings",
                 "placement",
                 "projects",
                 "registrations",

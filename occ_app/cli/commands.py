@@ -25,6 +25,8 @@ Exit codes:
 
 # In the order of the help. A command's module is loaded when it is called: no command loads the modules of others.
 _MODULES = {
+    "up": "up",
+    "down": "up",
     "start": "start",
     "stop": "agent",
     "status": "agent",
@@ -82,6 +84,7 @@ def occ() -> None:
 
     \b
     occ demo     see it work, with nothing set up
+    occ up       a page on this machine: start everything, print a link
     occ start    start the agent: an HTTP API that runs Claude Code on prompts
     occ run      send a folder and a prompt, watch the answer come
     occ jobs     list, show, tail and cancel runs

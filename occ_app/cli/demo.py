@@ -15,13 +15,12 @@ from pathlib import Path
 import click
 
 from occ_app.claude import program as claude_cli
-from occ_app.cli import output, transcript
-from occ_app.cli.start import start_daemon
+from occ_app.cli import output, transcript, up
 from occ_app.cli.upload import upload
 from occ_app.client.agent_client import AgentClient
 from occ_app.config import child_processes
 from occ_app.config import config as configuration
-from occ_app.config.config import Config
+from occ_app.config.config import Config, HubConfig
 from occ_app.home import daemon, state
 from occ_app.system import interpreter
 
@@ -46,32 +45,33 @@ _PROJECT = {
 def demo() -> None:
     """Show OCC at work, with nothing set up.
 
-    Starts an agent on loopback, sends it a small project and one prompt, and prints the answer as it arrives. Uses the
-    Claude Code of this machine, or a simulated one when it is missing or not logged in. Ctrl-C stops the agent and
-    removes its files.
+    Starts a hub and an agent on loopback, sends a small project and one prompt, prints the answer as it arrives, and a
+    link to the page. Uses the Claude Code of this machine, or a simulated one when it is missing or not logged in.
+    Ctrl-C stops everything and removes its files.
 
     \b
     Example:
       occ demo
     """
     with tempfile.TemporaryDirectory(prefix="occ-demo-") as folder:
-        config = _config(Path(folder))
+        config, hub = _config(Path(folder)), _hub_config(Path(folder))
         # From here on signals are waited for: the daemon is stopped and its folder removed in every case.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         try:
-            report = start_daemon(config, die_with=os.getpid())
-            for warning in report["warnings"]:
+            both = up.start(hub, config, die_with=os.getpid())
+            for warning in both.warnings:
                 output.warn(warning)
-            _show(config, report["url"])
+            _show(config, hub, both)
             _await_signal()
         except KeyboardInterrupt:
             with contextlib.suppress(OSError):  # a terminal that was closed
                 output.echo("\nStopping …", err=True)
         finally:
-            running = daemon.find(config)
-            if running is not None:
-                daemon.stop(config, running)
+            for each in (config, hub):
+                running = daemon.find(each)
+                if running is not None:
+                    daemon.stop(each, running)
 
 
 def _await_signal() -> None:
@@ -114,6 +114,19 @@ def _config(folder: Path) -> Config:
     return replace(config, claude_bin=str(_simulated(home)), sandbox=None)
 
 
+def _hub_config(folder: Path) -> HubConfig:
+    return replace(
+        configuration.load_hub(),
+        home=folder / "hub",
+        http_port=0,
+        bind_address="127.0.0.1",
+        public_url=None,
+        tls=None,
+        tls_cert=None,
+        tls_key=None,
+    )
+
+
 def _simulated(folder: Path) -> Path:
     """A program that runs the bundled simulation, in place of the CLI."""
     path = folder / "simulated-claude"
@@ -124,21 +137,21 @@ def _simulated(folder: Path) -> Path:
     return path
 
 
-def _show(config: Config, url: str) -> None:
-    identity = state.load(config.state)
+def _show(config: Config, hub: HubConfig, both: up.Up) -> None:
+    identity = state.load(hub.state)
     assert identity is not None  # noqa: S101 - a daemon that answers has a token
-    client = AgentClient(url, identity.token)
-    workspace = _send_project(config, client)
+    url = both.running.url
+    workspace = _send_project(config, both.client)
     output.echo(f"> {PROMPT}\n")
-    events = client.execute(workspace, PROMPT, executionId="demo")
+    events = both.client.execute(workspace, PROMPT, executionId="demo")
     final = transcript.print_events(events, as_json=False, waiting="Claude is reading the project")
-    output.summary(final, client.execution("demo"))
+    output.summary(final, both.client.execution("demo"))
     output.outcome(final)
     occ = f"{sys.executable} -m occ_app.cli" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
     output.echo(
         f"""
-The agent serves at {url}
-  token  {identity.token}
+The page of this run, for one browser, within 10 minutes:
+  {url}{both.pairing["path"]}
 
 Go on with:
   OCC_TOKEN={identity.token} {occ} run --url {url} --workspace {workspace} "Add a test"

@@ -13,6 +13,7 @@ from occ_app.cli import output, remote
 from occ_app.cli.hub_address import address, shown_url
 from occ_app.cli.hub_agents import agents
 from occ_app.cli.hub_keys import keys
+from occ_app.cli.pairing import pair, sessions
 from occ_app.cli.remote import daemon_client
 from occ_app.cli.setting_options import setting_options
 from occ_app.cli.start import run_here, shown, start_daemon, with_warnings
@@ -147,5 +148,5 @@ def _status_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  problem    {visible_line(problem)}" for problem in report["problems"]])
 
 
-for command in (keys, agents, webhooks):
+for command in (pair, sessions, keys, agents, webhooks):
     hub.add_command(command)

@@ -1,13 +1,17 @@
-"""The address of a hub that other machines and people are given."""
+"""The address of this machine's hub as other devices reach it, and QR codes of addresses."""
 
 from __future__ import annotations
 
+import io
+import ipaddress
 import socket
+from urllib.parse import urlsplit
 
 from occ_app.home import daemon
 
 
 def address(running: daemon.Daemon) -> str:
+    """Return the address to give to other machines and people."""
     return shown_url(running.url, running.host, running.public_url)
 
 
@@ -22,3 +26,21 @@ def shown_url(url: str, host: str, public_url: str | None) -> str:
     addresses = (address for interface in psutil.net_if_addrs().values() for address in interface)
     outward = [a.address for a in addresses if a.family == socket.AF_INET and not a.address.startswith("127.")]
     return url.replace("127.0.0.1", outward[0]).replace("[::1]", outward[0]) if outward else url
+
+
+def is_local(url: str) -> bool:
+    """Return whether only this machine reaches a URL."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def qr(text: str) -> str:
+    """Return a QR code for a terminal."""
+    import segno
+
+    drawn = io.StringIO()
+    segno.make(text, micro=False).terminal(out=drawn, border=2, compact=True)
+    return drawn.getvalue()

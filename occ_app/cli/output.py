@@ -73,6 +73,12 @@ def note(message: str) -> None:
         click.echo(click.style(visible(message), dim=True), err=True, color=_coloured())
 
 
+def raw_note(text: str) -> None:
+    """Print text that OCC made, such as a QR code, to standard error as it is."""
+    with _cleared():
+        click.echo(text, nl=False, err=True)
+
+
 def interactive() -> bool:
     """Return whether somebody can answer on standard input."""
     return sys.stdin is not None and sys.stdin.isatty()

@@ -18,7 +18,7 @@ _GROUPS = {
     # Of the workspace they ran in, never of a later one that has its id: that may be another owner's.
     "workspace": ("x.workspace_id", "max((SELECT name FROM workspaces WHERE generation = x.workspace_generation))"),
     "agent": ("x.agent_id", "(SELECT name FROM agents WHERE agent_id = x.agent_id)"),
-    "key": ("x.key_id", "(SELECT name FROM keys WHERE key_id = x.key_id)"),
+    "key": ("x.key_id", "(SELECT coalesce(device, name) FROM keys WHERE key_id = x.key_id)"),
     "owner": ("x.owner_id", "(SELECT name FROM owners WHERE owner_id = x.owner_id)"),
 }
 GROUPINGS = tuple(_GROUPS)

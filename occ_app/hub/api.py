@@ -232,7 +232,7 @@ def create_key(body: dict[str, Any]) -> Any:
 def rotate_key(name: str, body: dict[str, Any]) -> Any:
     """Replace the secret of a key; everything the key owns stays, and the old secret is refused at once."""
     key, secret = keys.rotate(services().db, name, **body)
-    services().streams.refuse(key.key_id)
+    _end_streams(key.key_id)
     return _with_secret(key, secret)
 
 
@@ -241,10 +241,16 @@ def rotate_key(name: str, body: dict[str, Any]) -> Any:
 def revoke_key(name: str) -> Any:
     """Refuse a key from now on, and the machines registered with it."""
     key = keys.revoke(services().db, name)
-    services().streams.refuse(key.key_id)
+    _end_streams(key.key_id)
     for agent_id in agent_lists.of_key(hub_services().agents, key.key_id):
         hub_services().links.drop(agent_id)
     return key
+
+
+def _end_streams(key_id: str) -> None:
+    """End the streams that a key opened, and those of the sessions that it paired."""
+    for each in (key_id, *keys.paired(services().db, key_id)):
+        services().streams.refuse(each)
 
 
 def _end_link(agent_id: str) -> None:

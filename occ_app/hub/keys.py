@@ -20,7 +20,15 @@ ROLES = ("owner", "viewer", "admin")
 
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
 _OWNER = "(SELECT name FROM owners o WHERE o.owner_id = keys.owner_id) AS owner"
-_ALL = f"SELECT *, {_OWNER} FROM keys ORDER BY created_at, key_id"  # noqa: S608 - a literal
+_ALL = f"SELECT *, {_OWNER} FROM keys WHERE device IS NULL ORDER BY created_at, key_id"  # noqa: S608 - a literal
+
+# A key is never paired by a later one, so this ends.
+_PAIRED = """
+    WITH RECURSIVE paired (key_id) AS (
+        SELECT key_id FROM keys WHERE paired_by = :key_id
+        UNION SELECT k.key_id FROM keys k JOIN paired p ON k.paired_by = p.key_id
+    )
+"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Key:
     """A row of `keys`. `most` limits an agent key's machines, a client key's executions that wait or run.
 
     It belongs to the owner `owner_id`, named `owner`, as does everything that it makes. A viewer's key only reads.
+    `device` names the device of a paired session; nobody knows the secret of such a key, and lists leave it out.
     """
 
     key_id: str
@@ -41,6 +50,8 @@ class Key:
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    device: str | None = None
+    paired_by: str | None = None
 
     @property
     def role(self) -> str:
@@ -84,7 +95,7 @@ def create(
                     "kind": kind,
                     "admin": role == "admin",
                     "viewer": role == "viewer",
-                    "owner_id": _new_owner(connection, name) if owner is None else _owner_id(connection, owner),
+                    "owner_id": new_owner(connection, name) if owner is None else owner_id(connection, owner),
                     "hash": hashed(secret),
                     "most": most,
                     "now": iso_now(),
@@ -150,20 +161,40 @@ def revoke(db: Database, name: str) -> Key:
     with db.write() as connection:
         row = connection.execute(
             f"UPDATE keys SET revoked_at = :now WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL"  # noqa: S608 - a literal
-            f" RETURNING *, {_OWNER}",
+            f" AND device IS NULL RETURNING *, {_OWNER}",
             {"now": iso_now(), "name": name},
         ).fetchone()
+        if row is not None:
+            revoke_paired(connection, row["key_id"])
     if row is None:
         raise _unknown(name)
     return _key(row)
+
+
+def revoke_paired(connection: sqlite3.Connection, key_id: str) -> None:
+    """Revoke, inside the caller's transaction, all sessions that this key or one of those paired."""
+    connection.execute(
+        f"{_PAIRED} UPDATE keys SET revoked_at = :now WHERE key_id IN paired AND revoked_at IS NULL",  # noqa: S608 - a literal
+        {"key_id": key_id, "now": iso_now()},
+    )
+
+
+def paired(db: Database, key_id: str) -> list[str]:
+    """Return the ids of the keys of all sessions that this key or one of those paired, the revoked ones too."""
+    with db.read() as connection:
+        rows = connection.execute(
+            f"{_PAIRED} SELECT key_id FROM paired",  # noqa: S608 - literals
+            {"key_id": key_id},
+        ).fetchall()
+    return [row["key_id"] for row in rows]
 
 
 def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str]:
     """Replace the secret of a key, named or by its id; returns the key and its new secret.
 
     The key keeps its id, so it keeps its workspaces, executions, webhooks, and the machines that registered with it.
-    Its logins end. `days` sets when it expires. Raises NotFound for a revoked or unknown key, InvalidRequest for one
-    that has expired when `days` is None.
+    Its logins end, and the sessions that it paired. `days` sets when it expires. Raises NotFound for a revoked or
+    unknown key, InvalidRequest for one that has expired when `days` is None.
     """
     key = _unrevoked(db, name)
     expires = key.expires_at if days is None else iso(datetime.now(UTC) + timedelta(days=days))
@@ -180,6 +211,7 @@ def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str
             {"hash": hashed(secret), "expires": expires, "key_id": key.key_id},
         ).fetchone()
         connection.execute("DELETE FROM logins WHERE key_id = :key_id", {"key_id": key.key_id})
+        revoke_paired(connection, key.key_id)
     if row is None:
         raise _unknown(name)
     return _key(row), secret
@@ -188,7 +220,8 @@ def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str
 def _unrevoked(db: Database, name: str) -> Key:
     with db.read() as connection:
         row = connection.execute(
-            f"SELECT *, {_OWNER} FROM keys WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL",  # noqa: S608 - a literal
+            f"SELECT *, {_OWNER} FROM keys WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL"  # noqa: S608 - a literal
+            " AND device IS NULL",
             {"name": name},
         ).fetchone()
     if row is None:
@@ -196,20 +229,21 @@ def _unrevoked(db: Database, name: str) -> Key:
     return _key(row)
 
 
-def _new_owner(connection: sqlite3.Connection, name: str) -> str:
+def new_owner(connection: sqlite3.Connection, name: str) -> str:
     """Add an owner named after its first key, numbered when another owner has the name: a name joins nobody's work."""
-    owner_id = f"owner-{secrets.token_hex(6)}"
+    new_id = f"owner-{secrets.token_hex(6)}"
     for number in itertools.count(1):
         won = connection.execute(
             "INSERT INTO owners (owner_id, name, created_at) VALUES (:owner_id, :name, :now) ON CONFLICT DO NOTHING",
-            {"owner_id": owner_id, "name": name if number == 1 else f"{name}-{number}", "now": iso_now()},
+            {"owner_id": new_id, "name": name if number == 1 else f"{name}-{number}", "now": iso_now()},
         ).rowcount
         if won:
             break
-    return owner_id
+    return new_id
 
 
-def _owner_id(connection: sqlite3.Connection, owner: str) -> str:
+def owner_id(connection: sqlite3.Connection, owner: str) -> str:
+    """Return the id of an owner, named or by its id, inside the caller's transaction. Raises NotFound."""
     row = connection.execute(
         "SELECT owner_id FROM owners WHERE owner_id = :owner OR name = :owner ORDER BY owner_id <> :owner LIMIT 1",
         {"owner": owner},

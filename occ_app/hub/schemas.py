@@ -272,6 +272,44 @@ class KeyList(Schema):
     keys = fields.List(fields.Nested(KeyRecord))
 
 
+class PairingBody(Schema):
+    """The body of POST /pairings, which may be empty. Without `owner`: the caller's, or the operator's."""
+
+    role = fields.String(load_default="owner", validate=validate.OneOf(ROLES))
+    owner = _Line(1, 100, load_default=None, allow_none=True)
+
+
+class PairingMade(Schema):
+    """A one-time code; `path` is the address that takes it on this hub, with the code behind a #."""
+
+    code = fields.String()
+    path = fields.String()
+    owner_id = fields.String(data_key="ownerId")
+    owner = fields.String()
+    role = fields.String(validate=validate.OneOf(ROLES))
+    expires_at = fields.String(data_key="expiresAt")
+
+
+class SessionRecord(Schema):
+    """A session of the hub's pages. `key` names the key that opened it; null for a one-time code."""
+
+    id = fields.String()
+    device = fields.String()
+    owner_id = fields.String(data_key="ownerId")
+    owner = fields.String(allow_none=True)
+    role = fields.String(validate=validate.OneOf(ROLES))
+    key = fields.String(allow_none=True)
+    created_at = fields.String(data_key="createdAt")
+    used_at = fields.String(data_key="usedAt")
+    expires_at = fields.String(data_key="expiresAt")
+
+
+class SessionList(Schema):
+    """The valid sessions, the last used first."""
+
+    sessions = fields.List(fields.Nested(SessionRecord))
+
+
 class _WorkspaceName(fields.String):
     """The id of a workspace, or the alias of a project, NAME@MACHINE."""
 

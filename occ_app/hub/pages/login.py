@@ -12,15 +12,16 @@ from werkzeug.wrappers import Response as AnyResponse
 from occ_app import errors
 from occ_app.api.services import services
 from occ_app.database.database import Database
-from occ_app.hub import keys, logins
+from occ_app.hub import keys, logins, session_api
 from occ_app.hub.logins import Login
+from occ_app.hub.pages.devices import device_of
 from occ_app.system.timestamps import iso_now
 from occ_app.web import callers
 from occ_app.web.callers import Caller
 
 bp = Blueprint("door", __name__)
 
-OPEN = frozenset({"pages.static", "pages.door.show", "pages.door.log_in"})
+OPEN = frozenset({"pages.static", "pages.door.show", "pages.door.log_in", "pages.pairing.show", "pages.pairing.redeem"})
 """The endpoints of pages that ask for no login."""
 
 OPEN_TO_VIEWERS = frozenset({"pages.door.log_out"})
@@ -32,7 +33,7 @@ LEAD_BACK = frozenset({"pages.home.show", "pages.runs.show"})
 """Those from which one is sent to log in, and back afterwards."""
 
 _NEXT = r"/(runs/[A-Za-z0-9._-]+)?(\?[A-Za-z0-9._=&-]*)?"
-_FORM_BYTES = 10_000
+FORM_BYTES = 10_000
 _BOUND = "__Host-"
 _RETURN_SECONDS, _RECENT = 30.0, 500
 _NO_COOKIE = (
@@ -49,8 +50,10 @@ def visitor(db: Database) -> Caller | None:
     if login is None:
         return None
     g.login = login
+    ended = session_api.ended_sessions()
     return Caller(
-        login.key_id, login.owner_id, login.admin, login.viewer, refused=lambda: iso_now() >= login.expires_at
+        *(login.key_id, login.owner_id, login.admin, login.viewer),
+        refused=lambda: iso_now() >= login.expires_at or login.session_id in ended,
     )
 
 
@@ -98,18 +101,24 @@ def show() -> str:
 @bp.post("/login")
 def log_in() -> Response:
     """Take a key and give the cookie for it."""
-    request.max_content_length = _FORM_BYTES  # nobody has shown a key yet
+    request.max_content_length = FORM_BYTES  # nobody has shown a key yet
     after = request.form.get("next", "/")
     key = keys.find(services().db, request.form.get("key", "").strip(), "client")
     if key is None:
         callers.slow_down()
         problem = "This is not a valid client key."
         return Response(render_template("login.html", next=after, problem=problem), 401)
+    device = device_of(request.headers.get("User-Agent", ""))
+    return logged_in(logins.begin(services().db, key, device), after if re.fullmatch(_NEXT, after) else "/")
+
+
+def logged_in(cookie: str, after: str) -> Response:
+    """Redirect a browser that has just logged in, with the cookie of its session."""
     _recent()[request.remote_addr or ""] = time.monotonic()
-    response = go(after if re.fullmatch(_NEXT, after) else "/")
+    response = go(after)
     response.set_cookie(
         _name(secure=_secure()),
-        logins.begin(services().db, key),
+        cookie,
         max_age=logins.DAYS * 86400,
         secure=_secure(),
         httponly=True,
@@ -128,6 +137,7 @@ def stay() -> Response:
 def log_out() -> Response:
     """End this login."""
     response = go("/login")
+    session_api.ended_sessions().add(g.login.session_id)
     for name in _names():
         if name in request.cookies:
             logins.end(services().db, request.cookies[name])
