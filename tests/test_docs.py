@@ -335,7 +335,8 @@ def test_the_screen_of_the_demo_is_what_it_prints(shell: Occ) -> None:
     """Line by line, with what differs from run to run made equal."""
 
     def plain(text: str) -> list[str]:
-        changing = r"occ_[\w-]{20,}|tally-\w{8}|127.0.0.1:\d+|/pair#[\w-]+|\d+\.\d s|[/.\w=]*/occ-demo-\w+|\S*\bocc(?= run| jobs)"
+        changing = r"occ_[\w-]{20,}|tally-\w{8}|127.0.0.1:\d+|/pair#[\w-]+|\d+\.\d s"
+        changing += r"|[/.\w=]*/occ-demo-\w+|\S*\bocc(?= run| jobs)"
         lines = re.sub(changing, "…", text).replace("\nStopping …", "").strip().splitlines()
         # A terminal replaces the progress line; elsewhere it stays.
         return [line.rstrip() for line in lines if line != "Claude is reading the project …"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import sentences
-from tests.conftest import Occ, wait_until
+from tests.conftest import Occ, processes_with, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,20 +115,22 @@ def logged_out(folder: Path) -> Path:
     return path
 
 
-def test_a_killed_demo_takes_its_agent_with_it(occ: Occ, tmp_path: Path) -> None:
+def test_a_killed_demo_takes_its_agent_and_its_hub_with_it(occ: Occ, tmp_path: Path) -> None:
     environment = occ.environment | {"TMPDIR": str(tmp_path), "OCC_CLAUDE_BIN": "/no/such/claude"}
     demo = subprocess.Popen(
         [sys.executable, "-m", "occ_app.cli", "demo"], env=environment, stdout=subprocess.PIPE, text=True
     )
     assert demo.stdout is not None
-    while "serves at" not in (line := demo.stdout.readline()):
+    while "/pair#" not in (line := demo.stdout.readline()):
         assert line
     (home,) = tmp_path.glob("occ-demo-*/home")
     served = Occ(home, occ.environment)
+    hubs = f"OCC_HUB_HOME={home.parent / 'hub'}\0".encode()
     assert served.processes()
+    assert processes_with(hubs)
     os.kill(demo.pid, signal.SIGKILL)
     demo.communicate()
-    wait_until(lambda: not served.processes(), "the agent to end")
+    wait_until(lambda: not served.processes() and not processes_with(hubs), "the agent and the hub to end")
     shutil.rmtree(home.parent)
 
 

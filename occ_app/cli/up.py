@@ -53,7 +53,7 @@ def _hub_option(setting: str) -> Callable[[F], F]:
 @_hub_option("tls_key")
 @_hub_option("trusted_proxies")
 def up(lan: bool, public_url: str | None, permissions: str | None, **flags: Any) -> None:
-    """Start a hub and an agent on this machine and print a link to the page.
+    """Start a hub and an agent, and print a link to the page.
 
     The link logs one browser in, once, within 10 minutes. While both run, it prints another link. The files are those
     of `occ start` and `occ hub start`, and so are the settings.
@@ -125,7 +125,7 @@ def show(both: Up) -> None:
 
 @click.command()
 def down() -> None:
-    """Stop the hub of this machine and the agent that joined it.
+    """Stop this machine's hub and agent.
 
     Waiting runs start at the next `occ up`. An agent that belongs to another hub keeps running.
 
