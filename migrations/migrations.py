@@ -785,3 +785,70 @@ def m025_sessions(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m026_notifications(db: Database) -> None:
+    """Keep the channels by which owners are notified, and which pages are being looked at."""
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN notify INTEGER",  # 1: its end is notified of, however short it was
+        """
+        CREATE TABLE channels (
+            channel_id TEXT PRIMARY KEY,
+            kind       TEXT NOT NULL,
+            name       TEXT NOT NULL,
+            address    TEXT NOT NULL,   -- JSON, by the kind; may hold secrets
+            classes    TEXT NOT NULL,   -- with spaces between
+            owner_id   TEXT,            -- whose executions; NULL: everybody's
+            created_at TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE seen_pages (
+            page      TEXT PRIMARY KEY,
+            owner_id  TEXT NOT NULL,
+            execution INTEGER NOT NULL,
+            until     TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        _notifying(
+            *("asks", "INSERT ON approvals", "new.state = 'open'", "notify.needs_you"),
+            *("new.execution", "new.approval_id", _OF_NEEDS),
+        ),
+        _notifying(
+            *("fails_to_log_in", "UPDATE OF finished_at ON executions"),
+            "new.finished_at IS NOT NULL AND old.finished_at IS NULL AND new.error_code = 'CLAUDE_AUTH'",
+            *("notify.needs_you", "new.number", "NULL", _OF_NEEDS),
+        ),
+        _notifying(
+            *("ends", "UPDATE OF finished_at ON executions"),
+            "new.finished_at IS NOT NULL AND old.finished_at IS NULL AND new.error_code IS NOT 'CLAUDE_AUTH'",
+            *("notify.ended", "new.number", "NULL"),
+            """
+            (new.notify = 1 OR (instr(c.classes, 'ended') > 0 AND new.state != 'cancelled'
+                AND julianday(new.finished_at) - julianday(new.created_at) >= 60.0 / 86400))
+            """,
+        ),
+    ):
+        db.execute(statement)
+
+
+_OF_NEEDS = "instr(c.classes, 'needs-you') > 0"
+
+
+def _notifying(name: str, moment: str, condition: str, event: str, execution: str, approval: str, chosen: str) -> str:
+    """Return a trigger that makes notifications for the channels of an execution's owner, each once."""
+    once = f"c.channel_id || ' {event} ' || {execution} || ' ' || coalesce({approval}, '')"
+    return f"""
+        CREATE TRIGGER notifies_{name} AFTER {moment} WHEN {condition}
+        BEGIN
+            INSERT INTO deliveries (webhook_id, event, execution, approval_id, once, state, next_at, created_at,
+                delivery_id)
+            SELECT c.channel_id, '{event}', x.number, {approval}, {once}, 'waiting',
+                strftime('%Y-%m-%dT%H:%M:%fZ'), strftime('%Y-%m-%dT%H:%M:%fZ'),
+                'delivery-' || lower(hex(randomblob(12)))
+            FROM channels c JOIN executions x ON x.number = {execution}
+            WHERE (c.owner_id IS NULL OR c.owner_id = x.owner_id) AND {chosen}
+                AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.once = {once});
+        END
+        """  # noqa: S608 - literals

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 
 from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
@@ -28,6 +29,7 @@ from occ_worker.consumers import ControlConsumer, ThreadsConsumer
 from occ_worker.control.deliveries import MAX_DELIVERIES_AT_ONCE, Deliveries
 from occ_worker.control.delivery import PATIENCE, Patience
 from occ_worker.control.hub import HubControl
+from occ_worker.notify.sending import notify
 from occ_worker.relay.relay_pool import RelayPool
 
 log = logging.getLogger("occ.relay")
@@ -64,7 +66,7 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
         agents,
         Calls(agents, config.run / "links"),
         Ringer(config.run / "tail"),
-        Deliveries(database, patience),
+        Deliveries(database, patience, partial(notify, config, patience.seconds)),
         queued=executions_queue.pending_count,
         ring=wake_worker,
     )

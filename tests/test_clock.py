@@ -15,7 +15,7 @@ from occ_app.database.database import Database
 from occ_app.executions import tally, usage
 from occ_app.home import clock
 from occ_app.home.clock import Reading
-from occ_app.hub import webhooks
+from occ_app.hub import deliveries
 from tests.conftest import Occ, wait_until
 from tests.test_stops import SHIFTED
 
@@ -105,8 +105,8 @@ def test_a_delivery_that_is_planned_survives_a_clock_set_back(database: Database
             " VALUES ('delivery-1', 'hook', 'execution.finished', 1, 'waiting', 1, '2027-06-01T00:00:00.000Z', '')"
         )
     now, latest = "2026-06-01T00:00:00.000Z", "2026-06-02T04:00:00.000Z"
-    assert webhooks.due(database, now, latest) == [("hook", 1)]
-    assert webhooks.due(database, now, "2027-06-02T00:00:00.000Z") == []
+    assert deliveries.due(database, now, latest) == [("hook", 1)]
+    assert deliveries.due(database, now, "2027-06-02T00:00:00.000Z") == []
 
 
 def test_no_duration_is_negative(database: Database) -> None:

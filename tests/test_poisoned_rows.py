@@ -21,7 +21,7 @@ from occ_app.database.rows import sound, unreadable
 from occ_app.executions import events, lifecycle, retention, search
 from occ_app.executions.records import Outcome, Request
 from occ_app.executions.tally import Tally
-from occ_app.hub import agent_lists, outbox, placement, webhooks
+from occ_app.hub import agent_lists, deliveries, outbox, placement, webhooks
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agents
 from occ_app.system.process_identity import own_identity
@@ -144,11 +144,11 @@ def work_goes_on(hub: HubApp) -> list[str]:
     def delivered() -> None:
         found = []
         for _ in range(5):  # each is tried, and fails for good
-            for _, number in webhooks.due(rows, "9999", "9999"):
-                taken = webhooks.claim(rows, number, "9999", "9999", "9999")
+            for _, number in deliveries.due(rows, "9999", "9999"):
+                taken = deliveries.claim(rows, number, "9999", "9999", "9999")
                 if taken is not None:
                     found.append(taken.execution.execution_id)
-                    webhooks.failed(rows, taken, 410, "", None)
+                    deliveries.failed(rows, taken, 410, "", None)
         assert "victim-done" in found, found
 
     for name, work in {

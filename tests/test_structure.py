@@ -138,6 +138,8 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "agent_lists",
                 "agents",
                 "approval_rows",
+                "channels",
+                "deliveries",
                 "fetched_changes",
                 "keys",
                 "logins",

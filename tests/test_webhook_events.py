@@ -18,7 +18,7 @@ from occ_app.database.database import Database, connect
 from occ_app.executions import approvals, lifecycle
 from occ_app.executions.approvals import Answer, Person
 from occ_app.executions.records import Execution, Outcome, Request
-from occ_app.hub import webhooks
+from occ_app.hub import deliveries, webhooks
 from occ_app.system.process_identity import own_identity
 from occ_worker.control import delivery
 from tests.hub_app import HubApp, hub_app
@@ -52,13 +52,13 @@ def ended(rows: Database, execution: Execution) -> None:
 
 def events(rows: Database) -> list[str]:
     """The events of all deliveries, oldest first."""
-    return [made.event for made in reversed(webhooks.log(rows, 100))]
+    return [made.event for made in reversed(deliveries.log(rows, 100))]
 
 
 def sent(rows: Database, event: str) -> dict[str, object]:
     """The body of the delivery of this event."""
-    number = next(made.number for made in webhooks.log(rows, 100) if made.event == event)
-    claimed = webhooks.claim(rows, number, "9999", "9999", "9999")
+    number = next(made.number for made in deliveries.log(rows, 100) if made.event == event)
+    claimed = deliveries.claim(rows, number, "9999", "9999", "9999")
     assert claimed is not None
     body: dict[str, object] = json.loads(delivery.body(claimed))
     return body
@@ -91,7 +91,7 @@ def test_a_webhook_without_a_choice_gets_ends_alone(hub: HubApp) -> None:
     execution = started(hub.database)
     asked(hub.database, execution)
     ended(hub.database, execution)
-    made = {(one.webhook_id, one.event) for one in webhooks.log(hub.database, 100)}
+    made = {(one.webhook_id, one.event) for one in deliveries.log(hub.database, 100)}
     ends, asks = (hook.webhook_id for hook in webhooks.listing(hub.database))
     assert made == {(ends, "execution.finished"), (asks, "execution.needs_approval")}
 
@@ -194,5 +194,5 @@ def test_deliveries_and_webhooks_from_before_keep_their_meaning(tmp_path: Path) 
     execution = started(rows)
     asked(rows, execution)
     ended(rows, execution)
-    assert [(made.number, made.event) for made in webhooks.log(rows, 9)] == [(8, "execution.finished")]
+    assert [(made.number, made.event) for made in deliveries.log(rows, 9)] == [(8, "execution.finished")]
     rows.close()

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from occ_app.errors import ConfigError, NotFound, Unreachable
+from occ_app.hub import deliveries, keys, webhooks
 from occ_app.hub import forbidden_addresses as addresses
-from occ_app.hub import keys, webhooks
 from occ_worker.control import delivery
 from tests import sentences
 from tests.conftest import make_zip, steps, wait_until
@@ -332,18 +332,18 @@ def test_a_name_that_leads_elsewhere_at_the_last_moment_is_sent_nothing(
     assert receiver.calls == []
 
 
-def claim(control: Control) -> webhooks.Claimed | None:
-    return webhooks.claim(control.db, control.deliveries()[0].number, "9999", "9999", "99999")
+def claim(control: Control) -> deliveries.Claimed | None:
+    return deliveries.claim(control.db, control.deliveries()[0].number, "9999", "9999", "99999")
 
 
 def test_of_many_that_claim_a_delivery_one_has_it(control: Control, receiver: Receiver) -> None:
     webhooks.add(control.db, receiver.url)
     control.finish("e1")
     now = control.deliveries()[0].next_at
-    won: list[webhooks.Claimed] = []
+    won: list[deliveries.Claimed] = []
 
     def try_it() -> None:
-        claimed = webhooks.claim(control.db, 1, str(now), "9999", "99999")
+        claimed = deliveries.claim(control.db, 1, str(now), "9999", "99999")
         won.extend([claimed] if claimed else [])
 
     threads = [threading.Thread(target=try_it) for _ in range(8)]
@@ -352,11 +352,11 @@ def test_of_many_that_claim_a_delivery_one_has_it(control: Control, receiver: Re
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert webhooks.failed(control.db, won[0], None, "it was slow", str(now))
-    again = webhooks.claim(control.db, 1, str(now), "9999", "99999")
+    assert deliveries.failed(control.db, won[0], None, "it was slow", str(now))
+    again = deliveries.claim(control.db, 1, str(now), "9999", "99999")
     assert again is not None
-    assert not webhooks.delivered(control.db, won[0], 200)  # an attempt that was given up says nothing any more
-    assert webhooks.delivered(control.db, again, 200)
+    assert not deliveries.delivered(control.db, won[0], 200)  # an attempt that was given up says nothing any more
+    assert deliveries.delivered(control.db, again, 200)
 
 
 def test_old_deliveries_go_with_retention_and_what_waits_stays(tmp_path: Path, receiver: Receiver) -> None:

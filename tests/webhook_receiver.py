@@ -22,7 +22,8 @@ from occ_app.database import database as db
 from occ_app.database import schema
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Outcome, Request
-from occ_app.hub import webhooks
+from occ_app.hub import deliveries
+from occ_app.hub.deliveries import Delivery
 from tests.conftest import wait_until
 
 
@@ -157,11 +158,11 @@ class Control:
         execution, _ = lifecycle.create(self.db, asked, max_queue=1000)
         assert lifecycle.give_up(self.db, execution.number, Outcome.failure("NO_AGENT", "Nobody could."))
 
-    def deliveries(self) -> list[webhooks.Delivery]:
+    def deliveries(self) -> list[Delivery]:
         """The log, oldest first."""
-        return webhooks.log(self.db, 1000)[::-1]
+        return deliveries.log(self.db, 1000)[::-1]
 
-    def finished(self, count: int, seconds: float = 15) -> list[webhooks.Delivery]:
+    def finished(self, count: int, seconds: float = 15) -> list[Delivery]:
         """The log, once so many deliveries are over."""
 
         def over() -> bool:

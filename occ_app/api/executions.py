@@ -106,6 +106,7 @@ def asked_for(body: Any) -> Request:
         agent=loaded.get("agent"),
         labels=tuple(loaded.get("labels", ())),
         workspace_generation=loaded.get("workspace_generation"),
+        notify=loaded.get("notify", False),
     )
 
 

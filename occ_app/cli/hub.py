@@ -1,4 +1,4 @@
-"""occ hub start | stop | status | keys | agents | webhooks: the hub of this machine."""
+"""occ hub start | stop | status | keys | agents | webhooks | notify: the hub of this machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from occ_app.cli import output, remote
 from occ_app.cli.hub_address import address, shown_url
 from occ_app.cli.hub_agents import agents
 from occ_app.cli.hub_keys import keys
+from occ_app.cli.notify import notify
 from occ_app.cli.pairing import pair, sessions
 from occ_app.cli.remote import daemon_client
 from occ_app.cli.setting_options import setting_options
@@ -148,5 +149,5 @@ def _status_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  problem    {visible_line(problem)}" for problem in report["problems"]])
 
 
-for command in (pair, sessions, keys, agents, webhooks):
+for command in (pair, sessions, keys, agents, webhooks, notify):
     hub.add_command(command)

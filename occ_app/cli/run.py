@@ -76,6 +76,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: a label of the machine; may be repeated.")
+@click.option("--notify", is_flag=True, help="On a hub: notify you of its end, also of a short run.")
 @remote.options("Agent or hub to send it to.")
 @click.option("-d", "--detach", is_flag=True, help="Return once it is accepted, and print its id alone on a line.")
 @click.option(
@@ -100,6 +101,7 @@ def run(
     max_turns: int | None,
     agent: str | None,
     label: tuple[str, ...],
+    notify: bool,
     url: str | None,
     token: str | None,
     pin: str | None,
@@ -128,7 +130,7 @@ def run(
             f"--apply cannot be used with {'--project' if project is not None else '--detach'}: {why}."
         )
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
-    if agent or label:
+    if agent or label or notify:
         run_target.check_hub(client)
     _check_permissions(client, permissions)
     place = remote.place_name(url, token, pin)
@@ -139,7 +141,7 @@ def run(
     execution_id = new_execution_id()
     limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     settings: dict[str, Any] = {"sessionId": target.session, **limits}
-    settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None}
+    settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None, "notify": notify or None}
     options = {name: value for name, value in settings.items() if value is not None}
     events = _announced(
         client.execute(target.workspace, prompt, executionId=execution_id, **options), execution_id, target

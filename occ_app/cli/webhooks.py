@@ -14,6 +14,7 @@ from occ_app.cli import output
 from occ_app.config import config as configuration
 from occ_app.database import schema
 from occ_app.database.database import Database
+from occ_app.hub import deliveries
 from occ_app.hub import webhooks as rows
 
 
@@ -53,7 +54,7 @@ def add(url: str, key: str | None, events: tuple[str, ...]) -> None:
       occ hub webhooks add https://example.com/occ --key phone
       occ hub webhooks add https://example.com/occ --event execution.started
     """
-    webhook, secret = rows.add(_database(), url, key, events)
+    webhook, secret = rows.add(database(), url, key, events)
     output.echo(f"id      {webhook.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
     if url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
@@ -69,7 +70,7 @@ def list_webhooks(as_json: bool) -> None:
     Example:
       occ hub webhooks list
     """
-    webhooks_of_hub = rows.listing(_database())
+    webhooks_of_hub = rows.listing(database())
     if as_json:
         reply = [
             {"webhookId": w.webhook_id, "url": w.url, "key": w.key, "events": w.events, "createdAt": w.created_at}
@@ -93,7 +94,7 @@ def remove(webhook_id: str) -> None:
     Example:
       occ hub webhooks remove webhook-1f2e3d
     """
-    rows.remove(_database(), webhook_id)
+    rows.remove(database(), webhook_id)
     output.echo(f"{webhook_id} is removed.")
 
 
@@ -107,15 +108,15 @@ def log(limit: int, as_json: bool) -> None:
     Example:
       occ hub webhooks log --limit 20
     """
-    records = list(map(_record, rows.log(_database(), limit)))
+    records = list(map(record, deliveries.log(database(), limit)))
     if as_json:
         output.echo(json.dumps({"deliveries": records}))
         return
     header = ("DELIVERY", "WEBHOOK", "EVENT", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
-    output.table([header, *map(_row, records)])
+    output.table([header, *map(row, records)])
 
 
-def _record(delivery: rows.Delivery) -> dict[str, Any]:
+def record(delivery: deliveries.Delivery) -> dict[str, Any]:
     return {
         "deliveryId": delivery.delivery_id,
         "webhookId": delivery.webhook_id,
@@ -131,11 +132,11 @@ def _record(delivery: rows.Delivery) -> dict[str, Any]:
     }
 
 
-def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
-    answer = record["problem"] or ("" if record["status"] is None else str(record["status"]))
+def row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    answer = entry["problem"] or ("" if entry["status"] is None else str(entry["status"]))
     return (
-        *(record["deliveryId"], record["webhookId"], _short(record["event"]), record["executionId"]),
-        *(record["state"], str(record["attempts"]), record["nextAt"] or "", answer),
+        *(entry["deliveryId"], entry["webhookId"], _short(entry["event"]), entry["executionId"] or ""),
+        *(entry["state"], str(entry["attempts"]), entry["nextAt"] or "", answer),
     )
 
 
@@ -143,7 +144,7 @@ def _short(event: str) -> str:
     return event.partition(".")[2]
 
 
-def _database() -> Database:
+def database() -> Database:
     config = configuration.load_hub()
     if not config.database.exists():
         raise errors.NotRunning(f"There is no database in {config.home}; `occ hub start` makes one.")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from occ_app.config import claude_environment as cli_environment
 from occ_app.config.options import flag_of
-from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting, is_loopback, secret
+from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting, is_loopback, secret, smtp_url
 from occ_app.errors import ConfigError
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
@@ -171,6 +171,8 @@ class HubConfig(Config):
     reconnect_seconds: float = 3600
     forget_agents_days: float = 30
     max_diff_bytes: int = 10_000_000
+    smtp_url: str | None = field(default=None, repr=False)
+    mail_from: str | None = None
 
     @property
     def zips(self) -> Path:
@@ -237,7 +239,7 @@ def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]
         try:
             values[setting.name] = setting.parse(raw)
         except ValueError as error:
-            shown = "" if setting.parse is secret else f" {raw[:60]!r}"
+            shown = "" if setting.parse in (secret, smtp_url) else f" {raw[:60]!r}"
             raise ConfigError(f"{source}{shown} cannot be used: {error}.") from None
     return home, values
 

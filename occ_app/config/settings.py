@@ -114,6 +114,26 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def smtp_url(value: str) -> str:
+    """Return smtp://[USER:PASSWORD@]HOST[:PORT] or smtps://…, given as it is or as @FILE. Raises ValueError."""
+    url = secret(value)
+    parts = urlsplit(url)
+    try:
+        parts.port  # noqa: B018 - reading it is the check: urlsplit raises for a port that is no number
+    except ValueError:
+        raise ValueError("its port must be a number up to 65535") from None
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.path.strip("/"):
+        raise ValueError("it must look like smtps://user:password@mail.example.com, or be @FILE with that")
+    return url
+
+
+def mail_address(value: str) -> str:
+    """Return a mail address in ASCII. Raises ValueError."""
+    if not re.fullmatch(r"[^@\s<>,;:\"\\]{1,64}@[^@\s<>,;:\"\\]{1,255}", value.strip()) or not value.isascii():
+        raise ValueError("it must look like name@example.com")
+    return value.strip()
+
+
 def _pin(value: str) -> str:
     if not re.fullmatch(r"([0-9A-Fa-f]{2}:?){32}", value.strip()):
         raise ValueError("it must be the 32 bytes of a SHA-256 fingerprint, as in 3A:9F:…")
@@ -232,4 +252,6 @@ HUB_SETTINGS = (
     Setting("reconnect_seconds", _number, "how long a running execution's agent may be away", "OCC_HUB_"),
     Setting("forget_agents_days", _number, "days after which a machine that is gone leaves the lists", "OCC_HUB_"),
     Setting("max_diff_bytes", _SIZE, "size of a diff that is kept for when its machine is off", "OCC_HUB_"),
+    Setting("smtp_url", smtp_url, "server for mail, smtps://user:password@host, or @FILE", "OCC_HUB_"),
+    Setting("mail_from", mail_address, "sender of mail", "OCC_HUB_"),
 )

@@ -45,6 +45,7 @@ class Request:
     agent: str | None = None
     labels: tuple[str, ...] = ()
     workspace_generation: int | None = None  # the number that the workspace must have
+    notify: bool = False  # on a hub: notify the owner of its end, however short it was
 
 
 @dataclass(frozen=True)

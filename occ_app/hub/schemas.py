@@ -333,6 +333,7 @@ class HubExecuteBody(schemas.ExecuteBody):
 
     agent = _Line(1, 200)
     labels = fields.List(_Line(1, 100), validate=validate.Length(max=100))
+    notify = TrueOrFalse()
 
 
 def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:

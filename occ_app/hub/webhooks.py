@@ -1,9 +1,4 @@
-"""The webhooks of a hub and their deliveries, with all SQL on them.
-
-A trigger makes a delivery in the very transaction that starts or ends an execution, or that opens or answers an
-approval, so none is forgotten. A delivery is claimed by one UPDATE for as long as the attempt may take; if the
-claiming process dies it becomes due again. So it is made at least once, each time under the same id.
-"""
+"""The webhooks of a hub, with all SQL on them; occ_app/hub/deliveries.py has their deliveries."""
 
 from __future__ import annotations
 
@@ -12,15 +7,11 @@ import ipaddress
 import secrets
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, NotFound
-from occ_app.executions import approvals
-from occ_app.executions import queries as executions
-from occ_app.executions.approvals import Approval
-from occ_app.executions.records import Execution
 from occ_app.hub import forbidden_addresses as addresses
 from occ_app.system.timestamps import iso_now
 
@@ -42,42 +33,6 @@ class Webhook:
     key: str | None
     created_at: str
     events: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A delivery that is about to be made, with its URL and its signing secret; `attempts` counts this attempt.
-
-    `approval` is the row that an event of an approval is about; None when it was deleted since.
-    """
-
-    number: int
-    attempts: int
-    webhook_id: str
-    url: str
-    secret: str = field(repr=False)
-    event: str
-    execution: Execution
-    approval: Approval | None
-    delivery_id: str  # by which a receiver knows it, however often it is made
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A row of `deliveries` as a person looks at it. `status` and `problem` are those of the last attempt."""
-
-    number: int
-    delivery_id: str
-    webhook_id: str
-    event: str
-    execution_id: str
-    state: str
-    attempts: int
-    status: int | None
-    problem: str | None
-    next_at: str | None
-    created_at: str
-    finished_at: str | None
 
 
 def check_url(url: str) -> str:
@@ -151,104 +106,6 @@ def remove(db: Database, webhook_id: str) -> None:
                 {"webhookId": webhook_id},
             )
         connection.execute("DELETE FROM deliveries WHERE webhook_id = ? AND state = 'waiting'", (webhook_id,))
-
-
-def log(db: Database, limit: int) -> list[Delivery]:
-    """The newest deliveries, newest first."""
-    with db.read() as connection:
-        rows = connection.execute(
-            """
-            SELECT d.number, d.delivery_id, d.webhook_id, d.event, x.execution_id, d.state, d.attempts, d.status,
-                d.problem, d.next_at, d.created_at, d.finished_at
-            FROM deliveries d JOIN executions x ON x.number = d.execution ORDER BY d.number DESC LIMIT ?
-            """,
-            (limit,),
-        ).fetchall()
-    return [Delivery(*row) for row in rows]
-
-
-def due(db: Database, now: str, latest: str) -> list[tuple[str, int]]:
-    """Return each webhook with a delivery due at `now`, an ISO time, and the number of its first due delivery.
-
-    A plan for later than `latest` was made before the clock was set back, so it is due, too.
-    """
-    with db.read() as connection:
-        rows = connection.execute(
-            "SELECT webhook_id, number, min(next_at) FROM deliveries WHERE state = 'waiting'"
-            " AND (next_at <= :now OR next_at > :latest) GROUP BY webhook_id",
-            {"now": now, "latest": latest},
-        ).fetchall()
-    return [(row["webhook_id"], row["number"]) for row in rows]
-
-
-def claim(db: Database, number: int, now: str, until: str, latest: str) -> Claimed | None:
-    """Take a delivery that is due, as `due` has it, for an attempt that lasts no longer than to `until`, an ISO time.
-
-    None when somebody else has it, it was made already, or its webhook was removed.
-    """
-    with db.write(durable=False) as connection:
-        row = connection.execute(
-            "UPDATE deliveries SET attempts = attempts + 1, next_at = :until WHERE number = :number"
-            " AND state = 'waiting' AND (next_at <= :now OR next_at > :latest) RETURNING *",
-            {"until": until, "number": number, "now": now, "latest": latest},
-        ).fetchone()
-        if row is None:
-            return None
-        webhook = connection.execute(
-            "SELECT url, secret FROM webhooks WHERE webhook_id = ?", (row["webhook_id"],)
-        ).fetchone()
-        if webhook is None:  # removed without its deliveries, or another name in a damaged row
-            connection.execute(
-                "UPDATE deliveries SET state = 'failed', problem = :problem, finished_at = :now WHERE number = :number",
-                {"problem": "its webhook is gone", "now": iso_now(), "number": number},
-            )
-            return None
-        execution = executions.numbered(connection, row["execution"])
-    return Claimed(
-        number=number,
-        attempts=row["attempts"],
-        webhook_id=row["webhook_id"],
-        url=webhook["url"],
-        secret=webhook["secret"],
-        event=row["event"],
-        execution=execution,
-        approval=approvals.find(db, row["approval_id"]) if row["approval_id"] else None,
-        delivery_id=row["delivery_id"],
-    )
-
-
-def delivered(db: Database, claimed: Claimed, status: int) -> bool:
-    """Write down that it arrived. False when it is not this attempt's to say any more."""
-    return _finish_attempt(db, claimed, "delivered", status, None, None)
-
-
-def failed(db: Database, claimed: Claimed, status: int | None, problem: str, next_at: str | None) -> bool:
-    """Write down that it did not arrive: it is tried again at `next_at`, an ISO time, or never (None)."""
-    return _finish_attempt(db, claimed, "failed" if next_at is None else "waiting", status, problem, next_at)
-
-
-def forget(db: Database, before: str) -> int:
-    """Forget deliveries that were over before `before`, an ISO time; returns how many."""
-    with db.write(durable=False) as connection:
-        return connection.execute(
-            "DELETE FROM deliveries WHERE state != 'waiting' AND finished_at < ?", (before,)
-        ).rowcount
-
-
-def _finish_attempt(
-    db: Database, claimed: Claimed, state: str, status: int | None, problem: str | None, next_at: str | None
-) -> bool:
-    with db.write() as connection:
-        return bool(
-            connection.execute(
-                "UPDATE deliveries SET state = ?, status = ?, problem = ?, next_at = ?, finished_at = ?"
-                " WHERE number = ? AND state = 'waiting' AND attempts = ?",
-                (
-                    *(state, status, problem, next_at, None if state == "waiting" else iso_now()),
-                    *(claimed.number, claimed.attempts),
-                ),
-            ).rowcount
-        )
 
 
 def _client_key(connection: sqlite3.Connection, name: str) -> str:

@@ -12,9 +12,12 @@ from datetime import UTC, datetime, timedelta
 
 from occ_app.database.database import Database
 from occ_app.errors import OCCError, Unreachable
-from occ_app.hub import webhooks
+from occ_app.hub import deliveries
+from occ_app.hub.channels import Channel
+from occ_app.hub.deliveries import Claimed
 from occ_app.system.timestamps import iso
 from occ_worker.control.delivery import Patience, send
+from occ_worker.notify.sending import Sent
 
 log = logging.getLogger("occ.webhooks")
 
@@ -39,9 +42,10 @@ class Deliveries:
     for receivers that answer: a receiver that hangs costs the others nothing.
     """
 
-    def __init__(self, db: Database, patience: Patience) -> None:
+    def __init__(self, db: Database, patience: Patience, notify: Callable[[Claimed, Channel], Sent]) -> None:
         self._db = db
         self._patience = patience
+        self._notify = notify
         self._lock = threading.Lock()
         self._places: dict[str, _Place] = {}
         self._failing: set[str] = set()
@@ -50,19 +54,19 @@ class Deliveries:
     def due(self) -> bool:
         """Whether anything is to be delivered now."""
         with contextlib.suppress(OCCError):  # a held database; there is a next time
-            return bool(webhooks.due(self._db, _in(0), _in(self._patience.longest)))
+            return bool(deliveries.due(self._db, _in(0), _in(self._patience.longest)))
         return False
 
     def put_due(self, put: Callable[[int], None]) -> None:
         """Put in a job for each due delivery that has a place, whose webhook was called longest ago first."""
-        due = dict(webhooks.due(self._db, _in(0), _in(self._patience.longest)))
+        waiting = dict(deliveries.due(self._db, _in(0), _in(self._patience.longest)))
         with self._lock:
             self._give_up_lost()
             chosen = {}
-            for webhook_id in sorted(due, key=lambda name: self._called.get(name, 0.0)):
+            for webhook_id in sorted(waiting, key=lambda name: self._called.get(name, 0.0)):
                 if self._has_place(webhook_id):
-                    chosen[webhook_id] = due[webhook_id]
-                    self._places[webhook_id] = _Place(due[webhook_id], time.monotonic())
+                    chosen[webhook_id] = waiting[webhook_id]
+                    self._places[webhook_id] = _Place(waiting[webhook_id], time.monotonic())
         for webhook_id, number in chosen.items():
             try:
                 put(number)
@@ -86,23 +90,28 @@ class Deliveries:
 
     def _attempt(self, number: int) -> bool | None:
         """Make it, and write down how it went. Returns whether the receiver is well; None when it was not called."""
-        patience = self._patience
-        claimed = webhooks.claim(self._db, number, _in(0), _in(patience.lease), _in(patience.longest))
+        patience, latest = self._patience, _in(self._patience.longest)
+        claimed = deliveries.claim(self._db, number, _in(0), _in(patience.lease), latest, _in(patience.repeat))
         if claimed is None:
             return None
-        status, problem = None, ""
-        try:
-            status = send(claimed, patience.seconds)
-        except Unreachable as error:
-            problem = str(error)
-        if status is not None and 200 <= status < 300:
-            webhooks.delivered(self._db, claimed, status)
+        sent = self._send(claimed)
+        if sent.problem is None:
+            deliveries.delivered(self._db, claimed, sent.status, _in(patience.repeat))
             return True
-        pause = None if status == _STATUS_GONE else patience.pause(claimed.attempts)
-        problem = problem or f"it answered {status}"
-        webhooks.failed(self._db, claimed, status, problem, None if pause is None else _in(pause))
-        log.info("%s to %s: %s", claimed.delivery_id, claimed.webhook_id, problem)
+        pause = None if sent.final else patience.pause(claimed.attempts)
+        deliveries.failed(self._db, claimed, sent.status, sent.problem, None if pause is None else _in(pause))
+        log.info("%s to %s: %s", claimed.delivery_id, claimed.receiver_id, sent.problem)
         return False
+
+    def _send(self, claimed: Claimed) -> Sent:
+        """Send a delivery as its receiver requires."""
+        try:
+            if isinstance(claimed.receiver, Channel):
+                return self._notify(claimed, claimed.receiver)
+            status = send(claimed, claimed.receiver, self._patience.seconds)
+        except Unreachable as error:
+            return Sent(None, str(error))
+        return Sent.of_status(status, final=(_STATUS_GONE,))
 
     def _note(self, webhook_id: str, well: bool | None) -> None:
         with self._lock:

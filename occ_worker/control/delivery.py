@@ -7,27 +7,19 @@ occ_app/hub/forbidden_addresses.py, and is looked at for the very address that i
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import json
 import random
-import socket
-import threading
 import time
 from dataclasses import dataclass
 
-import urllib3
-from urllib3.connection import HTTPConnection
-
 from occ_app import __version__
-from occ_app.client import replies
-from occ_app.client.connections import pools_over
-from occ_app.errors import Unreachable
-from occ_app.hub import forbidden_addresses as addresses
-from occ_app.hub.webhooks import SECRET_PREFIX, Claimed
+from occ_app.hub.deliveries import Claimed, SignedUrl
+from occ_app.hub.webhooks import SECRET_PREFIX
 from occ_app.system.timestamps import iso_now
 from occ_app.web import schemas
+from occ_worker.control.bounded_post import post
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,12 @@ class Patience:
     lease: float = 60.0
     pauses: tuple[float, ...] = (10, 60, 300, 1800, 7200, 21600, 43200, 86400)
     jitter: float = 0.15
+    repeat: float = 900.0  # until a notification that needs a person is repeated
 
     @property
     def longest(self) -> float:
-        """No plan is made for later than this from now: the longest pause, with its jitter, or a lease."""
-        return max((self.lease, *self.pauses)) * (1 + self.jitter) + 1.0
+        """No plan is made for later than this from now: the longest pause, with its jitter, a lease or a repetition."""
+        return max((self.lease, self.repeat, *self.pauses)) * (1 + self.jitter) + 1.0
 
     def pause(self, attempts: int) -> float | None:
         """Until the next attempt when `attempts` were made; None when that was the last."""
@@ -66,7 +59,7 @@ def body(claimed: Claimed) -> bytes:
     content = {
         "event": claimed.event,
         "deliveryId": claimed.delivery_id,
-        "webhookId": claimed.webhook_id,
+        "webhookId": claimed.receiver_id,
         "sentAt": iso_now(),
         "execution": schemas.ExecutionRecord().dump(claimed.execution),
     }
@@ -92,93 +85,19 @@ def standard_signature(secret: str, delivery_id: str, moment: int, content: byte
     return f"v1,{base64.b64encode(mac.digest()).decode()}"
 
 
-def _headers(claimed: Claimed, moment: int, content: bytes) -> dict[str, str]:
+def _headers(claimed: Claimed, secret: str, moment: int, content: bytes) -> dict[str, str]:
     return {
         "Content-Type": "application/json",
         "User-Agent": f"occ/{__version__}",
         "webhook-id": claimed.delivery_id,
         "webhook-timestamp": str(moment),
-        "webhook-signature": standard_signature(claimed.secret, claimed.delivery_id, moment, content),
+        "webhook-signature": standard_signature(secret, claimed.delivery_id, moment, content),
         "OCC-Delivery": claimed.delivery_id,
-        "OCC-Signature": signature(claimed.secret, moment, content),
+        "OCC-Signature": signature(secret, moment, content),
     }
 
 
-def send(claimed: Claimed, seconds: float) -> int:
+def send(claimed: Claimed, receiver: SignedUrl, seconds: float) -> int:
     """Make one delivery. Returns the status of the answer, of which nothing more is read; raises Unreachable."""
-    addresses.resolved(claimed.url)
     content = body(claimed)
-    headers = _headers(claimed, int(time.time()), content)
-    line, deadline = _Line(), time.monotonic() + seconds
-    watch = threading.Timer(seconds, line.cut)  # a receiver that sends a byte a second is never silent for long
-    watch.daemon = True
-    watch.start()
-    try:
-        with line.pools() as pools:
-            response = pools.request(
-                "POST",
-                claimed.url,
-                body=content,
-                headers=headers,
-                preload_content=False,
-                redirect=False,
-                timeout=urllib3.Timeout(total=seconds),
-            )
-            response.close()
-            if line.was_cut:  # in the middle of its headers, which http.client takes for their end
-                raise TimeoutError
-            return int(response.status)
-    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        late = line.was_cut or time.monotonic() >= deadline  # the limit on the head may have cut it first
-        raise Unreachable("no answer in time" if late else _why(error)) from None
-    finally:
-        watch.cancel()
-        line.close()
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return "its certificate is not trusted here" if "CERTIFICATE_VERIFY" in str(error) else "it does not speak TLS"
-    return replies.reason(error)
-
-
-class _Line:
-    """The one connection of an attempt, which can be cut from another thread."""
-
-    def __init__(self) -> None:
-        self._socket: socket.socket | None = None
-        self._lock = threading.Lock()
-        self.was_cut = False
-
-    def cut(self) -> None:
-        """Cut the connection at any point; one that is opened later is cut at once."""
-        with self._lock:
-            self.was_cut = True
-            self._shut()
-
-    def close(self) -> None:
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-
-    def pools(self) -> urllib3.PoolManager:
-        """A PoolManager whose connection is this one."""
-        return pools_over(self._connect, retries=False)
-
-    def _connect(self, connection: HTTPConnection) -> socket.socket:
-        connected = HTTPConnection._new_conn(connection)
-        # A name may have led elsewhere since it was looked up; nothing was sent yet.
-        if addresses.never_called(addresses.address(connected.getpeername()[0])):
-            connected.close()
-            raise urllib3.exceptions.NewConnectionError(connection, "never called")
-        with self._lock:
-            self._socket = connected.dup()  # TLS takes the other over; shutting one shuts both
-            if self.was_cut:
-                self._shut()
-        return connected
-
-    def _shut(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+    return post(receiver.url, _headers(claimed, receiver.secret, int(time.time()), content), content, seconds)

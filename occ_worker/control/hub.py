@@ -16,7 +16,7 @@ from occ_app.executions import lifecycle, retention
 from occ_app.executions import queries as executions
 from occ_app.executions.approvals import Approval
 from occ_app.executions.records import Outcome
-from occ_app.hub import agent_lists, approval_rows, logins, placement, webhooks
+from occ_app.hub import agent_lists, approval_rows, deliveries, logins, placement
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
@@ -208,7 +208,7 @@ class HubControl(Upkeep):
     def forget_aged(self) -> None:
         """Delete old deliveries, expired logins, the zips of no workspace, and the projects of forgotten machines."""
         logins.forget(self._db)
-        webhooks.forget(self._db, retention.older_than(self._hub.retention_days))
+        deliveries.forget(self._db, retention.older_than(self._hub.retention_days))
         hub_workspaces.remove_unused_zips(self._db, self._hub)
         for number in agent_lists.remove_forgotten_projects(self._agents):
             self._readers.ring(tail.execution_key(number))

@@ -24,7 +24,7 @@ bp = Blueprint("door", __name__)
 OPEN = frozenset({"pages.static", "pages.door.show", "pages.door.log_in", "pages.pairing.show", "pages.pairing.redeem"})
 """The endpoints of pages that ask for no login."""
 
-OPEN_TO_VIEWERS = frozenset({"pages.door.log_out"})
+OPEN_TO_VIEWERS = frozenset({"pages.door.log_out", "pages.seen.report"})
 
 KEEP_TEXT = "pages.home.start"
 """The endpoint that checks its form itself, so that a refusal shows the person's text."""

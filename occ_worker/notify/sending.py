@@ -1,0 +1,57 @@
+"""Sending a notification: its text, its channel's own way, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from occ_app.config.config import HubConfig
+from occ_app.errors import ConfigError, Unreachable
+from occ_app.hub import channels
+from occ_app.hub.channels import Channel
+from occ_app.hub.deliveries import Claimed
+from occ_worker.notify.message import message_of
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The result of an attempt: the receiver's status, and why it failed; `final` when no other attempt may follow."""
+
+    status: int | None
+    problem: str | None
+    final: bool = False
+
+    @classmethod
+    def of_status(cls, status: int, final: Collection[int] = ()) -> Sent:
+        """Return the result for an HTTP status; those in `final` mean that no attempt can succeed."""
+        if 200 <= status < 300:
+            return cls(status, None)
+        return cls(status, f"it answered {status}", status in final)
+
+
+def notify(config: HubConfig, seconds: float, claimed: Claimed, channel: Channel) -> Sent:
+    """Send a notification by its channel, within about so many seconds. Raises Unreachable."""
+    message = message_of(claimed, config.public_url)
+    try:
+        if channel.kind == channels.NTFY:
+            from occ_worker.notify import ntfy
+
+            # A topic that is refused or not there stays so until somebody changes it.
+            return Sent.of_status(ntfy.send(channel, message, seconds), final=(400, 401, 403, 404, 410))
+        if channel.kind == channels.EMAIL:
+            from occ_worker.notify import mail
+
+            mail.send(config, channel, message, claimed.delivery_id, seconds)
+            return Sent(None, None)
+        if channel.kind == channels.APPRISE:
+            from occ_worker.notify import by_apprise
+
+            by_apprise.send(channel, message)
+            return Sent(None, None)
+    except (KeyError, TypeError):
+        return Sent(None, "its address cannot be read; remove it and add it again", final=True)
+    except ConfigError as error:
+        return Sent(None, str(error), final=True)
+    except Unreachable as error:
+        return Sent(None, str(error))
+    return Sent(None, f"this version has no channels of the kind {channel.kind}", final=True)
