@@ -283,7 +283,7 @@ def test_a_user_without_a_home_has_no_remotes(monkeypatch: pytest.MonkeyPatch) -
     def nobody() -> Path:
         raise errors.ConfigError("no home")
 
-    monkeypatch.setattr(user_state.configuration, "user_folder", nobody)
+    monkeypatch.setattr(user_state.homes, "user_folder", nobody)
     assert remotes.listing() == []
     assert remotes.default() is None
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from occ_app import errors
-from occ_app.config import child_processes
+from occ_app.config import child_processes, homes
 from occ_app.config import config as configuration
 from occ_app.config.claude_environment import chosen
 from occ_app.system import interpreter
@@ -231,7 +231,7 @@ def test_without_a_user_entry_the_home_is_asked_for_in_a_sentence(
     monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no entry"])
     with pytest.raises(errors.ConfigError, match="OCC_HOME"):
         configuration.load({})
-    assert configuration.homes() == [] or "OCC_HOME" in os.environ
+    assert homes.secret_folders() == [] or "OCC_HOME" in os.environ
     config = configuration.load({"OCC_HOME": str(tmp_path)})
     assert config.cli_environment["HOME"] == str(tmp_path)
     with pytest.raises(errors.ConfigError, match="OCC_TLS_CERT"):

@@ -101,7 +101,12 @@ def test_only_config_reads_the_environment() -> None:
     # The entry point replaces the process without its secrets; output looks at NO_COLOR; the simulation is a program.
     # git is run with its caller's environment, and its settings name the user's ignore file.
     assert readers == {
-        *("occ_app/config/config.py", "occ_app/config/child_processes.py", "occ_app/config/client_variables.py"),
+        *(
+            "occ_app/config/config.py",
+            "occ_app/config/homes.py",
+            "occ_app/config/child_processes.py",
+            "occ_app/config/client_variables.py",
+        ),
         *("occ_app/cli/__init__.py", "occ_app/cli/output.py", "occ_app/cli/gitignore.py"),
     }
 

@@ -132,7 +132,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _keep_traceback() -> str:
-    from occ_app.config.config import home_folder
+    from occ_app.config.homes import home_folder
     from occ_app.errors import ConfigError
     from occ_app.system.foreign_text import visible
 

@@ -12,6 +12,7 @@ import click
 
 from occ_app.cli import output
 from occ_app.config import config as configuration
+from occ_app.config import homes
 from occ_app.config.config import Config, HubConfig
 from occ_app.doctor import findings, home, hub, programs, running
 from occ_app.doctor.findings import Check, Finding
@@ -64,7 +65,7 @@ def _settings(of_hub: bool) -> tuple[Config, list[Finding]]:
     Where they are wrong the settings are the defaults for the right home.
     """
     kind = HubConfig if of_hub else Config
-    home_folder = configuration.home_folder(program=kind.program)
+    home_folder = homes.home_folder(program=kind.program)
     config: Config = kind(home=home_folder, cli_environment=configuration.cli_variables(home_folder))
     step = "Correct its name or unset it; docs/configuration.md has them all."
     found = [findings.wrong("settings", sentence, step) for sentence in configuration.unknown_variables()]

@@ -14,7 +14,7 @@ import click
 
 from occ_app import errors
 from occ_app.cli import output, remotes
-from occ_app.config import client_variables
+from occ_app.config import client_variables, homes
 from occ_app.config import config as configuration
 from occ_app.config.config import Config, HubConfig
 from occ_app.config.settings import http_url
@@ -29,7 +29,7 @@ _FINGERPRINT = r"([0-9A-Fa-f]{2}:?){32}"
 def settings(kind: str = "agent") -> Config:
     """The settings of an agent or a hub that is there already; the defaults, with a warning, where they are wrong."""
     kind_of_config = {each.program.kind: each for each in (Config, HubConfig)}[kind]
-    home = configuration.home_folder(program=kind_of_config.program)
+    home = homes.home_folder(program=kind_of_config.program)
     try:
         return configuration.load_daemon(kind)
     except errors.ConfigError as error:
@@ -100,7 +100,7 @@ def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
 def place_name(url: str | None, token: str | None, pin: str | None) -> str:
     """Return a lasting name for the agent or hub that `decide` finds: its address, or the home of this machine's."""
     place = decide(url, token, pin)
-    return place.url if place is not None else str(configuration.home_folder())
+    return place.url if place is not None else str(homes.home_folder())
 
 
 def elsewhere(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient | None:

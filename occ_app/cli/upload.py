@@ -15,7 +15,7 @@ from occ_app import errors
 from occ_app.cli import folders, output
 from occ_app.cli.folders import Sent
 from occ_app.client.agent_client import AgentClient
-from occ_app.config import config as configuration
+from occ_app.config import homes
 
 _LARGE_BYTES = 5_000_000
 _NAMED = 5  # of the paths that are left out for one reason
@@ -125,7 +125,7 @@ def _ready(folder: Path) -> Path:
     from occ_app.cli.tree_update import recover
 
     folder = folder.resolve()
-    if folder in {home.resolve() for home in configuration.homes()}:
+    if folder in {home.resolve() for home in homes.secret_folders()}:
         raise click.UsageError(f"{folder} is OCC's own, with its token in it; choose another --dir.")
     recovered = recover(folder)
     if recovered is not None:
@@ -145,7 +145,7 @@ def _paths(folder: Path) -> list[Path]:
     from occ_app.cli.zip_names import acceptable
 
     left_out = dict[Path, str]()
-    listed = files_to_send(folder, configuration.homes(), left_out.__setitem__)
+    listed = files_to_send(folder, homes.secret_folders(), left_out.__setitem__)
     paths = list(acceptable(folder, listed, left_out.__setitem__))
     _note_left_out(folder, left_out)
     return paths

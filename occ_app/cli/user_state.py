@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from occ_app.config import config as configuration
+from occ_app.config import homes
 from occ_app.errors import ConfigError
 from occ_app.system.kernel import sync_folder
 
@@ -19,7 +19,7 @@ from occ_app.system.kernel import sync_folder
 def read(name: str) -> dict[str, Any]:
     """Return the content of a file of this user's state, empty when there is none. Raises ConfigError."""
     try:
-        path = configuration.user_folder() / name
+        path = homes.user_folder() / name
     except ConfigError:  # a user without a home has stored nothing
         return {}
     try:
@@ -45,7 +45,7 @@ def changed(name: str) -> Iterator[dict[str, Any]]:
 
     Two commands never change a file at once. Raises ConfigError.
     """
-    path = configuration.user_folder() / name
+    path = homes.user_folder() / name
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path.with_name(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -5,7 +5,6 @@ A flag wins over an environment variable, that over `config.toml` in the home, t
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import tomllib
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from occ_app.config import claude_environment as cli_environment
+from occ_app.config import homes
+from occ_app.config.homes import AGENT, HUB, Program
 from occ_app.config.options import flag_of
-from occ_app.config.settings import HUB_SETTINGS, SETTINGS, Setting, is_loopback, secret, smtp_url
+from occ_app.config.settings import HUB_SETTINGS, SETTINGS, is_loopback, secret, smtp_url
 from occ_app.errors import ConfigError
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
@@ -27,23 +28,6 @@ DEFAULT_ASK_TOOLS = ("Bash", "WebFetch", "WebSearch", "Agent", "AskUserQuestion"
 _VARIABLES = ("OCC_HOME", "OCC_HUB_HOME", "OCC_TOKEN", "OCC_URL", "OCC_PIN", "OCC_EXECUTION_ID")
 
 C = TypeVar("C", bound="Config")
-
-
-@dataclass(frozen=True)
-class Program:
-    """The differences between the two daemons: name, home, processes, settings."""
-
-    kind: str
-    name: str
-    command: str
-    home_variable: str
-    home: str
-    procfile: str
-    settings: tuple[Setting, ...]
-
-
-AGENT = Program("agent", "OCC", "occ", "OCC_HOME", "~/.occ", "Procfile", SETTINGS)
-HUB = Program("hub", "The hub", "occ hub", "OCC_HUB_HOME", "~/.occ-hub", "Procfile.hub", HUB_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -223,7 +207,7 @@ def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] 
 
 def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Return the home folder and the program's settings that are set."""
-    home = home_folder(environ, program)
+    home = homes.home_folder(environ, program)
     stored = _read_toml(home / "config.toml", program)
     values: dict[str, Any] = {}
     for setting in program.settings:
@@ -254,52 +238,6 @@ def _checked(config: C) -> C:
     if config.timeout_seconds > config.max_timeout_seconds:
         raise ConfigError("OCC_TIMEOUT_SECONDS is above OCC_MAX_TIMEOUT_SECONDS; lower it or raise the maximum.")
     return config
-
-
-def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGENT) -> Path:
-    """The folder that holds everything a daemon keeps: OCC_HOME, or ~/.occ; a hub's OCC_HUB_HOME, or ~/.occ-hub."""
-    environ = os.environ if environ is None else environ
-    try:
-        return Path(environ.get(program.home_variable) or program.home).expanduser().absolute()
-    except RuntimeError:
-        raise ConfigError(
-            f"This user has no home folder: neither HOME nor the user database names one; set {program.home_variable}"
-            " to a folder of your own."
-        ) from None
-
-
-def homes() -> list[Path]:
-    """Where an agent, a hub and the commands keep their secrets; one that nothing names is left out."""
-    folders = []
-    for program in (AGENT, HUB):
-        with contextlib.suppress(ConfigError):
-            folders.append(home_folder(program=program))
-    with contextlib.suppress(ConfigError):
-        folders.append(user_folder())
-    return folders
-
-
-def default_homes() -> list[Path]:
-    """Where an agent and a hub of this user are when no variable names another folder."""
-    found = []
-    for program in (AGENT, HUB):
-        with contextlib.suppress(ConfigError):
-            found.append(home_folder({}, program))
-    return found
-
-
-def user_folder() -> Path:
-    """The folder for the files that commands keep for this user: XDG_STATE_HOME/occ, or ~/.local/state/occ."""
-    named = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(named):  # others are to be ignored, says the specification
-        return Path(named, "occ")
-    try:
-        return Path.home() / ".local" / "state" / "occ"
-    except RuntimeError:
-        raise ConfigError(
-            "This user has no home folder: neither HOME nor the user database names one; set XDG_STATE_HOME to a"
-            " folder of your own."
-        ) from None
 
 
 def unknown_variables() -> list[str]:

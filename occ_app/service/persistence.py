@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from occ_app.config.config import Program
+from occ_app.config.homes import Program
 from occ_app.service.systemd import Machine, Unit, user_name
 
 

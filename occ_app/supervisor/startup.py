@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from occ_app.claude import projects
-from occ_app.config import config as configuration
+from occ_app.config import homes
 from occ_app.config.config import Config
 from occ_app.database import database as db
 from occ_app.database import schema
@@ -73,7 +73,7 @@ def _reconcile(config: Config) -> list[str]:
     warnings = list[str]()
     rows = db.Database(config.database)
     upload_jobs.abandon_all(rows)
-    if config.program is configuration.AGENT:  # a hub has no workspace folders
+    if config.program is homes.AGENT:  # a hub has no workspace folders
         uploads.undo_unfinished(rows, config.workspaces)
         warnings = places.reconcile(rows, config.workspaces, projects.cli_folders(config.cli_environment))
     rows.close()

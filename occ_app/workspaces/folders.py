@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from occ_app.claude import projects
-from occ_app.config import config as configuration
+from occ_app.config import homes
 from occ_app.config.config import Config
 from occ_app.errors import NotFound
 
@@ -70,8 +70,8 @@ def _homes_of_persons(config: Config) -> Iterator[Path]:
 
 
 def _own_folders(config: Config) -> Iterator[tuple[Path, str]]:
-    homes = [config.home, *configuration.homes(), *configuration.default_homes()]
-    yield from ((home, "OCC") for home in dict.fromkeys(homes))
+    folders = [config.home, *homes.secret_folders(), *homes.default_homes()]
+    yield from ((home, "OCC") for home in dict.fromkeys(folders))
     yield projects.claude_folder(config.cli_environment), "Claude Code"
 
 
