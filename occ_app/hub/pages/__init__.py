@@ -15,21 +15,21 @@ from werkzeug.exceptions import NotFound
 
 from occ_app import __version__
 from occ_app.api.services import services
+from occ_app.hub.pages import app_files, home, pairing, runs, seen, terminal
 from occ_app.hub.pages import filters as shown
-from occ_app.hub.pages import home, pairing, runs, seen, terminal
 from occ_app.hub.pages import login as door
 from occ_app.web import refusals
 
 _STATIC = Path(__file__).parents[1] / "static"
 
 bp = Blueprint("pages", __name__, template_folder="../templates")
-for room in (door, home, pairing, runs, seen):
+for room in (app_files, door, home, pairing, runs, seen):
     bp.register_blueprint(room.bp)
 
 _HEADERS = {
-    # No script and no style but the two files, nothing from elsewhere, in nobody's frame.
-    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self';"
-    " frame-ancestors 'none'",
+    # No script and no style but the hub's files, nothing from elsewhere, in nobody's frame.
+    "Content-Security-Policy": "default-src 'self'; worker-src 'self'; manifest-src 'self'; object-src 'none';"
+    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     # Not `no-referrer`: with it browsers say `Origin: null` even to the page's own host, and Origin is checked.
     "Referrer-Policy": "same-origin",

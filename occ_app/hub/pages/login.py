@@ -21,7 +21,13 @@ from occ_app.web.callers import Caller
 
 bp = Blueprint("door", __name__)
 
-OPEN = frozenset({"pages.static", "pages.door.show", "pages.door.log_in", "pages.pairing.show", "pages.pairing.redeem"})
+OPEN = frozenset(
+    f"pages.{name}"
+    for name in (
+        *("static", "app_files.manifest", "app_files.service_worker"),
+        *("door.show", "door.log_in", "pairing.show", "pairing.redeem"),
+    )
+)
 """The endpoints of pages that ask for no login."""
 
 OPEN_TO_VIEWERS = frozenset({"pages.door.log_out", "pages.seen.report"})
