@@ -852,3 +852,34 @@ def _notifying(name: str, moment: str, condition: str, event: str, execution: st
                 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.once = {once});
         END
         """  # noqa: S608 - literals
+
+
+@occ()
+def m027_rules(db: Database) -> None:
+    """Add the rules on tool calls that people set; those of the operator are settings."""
+    for statement in (
+        """
+        CREATE TABLE rules (
+            rule_id              TEXT PRIMARY KEY,
+            scope                TEXT NOT NULL
+                                 CHECK (scope IN ('execution', 'conversation', 'workspace', 'project', 'agent')),
+            workspace_generation INTEGER,  -- of all scopes but agent
+            conversation         TEXT,     -- of the scope conversation
+            execution            INTEGER,  -- of the scope execution: its number
+            owner_id             TEXT,     -- the owner whose executions it is for
+            decision             TEXT NOT NULL CHECK (decision IN ('allow', 'deny', 'ask')),
+            tool                 TEXT NOT NULL,
+            pattern              TEXT,     -- NULL: all calls of the tool
+            actor                TEXT NOT NULL,
+            created_at           TEXT NOT NULL
+        )
+        """,
+        "CREATE INDEX rules_by_workspace ON rules (workspace_generation)",
+        """
+        CREATE TRIGGER workspaces_without_rules AFTER DELETE ON workspaces
+        BEGIN
+            DELETE FROM rules WHERE workspace_generation = old.generation;
+        END
+        """,
+    ):
+        db.execute(statement)

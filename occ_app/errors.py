@@ -190,6 +190,14 @@ def approval_not_found(approval_id: str) -> NotFound:
     )
 
 
+def rule_not_found(rule_id: str) -> NotFound:
+    return NotFound(
+        "RULE_NOT_FOUND",
+        f"There is no rule {rule_id}; `occ rules list`, or GET /rules, lists them.",
+        {"ruleId": rule_id},
+    )
+
+
 def execution_not_found(execution_id: str) -> NotFound:
     return NotFound(
         "EXECUTION_NOT_FOUND",

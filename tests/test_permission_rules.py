@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from occ_app.config.permission_rules import Rule, decide, parsed, remembered, sp
 
 # No program is found, so bash calls this function for every command that it would run, with its words.
 _WATCHED = r"""
-command_not_found_handle() { printf '%s\0' "$@" >> "$RAN"; printf '\1\0' >> "$RAN"; return 0; }
+command_not_found_handle() { printf '%s\0' "$@" $'\1' >> "$RAN"; return 0; }  # in one write
 cd -- "$FOLDER" || exit 1
 PATH=/nowhere
 eval -- "$LINE"
+wait
 """
 # No part may name a real program or file: a command with a slash is started without PATH, and a line may redirect.
 _PARTS = (
@@ -43,6 +45,9 @@ def _lines(parts: tuple[str, ...]) -> st.SearchStrategy[str]:
 LINES = st.one_of(_lines(_ORDINARY), _lines(_PARTS))
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shell")
@@ -51,9 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def what_bash_runs(line: str, folder: Path) -> list[list[str]]:
     """The words of every command that bash would run. It can reach only names in an empty folder."""
     assert "/" not in line.replace("./x", "")
-    ran, work = folder / "ran", folder / "work"
-    ran.write_bytes(b"")
+    work = folder / "work"
     work.mkdir(exist_ok=True)
+    ran = folder / f"ran-{next(_numbers)}"  # one of its own: a substitution may end later than the line
+    ran.touch()
     for file in work.iterdir():
         file.unlink()
     subprocess.run(

@@ -126,6 +126,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "follow_ups",
                 "lifecycle",
                 "queries",
+                "rules",
                 "search",
                 "tally",
                 "usage",

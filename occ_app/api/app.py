@@ -11,6 +11,7 @@ from flask import Flask, Request, Response, request
 
 from occ_app.api.measures import Refusals, common
 from occ_app.api.services import Services
+from occ_app.config.homes import AGENT
 from occ_app.system import logs
 from occ_app.web import callers, refusals
 from occ_app.web.bodies import limit_bodies
@@ -38,6 +39,7 @@ def create_app(services: Services) -> Flask:
         health,
         metrics,
         openapi,
+        rules,
         search,
         usage,
         workspaces,
@@ -65,6 +67,8 @@ def create_app(services: Services) -> Flask:
     work = (health, workspaces, files, executions, follow_ups, approvals, conversations)
     for module in (*work, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
+    if config.program is AGENT:  # a hub runs nothing itself
+        app.register_blueprint(rules.bp)
     executions.add_websocket(app)
     app.before_request(_name_execution)
     app.after_request(_for_browsers)

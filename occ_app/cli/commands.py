@@ -37,6 +37,7 @@ _MODULES = {
     "approve": "approvals",
     "deny": "approvals",
     "answer": "approvals",
+    "rules": "rules",
     "projects": "projects",
     "diff": "diff",
     "pull": "pull",

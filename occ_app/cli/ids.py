@@ -92,7 +92,7 @@ def execution_id(source: Executions, given: str | None, *, last: bool) -> str:
     if source.has(given):
         return given
     found = source.beginning_with(given, _NAMED + 1) if re.fullmatch(_BEGINNING, given) else []
-    return _the_one(given, found, errors.execution_not_found)
+    return the_one(given, found, errors.execution_not_found)
 
 
 def approval_id(client: AgentClient, given: str | None, *, last: bool) -> str:
@@ -110,7 +110,7 @@ def approval_id(client: AgentClient, given: str | None, *, last: bool) -> str:
     for known in (listed, _approvals(client, "")):
         found = [each for each in known if each == given] or [each for each in known if each.startswith(given)]
         if found:
-            return _the_one(given, found, errors.approval_not_found)
+            return the_one(given, found, errors.approval_not_found)
     return given
 
 
@@ -151,7 +151,7 @@ def _workspace_of(records: Sequence[Mapping[str, Any]], given: str) -> dict[str,
     exact = [record for record in records if given in _names_of(record)]
     found = exact or [record for record in records if any(name.startswith(given) for name in _names_of(record))]
     by_name = {_names_of(record)[0]: record for record in found}
-    return dict(by_name[_the_one(given, list(by_name), errors.workspace_not_found)])
+    return dict(by_name[the_one(given, list(by_name), errors.workspace_not_found)])
 
 
 def _names_of(record: Mapping[str, Any]) -> list[str]:
@@ -159,7 +159,8 @@ def _names_of(record: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in (record.get("alias"), record["workspaceId"]) if name]
 
 
-def _the_one(given: str, found: Sequence[str], missing: Callable[[str], errors.NotFound]) -> str:
+def the_one(given: str, found: Sequence[str], missing: Callable[[str], errors.NotFound]) -> str:
+    """Return the only one of the ids found. Raises NotFound: the `missing` one, or that of several."""
     if len(found) == 1:
         return found[0]
     error = missing(given)

@@ -18,6 +18,7 @@ from occ_app.config import claude_environment as cli_environment
 from occ_app.config import homes
 from occ_app.config.homes import AGENT, HUB, Program
 from occ_app.config.options import flag_of
+from occ_app.config.permission_rules import Rule, parsed
 from occ_app.config.settings import HUB_SETTINGS, SETTINGS, is_loopback, secret, smtp_url
 from occ_app.errors import ConfigError
 
@@ -55,6 +56,8 @@ class Config:
     tools: tuple[str, ...] = DEFAULT_TOOLS
     permissions: str | None = None
     ask_tools: tuple[str, ...] = DEFAULT_ASK_TOOLS
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
     hold_seconds: float = 120
     env_pass: tuple[str, ...] = ()
     trust_workspaces: bool = False
@@ -83,6 +86,13 @@ class Config:
         if self.permissions is not None:
             return self.permissions
         return "ask" if self.remote_url is None and is_loopback(self.bind_address) else "edit"
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """The operator's rules on tool calls. A tool in OCC_TOOLS beyond the usual ones is allowed."""
+        granted = (Rule("allow", tool) for tool in self.tools if tool not in DEFAULT_TOOLS)
+        named = (parsed(text, decision) for decision in ("allow", "deny") for text in getattr(self, decision))
+        return (*granted, *named)
 
     @property
     def called_directly(self) -> bool:

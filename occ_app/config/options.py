@@ -60,6 +60,8 @@ AGENT_OPTIONS = (
         "--trusted-proxy",
         repeated=True,
     ),
+    Option("allow", "Tool call that runs unasked, as in 'Bash(pytest *)'; may be repeated.", "RULE", repeated=True),
+    Option("deny", "Tool call that never runs, as in 'Bash(git push *)'; may be repeated.", "RULE", repeated=True),
     Option("trust_workspaces", "Let uploads bring settings, hooks, MCP servers: they run as you.", switch=True),
     Option("sandbox", "Show Claude its workspace and the system read-only, nothing else.", "bwrap"),
 )

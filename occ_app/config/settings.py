@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from occ_app.config import permission_rules
+
 
 def _text(value: str) -> str:
     if not value.strip() or any(ord(c) < 32 for c in value):
@@ -73,6 +75,14 @@ def is_loopback(host: str) -> bool:
 
 def _list(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def _rules(decision: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(value: str) -> tuple[str, ...]:
+        rules = [permission_rules.parsed(text, decision) for text in permission_rules.split(value)]
+        return tuple(dict.fromkeys(rule.text for rule in rules))
+
+    return parse
 
 
 def _networks(value: str) -> tuple[str, ...]:
@@ -206,6 +216,8 @@ SETTINGS = (
     Setting("tools", _list, "comma-separated tools Claude may use"),
     Setting("permissions", _one_of(*PERMISSIONS), "the most a request may do: plan, edit, ask or full"),
     Setting("ask_tools", _list, "comma-separated tools that a person is asked about"),
+    Setting("allow", _rules("allow"), "comma-separated rules on calls that run unasked, as in Bash(pytest *)"),
+    Setting("deny", _rules("deny"), "comma-separated rules on calls that never run, as in Bash(git push *)"),
     Setting("hold_seconds", _number, "how long a tool call waits for a person"),
     Setting("env_pass", _names, "comma-separated further variables that reach the CLI"),
     Setting("trust_workspaces", _yes_or_no, "let uploads bring settings, hooks and MCP servers"),

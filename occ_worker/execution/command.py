@@ -56,19 +56,16 @@ def command(
         *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
         "--include-partial-messages",
         "--disable-slash-commands",
-        # --tools restricts, --allowedTools grants; acceptEdits keeps Write and Edit inside the workspace.
+        # --tools restricts; acceptEdits keeps Write and Edit inside the workspace.
         *("--tools", ",".join(_tools(execution, config)), "--permission-mode", mode),
         *("--settings", _SETTINGS),
     ]
     if not trusted:
         # The folder is data: its settings, hooks and MCP servers stay unread.
         argv += ["--setting-sources", "user", "--strict-mcp-config"]
-    granted = [tool for tool in config.tools if tool not in DEFAULT_TOOLS]
     if asks:
-        # OCC's hook answers every call: a grant by a flag would let a call run that nobody was asked about.
+        # No call is granted by a flag: OCC's hook answers every one.
         argv += ["--permission-prompt-tool", "stdio"]
-    elif granted:
-        argv += ["--allowedTools", ",".join(granted)]
     if execution.requested_model is not None:
         argv += ["--model", execution.requested_model]
     if execution.max_turns is not None:
@@ -83,13 +80,13 @@ def command(
 
 
 def _tools(execution: Execution, config: Config) -> tuple[str, ...]:
-    """The tools that the CLI offers: with `ask` and `full` those that a person is asked about, too."""
-    if execution.permissions == "edit":
-        return config.tools
+    """The tools that the CLI offers: those of rules that allow them, too, and those that a person is asked about."""
     if execution.permissions == "plan":
         # The CLI keeps a plan to reading; once it is approved, edits inside the workspace follow.
         return (*DEFAULT_TOOLS, "AskUserQuestion", "ExitPlanMode")
-    return tuple(dict.fromkeys((*config.tools, *(tool for tool in config.ask_tools if tool != "ExitPlanMode"))))
+    allowed = (rule.tool for rule in config.rules if rule.decision == "allow" and not rule.tool.startswith("mcp__"))
+    asked = () if execution.permissions == "edit" else (tool for tool in config.ask_tools if tool != "ExitPlanMode")
+    return tuple(dict.fromkeys((*config.tools, *allowed, *asked)))
 
 
 def environment(config: Config) -> dict[str, str]:

@@ -22,7 +22,7 @@ from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
 from occ_worker.execution import command as claude
 from occ_worker.execution import outcome as verdict
-from occ_worker.execution import permissions
+from occ_worker.execution import permissions, verdicts
 from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.lines import Lines
@@ -59,7 +59,7 @@ class Driver:
         self._stderr = b""
         self._permissions = None
         first = b""
-        if execution.permissions != "edit":
+        if verdicts.hooked(context.db, context.config, execution):
             self._permissions = Permissions(context, execution, self._send, self._store)
             first = permissions.initialize_line()
         self._input = memoryview(first + claude.prompt_line(execution.prompt or ""))

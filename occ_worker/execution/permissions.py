@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from occ_app.config.config import DEFAULT_TOOLS
 from occ_app.errors import OCCError
 from occ_app.executions import approvals, queries
 from occ_app.executions.approvals import Approval, Request
@@ -24,8 +23,9 @@ from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import milliseconds
-from occ_worker.execution import outcome, texts
+from occ_worker.execution import outcome, texts, verdicts
 from occ_worker.execution.context import ExecutionContext
+from occ_worker.execution.verdicts import Verdict
 
 log = logging.getLogger("occ.permissions")
 
@@ -99,7 +99,7 @@ class Permissions:
             call = self._open.get(approval.approval_id)
             if call is not None and approvals.mark_delivered(self._context.db, approval.approval_id):
                 del self._open[approval.approval_id]
-                self._send(_answered(call, approval))
+                self._send(self._answered(call, approval))
                 self._resolved(approval.approval_id, approval.state, approval.actor, approval.message)
         workers = self._context.config.workers
         if self._open and approvals.holding(self._context.db) >= workers and queries.claimable(self._context.db):
@@ -128,9 +128,9 @@ class Permissions:
         if request["subtype"] == "hook_callback":
             call = request["input"]
             tool, given, by_hook = str(call["tool_name"]), call["tool_input"], True
-            verdict = self._verdict(tool)
-            if verdict is not None:
-                self._send(_reply(request_id, _hook(verdict) if verdict else {}))
+            verdict = self._verdict(tool, given)
+            if verdict.decision != "ask":
+                self._send(_reply(request_id, _decided(verdict)))
                 return
             reason, subagent = None, call.get("agent_id")
         elif request["subtype"] == "can_use_tool":
@@ -146,14 +146,19 @@ class Permissions:
         else:
             self._ask(waiting, tool, texts.text_of(reason), texts.text_of(subagent))
 
-    def _verdict(self, tool: str) -> str | None:
-        """Return the hook's decision on a call: `allow`, empty for the CLI's own decision, None to ask a person."""
-        if tool in DEFAULT_TOOLS or tool in (_QUESTION, _PLAN) or self._execution.permissions == "plan":
-            return ""
-        # The tools in OCC_TOOLS are granted; `full` grants the tools that otherwise ask.
-        if self._execution.permissions == "full" or tool in self._context.config.tools:
-            return "allow"
-        return None
+    def _answered(self, call: _Call, approval: Approval) -> bytes:
+        """Return the line for an answer. An edited input passes the rules once more: they may be others by now."""
+        edited = approval.answer.updated_input if approval.answer is not None else None
+        verdict = self._verdict(approval.tool, call.input if edited is None else edited)
+        if verdict.decision == "deny" and approval.kind == "tool":
+            return _denied(call, verdict.message)
+        return _answered(call, approval)
+
+    def _verdict(self, tool: str, given: Any) -> Verdict:
+        try:
+            return verdicts.of(self._context.db, self._context.config, self._execution, tool, given)
+        except OCCError as error:
+            return Verdict("deny", f"OCC could not read its rules, so this did not run: {error}")
 
     def _ask(self, call: _Call, tool: str, reason: str | None, subagent: str | None) -> None:
         kind = {_QUESTION: "question", _PLAN: "plan"}.get(tool, "tool")
@@ -221,6 +226,12 @@ def _denied(call: _Call, message: str) -> bytes:
     if call.by_hook:
         return _reply(call.request_id, _hook("deny", permissionDecisionReason=message))
     return _reply(call.request_id, {"behavior": "deny", "message": message})
+
+
+def _decided(verdict: Verdict) -> dict[str, Any]:
+    if verdict.decision == "cli":
+        return {}
+    return _hook(verdict.decision, **({"permissionDecisionReason": verdict.message} if verdict.message else {}))
 
 
 def _hook(decision: str, **more: Any) -> dict[str, Any]:

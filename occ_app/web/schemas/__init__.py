@@ -56,6 +56,7 @@ from occ_app.web.schemas.reports import (
     UsageQuery,
     UsageReport,
 )
+from occ_app.web.schemas.rules import RuleBody, RuleList, RuleRecord
 from occ_app.web.schemas.workspaces import (
     GenerationQuery,
     InitForm,
@@ -106,6 +107,9 @@ __all__ = [
     "RequestSchema",
     "RestoreBody",
     "Restored",
+    "RuleBody",
+    "RuleList",
+    "RuleRecord",
     "SearchQuery",
     "SearchResult",
     "SearchResults",

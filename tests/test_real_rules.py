@@ -1,0 +1,91 @@
+"""Rules on tool calls with the real CLI: what runs unasked, and what neither folder nor model gets around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import real_cli
+from tests.conftest import names, occ_in, wait_until
+from tests.model_api import FAKE_KEY, serve
+from tests.test_approvals import Machine, Running, results
+
+pytestmark = pytest.mark.real_cli
+
+
+def bash(command: str) -> dict[str, object]:
+    return {"name": "Bash", "input": {"command": command, "description": "d"}}
+
+
+@pytest.fixture(scope="module", params=real_cli.tested())
+def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """An agent with the operator's rules, for each release that this run of the tests tries."""
+    try:
+        claude = real_cli.install(real_cli.default_cache(), request.param)
+    except real_cli.CliUnavailable as reason:
+        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
+    folder = tmp_path_factory.mktemp("ruled")
+    with serve() as model, occ_in(folder, HOME=str(folder), OCC_WORKERS="2") as occ:
+        settings = {"OCC_CLAUDE_BIN": str(claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+        rules = {"OCC_ALLOW": "Bash(touch allowed *),Bash(ls *)", "OCC_DENY": "Bash(touch never *)"}
+        occ.start(**settings, **rules, OCC_PERMISSIONS="full")
+        wait_until(lambda: occ.client.health()["claude"]["version"], "the version to be known")
+        yield Machine(occ, model)
+
+
+def made(run: Running) -> set[str]:
+    return {path.name for path in run.folder.iterdir()} - {"a.txt"}
+
+
+CALLS = (bash("touch allowed && ls && touch allowed two"), bash("touch never"), bash("touch allowed > redirected"))
+
+
+@pytest.mark.parametrize("permissions", ["edit", "full"])
+def test_rules_decide_in_runs_of_the_real_cli(machine: Machine, permissions: str) -> None:
+    run = machine.begin(*({"tools": [call]} for call in CALLS), {"text": "Done."}, permissions=permissions)
+    events = run.end()
+    assert "approval" not in names(events)
+    (_, first), (denied, second), (_, third) = results(events)
+    assert (first, second, third) == (False, True, permissions == "edit")
+    assert "touch never" in denied
+    assert made(run) == {"allowed", "two"} | ({"redirected"} if permissions == "full" else set())
+
+
+def test_a_person_is_asked_where_no_rule_of_the_operator_decides(machine: Machine) -> None:
+    run = machine.begin(*({"tools": [call]} for call in CALLS), {"text": "Done."})
+    question = run.question()
+    assert question["input"]["command"] == "touch allowed > redirected"
+    run.answer(question, "deny")
+    assert "approval" not in names(run.end())
+    assert made(run) == {"allowed", "two"}
+
+
+def test_a_person_s_rule_counts_at_once_and_only_in_its_workspace(machine: Machine) -> None:
+    script = ({"tools": [bash("touch mine")]}, {"tools": [bash("touch mine")]}, {"text": "Done."})
+    run = machine.begin(*script)
+    question = run.question()
+    rule = machine.call(
+        "POST", "/rules", {"rule": "Bash(touch mine)", "decision": "allow", "workspaceId": run.folder.name}
+    )
+    run.answer(question, "deny")
+    events = run.end()
+    assert [is_error for _, is_error in results(events)] == [True, False]
+    assert "approval" not in names(events)
+    assert made(run) == {"mine"}
+    other = machine.begin(*script[1:])
+    other.answer(other.question(), "deny")
+    other.end()
+    assert made(other) == set()
+    machine.call("DELETE", f"/rules/{rule['ruleId']}")
+
+
+def test_an_edited_call_passes_the_rules_again(machine: Machine) -> None:
+    run = machine.begin({"tools": [bash("touch x")]}, {"text": "Done."})
+    question = run.question()
+    machine.call("POST", "/rules", {"rule": "Bash(touch later)", "decision": "deny", "workspaceId": run.folder.name})
+    run.answer(question, "allow", updatedInput={"command": "touch later", "description": "d"})
+    ((text, is_error),) = results(run.end())
+    assert is_error
+    assert "touch later" in text
+    assert made(run) == set()
