@@ -883,3 +883,30 @@ def m027_rules(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m028_inputs(db: Database) -> None:
+    """Keep the texts that people send to executions that were accepted."""
+    for statement in (
+        """
+        CREATE TABLE inputs (
+            number     INTEGER PRIMARY KEY,
+            execution  INTEGER NOT NULL REFERENCES executions (number),
+            input_id   TEXT NOT NULL,  -- an id of the sender's
+            text       TEXT NOT NULL,
+            wanted     TEXT NOT NULL CHECK (wanted IN ('steer', 'queue')),
+            state      TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'delivered', 'queued', 'unknown')),
+            follow_up  TEXT,           -- the id of the execution that it became
+            reason     TEXT,
+            key_id     TEXT,
+            owner_id   TEXT,
+            created_at TEXT NOT NULL,
+            sent_at    TEXT,           -- when it was about to be given to Claude Code
+            settled_at TEXT,
+            UNIQUE (execution, input_id)
+        )
+        """,
+        "CREATE INDEX inputs_open ON inputs (execution) WHERE state IN ('waiting', 'sent')",
+    ):
+        db.execute(statement)

@@ -67,6 +67,7 @@ def make_app(config: HubConfig) -> Flask:
             approvals=HubApprovals(database, agents, calls),
             files=RemoteFiles(config, database, agents, calls),
             execute_body=HubExecuteBody,
+            steers=False,
             measures=(measures.of_hub(database, agents, calls),),
             resolve_workspace=partial(placement.resolve, agents),
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().visible_to),

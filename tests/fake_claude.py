@@ -16,6 +16,8 @@ The prompt is a JSON list of steps, run in order; anything else gets a short ans
     {"result": {}}                                the result line with these keys changed, then wait for EOF
     {"exit": CODE} / {"kill": SIGNAL}             the end
 
+A text that comes while a tool waits for a PATH is reported as taken after the tool's result.
+
 Without a result, an exit or a kill among the steps a successful result is the last one.
 """
 
@@ -63,12 +65,21 @@ def script(prompt):
 
 
 stubborn = False
+queued = []  # ids of texts that came after the prompt
 ended = threading.Event()
 
 
 def obey_interrupts():
     """A control request on stdin ends the turn, as in the real CLI; the end of stdin lets it leave."""
     for line in sys.stdin.buffer:
+        content = json.loads(line)
+        asked = content.get("request", {})
+        if content.get("type") == "user":
+            queued.append(content["uuid"])
+            report(content["uuid"], "queued")
+        elif asked.get("subtype") == "cancel_async_message" and asked["message_uuid"] in queued:
+            queued.remove(asked["message_uuid"])
+            report(asked["message_uuid"], "cancelled")
         if b"interrupt" in line and not stubborn:
             say(result({"is_error": True, "subtype": "error_during_execution", "terminal_reason": "aborted_streaming"}))
             sys.stdin.buffer.read()
@@ -102,6 +113,8 @@ def run(step):
             time.sleep(0.01)
         answer = {"type": "tool_result", "tool_use_id": call, "content": step["result"]}
         say({"type": "user", "message": {"role": "user", "content": [answer | {"is_error": step.get("error", False)}]}})
+        while queued:
+            report(queued.pop(0), "started")
     elif "write" in step:
         with open(step["write"], "w") as file:
             file.write(step["text"])
@@ -131,6 +144,11 @@ def run(step):
     elif "kill" in step:
         os.kill(os.getpid(), step["kill"])
         time.sleep(60)
+
+
+def report(message, state):
+    """Say what became of a text that came during the turn."""
+    say({"type": "command_lifecycle", "command_uuid": message, "state": state, "uuid": str(uuid.uuid4())})
 
 
 def spawn(how):

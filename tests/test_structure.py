@@ -119,11 +119,13 @@ def test_sql_stands_in_its_few_modules() -> None:
         *(
             f"occ_app/executions/{module}.py"
             for module in (
+                "acceptance",
                 "approvals",
                 "conversations",
                 "changes",
                 "events",
                 "follow_ups",
+                "inputs",
                 "lifecycle",
                 "queries",
                 "rules",

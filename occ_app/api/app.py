@@ -37,6 +37,7 @@ def create_app(services: Services) -> Flask:
         files,
         follow_ups,
         health,
+        inputs,
         metrics,
         openapi,
         rules,
@@ -64,7 +65,7 @@ def create_app(services: Services) -> Flask:
     counted = Refusals()
     metrics.count_refusals(app, counted)
     app.extensions["occ_measures"] = (common(services.db, services.streams, counted), *services.measures)
-    work = (health, workspaces, files, executions, follow_ups, approvals, conversations)
+    work = (health, workspaces, files, executions, follow_ups, inputs, approvals, conversations)
     for module in (*work, search, usage, metrics, openapi):
         app.register_blueprint(module.bp)
     if config.program is AGENT:  # a hub runs nothing itself

@@ -14,7 +14,7 @@ from occ_app import errors
 from occ_app.api.follow_ups import check_prompt_size
 from occ_app.api.services import Services, services
 from occ_app.config.settings import PERMISSIONS
-from occ_app.executions import lifecycle
+from occ_app.executions import acceptance, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
 from occ_app.streams import followers as streams
@@ -97,7 +97,7 @@ def asked_for(body: Any) -> Request:
         max_turns=loaded.get("max_turns"),
         max_budget_usd=loaded.get("max_budget_usd"),
         session_id=loaded.get("session_id"),
-        hash=lifecycle.request_hash(body),
+        hash=acceptance.request_hash(body),
         key_id=callers.caller().key_id,
         owner_id=callers.caller().owner_id,
         permissions=_permitted(loaded.get("permissions")),

@@ -25,7 +25,7 @@ def change(execution_id: str, body: dict[str, Any]) -> Execution:
     check_prompt_size(body.get("prompt", ""))
     changed = follow_ups.change(services().db, execution_id, body, callers.caller().visible_to)
     if body.get("paused") is False:
-        _wake()
+        wake_worker()
     return changed
 
 
@@ -35,7 +35,7 @@ def resume(conversation_id: str) -> Any:
     """Let the paused follow-ups of a conversation run."""
     visible_to = callers.caller().visible_to
     if follow_ups.resume(services().db, conversation_id, visible_to):
-        _wake()
+        wake_worker()
     found, executions = conversations.get(services().db, conversation_id, visible_to)
     return {**asdict(found), "turns": executions}
 
@@ -47,6 +47,7 @@ def check_prompt_size(prompt: str) -> None:
         raise errors.TooLarge(f"The prompt is over {limit} bytes; put the text into a file.")
 
 
-def _wake() -> None:
+def wake_worker() -> None:
+    """Wake a worker for what waits."""
     with contextlib.suppress(errors.OCCError):  # the change is stored; the reaper wakes a worker within seconds
         services().wake_worker()

@@ -36,7 +36,8 @@ class Services:
     occ_app/api/approvals.py describes. `admit` checks an execution before it is
     accepted, and `resolve_workspace` returns the id of the workspace that its request names. `measures` are those that
     only an agent or only a hub has. `open_to_viewers` are the endpoints that a viewer may POST to. `title` is the API's
-    name. `file_reads` are the places for requests that read files of workspaces.
+    name. `steers`: texts can be sent to executions that run. `file_reads` are the places for requests that read files
+    of workspaces.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Services:
     measures: tuple[Measure, ...] = ()
     open_to_viewers: frozenset[str] = frozenset()
     title: str = "OCC agent"
+    steers: bool = True
     file_reads: Shares = field(default_factory=file_reads)
 
     def refuse_when_stopping(self) -> None:

@@ -53,6 +53,11 @@ def knows_file_mentions(version: str | None) -> bool:
     return numbers >= _KNOWS_FILE_MENTIONS
 
 
+def confirms_inputs(version: str | None) -> bool:
+    """Return whether this version reports when it takes a text that is sent during a turn, and can give it back."""
+    return knows_file_mentions(version)  # both came with 2.1.330
+
+
 def logged_in(path: str, config: Config) -> bool:
     """Whether the CLI knows a way to reach a model, as far as it can tell without asking one."""
     return _answer([path, "auth", "status"], config) is not None

@@ -7,21 +7,18 @@ one transaction, and nothing is ever appended after it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import approvals, conversations, events, follow_ups, waiting
+from occ_app.executions import acceptance, approvals, conversations, events, follow_ups, inputs
 from occ_app.executions.queries import SESSION, from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
-from occ_app.system import compact_json, timestamps
+from occ_app.system import compact_json
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 
@@ -30,11 +27,6 @@ WORKSPACE_REMOVED = "Its workspace was removed before this could start; upload t
 SESSION_UNKNOWN = (
     "No execution of yours began this session in this workspace; leave out sessionId, or name another one."
 )
-
-
-def request_hash(body: Mapping[str, Any]) -> str:
-    """Tells whether two bodies ask for the same: SHA-256 of the canonical JSON."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -76,11 +68,16 @@ def create(
         queued = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if queued >= max_queue:
             raise errors.QueueFull(queued)
-        execution = _insert(connection, request, generation, former, admission.agent_id)
-        position = waiting.Line(connection).ahead(execution.number, admission.free_workers) if queued else 0
-        data = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
-        events.insert(connection, execution.number, 1, [("queued", data)])
-        return replace(execution, position=position), True
+        execution = acceptance.insert(
+            connection,
+            request,
+            generation,
+            former,
+            agent_id=admission.agent_id,
+            free_workers=admission.free_workers,
+            alone=queued == 0,
+        )
+        return execution, True
 
 
 def _existing(connection: sqlite3.Connection, request: Request) -> Execution | None:
@@ -107,35 +104,6 @@ def _generation(connection: sqlite3.Connection, request: Request) -> int:
     if workspace is None:
         raise workspace_not_found(request.workspace_id, request.workspace_generation)
     return int(workspace["generation"])
-
-
-def _insert(
-    connection: sqlite3.Connection, request: Request, generation: int, former: Execution | None, agent_id: str | None
-) -> Execution:
-    """Write the row of a queued execution, which continues `former`; `agent_id` is the agent that the request names."""
-    row = connection.execute(
-        """
-        INSERT INTO executions (execution_id, workspace_id, workspace_generation, state, request_hash, prompt,
-            timeout_seconds, idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id,
-            created_at, key_id, owner_id, permissions, wanted_agent, wanted_labels, conversation,
-            continues, notify)
-        VALUES (:execution_id, :workspace_id, :generation, 'queued', :hash, :prompt,
-            :timeout_seconds, :idle_timeout_seconds, :model, :max_turns, :max_budget_usd, :session_id,
-            :created_at, :key_id, :owner_id, :permissions, :agent_id, :wanted_labels, :conversation,
-            :former, :notify)
-        RETURNING *, 1 AS newest_seq
-        """,
-        {
-            **vars(request),
-            "generation": generation,
-            "created_at": iso_now(),
-            "agent_id": agent_id,
-            "conversation": conversations.conversation_of(connection, request, former, generation),
-            "former": None if former is None else former.number,
-            "wanted_labels": compact_json.to_json(request.labels) if request.labels else None,
-        },
-    ).fetchall()[0]
-    return from_row(row)
 
 
 def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
@@ -241,7 +209,8 @@ def forget_prompt(db: Database, number: int) -> None:
             " WHERE number = ? AND last_seq IS NOT NULL",
             (number,),
         )
-        connection.execute("DELETE FROM fetched_changes WHERE execution = :number", {"number": number})
+        for table in ("fetched_changes", "inputs"):
+            connection.execute(f"DELETE FROM {table} WHERE execution = :number", {"number": number})  # noqa: S608 - literals
 
 
 def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_state: str, after: int = 0) -> int:
@@ -275,6 +244,8 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     ).rowcount
     if won:
         approvals.withdraw_all(connection, number)
+        if from_state != "queued":
+            inputs.settle_all(connection, number)
         if from_state != "queued" and outcome.state != "succeeded":
             follow_ups.pause_after(connection, number)
         events.insert(connection, number, seq, [(outcome.event, compact_json.to_json(data))])

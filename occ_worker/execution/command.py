@@ -94,14 +94,23 @@ def environment(config: Config) -> dict[str, str]:
     return {**config.cli_environment, **_FIXED_ENVIRONMENT}
 
 
-def prompt_line(prompt: str) -> bytes:
-    """The prompt as the one line of input."""
+def prompt_line(prompt: str, message_id: str | None = None) -> bytes:
+    """Return the line of input for a prompt; for one with an id the CLI reports when it takes it."""
     if prompt.startswith("/"):
         # Even with --disable-slash-commands the CLI answers "/nosuch" itself; text is meant to reach the model.
         prompt = " " + prompt
     # The mark says that the text is no person's at a terminal: newer versions look for no commands and mentions in it.
     message = {"type": "user", "message": {"role": "user", "content": prompt}, "client_composed": True}
-    return json.dumps(message).encode() + b"\n"
+    return json.dumps(message | ({} if message_id is None else {"uuid": message_id})).encode() + b"\n"
 
 
-INTERRUPT = b'{"type":"control_request","request_id":"occ-interrupt","request":{"subtype":"interrupt"}}\n'
+def withdrawal_line(message_id: str) -> bytes:
+    """Return the control request that takes a text back, unless the CLI has taken it."""
+    request = {"subtype": "cancel_async_message", "message_uuid": message_id}
+    return json.dumps({"type": "control_request", "request_id": message_id, "request": request}).encode() + b"\n"
+
+
+# Texts that wait in the CLI for the next turn are dropped, which would run after the interrupt otherwise.
+INTERRUPT = (
+    b'{"type":"control_request","request_id":"occ-interrupt","request":{"subtype":"interrupt","cancel_queued":true}}\n'
+)

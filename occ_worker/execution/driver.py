@@ -22,11 +22,12 @@ from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
 from occ_worker.execution import command as claude
 from occ_worker.execution import outcome as verdict
-from occ_worker.execution import permissions, verdicts
+from occ_worker.execution import permissions, steering, verdicts
 from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.permissions import Permissions
+from occ_worker.execution.steering import Steering
 from occ_worker.execution.translator import Translator
 from occ_worker.recorder import RETRY_SECONDS, Recorder
 
@@ -57,6 +58,7 @@ class Driver:
             context.db, execution, context.config.max_output_bytes, lambda news: context.readers.ring(key, news)
         )
         self._stderr = b""
+        self._steering = Steering(context, execution, self._translator, self._send, self._store)
         self._permissions = None
         first = b""
         if verdicts.hooked(context.db, context.config, execution):
@@ -94,6 +96,7 @@ class Driver:
                 pass
             self._read_stderr()
             self._store(self._translator.events(self._lines.rest()))
+            self._steering.end()
             while self._recorder.retry_at is not None and not self._context.stopping():
                 select.select([self._context.wake], [], [], RETRY_SECONDS)
                 self._store([])
@@ -150,16 +153,26 @@ class Driver:
                     events = []
                     self._permissions.take(line)
                     continue
+                if line.startswith(steering.LINE) and self._steering.unconfirmed:
+                    self._store(events)
+                    events = []
+                    self._steering.take(line)
+                    if self._translator.result is None:
+                        self._leaving_since = None  # it has begun another turn
+                    continue
                 events += self._translator.events(line)
             if len(data) < _READ_BYTES:
                 break  # that was all; asking would say so, and costs a call for each line
         if taken:
             self._heard = time.monotonic()
         self._store(events)
+        self._steering.withdraw_missed()
         if self._lines.too_long:
             self._begin_termination("OUTPUT_LIMIT", "Claude Code printed a line of over 16 MiB.")
         if self._translator.result is not None and not self._child.stdin.closed:
-            self._leaving_since = time.monotonic()
+            self._leaving_since = self._leaving_since or time.monotonic()
+            if self._steering.unconfirmed:
+                return taken > 0  # the CLI says whether it begins another turn
             self._forget(self._child.stdin)
             self._child.stdin.close()
         return taken > 0
@@ -187,6 +200,9 @@ class Driver:
         if self._permissions is not None:
             with contextlib.suppress(OCCError):
                 self._permissions.look()
+        if self._reason is None:
+            with contextlib.suppress(OCCError):
+                self._steering.look()
 
     def _store(self, events: list[NewEvent]) -> None:
         self._recorder.store(events)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from occ_app.executions.records import Outcome, countable
@@ -46,6 +46,20 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
     code, message = _failure(result, error)
     failed = Outcome.failure(code, message, **figures)
     return Outcome(failed.state, failed.event, failed.data, usage)
+
+
+def joined(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the last of the results of one process, with the turns, the time and the cost of all of them."""
+    *earlier, last = results
+    if not earlier:
+        return last
+    sums = {
+        name: sum(value for each in results if isinstance(value := each.get(name), (int, float)))
+        for name in ("num_turns", "duration_ms")
+    }
+    costs = [each.get("model_usage_since_last_result") for each in results]
+    models = {f"{index} {model}": used for index, cost in enumerate(costs) for model, used in (cost or {}).items()}
+    return {**last, **sums, "model_usage_since_last_result": models}
 
 
 def how(returncode: int) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class Translator:
         self.result: dict[str, Any] | None = None
         self.init: dict[str, Any] | None = None
         self.unreadable = 0
+        self.messages = 0  # of the model that have begun, without those of sub-agents
+        self.open_tools: set[str] = set()  # calls without a result, without those of sub-agents
+        self._earlier: list[dict[str, Any]] = []  # results of turns before the current one
         self._surrogate = ""  # a high surrogate at the end of a delta, waiting for the next one
         self._message_id = ""
         self._streamed: set[str] = set()  # messages whose text came as deltas
@@ -94,6 +97,7 @@ class Translator:
             self._streamed.add(self._message_id)
             return self._text(delta["text"])
         if kind == "message_start" and not content.get("parent_tool_use_id"):
+            self.messages += 1
             self._message_id = event["message"]["id"]
         return self._take_rest() if kind == "content_block_stop" else []
 
@@ -124,6 +128,8 @@ class Translator:
                     events += self._text(block["text"]) + self._take_rest()
             elif block["type"] == "tool_use":
                 events.append(_tool_use(block, content.get("parent_tool_use_id")))
+                if not content.get("parent_tool_use_id"):
+                    self.open_tools.add(str(block["id"]))
                 self._todo.note_call(block["name"], block["id"], block.get("input"))
         return events
 
@@ -135,6 +141,7 @@ class Translator:
         for block in blocks:
             if block.get("type") == "tool_result":
                 events.append(_tool_result(block, content.get("parent_tool_use_id")))
+                self.open_tools.discard(str(block["tool_use_id"]))
                 events += self._todo_after(block, content.get("tool_use_result"))
         return events
 
@@ -178,9 +185,17 @@ class Translator:
             events += self._text(str(content.get("result") or "")) + self._take_rest()
         return events
 
+    def begin_turn(self) -> None:
+        """Expect another result: the CLI began a turn for a text that it took after the last one."""
+        if self.result is not None:
+            self._earlier.append(self.result)
+            self.result, self._error = None, ""
+
     def outcome(self) -> Outcome | None:
         """Return the outcome of the CLI's result line; None when there was none."""
-        return None if self.result is None else verdict.of_result(self.result, self._error)
+        if self.result is None:
+            return None
+        return verdict.of_result(verdict.joined([*self._earlier, self.result]), self._error)
 
 
 _HANDLERS = {

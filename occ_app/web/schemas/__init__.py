@@ -33,6 +33,8 @@ from occ_app.web.schemas.executions import (
     ExecutionChange,
     ExecutionList,
     ExecutionRecord,
+    InputBody,
+    InputRecord,
     ListQuery,
 )
 from occ_app.web.schemas.health import (
@@ -101,6 +103,8 @@ __all__ = [
     "InitForm",
     "InitReply",
     "InitUpload",
+    "InputBody",
+    "InputRecord",
     "ListQuery",
     "NoQuery",
     "QueueState",

@@ -7,6 +7,7 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from occ_app.config.settings import PERMISSIONS
+from occ_app.executions import inputs
 from occ_app.web.fields import (
     CURSOR_PATTERN,
     ID_PREFIX_PATTERN,
@@ -62,6 +63,26 @@ class ExecutionChange(RequestSchema):
         """Refuse a body without any change."""
         if not data:
             raise ValidationError("Give a prompt, `paused` or `before`.", "prompt")
+
+
+class InputBody(RequestSchema):
+    """The body of POST /executions/{id}/input."""
+
+    input_id = Id(data_key="inputId", required=True)
+    text = fields.String(required=True, validate=check_prompt, metadata={"pattern": r"\S"})
+    delivery = fields.String(load_default="steer", validate=validate.OneOf(inputs.DELIVERIES))
+
+
+class InputRecord(Schema):
+    """A text for an execution; `delivery` is null until it is decided, `executionId` the follow-up it became."""
+
+    input_id = fields.String(data_key="inputId")
+    text = fields.String()
+    wanted = fields.String(validate=validate.OneOf(inputs.DELIVERIES))
+    delivery = fields.String(validate=validate.OneOf(inputs.DELIVERIES), allow_none=True)
+    state = fields.String(validate=validate.OneOf(inputs.STATES))
+    follow_up = fields.String(data_key="executionId", allow_none=True)
+    reason = fields.String(allow_none=True)
 
 
 class ListQuery(RequestSchema):
