@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from flask import Flask
 
 from occ_app import errors, wsgi
-from occ_app.cli import remote
+from occ_app.cli import remote, run_target
 from occ_app.cli.commands import occ
 from occ_app.config import config
 from occ_app.database.database import Database
@@ -112,18 +112,34 @@ def test_the_newest_approval_needs_no_id(agent: Flask) -> None:
     assert isinstance(command("approve", "--last").exception, errors.NotFound)
 
 
-def test_a_hub_refuses_permissions_before_anything_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.txt").write_text("a")
-    with hub_app(tmp_path / "hub") as hub:
-        client = use(hub.app, monkeypatch)
-        refused = command("run", "--permissions", "ask", "--dir", str(tmp_path), "hi")
-        assert (refused.exit_code, client.calls) == (2, ["GET /agents?limit=1"])
-        assert sentences.TAKES_NO_PERMISSIONS in refused.output
-
-
-@pytest.mark.parametrize("arguments", [["approvals"], ["approve", "--last"], ["deny", "approval-1"]])
-def test_a_hub_has_no_approvals(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_answer_on_a_hub_for_all_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hub_app(tmp_path) as hub:
-        use(hub.app, monkeypatch)
-        refused = command(*arguments)
-        assert (refused.exit_code, sentences.A_HUB_HAS_NONE in refused.output) == (2, True)
+        client = use(hub.app, monkeypatch)
+        client.machine_names = lambda ids: {"agent-1": "box"}  # type: ignore[attr-defined]  # as AgentClient has it
+        first, second = ask(hub.app, "one"), ask(hub.app, "two")
+        with hub.database.write() as connection:
+            connection.execute("UPDATE executions SET agent_id = 'agent-1'")
+        head, *lines = command("approvals", "--hub").stdout.splitlines()
+        assert head.split()[:3] == ["ID", "MACHINE", "EXECUTION"]
+        assert [line.split()[1] for line in lines] == ["box", "box"]
+        done = command("approve", "--hub", "--last")  # the machine is not there
+        assert sentences.ONCE_THE_MACHINE_CAN_BE_REACHED in done.stderr
+        assert "Bash" in done.stdout
+        assert f"{second} " in command("approvals").stdout
+        assert sentences.ALLOW_NOT_DELIVERED_YET in command("approvals").stdout
+        assert command("deny", "--last", "no").exit_code == 0  # the newest that nobody has answered
+        pending = {each["approvalId"]: each["pending"] for each in client.call("GET", "/approvals")["approvals"]}
+        assert {key: value["decision"] for key, value in pending.items()} == {second: "allow", first: "deny"}
+        assert {value["surface"] for value in pending.values()} == {"terminal"}
+        assert {value["actor"] for value in pending.values()} == {"operator"}
+
+
+def test_a_run_names_its_permissions_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_app(tmp_path) as hub:
+        client = use(hub.app, monkeypatch)
+        sent = list[dict[str, Any]]()
+        target = run_target.Target("work", None, None)
+        monkeypatch.setattr(run_target, "sent", lambda *_, **__: target)
+        client.execute = lambda _, __, **options: iter(sent.append(options) or ())  # type: ignore[attr-defined]
+        command("run", "--permissions", "ask", "--dir", str(tmp_path), "hi")
+        assert [options["permissions"] for options in sent] == ["ask"]

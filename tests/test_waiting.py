@@ -103,8 +103,8 @@ def test_what_waits_in_an_idle_workspace_is_ahead_of_one_that_waits_for_its_own(
     assert queries.get(three, "b1").position is None
 
 
-def machine(rows: Database, agents: Agents, name: str, *labels: str) -> str:
-    """Register a machine with one worker, heard just now; return its id."""
+def machine(rows: Database, agents: Agents, name: str, *labels: str, ceiling: str | None = None) -> str:
+    """Register a machine with one worker, heard just now; return its id. Without a ceiling it is of an older OCC."""
     key, _ = keys.create(rows, f"key of {name}", "agent")
     said = {"agent_id": None, "name": name, "url": None, "port": 1, "direct": False, "tls_fingerprint": None}
     said |= {
@@ -114,6 +114,8 @@ def machine(rows: Database, agents: Agents, name: str, *labels: str) -> str:
         "platform": "x",
         "claude_version": None,
         "machine": None,
+        "capabilities": [] if ceiling is None else ["permissions"],
+        "permissions": ceiling,
     }
     return registrations.register(agents, key, "127.0.0.1", said).agent_id
 

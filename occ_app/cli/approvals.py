@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,13 @@ _CHOICES = "y: yes  n: no, with a reason  e: edit first"
 
 
 def _with_client(command: Any) -> Any:
-    """Give the command a client of the agent that its options name."""
+    """Give the command a client of the agent or hub that its options name."""
 
-    @remote.options("Agent to ask; a hub has no approvals.")
+    @click.option("--hub", is_flag=True, help="Ask this machine's hub instead of its agent.")
+    @remote.options("Agent or hub to ask; a hub has the approvals of all its machines.")
     @wraps(command)
-    def asking(*, url: str | None, token: str | None, pin: str | None, **others: Any) -> None:
-        client = remote.chosen(url, token, pin)
-        if remote.is_hub(client):
-            raise click.UsageError(
-                "There are no approvals here: a hub has none. Ask the machine's agent itself, on that machine or with"
-                " --url."
-            )
-        command(client, **others)
+    def asking(*, url: str | None, token: str | None, pin: str | None, hub: bool, **others: Any) -> None:
+        command(remote.chosen(url, token, pin, hub=hub), **others)
 
     return asking
 
@@ -63,10 +58,13 @@ def _choosing(command: Any) -> Any:
 def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
     """List the tool calls, questions and plans that wait for a person.
 
-    Each waits for OCC_HOLD_SECONDS (120 by default) and is then denied. EXPIRES shows the time that is left. Approvals
-    belong to one agent; a hub has none.
+    Each waits for OCC_HOLD_SECONDS (120 by default) and is then denied. EXPIRES shows the time that is left. A hub
+    lists those of all its machines that belong to your key's owner; an admin's key shows all.
 
-    Example: occ approvals
+    \b
+    Examples:
+      occ approvals
+      occ approvals --hub
     """
     reply = client.call("GET", "/approvals" if closed else "/approvals?state=open")
     if as_json:
@@ -75,18 +73,32 @@ def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
     if not reply["approvals"]:
         output.echo("Nothing waits for a person.")
         return
+    names = _machines(client, reply["approvals"])
     rows = [
         (
             each["approvalId"],
+            *((visible_line(names.get(each["agentId"], each["agentId"])),) if names else ()),
             each["executionId"],
-            each["state"],
+            _state(each),
             output.since(each["askedAt"]),
             _left(each) if each["state"] == "open" else "",
             summary(each),
         )
         for each in reply["approvals"]
     ]
-    output.table([("ID", "EXECUTION", "STATE", "AGE", "EXPIRES", "WHAT"), *rows])
+    machine = ("MACHINE",) if names else ()
+    output.table([("ID", *machine, "EXECUTION", "STATE", "AGE", "EXPIRES", "WHAT"), *rows])
+
+
+def _machines(client: AgentClient, asked: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+    """Return the names of the machines of a hub's approvals by id; none for an agent's."""
+    ids_of_machines = {str(each["agentId"]) for each in asked if each.get("agentId")}
+    return client.machine_names(ids_of_machines) if ids_of_machines else {}
+
+
+def _state(asked: Mapping[str, Any]) -> str:
+    pending = asked.get("pending")
+    return str(asked["state"]) if pending is None else f"{asked['state']} ({pending['decision']} not delivered yet)"
 
 
 @click.command("approve")
@@ -167,6 +179,8 @@ def asking(client: AgentClient, events: Iterator[StreamEvent], *, here: bool) ->
 def described(asked: Mapping[str, Any]) -> str:
     """Return an approval for a person to read, with its whole input."""
     lines = [f"{asked['kind']}: {visible_line(asked['tool'])}"]
+    if asked.get("truncated"):
+        lines.append("  only the beginning of the input is here: the machine does not answer the hub")
     if asked["reason"]:
         lines.append(f"  reason  {visible_line(asked['reason'])}")
     for name, value in asked["input"].items() if isinstance(asked["input"], dict) else [("input", asked["input"])]:
@@ -247,5 +261,12 @@ def _get(client: AgentClient, approval_id: str) -> Mapping[str, Any]:
 
 def _answer(client: AgentClient, asked: Mapping[str, Any], body: Mapping[str, Any]) -> None:
     path = f"/approvals/{quote(asked['approvalId'], safe='')}"
-    reply = client.call("POST", path, {**body, "inputHash": asked["inputHash"]})
-    output.note(f"{reply['approvalId']} is {reply['state']}")
+    where = {"surface": "terminal"} if "surface" in asked else {}  # agents of an older OCC do not know it
+    reply = client.call("POST", path, {**body, **where, "inputHash": asked["inputHash"]})
+    if reply.get("pending") is None:
+        output.note(f"{reply['approvalId']} is {reply['state']}")
+    else:
+        output.note(
+            f"{reply['approvalId']}: the hub has your answer and delivers it once the machine can be reached; it counts"
+            " if nobody answers there first"
+        )

@@ -81,6 +81,13 @@ def create(
         output.note(f"it belongs to the new owner {visible_line(reply['owner'])}; --owner {name} adds a key to {name}")
 
 
+_PERMISSIONS = (
+    "Runs there edit files in their workspace and do nothing else. With OCC_PERMISSIONS=ask before occ start, a run may"
+    " also use Bash and other tools once a person has allowed the call; allowing Bash is having an account on that"
+    " machine. docs/security.md explains plan, edit, ask and full."
+)
+
+
 def _print_key(reply: dict[str, Any], kind: str) -> None:
     """Print a key alone on standard output, and on standard error the command that uses it."""
     output.echo(reply["key"])
@@ -93,6 +100,7 @@ def _print_key(reply: dict[str, Any], kind: str) -> None:
     if kind == "agent":
         trust = f" --remote-pin {pin}" if pin else ""
         output.note(f"on the machine:\n  OCC_API_KEY={key} occ start --remote-url {url}{trust}")
+        output.note(_PERMISSIONS)
     else:
         trust = f" --pin {pin}" if pin else ""
         output.note(f'where you work:\n  OCC_TOKEN={key} occ run --url {url}{trust} "…"')

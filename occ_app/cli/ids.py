@@ -115,8 +115,9 @@ def approval_id(client: AgentClient, given: str | None, *, last: bool) -> str:
 
 
 def _approvals(client: AgentClient, query: str) -> list[str]:
-    """Return the ids of approvals, oldest first."""
-    return [str(each["approvalId"]) for each in client.call("GET", f"/approvals{query}")["approvals"]]
+    """Return the ids of approvals, oldest first; with a query those that wait for a person."""
+    listed = client.call("GET", f"/approvals{query}")["approvals"]
+    return [str(each["approvalId"]) for each in listed if not query or each.get("pending") is None]
 
 
 def workspace(client: AgentClient, given: str) -> dict[str, Any]:

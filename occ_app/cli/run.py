@@ -71,7 +71,8 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
     "--permissions",
     type=click.Choice(PERMISSIONS),
     help="plan: read and plan; edit: edit files; ask: ask you about all other tools; full: ask about none. A call that"
-    " is asked about waits for OCC_HOLD_SECONDS (120) and is then denied. Hubs do not take it.  [default: edit]",
+    " is asked about waits for OCC_HOLD_SECONDS (120) and is then denied. A hub takes a machine that allows it."
+    "  [default: edit]",
 )
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
@@ -132,7 +133,6 @@ def run(
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
     if agent or label or notify:
         run_target.check_hub(client)
-    _check_permissions(client, permissions)
     place = remote.place_name(url, token, pin)
     if workspace is not None or project is not None:
         target = Target(run_target.existing(client, workspace, project), session, None)
@@ -167,15 +167,6 @@ def run(
         return _interrupted(client, execution_id, target.workspace if target.new else None, again)
     ending = run_end.Ending(client, execution_id, target, again, place, folder, project is not None, apply, as_json)
     return run_end.report(ending, final)
-
-
-def _check_permissions(client: AgentClient, permissions: str | None) -> None:
-    """Raises UsageError before anything is sent to a hub, which takes no permissions."""
-    if permissions is not None and remote.is_hub(client):
-        raise click.UsageError(
-            "--permissions is for an agent, and this is a hub, which takes no permissions yet: leave it out, or send"
-            " the run to the machine's agent itself with --url."
-        )
 
 
 def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> int:

@@ -169,6 +169,11 @@ class HubConfig(Config):
     mail_from: str | None = None
 
     @property
+    def ceiling(self) -> str:
+        """A hub refuses no permissions itself: each of its machines has a ceiling."""
+        return "full"
+
+    @property
     def zips(self) -> Path:
         """The uploaded zips, each once under the SHA-256 of its content."""
         return self.home / "zips"

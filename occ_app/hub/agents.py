@@ -47,6 +47,7 @@ class Agent:
 
     `machine_id` and `verifier` identify the machine, and `instance` the start of its daemon that registered; they are
     None for an agent that sends no proof, as one of 0.1.0. `copied_at` is when a copy of its home was last refused.
+    `capabilities` and `permissions`, the most that it allows, are those of its registration.
     """
 
     agent_id: str
@@ -77,6 +78,8 @@ class Agent:
     verifier: str | None = field(repr=False)
     instance: str | None
     copied_at: str | None
+    capabilities: tuple[str, ...]
+    permissions: str | None
     online: bool
     placed: int
 
@@ -247,7 +250,7 @@ class Agents:
 def agent_of(row: sqlite3.Row) -> Agent:
     """A row of FROM as an Agent."""
     values = {name: row[name] for name in _NAMES}
-    for name in ("labels", "running"):
+    for name in ("labels", "running", "capabilities"):
         values[name] = rows.texts(values[name])
     for name in ("draining", "online", "direct"):
         values[name] = bool(values[name])

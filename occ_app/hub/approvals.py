@@ -25,14 +25,16 @@ from occ_app.system.foreign_text import storable
 from occ_app.web import requests as web
 from occ_app.web import schemas
 from occ_app.web.callers import Caller
+from occ_app.web.refusals import STATUS
 
 log = logging.getLogger("occ.approvals")
 
 OPERATOR = "operator"  # who has the hub's own token
 _API_SURFACES = ("api", "terminal")  # that a client of the API may name
 _SECONDS = 10.0
+_MAX_SENTENCE_CHARACTERS = 4000
 _MAX_INPUT_BYTES = 2 << 20  # of an input's JSON, escaped
-_REFUSALS = ("INVALID_REQUEST", "PERMISSION_CEILING")  # of an answer; after any other reply it is delivered again
+_FINAL = (403, 404, 409, 413, 422)  # statuses that refuse the answer itself; after others it is delivered again
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ class HubApprovals:
         if refusal.code == "APPROVAL_NOT_FOUND":
             reply = {"state": "withdrawn", "message": "The machine does not have this approval any more."}
             return self._settled(approval, reply, taken=False)
-        if refusal.code in _REFUSALS:
-            return rows.drop_answer(self.db, approval, refusal.code, str(refusal)[:4000])
+        if refusal.status in _FINAL and refusal.code:
+            code = refusal.code if refusal.code in STATUS else "INVALID_REQUEST"
+            return rows.drop_answer(self.db, approval, code, str(refusal)[:_MAX_SENTENCE_CHARACTERS])
         log.warning("the answer to %s is not delivered: %s", approval.approval_id, refusal)
         return approval
 

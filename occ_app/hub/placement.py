@@ -18,7 +18,7 @@ from occ_app.executions import queries as executions
 from occ_app.executions.lifecycle import Admission
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.executions.waiting import FREE_WORKER
-from occ_app.hub import projects
+from occ_app.hub import ceilings, projects
 from occ_app.hub.agents import Agent, Agents
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
@@ -45,7 +45,8 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
     """Check whether an execution can be accepted, in the transaction that does.
 
     Raises NotFound for a workspace of another owner than `visible_to` and for an unknown agent, Conflict when the
-    workspace lives on another agent than the request names, QueueFull when the key has as many under way as it may.
+    workspace lives on another agent than the request names, QueueFull when the key has as many under way as it may,
+    and RequestError when no machine allows the permissions.
     """
     row = connection.execute(
         f"SELECT w.agent_id, w.source FROM workspaces w WHERE w.workspace_id = :workspace_id AND {VISIBLE}",  # noqa: S608 - literals
@@ -76,13 +77,14 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
             )
     machines = agents.listed(connection)
     foreign = _foreign(connection, machines)
-    suitable = (
+    suitable = [
         agent
         for agent in machines
-        if agent.state == "online"
-        and (agent.agent_id == home.agent_id if home is not None else _suits(agent, wanted, request.labels))
-    )
-    return Admission(wanted, sum(max(0, _free(agent, foreign)) for agent in suitable))
+        if (agent.agent_id == home.agent_id if home is not None else _suits(agent, wanted, request.labels))
+    ]
+    ceilings.check(suitable, request.permissions)
+    ready = (agent for agent in suitable if agent.state == "online" and ceilings.allows(agent, request.permissions))
+    return Admission(wanted, sum(max(0, _free(agent, foreign)) for agent in ready))
 
 
 def choose(
@@ -109,9 +111,13 @@ def choose(
                 return f"{what} to have the labels {', '.join(execution.wanted_labels)}"
         elif execution.wanted_labels:
             what = f"an agent with the labels {', '.join(execution.wanted_labels)}"
-    ready = [agent for agent in suitable if agent.online and not agent.draining]
+    allowing = [agent for agent in suitable if ceilings.allows(agent, execution.permissions)]
+    if suitable and not allowing:
+        return f"{what} to allow {execution.permissions} (OCC_PERMISSIONS there)"
+    what += f" that allows {execution.permissions}" if len(allowing) < len(suitable) else ""
+    ready = [agent for agent in allowing if agent.online and not agent.draining]
     if not ready:
-        drained = any(agent.online for agent in suitable)
+        drained = any(agent.online for agent in allowing)
         return f"{what} to take work again (it is draining)" if drained else f"{what} to be online"
     ready = [agent for agent in ready if reached(agent)]
     if not ready:

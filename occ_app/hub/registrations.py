@@ -160,6 +160,8 @@ def _write(agents: Agents, key: Key, address: str, said: Said, holder: Agent | N
             **{field: said[field] for field in ("url", "port", "direct", "tls_fingerprint", "workers")},
             **{field: said[field] for field in ("version", "platform", "claude_version")},
             "labels": to_json(said["labels"]),
+            "capabilities": to_json(said["capabilities"]),
+            "permissions": said["permissions"],
             "name": name,
             "agent_id": agent_id,
             "key_id": key.key_id,
@@ -190,10 +192,10 @@ def _insert(connection: sqlite3.Connection, row: Mapping[str, Any]) -> bool:
             """
             INSERT OR IGNORE INTO agents (agent_id, key_id, name, token, url, address, port, direct, tls_fingerprint,
                 workers, labels, version, platform, claude_version, registered_at, status, last_seen_at,
-                heard_boot_id, heard, machine_id, verifier, instance)
+                heard_boot_id, heard, machine_id, verifier, instance, capabilities, permissions)
             VALUES (:agent_id, :key_id, :name, :token, :url, :address, :port, :direct, :tls_fingerprint,
                 :workers, :labels, :version, :platform, :claude_version, :now, 'healthy', :now,
-                :boot, :heard, :machine_id, :verifier, :instance)
+                :boot, :heard, :machine_id, :verifier, :instance, :capabilities, :permissions)
             """,
             row,
         ).rowcount
@@ -210,7 +212,7 @@ def _update(connection: sqlite3.Connection, row: Mapping[str, Any]) -> bool:
                 labels = :labels, version = :version, platform = :platform, claude_version = :claude_version,
                 registered_at = :now, status = 'healthy', busy = 0, waiting = 0, running = '[]', last_seen_at = :now,
                 heard_boot_id = :boot, heard = :heard, reachable = NULL, machine_id = :machine_id,
-                verifier = :verifier, instance = :instance
+                verifier = :verifier, instance = :instance, capabilities = :capabilities, permissions = :permissions
             WHERE agent_id = :agent_id AND token = :former_token
             """,
             row,

@@ -127,6 +127,8 @@ class Registration(_FromAgent):
     workers = WholeNumber(required=True, validate=validate.Range(1, 10_000))
     labels = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=100))
     claude_version = _Line(0, 100, data_key="claudeVersion", allow_none=True, load_default=None)
+    capabilities = fields.List(_Line(1, 64), load_default=list, validate=validate.Length(max=100))
+    permissions = _Line(1, 50, allow_none=True, load_default=None)
     machine = fields.Nested(MachineProof, allow_none=True, load_default=None)
     projects = fields.List(fields.Nested(_Project), load_default=list, validate=validate.Length(max=MAX_PROJECTS))
 
@@ -207,6 +209,8 @@ class AgentRecord(Schema):
     version = fields.String()
     platform = fields.String()
     claude_version = fields.String(data_key="claudeVersion", allow_none=True)
+    capabilities = fields.List(fields.String())
+    permissions = fields.String(allow_none=True)
     registered_at = fields.String(data_key="registeredAt")
     last_seen_at = fields.String(data_key="lastSeenAt")
     projects = fields.List(fields.Nested(AgentProject))
@@ -326,9 +330,6 @@ def _check_workspace(value: str) -> None:
 class HubExecuteBody(schemas.ExecuteBody):
     """The body of POST /execute on a hub: an agent's, and where to run. `workspaceId` may be a project's alias."""
 
-    class Meta(schemas.ExecuteBody.Meta):
-        exclude = ("permissions",)  # nobody can answer through a hub, so that every execution only edits
-
     workspace_id = _WorkspaceName(data_key="workspaceId")
 
     agent = _Line(1, 200)
@@ -340,6 +341,7 @@ def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, st
     """An agent's row as its record is made of, with the projects that the caller may use."""
     return {
         **{name: getattr(agent, name) for name in ("agent_id", "name", "labels", "state", "status", "version")},
+        **{name: getattr(agent, name) for name in ("capabilities", "permissions")},
         **{name: getattr(agent, name) for name in ("platform", "claude_version", "registered_at", "last_seen_at")},
         "via": via,
         "projects": projects,

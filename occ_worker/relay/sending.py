@@ -11,7 +11,7 @@ from occ_app.errors import Refused
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
-from occ_app.hub import keys
+from occ_app.hub import ceilings, keys
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
@@ -169,6 +169,8 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         "maxTurns": execution.max_turns,
         "maxBudgetUsd": execution.max_budget_usd,
         "sessionId": execution.resume_session_id,
+        # The default goes unnamed: agents of an older OCC do not know the field.
+        "permissions": None if execution.permissions == ceilings.DEFAULT else execution.permissions,
         "workspaceGeneration": agent_generation(context, execution),
     }
     target = {"executionId": execution.execution_id, "workspaceId": _name_on_agent(context, execution)}

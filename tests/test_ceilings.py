@@ -1,0 +1,119 @@
+"""Permissions through a hub: they go only to machines that know them and allow them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from occ_app.claude.program import Cli
+from occ_app.config import config
+from occ_app.config.settings import CAPABILITIES, PERMISSIONS
+from occ_app.database.database import Database
+from occ_app.errors import RequestError
+from occ_app.executions import queries
+from occ_app.hub import ceilings, placement
+from occ_app.hub.agents import Agents
+from occ_app.supervisor import registration
+from occ_app.system.process_identity import own_identity
+from tests.hub_app import HubApp, hub_app
+from tests.test_ownership import on_hub
+from tests.test_waiting import machine, on
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubApp]:
+    with hub_app(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def agents(hub: HubApp) -> Agents:
+    found: Agents = hub.app.extensions["occ_hub"].agents
+    for workspace_id in ("a", "b"):
+        on_hub(hub.database, workspace_id, "")
+    return found
+
+
+def refusal(agents: Agents, workspace_id: str = "a", **places: object) -> RequestError:
+    with pytest.raises(RequestError) as refused:
+        on(agents, "refused", workspace_id, **places)
+    assert refused.value.code == "PERMISSION_CEILING"
+    return refused.value
+
+
+def put(rows: Database, workspace_id: str, agent_id: str) -> None:
+    """Let a workspace live on a machine."""
+    with rows.write() as connection:
+        connection.execute(
+            "UPDATE workspaces SET agent_id = :agent WHERE workspace_id = :id", {"agent": agent_id, "id": workspace_id}
+        )
+
+
+def claimed(agents: Agents) -> str | None:
+    """The name of the machine on which the next execution is placed."""
+    execution = placement.claim(agents.db, agents, own_identity())
+    agent = None if execution is None else agents.find(execution.agent_id or "")
+    return None if agent is None else agent.name
+
+
+def test_an_execution_goes_to_a_machine_whose_ceiling_allows_it(hub: HubApp, agents: Agents) -> None:
+    machine(hub.database, agents, "old")
+    machine(hub.database, agents, "box", ceiling="edit")
+    machine(hub.database, agents, "rig", ceiling="ask")
+    on(agents, "asks", "a", permissions="ask")
+    assert claimed(agents) == "rig"
+    assert refusal(agents, permissions="full").details == {"permissions": "full", "ceiling": "ask"}
+    refused = refusal(agents, "b", permissions="full")
+    assert "box allows edit, old allows edit, rig allows ask" in str(refused)
+    assert refusal(agents, "b", permissions="ask", agent="box").details["ceiling"] == "edit"
+    on(agents, "edits", "b", agent="old")
+    assert claimed(agents) == "old"
+
+
+def test_a_machine_of_an_older_version_only_edits(hub: HubApp, agents: Agents) -> None:
+    agent = agents.find(machine(hub.database, agents, "old"))
+    assert agent is not None
+    assert [level for level in PERMISSIONS if ceilings.allows(agent, level)] == ["edit"]
+    odd = agents.find(machine(hub.database, agents, "odd", ceiling="everything"))
+    assert odd is not None
+    assert not any(ceilings.allows(odd, level) for level in PERMISSIONS)
+
+
+def test_a_workspace_on_a_machine_that_does_not_allow_it_is_refused(hub: HubApp, agents: Agents) -> None:
+    put(hub.database, "a", machine(hub.database, agents, "box", ceiling="edit"))
+    machine(hub.database, agents, "rig", ceiling="full")
+    assert "box allows edit" in str(refusal(agents, permissions="ask"))
+    reply = hub.call(
+        "POST", "/execute", json={"executionId": "x", "workspaceId": "a", "prompt": "x", "permissions": "ask"}
+    )
+    assert (reply.status_code, reply.get_json()["code"]) == (403, "PERMISSION_CEILING")
+
+
+def test_it_waits_for_an_offline_machine_that_allows_it_and_the_reason_says_so(hub: HubApp, agents: Agents) -> None:
+    rig = machine(hub.database, agents, "rig", ceiling="ask")
+    with hub.database.write() as connection:
+        connection.execute("UPDATE agents SET heard = heard - 10000 WHERE agent_id = :id", {"id": rig})
+    on(agents, "waits", "a", permissions="ask")
+    machine(hub.database, agents, "box", ceiling="edit")
+    assert claimed(agents) is None
+    assert queries.get(hub.database, "waits").waits_for == "an agent that allows ask to be online"
+    refusal(agents, "b", permissions="ask")  # box is online now, and does not allow it
+    with hub.database.write() as connection:  # it registers again with a lower ceiling
+        connection.execute("UPDATE agents SET permissions = 'edit' WHERE agent_id = :id", {"id": rig})
+    assert claimed(agents) is None
+    waits_for = queries.get(hub.database, "waits").waits_for
+    assert waits_for is not None
+    assert waits_for.startswith("an agent to allow ask")
+
+
+def test_an_agent_lists_its_capabilities_and_its_ceiling(hub: HubApp, tmp_path: Path) -> None:
+    key = hub.key("machines", "agent")
+    for ceiling, variables in (("edit", {}), ("ask", {"OCC_PERMISSIONS": "ask"})):
+        settings = {"OCC_HOME": str(tmp_path), "HOME": str(tmp_path), "OCC_REMOTE_URL": "http://127.0.0.1:9"}
+        known = config.load(settings | {"OCC_API_KEY": key} | variables)
+        body = registration._body(known, 1, Cli(None, None))
+        agent_id = hub.call("POST", "/api/agents/register", key, json=body).get_json()["agentId"]
+        record = hub.call("GET", f"/agents/{agent_id}").get_json()
+        assert (record["capabilities"], record["permissions"]) == (list(CAPABILITIES), ceiling)

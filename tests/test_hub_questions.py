@@ -1,0 +1,148 @@
+"""A person in a run through a hub, with the real CLI: a real hub, a machine of it, and its link."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from occ_app.client.agent_client import AgentClient
+from occ_app.errors import Refused
+from tests.conftest import make_zip, run_occ, wait_until
+from tests.model_api import FAKE_KEY, serve
+from tests.real_hub import Hub, hub_in
+from tests.test_approvals import BASH, results
+
+pytestmark = pytest.mark.real_cli
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, real_claude: Path) -> Iterator[Hub]:
+    """A hub with the machine `box`, which asks, the owners ada and bob, and a viewer's key of ada."""
+    with serve() as model, hub_in(tmp_path_factory.mktemp("hub")) as hub:
+        hub.start()
+        settings = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+        hub.agent("box", **settings, OCC_PERMISSIONS="ask", OCC_HOLD_SECONDS="600")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def keys(hub: Hub) -> dict[str, str]:
+    owners = {name: hub.key(name, "client") for name in ("ada", "bob")}
+    return owners | {"viewer": hub.key("viewer", "client", "--role", "viewer", "--owner", "ada")}
+
+
+@pytest.fixture
+def ada(hub: Hub, keys: dict[str, str]) -> AgentClient:
+    return hub.client_with(keys["ada"])
+
+
+def prompt(*turns: dict[str, Any]) -> str:
+    return "Do it. @reply" + json.dumps({"turns": turns}).replace("@reply", "\\u0040reply")
+
+
+def question(events: Iterator[Any], client: AgentClient) -> dict[str, Any]:
+    """Read events up to the next approval; returns it as the hub has it, the moment its event came."""
+    event = next(event for event in events if event.name == "approval")
+    return client.call("GET", f"/approvals/{event.data['approvalId']}")
+
+
+def test_a_run_through_a_hub_asks_its_owner_and_goes_on_with_the_answer(
+    hub: Hub, ada: AgentClient, keys: dict[str, str]
+) -> None:
+    ada.upload("asks", make_zip({"a.txt": "a\n"}))
+    asked = prompt({"tools": [BASH]}, {"text": "Done."})
+    events = ada.execute("asks", asked, executionId="asks", permissions="ask")
+    found = question(events, ada)
+    assert (found["state"], found["input"], found["truncated"]) == ("open", BASH["input"], False)
+    for name, code in (("bob", "APPROVAL_NOT_FOUND"), ("viewer", "FORBIDDEN")):
+        body = {"decision": "allow", "inputHash": found["inputHash"]}
+        with pytest.raises(Refused) as refused:
+            hub.client_with(keys[name]).call("POST", f"/approvals/{found['approvalId']}", body)
+        assert refused.value.code == code
+    folder = hub.place / "box" / "workspaces" / "asks"
+    assert not (folder / "made-by-bash").exists()
+    environment = hub.environment | {"OCC_URL": hub.url, "OCC_TOKEN": keys["ada"]}
+    listed = run_occ(("approvals",), environment, hub.place)
+    assert found["approvalId"] in listed.stdout
+    assert " box " in listed.stdout
+    done = run_occ(("approve", found["approvalId"]), environment, hub.place)
+    assert "touch made-by-bash && echo done" in done.stdout, done.stderr
+    assert "is allowed" in done.stderr
+    rest = list(events)
+    assert rest[-1].name == "complete", rest[-1].data
+    (resolved,) = [event.data for event in rest if event.name == "approval_resolved"]
+    assert (resolved["state"], resolved["actor"]) == ("allowed", "ada")
+    assert (folder / "made-by-bash").exists()
+    closed = ada.call("GET", f"/approvals/{found['approvalId']}")
+    assert (closed["actor"], closed["surface"], closed["pending"]) == ("ada", "terminal", None)
+    assert closed["deliveredAt"] is not None
+    assert ada.execution("asks")["permissions"] == "ask"
+
+
+def test_a_denial_over_the_hub_reaches_the_model_with_its_reason(hub: Hub, ada: AgentClient) -> None:
+    ada.upload("denied", make_zip({"a.txt": "a\n"}))
+    asked = prompt({"tools": [BASH]}, {"text": "Done."})
+    events = ada.execute("denied", asked, executionId="denied", permissions="ask")
+    found = question(events, ada)
+    operator = {"decision": "deny", "message": "Use the other tool."}
+    hub.client.call("POST", f"/approvals/{found['approvalId']}", operator)
+    rest = list(events)
+    assert "Use the other tool." in results(rest)[0][0]
+    assert not (hub.place / "box" / "workspaces" / "denied" / "made-by-bash").exists()
+
+
+def test_a_cut_input_is_fetched_whole(ada: AgentClient) -> None:
+    ada.upload("long", make_zip({"a.txt": "a\n"}))
+    call = {"name": "Bash", "input": {"command": "echo " + "x" * 100_000, "description": "d"}}
+    events = ada.execute("long", prompt({"tools": [call]}, {"text": "Done."}), executionId="long", permissions="ask")
+    found = question(events, ada)
+    assert (found["input"], found["truncated"]) == (call["input"], False)
+    ada.call("POST", f"/approvals/{found['approvalId']}", {"decision": "deny"})
+    assert list(events)[-1].name == "complete"
+
+
+def test_a_follow_up_through_a_hub_goes_on_in_the_session_and_its_owner_alone_sees_it(
+    hub: Hub, ada: AgentClient, keys: dict[str, str]
+) -> None:
+    ada.upload("talk", make_zip({"a.txt": "a\n"}))
+    first = ada.execute("talk", prompt({"text": "One."}), executionId="first")
+    assert next(first).name == "queued"
+    second = ada.execute(None, prompt({"text": "Two."}), executionId="second", continues="first")  # before its session
+    assert [list(events)[-1].name for events in (first, second)] == ["complete", "complete"]
+    found = ada.call("GET", "/conversations/first")
+    assert [turn["executionId"] for turn in found["turns"]] == ["first", "second"]
+    assert len({turn["sessionId"] for turn in found["turns"]}) == 1
+    assert "first" in [each["conversationId"] for each in ada.call("GET", "/conversations")["conversations"]]
+    bob = hub.client_with(keys["bob"])
+    assert bob.call("GET", "/conversations")["conversations"] == []
+    with pytest.raises(Refused) as refused:
+        bob.call("GET", "/conversations/first")
+    assert refused.value.code == "CONVERSATION_NOT_FOUND"
+    with pytest.raises(Refused) as refused:
+        next(bob.execute(None, "x", executionId="third", continues="first"))
+    assert refused.value.code == "EXECUTION_NOT_FOUND"
+
+
+def test_an_answer_that_waited_is_delivered_once_the_machine_is_back(hub: Hub, ada: AgentClient) -> None:
+    ada.upload("away", make_zip({"a.txt": "a\n"}))
+    asked = prompt({"tools": [BASH]}, {"text": "Done."})
+    events = ada.execute("away", asked, executionId="away", permissions="ask")
+    found = question(events, ada)
+    sockets = hub.home / "run" / "links"
+    (socket,) = sockets.iterdir()
+    hidden = socket.rename(sockets.parent / "hidden")  # the hub has no way to the machine
+    try:
+        reply = ada.call(
+            "POST", f"/approvals/{found['approvalId']}", {"decision": "allow", "inputHash": found["inputHash"]}
+        )
+        assert (reply["state"], reply["pending"]["actor"]) == ("open", "ada")
+    finally:
+        if not socket.exists():
+            hidden.rename(socket)
+    assert list(events)[-1].name == "complete"
+    assert (hub.place / "box" / "workspaces" / "away" / "made-by-bash").exists()
+    wait_until(lambda: ada.call("GET", f"/approvals/{found['approvalId']}")["state"] == "allowed", "it is closed")
