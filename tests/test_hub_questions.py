@@ -66,10 +66,10 @@ def test_a_run_through_a_hub_asks_its_owner_and_goes_on_with_the_answer(
     folder = hub.place / "box" / "workspaces" / "asks"
     assert not (folder / "made-by-bash").exists()
     environment = hub.environment | {"OCC_URL": hub.url, "OCC_TOKEN": keys["ada"]}
-    listed = run_occ(("approvals",), environment, hub.place)
+    listed = run_occ(("approvals",), environment, hub.place, 60)
     assert found["approvalId"] in listed.stdout
     assert " box " in listed.stdout
-    done = run_occ(("approve", found["approvalId"]), environment, hub.place)
+    done = run_occ(("approve", found["approvalId"]), environment, hub.place, 60)
     assert "touch made-by-bash && echo done" in done.stdout, done.stderr
     assert "is allowed" in done.stderr
     rest = list(events)
