@@ -25,6 +25,8 @@ from occ_app.errors import ConfigError
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
 DEFAULT_ASK_TOOLS = ("Bash", "WebFetch", "WebSearch", "Agent", "AskUserQuestion", "ExitPlanMode")
 
+PUSH_HOSTS = ("fcm.googleapis.com", "*.push.services.mozilla.com", "*.push.apple.com", "*.notify.windows.com")
+
 # Variables of OCC that are no settings of a daemon.
 _VARIABLES = ("OCC_HOME", "OCC_HUB_HOME", "OCC_TOKEN", "OCC_URL", "OCC_PIN", "OCC_EXECUTION_ID")
 
@@ -167,6 +169,7 @@ class HubConfig(Config):
     max_diff_bytes: int = 10_000_000
     smtp_url: str | None = field(default=None, repr=False)
     mail_from: str | None = None
+    push_hosts: tuple[str, ...] = PUSH_HOSTS
 
     @property
     def ceiling(self) -> str:

@@ -268,4 +268,5 @@ HUB_SETTINGS = (
     Setting("max_diff_bytes", _SIZE, "size of a diff that is kept for when its machine is off", "OCC_HUB_"),
     Setting("smtp_url", smtp_url, "server for mail, smtps://user:password@host, or @FILE", "OCC_HUB_"),
     Setting("mail_from", mail_address, "sender of mail", "OCC_HUB_"),
+    Setting("push_hosts", _list, "comma-separated push services of browsers that the hub may call", "OCC_HUB_"),
 )

@@ -49,7 +49,7 @@ def _write(config: Config, snapshot: Path, output: IO[bytes]) -> None:
     _snapshot(config.database, snapshot)
     with tarfile.open(fileobj=output, mode="w:gz", compresslevel=3) as archive:
         archive.add(snapshot, "occ.db")
-        for name in ("state.json", "machine.json", "config.toml", "workspaces"):
+        for name in ("state.json", "machine.json", "push.json", "config.toml", "workspaces"):
             for path in (config.home / name, *below(config.home / name)):
                 _add(archive, path, path.relative_to(config.home))
 

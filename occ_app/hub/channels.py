@@ -15,13 +15,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from occ_app.database.database import Database
-from occ_app.errors import NotFound
+from occ_app.errors import InvalidRequest, NotFound
 from occ_app.system.timestamps import iso, iso_now
 
 CLASSES = NEEDS_CLASS, ENDED_CLASS = ("needs-you", "ended")
 NEEDS_YOU, ENDED = "notify.needs_you", "notify.ended"
 KINDS = NTFY, EMAIL, PUSH, APPRISE = ("ntfy", "email", "push", "apprise")
 SEEN = "a page of its owner shows it"
+MAX_BROWSERS = 50
 SEEN_SECONDS = 45.0
 """How long a page that reported itself as visible counts as such."""
 
@@ -140,11 +141,40 @@ def needless(
         ).fetchone()
         if still_open is None:
             return "it is not open any more"
+    if channel.kind == PUSH and not _has_valid_key(connection, channel):
+        return "the browser's key is not valid any more"
     seen = connection.execute(
         "SELECT 1 FROM seen_pages WHERE owner_id = :owner_id AND execution = :execution AND until > :now",
         {"owner_id": channel.owner_id, "execution": execution, "now": iso_now()},
     ).fetchone()
     return None if seen is None else SEEN
+
+
+def _has_valid_key(connection: sqlite3.Connection, channel: Channel) -> bool:
+    """Whether the key with which a browser was logged in when it was subscribed is still valid."""
+    found = connection.execute(
+        """
+        SELECT 1 FROM keys
+        WHERE key_id = :key_id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :now)
+        """,
+        {"key_id": channel.address.get("keyId"), "now": iso_now()},
+    ).fetchone()
+    return found is not None
+
+
+def subscribe(db: Database, name: str, address: Mapping[str, Any], owner_id: str) -> Channel:
+    """Add a browser of an owner; one that is subscribed at this endpoint already is replaced. Raises InvalidRequest.
+
+    `address` has the endpoint, the browser's keys and the id of the key that the browser is logged in with.
+    """
+    browsers = [one for one in listing(db, owner_id) if one.kind == PUSH]
+    former = [one for one in browsers if one.address.get("endpoint") == address["endpoint"]]
+    for one in former:
+        remove(db, one.channel_id)
+    if len(browsers) - len(former) >= MAX_BROWSERS:
+        message = f"You have {MAX_BROWSERS} subscribed browsers, which is the limit; remove one first."
+        raise InvalidRequest(message, {"endpoint": ["Too many browsers."]})
+    return add(db, PUSH, name, address, owner_id=owner_id)
 
 
 def note_page(db: Database, page: str, owner_id: str, execution: int, *, seen: bool) -> None:

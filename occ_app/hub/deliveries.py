@@ -90,11 +90,11 @@ def find(db: Database, delivery_id: str) -> Delivery | None:
     return next((one for one in log(db, 1000, of_channels=True) if one.delivery_id == delivery_id), None)
 
 
-def add_test(db: Database, channel_id: str) -> str:
-    """Put in a test notification for a channel; returns its delivery id. Raises NotFound."""
+def add_test(db: Database, channel_id: str, owner_id: str | None = None) -> str:
+    """Put in a test notification for a channel, of this owner if one is given; returns its id. Raises NotFound."""
     delivery_id = f"delivery-{secrets.token_hex(12)}"
     with db.write() as connection:
-        channels.require(connection, channel_id)
+        channels.require(connection, channel_id, owner_id)
         connection.execute(
             """
             INSERT INTO deliveries (delivery_id, webhook_id, event, state, next_at, created_at)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from occ_app.database.database import Database
-from occ_app.errors import OCCError, Unreachable
-from occ_app.hub import deliveries
+from occ_app.errors import NotFound, OCCError, Unreachable
+from occ_app.hub import channels, deliveries
 from occ_app.hub.channels import Channel
 from occ_app.hub.deliveries import Claimed
 from occ_app.system.timestamps import iso
@@ -101,6 +101,9 @@ class Deliveries:
         pause = None if sent.final else patience.pause(claimed.attempts)
         deliveries.failed(self._db, claimed, sent.status, sent.problem, None if pause is None else _in(pause))
         log.info("%s to %s: %s", claimed.delivery_id, claimed.receiver_id, sent.problem)
+        if sent.gone:
+            with contextlib.suppress(NotFound):
+                channels.remove(self._db, claimed.receiver_id)
         return False
 
     def _send(self, claimed: Claimed) -> Sent:

@@ -17,6 +17,7 @@ _STATES = {"succeeded": "done", "failed": "failed", "cancelled": "cancelled"}
 class Message:
     """A notification as a person reads it. `url` is the page of the run; None for a hub without a public address.
 
+    `path` is that page on the hub.
     Messages with the same `tag` are about the same thing: a later one replaces an earlier one where that is possible.
     """
 
@@ -26,6 +27,7 @@ class Message:
     urgent: bool
     mark: str  # the short name of an emoji
     tag: str
+    path: str = "/"
 
 
 def message_of(claimed: Claimed, public_url: str | None) -> Message:
@@ -34,13 +36,13 @@ def message_of(claimed: Claimed, public_url: str | None) -> Message:
     if claimed.event == TEST or execution is None:
         return Message("Test from your OCC hub", "Notifications arrive here.", public_url, False, "bell", "occ-test")
     place = claimed.place or execution.workspace_id
-    url = None if public_url is None else f"{public_url}/runs/{execution.execution_id}"
+    path = f"/runs/{execution.execution_id}"
+    url = None if public_url is None else f"{public_url}{path}"
     if claimed.event == channels.NEEDS_YOU:
         text = f"{'Still open: ' if claimed.repeats else ''}{_question(claimed)} {_prompt(execution)}"
         tag = claimed.approval.approval_id if claimed.approval is not None else execution.execution_id
-        return Message(
-            _cut(f"{place} needs you", _LONGEST_TITLE), _cut(text, _LONGEST_TEXT), url, True, "raised_hand", tag
-        )
+        title = _cut(f"{place} needs you", _LONGEST_TITLE)
+        return Message(title, _cut(text, _LONGEST_TEXT), url, True, "raised_hand", tag, path)
     state = _STATES.get(execution.state, execution.state)
     failed = execution.state == "failed"
     reason = f" ({execution.error_message})" if failed and execution.error_message else ""
@@ -51,6 +53,7 @@ def message_of(claimed: Claimed, public_url: str | None) -> Message:
         urgent=False,
         mark="x" if failed else "white_check_mark",
         tag=execution.execution_id,
+        path=path,
     )
 
 

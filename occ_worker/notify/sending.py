@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from occ_app.config.config import HubConfig
 from occ_app.errors import ConfigError, Unreachable
@@ -12,14 +12,20 @@ from occ_app.hub.channels import Channel
 from occ_app.hub.deliveries import Claimed
 from occ_worker.notify.message import message_of
 
+_UNSUBSCRIBED = (404, 410)  # a push service's words for a browser that has no subscription any more
+
 
 @dataclass(frozen=True)
 class Sent:
-    """The result of an attempt: the receiver's status, and why it failed; `final` when no other attempt may follow."""
+    """The result of an attempt: the receiver's status, and why it failed; `final` when no other attempt may follow.
+
+    `gone` when the receiver is gone for good, so that its channel can be removed.
+    """
 
     status: int | None
     problem: str | None
     final: bool = False
+    gone: bool = False
 
     @classmethod
     def of_status(cls, status: int, final: Collection[int] = ()) -> Sent:
@@ -43,6 +49,12 @@ def notify(config: HubConfig, seconds: float, claimed: Claimed, channel: Channel
 
             mail.send(config, channel, message, claimed.delivery_id, seconds)
             return Sent(None, None)
+        if channel.kind == channels.PUSH:
+            from occ_worker.notify import web_push
+
+            status = web_push.send(config, channel, message, seconds)
+            sent = Sent.of_status(status, final=(400, 401, 403, 404, 410, 413))
+            return replace(sent, gone=status in _UNSUBSCRIBED)
         if channel.kind == channels.APPRISE:
             from occ_worker.notify import by_apprise
 

@@ -15,7 +15,7 @@ from werkzeug.exceptions import NotFound
 
 from occ_app import __version__
 from occ_app.api.services import services
-from occ_app.hub.pages import app_files, home, pairing, runs, seen, terminal
+from occ_app.hub.pages import app_files, home, notifications, pairing, runs, seen, terminal
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.web import refusals
@@ -23,7 +23,7 @@ from occ_app.web import refusals
 _STATIC = Path(__file__).parents[1] / "static"
 
 bp = Blueprint("pages", __name__, template_folder="../templates")
-for room in (app_files, door, home, pairing, runs, seen):
+for room in (app_files, door, home, notifications, pairing, runs, seen):
     bp.register_blueprint(room.bp)
 
 _HEADERS = {

@@ -1,0 +1,101 @@
+"""Web push as far as the hub's pages know it: its key pair, made once, and which push services may be called."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from occ_app.config.config import HubConfig
+from occ_app.config.settings import is_loopback
+from occ_app.errors import ConfigError, InvalidRequest
+from occ_app.home.state import write_private
+
+if TYPE_CHECKING:
+    from py_vapid import Vapid02
+
+_MISSING = "Web push is not installed on this hub; `pip install 'online-claude-code[push]'` there installs it."
+_KEY_BYTES, _AUTH_BYTES = 65, 16
+_LONGEST_ENDPOINT = 1000
+
+
+def key_pair(config: HubConfig) -> Vapid02:
+    """Return the key pair by which push services know this hub. Raises ConfigError without the extra `push`.
+
+    Browsers are subscribed for this key alone, so it is made once, and a home restored from a copy keeps it.
+    """
+    try:
+        from py_vapid import Vapid02
+    except ImportError:
+        raise ConfigError(_MISSING) from None
+    path = config.home / "push.json"
+    with (config.home / "lock" / "push").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not path.exists():
+            pair = Vapid02()
+            pair.generate_keys()
+            number = pair.private_key.private_numbers().private_value
+            write_private(path, {"privateKey": to_base64(number.to_bytes(32, "big"))})
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))["privateKey"]
+            return Vapid02.from_raw(str(stored).encode())
+        except (OSError, ValueError, KeyError, TypeError):
+            message = f"{path} cannot be read; move it away, start the hub again, and subscribe each browser again."
+            raise ConfigError(message) from None
+
+
+def public_key(config: HubConfig) -> str:
+    """Return the public key as a browser takes it. Raises ConfigError as `key_pair` does."""
+    numbers = key_pair(config).public_key.public_numbers()
+    return to_base64(b"\x04" + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
+
+
+def checked_subscription(config: HubConfig, endpoint: str, key: str, auth: str) -> dict[str, Any]:
+    """Return a browser's subscription as a channel keeps it. Raises InvalidRequest for one that is never called."""
+    check_service(config, endpoint)
+    try:
+        sizes = len(from_base64(key)), len(from_base64(auth))
+    except ValueError:
+        sizes = 0, 0
+    if sizes != (_KEY_BYTES, _AUTH_BYTES):
+        raise InvalidRequest("The keys of this subscription are not those of a browser.", {"p256dh": ["Not a key."]})
+    return {"endpoint": endpoint, "p256dh": key, "auth": auth}
+
+
+def check_service(config: HubConfig, endpoint: str) -> None:
+    """Raise InvalidRequest unless an endpoint is at a push service of OCC_HUB_PUSH_HOSTS.
+
+    The endpoint comes from a browser and is called by the hub, so that nothing else may be.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        host, plain = (parts.hostname or "").lower(), endpoint.isascii() and endpoint.isprintable()
+        port = parts.port
+    except ValueError:
+        host, plain, port = "", False, None
+    known = any(_matches(host, name) for name in config.push_hosts)
+    encrypted = parts.scheme == "https" and port in (None, 443) if host else False
+    test = host in config.push_hosts and is_loopback(host)  # named by the operator, and this machine
+    if not (plain and known and (encrypted or test)) or parts.username or len(endpoint) > _LONGEST_ENDPOINT:
+        message = "This browser's push service is none that the hub calls; the operator adds it to OCC_HUB_PUSH_HOSTS."
+        raise InvalidRequest(message, {"endpoint": ["Not a known push service."]})
+
+
+def _matches(host: str, name: str) -> bool:
+    """Whether a host is the named one, or below it for a name such as *.example.com."""
+    return host.endswith(name[1:]) and len(host) >= len(name) if name.startswith("*.") else host == name
+
+
+def to_base64(content: bytes) -> str:
+    """Return bytes as base64 for URLs without padding."""
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def from_base64(text: str) -> bytes:
+    """Return the bytes of base64 for URLs, padded or not. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}={0,2}", text):
+        raise ValueError("no base64 for URLs")
+    return base64.urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
