@@ -657,6 +657,7 @@ def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path)
     pin = json.loads(hub.command("status", "--json").stdout)["tlsFingerprint"]
     told = hub.command("keys", "create", "more", "--for", "agent").stderr
     assert f"OCC_API_KEY=KEY occ start --remote-url {hub.url} --remote-pin {pin}" in told
+    assert "OCC_PERMISSIONS=ask" in told
     with urllib3.PoolManager(retries=False, cert_reqs="CERT_NONE", assert_fingerprint=pin) as pool:
         entered = pool.request("POST", f"{hub.url}/login", fields={"key": hub.client_key}, redirect=False)
         cookie = entered.headers["Set-Cookie"].partition(";")[0]

@@ -6,16 +6,20 @@ A hub's and an agent's application live in the test's own process; the hub's cal
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import Flask
 
 from occ_app import errors, wsgi
+from occ_app.cli.approvals import asking
+from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import RawEvent, checked
+from occ_app.client.sse import StreamEvent
 from occ_app.config import config
 from occ_app.database.database import Database
 from occ_app.executions import approvals as rows
@@ -197,7 +201,10 @@ def test_an_answer_waits_for_a_machine_that_is_away(setting: Setting) -> None:
     other = setting.post(approval_id, "admin", "allow")
     assert (other.status_code, other.get_json()["details"]["actor"]) == (409, record["pending"]["actor"])
     setting.machine.away = False
-    (waiting,) = [each for each in approval_rows.undelivered(setting.hub.database) if each.approval_id == approval_id]
+    agent_id = setting.approvals.get(approval_id, None).agent_id or ""
+    assert approval_rows.undelivered(setting.hub.database, ["agent-of-another"]) == []
+    assert approval_rows.any_undelivered(setting.hub.database)
+    (waiting,) = approval_rows.undelivered(setting.hub.database, [agent_id])
     assert setting.approvals.deliver(waiting).state == "denied"
     assert setting.on_agent(approval_id).message == "no"
     assert (setting.seen(approval_id)["pending"], setting.seen(approval_id)["problem"]) == (None, None)
@@ -348,7 +355,8 @@ def test_the_end_of_an_execution_withdraws_what_is_open(setting: Setting) -> Non
     assert setting.post(approval_id).status_code == 202
     lifecycle.finish(setting.hub.database, setting.execution, Outcome.failure("AGENT_LOST", "away"))
     assert setting.seen(approval_id)["state"] == "withdrawn"
-    assert approval_id not in [each.approval_id for each in approval_rows.undelivered(setting.hub.database)]
+    agent_id = setting.approvals.get(approval_id, None).agent_id or ""
+    assert approval_rows.undelivered(setting.hub.database, [agent_id]) == []
     assert setting.post(approval_id).status_code == 409
     assert setting.report(ASKED | {"approvalId": "approval-after-the-end"}) is None
 
@@ -377,3 +385,44 @@ def test_the_time_in_which_a_person_is_asked_does_not_count(monkeypatch: pytest.
     assert ended is not None
     assert ended.data["code"] == "EXECUTION_TIMEOUT"
     assert patience.over("EXECUTION_CANCELLED", 10) is not None
+
+
+def test_a_list_of_large_inputs_stays_small(setting: Setting) -> None:
+    for number in range(3):
+        whole = {"command": "x" * 250_000}
+        setting.report(ASKED | {"approvalId": f"approval-large-{setting.execution}-{number}", "input": whole})
+    reply = setting.hub.call("GET", "/approvals?state=open", setting.keys["ada"])
+    assert len(reply.data) < 100_000
+    assert [each["truncated"] for each in reply.get_json()["approvals"]] == [True] * 3
+    assert setting.seen(f"approval-large-{setting.execution}-0")["input"] == whole
+
+
+def test_the_newest_of_many_are_listed(setting: Setting) -> None:
+    ids = [f"approval-listed-{setting.execution}-{number}" for number in range(3)]
+    for number, approval_id in enumerate(ids):
+        setting.report(ASKED | {"approvalId": approval_id, "askedAt": f"2026-01-0{number + 1}T00:00:00.000Z"})
+    owner = setting.seen(ids[0])["executionId"]
+    found = rows.listing(setting.hub.database, limit=10_000)
+    assert [each.approval_id for each in found if each.execution_id == owner] == ids
+    asked_last = max(found, key=lambda each: (each.asked_at, each.approval_id))
+    assert rows.listing(setting.hub.database, limit=1) == [asked_last]
+
+
+def test_retention_takes_the_inputs_of_approvals_with_the_prompt(setting: Setting) -> None:
+    approval_id = setting.asked()
+    lifecycle.finish(setting.hub.database, setting.execution, Outcome.failure("AGENT_LOST", "away"))
+    lifecycle.forget_prompt(setting.hub.database, setting.execution)
+    assert setting.seen(approval_id)["code"] == "APPROVAL_NOT_FOUND"
+
+
+def test_a_person_at_the_terminal_answers_through_the_hub(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    approval_id = setting.asked()
+    client = Machine(setting.hub.app)  # a client of the hub, as its operator
+    typed = iter(["n", "not that"])
+    monkeypatch.setattr("click.prompt", lambda *_, **__: next(typed))
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    event = StreamEvent(7, "approval", {"approvalId": approval_id})
+    assert list(asking(cast("AgentClient", client), iter([event]), here=True)) == [event]
+    found = setting.on_agent(approval_id)
+    assert (found.state, found.message, found.actor, found.surface) == ("denied", "not that", "operator", "terminal")

@@ -14,7 +14,7 @@ from occ_app.cli.remote import hub_client, quoted
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /agents answers.")
 @click.pass_context
 def agents(context: click.Context, as_json: bool) -> None:
-    """List the machines with their state, workers and labels.
+    """List the machines with their state, workers, labels, and the most that a run may do there.
 
     \b
     Examples:
@@ -38,6 +38,7 @@ def agents(context: click.Context, as_json: bool) -> None:
             agent["state"],
             agent["via"] or "-",
             f"{agent['workers']['busy']}/{agent['workers']['total']}",
+            agent["permissions"] or "edit",
             ",".join(agent["labels"]),
             ",".join(project["name"] for project in agent["projects"]),
             f"{agent['version']}, Claude {agent['claudeVersion'] or '-'}",
@@ -46,7 +47,8 @@ def agents(context: click.Context, as_json: bool) -> None:
         for agent in reply["agents"]
     ]
     output.table(
-        [("NAME", "ID", "STATE", "VIA", "BUSY", "LABELS", "PROJECTS", "VERSIONS", "LAST SEEN"), *rows], state=2
+        [("NAME", "ID", "STATE", "VIA", "BUSY", "ALLOWS", "LABELS", "PROJECTS", "VERSIONS", "LAST SEEN"), *rows],
+        state=2,
     )
 
 

@@ -10,7 +10,7 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ STATES = ("open", "allowed", "denied", "answered", "expired", "withdrawn")
 KINDS = ("tool", "question", "plan")
 SURFACES = ("api", "terminal", "page", "slack")
 """Where a person answers."""
+_MAX_LISTED_CHARACTERS = 16 * 1024
 
 SELECT = """
     SELECT a.*, x.execution_id, x.workspace_id, x.agent_id
@@ -152,16 +153,25 @@ def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> 
 
 
 def listing(db: Database, state: str | None = None, visible_to: str | None = None, limit: int = 1000) -> list[Approval]:
-    """Approvals of the owner `visible_to`, or of all, oldest first."""
+    """The newest approvals of the owner `visible_to`, or of all, oldest first; `get` has the whole of a long input."""
     with db.read() as connection:
         rows = connection.execute(
             f"""
             {SELECT} WHERE (:state IS NULL OR a.state = :state) AND {VISIBLE}
-            ORDER BY a.asked_at, a.approval_id LIMIT :limit
+            ORDER BY a.asked_at DESC, a.approval_id DESC LIMIT :limit
             """,
             {"state": state, "visible_to": visible_to, "limit": limit},
-        ).fetchall()
-    return [from_row(row) for row in rows]
+        )
+        found = [_listed(row) for row in rows]
+    return found[::-1]
+
+
+def _listed(row: sqlite3.Row) -> Approval:
+    """Return a row for a list: of an input that is long as JSON only the beginning, as a text."""
+    approval = from_row(row)
+    if len(row["input"]) <= _MAX_LISTED_CHARACTERS:
+        return approval
+    return replace(approval, input=row["input"][:_MAX_LISTED_CHARACTERS], truncated=True)
 
 
 def get(db: Database, approval_id: str, visible_to: str | None = None) -> Approval:

@@ -201,7 +201,7 @@ def cancel(
 
 
 def forget_prompt(db: Database, number: int) -> None:
-    """Take prompt and snapshots out of a finished execution. One without a prompt counts as forgotten."""
+    """Take prompt, approvals and snapshots out of a finished execution. One without a prompt counts as forgotten."""
     with db.write(durable=False) as connection:
         connection.execute(
             "UPDATE executions SET prompt = NULL,"
@@ -209,7 +209,7 @@ def forget_prompt(db: Database, number: int) -> None:
             " WHERE number = ? AND last_seq IS NOT NULL",
             (number,),
         )
-        for table in ("fetched_changes", "inputs"):
+        for table in ("fetched_changes", "inputs", "approvals"):
             connection.execute(f"DELETE FROM {table} WHERE execution = :number", {"number": number})  # noqa: S608 - literals
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -167,16 +167,27 @@ def asked(db: Database, execution: int) -> bool:
     return row is not None
 
 
-def undelivered(db: Database, limit: int = 1000) -> list[Approval]:
-    """Open approvals with an answer for their machine, in the order in which they were asked."""
+def undelivered(db: Database, agent_ids: Iterable[str], limit: int = 100) -> list[Approval]:
+    """Open approvals of these machines that have an answer for them, in the order in which they were asked."""
     with db.read() as connection:
         rows = connection.execute(
             f"""
-            {approvals.SELECT} WHERE a.state = 'open' AND a.pending IS NOT NULL ORDER BY a.asked_at LIMIT :limit
-            """,
-            {"limit": limit},
+            {approvals.SELECT} WHERE a.state = 'open' AND a.pending IS NOT NULL
+              AND x.agent_id IN (SELECT value FROM json_each(:agent_ids))
+            ORDER BY a.asked_at LIMIT :limit
+            """,  # noqa: S608 - literals
+            {"agent_ids": to_json(list(agent_ids)), "limit": limit},
         ).fetchall()
     return [approvals.from_row(row) for row in rows]
+
+
+def any_undelivered(db: Database) -> bool:
+    """Return whether an answer waits for a machine."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT 1 FROM approvals WHERE state = 'open' AND pending IS NOT NULL LIMIT 1"
+        ).fetchone()
+    return row is not None
 
 
 def _close(connection: sqlite3.Connection, approval: Approval, reply: Mapping[str, Any], *, taken: bool) -> None:

@@ -31,7 +31,7 @@ log = logging.getLogger("occ.approvals")
 
 OPERATOR = "operator"  # who has the hub's own token
 _API_SURFACES = ("api", "terminal")  # that a client of the API may name
-_SECONDS = 10.0
+_SECONDS = 5.0
 _MAX_SENTENCE_CHARACTERS = 4000
 _MAX_INPUT_BYTES = 2 << 20  # of an input's JSON, escaped
 _FINAL = (403, 404, 409, 413, 422)  # statuses that refuse the answer itself; after others it is delivered again
@@ -56,11 +56,11 @@ class HubApprovals:
         return person_of(self.db, caller, surface)
 
     def listing(self, state: str | None, visible_to: str | None) -> list[Approval]:
-        """Return the approvals of the owner `visible_to`, or of all, oldest first."""
+        """Return the newest approvals of the owner `visible_to`, or of all, oldest first; long inputs are cut."""
         return approvals.listing(self.db, state, visible_to)
 
     def waiting(self, visible_to: str | None) -> list[Approval]:
-        """Return the open approvals that nobody has answered here, oldest first."""
+        """Return the open approvals that nobody has answered here, oldest first; long inputs are cut."""
         return [each for each in approvals.listing(self.db, "open", visible_to) if each.pending is None]
 
     def get(self, approval_id: str, visible_to: str | None) -> Approval:

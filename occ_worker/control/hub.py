@@ -117,7 +117,7 @@ class HubControl(Upkeep):
         if newest != self._newest or time.monotonic() >= self._next_probe:
             self._newest = newest
             return True
-        return bool(errands.waiting(self._db) or approval_rows.undelivered(self._db, 1)) or self._fetcher.due()
+        return bool(errands.waiting(self._db) or approval_rows.any_undelivered(self._db)) or self._fetcher.due()
 
     def reach(self) -> None:
         """Find out which agents answer at their address, and run the errands of those that can be reached."""
@@ -136,9 +136,8 @@ class HubControl(Upkeep):
     def _deliver_answers(self, machines: Mapping[str, Agent]) -> None:
         """Deliver the answers to approvals that waited for these machines, those of several machines at once."""
         due = dict[str, list[Approval]]()
-        for approval in approval_rows.undelivered(self._db):
-            if approval.agent_id is not None and approval.agent_id in machines:
-                due.setdefault(approval.agent_id, []).append(approval)
+        for approval in approval_rows.undelivered(self._db, machines):
+            due.setdefault(approval.agent_id or "", []).append(approval)
         if not due:
             return
         with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
