@@ -191,3 +191,25 @@ def test_a_clock_that_jumps_moves_no_limit_and_no_heartbeat(occ: Occ, tmp_path: 
         assert quiet[-1].data["code"] == "EXECUTION_IDLE"
         assert 2.5 < time.monotonic() - begun < 10
         occ.stop()
+
+
+DISCARDED = """
+import signal
+from occ_app.cli import demo
+
+class Ends:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+signalled = demo._interrupt_at_signals()
+Ends()
+try:
+    demo._await_signal(signalled)
+except KeyboardInterrupt:
+    print("it ends")
+"""
+
+
+def test_a_signal_whose_exception_python_discards_ends_the_demonstration() -> None:
+    done = subprocess.run([sys.executable, "-c", DISCARDED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "it ends\n"

@@ -104,6 +104,7 @@ def test_only_config_reads_the_environment() -> None:
         *(
             "occ_app/config/config.py",
             "occ_app/config/homes.py",
+            "occ_app/config/service_environment.py",
             "occ_app/config/child_processes.py",
             "occ_app/config/client_variables.py",
         ),

@@ -48,6 +48,7 @@ _MODULES = {
     "remotes": "login",
     "demo": "demo",
     "backup": "agent",
+    "service": "service",
     "doctor": "doctor",
     "logs": "logs",
     "hub": "hub",

@@ -56,14 +56,13 @@ def demo() -> None:
     with tempfile.TemporaryDirectory(prefix="occ-demo-") as folder:
         config, hub = _config(Path(folder)), _hub_config(Path(folder))
         # From here on signals are waited for: the daemon is stopped and its folder removed in every case.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        signalled = _interrupt_at_signals()
         try:
             both = up.start(hub, config, die_with=os.getpid())
             for warning in both.warnings:
                 output.warn(warning)
             _show(config, hub, both)
-            _await_signal()
+            _await_signal(signalled)
         except KeyboardInterrupt:
             with contextlib.suppress(OSError):  # a terminal that was closed
                 output.echo("\nStopping …", err=True)
@@ -74,16 +73,30 @@ def demo() -> None:
                     daemon.stop(each, running)
 
 
-def _await_signal() -> None:
-    """Wait until a signal's handler raises. Unlike signal.pause() this also sees one that came just before."""
-    wake, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(signalled)
-    while True:
+def _interrupt_at_signals() -> list[int]:
+    """Raise KeyboardInterrupt at each signal that ends the demonstration; returns the list that they are added to."""
+    signalled = list[int]()
+
+    def interrupt(number: int, _: object) -> None:
+        signalled.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    return signalled
+
+
+def _await_signal(signalled: list[int]) -> None:
+    """Wait for a signal. Raises KeyboardInterrupt, also for an earlier one.
+
+    Python discards an exception of a handler that interrupts the end of an object, as of a connection.
+    """
+    wake, end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(end)
+    while not signalled:
         select.select([wake], [], [])
         os.read(wake, 64)
-
-
-def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -55,19 +55,30 @@ def run_here(config: Config, prepare: Callable[[Any, int], list[str]], tell: Cal
     `prepare` is the supervisor's; `tell` prints that the daemon serves.
     """
     from occ_app.supervisor import supervisor
+    from occ_app.system import service_manager
     from occ_app.system.inheritance import leave_strangers, prepare_daemon
-    from occ_app.system.logs import log_to_stderr
+    from occ_app.system.logs import log_to_file_too, log_to_stderr
 
     hang_up = signal.getsignal(signal.SIGHUP)
     prepare_daemon()
     signal.signal(signal.SIGHUP, hang_up)  # as nohup left it
     leave_strangers()
     log_to_stderr("daemon", config.log_format)
+    manager = child_processes.notify_socket()
+    if manager is not None:  # a service logs to files, as in the background, so that `occ logs` has all of it
+        config.make_folders()
+        log_to_file_too("daemon", config.log_format, config.logs / "daemon.log")
 
     def announce(ready: supervisor.Ready) -> None:
-        shown(lambda: tell({**asdict(ready), "logs": "this terminal"}))
+        shown(lambda: tell({**asdict(ready), **({} if manager else {"logs": "this terminal"})}))
 
-    daemon = supervisor.Supervisor(config, prepare, announce, to_terminal=True)
+    daemon = supervisor.Supervisor(
+        config,
+        prepare,
+        announce,
+        to_terminal=manager is None,
+        notify=lambda state: service_manager.notify(manager, state),
+    )
     daemon.run()
     if daemon.replaced:
         raise errors.StartFailed("The files of OCC changed and a part ended, so the daemon stopped; start it again.")

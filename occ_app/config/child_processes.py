@@ -35,6 +35,11 @@ def interpreter_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in _INTERPRETER if name in os.environ}
 
 
+def notify_socket() -> str | None:
+    """The socket on which systemd waits for news of this service, or None under anything else."""
+    return os.environ.get("NOTIFY_SOCKET") or None
+
+
 def inherited_socket() -> int | None:
     """The file descriptor of the listening socket that the supervisor bound, or None under a plain Procfile runner."""
     value = os.environ.get("OCC_LISTEN_FD")

@@ -53,6 +53,10 @@ class Unit:
     def active(self) -> bool:
         return self._ask("is-active", self.name) == "active"
 
+    def is_managed(self) -> bool:
+        """Whether its manager answers."""
+        return run(self.command("show", "--property", "Version"))[0] == 0
+
     def main_pid(self) -> int | None:
         """Return the process id of the service, None while it does not run."""
         answer = self._ask("show", "--property", "MainPID", "--value", self.name)

@@ -38,6 +38,7 @@ from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import become_subreaper
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.process_identity import own_identity
+from occ_app.system.service_manager import READY, STOPPING
 from occ_app.system.strays import sweep_children
 
 log = logging.getLogger("occ.supervisor")
@@ -64,7 +65,7 @@ class Supervisor:
     """The daemon of one home, an agent's or a hub's; `run` returns the exit code when it is over.
 
     `prepare` is called with the config and the port once the web process loads; it makes sure of a token and returns
-    warnings for a person.
+    warnings for a person. `notify` gets the states of the service manager's protocol.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Supervisor:
         announce: Callable[[Ready], None],
         *,
         to_terminal: bool,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._config = config
+        self._notify = notify
         self._prepare = prepare
         self._announce = announce
         self._to_terminal = to_terminal
@@ -142,6 +145,8 @@ class Supervisor:
             self._watch_children()
         if not self._stopping:
             self._announce(Ready(self._place.url, str(self._config.logs), tuple(warnings), self._place.fingerprint))
+            log.info("OCC %s serves at %s", __version__, self._place.url)
+            self._notify(f"{READY}\nSTATUS=serving at {self._place.url}")
         while not self._stopping:
             self._start_due(listener.fileno())
             self._wait()
@@ -212,6 +217,8 @@ class Supervisor:
         Control is waited for last: a hub reads those events over the link that it holds.
         """
         begun = time.monotonic()
+        log.info("stopping")
+        self._notify(f"{STOPPING}\nSTATUS=stopping")
         daemon.refuse_work(self._config)
         named = {name: [part for part in self._parts if part.name == name] for name in ("web", "control")}
         workers = [part for part in self._parts if part.name not in named]

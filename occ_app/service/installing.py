@@ -1,0 +1,245 @@
+"""Installation of the service and its removal: each step is known before it is made, and noted so it can be undone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from occ_app.config.config import Config
+from occ_app.errors import AlreadyRunning, ConfigError, NotRunning, StartFailed
+from occ_app.home import daemon
+from occ_app.home.state import write_private
+from occ_app.service.persistence import installed, unit_name
+from occ_app.service.systemd import Machine, Unit, run, user_name
+from occ_app.service.unit import MARK, Service, unit_text, variables_text
+from occ_app.system import interpreter
+
+_MANAGER_SECONDS, _PAUSE_SECONDS = 10.0, 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The changes of an installation. `variables` go to a file that only the user can read."""
+
+    config: Config
+    unit: Unit
+    service: Service
+    variables: Mapping[str, str]
+    lingers: bool
+
+    @property
+    def needs_root(self) -> bool:
+        return self.unit.system and os.geteuid() != 0
+
+    @property
+    def keeps_variables(self) -> bool:
+        """Whether there is a file of variables that OCC did not write."""
+        return self.service.variables.exists() and not _is_ours(self.service.variables)
+
+    def changes(self) -> Iterator[str]:
+        """Yield each change as a sentence."""
+        names = ", ".join(sorted(self.variables))
+        if self.variables and self.keeps_variables:
+            yield f"keep your {self.service.variables}; add {names} to it by hand if the service needs them"
+        elif self.variables:
+            yield f"write {self.service.variables}, readable by you alone, with {names}"
+        yield f"{'replace' if self.unit.installed else 'write'} {self.unit.path}"
+        if not self.unit.system and not self.lingers:
+            yield f"let the services of {user_name()} run without a session: loginctl enable-linger {user_name()}"
+        again = self.unit.installed and self.unit.active()
+        yield f"{'restart' if again else 'enable and start'} {self.unit.name}"
+
+
+def plan(config: Config, machine: Machine, variables: Mapping[str, str], path: str, *, system: bool) -> Plan:
+    """Return the changes that make a service of this program.
+
+    Raises ConfigError without systemd, for a unit of somebody else, or for a variable that cannot be stored, and
+    AlreadyRunning when a daemon runs that the service did not start.
+    """
+    unit = Unit(unit_name(config.program), system, machine)
+    service = service_of(config, path, system=system)
+    if not machine.has_systemd:
+        raise ConfigError("systemd does not run on this machine.")
+    other = installed(config.program, machine)
+    if other is not None and (other.system != system or not _is_ours(other.path)):
+        step = "`occ service uninstall` removes it." if _is_ours(other.path) else "OCC did not write it; remove it."
+        raise ConfigError(f"There is a service in {other.path} already. {step}")
+    try:
+        variables_text(variables)
+    except ValueError as error:
+        raise ConfigError(f"{error}, so it cannot be stored for the service; unset it.") from None
+    running = daemon.find(config)
+    if running is not None and not (other is not None and other.main_pid() == running.pid):
+        command = config.program.command
+        drain = " --drain" if config.program.kind == "agent" else ""
+        raise AlreadyRunning(
+            f"{config.program.name} runs already (pid {running.pid}) and not as a service; `{command} stop{drain}`"
+            " first, then install it again."
+        )
+    return Plan(config, unit, service, variables, machine.lingers(user_name()))
+
+
+def service_of(config: Config, path: str, *, system: bool) -> Service:
+    """Return the service of a program as this installation of OCC runs it."""
+    group = ["hub"] if config.program.kind == "hub" else []
+    return Service(
+        "OCC hub" if group else "OCC agent, Claude Code over HTTP",
+        interpreter.command("-m", "occ_app.cli", *group, "start", "--foreground"),
+        config.program.home_variable,
+        config.home,
+        path,
+        config.home / "service.env",
+        user_name() if system else None,
+    )
+
+
+def install(plan: Plan) -> None:
+    """Make the changes of a plan and wait until the service serves.
+
+    Raises StartFailed when systemd refuses a step or the service does not start, and ConfigError, with everything
+    else done, when lingering is refused.
+    """
+    _record(plan.config, {**_recorded(plan.config), "unit": str(plan.unit.path), "system": plan.unit.system})
+    write_variables(plan)
+    made = [folder for folder in plan.unit.path.parents if not folder.exists()]
+    plan.unit.path.parent.mkdir(parents=True, exist_ok=True)
+    plan.unit.path.write_text(unit_text(plan.service))
+    plan.unit.path.chmod(0o644)
+    recorded = _recorded(plan.config)
+    _record(plan.config, {**recorded, "folders": [*map(str, made), *recorded.get("folders", ())]})
+    refused = "" if plan.unit.system or plan.lingers else _linger(plan.config)
+    _require_manager(plan.unit)
+    plan.unit.call("daemon-reload")
+    plan.unit.call("enable", plan.unit.name)
+    try:
+        plan.unit.call("restart", plan.unit.name)
+    except StartFailed as error:
+        raise StartFailed(f"{error} `occ logs daemon` and `{_journal(plan.unit)}` say why.") from None
+    if refused:
+        raise ConfigError(
+            f"{plan.unit.name} runs, but ends when {user_name()} logs out: {refused}. As root, once:\n"
+            f"  sudo loginctl enable-linger {user_name()}"
+        )
+
+
+def _require_manager(unit: Unit) -> None:
+    """Wait for the manager of this user, which lingering has just started. Raises StartFailed without one."""
+    deadline = time.monotonic() + _MANAGER_SECONDS
+    while not unit.is_managed():
+        if time.monotonic() > deadline:
+            raise StartFailed(
+                f"The service manager of {user_name()} cannot be reached. Log in as {user_name()}, not with su or sudo,"
+                " or use --system. `occ service uninstall` undoes the changes."
+            )
+        time.sleep(_PAUSE_SECONDS)
+
+
+def write_variables(plan: Plan) -> None:
+    """Write the file of variables; without variables, and one of the user's, keep the file that is there."""
+    if plan.variables and not plan.keeps_variables:
+        path = plan.service.variables
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+        path.write_text(variables_text(plan.variables))
+
+
+def root_commands(plan: Plan) -> list[str]:
+    """Write the unit of the system to the home and return the commands that install it, for an administrator."""
+    plan.config.make_folders()
+    draft = plan.config.home / plan.unit.name
+    draft.write_text(unit_text(plan.service))
+    write_variables(plan)
+    return [
+        f"sudo install -m 644 {shlex.quote(str(draft))} {plan.unit.path}",
+        "sudo systemctl daemon-reload",
+        f"sudo systemctl enable --now {plan.unit.name}",
+    ]
+
+
+def uninstall(config: Config, machine: Machine) -> list[str]:
+    """Undo an installation; returns the changes, or for a service of the system the commands for an administrator.
+
+    Raises NotRunning without a service, and ConfigError for a unit that OCC did not write.
+    """
+    unit = installed(config.program, machine)
+    if unit is None:
+        raise NotRunning(f"No service of {config.program.name} is installed.")
+    if not _is_ours(unit.path):
+        raise ConfigError(f"{unit.path} was not written by OCC; remove it yourself.")
+    if unit.system and os.geteuid() != 0:
+        return [
+            f"sudo systemctl disable --now {unit.name}",
+            f"sudo rm {unit.path}",
+            "sudo systemctl daemon-reload",
+        ]
+    recorded = _recorded(config)
+    if unit.is_managed():
+        unit.call("disable", "--now", unit.name)
+    unit.path.unlink()
+    if unit.is_managed():
+        unit.call("daemon-reload")
+    (config.home / unit.name).unlink(missing_ok=True)  # a draft for an administrator
+    changes = [f"stopped and removed {unit.path}"]
+    for folder in recorded.get("folders", ()):  # that the installation made, the deepest first
+        _remove_folder(Path(folder))
+    variables = config.home / "service.env"
+    if _is_ours(variables):
+        variables.unlink()
+        changes.append(f"removed {variables}")
+    if recorded.get("lingering"):
+        code, printed = run(["loginctl", "disable-linger", user_name()])
+        changes.append(f"{user_name()} does not linger any more" if code == 0 else f"not undone: {printed.strip()}")
+    _record_path(config).unlink(missing_ok=True)
+    return changes
+
+
+def _remove_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # systemd leaves empty folders of its links
+        for wanted in folder.glob("*.wants"):
+            wanted.rmdir()
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
+
+
+def _linger(config: Config) -> str:
+    """Have the user's manager run without a session, and note it; returns the reason of a refusal."""
+    code, printed = run(["loginctl", "enable-linger", user_name()])
+    if code == 0:
+        _record(config, {**_recorded(config), "lingering": True})
+        return ""
+    return (printed.strip().splitlines() or ["it was refused"])[-1].rstrip(".")
+
+
+def _journal(unit: Unit) -> str:
+    return f"journalctl {'' if unit.system else '--user '}-u {unit.name}"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.read_text().startswith(MARK)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _record_path(config: Config) -> Path:
+    return config.home / "service.json"
+
+
+def _recorded(config: Config) -> dict[str, Any]:
+    try:
+        content = json.loads(_record_path(config).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _record(config: Config, content: Mapping[str, Any]) -> None:
+    config.make_folders()
+    write_private(_record_path(config), content)
