@@ -64,7 +64,7 @@ def make_app(config: Config) -> Flask:
             pack=_pack,
             delete_workspace=lambda workspace_id, _, generation: _delete(config, database, workspace_id, generation),
             admit=lambda connection, asked: _admit(config, connection, asked),
-            approvals=LocalApprovals(database, workers),
+            approvals=LocalApprovals(database, workers, config.rules),
             files=LocalFiles(config, database, snapshots_of(config)),
             measures=(metrics.of_agent(config, database),),
         )

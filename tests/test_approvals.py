@@ -223,7 +223,7 @@ def test_a_secret_of_the_machine_is_not_shown_and_such_an_input_is_not_edited(ma
     assert SECRET not in json.dumps(question)
     with pytest.raises(Refused) as refused:
         run.answer(question, "allow", updatedInput={"command": "echo [redacted]", "description": "d"})
-    assert refused.value.code == "INVALID_REQUEST"
+    assert (refused.value.status, refused.value.code) == (409, "INPUT_REDACTED")
     run.answer(question, "allow")
     run.end()
     assert (run.folder / "size").read_text().strip() == str(len(SECRET) + 1)  # the whole command ran

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from occ_app.errors import Refused
 from tests import real_cli
 from tests.conftest import names, occ_in, wait_until
 from tests.model_api import FAKE_KEY, serve
@@ -84,8 +86,24 @@ def test_an_edited_call_passes_the_rules_again(machine: Machine) -> None:
     run = machine.begin({"tools": [bash("touch x")]}, {"text": "Done."})
     question = run.question()
     machine.call("POST", "/rules", {"rule": "Bash(touch later)", "decision": "deny", "workspaceId": run.folder.name})
-    run.answer(question, "allow", updatedInput={"command": "touch later", "description": "d"})
-    ((text, is_error),) = results(run.end())
-    assert is_error
-    assert "touch later" in text
-    assert made(run) == set()
+    with pytest.raises(Refused) as refused:
+        run.answer(question, "allow", updatedInput={"command": "touch later", "description": "d"})
+    assert refused.value.code == "RULE_DENIES"
+    run.answer(question, "allow", updatedInput={"command": "touch edited", "description": "d"})
+    run.end()
+    assert made(run) == {"edited"}
+
+
+def test_a_call_that_was_allowed_always_is_not_asked_about_again(machine: Machine) -> None:
+    twice = ({"tools": [bash("touch again")]}, {"tools": [bash("touch again")]}, {"tools": [bash("touch other")]})
+    run = machine.begin(*twice, {"text": "Done."})
+    question = run.question()
+    assert question["alwaysAllows"] == ["Bash(touch again)"]
+    run.answer(question, "allow", remember="workspace")
+    assert run.question()["input"]["command"] == "touch other"
+    run.answer(machine.call("GET", "/approvals?state=open")["approvals"][0], "deny")
+    run.end()
+    assert made(run) == {"again"}
+    assert not list(run.folder.rglob(".claude"))  # no rule is written where the model works
+    settings = Path(machine.occ.environment["HOME"]) / ".claude" / "settings.json"
+    assert not settings.exists() or "permissions" not in settings.read_text()

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from flask import Flask
 
 from occ_app import wsgi
+from occ_app.cli import approvals as cli_approvals
 from occ_app.cli.commands import occ
 from occ_app.config import config
 from occ_app.config.config import Config
 from occ_app.config.permission_rules import Rule
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, Refused
-from occ_app.executions import rules
+from occ_app.executions import approvals, rules
 from occ_app.executions.records import Execution
 from occ_worker.execution import command, verdicts
-from tests.test_approval_commands import AppClient, use
+from tests.test_approval_commands import AppClient, ask, use
 from tests.test_contracts import served
 from tests.test_ownership import accept, on_hub
 
@@ -236,3 +239,161 @@ def test_a_low_ceiling_takes_no_allowing_rules_of_people(tmp_path: Path, monkeyp
             client.call("POST", "/rules", {"rule": "Bash", "decision": "allow"})
         assert (refused.value.status, refused.value.code) == (403, "PERMISSION_CEILING")
         client.call("POST", "/rules", {"rule": "Bash", "decision": "deny"})
+
+
+# -- "always"
+
+
+def record(client: AppClient, approval_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = client.call("GET", f"/approvals/{approval_id}")
+    return found
+
+
+def answer(client: AppClient, approval_id: str, **body: Any) -> Any:
+    return client.call("POST", f"/approvals/{approval_id}", {"decision": "allow", "inputHash": "0" * 64, **body})
+
+
+@pytest.mark.parametrize(("remember", "scope"), [("workspace", "workspace"), ("conversation", "conversation")])
+def test_always_writes_a_rule_for_each_command_that_was_shown(
+    agent: Flask, client: AppClient, database: Database, remember: str, scope: str
+) -> None:
+    approval_id = ask(agent, "cd app && pytest -q")
+    asked = record(client, approval_id)
+    assert asked["alwaysAllows"] == ["Bash(cd app)", "Bash(pytest -q)"]
+    for _ in range(2):  # the same answer again adds nothing
+        assert answer(client, approval_id, remember=remember)["state"] == "allowed"
+    stored = client.call("GET", "/rules")["rules"]
+    assert [(each["rule"], each["decision"], each["scope"], each["actor"]) for each in stored] == [
+        ("Bash(cd app)", "allow", scope, "token"),
+        ("Bash(pytest -q)", "allow", scope, "token"),
+    ]
+    number = approvals.get(database, approval_id).execution
+    assert texts(rules.for_execution(database, number)) == ["allow Bash(cd app)", "allow Bash(pytest -q)"]
+
+
+def test_once_writes_none_and_an_edited_call_is_remembered_as_it_was_edited(agent: Flask, client: AppClient) -> None:
+    assert answer(client, ask(agent, "ls"), remember="once")["state"] == "allowed"
+    assert client.call("GET", "/rules")["rules"] == []
+    answer(client, ask(agent, "pwd"), remember="workspace", updatedInput={"command": "pwd -P"})
+    assert [each["rule"] for each in client.call("GET", "/rules")["rules"]] == ["Bash(pwd -P)"]
+
+
+def test_a_call_that_cannot_be_read_for_certain_is_never_remembered(agent: Flask, client: AppClient) -> None:
+    approval_id = ask(agent, "echo $(id) > x")
+    assert record(client, approval_id)["alwaysAllows"] == []
+    for body in (
+        {"remember": "workspace"},
+        {"remember": "workspace", "decision": "deny"},
+        {"remember": "for ever"},
+    ):
+        with pytest.raises(Refused) as refused:
+            answer(client, approval_id, **body)
+        assert refused.value.code == "INVALID_REQUEST"
+    assert record(client, approval_id)["state"] == "open"
+
+
+def test_an_edited_input_passes_the_rules_and_the_limit(agent: Flask, client: AppClient) -> None:
+    approval_id = ask(agent, "make")
+    client.call("POST", "/rules", {"rule": "Bash(git push *)", "decision": "deny"})
+    with pytest.raises(Refused) as refused:
+        answer(client, approval_id, updatedInput={"command": "make; git -C . push"})
+    assert (refused.value.status, refused.value.code) == (403, "RULE_DENIES")
+    with pytest.raises(Refused) as refused:
+        answer(client, approval_id, updatedInput={"command": "x" * 300_000})
+    assert refused.value.code == "INVALID_REQUEST"
+    assert record(client, approval_id)["state"] == "open"
+    assert answer(client, approval_id, updatedInput={"command": "make all"})["state"] == "allowed"
+
+
+def test_an_input_with_secrets_is_neither_edited_nor_remembered(
+    agent: Flask, client: AppClient, database: Database
+) -> None:
+    approval_id = ask(agent, "make")
+    with database.write() as connection:
+        connection.execute("UPDATE approvals SET redacted = 1")
+    assert record(client, approval_id)["alwaysAllows"] == []
+    with pytest.raises(Refused) as refused:
+        answer(client, approval_id, updatedInput={"command": "make all"})
+    assert (refused.value.status, refused.value.code) == (409, "INPUT_REDACTED")
+    with pytest.raises(Refused) as refused:
+        answer(client, approval_id, remember="workspace")
+    assert refused.value.code == "INVALID_REQUEST"
+
+
+def test_the_command_allows_always_only_where_it_can(agent: Flask, client: AppClient) -> None:
+    plain, other = ask(agent, "pytest"), ask(agent, "pytest > x")
+    done = CliRunner().invoke(occ, ["approve", plain, "--always"])
+    assert "always  Bash(pytest)" in done.output
+    assert [each["rule"] for each in client.call("GET", "/rules")["rules"]] == ["Bash(pytest)"]
+    assert CliRunner().invoke(occ, ["approve", other, "--always"]).exit_code == 2
+    assert record(client, other)["state"] == "open"
+
+
+@pytest.mark.parametrize(
+    ("typed", "rules_after", "state"), [("a\n", 1, "allowed"), ("y\n", 0, "allowed"), ("n\nno\n", 0, "denied")]
+)
+def test_a_person_at_the_terminal_answers_yes_always_or_no(
+    agent: Flask, client: AppClient, monkeypatch: pytest.MonkeyPatch, typed: str, rules_after: int, state: str
+) -> None:
+    approval_id = ask(agent, "pytest -q")
+    shown = at_terminal(monkeypatch, client, approval_id, typed)
+    assert "command: pytest -q" in shown
+    assert "a: always" in shown
+    assert record(client, approval_id)["state"] == state
+    assert len(client.call("GET", "/rules")["rules"]) == rules_after
+
+
+def test_always_is_not_offered_for_a_call_that_cannot_be_remembered(
+    agent: Flask, client: AppClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    approval_id = ask(agent, "a & b")
+    assert "always" not in at_terminal(monkeypatch, client, approval_id, "a\ny\n")
+    assert client.call("GET", "/rules")["rules"] == []
+
+
+def at_terminal(monkeypatch: pytest.MonkeyPatch, client: AppClient, approval_id: str, typed: str) -> str:
+    """Let a person at a terminal be asked about an approval; returns all that the terminal showed."""
+    event = SimpleNamespace(name="approval", data={"approvalId": approval_id})
+
+    @click.command()
+    def asked() -> None:
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+        list(cli_approvals.asking(client, iter([event]), here=True))  # type: ignore[arg-type]  # as far as it is used
+
+    return CliRunner().invoke(asked, input=typed).output
+
+
+# -- inputs made to deceive
+
+
+def ask_about(database: Database, line: str) -> str:
+    """Add an approval of a line that is no part of an id."""
+    run = execution(database, "mine")
+    return approvals.ask(
+        database, run.number, approvals.Request("tool", "Bash", {"command": line}, "0" * 64), 95
+    ).approval_id
+
+
+def test_nothing_in_an_input_can_hide_or_look_like_something_else(client: AppClient, database: Database) -> None:
+    tricks = "\x1b[2K\x1b[1A\u202e\u200b\u2066\u00a0\u3164\ufe0f\u061c\U000e0041\r\b"
+    approval_id = ask_about(database, f"ls {tricks}; rm -rf x")
+    assert (
+        record(client, approval_id)["input"]["command"] == f"ls {tricks}; rm -rf x"
+    )  # whole for a client that escapes
+    for arguments in (["approvals"], ["approve", approval_id]):
+        printed = CliRunner().invoke(occ, arguments).output
+        assert not {char for char in tricks if not char.isascii() or not char.isprintable()} & set(printed)
+        for escaped in ("\\x1b[2K", "\\u202e", "\\u200b", "\\xa0", "\\u3164", "\\ufe0f", "\\U000e0041", "; rm -rf x"):
+            assert escaped in printed
+
+
+def test_a_command_that_looks_harmless_in_the_list_is_marked_and_shown_whole(
+    client: AppClient, database: Database
+) -> None:
+    approval_id = ask_about(database, "ls " + "a" * 300 + "; rm -rf x")
+    listed = CliRunner().invoke(occ, ["approvals"]).output
+    assert "rm -rf" not in listed
+    assert "…" in listed
+    assert client.calls
+    assert "; rm -rf x" in CliRunner().invoke(occ, ["approve", approval_id]).output

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from occ_app.config.permission_rules import Rule
 from occ_app.database.database import Database
 from occ_app.executions import approvals
 from occ_app.executions.approvals import Answer, Approval, Person
@@ -17,6 +19,7 @@ class LocalApprovals:
 
     db: Database
     workers: Ringer
+    own_rules: Sequence[Rule] = ()  # the operator's
 
     def person(self, caller: Caller, surface: str, actor: str | None) -> Person:
         """Return who answers: the person that a hub names, or the holder of the token."""
@@ -29,6 +32,6 @@ class LocalApprovals:
         return approvals.get(self.db, approval_id, visible_to)
 
     def answer(self, approval_id: str, answer: Answer, person: Person) -> Approval:
-        decided = approvals.decide(self.db, approval_id, answer, person)
+        decided = approvals.decide(self.db, approval_id, answer, person, self.own_rules)
         self.workers.ring(decided.execution_id)
         return decided

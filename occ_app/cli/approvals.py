@@ -14,13 +14,14 @@ import click
 
 from occ_app import errors
 from occ_app.cli import ids, output, remote
-from occ_app.system.foreign_text import visible, visible_line
+from occ_app.system.foreign_text import revealed, revealed_line
 
 if TYPE_CHECKING:
     from occ_app.client.agent_client import AgentClient
     from occ_app.client.sse import StreamEvent
 
-_CHOICES = "y: yes  n: no, with a reason  e: edit first"
+_SUMMARY_CHARACTERS = 200
+_CHOICES = {"y": "yes", "a": "always", "n": "no, with a reason", "e": "edit first"}
 
 
 def _with_client(command: Any) -> Any:
@@ -42,11 +43,13 @@ def _choosing(command: Any) -> Any:
     @click.option("--last", is_flag=True, help="Take the newest one that waits instead of an ID.")
     @_with_client
     @wraps(command)
-    def choosing(client: AgentClient, approval_id: str | None, last: bool, words: tuple[str, ...] = ()) -> None:
+    def choosing(
+        client: AgentClient, approval_id: str | None, last: bool, words: tuple[str, ...] = (), **others: Any
+    ) -> None:
         if last and approval_id is not None:  # the first word then is none of an id
             words = (approval_id, *words)
             approval_id = None
-        command(client, _get(client, ids.approval_id(client, approval_id, last=last)), words)
+        command(client, _get(client, ids.approval_id(client, approval_id, last=last)), words, **others)
 
     return choosing
 
@@ -77,7 +80,7 @@ def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
     rows = [
         (
             each["approvalId"],
-            *((visible_line(names.get(each["agentId"], each["agentId"])),) if names else ()),
+            *((revealed_line(names.get(each["agentId"], each["agentId"])),) if names else ()),
             each["executionId"],
             _state(each),
             output.since(each["askedAt"]),
@@ -102,21 +105,38 @@ def _state(asked: Mapping[str, Any]) -> str:
 
 
 @click.command("approve")
+@click.option("--always", is_flag=True, help="Also let such calls run unasked in this workspace or project.")
 @_choosing
-def approve(client: AgentClient, asked: Mapping[str, Any], words: tuple[str, ...]) -> None:
+def approve(client: AgentClient, asked: Mapping[str, Any], words: tuple[str, ...], always: bool) -> None:
     """Show a waiting tool call or plan whole, and let it run.
 
-    Any beginning of its ID is enough.
+    Any beginning of its ID is enough. At a terminal you are asked once it is shown. --always also writes a rule for
+    each command of the call as it is shown; `occ rules` lists and removes them.
 
     \b
     Examples:
-      occ approve approval-3f9c
+      occ approve approval-3f9c --always
       occ approve --last
     """
     if words:
         raise click.UsageError("Give an ID or --last, not both.")
     output.echo(described(asked))
-    _answer(client, asked, {"decision": "allow"})
+    if always:
+        output.echo(_always(asked))
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        click.confirm("Let it run?", abort=True, err=True)
+    _answer(client, asked, {"decision": "allow"} | ({"remember": "workspace"} if always else {}))
+
+
+def _always(asked: Mapping[str, Any]) -> str:
+    """Return a line with the rules that allowing this always adds. Raises UsageError when there are none."""
+    allowed = asked.get("alwaysAllows") or ()
+    if not allowed:
+        raise click.UsageError(
+            "This cannot be allowed always: only commands of plain words, sites, and tools whose calls are all alike"
+            " can. Approve it without --always."
+        )
+    return f"  always  {', '.join(map(revealed_line, allowed))}"
 
 
 @click.command("deny")
@@ -178,15 +198,15 @@ def asking(client: AgentClient, events: Iterator[StreamEvent], *, here: bool) ->
 
 def described(asked: Mapping[str, Any]) -> str:
     """Return an approval for a person to read, with its whole input."""
-    lines = [f"{asked['kind']}: {visible_line(asked['tool'])}"]
+    lines = [f"{asked['kind']}: {revealed_line(asked['tool'])}"]
     if asked.get("truncated"):
         lines.append("  only the beginning of the input is here: the machine does not answer the hub")
     if asked["reason"]:
-        lines.append(f"  reason  {visible_line(asked['reason'])}")
+        lines.append(f"  reason  {revealed_line(asked['reason'])}")
     for name, value in asked["input"].items() if isinstance(asked["input"], dict) else [("input", asked["input"])]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        first, *rest = visible(text).split("\n")
-        lines.append(f"  {visible_line(str(name))}: {first}")
+        first, *rest = revealed(text).split("\n")
+        lines.append(f"  {revealed_line(str(name))}: {first}")
         lines += [f"    {line}" for line in rest]
     return "\n".join(lines)
 
@@ -197,7 +217,8 @@ def summary(asked: Mapping[str, Any]) -> str:
     subject = next((given[name] for name in ("command", "file_path", "url", "plan", "prompt") if name in given), "")
     if asked["kind"] == "question":
         subject = "; ".join(_questions(asked))
-    return visible_line(f"{asked['tool']} {subject}".strip())[:200]
+    line = revealed_line(f"{asked['tool']} {subject}".strip())
+    return line if len(line) <= _SUMMARY_CHARACTERS else f"{line[:_SUMMARY_CHARACTERS]}… (`occ approve` shows it whole)"
 
 
 def _left(asked: Mapping[str, Any]) -> str:
@@ -211,10 +232,11 @@ def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
     if asked["kind"] == "question":
         _answer(client, asked, {"decision": "allow", "answers": _ask_each(asked)})
         return
-    edit = asked["kind"] == "tool" and not asked["redacted"]
-    choices = ("y", "n", "e") if edit else ("y", "n")
+    choices = _choices(asked)
+    if "a" in choices:
+        output.note(_always(asked))
     choice = click.prompt(
-        f"Let it run? ({_CHOICES if edit else _CHOICES.rpartition('  ')[0]})",
+        f"Let it run? ({'  '.join(f'{each}: {_CHOICES[each]}' for each in choices)})",
         type=click.Choice(choices),
         show_choices=False,
         err=True,
@@ -225,7 +247,13 @@ def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
     elif choice == "e":
         _answer(client, asked, {"decision": "allow", "updatedInput": _edited(asked["input"])})
     else:
-        _answer(client, asked, {"decision": "allow"})
+        _answer(client, asked, {"decision": "allow"} | ({"remember": "workspace"} if choice == "a" else {}))
+
+
+def _choices(asked: Mapping[str, Any]) -> list[str]:
+    """Return the answers that fit: a call that is shown whole may be edited, and some may be allowed always."""
+    edit = asked["kind"] == "tool" and not asked["redacted"]
+    return ["y", *(["a"] if asked.get("alwaysAllows") else []), "n", *(["e"] if edit else [])]
 
 
 def _edited(given: Any) -> Any:
@@ -244,7 +272,7 @@ def _ask_each(asked: Mapping[str, Any]) -> dict[str, str]:
     answers = {}
     for question in asked["input"]["questions"]:
         labels = [str(option["label"]) for option in question.get("options", ())]
-        text = visible_line(f"{question['question']} ({', '.join(labels)})" if labels else str(question["question"]))
+        text = revealed_line(f"{question['question']} ({', '.join(labels)})" if labels else str(question["question"]))
         answers[str(question["question"])] = click.prompt(text, err=True)
     return answers
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from occ_app.config.permission_rules import Rule
 from occ_app.database.database import Database
 from occ_app.errors import Conflict, InvalidRequest, approval_not_found
+from occ_app.executions import remembering
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import iso, iso_now
 
@@ -50,13 +52,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """The decision of a person. `message` explains a denial; `answers` map the questions' texts to their answers."""
+    """The decision of a person. `message` explains a denial; `answers` map the questions' texts to their answers.
+
+    `remember`, one of remembering.REMEMBER, also writes rules that allow such calls from now on.
+    """
 
     decision: str
     input_hash: str | None = None
     message: str | None = None
     updated_input: Mapping[str, Any] | None = None
     answers: Mapping[str, Any] | None = None
+    remember: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,15 @@ class Approval:
     pending: Pending | None = None
     problem: Mapping[str, Any] | None = None
     truncated: bool = False
+
+    def always(self, edited: Any = None) -> list[Rule]:
+        """Return the rules that allowing this always would add, with an edited input those for that."""
+        whole = not self.redacted and not self.truncated
+        return remembering.always(self.kind, self.tool, self.input if edited is None else edited, shown_whole=whole)
+
+    @property
+    def always_allows(self) -> list[str]:
+        return [rule.text for rule in self.always()]
 
 
 def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> Approval:
@@ -189,10 +204,11 @@ def find(db: Database, approval_id: str, visible_to: str | None = None) -> Appro
     return None if row is None else from_row(row)
 
 
-def decide(db: Database, approval_id: str, answer: Answer, person: Person) -> Approval:
+def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_rules: Sequence[Rule] = ()) -> Approval:
     """Close an open approval with a person's answer; the same answer again changes nothing.
 
-    Raises NotFound, InvalidRequest for an answer that does not fit, and Conflict when it was closed differently.
+    Raises NotFound, InvalidRequest for an answer that does not fit, Conflict when it was closed differently, and
+    RequestError for an edited input that a rule denies, one of the operator's, `own_rules`, or of people.
     """
     with db.write() as connection:
         row = one(connection, approval_id, person.visible_to)
@@ -200,6 +216,8 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person) -> Ap
             raise approval_not_found(approval_id)
         approval = from_row(row)
         check(approval, answer)
+        if approval.state == "open":
+            remembering.check_edited(connection, approval.execution, approval.tool, answer.updated_input, own_rules)
         won = connection.execute(
             """
             UPDATE approvals SET state = :state, message = :message, answer = :answer, actor = :actor,
@@ -216,6 +234,9 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person) -> Ap
                 "approval_id": approval_id,
             },
         ).rowcount
+        if won:
+            found = approval.always(answer.updated_input)
+            remembering.remember(connection, approval.execution, answer.remember, found, person.actor)
         if not won and approval.answer != answer_of(stored(answer)):
             raise closed(approval)
         after = one(connection, approval_id)
@@ -287,14 +308,22 @@ def holding(db: Database) -> int:
 
 
 def check(approval: Approval, answer: Answer) -> None:
-    """Raise InvalidRequest when an answer does not fit its approval."""
+    """Raise InvalidRequest when an answer does not fit its approval, and Conflict to edit a redacted input."""
+    if answer.decision == "deny" or approval.kind != "tool":
+        remembering.check_scope(answer.remember, [])
     if answer.decision == "deny":
         return
+    remembering.check_scope(answer.remember, approval.always(answer.updated_input))
     if answer.input_hash != approval.input_hash:
         message = "`inputHash` is not that of this approval: read it again, look at the whole input, and answer then."
         raise InvalidRequest(message, {"inputHash": ["Not the hash of the input."]})
-    if answer.updated_input is not None and (approval.redacted or approval.kind != "tool"):
-        message = "This input cannot be edited: it has secrets that are not shown, or is a question or a plan."
+    if answer.updated_input is not None and approval.redacted:
+        raise Conflict(
+            "INPUT_REDACTED",
+            "This input has secrets that are not shown, so it cannot be edited; allow or deny it as it is.",
+        )
+    if answer.updated_input is not None and approval.kind != "tool":
+        message = "A question or a plan cannot be edited."
         raise InvalidRequest(message, {"updatedInput": ["Cannot be edited."]})
     if (answer.answers is not None) != (approval.kind == "question"):
         message = (
@@ -327,6 +356,7 @@ def stored(answer: Answer) -> str:
             "message": answer.message,
             "updated_input": answer.updated_input,
             "answers": answer.answers,
+            "remember": answer.remember,
         }
     )
 

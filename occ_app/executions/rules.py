@@ -142,10 +142,11 @@ def of_execution(
 def for_execution(db: Database, execution: int) -> list[Rule]:
     """Return the rules that people set for an execution."""
     with db.read() as connection:
-        return _for_execution(connection, execution)
+        return of(connection, execution)
 
 
-def _for_execution(connection: sqlite3.Connection, execution: int) -> list[Rule]:
+def of(connection: sqlite3.Connection, execution: int) -> list[Rule]:
+    """Return the rules that people set for an execution, in the caller's transaction."""
     rows = connection.execute(
         """
         SELECT r.decision, r.tool, r.pattern FROM executions x JOIN rules r ON r.scope = 'agent'

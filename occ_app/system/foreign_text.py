@@ -12,6 +12,8 @@ from typing import Any
 # ESC and the rest of C0 but tab and newline, DEL, C1, line separators, and overrides of the text direction.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _BREAKS = re.compile("[\t\n]")
+# Letters and marks without a shape: fillers, the blank Braille cell, selectors of variants.
+_BLANK = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10))))
 _LONE = re.compile("[\ud800-\udfff]")
 MAX_DEPTH = 200
 
@@ -24,6 +26,29 @@ def visible(text: object) -> str:
 def visible_line(text: object) -> str:
     r"""Return text as `visible` does, with tabs and newlines escaped too, so that it is one line."""
     return _BREAKS.sub(_escape, visible(text))
+
+
+def revealed(text: object) -> str:
+    r"""Return text as `visible` does, with each character that shows nothing escaped too: \u200b, \xa0, \u3164.
+
+    For text that a person decides on: it must not look like another one.
+    """
+    shown = visible(text)
+    if shown.isascii():
+        return shown
+    return "".join(
+        char if (char.isprintable() or char in "\t\n") and char not in _BLANK else _escape_one(char) for char in shown
+    )
+
+
+def revealed_line(text: object) -> str:
+    r"""Return text as `revealed` does, with tabs and newlines escaped too, so that it is one line."""
+    return _BREAKS.sub(_escape, revealed(text))
+
+
+def _escape_one(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _escape(match: re.Match[str]) -> str:

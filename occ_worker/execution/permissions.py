@@ -21,6 +21,7 @@ from occ_app.executions import approvals, queries
 from occ_app.executions.approvals import Approval, Request
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution
+from occ_app.executions.remembering import MAX_INPUT_BYTES
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import outcome, texts, verdicts
@@ -29,7 +30,6 @@ from occ_worker.execution.verdicts import Verdict
 
 log = logging.getLogger("occ.permissions")
 
-MAX_INPUT_BYTES = 256 * 1024  # of a call that a person is shown
 _QUESTION, _PLAN = "AskUserQuestion", "ExitPlanMode"
 _CALLBACK = "occ-tool"
 _SPARE_SECONDS = 3600.0  # by which the CLI waits longer for the hook than OCC holds a call

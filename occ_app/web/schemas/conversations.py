@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marshmallow import Schema, fields, validate
 
-from occ_app.executions import approvals
+from occ_app.executions import approvals, remembering
 from occ_app.web.fields import ONE_LINE_PATTERN, Id, check_one_line
 from occ_app.web.schemas.base import STATES, RequestSchema
 from occ_app.web.schemas.executions import ExecutionRecord
@@ -60,6 +60,7 @@ class ApprovalRecord(Schema):
     truncated = fields.Boolean()
     pending = fields.Nested(PendingAnswer, allow_none=True)
     problem = fields.Nested(AnswerProblem, allow_none=True)
+    always_allows = fields.List(fields.String(), data_key="alwaysAllows")
 
 
 class ApprovalList(Schema):
@@ -76,6 +77,7 @@ class ApprovalAnswer(RequestSchema):
     message = fields.String(validate=validate.Length(max=4000))
     updated_input = fields.Dict(data_key="updatedInput", keys=fields.String())
     answers = fields.Dict(keys=fields.String())
+    remember = fields.String(validate=validate.OneOf(remembering.REMEMBER))
     surface = fields.String(validate=validate.OneOf(approvals.SURFACES))
     # The person whom a hub names to its machine.
     actor = fields.String(validate=[validate.Length(1, 200), check_one_line], metadata={"pattern": ONE_LINE_PATTERN})
