@@ -185,6 +185,7 @@ def test_a_notification_has_no_input_of_a_tool_call(hub: HubApp) -> None:
         urgent=True,
         mark="raised_hand",
         tag=approval.approval_id,
+        path="/runs/e1",
     )
 
 

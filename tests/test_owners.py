@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 
 from occ_app.database.database import Database
 from occ_app.errors import Conflict
-from occ_app.executions import lifecycle
+from occ_app.executions import acceptance, lifecycle
 from occ_app.executions.records import Request
 from occ_app.hub import webhooks
 from tests.conftest import make_zip
@@ -48,7 +48,7 @@ def queue(hub: HubApp, key_name: str, workspace_id: str, execution_id: str) -> N
     """Accept an execution of a key, as `execute` does; the stream of one that waits needs a real connection."""
     with hub.database.read() as connection:
         key = connection.execute("SELECT key_id, owner_id FROM keys WHERE name = ?", (key_name,)).fetchone()
-    digest = lifecycle.request_hash(body_of(workspace_id, execution_id))
+    digest = acceptance.request_hash(body_of(workspace_id, execution_id))
     limits = (60, 60, None, None, None, None)
     request = Request(execution_id, workspace_id, "hello", *limits, digest, key["key_id"], key["owner_id"])
     lifecycle.create(hub.database, request, max_queue=10)
