@@ -45,7 +45,10 @@ def main():
     if count:
         with open(count, "a") as file:
             file.write(os.environ.get("OCC_EXECUTION_ID", "") + "\n")
-    prompt = json.loads(sys.stdin.buffer.readline())["message"]["content"]
+    content = {}
+    while content.get("type") != "user":  # before it a control request may register a hook, which is never called
+        content = json.loads(sys.stdin.buffer.readline())
+    prompt = content["message"]["content"]
     steps = script(prompt)
     say({"type": "system", "subtype": "init", "session_id": SESSION, "model": "fake", "claude_code_version": VERSION})
     threading.Thread(target=obey_interrupts, daemon=True).start()

@@ -48,6 +48,6 @@ def check_prompt_size(prompt: str) -> None:
 
 
 def wake_worker() -> None:
-    """Wake a worker for what waits."""
+    """Wake a worker for executions that wait."""
     with contextlib.suppress(errors.OCCError):  # the change is stored; the reaper wakes a worker within seconds
         services().wake_worker()

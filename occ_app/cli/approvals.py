@@ -191,9 +191,23 @@ def asking(client: AgentClient, events: Iterator[StreamEvent], *, here: bool) ->
         yield event
         if event.name == "approval" and here and sys.stdin.isatty() and sys.stderr.isatty():
             try:
-                _decide_here(client, _get(client, str(event.data["approvalId"])))
+                asked = _get(client, str(event.data["approvalId"]))
+                if asked["state"] == "open":  # of an older event it is closed
+                    _decide_here(client, asked)
             except (errors.OCCError, click.UsageError) as error:  # an answer that came too late, say
                 output.note(str(error))
+
+
+def ask_open(client: AgentClient, execution_id: str) -> None:
+    """Ask the person at this terminal, if there is one, about the open approvals of an execution."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    try:
+        for asked in client.call("GET", "/approvals?state=open")["approvals"]:
+            if asked["executionId"] == execution_id:
+                _decide_here(client, asked)
+    except (errors.OCCError, click.UsageError) as error:  # an answer that came too late, say
+        output.note(str(error))
 
 
 def described(asked: Mapping[str, Any]) -> str:

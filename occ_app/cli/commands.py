@@ -33,6 +33,7 @@ _MODULES = {
     "token": "agent",
     "jobs": "jobs",
     "run": "run",
+    "chat": "chat",
     "approvals": "approvals",
     "approve": "approvals",
     "deny": "approvals",
@@ -89,6 +90,7 @@ def occ() -> None:
     occ up       a page on this machine: start everything, print a link
     occ start    start the agent: an HTTP API that runs Claude Code on prompts
     occ run      send a folder and a prompt, watch the answer come
+    occ chat     the same as a conversation, with approvals and undo
     occ jobs     list, show, tail and cancel runs
     occ login    use an agent or hub elsewhere from here on
     occ hub      one address for many agents

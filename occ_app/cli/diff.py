@@ -33,6 +33,11 @@ def diff(execution_id: str | None, last: bool, stat: bool, url: str | None, toke
     if stat:
         _print_stat(results.changes(client, execution_id))
         return
+    show_patch(client, execution_id)
+
+
+def show_patch(client: AgentClient, execution_id: str) -> None:
+    """Print the changes of an execution as a patch, on a terminal coloured and by the pager."""
     patch = io.BytesIO()
     results.diff(client, execution_id, patch)
     if not sys.stdout.isatty():

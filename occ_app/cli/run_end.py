@@ -41,7 +41,7 @@ def report(run: Ending, final: StreamEvent | None) -> int:
     succeeded = final is not None and final.name == "complete"
     applies, named = run.apply and succeeded, folders.option(run.folder)
     changes = changes_of(run.client, run.execution_id, succeeded=succeeded)
-    _remember_end(run.target, final, changes)
+    remember_end(run.target, final, changes)
     if not run.as_json:
         output.summary(final, _record(run.client, run.execution_id))
         if changes is not None and applies:
@@ -54,7 +54,7 @@ def report(run: Ending, final: StreamEvent | None) -> int:
     return output.outcome(final) or code
 
 
-def _remember_end(target: Target, final: StreamEvent | None, changes: Changes | None) -> None:
+def remember_end(target: Target, final: StreamEvent | None, changes: Changes | None) -> None:
     """Store the conversation of a folder, and the snapshot that it was sent as where only the run tells."""
     if target.sent is None:
         return

@@ -16,7 +16,7 @@ _ADVICE = {
     "API_UNAVAILABLE": "the model's API has trouble or cannot be reached; try again later.",
     "MAX_TURNS": "send the session's next prompt to go on, or raise maxTurns.",
     "MAX_BUDGET": "raise maxBudgetUsd to go on.",
-    "SESSION_NOT_FOUND": "a session goes on only in the workspace where it began; leave sessionId out to begin anew.",
+    "SESSION_NOT_FOUND": "a session goes on only in the workspace where it began; leave sessionId out to start one.",
 }
 
 # Of the final event, which is one line of at most texts.LINE_BYTES.

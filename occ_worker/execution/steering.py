@@ -72,7 +72,7 @@ class Steering:
         return bool(self._sent)
 
     def look(self) -> None:
-        """Send the texts that came, or make follow-ups of them. Raises what the database does."""
+        """Send the texts that came, or make follow-ups of them. Raises the errors of the database."""
         self._settle_rest()
         for found in inputs.waiting(self._context.db, self._execution.number):
             reason = self._hindrance()

@@ -1,0 +1,333 @@
+"""The conversation of `occ chat`: its turns, their output, and the commands that begin with a slash."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import click
+
+from occ_app import errors
+from occ_app.cli import approvals, output, transcript
+from occ_app.cli.diff import changes_of, show_patch, show_sums
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.results import Changes
+from occ_app.client.sse import StreamEvent
+from occ_app.system.foreign_text import visible_line
+from occ_app.system.short_ids import new_execution_id
+
+HELP = """\
+Type a prompt. A line that ends with \\ continues on the next one; \"\"\" begins and ends a prompt of several lines.
+While Claude works, Ctrl-C lets you send a text to it, or cancel it.
+
+  /diff     show the changes of the last turn that was not undone
+  /undo     undo the changes of that turn; again for the turn before it
+  /queue    list the prompts that wait; while Claude works, /queue TEXT adds one
+  /resume   let paused prompts run
+  /drop ID  drop a prompt that waits
+  /cancel   end the turn that runs
+  /help     show this
+  /quit     leave; the turn that runs goes on (also Ctrl-D)
+
+A prompt that begins with a slash is sent as it is after another slash: //path."""
+_WORKING = "Claude goes on. Send it a text, or /cancel, /queue TEXT, /quit; an empty line watches on."
+_SHOWN = 60  # characters of a prompt in a list
+
+
+class Prompts(Protocol):
+    """Where the prompts of a person come from."""
+
+    def text(self, prompt: str) -> str | None:
+        """Return the next prompt; None when there are no more."""
+        ...
+
+
+class Place(Protocol):
+    """The workspace of a chat; it may be sent with the first prompt."""
+
+    def workspace(self) -> str:
+        """Return the id of the workspace, which is made now if it is not there yet."""
+        ...
+
+    def accepted(self) -> None:
+        """Called once the first prompt is accepted."""
+
+    def ended(self, final: StreamEvent | None, changes: Changes | None) -> None:
+        """Called at the end of each turn."""
+
+
+class Left(Exception):
+    """The person left the chat."""
+
+
+class Chat:
+    """One conversation. `options` are those of each turn, `last` is the turn to continue."""
+
+    def __init__(
+        self, client: AgentClient, prompts: Prompts, place: Place, options: dict[str, Any], last: str | None = None
+    ) -> None:
+        self._client = client
+        self._prompts = prompts
+        self._place = place
+        self._options = options
+        self._last = last
+        self._lowers = "permissions" not in options  # nobody chose them
+        self._undoable: list[str] = []  # turns whose changes are in the workspace, the newest last
+        self._seen = 0  # the newest event that was printed
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: output.echo(HELP),
+            "/diff": lambda _: self._diff(),
+            "/undo": lambda _: self._undo(),
+            "/queue": lambda _: self._list_waiting(),
+            "/resume": lambda _: self._resume(),
+            "/drop": self._drop,
+            "/cancel": lambda _: output.note("nothing runs; /queue lists the prompts that wait"),
+            "/quit": self._leave,
+            "/exit": self._leave,
+        }
+
+    @property
+    def last(self) -> str | None:
+        """The id of the newest turn."""
+        return self._last
+
+    def run(self) -> None:
+        """Read prompts and print answers until the person leaves."""
+        with contextlib.suppress(Left):
+            if self._last is not None:
+                self._undoable = [
+                    turn["executionId"] for turn in self._turns() if (turn.get("changes") or {}).get("files")
+                ]
+                self._watch_waiting()
+            while True:
+                try:
+                    text = self._prompts.text("> ")
+                except KeyboardInterrupt:
+                    output.note("\n/quit or Ctrl-D leaves")
+                    continue
+                if text is None:
+                    return
+                self._answer(text)
+
+    def _answer(self, text: str) -> None:
+        """Obey a command, or send a prompt; a refusal is printed."""
+        name, _, rest = text.strip().partition(" ")
+        try:
+            if not name:
+                return
+            if name in self._commands:
+                self._commands[name](rest.strip())
+            elif name.startswith("/") and not name.startswith("//"):
+                output.note(f"there is no command {visible_line(name)}; /help lists them")
+            else:
+                self._say(text.replace("//", "/", 1) if name.startswith("//") else text)
+        except (errors.Refused, errors.NotFound, errors.InvalidRequest) as refusal:
+            output.echo(f"occ: {refusal}", err=True)
+
+    # -- turns
+
+    def _say(self, text: str) -> None:
+        execution_id, first = new_execution_id(), self._last is None
+        workspace = self._place.workspace() if first else None
+        events = self._begun(workspace, text, {"executionId": execution_id, "continues": self._last})
+        self._seen = 0
+        self._watch(execution_id, events)
+        self._watch_waiting()
+
+    def _begun(self, workspace: str | None, text: str, names: dict[str, Any]) -> Iterator[StreamEvent]:
+        """Yield the events of a new turn: with `ask`, since somebody is here, or less where no more is allowed."""
+        names = {name: value for name, value in names.items() if value is not None}
+        if self._lowers:
+            try:
+                yield from self._started(
+                    self._client.execute(workspace, text, permissions="ask", **names, **self._options)
+                )
+                return
+            except errors.Refused as refusal:
+                if refusal.code == "PERMISSION_CEILING":
+                    self._options["permissions"] = refusal.details["ceiling"]
+                elif "permissions" not in refusal.details:
+                    raise
+            self._lowers = False
+            output.note("no tool asks you here: more than the editing of files is not allowed")
+        yield from self._started(self._client.execute(workspace, text, **names, **self._options))
+
+    def _started(self, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
+        for index, event in enumerate(events):
+            if index == 0:
+                self._place.accepted()
+            yield event
+
+    def _watch(self, execution_id: str, events: Iterator[StreamEvent]) -> None:
+        """Print a turn to its end. Ctrl-C asks the person for a text or a command meanwhile. Raises Left."""
+        while True:
+            try:
+                # An event counts as seen before the person is asked about it.
+                shown = self._counted(execution_id, approvals.asking(self._client, events, here=True))
+                final = transcript.print_events(shown, as_json=False, waiting="waiting for the answer")
+                break
+            except (KeyboardInterrupt, click.Abort):
+                if self._last != execution_id:  # it was not accepted yet
+                    self._check_accepted(execution_id)
+                self._interrupted(execution_id)
+                events = self._client.events(execution_id, after=self._seen)
+        self._end(execution_id, final)
+
+    def _counted(self, execution_id: str, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
+        for event in events:
+            self._last = execution_id
+            yield event
+            self._seen = max(self._seen, event.seq)
+
+    def _check_accepted(self, execution_id: str) -> None:
+        """Raises Refused when the prompt did not arrive, so that nothing runs."""
+        self._client.execution(execution_id)
+        self._last = execution_id
+
+    def _end(self, execution_id: str, final: StreamEvent | None) -> None:
+        succeeded = final is not None and final.name == "complete"
+        changes = changes_of(self._client, execution_id, succeeded=succeeded)
+        self._place.ended(final, changes)
+        output.outcome(final)
+        record = None
+        with contextlib.suppress(errors.OCCError):
+            record = self._client.execution(execution_id)
+        output.summary(final, record)
+        if changes is not None and changes.entries:
+            self._undoable.append(execution_id)
+            show_sums(changes)
+
+    def _interrupted(self, execution_id: str) -> None:
+        """Take texts and commands for the turn that runs until the person watches on. Raises Left."""
+        output.note(f"\n{_WORKING}")
+        while True:
+            try:
+                text = self._prompts.text("… > ")
+            except KeyboardInterrupt:
+                text = None
+            command, _, rest = (text or "").strip().partition(" ")
+            if text is None or command in ("/quit", "/exit"):
+                self._leave("")
+            if not command and self._asked_open(execution_id):
+                return
+            if not command:
+                continue
+            try:
+                self._about_running(execution_id, command, rest.strip(), text or "")
+            except errors.Refused as refusal:
+                output.echo(f"occ: {refusal}", err=True)
+            if command == "/cancel":
+                return
+
+    def _asked_open(self, execution_id: str) -> bool:
+        """Ask about the calls that wait; False when the person interrupts that."""
+        try:
+            approvals.ask_open(self._client, execution_id)
+        except click.Abort:
+            return False
+        return True
+
+    def _about_running(self, execution_id: str, command: str, rest: str, text: str) -> None:
+        if command == "/cancel":
+            self._client.cancel(execution_id)
+        elif command == "/queue" and rest:
+            self._send(execution_id, rest, "queue")
+        elif command in self._commands:
+            self._commands[command](rest)
+        elif command.startswith("/") and not command.startswith("//"):
+            output.note(f"there is no command {visible_line(command)}; /help lists them")
+        else:
+            self._send(execution_id, text.replace("//", "/", 1) if command.startswith("//") else text, "steer")
+
+    def _send(self, execution_id: str, text: str, delivery: str) -> None:
+        path = f"/executions/{quote(execution_id, safe='')}/input"
+        body = {"inputId": new_execution_id(), "text": text, "delivery": delivery}
+        reply = self._client.call("POST", path, body)
+        if reply["delivery"] == "queue":
+            reason = f" ({visible_line(reply['reason'])[:-1].lower()})" if reply["reason"] else ""
+            output.note(f"it follows this turn as {reply['executionId']}{reason}")
+        else:
+            output.note("sent; Claude reads it when the tool is done")
+
+    # -- prompts that wait
+
+    def _turns(self) -> list[dict[str, Any]]:
+        if self._last is None:
+            return []
+        conversation = self._client.execution(self._last)["conversationId"]
+        found: list[dict[str, Any]] = self._client.call("GET", f"/conversations/{quote(conversation, safe='')}")[
+            "turns"
+        ]
+        return found
+
+    def _watch_waiting(self) -> None:
+        """Watch the turns that run or wait, one after the other; those that are paused are named."""
+        while True:
+            turns = self._turns()
+            following = [turn for turn in turns if not turn["finishedAt"] and not turn.get("paused")]
+            if not following:
+                paused = [turn for turn in turns if turn.get("paused")]
+                if paused:
+                    output.note(f"{len(paused)} paused: /resume lets them run, /queue lists them")
+                return
+            turn = min(following, key=lambda turn: turn["state"] == "queued")
+            output.note(f"> {_short(turn['prompt'])}")
+            self._seen = 0
+            self._watch(turn["executionId"], self._client.events(turn["executionId"]))
+
+    def _list_waiting(self) -> None:
+        waiting = [turn for turn in self._turns() if turn["state"] == "queued"]
+        for turn in waiting:
+            paused = " (paused)" if turn.get("paused") else ""
+            output.echo(f"{turn['executionId']}  {_short(turn['prompt'])}{paused}")
+        if not waiting:
+            output.note("nothing waits")
+
+    def _resume(self) -> None:
+        turns = self._turns()
+        if not any(turn.get("paused") for turn in turns):
+            output.note("nothing is paused")
+            return
+        self._client.call("POST", f"/conversations/{quote(turns[0]['conversationId'], safe='')}/resume")
+        self._watch_waiting()
+
+    def _drop(self, name: str) -> None:
+        meant = [
+            turn["executionId"]
+            for turn in self._turns()
+            if name and turn["state"] == "queued" and turn["executionId"].startswith(name)
+        ]
+        if len(meant) != 1:
+            output.note("give the id of one prompt that waits; /queue lists them")
+            return
+        self._client.cancel(meant[0])
+        output.note(f"dropped {meant[0]}")
+
+    # -- changes
+
+    def _diff(self) -> None:
+        if self._undoable:
+            show_patch(self._client, self._undoable[-1])
+        else:
+            output.note("this chat changed no files")
+
+    def _undo(self) -> None:
+        if not self._undoable:
+            output.note("there is nothing to undo")
+            return
+        execution_id = self._undoable[-1]
+        workspace = self._client.execution(execution_id)["workspaceId"]
+        body = {"executionId": execution_id, "to": "start", "force": False}
+        reply = self._client.call("POST", f"/workspaces/{quote(workspace, safe='')}/restore", body)
+        self._undoable.pop()
+        output.note(f"files restored: {reply['files']}; Claude does not know of it, so say it in your next prompt")
+
+    def _leave(self, _: str) -> None:
+        raise Left
+
+
+def _short(text: str | None) -> str:
+    line = visible_line(" ".join((text or "").split()))
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"

@@ -1,0 +1,228 @@
+"""`occ chat`: a conversation at a terminal, with texts for the turn that runs, approvals, changes and undo."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from occ_app.cli import chat_input
+from occ_app.cli.chat_session import Chat
+from tests.conftest import Occ, occ_in, steps
+from tests.model_api import FAKE_KEY, serve
+from tests.test_commands import read_until
+
+
+class Script:
+    """The prompts of a person, in order."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = iter(texts)
+
+    def text(self, _: str) -> str | None:
+        return next(self.texts, None)
+
+
+class Here:
+    """A workspace that exists."""
+
+    def workspace(self) -> str:
+        return "work"
+
+    def accepted(self) -> None: ...
+
+    def ended(self, final: Any, changes: Any) -> None: ...
+
+
+@pytest.fixture
+def work(agent: Occ) -> Path:
+    agent.workspace("work", {"a.txt": "a\n"})
+    return agent.home / "workspaces" / "work"
+
+
+def chat(agent: Occ, *texts: str, last: str | None = None) -> str | None:
+    """Chat with these prompts; returns the last turn."""
+    session = Chat(agent.client, Script(*texts), Here(), {"permissions": "edit"}, last)
+    session.run()
+    return session.last
+
+
+def turns(agent: Occ, last: str | None) -> list[dict[str, Any]]:
+    conversation = agent.client.execution(str(last))["conversationId"]
+    found: list[dict[str, Any]] = agent.client.call("GET", f"/conversations/{conversation}")["turns"]
+    return found
+
+
+def test_each_prompt_continues_the_conversation(agent: Occ, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = chat(agent, "one", " ", "//two", "/nosuch")
+    found = turns(agent, last)
+    assert [turn["prompt"] for turn in found] == ["one", "/two"]
+    printed = capsys.readouterr()
+    assert "You said: one" in printed.out
+    assert "there is no command /nosuch" in printed.err
+
+
+def test_undo_goes_back_turn_by_turn_and_diff_shows_the_last(
+    agent: Occ, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = [steps({"write": "a.txt", "text": f"{text}\n"}, {"say": "ok"}) for text in "bc"]
+    last = chat(agent, *write, "/diff", "/undo", "/diff")
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line in ("+b", "+c")] == ["+c", "+b"]
+    assert (work / "a.txt").read_text() == "b\n"
+    chat(agent, "/undo", "/undo", "/undo", last=last)  # in a later chat: the first one is undone already
+    assert (work / "a.txt").read_text() == "a\n"
+    assert "nothing to undo" in capsys.readouterr().err
+
+
+def test_an_undo_of_edited_files_is_refused_and_the_chat_goes_on(
+    agent: Occ, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = chat(agent, steps({"write": "a.txt", "text": "b\n"}, {"say": "ok"}))
+    (work / "a.txt").write_text("mine\n")
+    chat(agent, "/undo", "hello", last=last)
+    assert (work / "a.txt").read_text() == "mine\n"
+    printed = capsys.readouterr()
+    assert "You said: hello" in printed.out
+
+
+def test_prompts_that_wait_are_watched_listed_dropped_and_resumed(
+    agent: Occ, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = agent.under_way(steps({"say": "one"}, {"wait": "go"}, {"result": {"is_error": True}}), "first")
+    for name in ("second", "third"):
+        body = {"inputId": name, "text": f"prompt of {name}", "delivery": "queue"}
+        agent.client.call("POST", "/executions/first/input", body)
+    (work / "go").write_text("")
+    list(first)
+    chat(agent, "/queue", "/drop second", "/drop nosuch", "/resume", last="first")
+    printed = capsys.readouterr()
+    assert "second  prompt of second (paused)" in printed.out
+    assert "You said: prompt of third" in printed.out
+    assert agent.client.execution("second")["state"] == "cancelled"
+    assert "2 paused" in printed.err
+
+
+def test_a_prompt_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO('one\\\ntwo\n"""\nthree\n\n  """\n"""\nfour\n'))
+    reader = chat_input.Reader()
+    assert list(iter(lambda: reader.text("> "), None)) == ["one\ntwo", "three\n", "four"]
+
+
+def test_a_chat_from_a_pipe_sends_the_folder_and_can_be_continued(agent: Occ, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a\n")
+
+    def piped(given: str, *options: str) -> Any:
+        environment = agent.environment
+        return subprocess.run(
+            [sys.executable, "-m", "occ_app.cli", "chat", "--dir", str(folder), *options],
+            input=given,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def sent() -> list[str]:
+        return [name for each in agent.client.workspaces() if (name := each["workspaceId"]).startswith("project-")]
+
+    assert piped("").returncode == 0
+    assert sent() == []  # nothing before the first prompt
+    done = piped("one\n")
+    assert "You said: one" in done.stdout
+    assert f"go on with: occ chat --dir {folder} -c" in done.stderr
+    (folder / "a.txt").write_text("edited\n")
+    assert "You said: two" in piped("two\n/quit\n", "-c").stdout
+    (workspace,) = sent()
+    assert (agent.home / "workspaces" / workspace / "a.txt").read_text() == "edited\n"
+    (conversation,) = agent.client.call("GET", f"/conversations?workspaceId={workspace}")["conversations"]
+    assert conversation["executions"] == 2
+
+
+def terminal_of(environment: Mapping[str, str], *options: str) -> tuple[int, int]:
+    """Start `occ chat` on a terminal; returns its pid and the terminal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = [sys.executable, "-m", "occ_app.cli", "chat", "--workspace", "work", *options]
+        os.execve(sys.executable, arguments, {**environment, "TERM": "dumb"})
+    return pid, terminal
+
+
+def type_line(terminal: int, line: str) -> None:
+    os.write(terminal, f"{line}\n".encode())
+
+
+def test_ctrl_c_takes_texts_for_the_turn_and_leaving_keeps_it_running(agent: Occ, work: Path) -> None:
+    pid, terminal = terminal_of(agent.environment)
+    read_until(terminal, b"> ")
+    type_line(terminal, steps({"say": "some text"}, {"tool": "Bash", "input": {}, "result": "ok", "wait": "go"}))
+    read_until(terminal, b"[Bash]")
+    os.write(terminal, b"\x03")
+    read_until(terminal, "… > ".encode())
+    type_line(terminal, "and this")
+    read_until(terminal, b"sent; Claude reads it")
+    type_line(terminal, "/queue and then that")
+    read_until(terminal, b"it follows this turn as")
+    type_line(terminal, "/quit")
+    read_until(terminal, b"go on with: occ chat --workspace work -c")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    (record,) = agent.client.executions(state="running")["executions"]
+    pid, terminal = terminal_of(agent.environment, "-c")
+    read_until(terminal, b"some text")
+    (work / "go").write_text("")
+    read_until(terminal, b"You said: and then that")
+    read_until(terminal, b"> ")
+    os.write(terminal, b"\x04")
+    read_until(terminal, b"go on with")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    states = [event.data["state"] for event in agent.client.events(record["executionId"]) if event.name == "input"]
+    assert states == ["sent", "delivered"]
+    history = Path(agent.environment["HOME"], ".local/state/occ/chat-history.json")
+    assert "and this" in json.loads(history.read_text())["prompts"]
+    assert history.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.real_cli
+def test_a_call_is_approved_in_the_chat(tmp_path: Path, real_claude: Path) -> None:
+    with serve() as model, occ_in(tmp_path, HOME=str(tmp_path), OCC_WORKERS="1") as occ:
+        settings = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+        occ.start(**settings)
+        occ.workspace("work", {"a.txt": "a\n"})
+        tool = {"name": "Bash", "input": {"command": "touch made", "description": "d"}}
+        pid, terminal = terminal_of(occ.environment)
+        read_until(terminal, b"> ")
+        type_line(terminal, f"Do it. @reply{json.dumps({'turns': [{'tools': [tool]}, {'text': 'It is made.'}]})}")
+        read_until(terminal, b"Let it run?")
+        type_line(terminal, "y")
+        read_until(terminal, b"It is made.")
+        read_until(terminal, b"1 file changed")
+        read_until(terminal, b"> ")
+        type_line(terminal, "/undo")
+        read_until(terminal, b"files restored: 1")
+        type_line(terminal, "/quit")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        os.close(terminal)
+        assert not (occ.home / "workspaces" / "work" / "made").exists()
+
+
+def test_a_chat_asks_for_no_more_than_the_agent_allows(tmp_path: Path, fake_claude: Path) -> None:
+    with occ_in(tmp_path, program=fake_claude) as occ:
+        occ.start(OCC_PERMISSIONS="edit")
+        occ.workspace("work", {"a.txt": "a"})
+        session = Chat(occ.client, Script("hello"), Here(), {})
+        session.run()
+        record = occ.client.execution(str(session.last))
+        assert (record["state"], record["permissions"]) == ("succeeded", "edit")
