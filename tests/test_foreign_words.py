@@ -21,7 +21,7 @@ from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.database.rows import unreadable
 from occ_app.errors import InvalidRequest, Unreachable
-from occ_app.executions import events, lifecycle, search, usage
+from occ_app.executions import approvals, events, lifecycle, search, usage
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome, Request
 from occ_app.executions.tally import Tally
@@ -53,8 +53,36 @@ def complete(seq: int, **changed: Any) -> str:
 
 START = event(2, "started", {"sessionId": "x", "model": "m", "claudeVersion": "1", **T})
 
+ASKED = {
+    **{"approvalId": "approval-1", "kind": "tool", "tool": "Bash", "input": {"command": "ls"}, "inputHash": "0" * 64},
+    **{"reason": None, "subagent": None, "askedAt": "x", "expiresAt": "x"},
+}
+
 # Each with the state that the execution ends in.
 HOSTILE = {
+    "approval without id": (event(3, "approval", {**ASKED, "approvalId": None}) + complete(4), "succeeded"),
+    "approval with a path for an id": (
+        event(3, "approval", {**ASKED, "approvalId": "../x"}) + complete(4),
+        "succeeded",
+    ),
+    "approval of an unknown kind": (event(3, "approval", {**ASKED, "kind": "later"}) + complete(4), "succeeded"),
+    "approval with odd times": (
+        event(3, "approval", {**ASKED, "askedAt": "0001-01-01T00:00:00+14:00", "expiresAt": 7}) + complete(4),
+        "succeeded",
+    ),
+    "approval with odd texts": (
+        event(3, "approval", {**ASKED, "tool": "a\0\ud800\u202e", "reason": ["x"], "redacted": "no"}) + complete(4),
+        "succeeded",
+    ),
+    "approval again and closed": (
+        event(3, "approval", ASKED)
+        + event(4, "approval", {**ASKED, "tool": "Other"})
+        + event(5, "approval_resolved", {"approvalId": "approval-1", "state": "a\nb", "actor": {"a": 1}})
+        + event(6, "approval_resolved", {"approvalId": "approval-1", "state": "allowed", "message": 5})
+        + event(7, "approval_resolved", {"approvalId": "approval-none", "state": "denied"})
+        + complete(8),
+        "succeeded",
+    ),
     "output without chunk": (event(3, "output", T) + complete(4), "succeeded"),
     "output that is no JSON": (event(3, "output", "{nonsense") + complete(4), "succeeded"),
     "chunk a number": (event(3, "output", {"chunk": 5, **T}) + complete(4), "succeeded"),
@@ -195,6 +223,9 @@ def everything_works(rows: Database, execution: executions.Execution) -> bytes:
     record = schemas.ExecutionList().dump({"executions": page, "next": None})
     json.dumps(record, allow_nan=False).encode()
     assert len(json.dumps(record)) < 200_000
+    asked = approvals.listing(rows)
+    assert all(each.state != "open" for each in asked)
+    json.dumps(schemas.ApprovalList().dump({"approvals": asked}), allow_nan=False).encode()
     for by in usage.GROUPINGS:
         assert usage.report(rows, by).total.cost_usd >= 0
     Tally(rows).look()
@@ -220,6 +251,26 @@ def test_what_a_machine_says_is_checked_before_it_is_stored(rows: Database, rela
     seqs = [each.seq for each in events.after(rows, execution.number, 0)]
     assert seqs == sorted(set(seqs))
     assert seqs[-1] < 10
+
+
+def test_a_machine_cannot_touch_the_approval_of_another_machine(rows: Database, relayed: Any) -> None:
+    with rows.write() as connection:
+        connection.execute(
+            """
+            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
+                updated_at, generation) VALUES ('other', '', '', '', 0, 0, '[]', '', '', 77)
+            """
+        )
+    request = Request("victim", "other", "prompt", 9, 9, None, None, None, None, "")
+    victim = lifecycle.create(rows, request, max_queue=100)[0].number
+    with rows.write() as connection:
+        connection.execute("UPDATE executions SET state = 'running' WHERE number = :number", {"number": victim})
+    asked = approvals.ask(rows, victim, approvals.Request("tool", "Bash", {"command": "rm -r x"}, "1" * 64), 600)
+    forged = {**ASKED, "approvalId": asked.approval_id, "input": {"command": "ls"}}
+    resolved = {"approvalId": asked.approval_id, "state": "allowed", "actor": "ada"}
+    execution = relayed(START + event(3, "approval", forged) + event(4, "approval_resolved", resolved) + complete(5))
+    assert execution.state == "succeeded"
+    assert approvals.listing(rows) == [asked]
 
 
 def test_a_broken_event_is_marked_and_counted(rows: Database, relayed: Any) -> None:
