@@ -146,3 +146,22 @@ def test_an_answer_that_waited_is_delivered_once_the_machine_is_back(hub: Hub, a
     assert list(events)[-1].name == "complete"
     assert (hub.place / "box" / "workspaces" / "away" / "made-by-bash").exists()
     wait_until(lambda: ada.call("GET", f"/approvals/{found['approvalId']}")["state"] == "allowed", "it is closed")
+
+
+def test_a_run_of_this_machine_s_hub_is_answered_with_the_hub_s_commands(hub: Hub) -> None:
+    folder = hub.place / "sent"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a\n")
+    asked = prompt({"tools": [BASH]}, {"text": "Done."})
+    arguments = ("run", "--hub", "--permissions", "ask", "--detach", "--dir", str(folder), asked)
+    begun = run_occ(arguments, hub.environment, hub.place, 60)
+    assert begun.returncode == 0, begun.stderr
+    assert f"{begun.stdout.strip()} --url local-hub" in begun.stderr
+    listed = wait_until(lambda: hub.client.call("GET", "/approvals?state=open")["approvals"], "the question")
+    denied = run_occ(("deny", "--hub", "--last", "not that"), hub.environment, hub.place, 60)
+    assert f"{listed[0]['approvalId']} is denied" in denied.stderr
+    tail = ("jobs", "tail", "--follow", begun.stdout.strip(), "--url", "local-hub")
+    shown = run_occ(tail, hub.environment, hub.place, 60).stderr
+    assert "not that" in shown
+    assert f"occ approve {listed[0]['approvalId']} --url local-hub" in shown
+    assert hub.client.call("GET", f"/approvals/{listed[0]['approvalId']}")["actor"] == "operator"

@@ -192,6 +192,7 @@ def test_one_order_decides_which_agent_or_hub_is_meant(
         (["login", "http://127.0.0.1:1", "--pin", ":".join(["AB"] * 32)], 2),
         (["login", "https://127.0.0.1:1", "--pin", "AB"], 2),
         (["login", "https://hub.example", "--name", "local"], 2),
+        (["login", "https://hub.example", "--name", "local-hub"], 2),
         (["login", "https://hub.example", "--name", "a/b"], 2),
     ],
 )

@@ -14,7 +14,9 @@ from occ_app.cli.remote import hub_client, quoted
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /agents answers.")
 @click.pass_context
 def agents(context: click.Context, as_json: bool) -> None:
-    """List the machines with their state, workers, labels, and the most that a run may do there.
+    """List the machines with their state, workers and labels.
+
+    ALLOWS is the most that a run may do there: its OCC_PERMISSIONS.
 
     \b
     Examples:

@@ -272,7 +272,9 @@ def tail(
     if client is not None:
         meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
         streamed = client.events(meant, follow=follow)
-        final = transcript.print_events(streamed, as_json=as_json, waiting=f"following {meant}")
+        final = transcript.print_events(
+            streamed, as_json=as_json, waiting=f"following {meant}", again=remote.again(url, token, pin)
+        )
         return output.outcome(final) if follow else 0
     database = _database()
     execution = executions.get(database, ids.execution_id(ids.StoredExecutions(database), execution_id, last=last))

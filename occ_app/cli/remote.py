@@ -51,7 +51,8 @@ def options(what: str) -> Callable[[Any], Any]:
             click.option(
                 "--url",
                 metavar="URL",
-                help=f"{what} A name of `occ remotes`, too; `local` is the agent of this machine."
+                help=f"{what} A name of `occ remotes`, too; `local` is the agent of this machine,"
+                " `local-hub` its hub."
                 "  [default: OCC_URL, else the default of `occ remotes`, else local]",
             ),
         ):
@@ -85,6 +86,8 @@ def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
     """
     if url == remotes.LOCAL:
         return None
+    if url == remotes.LOCAL_HUB:
+        return _local_hub(pin)
     if url is not None:
         return _named(url, token, pin)
     if not hub and (url := client_variables.client_url()) is not None:
@@ -95,6 +98,13 @@ def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
         return None
     _check_pin(known.url, pin)
     return _place(known, _secret(token) or known.token, pin)
+
+
+def _local_hub(pin: str | None) -> Place:
+    """This machine's hub, as its operator. Raises NotRunning, and UsageError for a pin."""
+    _check_pin(None, pin)
+    running, identity = running_hub(), state.load(settings("hub").state)
+    return Place(running.url, identity.token if identity else "", running.fingerprint, "the hub of this machine")
 
 
 def place_name(url: str | None, token: str | None, pin: str | None) -> str:

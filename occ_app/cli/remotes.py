@@ -12,7 +12,7 @@ from occ_app.cli import user_state
 from occ_app.errors import ConfigError
 
 FILE = "remotes.json"
-LOCAL = "local"
+LOCAL, LOCAL_HUB = "local", "local-hub"  # this machine's agent, and its hub
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
@@ -29,7 +29,7 @@ class Remote:
 
 def is_name(text: str) -> bool:
     """Whether a remote can have this name."""
-    return re.fullmatch(_NAME, text) is not None and text != LOCAL
+    return re.fullmatch(_NAME, text) is not None and text not in (LOCAL, LOCAL_HUB)
 
 
 def listing() -> list[Remote]:
@@ -84,7 +84,7 @@ def free_name(url: str) -> str:
     if known is not None:
         return known.name
     host = re.sub(r"[^A-Za-z0-9._-]+", "-", urlsplit(url).hostname or "").strip("-._")[:50] or "remote"
-    taken = {remote.name for remote in listing()} | {LOCAL}
+    taken = {remote.name for remote in listing()} | {LOCAL, LOCAL_HUB}
     names = [host, *(f"{host}-{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output, output_failed, remote, run_end, run_target, transcript
+from occ_app.cli import output, output_failed, remote, remotes, run_end, run_target, transcript
 from occ_app.cli.approvals import asking
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
@@ -78,6 +78,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: a label of the machine; may be repeated.")
 @click.option("--notify", is_flag=True, help="On a hub: notify you of its end, also of a short run.")
+@click.option("--hub", is_flag=True, help="Send it to this machine's hub, as --url local-hub does.")
 @remote.options("Agent or hub to send it to.")
 @click.option("-d", "--detach", is_flag=True, help="Return once it is accepted, and print its id alone on a line.")
 @click.option(
@@ -103,6 +104,7 @@ def run(
     agent: str | None,
     label: tuple[str, ...],
     notify: bool,
+    hub: bool,
     url: str | None,
     token: str | None,
     pin: str | None,
@@ -123,7 +125,7 @@ def run(
       occ run --dir my-project "Read this project and write its README."
       occ run --workspace my-project-3f9a "Now translate it."
     """
-    prompt = _prompt(prompt)
+    prompt, url = _prompt(prompt), remotes.LOCAL_HUB if hub and url is None else url
     run_target.check(folder, workspace, project, session, continued=continued, git=git)
     if apply and (detach or project is not None):
         why = "a project has its changes already" if project is not None else "it waits for the end; use occ pull later"
@@ -151,7 +153,7 @@ def run(
         if detach:
             return _detached(events, execution_id, again)
         with _telling_what_it_waits_for(client, execution_id):
-            final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer")
+            final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer", again=again)
     except errors.Lost:
         _tell_it_goes_on(execution_id, again)
         raise

@@ -109,17 +109,20 @@ class Waiting:
                 self._change.wait(0.5)
 
 
-def print_events(shown: Iterable[StreamEvent], *, as_json: bool, waiting: str) -> StreamEvent | None:
-    """Print events for a person, or each as one line of JSON. Returns the final event."""
+def print_events(shown: Iterable[StreamEvent], *, as_json: bool, waiting: str, again: str = "") -> StreamEvent | None:
+    """Print events for a person, or each as one line of JSON. Returns the final event.
+
+    `again` are the options with which a printed command reaches the same agent or hub.
+    """
     if not as_json:
-        return _show_events(shown, waiting=waiting)
+        return _show_events(shown, waiting=waiting, again=again)
     last: StreamEvent | None = None
     for last in shown:
         output.echo(json.dumps({"id": last.seq, "event": last.name, "data": last.data}))
     return last if last is not None and last.final else None
 
 
-def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent | None:
+def _show_events(events: Iterable[StreamEvent], *, waiting: str, again: str) -> StreamEvent | None:
     """Print an execution as it comes; returns its end."""
     last: StreamEvent | None = None
     in_line = thinking = False
@@ -144,7 +147,8 @@ def _show_events(events: Iterable[StreamEvent], *, waiting: str) -> StreamEvent 
                 if in_line:
                     output.echo()
                     in_line = False
-                note(text)
+                approval_id = str(event.data.get("approvalId", ""))
+                note(text.replace(approval_id, approval_id + again, 1) if approval_id else text)
             if not in_line and not event.final and event.name != "approval":  # a person may be asked here
                 progress.show(_activity(tools))
         progress.hide()
