@@ -22,6 +22,15 @@ ROOT = Path(__file__).parent.parent
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `occ` of a wheel that was built from this checkout and installed into an empty environment."""
     folder = tmp_path_factory.mktemp("install")
+    wheel = built_wheel(folder)
+    venv.create(folder / "env", with_pip=True)
+    pip = [str(folder / "env/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True, timeout=300)
+    return folder / "env/bin/occ"
+
+
+def built_wheel(folder: Path) -> Path:
+    """A wheel of this checkout, built in `folder`."""
     source = folder / "source"
     skipped = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "dist", "build", "results")
     shutil.copytree(ROOT, source, ignore=skipped)
@@ -32,10 +41,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=300,
     )
     (wheel,) = (folder / "dist").glob("*.whl")
-    venv.create(folder / "env", with_pip=True)
-    pip = [str(folder / "env/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, str(wheel)], check=True, capture_output=True, timeout=300)
-    return folder / "env/bin/occ"
+    return wheel
 
 
 def test_a_wheel_in_an_empty_environment_starts_serves_and_stops(installed: Path, occ: Occ, tmp_path: Path) -> None:

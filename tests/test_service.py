@@ -99,7 +99,7 @@ def test_an_installation_survives_logout_and_reboot_and_its_removal_leaves_nothi
     removed = stage.run("uninstall")
     assert (removed.exception, removed.return_value) == (None, 0)
     assert not (stage.state / "linger" / user_name()).exists()
-    assert sorted(path.name for path in stage.user.iterdir()) == sorted({*before, ".occ"})
+    assert sorted(path.name for path in stage.user.iterdir()) == sorted({*before, ".occ", ".local"})
     assert stage.files() == {}
     assert stage.run("status").return_value == 1
 
@@ -119,6 +119,16 @@ def test_lingering_that_an_installation_turned_on_is_turned_off_after_a_second_o
     stage.run("uninstall")
     assert not (stage.state / "linger" / user_name()).exists()
     assert not (stage.user / ".config").exists()
+
+
+def test_lingering_stays_on_for_as_long_as_a_service_needs_it(stage: Stage) -> None:
+    stage.run("install")
+    stage.run("install", "--hub")
+    stage.run("uninstall")
+    assert (stage.state / "linger" / user_name()).exists()
+    assert stage.run("status", "--hub").return_value == 0
+    stage.run("uninstall", "--hub")
+    assert not (stage.state / "linger" / user_name()).exists()
 
 
 def test_refused_lingering_is_said_with_the_one_command(stage: Stage) -> None:

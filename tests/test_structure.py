@@ -22,7 +22,7 @@ LAYERS = [
     {"api"},
     {"hub"},
     {"wsgi", "service"},
-    {"hub_wsgi", "supervisor", "doctor"},
+    {"hub_wsgi", "supervisor", "doctor", "upgrade"},
     {"cli", "occ_worker"},
 ]
 

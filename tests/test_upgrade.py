@@ -18,6 +18,7 @@ import pytest
 import urllib3
 
 from occ_app import errors
+from occ_app.client.hub_client import HubClient
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
@@ -27,6 +28,7 @@ from occ_app.system.process_identity import own_identity
 from occ_app.workspaces import workspace as workspaces
 from tests import sentences
 from tests.conftest import Occ, command_line, processes_with, wait_until
+from tests.hub_app import hub_app
 
 ROOT = Path(__file__).parent.parent
 
@@ -226,3 +228,32 @@ def test_a_daemon_of_a_newer_version_is_found(tmp_path: Path) -> None:
     found = daemon.find(config)
     assert found is not None
     assert found.pid == own.pid
+
+
+OLDER = {"protocol": 1, "agentId": None, "name": "box", "version": "0.1.0", "port": 1, "workers": 1}
+NEWER = {**OLDER, "version": "0.2.9", "ofANewerVersion": {"a": [1]}}
+
+
+@pytest.mark.parametrize("said", [OLDER, NEWER], ids=["older", "newer"])
+def test_a_hub_speaks_with_agents_one_minor_version_older_and_newer(tmp_path: Path, said: dict[str, Any]) -> None:
+    with hub_app(tmp_path) as hub:
+        made = hub.call("POST", "/api/agents/register", hub.key("machines", "agent"), json=said).json
+        assert made is not None
+        beat = {"seqNum": 1, "status": "healthy", "version": said["version"], "ofANewerVersion": 1}
+        assert hub.call("POST", f"/api/agents/{made['agentId']}/heartbeat", made["token"], json=beat).status_code == 200
+        assert said["version"] not in str((hub.call("GET", "/health").json or {})["problems"])
+
+
+def test_a_hub_names_an_agent_that_is_further_away(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        body = {**OLDER, "version": "0.9.0"}
+        assert hub.call("POST", "/api/agents/register", hub.key("machines", "agent"), json=body).status_code == 201
+        assert "0.9.0" in str((hub.call("GET", "/health").json or {})["problems"])
+
+
+def test_an_agent_reads_the_replies_of_a_newer_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = {"agentId": "agent-1", "token": "t", "heartbeatIntervalSeconds": 30, "via": "link", "ofANewerVersion": [1]}
+    client = HubClient("http://127.0.0.1:1")
+    monkeypatch.setattr(client, "_call", lambda *_: reply)
+    assert client.register("key", {}).agent_id == "agent-1"
+    assert client.beat("agent-1", "t", {})

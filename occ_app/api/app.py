@@ -11,7 +11,10 @@ from flask import Flask, Request, Response, request
 
 from occ_app.api.measures import Refusals, common
 from occ_app.api.services import Services
+from occ_app.config.config import Config
 from occ_app.config.homes import AGENT
+from occ_app.errors import Unavailable
+from occ_app.home import daemon
 from occ_app.system import logs
 from occ_app.web import callers, refusals
 from occ_app.web.bodies import limit_bodies
@@ -72,6 +75,7 @@ def create_app(services: Services) -> Flask:
         app.register_blueprint(rules.bp)
     executions.add_websocket(app)
     app.before_request(_name_execution)
+    app.before_request(lambda: _refuse_while_held(config))
     app.after_request(_for_browsers)
     return app
 
@@ -79,6 +83,12 @@ def create_app(services: Services) -> Flask:
 def _name_execution() -> None:
     """Name the execution that a request is about in the records of its thread, up to the thread's next request."""
     logs.set_execution((request.view_args or {}).get("execution_id"))
+
+
+def _refuse_while_held(config: Config) -> None:
+    """Refuse every change while an upgrade may still go back to the former version."""
+    if request.method not in ("GET", "HEAD", "OPTIONS") and not daemon.takes_work(config) and daemon.is_held(config):
+        raise Unavailable("STOPPING", "It is being upgraded and accepts nothing yet; try again in a moment.")
 
 
 def _for_browsers(response: Response) -> Response:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,11 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output, remote, transcript
+from occ_app.cli import draining, output, remote
 from occ_app.config.config import Config
-from occ_app.database import schema
 from occ_app.database.database import Database
-from occ_app.executions import queries as executions
 from occ_app.home import daemon, state
 from occ_app.home import notes as agent_notes
-from occ_app.streams.doorbell import Doorbell
 from occ_app.system.foreign_text import visible_line
 
 
@@ -41,24 +36,9 @@ def stop(drain: bool) -> None:
         output.echo("OCC is not running.")
         return
     if drain:
-        _drain(config)
+        draining.drain(config)
     gentle = daemon.stop(config, running)
     output.echo("OCC has stopped." if gentle else "OCC did not stop in time and was ended by force.")
-
-
-def _drain(config: Config) -> None:
-    """Refuse new work and wait until nothing runs; queued executions stay for the next start."""
-    daemon.refuse_work(config)
-    try:
-        with closing(Doorbell(config.run / "tail")) as bell, transcript.Waiting("Waiting for what runs"):
-            database = schema.opened(config.database, readonly=True)
-            while executions.running(database) and daemon.find(config):
-                select.select([bell], [], [], 1.0)
-                bell.hush()
-    except BaseException:
-        daemon.take_work(config)
-        output.echo("occ: not stopped; it takes work again.", err=True)
-        raise
 
 
 @click.command()

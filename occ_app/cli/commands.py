@@ -50,6 +50,7 @@ _MODULES = {
     "demo": "demo",
     "backup": "agent",
     "service": "service",
+    "upgrade": "upgrade",
     "doctor": "doctor",
     "logs": "logs",
     "hub": "hub",

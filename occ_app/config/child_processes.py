@@ -30,6 +30,11 @@ def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
     return environ | interpreter_variables()
 
 
+def own_variables() -> dict[str, str]:
+    """All variables of this process, for a command that is to run in its place."""
+    return dict(os.environ)
+
+
 def interpreter_variables() -> dict[str, str]:
     """What OCC's own Python processes need of this process's environment to load."""
     return {name: os.environ[name] for name in _INTERPRETER if name in os.environ}

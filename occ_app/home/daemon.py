@@ -16,7 +16,7 @@ from occ_app.config.config import Config
 from occ_app.home import certificate
 from occ_app.system.files import write_file
 from occ_app.system.installation import fingerprint
-from occ_app.system.process_identity import ProcessIdentity
+from occ_app.system.process_identity import ProcessIdentity, own_identity
 
 STOP_SECONDS = 10.0
 
@@ -142,6 +142,29 @@ def _variables(pid: int) -> dict[str, str]:
         return {}
     pairs = (os.fsdecode(entry).partition("=") for entry in entries)
     return {name: value for name, equals, value in pairs if equals}
+
+
+def hold(config: Config) -> None:
+    """Have a daemon that starts while this process lives accept nothing until `let_go`."""
+    write_file(_hold_file(config), json.dumps(asdict(own_identity())))
+
+
+def let_go(config: Config) -> None:
+    """End a hold, and accept work."""
+    _hold_file(config).unlink(missing_ok=True)
+    take_work(config)
+
+
+def is_held(config: Config) -> bool:
+    """Whether a living process holds the daemon."""
+    try:
+        return ProcessIdentity(**_read(_hold_file(config))).alive()
+    except TypeError:
+        return False
+
+
+def _hold_file(config: Config) -> Path:
+    return config.run / "upgrading"
 
 
 def refuse_work(config: Config) -> None:

@@ -15,6 +15,7 @@ from occ_app.home import certificate, clock, daemon, notes, state
 from occ_app.home.health import is_recent, log_problems, skipped, skipped_problems, uptime
 from occ_app.hub import placement
 from occ_app.hub.agents import Agent, Agents
+from occ_app.system import versions
 from occ_app.system.timestamps import iso
 
 _COPIED = (
@@ -56,6 +57,16 @@ def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) ->
     ]
 
 
+def _apart(machines: list[Agent]) -> list[str]:
+    """Return a problem for each machine whose version is too far from this hub's."""
+    return [
+        f"Agent {machine.name} ({machine.agent_id}) has OCC {machine.version} and this hub {__version__}, more than one"
+        " minor version apart; `occ upgrade` where the older one runs."
+        for machine in machines
+        if not versions.compatible(machine.version, __version__)
+    ]
+
+
 def _copied(machines: list[Agent]) -> list[str]:
     """Return a problem for each machine of which a copy registered within the last day."""
     return [
@@ -82,6 +93,7 @@ def health(
     if uptime(config.run / "daemon.json") > _SETTLE_SECONDS:
         problems += _without_a_way(machines, via)
     problems += _copied(machines)
+    problems += _apart(machines)
     problems += log_problems(db)
     problems += skipped_problems(db)
     return {

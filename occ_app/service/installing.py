@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from occ_app.config.config import Config
+from occ_app.config.homes import AGENT, HUB, user_folder
 from occ_app.errors import AlreadyRunning, ConfigError, NotRunning, StartFailed
 from occ_app.home import daemon
 from occ_app.home.state import write_private
@@ -114,7 +115,7 @@ def install(plan: Plan) -> None:
     plan.unit.path.chmod(0o644)
     recorded = _recorded(plan.config)
     _record(plan.config, {**recorded, "folders": [*map(str, made), *recorded.get("folders", ())]})
-    refused = "" if plan.unit.system or plan.lingers else _linger(plan.config)
+    refused = "" if plan.unit.system or plan.lingers else _linger()
     _require_manager(plan.unit)
     plan.unit.call("daemon-reload")
     plan.unit.call("enable", plan.unit.name)
@@ -179,7 +180,7 @@ def uninstall(config: Config, machine: Machine) -> list[str]:
             f"sudo rm {unit.path}",
             "sudo systemctl daemon-reload",
         ]
-    recorded = _recorded(config)
+    folders = _recorded(config).get("folders", ())
     if unit.is_managed():
         unit.call("disable", "--now", unit.name)
     unit.path.unlink()
@@ -187,17 +188,14 @@ def uninstall(config: Config, machine: Machine) -> list[str]:
         unit.call("daemon-reload")
     (config.home / unit.name).unlink(missing_ok=True)  # a draft for an administrator
     changes = [f"stopped and removed {unit.path}"]
-    for folder in recorded.get("folders", ()):  # that the installation made, the deepest first
+    for folder in folders:  # that the installation made, the deepest first
         _remove_folder(Path(folder))
     variables = config.home / "service.env"
     if _is_ours(variables):
         variables.unlink()
         changes.append(f"removed {variables}")
-    if recorded.get("lingering"):
-        code, printed = run(["loginctl", "disable-linger", user_name()])
-        changes.append(f"{user_name()} does not linger any more" if code == 0 else f"not undone: {printed.strip()}")
     _record_path(config).unlink(missing_ok=True)
-    return changes
+    return changes + _linger_no_more(machine)
 
 
 def _remove_folder(folder: Path) -> None:
@@ -208,11 +206,26 @@ def _remove_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def _linger(config: Config) -> str:
+def _linger_no_more(machine: Machine) -> list[str]:
+    """Turn lingering off if an installation turned it on and no other service of OCC needs it; returns the change."""
+    if not _lingering_mark().exists() or any(installed(program, machine) for program in (AGENT, HUB)):
+        return []
+    _lingering_mark().unlink()
+    code, printed = run(["loginctl", "disable-linger", user_name()])
+    return [f"{user_name()} does not linger any more" if code == 0 else f"not undone: {printed.strip()}"]
+
+
+def _lingering_mark() -> Path:
+    """The file that says that an installation turned lingering on; an agent and a hub of one user share it."""
+    return user_folder() / "lingering"
+
+
+def _linger() -> str:
     """Have the user's manager run without a session, and note it; returns the reason of a refusal."""
     code, printed = run(["loginctl", "enable-linger", user_name()])
     if code == 0:
-        _record(config, {**_recorded(config), "lingering": True})
+        _lingering_mark().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _lingering_mark().touch()
         return ""
     return (printed.strip().splitlines() or ["it was refused"])[-1].rstrip(".")
 

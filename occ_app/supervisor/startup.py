@@ -43,7 +43,10 @@ def clean(config: Config, seconds: float) -> list[str]:
     state.check_private(config.state)
     state.check_private(config.machine, "a new machine")
     machine.begin_instance(config)
-    daemon.take_work(config)
+    if daemon.is_held(config):
+        daemon.refuse_work(config)
+    else:
+        daemon.let_go(config)
     for folder in ("tail", "worker", "uploads", "links", "memory"):
         for path in (config.run / folder).glob("*"):
             path.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""Draining an agent: it refuses new runs, and the current ones are waited for."""
+
+from __future__ import annotations
+
+import select
+from contextlib import closing
+
+from occ_app.cli import output, transcript
+from occ_app.config.config import Config
+from occ_app.database import schema
+from occ_app.executions import queries as executions
+from occ_app.home import daemon
+from occ_app.streams.doorbell import Doorbell
+
+
+def drain(config: Config) -> None:
+    """Refuse new work and wait until nothing runs; queued executions stay for the next start.
+
+    An interruption accepts work again.
+    """
+    daemon.refuse_work(config)
+    try:
+        with closing(Doorbell(config.run / "tail")) as bell, transcript.Waiting("Waiting for what runs"):
+            database = schema.opened(config.database, readonly=True)
+            while executions.running(database) and daemon.find(config):
+                select.select([bell], [], [], 1.0)
+                bell.hush()
+    except BaseException:
+        daemon.take_work(config)
+        output.echo("occ: not stopped; it takes work again.", err=True)
+        raise

@@ -1,0 +1,127 @@
+"""How OCC is installed, the command that upgrades it, and a copy of its files to go back to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from occ_app.errors import ConfigError, StartFailed
+
+DISTRIBUTION = "online-claude-code"
+_INSTALL_SECONDS = 900.0
+_NAMES = {"pipx": "with pipx", "uv": "with uv tool", "venv": "in a virtual environment"}
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An environment with OCC in it; `kind` is pipx, uv or venv, `packages` the folder that pip writes to."""
+
+    kind: str
+    packages: Path
+    source: str
+
+    @property
+    def description(self) -> str:
+        return f"{_NAMES[self.kind]} ({sys.prefix})"
+
+    @property
+    def copy(self) -> Path:
+        """The place for a copy of the packages, on the same file system."""
+        return self.packages.with_name(".occ-before-upgrade")
+
+    def command(self, source: str) -> list[str]:
+        """Return the command that installs `source`, a requirement, a file or a folder."""
+        if importlib.util.find_spec("pip") is not None:
+            pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+            return [*pip, "--upgrade", source]
+        return ["uv", "pip", "install", "--python", sys.executable, "--upgrade", source]
+
+    def keep(self) -> None:
+        """Copy the packages. Raises StartFailed."""
+        shutil.rmtree(self.copy, ignore_errors=True)
+        try:
+            shutil.copytree(self.packages, self.copy, symlinks=True)
+        except (OSError, shutil.Error) as error:
+            shutil.rmtree(self.copy, ignore_errors=True)
+            raise StartFailed(f"The files of OCC cannot be copied to {self.copy} ({error}); nothing changed.") from None
+
+    def restore(self) -> None:
+        """Put the copied packages back. The copy stays: this process runs from it."""
+        failed = self.packages.with_name(".occ-failed-upgrade")
+        shutil.rmtree(failed, ignore_errors=True)
+        os.rename(self.packages, failed)
+        try:
+            shutil.copytree(self.copy, self.packages, symlinks=True)
+        except (OSError, shutil.Error):  # the disk is full
+            shutil.rmtree(self.packages, ignore_errors=True)
+            os.rename(self.copy, self.packages)
+        shutil.rmtree(failed, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Remove the copy."""
+        shutil.rmtree(self.copy, ignore_errors=True)
+
+
+def found() -> Installation:
+    """Return this installation. Raises ConfigError, with the way to do it by hand, for one that is not OCC's alone."""
+    packages = Path(sysconfig.get_path("purelib"))
+    try:
+        origin = json.loads(importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        origin = {"dir_info": {"editable": True}}
+    if origin.get("dir_info", {}).get("editable"):
+        raise ConfigError(
+            "OCC runs from a checkout. By hand: `occ stop --drain`, `occ backup FILE`, `git pull`, `occ start`."
+        )
+    if sys.prefix == sys.base_prefix:
+        raise ConfigError(
+            f"OCC is installed for all programs of {sys.executable}. By hand: `occ stop --drain`, `occ backup FILE`,"
+            " upgrade it as it was installed, `occ start`."
+        )
+    prefix, kind = Path(sys.prefix), "venv"
+    if (prefix / "pipx_metadata.json").exists():
+        kind = "pipx"
+    elif (prefix / "uv-receipt.toml").exists():
+        kind = "uv"
+    return Installation(kind, packages, _source(origin))
+
+
+def _source(origin: dict[str, object]) -> str:
+    """The folder that it was installed from, or its name in the package index."""
+    url = urlsplit(str(origin.get("url", "")))
+    return unquote(url.path) if url.scheme == "file" and "dir_info" in origin else DISTRIBUTION
+
+
+def absolute(source: str) -> str:
+    """Return the absolute path of a source that is a file or a folder, and any other as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
+
+
+def run(argv: list[str], environment: dict[str, str]) -> None:
+    """Run the installing command. Raises StartFailed with the last lines that it prints."""
+    try:
+        done = subprocess.run(
+            argv,
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_INSTALL_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StartFailed(f"`{argv[0]}` cannot be run ({type(error).__name__}).") from None
+    if done.returncode != 0:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+        raise StartFailed(f"The installation failed: {' '.join(lines)}")
