@@ -426,3 +426,42 @@ def test_a_person_at_the_terminal_answers_through_the_hub(setting: Setting, monk
     assert list(asking(cast("AgentClient", client), iter([event]), here=True)) == [event]
     found = setting.on_agent(approval_id)
     assert (found.state, found.message, found.actor, found.surface) == ("denied", "not that", "operator", "terminal")
+
+
+def test_an_answer_of_a_key_that_was_revoked_is_not_delivered(setting: Setting) -> None:
+    approval_id = setting.asked()
+    setting.machine.away = True
+    assert setting.post(approval_id).status_code == 202
+    name = setting.seen(approval_id)["pending"]["actor"]
+    assert setting.hub.call("POST", f"/keys/{name}/revoke").status_code == 200
+    setting.machine.away = False
+    setting.approvals.deliver(setting.approvals.get(approval_id, None))
+    assert setting.on_agent(approval_id).state == "open"
+    record = setting.seen(approval_id, "admin")
+    assert (record["pending"], record["problem"]["code"]) == (None, "FORBIDDEN")
+    assert setting.post(approval_id, "admin", "deny").status_code == 200
+
+
+def test_machines_that_hang_hold_few_threads_and_an_answer_waits_instead(setting: Setting) -> None:
+    approval_id, places = setting.asked(), setting.approvals.places
+    taken = 0
+    while places.acquire(blocking=False):
+        taken += 1
+    try:
+        assert taken < 16
+        assert setting.post(approval_id).status_code == 202
+        assert f"POST /approvals/{approval_id}" not in setting.machine.calls
+    finally:
+        for _ in range(taken):
+            places.release()
+    assert setting.post(approval_id).status_code == 200  # the same again delivers it
+
+
+def test_an_answer_is_remembered_on_the_machine(setting: Setting) -> None:
+    approval_id = setting.asked()
+    assert setting.seen(approval_id)["alwaysAllows"] == ["Bash(make)"]
+    assert setting.post(approval_id, remember="workspace").status_code == 200
+    rules = setting.machine.call("GET", "/rules")["rules"]
+    assert [(rule["rule"], rule["actor"]) for rule in rules if rule["workspaceId"] is not None] == [
+        ("Bash(make)", setting.seen(approval_id)["actor"])
+    ]

@@ -67,12 +67,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Person:
-    """Who answers: a name for others to read, the owner whose approvals are visible (None: all), and the surface."""
+    """Who answers: a name for others to read, the owner whose approvals are visible (None: all), and the surface.
+
+    `key_id` is the key of a hub that the person used, if any.
+    """
 
     actor: str
     visible_to: str | None = None
     surface: str = "api"
     viewer: bool = False
+    key_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Pending:
     actor: str
     surface: str
     answered_at: str
+    key_id: str | None = None
 
     @property
     def decision(self) -> str:

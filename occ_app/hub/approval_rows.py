@@ -17,7 +17,7 @@ from typing import Any
 from occ_app.database.database import Database
 from occ_app.errors import Conflict, Forbidden, approval_not_found
 from occ_app.executions import approvals
-from occ_app.executions.approvals import Answer, Approval, Person
+from occ_app.executions.approvals import Answer, Approval, Pending, Person
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import iso, iso_now
 
@@ -113,13 +113,13 @@ def keep_answer(db: Database, approval_id: str, answer: Answer, person: Person) 
             raise Forbidden("This key is a viewer's: it reads and answers nothing. Use a key of the role owner.")
         approval = approvals.from_row(row)
         approvals.check(approval, answer)
-        pending = {"answer": asdict(answer), "actor": person.actor, "surface": person.surface, "answered_at": iso_now()}
+        pending = Pending(answer, person.actor, person.surface, iso_now(), person.key_id)
         won = connection.execute(
             """
             UPDATE approvals SET pending = :pending, problem = NULL
             WHERE approval_id = :approval_id AND state = 'open' AND pending IS NULL
             """,
-            {"pending": to_json(pending), "approval_id": approval_id},
+            {"pending": to_json(asdict(pending)), "approval_id": approval_id},
         ).rowcount
         if not won:
             _refuse_another(approval, answer)

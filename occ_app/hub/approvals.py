@@ -7,8 +7,9 @@ reached, the answer waits, and the control process delivers it once the machine 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -32,6 +33,7 @@ log = logging.getLogger("occ.approvals")
 OPERATOR = "operator"  # who has the hub's own token
 _API_SURFACES = ("api", "terminal")  # that a client of the API may name
 _SECONDS = 5.0
+_CALLS = 8
 _MAX_SENTENCE_CHARACTERS = 4000
 _MAX_INPUT_BYTES = 2 << 20  # of an input's JSON, escaped
 _FINAL = (403, 404, 409, 413, 422)  # statuses that refuse the answer itself; after others it is delivered again
@@ -39,11 +41,17 @@ _FINAL = (403, 404, 409, 413, 422)  # statuses that refuse the answer itself; af
 
 @dataclass(frozen=True)
 class HubApprovals:
-    """See occ_app/api/approvals.py. Used by any process of a hub."""
+    """See occ_app/api/approvals.py. Used by any process of a hub.
+
+    `places` are for calls at once that somebody waits for; an answer without a place is delivered a moment later.
+    """
 
     db: Database
     agents: Agents
     calls: Calls
+    places: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(_CALLS), compare=False
+    )
 
     def person(self, caller: Caller, surface: str, actor: str | None = None) -> Person:
         """Return who answers through the API. Raises InvalidRequest for a client that names another person."""
@@ -66,7 +74,7 @@ class HubApprovals:
     def get(self, approval_id: str, visible_to: str | None) -> Approval:
         """Return one approval, with its whole input if that is here or the machine answers. Raises NotFound."""
         found = approvals.get(self.db, approval_id, visible_to)
-        return self.completed(found) if found.truncated else found
+        return self._called(self.completed, found) if found.truncated else found
 
     def completed(self, approval: Approval) -> Approval:
         """Return an approval with its whole input, asked of its machine; as it is when that does not answer."""
@@ -96,17 +104,29 @@ class HubApprovals:
                 "The hub has only the beginning of this input, and the machine does not answer; allow it once you have"
                 " seen the whole. You can deny it now.",
             )
-        approval = self.deliver(rows.keep_answer(self.db, approval_id, answer, person))
+        approval = self._called(self.deliver, rows.keep_answer(self.db, approval_id, answer, person))
         if approval.problem is not None:
             code, message = str(approval.problem["code"]), str(approval.problem["message"])
             raise RequestError(code, message, approvals.closing(approval) if code == "APPROVAL_CLOSED" else {})
         return approval
+
+    def _called(self, call: Callable[[Approval], Approval], approval: Approval) -> Approval:
+        """Call an approval's machine while somebody waits; without a place for that the approval stays as it is."""
+        if not self.places.acquire(blocking=False):
+            return approval
+        try:
+            return call(approval)
+        finally:
+            self.places.release()
 
     def deliver(self, approval: Approval) -> Approval:
         """Give the machine the pending answer of an approval, and store the reply; returns the row as it is then."""
         agent, pending = self.agents.find(approval.agent_id or ""), approval.pending
         if agent is None or pending is None:
             return approval
+        if pending.key_id is not None and keys.is_revoked(self.db, pending.key_id):
+            why = f"The key of {pending.actor} was revoked before the machine had the answer; answer with another one."
+            return rows.drop_answer(self.db, approval, "FORBIDDEN", why)
         sent = web.schema_of(schemas.ApprovalAnswer).dump(
             {**asdict(pending.answer), "actor": pending.actor, "surface": pending.surface}
         )
@@ -142,7 +162,7 @@ class HubApprovals:
 def person_of(db: Database, caller: Caller, surface: str) -> Person:
     """Return the person behind a key or a login, who answers on this surface."""
     name = keys.owner_name(db, caller.owner_id) or OPERATOR
-    return Person(name, caller.visible_to, surface, caller.viewer)
+    return Person(name, caller.visible_to, surface, caller.viewer, caller.key_id)
 
 
 def _path(approval: Approval) -> str:

@@ -150,6 +150,13 @@ def owner_name(db: Database, owner_id: str | None) -> str | None:
     return None if row is None else str(row["name"])
 
 
+def is_revoked(db: Database, key_id: str) -> bool:
+    """Return whether a key was revoked."""
+    with db.read() as connection:
+        row = connection.execute("SELECT revoked_at FROM keys WHERE key_id = :key_id", {"key_id": key_id}).fetchone()
+    return row is None or row["revoked_at"] is not None
+
+
 def listing(db: Database) -> list[Key]:
     """All keys, the revoked ones too, oldest first."""
     with db.read() as connection:
