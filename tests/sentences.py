@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-ALLOW_NOT_DELIVERED_YET = "allow not delivered yet"
 ARE_FOR_A_HUB = "are for a hub"
 A_HUB_DOES_NOT_KNOW_OF = "a hub does not know of restores"
 A_NEWER_LINK_TOOK_ITS_PLACE = "a newer link took its place"
@@ -28,11 +27,13 @@ IS_NOT_RUNNING = "is not running"
 IS_NOT_THIS_HUB_S = "is not this hub's"
 IS_STARTED_AGAIN = "is started again"
 IT_TAKES_WORK_AGAIN = "it takes work again"
+LET_SERVICES_RUN = "sudo loginctl enable-linger"
 NOTHING_IS_RUNNING = "nothing is running"
 NOTHING_TO_WRITE = "Nothing to write"
 NOTHING_WAITS_FOR_A_PERSON = "Nothing waits for a person."
 NOTHING_WAS_HEARD = "nothing was heard"
 NOT_A_VALID_CLIENT_KEY = "not a valid client key"
+NOT_DELIVERED_YET = "not delivered yet"
 NOT_LOGGED_IN = "not logged in"
 NO_ANSWER_IN_TIME = "no answer in time"
 NO_EXECUTIONS_LIKE_THAT = "No executions like that."

@@ -126,7 +126,7 @@ def test_the_commands_answer_on_a_hub_for_all_machines(tmp_path: Path, monkeypat
         assert sentences.ONCE_THE_MACHINE_CAN_BE_REACHED in done.stderr
         assert "Bash" in done.stdout
         assert f"{second} " in command("approvals").stdout
-        assert sentences.ALLOW_NOT_DELIVERED_YET in command("approvals").stdout
+        assert sentences.NOT_DELIVERED_YET in command("approvals").stdout
         assert command("deny", "--last", "no").exit_code == 0  # the newest that nobody has answered
         pending = {each["approvalId"]: each["pending"] for each in client.call("GET", "/approvals")["approvals"]}
         assert {key: value["decision"] for key, value in pending.items()} == {second: "allow", first: "deny"}

@@ -14,9 +14,8 @@ TABLE = {name: value for name, value in vars(sentences).items() if name.isupper(
 
 def test_every_sentence_of_the_table_is_one_that_occ_prints() -> None:
     sources = [text for path in _sources() for text in _strings(ast.parse(path.read_text()))]
-    sources += [
-        path.read_text() for folder in ("templates", "static") for path in (ROOT / "occ_app/hub" / folder).iterdir()
-    ]
+    pages = (ROOT / "occ_app/hub").rglob("*.*")
+    sources += [path.read_text() for path in pages if path.suffix in (".html", ".js")]
     unknown = [value for value in TABLE.values() if not any(value in source for source in sources)]
     assert not unknown, unknown
 

@@ -23,6 +23,7 @@ from occ_app.service.persistence import persistence
 from occ_app.service.systemd import Machine, user_name
 from occ_app.service.unit import MARK, Service, crontab_line, unit_text, variables_text
 from occ_app.system.process_identity import own_identity
+from tests import sentences
 from tests.conftest import Occ, wait_until
 
 # Keeps which units are enabled and active as files, and refuses the verbs that a file refuse-VERB names.
@@ -135,7 +136,7 @@ def test_refused_lingering_is_said_with_the_one_command(stage: Stage) -> None:
     (stage.state / "refuse-enable-linger").touch()
     result = stage.run("install")
     assert result.return_value == 1
-    assert f"sudo loginctl enable-linger {user_name()}" in result.output
+    assert f"{sentences.LET_SERVICES_RUN} {user_name()}" in result.output
     found = persistence(Config.program, stage.machine)
     assert (found.running, found.logout, found.reboot) == (True, False, False)
 
