@@ -910,3 +910,22 @@ def m028_inputs(db: Database) -> None:
         "CREATE INDEX inputs_open ON inputs (execution) WHERE state IN ('waiting', 'sent')",
     ):
         db.execute(statement)
+
+
+@occ()
+def m029_attachments(db: Database) -> None:
+    """Keep the images and files that come with prompts."""
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN attachments TEXT",  # JSON: their names, kinds and sizes
+        """
+        CREATE TABLE attachments (
+            execution  INTEGER NOT NULL REFERENCES executions (number),
+            position   INTEGER NOT NULL,
+            name       TEXT NOT NULL,
+            media_type TEXT NOT NULL,
+            data       BLOB NOT NULL,
+            PRIMARY KEY (execution, position)
+        )
+        """,
+    ):
+        db.execute(statement)

@@ -137,7 +137,9 @@ def test_follow_ups_of_another_owner_are_not_there(tmp_path: Path) -> None:
         ada, bob = hub.key("ada", "client"), hub.key("bob", "client")
         add_workspace(hub, "ada", "work")
         for body in ({"executionId": "one", "workspaceId": "work"}, {"executionId": "two", "continues": "one"}):
-            hub.call("POST", "/execute", ada, json={**body, "prompt": "hello"}).close()
+            hub.call(
+                "POST", "/execute", ada, json={**body, "prompt": "hello"}, environ_overrides={"gunicorn.socket": None}
+            ).close()
 
         def patch(key: str, body: dict[str, Any], execution_id: str = "two") -> tuple[int, Any]:
             reply = hub.call("PATCH", f"/executions/{execution_id}", key, json=body)

@@ -122,6 +122,7 @@ def test_sql_stands_in_its_few_modules() -> None:
             for module in (
                 "acceptance",
                 "approvals",
+                "attachments",
                 "conversations",
                 "changes",
                 "events",

@@ -14,7 +14,7 @@ from occ_app import errors
 from occ_app.api.follow_ups import check_prompt_size
 from occ_app.api.services import Services, services
 from occ_app.config.settings import PERMISSIONS
-from occ_app.executions import acceptance, lifecycle
+from occ_app.executions import acceptance, attachments, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
 from occ_app.streams import followers as streams
@@ -36,7 +36,7 @@ def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
     web.origin()  # refused here when it is malformed, and looked at when the execution is admitted
-    wanted = asked_for(web.json_body(web.largest_body_with_prompt()))
+    wanted = asked_for(web.json_body(web.largest_body_with_prompt() + 2 * attachments.MAX_BYTES))
     with services().streams.place(callers.caller().key_id) as place:
         execution, created = start(wanted)
         response = stream(execution, after, place, follow=True)
@@ -107,6 +107,7 @@ def asked_for(body: Any) -> Request:
         labels=tuple(loaded.get("labels", ())),
         workspace_generation=loaded.get("workspace_generation"),
         notify=loaded.get("notify", False),
+        attachments=attachments.checked([(each["name"], each["data"]) for each in loaded.get("attachments", ())]),
     )
 
 

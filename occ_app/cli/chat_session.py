@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import click
 
 from occ_app import errors
-from occ_app.cli import approvals, output, transcript
+from occ_app.cli import approvals, attached, output, transcript
 from occ_app.cli.diff import changes_of, show_patch, show_sums
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Changes
@@ -22,6 +23,7 @@ HELP = """\
 Type a prompt. A line that ends with \\ continues on the next one; \"\"\" begins and ends a prompt of several lines.
 While Claude works, Ctrl-C lets you send a text to it, or cancel it.
 
+  /attach FILE  send an image, a PDF or a text with the next prompt
   /diff     show the changes of the last turn that was not undone
   /undo     undo the changes of that turn; again for the turn before it
   /queue    list the prompts that wait; while Claude works, /queue TEXT adds one
@@ -75,9 +77,11 @@ class Chat:
         self._last = last
         self._lowers = "permissions" not in options  # nobody chose them
         self._undoable: list[str] = []  # turns whose changes are in the workspace, the newest last
+        self._attached: list[dict[str, str]] = []  # files for the next prompt
         self._seen = 0  # the newest event that was printed
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: output.echo(HELP),
+            "/attach": self._attach,
             "/diff": lambda _: self._diff(),
             "/undo": lambda _: self._undo(),
             "/queue": lambda _: self._list_waiting(),
@@ -131,7 +135,9 @@ class Chat:
     def _say(self, text: str) -> None:
         execution_id, first = new_execution_id(), self._last is None
         workspace = self._place.workspace() if first else None
-        events = self._begun(workspace, text, {"executionId": execution_id, "continues": self._last})
+        names = {"executionId": execution_id, "continues": self._last, "attachments": self._attached or None}
+        self._attached = []
+        events = self._begun(workspace, text, names)
         self._seen = 0
         self._watch(execution_id, events)
         self._watch_waiting()
@@ -304,6 +310,14 @@ class Chat:
             return
         self._client.cancel(meant[0])
         output.note(f"dropped {meant[0]}")
+
+    def _attach(self, name: str) -> None:
+        try:
+            self._attached += attached.read([Path(name).expanduser()])
+        except click.UsageError as error:
+            output.note(error.message)
+            return
+        output.note(f"with the next prompt: {', '.join(visible_line(each['name']) for each in self._attached)}")
 
     # -- changes
 

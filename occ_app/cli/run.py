@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output, output_failed, remote, remotes, run_end, run_target, transcript
+from occ_app.cli import attached, output, output_failed, remote, remotes, run_end, run_target, transcript
 from occ_app.cli.approvals import asking
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
@@ -79,6 +79,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: a label of the machine; may be repeated.")
 @click.option("--notify", is_flag=True, help="On a hub: notify you of its end, also of a short run.")
 @click.option("--hub", is_flag=True, help="Send it to this machine's hub, as --url local-hub does.")
+@attached.option
 @remote.options("Agent or hub to send it to.")
 @click.option("-d", "--detach", is_flag=True, help="Return once it is accepted, and print its id alone on a line.")
 @click.option(
@@ -105,6 +106,7 @@ def run(
     label: tuple[str, ...],
     notify: bool,
     hub: bool,
+    attach: list[dict[str, str]],
     url: str | None,
     token: str | None,
     pin: str | None,
@@ -144,6 +146,7 @@ def run(
     limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     settings: dict[str, Any] = {"sessionId": target.session, **limits}
     settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None, "notify": notify or None}
+    settings["attachments"] = attach or None
     options = {name: value for name, value in settings.items() if value is not None}
     events = _announced(
         client.execute(target.workspace, prompt, executionId=execution_id, **options), execution_id, target

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from occ_app.executions import conversations, events, waiting
+from occ_app.executions import attachments, conversations, events, waiting
 from occ_app.executions.queries import from_row
 from occ_app.executions.records import Execution, Request
 from occ_app.system import compact_json, timestamps
@@ -40,11 +40,11 @@ def insert(
         INSERT INTO executions (execution_id, workspace_id, workspace_generation, state, request_hash, prompt,
             timeout_seconds, idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id,
             created_at, key_id, owner_id, permissions, wanted_agent, wanted_labels, conversation,
-            continues, notify)
+            continues, notify, attachments)
         VALUES (:execution_id, :workspace_id, :generation, 'queued', :hash, :prompt,
             :timeout_seconds, :idle_timeout_seconds, :model, :max_turns, :max_budget_usd, :session_id,
             :created_at, :key_id, :owner_id, :permissions, :agent_id, :wanted_labels, :conversation,
-            :former, :notify)
+            :former, :notify, :attachments)
         RETURNING *, 1 AS newest_seq
         """,
         {
@@ -54,10 +54,12 @@ def insert(
             "agent_id": agent_id,
             "conversation": conversations.conversation_of(connection, request, former, generation),
             "former": None if former is None else former.number,
+            "attachments": compact_json.to_json([each.summary for each in request.attachments]),
             "wanted_labels": compact_json.to_json(request.labels) if request.labels else None,
         },
     ).fetchall()[0]
     number = int(row["number"])
+    attachments.insert(connection, number, request.attachments)
     position = 0 if alone else waiting.Line(connection).ahead(number, free_workers)
     data = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
     events.insert(connection, number, 1, [("queued", data)])

@@ -209,7 +209,7 @@ def forget_prompt(db: Database, number: int) -> None:
             " WHERE number = ? AND last_seq IS NOT NULL",
             (number,),
         )
-        for table in ("fetched_changes", "inputs", "approvals"):
+        for table in ("fetched_changes", "inputs", "approvals", "attachments"):
             connection.execute(f"DELETE FROM {table} WHERE execution = :number", {"number": number})  # noqa: S608 - literals
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 from typing import Any
@@ -209,6 +210,7 @@ def from_row(row: sqlite3.Row) -> Execution:
     values["wanted_labels"] = rows.texts(values["wanted_labels"])
     values["cost_exact"] = bool(values["cost_exact"])
     values["changes"] = _usage(values["changes"])
+    values["attachments"] = _list(values["attachments"])
     # A row of an earlier version may hold unchecked data of a machine or a CLI.
     values["usage"] = _usage(values["usage"])
     for name in _NUMBERS:
@@ -229,6 +231,15 @@ def _usage(text: Any) -> Any:
         return None if text is None else storable(object_of(text))
     except (ValueError, TypeError):
         return None
+
+
+def _list(text: Any) -> list[Any]:
+    """Return the JSON list that a row holds; empty for anything else."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else []
+    except (ValueError, RecursionError):
+        return []
+    return storable(found) if isinstance(found, list) else []
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from occ_app.executions import events
+from occ_app.executions.attachments import Attachment
 from occ_app.system import compact_json, timestamps
 from occ_app.system.process_identity import ProcessIdentity
 
@@ -46,6 +47,7 @@ class Request:
     labels: tuple[str, ...] = ()
     workspace_generation: int | None = None  # the number that the workspace must have
     notify: bool = False  # on a hub: notify the owner of its end, however short it was
+    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Execution:
     `cancel_code` is the error code that it is to end with, once it was cancelled.
     Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
     the prompt.
+    `attachments` describes those of its prompt; attachments.py has their content.
     `place` is its place in the line if it was moved, `paused` the reason why it waits for a person: a turn before it
     `failed`, or a `person` paused it.
     `start_tree` and `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON
@@ -112,6 +115,7 @@ class Execution:
     end_tree: str | None = None
     changes: Any = None
     changes_reason: str | None = None
+    attachments: Any = ()
     place: int | None = None
     paused: str | None = None
 

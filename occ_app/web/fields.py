@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -111,6 +112,20 @@ class TrueOrFalse(fields.Boolean):
         if not isinstance(value, bool):
             raise ValidationError("Must be true or false.")
         return super()._deserialize(value, *args, **kwargs)
+
+
+class Base64(fields.String):
+    """Bytes in Base64."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(metadata={"format": "byte"}, **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, *args, **kwargs)
+        try:
+            return base64.b64decode(text, validate=True)
+        except ValueError:
+            raise ValidationError("Must be Base64.") from None
 
 
 class Moment(fields.String):

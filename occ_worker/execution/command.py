@@ -5,10 +5,14 @@ docs/claude-cli.md names the versions this was measured on, and gives the findin
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from occ_app.config.config import DEFAULT_TOOLS, Config
+from occ_app.executions.attachments import PDF, TEXT, Attachment
 from occ_app.executions.records import Execution
 
 # Unset for versions that know CLAUDE_CODE_DISABLE_FILE_MENTIONS: it also takes away the CLI's own reminders.
@@ -94,14 +98,27 @@ def environment(config: Config) -> dict[str, str]:
     return {**config.cli_environment, **_FIXED_ENVIRONMENT}
 
 
-def prompt_line(prompt: str, message_id: str | None = None) -> bytes:
+def prompt_line(prompt: str, message_id: str | None = None, attachments: Sequence[Attachment] = ()) -> bytes:
     """Return the line of input for a prompt; for one with an id the CLI reports when it takes it."""
     if prompt.startswith("/"):
         # Even with --disable-slash-commands the CLI answers "/nosuch" itself; text is meant to reach the model.
         prompt = " " + prompt
     # The mark says that the text is no person's at a terminal: newer versions look for no commands and mentions in it.
-    message = {"type": "user", "message": {"role": "user", "content": prompt}, "client_composed": True}
+    content = [*_blocks(attachments), {"type": "text", "text": prompt}] if attachments else prompt
+    message = {"type": "user", "message": {"role": "user", "content": content}, "client_composed": True}
     return json.dumps(message | ({} if message_id is None else {"uuid": message_id})).encode() + b"\n"
+
+
+def _blocks(attachments: Sequence[Attachment]) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a prompt that its attachments are, each after its name."""
+    for each in attachments:
+        if each.media_type == TEXT:
+            yield {"type": "text", "text": f"Attached file {each.name}:\n\n{each.data.decode()}"}
+            continue
+        kind = "document" if each.media_type == PDF else "image"
+        source = {"type": "base64", "media_type": each.media_type, "data": base64.b64encode(each.data).decode()}
+        yield {"type": "text", "text": f"Attached file {each.name}:"}
+        yield {"type": kind, "source": source}
 
 
 def withdrawal_line(message_id: str) -> bytes:

@@ -15,6 +15,7 @@ import signal
 import time
 
 from occ_app.errors import OCCError
+from occ_app.executions import attachments
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
@@ -61,10 +62,11 @@ class Driver:
         self._steering = Steering(context, execution, self._translator, self._send, self._store)
         self._permissions = None
         first = b""
+        files = attachments.of_execution(context.db, execution.number) if execution.attachments else ()
         if verdicts.hooked(context.db, context.config, execution):
             self._permissions = Permissions(context, execution, self._send, self._store)
             first = permissions.initialize_line()
-        self._input = memoryview(first + claude.prompt_line(execution.prompt or ""))
+        self._input = memoryview(first + claude.prompt_line(execution.prompt or "", attachments=files))
         self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
         self._termination_begun = 0.0
         self._signalled = 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ
 from occ_app.errors import Refused
-from occ_app.executions import lifecycle
+from occ_app.executions import attachments, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.hub import ceilings, keys
@@ -157,6 +158,13 @@ def _name_on_agent(context: RelayContext, execution: Execution) -> str:
     return workspace.name if workspace is not None and workspace.is_project else execution.workspace_id
 
 
+def _attachments(context: RelayContext, execution: Execution) -> list[dict[str, str]]:
+    if not execution.attachments:
+        return []
+    found = attachments.of_execution(context.db, execution.number)
+    return [{"name": each.name, "data": base64.b64encode(each.data).decode()} for each in found]
+
+
 def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
     """Return the body of the agent's POST /execute; the agent decides the values that the client left open.
 
@@ -172,6 +180,7 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         # The default goes unnamed: agents of an older OCC do not know the field.
         "permissions": None if execution.permissions == ceilings.DEFAULT else execution.permissions,
         "workspaceGeneration": agent_generation(context, execution),
+        "attachments": _attachments(context, execution),
     }
     target = {"executionId": execution.execution_id, "workspaceId": _name_on_agent(context, execution)}
     return {**target, "prompt": execution.prompt, **{name: value for name, value in options.items() if value}}

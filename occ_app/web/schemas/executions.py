@@ -7,12 +7,13 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from occ_app.config.settings import PERMISSIONS
-from occ_app.executions import inputs
+from occ_app.executions import attachments, inputs
 from occ_app.web.fields import (
     CURSOR_PATTERN,
     ID_PREFIX_PATTERN,
     MODEL_PATTERN,
     UUID_PATTERN,
+    Base64,
     Id,
     Seconds,
     TrueOrFalse,
@@ -24,6 +25,21 @@ from occ_app.web.fields import (
     check_session,
 )
 from occ_app.web.schemas.base import LARGEST_GENERATION, STATES, RequestSchema
+
+
+class AttachmentBody(RequestSchema):
+    """An image, a PDF or a text that comes with a prompt; `data` is Base64."""
+
+    name = fields.String(required=True, validate=[validate.Length(1, 255), check_one_line])
+    data = Base64(required=True)
+
+
+class AttachmentRecord(Schema):
+    """The name, the kind and the size of an attachment."""
+
+    name = fields.String()
+    media_type = fields.String(data_key="mediaType", attribute="mediaType")
+    bytes = fields.Integer()
 
 
 class ExecuteBody(RequestSchema):
@@ -40,6 +56,7 @@ class ExecuteBody(RequestSchema):
     session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
     permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
     continues = Id()
+    attachments = fields.List(fields.Nested(AttachmentBody), validate=validate.Length(max=attachments.MAX_FILES))
     workspace_generation = WholeNumber(data_key="workspaceGeneration", validate=validate.Range(1, LARGEST_GENERATION))
 
     @validates_schema
@@ -140,6 +157,7 @@ class ExecutionRecord(Schema):
     duration_ms = fields.Integer(data_key="durationMs", allow_none=True)
     last_seq = fields.Integer(data_key="lastSeq")
     agent_id = fields.String(data_key="agentId", allow_none=True)
+    attachments = fields.List(fields.Nested(AttachmentRecord))
     waits_for = fields.String(data_key="waitsFor", allow_none=True)
     is_paused = fields.Boolean(data_key="paused")
     changes = fields.Nested(ChangesSummary, allow_none=True)
