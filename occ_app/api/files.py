@@ -83,14 +83,14 @@ def leave(_: object) -> None:
 @contract(reply=schemas.Changes)
 def changes(execution_id: str) -> Any:
     """The files that an execution changed. Waits a while for those of one that is just over."""
-    return files().changes(_recorded(execution_id))
+    return files().changes(recorded(execution_id))
 
 
 @bp.get("/executions/<execution_id>/diff")
 @contract(query=schemas.DiffQuery, content=_PATCH)
 def diff(execution_id: str, query: dict[str, Any]) -> Response:
     """The changes of an execution as a patch that `git apply --binary` takes."""
-    content = files().diff(_recorded(execution_id), query.get("path"))
+    content = files().diff(recorded(execution_id), query.get("path"))
     return Response(content, content_type="text/x-diff; charset=utf-8")
 
 
@@ -99,7 +99,7 @@ def diff(execution_id: str, query: dict[str, Any]) -> Response:
 def stored(execution_id: str, path: str, query: dict[str, Any]) -> Response:
     """A file as an execution found or left it."""
     open_files.plain_parts(path)  # a hub's call with dots would lead to another address of its machine
-    found = files().stored(_recorded(execution_id), path, query["at"])
+    found = files().stored(recorded(execution_id), path, query["at"])
     response = Response(found.content, content_type="application/octet-stream")
     response.content_length = found.size
     response.headers["OCC-Mode"] = found.mode
@@ -142,7 +142,7 @@ def _workspace(workspace_id: str, generation: int | None = None) -> Workspace:
     return workspaces.get(services().db, workspace_id, callers.caller().visible_to, generation)
 
 
-def _recorded(execution_id: str) -> Execution:
+def recorded(execution_id: str) -> Execution:
     """Return an execution of the caller's whose changes are known. Raises NotFound with the reason."""
     own, visible_to = services(), callers.caller().visible_to
     execution = executions.get(own.db, execution_id, visible_to)

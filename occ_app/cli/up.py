@@ -156,12 +156,14 @@ def _hub_settings(lan: bool, public_url: str | None, flags: dict[str, Any]) -> H
 
 
 def _check_exposure(hub: HubConfig, agent: Config) -> None:
-    """Raise UsageError for a hub that others reach without TLS, or without a decision on what runs may do."""
+    """Raise UsageError for a hub that others reach without TLS, or without a limit for runs."""
     if is_loopback(hub.bind_address) and hub.public_url is None:
         return
     secure = bool(hub.tls or hub.tls_cert)
     if hub.public_url is not None and not hub.public_url.startswith("https://"):
-        raise click.UsageError("--public-url must begin with https://: the link in it logs in whoever reads it.")
+        raise click.UsageError(
+            "--public-url must begin with https://: without TLS, others can read the link that logs in."
+        )
     if not secure and not (hub.trusted_proxies and hub.public_url):
         raise click.UsageError(
             "Others can read what is sent without TLS: add --tls self-signed, or --tls-cert and --tls-key. For a proxy"
@@ -169,7 +171,7 @@ def _check_exposure(hub: HubConfig, agent: Config) -> None:
         )
     if agent.permissions is None:
         raise click.UsageError(
-            "Say with --permissions what runs on this machine may do at most when others reach the page:"
+            "Others reach this page: limit the runs on this machine with --permissions, one of"
             f" {', '.join(PERMISSIONS)}. `occ up --help` has an example."
         )
 

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from occ_app.database.database import Database
 from occ_app.executions import queries as executions
@@ -65,6 +65,19 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Only:
+    """What narrows a search; None: any. `since` is an ISO time."""
+
+    workspace_id: str | None = None
+    agent_id: str | None = None
+    state: str | None = None
+    since: str | None = None
+
+
+ANY = Only()
+
+
+@dataclass(frozen=True)
 class Found:
     """Newest first. `next` is the `before` of the next page; `unindexed` counts executions that are not indexed yet."""
 
@@ -73,7 +86,14 @@ class Found:
     unindexed: int
 
 
-def find(db: Database, query: str, visible_to: str | None = None, limit: int = 20, before: int | None = None) -> Found:
+def find(
+    db: Database,
+    query: str,
+    visible_to: str | None = None,
+    limit: int = 20,
+    before: int | None = None,
+    only: Only = ANY,
+) -> Found:
     """Return executions with every word of `query` in prompt or output; of the owner `visible_to` alone, if given."""
     with db.read() as connection, closing(_Marker(query)) as marker:
         unindexed = connection.execute(
@@ -87,10 +107,21 @@ def find(db: Database, query: str, visible_to: str | None = None, limit: int = 2
             """
             SELECT search.rowid AS number, search.prompt, search.output
             FROM search CROSS JOIN executions x ON x.number = search.rowid
-            WHERE search MATCH ? AND (? IS NULL OR search.rowid < ?) AND (? IS NULL OR x.owner_id = ?)
-            ORDER BY search.rowid DESC LIMIT ?
+            WHERE search MATCH :expression AND (:before IS NULL OR search.rowid < :before)
+                AND (:visible_to IS NULL OR x.owner_id = :visible_to)
+                AND (:workspace_id IS NULL OR x.workspace_id = :workspace_id)
+                AND (:agent_id IS NULL OR x.agent_id = :agent_id)
+                AND (:state IS NULL OR x.state = :state)
+                AND (:since IS NULL OR x.created_at >= :since)
+            ORDER BY search.rowid DESC LIMIT :limit
             """,
-            (expression(query), before, before, visible_to, visible_to, limit + 1),
+            {
+                "expression": expression(query),
+                "before": before,
+                "visible_to": visible_to,
+                "limit": limit + 1,
+                **asdict(only),
+            },
         )
         results: list[Result] = []
         for row in rows:

@@ -212,8 +212,9 @@ def list_keys() -> Any:
 @contract(body=hub_schemas.KeyBody, reply=hub_schemas.KeyMade, status=201, admin=True)
 def create_key(body: dict[str, Any]) -> Any:
     """Make a key; the answer is the only one that has its secret."""
-    role = body.setdefault("role", "admin" if body["admin"] else "owner")
-    if body.pop("admin") != (role == "admin"):
+    admin = body.pop("admin")
+    role = body.setdefault("role", "admin" if admin else "owner")
+    if admin not in (None, role == "admin"):
         raise errors.InvalidRequest("`admin` and `role` differ; send only `role`.", {"role": ["Not admin."]})
     if role != "owner" and body["kind"] == "agent":
         message = "Only a client's key can be an admin's or a viewer's."
@@ -232,7 +233,7 @@ def create_key(body: dict[str, Any]) -> Any:
 def rotate_key(name: str, body: dict[str, Any]) -> Any:
     """Replace the secret of a key; everything the key owns stays, and the old secret is refused at once."""
     key, secret = keys.rotate(services().db, name, **body)
-    _end_streams(key.key_id)
+    end_streams(key.key_id)
     return _with_secret(key, secret)
 
 
@@ -241,13 +242,13 @@ def rotate_key(name: str, body: dict[str, Any]) -> Any:
 def revoke_key(name: str) -> Any:
     """Refuse a key from now on, and the machines registered with it."""
     key = keys.revoke(services().db, name)
-    _end_streams(key.key_id)
+    end_streams(key.key_id)
     for agent_id in agent_lists.of_key(hub_services().agents, key.key_id):
         hub_services().links.drop(agent_id)
     return key
 
 
-def _end_streams(key_id: str) -> None:
+def end_streams(key_id: str) -> None:
     """End the streams that a key opened, and those of the sessions that it paired."""
     for each in (key_id, *keys.paired(services().db, key_id)):
         services().streams.refuse(each)

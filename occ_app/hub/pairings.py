@@ -94,7 +94,7 @@ def redeem(db: Database, code: str, device: str) -> str | None:
                 (SELECT expires_at FROM keys WHERE key_id = :paired_by), :device, :paired_by)
             """,
             {
-                "key_id": key_id,  # as its name, too: what a person types can be the name of no key
+                "key_id": key_id,  # as its name, too: no person can choose the name of a key
                 "admin": row["role"] == "admin",
                 "viewer": row["role"] == "viewer",
                 "owner_id": row["owner_id"],

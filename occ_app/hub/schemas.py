@@ -235,7 +235,7 @@ class KeyBody(Schema):
 
     name = _Line(1, 100, required=True)
     kind = fields.String(required=True, data_key="for", validate=validate.OneOf(["agent", "client"]))
-    admin = TrueOrFalse(load_default=False)
+    admin = TrueOrFalse(load_default=None)
     role = fields.String(validate=validate.OneOf(ROLES))
     owner = _Line(1, 100, load_default=None, allow_none=True)
     most = WholeNumber(validate=validate.Range(1, 1_000_000))

@@ -15,7 +15,21 @@ from werkzeug.exceptions import NotFound
 
 from occ_app import __version__
 from occ_app.api.services import services
-from occ_app.hub.pages import app_files, home, notifications, pairing, runs, seen, terminal
+from occ_app.hub.pages import (
+    app_files,
+    changes,
+    costs,
+    folders,
+    home,
+    machines,
+    notifications,
+    pairing,
+    runs,
+    search,
+    seen,
+    settings,
+    terminal,
+)
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.web import refusals
@@ -23,8 +37,12 @@ from occ_app.web import refusals
 _STATIC = Path(__file__).parents[1] / "static"
 
 bp = Blueprint("pages", __name__, template_folder="../templates")
-for room in (app_files, door, home, notifications, pairing, runs, seen):
+for room in (
+    *(app_files, door, pairing, home, runs, seen, notifications),
+    *(changes, folders, search, costs, machines, settings),
+):
     bp.register_blueprint(room.bp)
+bp.register_blueprint(folders.archives)
 
 _HEADERS = {
     # No script and no style but the hub's files, nothing from elsewhere, in nobody's frame.
@@ -50,7 +68,7 @@ _SENTENCES = {
 def add_pages(app: Flask) -> None:
     """Serve the pages."""
     app.register_blueprint(bp)
-    for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.size, shown.beginning):
+    for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.amount, shown.size, shown.beginning):
         app.add_template_filter(function)
     app.add_template_filter(terminal.plain, "plain")
     refusals.answer_errors(app, _refusal_outside)
@@ -84,7 +102,7 @@ def add_headers(response: Response) -> Response:
 @bp.app_context_processor
 def common() -> dict[str, object]:
     """Return the variables of every page."""
-    return {"login": g.get("login"), "version": __version__}
+    return {"login": g.get("login"), "version": __version__, "here": request.path}
 
 
 @bp.get("/static/<filename>", endpoint="static")

@@ -44,6 +44,13 @@ def size(count: int) -> str:
     return f"{count / 1000:.0f} KB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
 
 
+def amount(count: float) -> str:
+    """850, 12.3k, 4.5M."""
+    if count < 1000:
+        return f"{count:.0f}"
+    return f"{count / 1000:.1f}k" if count < 999_950 else f"{count / 1_000_000:.1f}M"
+
+
 def beginning(text: str, limit: int = 160) -> str:
     """The beginning of a text as one line."""
     line = " ".join(plain(text[: limit * 4]).split())

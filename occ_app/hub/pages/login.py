@@ -35,10 +35,20 @@ OPEN_TO_VIEWERS = frozenset({"pages.door.log_out", "pages.seen.report"})
 KEEP_TEXT = "pages.home.start"
 """The endpoint that checks its form itself, so that a refusal shows the person's text."""
 
-LEAD_BACK = frozenset({"pages.home.show", "pages.runs.show"})
+LEAD_BACK = frozenset(
+    f"pages.{name}"
+    for name in (
+        *("home.show", "runs.show", "changes.show", "changes.conversation", "changes.whole", "changes.ask"),
+        *("folders.show", "folders.view", "search.show", "costs.show", "machines.show", "settings.show"),
+        "notifications.show",
+    )
+)
 """Those from which one is sent to log in, and back afterwards."""
 
-_NEXT = r"/(runs/[A-Za-z0-9._-]+)?(\?[A-Za-z0-9._=&-]*)?"
+_NEXT = (
+    r"/((runs|conversations|files)/[A-Za-z0-9._-]+(/[a-z]+)?|find|costs|machines|settings|notifications)?"
+    r"(\?[A-Za-z0-9._=&%+/-]*)?"
+)
 FORM_BYTES = 10_000
 _BOUND = "__Host-"
 _RETURN_SECONDS, _RECENT = 30.0, 500

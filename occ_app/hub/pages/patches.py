@@ -1,0 +1,153 @@
+"""A patch of git as rows of a page: lines with their numbers, signs and syntax colours, file by file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from markupsafe import Markup
+
+from occ_app.hub.pages import highlight
+
+_HUNK = re.compile(r"@@ -(\d{1,9})(?:,\d{1,9})? \+(\d{1,9})(?:,\d{1,9})? @@ ?(.*)")
+_FILE = re.compile(rb"^(?=diff --git )", re.MULTILINE)
+_LONGEST_LINE = 5_000
+# Signs for characters that nobody sees, or that change the order of others.
+_SHOWN = {
+    **{number: f"^{chr(number + 64)}" for number in range(32) if number not in (9, 10)},
+    0x7F: "^?",
+    **{
+        number: f"\u27e8U+{number:04X}\u27e9"
+        for number in (
+            *range(0x80, 0xA0),
+            0x061C,
+            0x200E,
+            0x200F,
+            *range(0x2028, 0x202F),
+            *range(0x2066, 0x206A),
+            0xFEFF,
+        )
+    },
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file: its numbers before and after, None where it is not there, and HTML.
+
+    `sign` is `+`, `-` or a space. `cut` is true for a line that is shown in part.
+    """
+
+    sign: str
+    old: int | None
+    new: int | None
+    html: Markup
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Hunk:
+    """Lines that follow each other; `head` is the code around them, as git found it."""
+
+    head: str
+    lines: tuple[Line, ...]
+
+    @property
+    def pairs(self) -> Iterator[tuple[Line | None, Line | None]]:
+        """The lines before beside the lines after: each removed line next to the one that replaces it."""
+        removed, added = list[Line](), list[Line]()
+        for line in (*self.lines, None):
+            if line is not None and line.sign == "-" and not added:
+                removed.append(line)
+            elif line is not None and line.sign == "+":
+                added.append(line)
+            else:
+                yield from zip_longest(removed, added)
+                removed, added = [], []
+                if line is not None and line.sign == "-":
+                    removed.append(line)
+                elif line is not None:
+                    yield line, line
+
+
+@dataclass(frozen=True)
+class FilePatch:
+    """The hunks of one file; `omitted` counts the lines that are not among them."""
+
+    hunks: tuple[Hunk, ...]
+    omitted: int = 0
+
+
+def split(patch: bytes, entries: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """Return the part of a patch for each changed file, empty where there is none."""
+    parts = [part for part in _FILE.split(patch) if part.startswith(b"diff --git ")]
+    if len(parts) == len(entries):
+        return parts  # both in git's order
+    by_head = {part.partition(b"\n")[0]: part for part in parts}
+    return [by_head.get(_head(entry), b"") for entry in entries]
+
+
+def parse(part: bytes, path: str, limit: int) -> FilePatch:
+    """Return a file's part of a patch as hunks, of at most so many lines in all."""
+    language = highlight.language_of(path)
+    hunks, head, rows, shown, omitted = list[Hunk](), "", list[tuple[str, str]](), 0, 0
+    start = (0, 0)
+    # Not splitlines: a line of a file may have other characters that end a line for Python.
+    for line in part.decode(errors="replace").removesuffix("\n").split("\n"):
+        found = _HUNK.fullmatch(line)
+        if found is not None and not (rows and shown > limit):
+            if rows:
+                hunks.append(_hunk(head, start, rows, language))
+            start, head, rows = (int(found[1]), int(found[2])), visible(found[3])[:200], []
+        elif start != (0, 0) and line[:1] in ("+", "-", " ") and found is None:
+            shown += 1
+            if shown <= limit:
+                rows.append((line[0], line[1:]))
+            else:
+                omitted += 1
+    if rows:
+        hunks.append(_hunk(head, start, rows, language))
+    return FilePatch(tuple(hunks), omitted)
+
+
+def whole(text: str, path: str, limit: int) -> FilePatch:
+    """Return a whole file as one hunk of unchanged lines."""
+    lines = text.removesuffix("\n").split("\n") if text else []
+    shown = [(" ", line) for line in lines[:limit]]
+    return FilePatch((_hunk("", (1, 1), shown, highlight.language_of(path)),), max(0, len(lines) - limit))
+
+
+def _hunk(head: str, start: tuple[int, int], rows: list[tuple[str, str]], language: str) -> Hunk:
+    """Colour each side by itself: a removed line and the one that replaces it are no code together."""
+    before = iter(_coloured([text for sign, text in rows if sign != "+"], language))
+    after = iter(_coloured([text for sign, text in rows if sign != "-"], language))
+    old, new, lines = *start, list[Line]()
+    for sign, text in rows:
+        if sign == "+":
+            html = next(after)
+        else:
+            html = next(before)
+            if sign == " ":
+                html = next(after)
+        numbers = (None if sign == "+" else old, None if sign == "-" else new)
+        lines.append(Line(sign, *numbers, html, cut=len(text) > _LONGEST_LINE))
+        old += sign != "+"
+        new += sign != "-"
+    return Hunk(head, tuple(lines))
+
+
+def _coloured(lines: list[str], language: str) -> list[Markup]:
+    return highlight.lines("\n".join(visible(line[:_LONGEST_LINE]) for line in lines), language) if lines else []
+
+
+def visible(text: str) -> str:
+    """Return text of a file with a sign for each control character, and for each that reorders the text beside it."""
+    return text.translate(_SHOWN)
+
+
+def _head(entry: Mapping[str, Any]) -> bytes:
+    path, old = entry["path"], entry["old_path"] or entry["path"]
+    return f"diff --git a/{old} b/{path}".encode(errors="surrogateescape")
