@@ -411,9 +411,10 @@ def test_every_answer_carries_the_strict_headers(hub: Hub, visitor: Visitor) -> 
 def test_no_page_has_a_script_or_style_of_its_own(hub: Hub, visitor: Visitor) -> None:
     done = run_id(visitor.run("hello", workspace="work"))
     finished(hub, done)
-    for path in ("/", "/login", f"/runs/{done}", "/runs/none"):
+    places = ("/machines", "/settings", "/find?q=x", "/costs", "/notifications", "/pair", f"/runs/{done}/changes")
+    for path in ("/", "/login", f"/runs/{done}", "/runs/none", *places):
         page = visitor.get(path).data.decode()
-        assert re.findall(r"<script(?! src=\"/static/hub.js\?[\w.]+\" defer></script>)", page) == [], path
+        assert re.findall(r"<script(?! src=\"/static/[\w-]+\.js\?[\w.]+\" defer></script>)", page) == [], path
         assert "<style" not in page, path
         assert not re.search(r"<[^>]+\s(on\w+|style)=", page), path
 
