@@ -929,3 +929,51 @@ def m029_attachments(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m030_parking(db: Database) -> None:
+    """Let executions be parked: they wait for a person without a process, and keep their workspace."""
+    states = "IN ('queued', 'running', 'succeeded'"
+    # The one change that ALTER TABLE cannot make: every value that the old CHECK allows, the new one allows, too.
+    db.execute("PRAGMA writable_schema = ON")
+    changed = db.execute(
+        """
+        UPDATE sqlite_master SET sql = replace(sql, :states, :more)
+        WHERE type = 'table' AND name = 'executions' AND instr(sql, :states)
+        """,
+        {"states": states, "more": states.replace("'running'", "'running', 'parked'")},
+    ).rowcount
+    version = db.execute("PRAGMA schema_version").fetchone()[0]
+    db.execute(f"PRAGMA schema_version = {version + 1}")
+    db.execute("PRAGMA writable_schema = RESET")
+    if changed != 1:
+        raise ValueError("the table executions is not as an earlier version made it")
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN parked_at TEXT",  # NULL unless it is parked
+        "ALTER TABLE executions ADD COLUMN parked_seconds REAL NOT NULL DEFAULT 0",  # all times it was parked before
+        "ALTER TABLE executions ADD COLUMN approval_seconds REAL",  # for a person to answer; NULL: the agent's setting
+        "CREATE INDEX executions_parked ON executions (workspace_generation, number) WHERE state = 'parked'",
+        """
+        CREATE TABLE parkings (
+            execution   INTEGER PRIMARY KEY REFERENCES executions (number),
+            approval_id TEXT,           -- that of the call that waits; NULL once it is decided and delivered
+            tool_use_id TEXT NOT NULL,  -- the call, as Claude Code names it
+            spent       TEXT NOT NULL   -- JSON: seconds, turns, cost and tokens of the processes so far
+        )
+        """,
+        "DROP VIEW held_workspaces",
+        # Workspaces that nothing else may use now, and why.
+        """
+        CREATE VIEW held_workspaces AS
+            SELECT workspace_generation, execution_id, 'runs' AS reason FROM executions WHERE state = 'running'
+            UNION ALL
+            SELECT workspace_generation, execution_id, 'parked' FROM executions WHERE state = 'parked'
+            UNION ALL
+            SELECT workspace_generation, execution_id, 'ends' FROM executions
+                WHERE holds_workspace = 1 AND state != 'parked'
+            UNION ALL
+            SELECT workspace_generation, execution_id, 'restores' FROM restores WHERE state = 'running'
+        """,
+    ):
+        db.execute(statement)

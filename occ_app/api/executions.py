@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, g, request
 from occ_app import errors
 from occ_app.api.follow_ups import check_prompt_size
 from occ_app.api.services import Services, services
-from occ_app.config.settings import PERMISSIONS
+from occ_app.config.settings import MAX_APPROVAL_SECONDS, PERMISSIONS
 from occ_app.executions import acceptance, attachments, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
@@ -87,6 +87,9 @@ def asked_for(body: Any) -> Request:
             setting = "OCC_MAX_TIMEOUT_SECONDS, on a hub OCC_HUB_MAX_TIMEOUT_SECONDS"
             message = f"Must be at most {config.max_timeout_seconds:g} ({setting})."
             raise errors.InvalidRequest(f"{wire} is above the maximum; see `details`.", {wire: [message]})
+    if loaded.get("approval_seconds", 0) > MAX_APPROVAL_SECONDS:
+        message = f"Must be at most {MAX_APPROVAL_SECONDS:.0f}: Claude Code removes older sessions."
+        raise errors.InvalidRequest("approvalSeconds is above the maximum.", {"approvalSeconds": [message]})
     return Request(
         execution_id=loaded["execution_id"],
         workspace_id=loaded.get("workspace_id", ""),
@@ -100,6 +103,7 @@ def asked_for(body: Any) -> Request:
         hash=acceptance.request_hash(body),
         key_id=callers.caller().key_id,
         owner_id=callers.caller().owner_id,
+        approval_seconds=loaded.get("approval_seconds"),
         permissions=_permitted(loaded.get("permissions")),
         continues=loaded.get("continues"),
         visible_to=callers.caller().visible_to,

@@ -58,6 +58,11 @@ def confirms_inputs(version: str | None) -> bool:
     return knows_file_mentions(version)  # both came with 2.1.330
 
 
+def defers_calls(version: str | None) -> bool:
+    """Return whether this version can defer a tool call and ask about it again once its session is resumed."""
+    return knows_file_mentions(version)  # both came with the same release, as far as releases were measured
+
+
 def logged_in(path: str, config: Config) -> bool:
     """Whether the CLI knows a way to reach a model, as far as it can tell without asking one."""
     return _answer([path, "auth", "status"], config) is not None

@@ -61,8 +61,8 @@ def _choosing(command: Any) -> Any:
 def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
     """List the tool calls, questions and plans that wait for a person.
 
-    Each waits for OCC_HOLD_SECONDS (120 by default) and is then denied. EXPIRES shows the time that is left. A hub
-    lists those of all its machines that belong to your key's owner; an admin's key shows all.
+    EXPIRES shows the time that is left: of OCC_HOLD_SECONDS, or of OCC_APPROVAL_SECONDS for a parked run. A hub lists
+    those of all its machines that belong to your key's owner; an admin's key shows all.
 
     \b
     Examples:
@@ -242,7 +242,7 @@ def _left(asked: Mapping[str, Any]) -> str:
 
 
 def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
-    output.note(f"{described(asked)}\n  denied {_left(asked)} unless you answer")
+    output.note(f"{described(asked)}\n  the run is parked, or this is denied, {_left(asked)} unless you answer")
     if asked["kind"] == "question":
         _answer(client, asked, {"decision": "allow", "answers": _ask_each(asked)})
         return

@@ -319,7 +319,7 @@ def cancel(execution_id: str | None, last: bool, url: str | None, token: str | N
     client = remote.chosen(url, token, pin, hub=_of_hub())
     meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
     answer = client.cancel(meant)
-    sentences = {"running": "is being cancelled", "cancelled": "is cancelled"}
+    sentences = {**dict.fromkeys(("running", "parked"), "is being cancelled"), "cancelled": "is cancelled"}
     output.echo(f"{meant} {sentences.get(answer['state']) or 'was over already: ' + answer['state']}.")
 
 

@@ -12,6 +12,7 @@ _LEAST = 8  # columns that a cell keeps
 _COLOURS = {
     "succeeded": "green",
     "running": "cyan",
+    "parked": "yellow",
     "queued": "yellow",
     "failed": "red",
     "cancelled": "magenta",

@@ -193,6 +193,8 @@ def _about_approval(name: str, data: Mapping[str, Any]) -> str | None:
     if name == "input":
         where = f"next, as {visible_line(data['executionId'])}" if data.get("executionId") else data["state"]
         return f"[your text: {where}] {visible_line(data['text'])}"[:_LINE_LENGTH]
+    if name == "parked":
+        return f"[parked] it waits without a process: occ approve {data['approvalId']}, or occ deny"
     if name == "approval_resolved":
         return f"[{data['state']}]" + (f" by {visible_line(data['actor'])}" if data.get("actor") else "")
     return None

@@ -61,6 +61,7 @@ class Config:
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     hold_seconds: float = 120
+    approval_seconds: float = 7 * 86400
     env_pass: tuple[str, ...] = ()
     trust_workspaces: bool = False
     sandbox: str | None = None

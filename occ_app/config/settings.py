@@ -197,6 +197,16 @@ class Setting:
         return self.prefix + self.name.upper()
 
 
+MAX_APPROVAL_SECONDS = 21 * 86400.0
+"""Claude Code removes sessions that were not used for 30 days."""
+
+
+def _approval_seconds(value: str) -> float:
+    if (seconds := _number(value)) > MAX_APPROVAL_SECONDS:
+        raise ValueError(f"it must be at most {MAX_APPROVAL_SECONDS:.0f}")
+    return seconds
+
+
 _SIZE = _whole(1, 1 << 40)
 
 SETTINGS = (
@@ -221,6 +231,7 @@ SETTINGS = (
     Setting("allow", _rules("allow"), "comma-separated rules on calls that run unasked, as in Bash(pytest *)"),
     Setting("deny", _rules("deny"), "comma-separated rules on calls that never run, as in Bash(git push *)"),
     Setting("hold_seconds", _number, "how long a tool call waits for a person"),
+    Setting("approval_seconds", _approval_seconds, "how long a parked execution waits for a person, at most 21 days"),
     Setting("env_pass", _names, "comma-separated further variables that reach the CLI"),
     Setting("trust_workspaces", _yes_or_no, "let uploads bring settings, hooks and MCP servers"),
     Setting("sandbox", _only("bwrap"), "bwrap: the CLI sees its workspace, its state, and the system read-only"),

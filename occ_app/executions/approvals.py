@@ -244,6 +244,10 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_r
             remembering.remember(connection, approval.execution, answer.remember, found, person.actor)
         if not won and approval.answer != answer_of(stored(answer)):
             raise closed(approval)
+        connection.execute(
+            "UPDATE executions SET waits_for = 'a worker to be free' WHERE number = :execution AND state = 'parked'",
+            {"execution": approval.execution},
+        )
         after = one(connection, approval_id)
     assert after is not None  # noqa: S101 - read above, in this transaction
     return from_row(after)
@@ -263,17 +267,30 @@ def undelivered(db: Database, execution: int) -> list[Approval]:
     return [from_row(row) for row in rows]
 
 
-def mark_delivered(db: Database, approval_id: str) -> bool:
-    """Note, on the disk, that the answer goes to Claude Code now. False when it was noted before."""
-    with db.write() as connection:
-        won = connection.execute(
-            """
-            UPDATE approvals SET delivered_at = :now
-            WHERE approval_id = :approval_id AND delivered_at IS NULL AND state IN ('allowed', 'denied', 'answered')
-            """,
-            {"now": iso_now(), "approval_id": approval_id},
-        ).rowcount
+def note_delivery(connection: sqlite3.Connection, approval_id: str) -> bool:
+    """Note in the caller's transaction that the answer goes to Claude Code. False when it was noted before."""
+    won = connection.execute(
+        """
+        UPDATE approvals SET delivered_at = :now
+        WHERE approval_id = :approval_id AND delivered_at IS NULL AND state IN ('allowed', 'denied', 'answered')
+        """,
+        {"now": iso_now(), "approval_id": approval_id},
+    ).rowcount
     return won > 0
+
+
+def delivered_tool(db: Database, execution: int) -> str | None:
+    """Return the tool of the newest allowed call whose answer Claude Code may have; None when there is none."""
+    with db.read() as connection:
+        row = connection.execute(
+            """
+            SELECT tool FROM approvals
+            WHERE execution = :execution AND delivered_at IS NOT NULL AND state IN ('allowed', 'answered')
+            ORDER BY delivered_at DESC LIMIT 1
+            """,
+            {"execution": execution},
+        ).fetchone()
+    return None if row is None else str(row["tool"])
 
 
 def close(db: Database, approval_id: str, state: str, message: str) -> bool:
@@ -289,15 +306,21 @@ def close(db: Database, approval_id: str, state: str, message: str) -> bool:
     return won > 0
 
 
-def withdraw_all(connection: sqlite3.Connection, execution: int) -> None:
-    """Close the open approvals of an execution that ends in the caller's transaction."""
-    connection.execute(
+def close_in(connection: sqlite3.Connection, execution: int, state: str, message: str) -> bool:
+    """Close the open approval of an execution in the caller's transaction. False when none was open."""
+    won = connection.execute(
         """
-        UPDATE approvals SET state = 'withdrawn', message = 'The execution ended.', decided_at = :now
+        UPDATE approvals SET state = :state, message = :message, decided_at = :now
         WHERE execution = :execution AND state = 'open'
         """,
-        {"now": iso_now(), "execution": execution},
-    )
+        {"state": state, "message": message, "now": iso_now(), "execution": execution},
+    ).rowcount
+    return won > 0
+
+
+def withdraw_all(connection: sqlite3.Connection, execution: int) -> None:
+    """Close the open approvals of an execution that ends in the caller's transaction."""
+    close_in(connection, execution, "withdrawn", "The execution ended.")
 
 
 def holding(db: Database) -> int:

@@ -78,9 +78,10 @@ def give_up(db: Database, number: int, reason: str) -> bool:
 
 
 def held(db: Database) -> bool:
-    """Return whether anything holds a workspace: an execution, also one that is over, or a restore."""
+    """Return whether anything under way holds a workspace: an execution, also one that is over, or a restore."""
     with db.read() as connection:
-        return connection.execute("SELECT 1 FROM held_workspaces LIMIT 1").fetchone() is not None
+        found = connection.execute("SELECT 1 FROM held_workspaces WHERE reason != 'parked' LIMIT 1").fetchone()
+        return found is not None
 
 
 def holding(db: Database) -> list[Execution]:

@@ -1,8 +1,8 @@
 """The life of an execution: every change of its state, and all SQL that makes one; reading is in executions.py.
 
-States go queued → running → succeeded | failed | cancelled; a queued one may end without running. Each change is one
-UPDATE that names the state it starts from, so a lost race is reported. The final event and the final state are
-one transaction, and nothing is ever appended after it.
+States go queued → running → succeeded | failed | cancelled; a queued one may end without running. A running one may be
+parked, and runs again or ends (parking.py). Each change is one UPDATE that names the state it starts from, so a lost
+race is reported. The final event and the final state are one transaction, and nothing is ever appended after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import acceptance, approvals, conversations, events, follow_ups, inputs
+from occ_app.executions import acceptance, approvals, conversations, events, follow_ups, inputs, parking
 from occ_app.executions.queries import SESSION, from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system import compact_json
@@ -107,12 +107,16 @@ def _generation(connection: sqlite3.Connection, request: Request) -> int:
 
 
 def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
-    """Take the oldest queued execution whose workspace is idle, for `owner`, whichever id rang; None if there is none.
+    """Take the next execution for `owner`, whichever id rang; None if there is none.
 
-    An execution is claimed once ever: the UPDATE starts from 'queued'. Not waited for on disk: the CLI gets its prompt
-    only after a `db.sync()`.
+    That is a parked one that a person answered, or else the oldest queued one whose workspace is idle. A queued one is
+    claimed once ever: the UPDATE starts from 'queued'. Not waited for on disk: the CLI gets its prompt only after a
+    `db.sync()`.
     """
     with db.write(durable=False) as connection:
+        answered = parking.claim(connection, owner)
+        if answered is not None:
+            return answered
         rows = connection.execute(
             f"""
             UPDATE executions AS x SET state = 'running', resume_session_id = {SESSION}, started_at = ?,
@@ -130,14 +134,24 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
         return from_row(rows[0]) if rows else None
 
 
-def finish(db: Database, number: int, outcome: Outcome, *, after: int = 0) -> int:
+def finish(db: Database, number: int, outcome: Outcome, *, after: int = 0, relayed: bool = False) -> int:
     """End a running execution: the final event and the state in one transaction.
 
     `after` is the seq that the final event comes after, where the newest events are missing. Returns its own seq; 0
-    when the execution was over already.
+    when the execution was over already. `relayed`: it may be parked on its machine.
     """
     with db.write() as connection:
-        return _finish(connection, number, outcome, "running", after)
+        seq = _finish(connection, number, outcome, "running", after)
+        return seq or (_finish(connection, number, outcome, "parked", after) if relayed else 0)
+
+
+def expire(db: Database, number: int) -> bool:
+    """End a parked execution whose approval is open and overdue. False when it was answered or ended meanwhile."""
+    with db.write() as connection:
+        if not approvals.close_in(connection, number, "expired", "Nobody answered in time."):
+            return False
+        outcome = parking.spent_by(connection, number).with_outcome(parking.EXPIRED)
+        return _finish(connection, number, outcome, "parked") > 0
 
 
 def give_up(db: Database, number: int, outcome: Outcome) -> bool:
@@ -157,10 +171,10 @@ def end_waiting(connection: sqlite3.Connection, generation: int, message: str = 
 
 
 def abandon_all(db: Database, outcome: Outcome) -> int:
-    """End every queued or running execution in these rows; returns how many. For a copy of the rows without workers."""
+    """End every execution in these rows that is not over; returns how many. For a copy of the rows without workers."""
     with db.write() as connection:
         rows = connection.execute(
-            "SELECT number, state FROM executions WHERE state IN ('queued', 'running')"
+            "SELECT number, state FROM executions WHERE state IN ('queued', 'running', 'parked')"
         ).fetchall()
         # The copy has no snapshots, and the worker that would free the workspace belongs to the original.
         connection.execute(
@@ -177,7 +191,7 @@ def cancel(
     visible_to: str | None = None,
     generation: int | None = None,
 ) -> Execution:
-    """Cancel an execution: it ends with `code`. A queued one ends here, a running one by its worker: ring it.
+    """Cancel an execution: it ends with `code`. One without a worker ends here, a running one by its worker: ring it.
 
     Harmless when it is over. Raises NotFound, also for one of another owner than `visible_to`, or of a workspace with
     another number than `generation`.
@@ -190,7 +204,11 @@ def cancel(
             raise execution_not_found(execution_id)
         if execution.state == "queued":
             _finish(connection, execution.number, Outcome.failure(code, message), "queued")
-        elif execution.state == "running":
+        elif execution.state == "parked" and execution.agent_id is None:
+            outcome = Outcome.failure(code, "The execution was cancelled while it waited for a person.")
+            outcome = parking.spent_by(connection, execution.number).with_outcome(outcome)
+            _finish(connection, execution.number, outcome, "parked")
+        elif not execution.over:
             connection.execute(
                 "UPDATE executions SET stop_requested = coalesce(stop_requested, ?) WHERE number = ?",
                 (code, execution.number),
@@ -221,7 +239,9 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         """
         UPDATE executions SET state = ?, finished_at = ?, last_seq = ?, exit_code = ?, signal = ?, error_code = ?,
             error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, cost_exact = ?, usage = ?,
-            num_turns = ?, duration_ms = ?, waits_for = NULL
+            num_turns = ?, duration_ms = ?, waits_for = NULL,
+            parked_seconds = parked_seconds + coalesce(max(0, (julianday('now') - julianday(parked_at)) * 86400), 0),
+            parked_at = NULL
         WHERE number = ? AND state = ?
         """,
         (
@@ -248,5 +268,6 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
             inputs.settle_all(connection, number)
         if from_state != "queued" and outcome.state != "succeeded":
             follow_ups.pause_after(connection, number)
+        parking.forget(connection, number)
         events.insert(connection, number, seq, [(outcome.event, compact_json.to_json(data))])
     return seq if won else 0

@@ -27,12 +27,15 @@ def select(condition: str) -> str:
 
 
 def claimable(db: Database) -> int:
-    """How many executions could start right now, had they a worker: one for each idle workspace with a queue."""
+    """How many executions could run now, had they a worker: those answered, and one for each idle workspace."""
     with db.read() as connection:
         count: int = connection.execute(
             """
-            SELECT count(DISTINCT workspace_generation) FROM executions q
-            WHERE state = 'queued' AND paused IS NULL AND NOT EXISTS (
+            SELECT count(DISTINCT workspace_generation) + (
+                SELECT count(*) FROM executions x JOIN parkings p ON p.execution = x.number
+                JOIN approvals a ON a.approval_id = p.approval_id
+                WHERE x.state = 'parked' AND a.state IN ('allowed', 'denied', 'answered') AND a.delivered_at IS NULL)
+            FROM executions q WHERE state = 'queued' AND paused IS NULL AND NOT EXISTS (
                 SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = q.workspace_generation)
             """
         ).fetchone()[0]
@@ -147,6 +150,15 @@ def running(db: Database) -> list[Execution]:
     with db.read() as connection:
         rows = connection.execute(
             f"SELECT {_COLUMNS} FROM executions x WHERE x.state = 'running' ORDER BY x.number"  # noqa: S608 - no values in it
+        ).fetchall()
+    return [from_row(row) for row in rows]
+
+
+def relayed(db: Database) -> list[Execution]:
+    """On a hub: everything that its machines run or have parked, oldest first."""
+    with db.read() as connection:
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM executions x WHERE x.state IN ('running', 'parked') ORDER BY x.number"  # noqa: S608 - no values in it
         ).fetchall()
     return [from_row(row) for row in rows]
 

@@ -12,14 +12,14 @@ from occ_app.system import compact_json, timestamps
 from occ_app.system.process_identity import ProcessIdentity
 
 FINAL_STATES = ("succeeded", "failed", "cancelled")
-STATES = ("queued", "running", *FINAL_STATES)
+STATES = ("queued", "running", "parked", *FINAL_STATES)
 # The codes of `error` events, as docs/protocol.md lists them. A machine may send others.
 ERROR_CODES = frozenset(
     (
         *("EXECUTION_TIMEOUT", "EXECUTION_IDLE", "EXECUTION_CANCELLED", "CLAUDE_NOT_FOUND", "CLAUDE_AUTH"),
         *("RATE_LIMITED", "API_UNAVAILABLE", "MAX_TURNS", "MAX_BUDGET", "SESSION_NOT_FOUND", "CLAUDE_ERROR"),
         *("CLAUDE_EXIT", "OUTPUT_TRUNCATED", "OUTPUT_LIMIT", "WORKER_LOST", "DAEMON_STOPPED", "WORKSPACE_MISSING"),
-        *("INTERNAL", "AGENT_LOST", "NO_AGENT", "AGENT_REFUSED", "INVALID_EVENT"),
+        *("INTERNAL", "AGENT_LOST", "NO_AGENT", "AGENT_REFUSED", "INVALID_EVENT", "APPROVAL_EXPIRED"),
     )
 )
 
@@ -48,6 +48,7 @@ class Request:
     workspace_generation: int | None = None  # the number that the workspace must have
     notify: bool = False  # on a hub: notify the owner of its end, however short it was
     attachments: tuple[Attachment, ...] = ()
+    approval_seconds: float | None = None  # for a person to answer while it is parked
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Execution:
     `usage` is JSON as the CLI gave it.
     `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
     `cancel_code` is the error code that it is to end with, once it was cancelled.
+    `parked_at` is set while it waits for a person without a process, `parked_seconds` the time it did so before.
     Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
     the prompt.
     `attachments` describes those of its prompt; attachments.py has their content.
@@ -118,6 +120,9 @@ class Execution:
     attachments: Any = ()
     place: int | None = None
     paused: str | None = None
+    parked_at: str | None = None
+    parked_seconds: float = 0.0
+    approval_seconds: float | None = None
 
     @property
     def why_no_changes(self) -> str | None:

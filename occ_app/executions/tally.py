@@ -27,7 +27,7 @@ RUN_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 _ROWS = """
     SELECT number, state, coalesce(error_code, '') AS code,
            max(0.0, julianday(started_at) - julianday(created_at)) * 86400 AS waited,
-           max(0.0, julianday(finished_at) - julianday(started_at)) * 86400 AS ran,
+           max(0.0, (julianday(finished_at) - julianday(started_at)) * 86400 - parked_seconds) AS ran,
            coalesce(CASE typeof(last_seq) WHEN 'integer' THEN last_seq END,
                     (SELECT max(seq) FROM events WHERE execution = number), 0) AS events
     FROM executions

@@ -43,7 +43,7 @@ _SUMS = {
     "cache_read_tokens": _total(_tokens("cache_read_input_tokens")),
     "cache_creation_tokens": _total(_tokens("cache_creation_input_tokens")),
     "turns": _total("x.num_turns"),
-    "run_seconds": "total(max(0.0, julianday(x.finished_at) - julianday(x.started_at))) * 86400",
+    "run_seconds": "total(max(0.0, (julianday(x.finished_at) - julianday(x.started_at)) * 86400 - x.parked_seconds))",
 }
 _FRACTIONS = {"cost_usd": 6, "run_seconds": 3}  # digits; other sums are whole numbers
 

@@ -41,6 +41,7 @@ class _Running(NamedTuple):
     execution_id: str
     key_id: str | None
     ends_by: datetime | None  # its time limit; None on a hub, whose machine counts it
+    parked: bool = False  # it waits for a person
 
 
 class Line:
@@ -88,6 +89,8 @@ class Line:
         running = self._running.get(queued.workspace)
         if not self._is_first(queued):
             return f"{_named(first, queued)}, which comes before it in its workspace"
+        if running is not None and running.parked:
+            return f"{_named(running, queued)}, which waits for an approval in its workspace"
         if running is not None:
             return f"{_named(running, queued)}, which runs in its workspace{_limit(running.ends_by)}"
         if queued.workspace in self._held:
@@ -176,14 +179,19 @@ def _suitable(
 
 
 def _running(connection: sqlite3.Connection) -> Mapping[int, _Running]:
-    """Return the running executions by workspace."""
+    """Return the running and parked executions by workspace."""
     rows = connection.execute(
         """
-        SELECT workspace_generation, execution_id, key_id, started_at, timeout_seconds, agent_id
-        FROM executions WHERE state = 'running'
+        SELECT workspace_generation, execution_id, key_id, started_at, timeout_seconds, agent_id, state
+        FROM executions WHERE state IN ('running', 'parked')
         """
     )
-    return {row["workspace_generation"]: _Running(row["execution_id"], row["key_id"], _ends_by(row)) for row in rows}
+    return {
+        row["workspace_generation"]: _Running(
+            row["execution_id"], row["key_id"], _ends_by(row), row["state"] == "parked"
+        )
+        for row in rows
+    }
 
 
 def _held(connection: sqlite3.Connection) -> set[int]:

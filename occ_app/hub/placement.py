@@ -166,7 +166,8 @@ def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, 
         SELECT q.number, min(coalesce(q.place, q.number)) AS place, w.agent_id AS home FROM executions q
         LEFT JOIN workspaces w ON w.generation = q.workspace_generation
         WHERE q.state = 'queued' AND q.paused IS NULL AND NOT EXISTS (
-            SELECT 1 FROM executions r WHERE r.state = 'running' AND r.workspace_generation = q.workspace_generation)
+            SELECT 1 FROM executions r
+            WHERE r.state IN ('running', 'parked') AND r.workspace_generation = q.workspace_generation)
         AND NOT EXISTS (
             SELECT 1 FROM errands e
             JOIN executions r ON e.agent_id = r.agent_id
@@ -198,15 +199,15 @@ def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdenti
 
 
 def take_up(db: Database, owner: ProcessIdentity) -> Execution | None:
-    """Take over a running execution whose relay died with its process; None when there is none."""
-    for execution in executions.running(db):
+    """Take over an execution on a machine whose relay died with its process; None when there is none."""
+    for execution in executions.relayed(db):
         former = execution.claimed_by
         if former is not None and former.alive():
             continue
         with db.write(durable=False) as connection:
             won = connection.execute(
                 "UPDATE executions SET owner_boot_id = ?, owner_pid = ?, owner_start = ? WHERE number = ?"
-                " AND state = 'running' AND owner_boot_id IS ? AND owner_pid IS ? AND owner_start IS ?",
+                " AND state IN ('running', 'parked') AND owner_boot_id IS ? AND owner_pid IS ? AND owner_start IS ?",
                 (*_columns(owner), execution.number, *_columns(former)),
             ).rowcount
         if won:
@@ -269,7 +270,7 @@ def end_unplaced(db: Database, outcome: Outcome) -> int:
 
 def orphans(db: Database) -> int:
     """How many running executions have lost their relay."""
-    return sum(execution.claimed_by is None or not execution.claimed_by.alive() for execution in executions.running(db))
+    return sum(execution.claimed_by is None or not execution.claimed_by.alive() for execution in executions.relayed(db))
 
 
 def _shared(machines: Sequence[Agent], relays: int) -> list[Agent]:

@@ -270,6 +270,7 @@ def patiently(attempt: Callable[[], T], seconds: float = 30.0) -> T:
 
 _BUSY = {
     "runs": "Execution {} runs in workspace {}; wait for it or cancel it first.",
+    "parked": "Execution {} in workspace {} waits for a person; answer it (`occ approvals`) or cancel it first.",
     "ends": "The changes of execution {} in workspace {} are being recorded; try again in a moment.",
     "restores": "Execution {} is being restored in workspace {}; try again in a moment.",
 }

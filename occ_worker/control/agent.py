@@ -14,8 +14,8 @@ from occ_app.claude import program as claude_cli
 from occ_app.claude import projects
 from occ_app.config.config import Config
 from occ_app.database.database import Database
+from occ_app.executions import approvals, lifecycle, parking, retention
 from occ_app.executions import changes as rows
-from occ_app.executions import lifecycle, retention
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import notes as agent
@@ -89,15 +89,24 @@ class Control(Upkeep):
         agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem, "file": file})
 
     def under_way(self) -> bool:
-        """Whether anything runs, waits or holds its workspace, so that there is something to reap."""
-        return any(executions.counts(self._db)) or rows.held(self._db)
+        """Whether anything runs, can start or still holds its workspace, so that there is something to reap."""
+        return any(executions.counts(self._db)) or rows.held(self._db) or executions.claimable(self._db) > 0
 
     def forget(self) -> None:
         super().forget()
         self._snapshot_upkeep.keep()
 
     def forget_aged(self) -> None:
+        self._expire_parked()
         rows.forget_aged(self._db, retention.older_than(self._config.retention_days))
+
+    def _expire_parked(self) -> None:
+        """End the executions that waited too long for a person; only while the clock is believed."""
+        for execution in parking.overdue(self._db):
+            if lifecycle.expire(self._db, execution.number):
+                log.info("execution %s: nobody answered in time", execution.execution_id)
+                self._readers.ring(tail.execution_key(execution.number))
+                self._ring()
 
     def reap(self) -> None:
         """Finish executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
@@ -149,12 +158,21 @@ class Control(Upkeep):
             return
         # Nothing of it may live on once it is called over.
         sweep_marked(execution.execution_id, self._config.home)
-        outcome = Outcome.failure(
-            "WORKER_LOST",
-            "The process that ran this died. OCC does not run it again; send it again if you need it.",
-        )
+        if parking.park(self._db, execution.number, None, self._config.approval_seconds):
+            log.warning("execution %s: its process died before it had an answer; it is parked", execution.execution_id)
+            self._readers.ring(tail.execution_key(execution.number))
+            return
+        outcome = parking.spent(self._db, execution.number).with_outcome(self._lost(execution))
         if execution.cancel_code is not None:
             outcome = Outcome.failure(execution.cancel_code, "The execution was cancelled.")
         if lifecycle.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))
+
+    def _lost(self, execution: Execution) -> Outcome:
+        tool = approvals.delivered_tool(self._db, execution.number)
+        ran = "" if tool is None else f" A person had allowed {tool}, so that tool may have run."
+        return Outcome.failure(
+            "WORKER_LOST",
+            f"The process that ran this died, so it was ended and not run again.{ran} Send it again if you need it.",
+        )

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 from occ_app.system.kernel import die_with_parent
 from occ_app.system.strays import MARKER, sweep_children
@@ -42,17 +43,24 @@ class Launcher:
         if self._next is None:
             self._next = Child(self._environment)
 
-    def start(self, argv: Sequence[str], folder: Path, execution_id: str, without: Sequence[str] = ()) -> Child:
+    def start(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        execution_id: str,
+        without: Sequence[str] = (),
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> Child:
         """Let the waiting process become this program. When that cannot be, it ends with 126 or 127.
 
-        The variables `without` are not in the program's environment.
+        The variables `without` are not in the program's environment, those of `more` are.
         """
         if self._next is None or self._next.returncode() is not None:  # somebody ended it while it waited
             self.close()
             self._next = Child(self._environment)
         child, self._next = self._next, None
         try:
-            child.become(argv, folder, execution_id, without)
+            child.become(argv, folder, execution_id, without, more)
         except BaseException:
             child.close()
             raise
@@ -102,9 +110,17 @@ class Child:
             # A wider pipe lets a burst flow while its events are stored.
             fcntl.fcntl(self.stdout, _F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def become(self, argv: Sequence[str], folder: Path, execution_id: str, without: Sequence[str] = ()) -> None:
+    def become(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        execution_id: str,
+        without: Sequence[str] = (),
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Send the command to execute. Raises ValueError for a line break in it."""
-        marked = f"unset {' '.join(('PWD', 'OLDPWD', *without))} && export {MARKER}={_quoted(execution_id)}"
+        variables = " ".join(f"{name}={_quoted(value)}" for name, value in {MARKER: execution_id, **more}.items())
+        marked = f"unset {' '.join(('PWD', 'OLDPWD', *without))} && export {variables}"
         line = f"cd -- {_quoted(str(folder))} && {marked} && exec {' '.join(map(_quoted, argv))}"
         if "\n" in line:
             raise ValueError(f"a line break in {line!r}")

@@ -14,6 +14,7 @@ from typing import Any
 from occ_app.config.config import DEFAULT_TOOLS, Config
 from occ_app.executions.attachments import PDF, TEXT, Attachment
 from occ_app.executions.records import Execution
+from occ_worker.execution.deferral import FRESH, Resumable
 
 # Unset for versions that know CLAUDE_CODE_DISABLE_FILE_MENTIONS: it also takes away the CLI's own reminders.
 ALL_ATTACHMENTS = "CLAUDE_CODE_DISABLE_ATTACHMENTS"
@@ -44,25 +45,42 @@ _FIXED_ENVIRONMENT = {
     NO_AUTO_MEMORY: "1",
 }
 # In plan and auto mode the CLI would read outside the workspace without asking.
+_LEAST_BUDGET = 0.000001
+# A CLI that died before it had deferred a call asks the model once more, instead of waiting for a prompt.
+RESUME_INTERRUPTED = {"CLAUDE_CODE_RESUME_INTERRUPTED_TURN": "1"}
 _SETTINGS = '{"permissions":{"disableAutoMode":"disable"}}'
 
 
 def command(
-    path: str, execution: Execution, memory: Path | None, config: Config, *, trusted: bool = False
+    path: str,
+    execution: Execution,
+    memory: Path | None,
+    config: Config,
+    resumable: Resumable = FRESH,
+    *,
+    trusted: bool = False,
 ) -> list[str]:
     """The argv for one execution. The prompt is not in it: it goes to stdin, where nothing can take it for a flag.
 
-    `trusted`: the workspace's settings, hooks and MCP servers count.
+    `trusted`: the workspace's settings, hooks and MCP servers count. `resumable` may name a parked call to resume.
     """
     asks = execution.permissions != "edit"
     mode = "plan" if execution.permissions == "plan" else "acceptEdits"
+    settings, session_id = _SETTINGS, execution.resume_session_id
+    tools = _tools(execution, config)
+    if resumable.parked is not None:
+        # Only in a mode that grants nothing, and with a rule that asks: the CLI may judge the call before OCC's hook.
+        mode = "plan" if mode == "plan" else "default"
+        asked = sorted({*tools, resumable.parked.approval.tool} - set(DEFAULT_TOOLS) | {resumable.parked.approval.tool})
+        settings = json.dumps({"permissions": {"disableAutoMode": "disable", "ask": asked}})
+        session_id = execution.session_id
     argv = [
         *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
         "--include-partial-messages",
         "--disable-slash-commands",
         # --tools restricts; acceptEdits keeps Write and Edit inside the workspace.
-        *("--tools", ",".join(_tools(execution, config)), "--permission-mode", mode),
-        *("--settings", _SETTINGS),
+        *("--tools", ",".join(tools), "--permission-mode", mode),
+        *("--settings", settings),
     ]
     if not trusted:
         # The folder is data: its settings, hooks and MCP servers stay unread.
@@ -73,11 +91,14 @@ def command(
     if execution.requested_model is not None:
         argv += ["--model", execution.requested_model]
     if execution.max_turns is not None:
-        argv += ["--max-turns", str(execution.max_turns)]
+        # At least 1: for the CLI 0 is no limit.
+        argv += ["--max-turns", str(max(1, execution.max_turns - resumable.spent.turns))]
     if execution.max_budget_usd is not None:
-        argv += ["--max-budget-usd", str(execution.max_budget_usd)]
-    if execution.resume_session_id is not None:
-        argv += ["--resume", execution.resume_session_id]
+        argv += ["--max-budget-usd", str(max(_LEAST_BUDGET, execution.max_budget_usd - resumable.spent.cost_usd))]
+    if session_id is not None:
+        argv += ["--resume", session_id]
+    if resumable.parked is not None:
+        argv += ["--await-initialize"]  # else the call may be judged before OCC's hook is there
     if memory is not None:
         argv += ["--append-system-prompt-file", str(memory)]
     return argv

@@ -18,6 +18,7 @@ from occ_app.errors import OCCError
 from occ_app.executions import attachments
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
+from occ_app.executions.parking import Spent
 from occ_app.executions.records import Execution, Outcome
 from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
@@ -26,6 +27,7 @@ from occ_worker.execution import outcome as verdict
 from occ_worker.execution import permissions, steering, verdicts
 from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
+from occ_worker.execution.deferral import FRESH, Deferral, Resumable, Suspension
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.permissions import Permissions
 from occ_worker.execution.steering import Steering
@@ -37,6 +39,7 @@ log = logging.getLogger("occ.driver")
 INTERRUPT_SECONDS = 2.0  # from the interrupt to SIGTERM
 TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
 GRACE_SECONDS = 5.0  # for the CLI to leave after its result, or after it closed its output
+PARK_SECONDS = 1.5  # of a stop, for a call that waits for a person to be parked
 
 _READ_BYTES = 1 << 18
 _BURST_BYTES = 1 << 18
@@ -46,13 +49,19 @@ _CONTROL = b'{"type":"control_'
 
 
 class Driver:
-    """One CLI process: its prompt, its output, its limits and its end."""
+    """One CLI process: its prompt, its output, its limits and its end.
 
-    def __init__(self, context: ExecutionContext, execution: Execution, child: Child) -> None:
+    `resumable` may name a parked call: then there is no prompt, and the CLI asks about that call again.
+    """
+
+    def __init__(
+        self, context: ExecutionContext, execution: Execution, child: Child, resumable: Resumable = FRESH
+    ) -> None:
         self._context = context
         self._execution = execution
         self._child = child
-        self._translator = Translator()
+        self._resumable = resumable
+        self._translator = Translator(resumed=resumable.parked is not None)
         self._lines = Lines()
         key = tail.execution_key(execution.number)
         self._recorder = Recorder(
@@ -60,13 +69,15 @@ class Driver:
         )
         self._stderr = b""
         self._steering = Steering(context, execution, self._translator, self._send, self._store)
+        self._deferral = Deferral(context, execution, resumable, self._send, self._is_alone, self._spent)
         self._permissions = None
         first = b""
         files = attachments.of_execution(context.db, execution.number) if execution.attachments else ()
         if verdicts.hooked(context.db, context.config, execution):
-            self._permissions = Permissions(context, execution, self._send, self._store)
+            self._permissions = Permissions(context, execution, self._deferral, self._send, self._store)
             first = permissions.initialize_line()
-        self._input = memoryview(first + claude.prompt_line(execution.prompt or "", attachments=files))
+        prompt = b"" if resumable.parked is not None else claude.prompt_line(execution.prompt or "", attachments=files)
+        self._input = memoryview(first + prompt)
         self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
         self._termination_begun = 0.0
         self._signalled = 0
@@ -74,7 +85,8 @@ class Driver:
         self._overstayed = False
         self._exited = False
         begun = time.monotonic()
-        self._deadline = begun + execution.timeout_seconds
+        self._deadline = begun + execution.timeout_seconds - resumable.spent.seconds
+        self._stop_seen: float | None = None
         self._heard = self._looked = self._ticked = begun
         self._selector = selectors.DefaultSelector()
         self._selector.register(child.stdin, selectors.EVENT_WRITE, self._write)
@@ -84,8 +96,8 @@ class Driver:
         self._selector.register(context.bell, selectors.EVENT_READ, self._look)
         self._selector.register(context.wake, selectors.EVENT_READ, self._wake)
 
-    def run(self) -> Outcome:
-        """Send the CLI its prompt, store its events until it is gone, and return how it ended."""
+    def run(self) -> Outcome | Suspension:
+        """Send the CLI its prompt, store its events until it is gone, and return how it ended or that it is parked."""
         with self._selector:
             self._write()  # before anything else: the CLI may have loaded, and wait for its prompt
             while not self._exited:
@@ -106,6 +118,30 @@ class Driver:
         assert returncode is not None  # noqa: S101 - the loop above ends only then
         if self._translator.unreadable:
             log.warning("execution %s: %d unreadable lines", self._execution.execution_id, self._translator.unreadable)
+        suspension = self._suspension()
+        if suspension is not None:
+            return suspension
+        return self._resumable.spent.with_outcome(self._outcome(returncode))
+
+    def _suspension(self) -> Suspension | None:
+        """Return what its execution took so far when it is to be parked; None when it is over."""
+        result, code = self._translator.result, None if self._reason is None else self._reason[0]
+        if code not in (None, "DAEMON_STOPPED"):
+            return None
+        if result is not None and self._deferral.is_done(result):
+            return Suspension(self._resumable.spent.plus(verdict.spent(result, self._spent())))
+        return Suspension(None) if code and result is None and self._deferral.undelivered else None
+
+    def _is_alone(self, tool_use_id: str) -> bool:
+        """Return whether nothing but this call keeps the turn open: no other call, and no text that the CLI has."""
+        return self._translator.is_alone(tool_use_id) and not self._steering.unconfirmed
+
+    def _spent(self) -> Spent:
+        """Return the running time, and the requests to the model, of this process."""
+        seconds = self._execution.timeout_seconds - self._resumable.spent.seconds - (self._deadline - time.monotonic())
+        return Spent(seconds=max(0.0, seconds), turns=self._translator.messages)
+
+    def _outcome(self, returncode: int) -> Outcome:
         if self._reason is not None:
             return Outcome.failure(*self._reason, **verdict.how(returncode))
         result = self._translator.outcome()
@@ -222,6 +258,7 @@ class Driver:
             until.append(self._termination_begun + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
         elif self._permissions is not None and self._permissions.next_expiry is not None:
             until.append(self._permissions.next_expiry)
+            until += [] if self._stop_seen is None else [self._stop_seen + PARK_SECONDS]
         elif self._translator.result is None:
             until += [self._deadline, self._heard + self._execution.idle_timeout_seconds]
         if self._leaving_since is not None:
@@ -237,7 +274,7 @@ class Driver:
             with contextlib.suppress(OCCError):
                 self._permissions.expire(now)
         self._ticked = now
-        if self._context.stopping():
+        if self._context.stopping() and not self._parks(now):
             self._begin_termination(
                 "DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back."
             )
@@ -253,6 +290,15 @@ class Driver:
         if self._reason is not None:
             self._press(now - self._termination_begun)
 
+    def _parks(self, now: float) -> bool:
+        """Return whether the stop can wait for a call that is on its way to be parked."""
+        self._stop_seen = self._stop_seen or now
+        if self._permissions is None or now >= self._stop_seen + PARK_SECONDS or self._reason is not None:
+            return False
+        with contextlib.suppress(OCCError):
+            return self._permissions.park()
+        return False
+
     def _check_limits(self, now: float) -> None:
         if now >= self._deadline:
             seconds = self._execution.timeout_seconds
@@ -266,7 +312,9 @@ class Driver:
         if self._reason is not None or self._translator.result is not None:
             return
         self._reason, self._termination_begun = (code, message), time.monotonic()
-        if not self._input:
+        if code == "DAEMON_STOPPED" and self._deferral.undelivered:
+            self._child.signal_group(signal.SIGKILL)  # an interrupt would be written down as the answer
+        elif not self._input:
             with contextlib.suppress(OSError, ValueError):
                 os.write(self._child.stdin.fileno(), claude.INTERRUPT)
         else:

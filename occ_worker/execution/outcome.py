@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from occ_app.executions.parking import Spent
 from occ_app.executions.records import Outcome, countable
 from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import texts
@@ -34,6 +36,9 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
         "durationMs": _whole_number_of(result.get("duration_ms")),
     }
     usage = _usage(result.get("usage"))
+    if is_deferred(result):
+        message = "A hook of the operator's deferred a tool call, which OCC cannot resume; remove that hook."
+        return Outcome.failure("CLAUDE_ERROR", message, **figures)
     if result.get("is_error") is False:
         data = {
             "exitCode": 0,
@@ -60,6 +65,21 @@ def joined(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     costs = [each.get("model_usage_since_last_result") for each in results]
     models = {f"{index} {model}": used for index, cost in enumerate(costs) for model, used in (cost or {}).items()}
     return {**last, **sums, "model_usage_since_last_result": models}
+
+
+def is_deferred(result: Mapping[str, Any]) -> bool:
+    """Return whether a result ends a process only because a call was deferred; it looks like a success."""
+    return "tool_deferred" in (result.get("terminal_reason"), result.get("stop_reason"))
+
+
+def spent(result: Mapping[str, Any], counted: Spent) -> Spent:
+    """Return the figures of a process that ended with this result; seconds and turns are those `counted`."""
+    return replace(
+        counted,
+        cost_usd=float(_own_cost(result) or 0),
+        duration_ms=_whole_number_of(result.get("duration_ms")) or 0,
+        usage=_usage(result.get("usage")) or {},
+    )
 
 
 def how(returncode: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from occ_app.claude import program as claude_cli
 from occ_app.claude import projects, sandbox
 from occ_app.config.config import Config
 from occ_app.errors import OCCError
-from occ_app.executions import lifecycle
+from occ_app.executions import lifecycle, parking
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon, notes
@@ -26,6 +26,7 @@ from occ_app.workspaces.workspace import Workspace
 from occ_worker import changes
 from occ_worker.execution import command as claude
 from occ_worker.execution.context import ExecutionContext
+from occ_worker.execution.deferral import Resumable, Suspension
 from occ_worker.execution.driver import Driver
 from occ_worker.recorder import RETRY_SECONDS
 
@@ -46,9 +47,15 @@ def run_next(context: ExecutionContext) -> bool:
 
 def _run_to_end(context: ExecutionContext, execution: Execution) -> None:
     """Run a claimed execution and write its outcome down."""
-    snapshot = _StartSnapshot()
+    snapshot = _StartSnapshot(execution.start_tree)
     try:
         outcome = _run(context, execution, snapshot)
+        if isinstance(outcome, Suspension):
+            parked = _park(context, execution, outcome)
+            if parked is None:
+                context.launcher.prepare()
+                return
+            outcome = parked
     except BaseException:
         log.exception("execution %s met a fault of OCC", execution.execution_id)
         _finish(context, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
@@ -63,6 +70,30 @@ def _run_to_end(context: ExecutionContext, execution: Execution) -> None:
         )
     context.launcher.prepare()
     _record_changes(context, execution, snapshot)
+
+
+def _park(context: ExecutionContext, execution: Execution, suspension: Suspension) -> Outcome | None:
+    """Write down that an execution is parked. Returns how it has to end instead, None when it is parked.
+
+    However long the database is held; a stop leaves it to the next start, which finds the call in its rows.
+    """
+    while True:
+        try:
+            seq = parking.park(context.db, execution.number, suspension.spent, context.config.approval_seconds)
+            break
+        except OCCError as error:
+            log.error("execution %s cannot be parked yet: %s", execution.execution_id, error)
+        if context.stopping():
+            return None
+        select.select([context.wake], [], [], RETRY_SECONDS)
+    if seq:
+        context.readers.ring(tail.execution_key(execution.number))
+        log.info("execution %s is parked", execution.execution_id)
+        _wake_next(context)
+        return None
+    code = executions.cancel_code(context.db, execution.number)
+    outcome = Outcome.failure(code or "INTERNAL", "The execution was cancelled while it waited for a person.")
+    return outcome if suspension.spent is None else suspension.spent.with_outcome(outcome)
 
 
 def _finish(context: ExecutionContext, execution: Execution, outcome: Outcome) -> None:
@@ -114,7 +145,7 @@ def _record_changes(context: ExecutionContext, execution: Execution, snapshot: _
     _wake_next(context)
 
 
-def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapshot) -> Outcome:
+def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapshot) -> Outcome | Suspension:
     row = workspaces.numbered(context.db, execution.workspace_generation)
     if row is None or (not row.is_project and not Path(row.path).is_dir()):
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
@@ -124,18 +155,27 @@ def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapsh
         return Outcome.failure(
             "WORKSPACE_MISSING", f"{reason}; `occ projects` on that machine adds and removes projects."
         )
-    if not (executions.may_resume(context.db, execution) or _began_in_project(context.config, execution, row)):
+    parked = parking.of(context.db, execution.number)
+    if parked is None and not (
+        executions.may_resume(context.db, execution) or _began_in_project(context.config, execution, row)
+    ):
         return Outcome.failure("SESSION_NOT_FOUND", lifecycle.SESSION_UNKNOWN)
     path = claude_cli.find(context.config)
     if path is None:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(context.config))
-    if execution.permissions == "plan" and _needs_all_attachments_off(context, path):
+    resumable = Resumable(not _is_old(context, path), parking.spent(context.db, execution.number), parked)
+    if parked is not None and not (
+        resumable.knows_defer or claude_cli.defers_calls(claude_cli.probe(context.config).version)
+    ):
+        message = "Only Claude Code 2.1.330 or newer can resume a parked run; update it on the agent's machine."
+        return resumable.spent.with_outcome(Outcome.failure("CLAUDE_ERROR", message))
+    if execution.permissions == "plan" and _is_old(context, path):
         return Outcome.failure(
             "CLAUDE_ERROR", "Plans need Claude Code 2.1.330 or newer; update it on the agent's machine."
         )
     try:
         with _memory(context.config, execution, workspace, trusted=trusted) as memory_file:
-            return _drive(context, execution, workspace, path, memory_file, snapshot, trusted=trusted)
+            return _drive(context, execution, workspace, path, memory_file, snapshot, resumable, trusted=trusted)
     except _MemoryUnwritable as error:
         return Outcome.failure("INTERNAL", f"The project's memory could not be passed on ({error}); see the disk.")
 
@@ -178,23 +218,26 @@ def _drive(
     path: str,
     memory_file: Path | None,
     snapshot: _StartSnapshot,
+    resumable: Resumable,
     *,
     trusted: bool,
-) -> Outcome:
-    argv = claude.command(path, execution, memory_file, context.config, trusted=trusted)
+) -> Outcome | Suspension:
+    argv = claude.command(path, execution, memory_file, context.config, resumable, trusted=trusted)
     readable = () if memory_file is None else (memory_file,)
-    unset = () if _needs_all_attachments_off(context, path) else (claude.ALL_ATTACHMENTS,)
+    unset = () if _is_old(context, path) else (claude.ALL_ATTACHMENTS,)
     child = context.launcher.start(
         sandbox.wrapped(argv, workspace, context.config, readable),
         workspace,
         execution.execution_id,
         (*unset, claude.NO_AUTO_MEMORY) if trusted else unset,
+        {} if resumable.parked is None else claude.RESUME_INTERRUPTED,
     )
     try:
-        driver = Driver(context, execution, child)
+        driver = Driver(context, execution, child, resumable)
         log.info("execution %s started", execution.execution_id)
-        # While the CLI loads: its prompt waits for this snapshot, it does not.
-        snapshot.tree = changes.record_start(context.db, context.snapshots, execution, workspace, context.stopping)
+        if resumable.parked is None:
+            # While the CLI loads: its prompt waits for this snapshot, it does not.
+            snapshot.tree = changes.record_start(context.db, context.snapshots, execution, workspace, context.stopping)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
         context.db.sync()
         return driver.run()
@@ -204,7 +247,7 @@ def _drive(
         child.close()
 
 
-def _needs_all_attachments_off(context: ExecutionContext, path: str) -> bool:
+def _is_old(context: ExecutionContext, path: str) -> bool:
     """Return whether the CLI is old, or not the file whose version was noted."""
     try:
         noted = notes.noted(context.db, "claude")

@@ -32,11 +32,17 @@ _TEXT_DELTA = re.compile(
 
 
 class Translator:
-    """Turns the CLI's lines into events. Feed it whole lines in order; `result` is its last word, once it came."""
+    """Turns the CLI's lines into events. Feed it whole lines in order; `result` is its last word, once it came.
 
-    def __init__(self) -> None:
+    `resumed`: an earlier process has sent the `started` event.
+    """
+
+    def __init__(self, *, resumed: bool = False) -> None:
         self.result: dict[str, Any] | None = None
         self.init: dict[str, Any] | None = None
+        self._resumed = resumed
+        self._calls: set[str] = set()  # those of the main thread's message that have no result yet
+        self._whole = False  # whether that message is known to its end
         self.unreadable = 0
         self.messages = 0  # of the model that have begun, without those of sub-agents
         self.open_tools: set[str] = set()  # calls without a result, without those of sub-agents
@@ -96,10 +102,24 @@ class Translator:
                 return []
             self._streamed.add(self._message_id)
             return self._text(delta["text"])
+        if not content.get("parent_tool_use_id"):
+            self._note_calls(kind, event)
         if kind == "message_start" and not content.get("parent_tool_use_id"):
             self.messages += 1
             self._message_id = event["message"]["id"]
         return self._take_rest() if kind == "content_block_stop" else []
+
+    def _note_calls(self, kind: str, event: dict[str, Any]) -> None:
+        if kind == "message_start":
+            self._calls, self._whole = set(), False
+        elif kind == "content_block_start" and event["content_block"]["type"] == "tool_use":
+            self._calls.add(event["content_block"]["id"])
+        elif kind == "message_stop":
+            self._whole = True
+
+    def is_alone(self, tool_use_id: str) -> bool:
+        """Return whether a call is the only one of its message that has no result."""
+        return self._whole and self._calls == {tool_use_id}
 
     def _text(self, text: str) -> list[_ParsedEvent]:
         text, self._surrogate = self._surrogate + text, ""
@@ -140,6 +160,7 @@ class Translator:
         events: list[_ParsedEvent] = []
         for block in blocks:
             if block.get("type") == "tool_result":
+                self._calls.discard(str(block.get("tool_use_id")))
                 events.append(_tool_result(block, content.get("parent_tool_use_id")))
                 self.open_tools.discard(str(block["tool_use_id"]))
                 events += self._todo_after(block, content.get("tool_use_result"))
@@ -155,6 +176,8 @@ class Translator:
         kind = content.get("subtype")
         if kind == "init" and self.init is None:
             self.init = content
+            if self._resumed:
+                return []
             data = {
                 "sessionId": texts.text_of(content.get("session_id")),
                 "model": texts.text_of(content.get("model")),

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import RawEvent
 from occ_app.errors import OCCError, Refused, Unreachable
-from occ_app.executions import lifecycle
+from occ_app.executions import lifecycle, parking
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
@@ -39,6 +39,7 @@ log = logging.getLogger("occ.relay")
 
 _FETCH_SECONDS = 20.0  # for a machine to record changes
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_LONGEST_MOMENT = 40  # characters
 _MAX_FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULT = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
 _PUT_BACK_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
@@ -63,8 +64,9 @@ class Relay:
         self._lag_seconds = 0.0
         self._lock = threading.Lock()
         self._over = False  # its row has ended, and nothing is stored any more
+        self.parked = execution.state == "parked"  # on its agent
         self._patience = Patience(begun=execution.last_seq > 1)
-        self._patience.hold(asked=approval_rows.asked(context.db, execution.number))
+        self._patience.hold(asked=self.parked or approval_rows.asked(context.db, execution.number))
 
     @property
     def away(self) -> bool:
@@ -111,7 +113,7 @@ class Relay:
                 return False
             if self._prompt_sent:
                 self._have_it_cancelled()
-            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq)
+            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq, relayed=True)
             self._over = True
         self._ring(outcome.news(seq))
         log.warning("execution %s was ended without agent %s", self._execution.execution_id, self.agent_id)
@@ -189,7 +191,7 @@ class Relay:
             if not self._prompt_sent and self._put_back(agent):
                 return None
             seconds = self._context.config.reconnect_seconds
-            if time.monotonic() - lost <= seconds:
+            if time.monotonic() - lost <= seconds or self.parked:
                 raise
             return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
 
@@ -289,11 +291,26 @@ class Relay:
             if self._over:
                 return
             self._recorder.append(fresh)
+            self._note_parked(fresh)
         self._patience.begun()
         sent_at = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(sent_at, int):
             self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - sent_at) / 1000)
         reported_approvals.complete(self._context, cut)
+
+    def _note_parked(self, fresh: list[NewEvent]) -> None:
+        """Follow the state of the execution on its agent: parked, which takes none of its time, or running again."""
+        for name, text in fresh:
+            if name in ("parked", "resumed"):
+                self.parked = name == "parked"
+                self._patience.hold(asked=self.parked)
+                expires = json.loads(text).get("expiresAt")
+                parking.relay(
+                    self._context.db,
+                    self.number,
+                    parked=self.parked,
+                    expires=expires if isinstance(expires, str) and len(expires) <= _LONGEST_MOMENT else None,
+                )
 
     def _given_up(self, code: str, message: str) -> Outcome:
         """Return the outcome of an execution that its agent may still run, and cancel it there once possible."""
@@ -305,7 +322,7 @@ class Relay:
         with self._lock:
             if self._over:
                 return
-            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq)
+            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq, relayed=True)
             self._over = True
         self._ring(outcome.news(seq))
         log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))

@@ -42,6 +42,7 @@ class RelayPool:
         self._happened = threading.Condition()
         self._stopping = threading.Event()
         self._relays: set[Relay] = set()
+        self._without_place: set[Relay] = set()  # of parked executions
         self._removed: set[str] = set()
         self._cancels: set[str] = set()  # those being sent or sent, each by a separate thread
         self._noted: dict[str, float] = {}
@@ -110,19 +111,32 @@ class RelayPool:
             if relay not in self._relays:
                 return
             self._relays.remove(relay)
-        self._places.release()
+            placeless = relay in self._without_place
+            self._without_place.discard(relay)
+        if not placeless:
+            self._places.release()
         with contextlib.suppress(OCCError):  # control also looks for queued executions
             self._ring_queue()
 
     def _end_overdue(self) -> None:
         """End executions that an agent did not end in time, and those of a removed agent; a slot is free at once."""
-        cancel_codes = {x.number: x.cancel_code for x in executions.running(self._context.db)}
+        cancel_codes = {x.number: x.cancel_code for x in executions.relayed(self._context.db)}
         for relay in list(self._relays):
             outcome = relay.overdue(cancel_codes.get(relay.number))
             if relay.agent_id in self._removed:
                 outcome = Outcome.failure("AGENT_LOST", "The agent that ran this was removed from the hub.")
             if outcome is not None and relay.abandon(outcome):
                 self._leave(relay)
+
+    def _lend_places(self) -> None:
+        """Give away the places of relays whose executions are parked, and take places again for those that go on."""
+        with self._happened:
+            for relay in self._relays:
+                if relay.parked and relay not in self._without_place:
+                    self._without_place.add(relay)
+                    self._places.release()
+                elif not relay.parked and relay in self._without_place and self._places.acquire(blocking=False):
+                    self._without_place.remove(relay)
 
     def _rest(self, seconds: float) -> None:
         with self._happened:
@@ -142,13 +156,14 @@ class RelayPool:
                 if self._relays:
                     self._pass_cancels_on()
                     self._end_overdue()
+                    self._lend_places()
                 self._note()
             except OCCError as error:
                 log.error("cancels cannot be looked for: %s", error)
 
     def _pass_cancels_on(self) -> None:
         """Send cancels to agents; one that does not answer holds up no other."""
-        due = {x.execution_id: x for x in executions.running(self._context.db) if x.cancel_code is not None}
+        due = {x.execution_id: x for x in executions.relayed(self._context.db) if x.cancel_code is not None}
         self._cancels &= due.keys()
         for execution_id, execution in due.items():
             if execution_id not in self._cancels:

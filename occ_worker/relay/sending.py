@@ -176,6 +176,7 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         "model": execution.requested_model,
         "maxTurns": execution.max_turns,
         "maxBudgetUsd": execution.max_budget_usd,
+        "approvalSeconds": execution.approval_seconds,
         "sessionId": execution.resume_session_id,
         # The default goes unnamed: agents of an older OCC do not know the field.
         "permissions": None if execution.permissions == ceilings.DEFAULT else execution.permissions,

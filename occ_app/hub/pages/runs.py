@@ -29,6 +29,7 @@ bp = Blueprint("runs", __name__, url_prefix="/runs/<execution_id>")
 _WORDS = {
     "queued": "Waiting",
     "running": "Running",
+    "parked": "Waits for you",
     "succeeded": "Done",
     "failed": "Failed",
     "cancelled": "Cancelled",

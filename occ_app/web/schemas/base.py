@@ -5,7 +5,7 @@ from __future__ import annotations
 from marshmallow import RAISE, Schema, fields, validate
 
 LARGEST_GENERATION = 2**62
-STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
+STATES = ["queued", "running", "parked", "succeeded", "failed", "cancelled"]
 
 
 class RequestSchema(Schema):

@@ -55,6 +55,7 @@ class ExecuteBody(RequestSchema):
     max_budget_usd = Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
     permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
+    approval_seconds = Seconds(data_key="approvalSeconds")
     continues = Id()
     attachments = fields.List(fields.Nested(AttachmentBody), validate=validate.Length(max=attachments.MAX_FILES))
     workspace_generation = WholeNumber(data_key="workspaceGeneration", validate=validate.Range(1, LARGEST_GENERATION))

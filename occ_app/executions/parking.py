@@ -1,0 +1,321 @@
+"""Parked executions, and all SQL on them: they wait for a person without a process, and go on once it answered.
+
+The row of `parkings` is on the disk before Claude Code is asked to defer the call, so a process that dies afterwards
+loses nothing. `approval_id` names the call that waits until its answer is about to be delivered: only until then may a
+dead process be replaced by another one.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from occ_app.database.database import Database
+from occ_app.executions import approvals, events
+from occ_app.executions.approvals import Approval
+from occ_app.executions.queries import from_row, select
+from occ_app.executions.records import Execution, Outcome
+from occ_app.system.compact_json import to_json
+from occ_app.system.process_identity import ProcessIdentity
+from occ_app.system.timestamps import iso, iso_now, milliseconds
+
+MAX_PARKED = 200
+EXPIRED = Outcome.failure("APPROVAL_EXPIRED", "Nobody answered in time; send the prompt again if you still need it.")
+
+# An answered execution that is parked can go on.
+_ANSWERED = """
+    FROM parkings p JOIN executions x ON x.number = p.execution JOIN approvals a ON a.approval_id = p.approval_id
+    WHERE x.state = 'parked' AND a.state IN ('allowed', 'denied', 'answered') AND a.delivered_at IS NULL
+"""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Running time in seconds, requests to the model, US dollars and tokens of an execution's earlier processes."""
+
+    seconds: float = 0.0
+    turns: int = 0
+    cost_usd: float = 0.0
+    duration_ms: int = 0
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+    def plus(self, other: Spent) -> Spent:
+        """Return the sum of both."""
+        return Spent(
+            self.seconds + other.seconds,
+            self.turns + other.turns,
+            self.cost_usd + other.cost_usd,
+            self.duration_ms + other.duration_ms,
+            added(self.usage, other.usage),
+        )
+
+    def with_outcome(self, outcome: Outcome) -> Outcome:
+        """Return the outcome of the last process with the figures of all."""
+        if self == Spent():
+            return outcome
+        own = outcome.data
+        figures = {
+            "costUsd": self.cost_usd + (own.get("costUsd") or 0),
+            "numTurns": self.turns + (own.get("numTurns") or 0),
+            "durationMs": self.duration_ms + (own.get("durationMs") or 0),
+        }
+        usage = added(self.usage, outcome.usage or {})
+        data = {**own, **figures} | ({"usage": usage} if "usage" in own else {})
+        return replace(outcome, data=data, usage=usage)
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A deferred call: its approval, its id in Claude Code, and the figures of the processes so far."""
+
+    approval: Approval
+    tool_use_id: str
+    spent: Spent
+
+
+def intend(db: Database, number: int, approval_id: str, tool_use_id: str, spent: Spent) -> bool:
+    """Record, on the disk, that the open call of a running execution is about to be deferred.
+
+    False when it is not open any more, when the execution is to be cancelled, or when MAX_PARKED are parked.
+    """
+    with db.write() as connection:
+        won = connection.execute(
+            """
+            INSERT INTO parkings (execution, approval_id, tool_use_id, spent)
+            SELECT :number, :approval_id, :tool_use_id, :spent
+            WHERE EXISTS (SELECT 1 FROM executions
+                          WHERE number = :number AND state = 'running' AND stop_requested IS NULL)
+              AND EXISTS (SELECT 1 FROM approvals WHERE approval_id = :approval_id AND state = 'open')
+              AND (SELECT count(*) FROM executions WHERE state = 'parked') < :most
+            ON CONFLICT (execution) DO UPDATE SET approval_id = excluded.approval_id,
+                tool_use_id = excluded.tool_use_id, spent = excluded.spent
+            """,
+            {
+                "number": number,
+                "approval_id": approval_id,
+                "tool_use_id": tool_use_id,
+                "spent": to_json(asdict(spent)),
+                "most": MAX_PARKED,
+            },
+        ).rowcount
+    return won > 0
+
+
+def settle(db: Database, number: int) -> None:
+    """Record that no call of a running execution waits in `parkings` any more; its figures stay."""
+    with db.write() as connection:
+        connection.execute("UPDATE parkings SET approval_id = NULL WHERE execution = :number", {"number": number})
+
+
+def deliver(db: Database, approval_id: str) -> bool:
+    """Note, on the disk, that an answer goes to Claude Code now: no process may be replaced any more.
+
+    False when it was noted before.
+    """
+    with db.write() as connection:
+        won = approvals.note_delivery(connection, approval_id)
+        connection.execute(
+            "UPDATE parkings SET approval_id = NULL WHERE approval_id = :approval_id", {"approval_id": approval_id}
+        )
+    return won
+
+
+def park(db: Database, number: int, spent: Spent | None, default_seconds: float) -> int:
+    """Park a running execution whose call was deferred; returns the seq of its `parked` event.
+
+    A person has `approval_seconds` of the execution, or the default, to answer. `spent` is None where its process ended
+    without an answer, as one that was killed. 0 when it does not run any more, is to be cancelled, or no call waits.
+    """
+    with db.write() as connection:
+        return _park(connection, number, default_seconds, spent)
+
+
+def claim(connection: sqlite3.Connection, owner: ProcessIdentity) -> Execution | None:
+    """Take the parked execution that was answered first, for `owner`; None when there is none.
+
+    One UPDATE that starts from `parked`. Its `resumed` event is stored with it.
+    """
+    row = connection.execute(f"SELECT p.execution, p.approval_id {_ANSWERED} ORDER BY a.decided_at LIMIT 1").fetchone()
+    if row is None:
+        return None
+    now = iso_now()
+    won = connection.execute(
+        """
+        UPDATE executions SET state = 'running', waits_for = NULL,
+            owner_boot_id = :boot_id, owner_pid = :pid, owner_start = :start, deadline = :clock + timeout_seconds,
+            parked_seconds = parked_seconds + max(0, (julianday(:now) - julianday(parked_at)) * 86400),
+            parked_at = NULL
+        WHERE number = :number AND state = 'parked'
+        """,
+        {
+            "boot_id": owner.boot_id,
+            "pid": owner.pid,
+            "start": owner.start,
+            "clock": time.monotonic(),
+            "now": now,
+            "number": row["execution"],
+        },
+    ).rowcount
+    if not won:
+        return None
+    _event(connection, row["execution"], "resumed", {"approvalId": row["approval_id"]})
+    found = connection.execute(select("x.number = :number"), {"number": row["execution"]}).fetchone()
+    return from_row(found)
+
+
+def relay(db: Database, number: int, *, parked: bool, expires: str | None = None) -> bool:
+    """Note on a hub that an execution is parked on its machine now, or runs there again. False when it was noted.
+
+    Its relay stays its owner. `expires` is until when a person can answer.
+    """
+    former, state = ("running", "parked") if parked else ("parked", "running")
+    with db.write(durable=False) as connection:
+        won = connection.execute(
+            """
+            UPDATE executions SET state = :state, waits_for = :waits_for,
+                parked_seconds = parked_seconds + coalesce(max(0, (julianday(:now) - julianday(parked_at)) * 86400), 0),
+                parked_at = iif(:parked, :now, NULL)
+            WHERE number = :number AND state = :former
+            """,
+            {
+                "state": state,
+                "former": former,
+                "parked": parked,
+                "waits_for": "a person to answer it" if parked else None,
+                "now": iso_now(),
+                "number": number,
+            },
+        ).rowcount
+        if expires is not None:
+            connection.execute(
+                "UPDATE approvals SET expires_at = :expires WHERE execution = :number AND state = 'open'",
+                {"expires": expires, "number": number},
+            )
+    return won > 0
+
+
+def of(db: Database, number: int) -> Parked | None:
+    """Return the deferred call of an execution whose answer was not delivered; None for an execution without one."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT approval_id, tool_use_id, spent FROM parkings WHERE execution = :number", {"number": number}
+        ).fetchone()
+    if row is None or row["approval_id"] is None:
+        return None
+    return Parked(approvals.get(db, row["approval_id"]), row["tool_use_id"], _spent(row["spent"]))
+
+
+def spent(db: Database, number: int) -> Spent:
+    """Return the figures of the processes that an execution had before its present one."""
+    with db.read() as connection:
+        return spent_by(connection, number)
+
+
+def spent_by(connection: sqlite3.Connection, number: int) -> Spent:
+    """Return the same inside the caller's transaction."""
+    row = connection.execute("SELECT spent FROM parkings WHERE execution = :number", {"number": number}).fetchone()
+    return Spent() if row is None else _spent(row["spent"])
+
+
+def count(db: Database) -> int:
+    """Return how many executions are parked."""
+    with db.read() as connection:
+        found: int = connection.execute("SELECT count(*) FROM executions WHERE state = 'parked'").fetchone()[0]
+    return found
+
+
+def ids(db: Database) -> list[str]:
+    """Return the ids of the parked executions, oldest first."""
+    with db.read() as connection:
+        rows = connection.execute("SELECT execution_id FROM executions WHERE state = 'parked' ORDER BY number")
+        return [row["execution_id"] for row in rows.fetchall()]
+
+
+def forget(connection: sqlite3.Connection, number: int) -> None:
+    """Remove the row of an execution that ends in the caller's transaction."""
+    connection.execute("DELETE FROM parkings WHERE execution = :number", {"number": number})
+
+
+def overdue(db: Database) -> list[Execution]:
+    """Return the parked executions whose approval nobody answered in time, by the wall clock."""
+    with db.read() as connection:
+        rows = connection.execute(
+            select(
+                "x.state = 'parked' AND EXISTS (SELECT 1 FROM parkings p JOIN approvals a USING (approval_id)"
+                " WHERE p.execution = x.number AND a.state = 'open' AND a.expires_at < :now) ORDER BY x.number"
+            ),
+            {"now": iso_now()},
+        ).fetchall()
+    return [from_row(row) for row in rows]
+
+
+def added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object of the numbers in two objects, added where both have them; other values are the newer ones."""
+    result = dict(left)
+    for name, value in right.items():
+        former = left.get(name)
+        if isinstance(value, Mapping) and isinstance(former, Mapping):
+            result[name] = added(former, value)
+        elif _is_number(value) and _is_number(former):
+            result[name] = former + value
+        else:
+            result[name] = value
+    return result
+
+
+def _park(connection: sqlite3.Connection, number: int, default_seconds: float, spent: Spent | None) -> int:
+    row = connection.execute(
+        """
+        SELECT a.approval_id, a.tool, a.kind, x.approval_seconds
+        FROM parkings p JOIN approvals a ON a.approval_id = p.approval_id JOIN executions x ON x.number = p.execution
+        WHERE p.execution = :number AND a.delivered_at IS NULL
+            AND a.state IN ('open', 'allowed', 'denied', 'answered')
+        """,
+        {"number": number},
+    ).fetchone()
+    if row is None:
+        return 0
+    won = connection.execute(
+        """
+        UPDATE executions SET state = 'parked', parked_at = :now, waits_for = :waits_for, deadline = NULL,
+            owner_boot_id = NULL, owner_pid = NULL, owner_start = NULL
+        WHERE number = :number AND state = 'running' AND stop_requested IS NULL
+        """,
+        {"now": iso_now(), "waits_for": f"a person to answer {row['approval_id']}", "number": number},
+    ).rowcount
+    if not won:
+        return 0
+    seconds = default_seconds if row["approval_seconds"] is None else row["approval_seconds"]
+    expires = iso(datetime.now(UTC) + timedelta(seconds=seconds))
+    connection.execute(
+        "UPDATE approvals SET expires_at = :expires WHERE approval_id = :approval_id",
+        {"expires": expires, "approval_id": row["approval_id"]},
+    )
+    if spent is not None:
+        connection.execute(
+            "UPDATE parkings SET spent = :spent WHERE execution = :number",
+            {"spent": to_json(asdict(spent)), "number": number},
+        )
+    data = {"approvalId": row["approval_id"], "kind": row["kind"], "tool": row["tool"], "expiresAt": expires}
+    return _event(connection, number, "parked", data)
+
+
+def _event(connection: sqlite3.Connection, number: int, name: str, data: Mapping[str, Any]) -> int:
+    newest: int = connection.execute(
+        "SELECT max(seq) FROM events WHERE execution = :number", {"number": number}
+    ).fetchone()[0]
+    events.insert(connection, number, newest + 1, [(name, to_json({**data, "timestamp": milliseconds()}))])
+    return newest + 1
+
+
+def _spent(text: str) -> Spent:
+    return Spent(**json.loads(text))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
