@@ -206,11 +206,11 @@ def test_a_cancel_withdraws_what_is_open(machine: Machine) -> None:
 
 
 def test_the_time_limit_does_not_count_while_a_person_is_asked(machine: Machine) -> None:
-    run = machine.begin({"tools": [BASH]}, {"text": "Done."}, timeoutSeconds=20, idleTimeoutSeconds=3)
+    run = machine.begin({"tools": [BASH]}, {"text": "Done."}, timeoutSeconds=60, idleTimeoutSeconds=6)
     question = run.question()
     asked = time.monotonic()
-    machine.begin({"text": "x", "first_delay": 3.5}, permissions="edit").end()  # longer than the limit on silence
-    assert time.monotonic() > asked + 3
+    machine.begin({"text": "x", "first_delay": 6.5}, permissions="edit").end()  # longer than the limit on silence
+    assert time.monotonic() > asked + 6
     run.answer(question, "allow")
     assert run.end()[-1].name == "complete"
 
