@@ -106,7 +106,7 @@ def run_control(config: Config) -> None:
         config,
         database,
         Ringer(config.run / "tail"),
-        Heartbeat(config, database, port, lambda seconds: _hub(config, seconds), renew),
+        Heartbeat(config, database, port, lambda url, seconds: _hub(config, url, seconds), renew),
         queued=executions_queue.pending_count,
         ring=wake_worker,
         snapshots=snapshots_of(config),
@@ -139,18 +139,17 @@ def _link(config: Config, database: db.Database, port: int) -> LinkClient | None
 
     local_address = (daemon.local_host(config.bind_address), port)
     instance = machine.instance(config)
-    return LinkClient(config.remote_url, config.state, local_address, note, config.remote_pin, instance=instance)
+    return LinkClient(config.remote_urls, config.state, local_address, note, config.remote_pin, instance=instance)
 
 
 def _nothing() -> None:
     """Nobody waits for a registration."""
 
 
-def _hub(config: Config, seconds: float) -> HubClient:
+def _hub(config: Config, url: str, seconds: float) -> HubClient:
     from occ_app.client.hub_client import HubClient
 
-    assert config.remote_url is not None  # noqa: S101 - only an agent with a hub has heartbeats
-    return HubClient(config.remote_url, seconds, config.remote_pin)
+    return HubClient(url, seconds, config.remote_pin)
 
 
 def main() -> None:

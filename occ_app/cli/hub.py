@@ -12,6 +12,7 @@ from occ_app import errors
 from occ_app.cli import output, remote
 from occ_app.cli.hub_address import address, shown_url
 from occ_app.cli.hub_agents import agents
+from occ_app.cli.hub_backup import backup, move, restore
 from occ_app.cli.hub_keys import keys
 from occ_app.cli.notify import notify
 from occ_app.cli.pairing import pair, sessions
@@ -149,5 +150,5 @@ def _status_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  problem    {visible_line(problem)}" for problem in report["problems"]])
 
 
-for command in (pair, sessions, keys, agents, webhooks, notify):
+for command in (pair, sessions, keys, agents, webhooks, notify, backup, restore, move):
     hub.add_command(command)

@@ -98,6 +98,11 @@ class Config:
         return (*granted, *named)
 
     @property
+    def remote_urls(self) -> tuple[str, ...]:
+        """The addresses of the hub, in the order in which they are tried."""
+        return tuple((self.remote_url or "").split(",")) if self.remote_url else ()
+
+    @property
     def called_directly(self) -> bool:
         """Whether a hub may call this agent at an address, instead of over the link alone."""
         return self.public_url is not None or not is_loopback(self.bind_address)

@@ -54,6 +54,14 @@ def http_url(value: str) -> str:
     return value.strip().rstrip("/")
 
 
+def http_urls(value: str) -> str:
+    """Addresses to call, separated by commas, without those given twice. Raises ValueError."""
+    urls = [http_url(part) for part in value.split(",") if part.strip()]
+    if not urls:
+        raise ValueError("it must look like https://hub.example.com")
+    return ",".join(dict.fromkeys(urls))
+
+
 def http_origin(value: str) -> str:
     """An address without a path. Raises ValueError with the accepted form."""
     url = http_url(value)
@@ -211,7 +219,7 @@ _SIZE = _whole(1, 1 << 40)
 
 SETTINGS = (
     Setting("api_key", secret, "key to register with at the hub, or @FILE"),
-    Setting("remote_url", http_url, "address of the hub; without one the agent is standalone"),
+    Setting("remote_url", http_urls, "address of the hub, or several of one hub; without one the agent is standalone"),
     Setting("remote_pin", _pin, "SHA-256 fingerprint of the hub's certificate, when that is self-signed"),
     Setting("workers", _whole(1, 256), "executions at once"),
     Setting("http_port", _whole(0, 65535), "port of the API; 0 takes a free one"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from occ_app import __version__
 from occ_app.client.hub_client import Echo, HubClient
 from occ_app.config.config import Config
-from occ_app.doctor.findings import Finding, note, ok, wrong
+from occ_app.doctor.findings import NOTE, WRONG, Finding, note, ok, wrong
 from occ_app.errors import Refused, Unreachable, Untrusted
 from occ_app.home import daemon, machine, state
 from occ_app.system import versions
@@ -21,13 +22,17 @@ def hub(config: Config) -> Iterator[Finding]:
     if config.remote_url is None:
         yield ok("hub", "none; this agent is standalone")
         return
-    client = HubClient(config.remote_url, pin=config.remote_pin)
-    yield from _reachable(client, config)
     identity = state.load(config.state)
-    if identity is None or identity.agent_id is None or identity.remote_url != config.remote_url:
+    first, *others = state.hub_urls(identity, config.remote_urls)
+    yield from _reachable(HubClient(first, pin=config.remote_pin), config)
+    for url in others:  # where the hub may be later
+        found = _reachable(HubClient(url, pin=config.remote_pin), config)
+        yield from (replace(finding, state=NOTE if finding.state == WRONG else finding.state) for finding in found)
+    if identity is None or identity.agent_id is None or identity.remote_url not in config.remote_urls:
         yield note("echo", "This agent is not registered with the hub yet", "`occ start` registers it.")
         return
     begun = datetime.now(UTC)
+    client = HubClient(identity.remote_url, pin=config.remote_pin)
     try:
         echo = client.echo(identity.agent_id, identity.token)
     except Refused as refusal:

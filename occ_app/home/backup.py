@@ -13,6 +13,7 @@ from typing import IO, cast
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
+from occ_app.errors import NotWritten
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Outcome
 from occ_app.system.files import new_file
@@ -23,6 +24,8 @@ _UNDER_WAY = Outcome.failure(
     "WORKER_LOST", "This ran when the backup was made and is not repeated; send it again if you need it."
 )
 
+_FILES = ("state.json", "machine.json", "push.json", "config.toml", "tls.pem")
+
 
 def write(config: Config, target: Path) -> int:
     """Write a .tar.gz of the home to `target`, which must not exist; returns its bytes.
@@ -30,15 +33,16 @@ def write(config: Config, target: Path) -> int:
     The database is copied as of one instant, also during writes. When a workspace is uploaded,
     replaced or removed meanwhile all of it is written again; after three attempts raises Unavailable (BUSY). Files that
     a run changes are taken as they are when they are read. The queue is left out: it is rebuilt.
-    Unpacked into an empty home it is that agent again. What waited or ran at that instant is over in the copy, with
-    WORKER_LOST: the original went on with it, and a prompt never runs twice.
+    Unpacked into an empty home it is that agent, or that hub, again. What waited or ran on an agent at that instant is
+    over in the copy, with WORKER_LOST: the original went on with it, and a prompt never runs twice. A hub's executions
+    are on its machines; those without one end when the copy starts.
     """
     schema.opened(config.database, readonly=True)  # a newer one cannot be copied by this version
     with new_file(target) as output, tempfile.TemporaryDirectory(dir=config.run) as folder:
         snapshots.repeat(
             lambda: _write(config, Path(folder) / "occ.db", output),
             output,
-            lambda: snapshots.identities(config.workspaces.glob("[!.]*")),
+            lambda: snapshots.identities((config.home / folder_of(config)).glob("[!.]*")),
             "The workspaces",
         )
     return target.stat().st_size
@@ -46,18 +50,47 @@ def write(config: Config, target: Path) -> int:
 
 def _write(config: Config, snapshot: Path, output: IO[bytes]) -> None:
     snapshot.unlink(missing_ok=True)
-    _snapshot(config.database, snapshot)
+    _snapshot(config, snapshot)
     with tarfile.open(fileobj=output, mode="w:gz", compresslevel=3) as archive:
         archive.add(snapshot, "occ.db")
-        for name in ("state.json", "machine.json", "push.json", "config.toml", "workspaces"):
+        for name in (*_FILES, folder_of(config)):
             for path in (config.home / name, *below(config.home / name)):
                 _add(archive, path, path.relative_to(config.home))
 
 
-def _snapshot(database: Path, copy: Path) -> None:
-    uri = f"{database.absolute().as_uri()}?mode=ro"
+def folder_of(config: Config) -> str:
+    """The folder with the uploads: of workspaces on an agent, of zips on a hub."""
+    return "zips" if config.program.kind == "hub" else "workspaces"
+
+
+def restore(config: Config, source: Path) -> None:
+    """Make a home from a backup. Raises AlreadyRunning or NotWritten, and SchemaTooNew; the home is then as it was."""
+    if config.database.exists():
+        raise NotWritten(f"There is {config.program.name.lower()} in {config.home} already; move that folder away.")
+    config.home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.home.parent, prefix=".restoring-") as folder:
+        unpacked = Path(folder)
+        try:
+            with tarfile.open(source) as archive:
+                archive.extractall(unpacked, filter="data")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise NotWritten(f"{source} cannot be unpacked ({error}); it is no backup, or the disk is full.") from None
+        if not (unpacked / "occ.db").is_file() or not (unpacked / folder_of(config)).is_dir():
+            raise NotWritten(f"{source} is no backup of {config.program.name.lower()}.")
+        schema.opened(unpacked / "occ.db", readonly=True).close()
+        config.make_folders()
+        (config.home / folder_of(config)).rmdir()
+        for name in (*_FILES, folder_of(config), "occ.db"):  # the database last: with it the home is one
+            if (unpacked / name).exists():
+                (unpacked / name).replace(config.home / name)
+
+
+def _snapshot(config: Config, copy: Path) -> None:
+    uri = f"{config.database.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as source, closing(sqlite3.connect(copy)) as sink:
         source.backup(sink)
+    if config.program.kind == "hub":
+        return
     snapshot = Database(copy)
     lifecycle.abandon_all(snapshot, _UNDER_WAY)
     snapshot.close()

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ class State:
     remote_url: str | None = None
     name: str | None = None  # that the hub uses, in a registration's reply; not stored
     hub_id: str | None = None  # None for a hub that has none, as those of 0.1.0
+
+
+def hub_urls(known: State | None, urls: Sequence[str]) -> list[str]:
+    """Return the addresses of the hub, that of the last registration first."""
+    former = known.remote_url if known is not None else None
+    return sorted(urls, key=lambda url: url != former)
 
 
 def new_token() -> str:

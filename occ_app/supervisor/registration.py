@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -56,9 +56,10 @@ def register_or_warn(config: Config, port: int) -> list[str]:
     if config.remote_url:
         from occ_app.client.hub_client import HubClient
 
-        hub = HubClient(config.remote_url, pin=config.remote_pin)
         try:
-            registered = register(config, hub, port, cli, projects.report(database))
+            registered, hub = register_at_any(
+                config, lambda url: HubClient(url, pin=config.remote_pin), port, cli, projects.report(database)
+            )
             known, registration = registered.state, {"registered": True}
             warnings += note_registered(config, database, registered)
             if registered.copy_of is not None:  # the original goes on with it
@@ -102,6 +103,28 @@ def without_a_way(config: Config, hub: HubClient, known: state.State) -> list[st
     ]
 
 
+def register_at_any(
+    config: Config,
+    client: Callable[[str], HubClient],
+    port: int,
+    cli: Cli,
+    reported: Sequence[Mapping[str, Any]],
+) -> tuple[Registered, HubClient]:
+    """Register at the first of the hub's addresses where it is, the former one first; returns the client, too.
+
+    `client` makes the client of an address. Raises the first Refused or Unreachable when it is at none of them.
+    """
+    first: Refused | Unreachable | None = None
+    for url in state.hub_urls(state.load(config.state), config.remote_urls):
+        hub = client(url)
+        try:
+            return register(config, hub, port, cli, reported), hub
+        except (Refused, Unreachable) as error:
+            first = first or error
+    assert first is not None  # noqa: S101 - there is an address
+    raise first
+
+
 def register(
     config: Config, hub: HubClient, port: int, cli: Cli, reported: Sequence[Mapping[str, Any]] = ()
 ) -> Registered:
@@ -115,9 +138,11 @@ def register(
     mine, copied = machine.ensure(config.machine), False
     for _ in range(_ATTEMPTS):
         challenge = _challenge(hub, config.api_key, known)
+        if len(config.remote_urls) > 1:
+            _require_same_hub(hub, challenge, known)
         body = {**_body(config, port, cli), "projects": list(reported)}
         if challenge is None:
-            same_hub = known is not None and known.remote_url == config.remote_url
+            same_hub = known is not None and known.remote_url == hub.url
             body["agentId"] = known.agent_id if known is not None and same_hub else None
         else:
             body["agentId"] = known.agent_id if known is not None and not copied else None
@@ -136,7 +161,7 @@ def register(
         if hub_id is not None:
             machine.enrolled(config.machine, mine, hub_id)
         registered = state.State(
-            *(answer.token, answer.agent_id, answer.heartbeat_interval_seconds, config.remote_url, answer.name), hub_id
+            *(answer.token, answer.agent_id, answer.heartbeat_interval_seconds, hub.url, answer.name), hub_id
         )
         state.save(config.state, registered)
         return Registered(registered, copy_of=known.agent_id if copied and known is not None else None)
@@ -155,6 +180,17 @@ def note_registered(config: Config, db: Database, registered: Registered) -> lis
         agent.note(db, "copy", {"instance": machine.instance(config), "problem": warnings[0]})
     agent.note(db, "registration", {"registered": True})
     return warnings
+
+
+def _require_same_hub(hub: HubClient, challenge: Challenge | None, known: state.State | None) -> None:
+    """Raise Unreachable for a hub that proved nothing, or that is not the one of the last registration."""
+    if challenge is None:
+        raise Unreachable(f"The server at {hub.url} does not prove that it is the hub, so nothing was sent.")
+    if known is not None and known.hub_id not in (None, challenge.hub_id):
+        raise Unreachable(
+            f"The hub at {hub.url} is another one than that of the last registration, so nothing was sent. To use it,"
+            " name its address alone."
+        )
 
 
 def _challenge(hub: HubClient, api_key: str, known: state.State | None) -> Challenge | None:

@@ -19,7 +19,7 @@ from occ_app.errors import OCCError, Refused, RequestError, Unreachable
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, health, machine, state
 from occ_app.home import notes as agent
-from occ_app.supervisor.registration import note_registered, register
+from occ_app.supervisor.registration import note_registered, register_at_any
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import projects
 
@@ -31,18 +31,19 @@ log = logging.getLogger("occ.heartbeat")
 _LONGEST_PAUSE = 300.0
 _BEAT_SECONDS = 10.0
 _LAST_BEAT_SECONDS = 3.0
+_FAILURES_BEFORE_ANOTHER_ADDRESS = 2
 
 
 class Heartbeat:
-    """The beats of one control process. `hub` makes the client for a call of so many seconds; `registered` is called
-    after each registration."""
+    """The beats of one control process. `hub` makes the client of an address for calls of so many seconds; `registered`
+    is called after each registration."""
 
     def __init__(
         self,
         config: Config,
         db: Database,
         port: int,
-        hub: Callable[[float], HubClient],
+        hub: Callable[[str, float], HubClient],
         registered: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
@@ -77,7 +78,10 @@ class Heartbeat:
                     self._certificate = fingerprint
                 return
             self._schedule(state.load(self._config.state))
-            self._send(self._hub(_BEAT_SECONDS), "")
+            self._send(self._client(_BEAT_SECONDS), "")
+            if self._registered and self._is_away():
+                self._registered = False
+                self._register()
 
     def _fingerprint(self) -> str | None:
         chain = certificate.chain_of(self._config)
@@ -88,7 +92,16 @@ class Heartbeat:
         if self._config.remote_url is None or not self._registered:
             return
         with self._going:
-            self._send(self._hub(_LAST_BEAT_SECONDS), "stopping")
+            self._send(self._client(_LAST_BEAT_SECONDS), "stopping")
+
+    def _client(self, seconds: float) -> HubClient:
+        """The client of the address where this agent is registered."""
+        return self._hub(state.hub_urls(state.load(self._config.state), self._config.remote_urls)[0], seconds)
+
+    def _is_away(self) -> bool:
+        """Whether the hub has not answered for some beats and has another address, where it may be now."""
+        failures: int = health.heartbeat(self._config, self._db)["consecutiveFailures"]
+        return len(self._config.remote_urls) > 1 and failures >= _FAILURES_BEFORE_ANOTHER_ADDRESS
 
     def _schedule(self, identity: state.State | None) -> None:
         interval = identity.heartbeat_interval_seconds if identity else 30.0
@@ -100,7 +113,9 @@ class Heartbeat:
         cli = claude_cli.probe(self._config)
         try:
             reported = projects.report(self._db)
-            registered = register(self._config, self._hub(_BEAT_SECONDS), self._port, cli, reported)
+            registered, _ = register_at_any(
+                self._config, lambda url: self._hub(url, _BEAT_SECONDS), self._port, cli, reported
+            )
         except (Refused, Unreachable, RequestError) as error:  # the last: a held database
             log.warning("not registered with the hub: %s", error)
             agent.note(self._db, "registration", {"registered": False, "problem": str(error)})

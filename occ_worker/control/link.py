@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -45,7 +45,7 @@ class LinkClient:
 
     def __init__(
         self,
-        remote_url: str,
+        remote_urls: Collection[str],
         state_file: Path,
         local_address: tuple[str, int],
         note: Callable[[bool], None],
@@ -53,7 +53,7 @@ class LinkClient:
         ping_seconds: float = PING_SECONDS,
         instance: str = "",
     ) -> None:
-        self._remote_url = remote_url
+        self._remote_urls = remote_urls
         self._pin, self._instance = pin, instance
         self._state_file = state_file
         self._local_address = local_address
@@ -120,12 +120,14 @@ class LinkClient:
             identity = state.load(self._state_file)
         except StartFailed:
             return None
-        return identity if identity and identity.agent_id and identity.remote_url == self._remote_url else None
+        return identity if identity and identity.agent_id and identity.remote_url in self._remote_urls else None
 
     def _linked(self, identity: state.State) -> str:
         """Connect and serve the link to its end; returns why it ended. Raises Refused, Unreachable or OSError."""
         instance = self._instance if identity.hub_id else ""  # which a hub without proofs does not know
-        connection, framing = connect(self._remote_url, identity.agent_id or "", identity.token, self._pin, instance)
+        connection, framing = connect(
+            identity.remote_url or "", identity.agent_id or "", identity.token, self._pin, instance
+        )
         loop = Loop()
         why = list[str]()
 
