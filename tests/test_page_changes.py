@@ -1,4 +1,4 @@
-"""The pages of changes, files, search and usage, over a real hub and a machine."""
+"""The pages of changes, files, search, usage, machines and settings, over a real hub and a machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.browser import Browser, browser_in
 from tests.conftest import make_zip, steps, wait_until
 from tests.real_hub import Hub, hub_in
 from tests.test_pages import Visitor
@@ -63,6 +64,12 @@ def visitor(hub: Hub) -> Visitor:
     visitor = Visitor(hub.url)
     visitor.log_in(hub.client_key)
     return visitor
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser_in(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
 
 
 def page(visitor: Visitor, path: str) -> str:
@@ -243,3 +250,66 @@ def test_each_page_takes_less_than_sixty_kilobytes_of_styles_and_scripts(visitor
     for path in ("/runs/e1/changes", "/files/work", "/find", "/costs", "/machines", "/settings", "/notifications", "/"):
         links = re.findall(r'(?:src|href)="(/static/[\w-]+\.(?:css|js))', page(visitor, path))
         assert sum(len(visitor.get(link).data) for link in links) < 60_000, path
+
+
+def test_a_phone_logs_in_by_a_link_and_its_address_has_no_code_afterwards(hub: Hub, browser: Browser) -> None:
+    link = hub.command("pair", "--role", "admin", "--owner", "tester").stdout.strip()
+    code = link.partition("#")[2]
+    phone = browser.page()
+    phone.window(390, 844, phone=True)
+    phone.go(link)
+    phone.wait("document.querySelector('#code').value")
+    assert phone.js("document.querySelector('#code').value") == code
+    assert phone.js("location.href") == f"{hub.url}/pair"
+    phone.click("#pair button")
+    phone.wait("location.pathname === '/'")
+    assert not any(code in address for address in phone.requests if "#" not in address)
+    phone.go(link)
+    phone.wait("document.querySelector('#code').value")
+    phone.click("#pair button")
+    phone.shows("used before")
+    assert code not in hub.logs()
+    assert phone.errors == [] or all("401" in error for error in phone.errors)
+    phone.close()
+
+
+@pytest.mark.parametrize("width", [320, 390, 720])
+def test_no_page_scrolls_sideways(hub: Hub, browser: Browser, width: int) -> None:
+    """720 pixels are a window of 1,440 at twice the size."""
+    word = "averylongname" * 8
+    hub.client.upload(word[:100], make_zip({f"{word}/{word}.txt": f"{word * 9}\n"}))
+    command = f"echo {word * 9} > {word}/{word}.txt; echo x > {word}.bin"
+    list(hub.client.execute(word[:100], steps({"sh": command}), executionId=f"wide{width}"))
+    assert hub.request("GET", f"/executions/wide{width}/changes").status == 200
+    screen = browser.page()
+    screen.go(f"{hub.url}/login")
+    screen.fill("#key", hub.client_key)
+    screen.click("button.main")
+    screen.wait("location.pathname === '/'")
+    screen.window(width, 700, phone=width < 700)
+    for path in (
+        *(f"/runs/wide{width}/changes", f"/runs/wide{width}/changes?view=split", f"/runs/wide{width}/undo"),
+        *(f"/runs/wide{width}/whole?path={word}/{word}.txt", f"/files/{word[:100]}?path={word}"),
+        *(f"/files/{word[:100]}/view?path={word}/{word}.txt", f"/find?q={word}", "/costs?by=workspace"),
+        *("/machines", "/settings", "/pair"),
+    ):
+        screen.go(hub.url + path)
+        sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"  # without the bar
+        assert screen.js(sideways) == 0, path
+    assert screen.errors == []
+    screen.close()
+
+
+def test_the_list_of_machines_is_kept_fresh(hub: Hub, browser: Browser) -> None:
+    screen = browser.page()
+    screen.go(f"{hub.url}/login")
+    screen.fill("#key", hub.client_key)
+    screen.click("button.main")
+    screen.wait("location.pathname === '/'")
+    screen.go(f"{hub.url}/machines")
+    screen.shows("online", "#machines")
+    hub.command("agents", "drain", "box")
+    screen.shows("draining", "#machines")
+    hub.command("agents", "resume", "box")
+    screen.shows("online", "#machines")
+    screen.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, g, render_template, request
 from markupsafe import Markup
 
 from occ_app.api.services import services
+from occ_app.config.settings import is_loopback
 from occ_app.errors import ConfigError, Forbidden, InvalidRequest
 from occ_app.home import daemon
 from occ_app.hub import api, keys, logins, session_api, webhooks
@@ -38,7 +40,8 @@ def pair() -> Response:
     role = request.form.get("role", "owner")
     pairing = session_api.new_pairing(role if role in ROLES else "owner", None)
     link = f"{join()['hub_url']}{pairing.path}"
-    return Response(_page(pairing=pairing, link=link, qr=_qr(link)))
+    only_here = is_loopback(urlsplit(link).hostname or "")
+    return Response(_page(pairing=pairing, qr=_qr(link), only_here=only_here))
 
 
 @bp.post("/sessions/<session_id>/revoke")
