@@ -59,7 +59,7 @@ def _choosing(command: Any) -> Any:
 @click.option("--all", "closed", is_flag=True, help="Those that are closed, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /approvals answers.")
 def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
-    """List the tool calls, questions and plans that wait for a person.
+    """List the tool calls, questions and plans that wait for you.
 
     EXPIRES shows the time that is left: of OCC_HOLD_SECONDS, or of OCC_APPROVAL_SECONDS for a parked run. A hub lists
     those of all its machines that belong to your key's owner; an admin's key shows all.

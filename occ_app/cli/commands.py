@@ -40,6 +40,7 @@ _MODULES = {
     "answer": "approvals",
     "rules": "rules",
     "projects": "projects",
+    "mcp-servers": "mcp_servers",
     "diff": "diff",
     "pull": "pull",
     "restore": "restore",
@@ -56,7 +57,8 @@ _MODULES = {
     "hub": "hub",
 }
 
-_FUNCTIONS = {"remotes": "remotes_group"}  # where a function cannot have the name of its command
+# Where a function cannot have the name of its command.
+_FUNCTIONS = {"remotes": "remotes_group", "mcp-servers": "mcp_servers"}
 
 
 class _Commands(click.Group):

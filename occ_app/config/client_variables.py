@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from occ_app.config.settings import secret
 from occ_app.errors import ConfigError
@@ -22,6 +23,14 @@ def client_url() -> str | None:
 def client_pin() -> str | None:
     """The fingerprint of the certificate of that agent or hub: OCC_PIN."""
     return os.environ.get("OCC_PIN") or None
+
+
+def read_line(path: str, source: str) -> str:
+    """The first line of a file that holds a secret. Raises ConfigError naming `source`."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        raise ConfigError(f"The file of {source} cannot be read ({type(error).__name__}).") from None
 
 
 def read_secret(value: str, source: str) -> str:

@@ -153,7 +153,7 @@ class Config:
 
     def make_folders(self) -> None:
         """Create the home and its folders, closed to everyone else."""
-        run = ("run", "run/tail", "run/worker", "run/uploads", "run/queue", "run/memory")
+        run = ("run", "run/tail", "run/worker", "run/uploads", "run/queue", "run/memory", "run/mcp")
         for folder in ("", "lock", "workspaces", "logs", *run):
             (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 

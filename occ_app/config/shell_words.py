@@ -94,7 +94,7 @@ def is_plain(words: Sequence[str]) -> bool:
 
 
 def matches(words: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a command has the words of a pattern. A last word `*` stands for any further words, or none."""
+    """Return whether a command has the words of a pattern. A last word `*` matches any further words, or none."""
     if pattern and pattern[-1] == "*":
         pattern = pattern[:-1]
         words = words[: len(pattern)]

@@ -47,7 +47,7 @@ def clean(config: Config, seconds: float) -> list[str]:
         daemon.refuse_work(config)
     else:
         daemon.let_go(config)
-    for folder in ("tail", "worker", "uploads", "links", "memory"):
+    for folder in ("tail", "worker", "uploads", "links", "memory", "mcp"):
         for path in (config.run / folder).glob("*"):
             path.unlink(missing_ok=True)
     return warnings

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from occ_app.claude import mcp_servers
 from occ_app.config.config import DEFAULT_TOOLS, Config
 from occ_app.executions.attachments import PDF, TEXT, Attachment
 from occ_app.executions.records import Execution
@@ -36,6 +37,8 @@ _FIXED_ENVIRONMENT = {
     "GIT_CONFIG_COUNT": "1",
     "GIT_CONFIG_KEY_0": "core.fsmonitor",
     "GIT_CONFIG_VALUE_0": "false",
+    # Otherwise an MCP server that never answers keeps the first prompt waiting for 30 s.
+    "MCP_TIMEOUT": str(mcp_servers.CONNECT_SECONDS * 1000),
     "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
     # Otherwise a `.claude/scheduled_tasks.json` in the workspace runs prompts that nobody sent.
     "CLAUDE_CODE_DISABLE_CRON": "1",
@@ -59,10 +62,12 @@ def command(
     resumable: Resumable = FRESH,
     *,
     trusted: bool = False,
+    servers: Path | None = None,
 ) -> list[str]:
     """The argv for one execution. The prompt is not in it: it goes to stdin, where nothing can take it for a flag.
 
     `trusted`: the workspace's settings, hooks and MCP servers count. `resumable` may name a parked call to resume.
+    `servers` is the file of the operator's MCP servers.
     """
     asks = execution.permissions != "edit"
     mode = "plan" if execution.permissions == "plan" else "acceptEdits"
@@ -88,6 +93,8 @@ def command(
     if asks:
         # No call is granted by a flag: OCC's hook answers every one.
         argv += ["--permission-prompt-tool", "stdio"]
+    if servers is not None:
+        argv += ["--mcp-config", str(servers)]
     if execution.requested_model is not None:
         argv += ["--model", execution.requested_model]
     if execution.max_turns is not None:

@@ -13,6 +13,7 @@ import select
 import selectors
 import signal
 import time
+from typing import Any
 
 from occ_app.errors import OCCError
 from occ_app.executions import attachments
@@ -24,7 +25,7 @@ from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
 from occ_worker.execution import command as claude
 from occ_worker.execution import outcome as verdict
-from occ_worker.execution import permissions, steering, verdicts
+from occ_worker.execution import permissions, servers, steering, verdicts
 from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.deferral import FRESH, Deferral, Resumable, Suspension
@@ -96,6 +97,11 @@ class Driver:
         self._selector.register(context.bell, selectors.EVENT_READ, self._look)
         self._selector.register(context.wake, selectors.EVENT_READ, self._wake)
 
+    @property
+    def init(self) -> dict[str, Any] | None:
+        """The CLI's first line; None when there was none."""
+        return self._translator.init
+
     def run(self) -> Outcome | Suspension:
         """Send the CLI its prompt, store its events until it is gone, and return how it ended or that it is parked."""
         with self._selector:
@@ -147,7 +153,7 @@ class Driver:
         result = self._translator.outcome()
         if result is not None:
             return result
-        secrets = self._context.config.cli_environment
+        secrets = servers.secrets(self._context.config)
         return verdict.without_result(returncode, self._overstayed, verdict.redacted(self._stderr, secrets))
 
     # -- handlers of the selector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,10 @@ _ADVICE = {
     "MAX_BUDGET": "raise maxBudgetUsd to go on.",
     "SESSION_NOT_FOUND": "a session goes on only in the workspace where it began; leave sessionId out to start one.",
 }
+
+_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASS", "AUTH", "CREDENTIAL", "COOKIE", "HEADER")
+_PASSWORD = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
+_LEAST_CHARACTERS = 8  # of a secret: shorter ones would be found in ordinary words
 
 # Of the final event, which is one line of at most texts.LINE_BYTES.
 _USAGE_BYTES = 16 * 1024
@@ -112,19 +117,30 @@ def redacted(stderr: bytes, environment: Mapping[str, str]) -> str:
 
 
 def redacted_value(value: Any, environment: Mapping[str, str]) -> Any:
-    """Return a value of JSON whose texts are without the secrets of the environment."""
+    """Return a value of JSON whose texts and names are without the secrets of the environment."""
     if isinstance(value, str):
         return _without_secrets(value, environment)
     if isinstance(value, Mapping):
-        return {key: redacted_value(item, environment) for key, item in value.items()}
+        return {
+            _without_secrets(str(key), environment): redacted_value(item, environment) for key, item in value.items()
+        }
     return [redacted_value(item, environment) for item in value] if isinstance(value, list) else value
 
 
 def _without_secrets(text: str, environment: Mapping[str, str]) -> str:
-    for name, value in environment.items():
-        if len(value) >= 8 and any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS")):
-            text = text.replace(value, "[redacted]")
+    for secret in sorted(_secrets(environment), key=len, reverse=True):
+        text = text.replace(secret, "[redacted]")
     return text
+
+
+def _secrets(environment: Mapping[str, str]) -> set[str]:
+    """Return the secret values of the environment, the words of each, and the passwords in addresses."""
+    found = set[str]()
+    for name, value in environment.items():
+        if any(word in name.upper() for word in _SECRET_NAMES):
+            found |= {value, *value.split()}
+        found |= {match[1] for match in _PASSWORD.finditer(value)}
+    return {secret for secret in found if len(secret) >= _LEAST_CHARACTERS}
 
 
 def _failure(result: Mapping[str, Any], error: str) -> tuple[str, str]:

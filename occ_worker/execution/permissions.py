@@ -24,7 +24,7 @@ from occ_app.executions.remembering import MAX_INPUT_BYTES
 from occ_app.home import daemon
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import milliseconds
-from occ_worker.execution import outcome, texts, verdicts
+from occ_worker.execution import outcome, servers, texts, verdicts
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.deferral import Deferral
 from occ_worker.execution.replies import (
@@ -240,7 +240,7 @@ class Permissions:
 
     def _ask(self, call: Call, reason: str | None) -> None:
         kind = _kind(call.tool)
-        shown = outcome.redacted_value(call.input, self._context.config.cli_environment)
+        shown = outcome.redacted_value(call.input, servers.secrets(self._context.config))
         redacted = shown != call.input
         request = Request(kind, call.tool, shown, input_hash(call.input), redacted, reason, call.subagent)
         try:

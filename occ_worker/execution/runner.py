@@ -25,6 +25,7 @@ from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 from occ_worker import changes
 from occ_worker.execution import command as claude
+from occ_worker.execution import servers
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.deferral import Resumable, Suspension
 from occ_worker.execution.driver import Driver
@@ -174,8 +175,11 @@ def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapsh
             "CLAUDE_ERROR", "Plans need Claude Code 2.1.330 or newer; update it on the agent's machine."
         )
     try:
-        with _memory(context.config, execution, workspace, trusted=trusted) as memory_file:
-            return _drive(context, execution, workspace, path, memory_file, snapshot, resumable, trusted=trusted)
+        with (
+            _memory(context.config, execution, workspace, trusted=trusted) as memory_file,
+            servers.given(context, execution) as mcp,
+        ):
+            return _drive(context, execution, workspace, path, memory_file, mcp, snapshot, resumable, trusted=trusted)
     except _MemoryUnwritable as error:
         return Outcome.failure("INTERNAL", f"The project's memory could not be passed on ({error}); see the disk.")
 
@@ -217,13 +221,14 @@ def _drive(
     workspace: Path,
     path: str,
     memory_file: Path | None,
+    mcp: servers.Servers,
     snapshot: _StartSnapshot,
     resumable: Resumable,
     *,
     trusted: bool,
 ) -> Outcome | Suspension:
-    argv = claude.command(path, execution, memory_file, context.config, resumable, trusted=trusted)
-    readable = () if memory_file is None else (memory_file,)
+    argv = claude.command(path, execution, memory_file, context.config, resumable, trusted=trusted, servers=mcp.file)
+    readable = [file for file in (memory_file, mcp.file) if file is not None]
     unset = () if _is_old(context, path) else (claude.ALL_ATTACHMENTS,)
     child = context.launcher.start(
         sandbox.wrapped(argv, workspace, context.config, readable),
@@ -240,7 +245,9 @@ def _drive(
             snapshot.tree = changes.record_start(context.db, context.snapshots, execution, workspace, context.stopping)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
         context.db.sync()
-        return driver.run()
+        outcome = driver.run()
+        mcp.note(driver.init)
+        return outcome
     except OCCError as error:
         return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")
     finally:
