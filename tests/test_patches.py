@@ -72,6 +72,14 @@ def test_lines_beyond_the_limit_are_counted() -> None:
     assert (sum(len(hunk.lines) for hunk in made.hunks), made.omitted) == (3, 6)
 
 
+def test_colours_end_where_they_would_take_long() -> None:
+    hunk = "@@ -1 +1 @@\n" + "+import os\n" * 100
+    part = ("diff --git a/x.py b/x.py\n" + hunk * 10).encode()
+    made = patches.parse(part, "x.py", 10_000, 2_500)
+    assert made.coloured == 1800
+    assert ["<span" in str(hunk.lines[0].html) for hunk in made.hunks] == [True] * 2 + [False] * 8
+
+
 @pytest.mark.parametrize("language", ["x.py", "x.txt", "x.html"])
 def test_markup_and_control_characters_of_a_file_are_text(language: str) -> None:
     line = "+<script>alert('\x1b[31m')</script>\u202e\r"

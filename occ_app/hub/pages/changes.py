@@ -108,7 +108,11 @@ def conversation(conversation_id: str) -> str:
     begun = [turn for turn in turns if turn.state != "queued"]
     shown = begun[-_MAX_TURNS:]
     left = _MAX_LINES // max(1, len(shown))
-    return _page(begun[0] if begun else turns[0], [_turn(each, None, left) for each in shown], turns_of=conversation_id)
+    return _page(
+        begun[0] if begun else turns[0],
+        [_turn(each, None, left, len(shown)) for each in shown],
+        turns_of=conversation_id,
+    )
 
 
 @bp.get("/runs/<execution_id>/changes.patch")
@@ -210,8 +214,11 @@ def _page(execution: Execution, turns: Sequence[Turn], turns_of: str | None = No
     )
 
 
-def _turn(execution: Execution, only: str | None, lines: int) -> Turn:
-    """Return the changes of a run, with at most so many lines; `only` names the one file to show."""
+def _turn(execution: Execution, only: str | None, lines: int, share: int = 1) -> Turn:
+    """Return the changes of a run, with at most so many lines; `only` names the one file to show.
+
+    A page of several turns has a `share` of the colours for each.
+    """
     if execution.why_no_changes is not None:
         why = execution.why_no_changes
         return Turn(execution, why="It has not ended yet." if not execution.over else _REASONS.get(why, why))
@@ -226,11 +233,11 @@ def _turn(execution: Execution, only: str | None, lines: int) -> Turn:
         parts = _parts(execution, entries, only)
     except errors.RequestError as error:
         return Turn(execution, why=str(error))
-    files = list[ChangedFile]()
+    files, colours = list[ChangedFile](), patches.MAX_COLOURED // share
     for number, (entry, part) in enumerate(zip(entries[:_MAX_FILES], parts, strict=False)):
         limit = _MAX_LINES_ALONE if only else min(_MAX_LINES_OF_FILE, max(0, lines))
-        made = patches.parse(part, entry["path"], limit)
-        lines -= sum(len(hunk.lines) for hunk in made.hunks)
+        made = patches.parse(part, entry["path"], limit, colours)
+        lines, colours = lines - sum(len(hunk.lines) for hunk in made.hunks), colours - made.coloured
         files.append(ChangedFile(number, entry, made))
     sums = (found["files"], found["additions"], found["deletions"], found["exact"], found["truncated"])
     return Turn(execution, tuple(files), *sums)

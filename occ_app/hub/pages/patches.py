@@ -15,6 +15,7 @@ from occ_app.hub.pages import highlight
 _HUNK = re.compile(r"@@ -(\d{1,9})(?:,\d{1,9})? \+(\d{1,9})(?:,\d{1,9})? @@ ?(.*)")
 _FILE = re.compile(rb"^(?=diff --git )", re.MULTILINE)
 _LONGEST_LINE = 5_000
+MAX_COLOURED = 40_000  # characters of a page: a lexer takes 2 ms for each 1,000, and others wait for it
 # Signs for characters that nobody sees, or that change the order of others.
 _SHOWN = {
     **{number: f"^{chr(number + 64)}" for number in range(32) if number not in (9, 10)},
@@ -75,10 +76,11 @@ class Hunk:
 
 @dataclass(frozen=True)
 class FilePatch:
-    """The hunks of one file; `omitted` counts the lines that are not among them."""
+    """The hunks of one file; `omitted` counts the lines that are not among them, `coloured` the coloured characters."""
 
     hunks: tuple[Hunk, ...]
     omitted: int = 0
+    coloured: int = 0
 
 
 def split(patch: bytes, entries: Sequence[Mapping[str, Any]]) -> list[bytes]:
@@ -90,27 +92,25 @@ def split(patch: bytes, entries: Sequence[Mapping[str, Any]]) -> list[bytes]:
     return [by_head.get(_head(entry), b"") for entry in entries]
 
 
-def parse(part: bytes, path: str, limit: int) -> FilePatch:
-    """Return a file's part of a patch as hunks, of at most so many lines in all."""
-    language = highlight.language_of(path)
-    hunks, head, rows, shown, omitted = list[Hunk](), "", list[tuple[str, str]](), 0, 0
-    start = (0, 0)
-    # Not splitlines: a line of a file may have other characters that end a line for Python.
-    for line in part.decode(errors="replace").removesuffix("\n").split("\n"):
-        found = _HUNK.fullmatch(line)
-        if found is not None and not (rows and shown > limit):
-            if rows:
-                hunks.append(_hunk(head, start, rows, language))
-            start, head, rows = (int(found[1]), int(found[2])), visible(found[3])[:200], []
-        elif start != (0, 0) and line[:1] in ("+", "-", " ") and found is None:
-            shown += 1
-            if shown <= limit:
-                rows.append((line[0], line[1:]))
-            else:
-                omitted += 1
-    if rows:
-        hunks.append(_hunk(head, start, rows, language))
-    return FilePatch(tuple(hunks), omitted)
+def parse(part: bytes, path: str, limit: int, colours: int = MAX_COLOURED) -> FilePatch:
+    """Return a file's part of a patch as hunks, of at most so many lines in all; the first `colours` characters have
+    syntax colours, hunk by hunk.
+    """
+    language, coloured = highlight.language_of(path), 0
+    hunks, shown, omitted = list[Hunk](), 0, 0
+    for head, start, rows in _hunks_of(part):
+        kept = rows[: max(0, limit - shown)]
+        shown, omitted = shown + len(kept), omitted + len(rows) - len(kept)
+        if not kept:
+            continue
+        length = sum(len(text) for _, text in kept) if language else 0
+        if coloured + length > colours:
+            length, hunk = 0, _hunk(head, start, kept, "")
+        else:
+            hunk = _hunk(head, start, kept, language)
+        coloured += length
+        hunks.append(hunk)
+    return FilePatch(tuple(hunks), omitted, coloured)
 
 
 def whole(text: str, path: str, limit: int) -> FilePatch:
@@ -118,6 +118,22 @@ def whole(text: str, path: str, limit: int) -> FilePatch:
     lines = text.removesuffix("\n").split("\n") if text else []
     shown = [(" ", line) for line in lines[:limit]]
     return FilePatch((_hunk("", (1, 1), shown, highlight.language_of(path)),), max(0, len(lines) - limit))
+
+
+def _hunks_of(part: bytes) -> Iterator[tuple[str, tuple[int, int], list[tuple[str, str]]]]:
+    """Yield the head, the first numbers and the signed lines of each hunk."""
+    head, start, rows = "", (0, 0), list[tuple[str, str]]()
+    # Not splitlines: a line of a file may have other characters that end a line for Python.
+    for line in part.decode(errors="replace").removesuffix("\n").split("\n"):
+        found = _HUNK.fullmatch(line)
+        if found is not None:
+            if rows:
+                yield head, start, rows
+            head, start, rows = visible(found[3])[:200], (int(found[1]), int(found[2])), []
+        elif start != (0, 0) and line[:1] in ("+", "-", " "):
+            rows.append((line[0], line[1:]))
+    if rows:
+        yield head, start, rows
 
 
 def _hunk(head: str, start: tuple[int, int], rows: list[tuple[str, str]], language: str) -> Hunk:
