@@ -977,3 +977,14 @@ def m030_parking(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@occ()
+def m031_parked_since(db: Database) -> None:
+    """Count the time for an answer by the clock that no one sets, as long as the machine runs."""
+    for statement in (
+        "ALTER TABLE parkings ADD COLUMN seconds REAL",  # for a person to answer
+        "ALTER TABLE parkings ADD COLUMN boot_id TEXT",  # the boot in which it was parked last
+        "ALTER TABLE parkings ADD COLUMN since_boot REAL",  # when that was, in seconds since that boot
+    ):
+        db.execute(statement)

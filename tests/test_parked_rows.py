@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from occ_app.config import config as configuration
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Conflict
@@ -15,9 +16,14 @@ from occ_app.executions import approvals, events, lifecycle, parking, queries, t
 from occ_app.executions.approvals import Answer, Approval, Person
 from occ_app.executions.parking import Spent
 from occ_app.executions.records import Execution, Outcome
+from occ_app.home import clock
+from occ_app.home.notes import note
+from occ_app.snapshots.store import snapshots_of
+from occ_app.streams.doorbell import Ringer
 from occ_app.system.process_identity import ProcessIdentity, own_identity
 from occ_app.system.timestamps import iso
 from occ_app.workspaces import workspace as workspaces
+from occ_worker.control.agent import Control
 from occ_worker.execution.deferral import grants
 from tests.test_ownership import on_hub
 from tests.test_waiting import accept, begin, reason
@@ -101,7 +107,8 @@ def test_a_parked_execution_holds_its_workspace_and_is_counted_apart(rows: Datab
     assert begin(rows).execution_id == "a2"
 
 
-def test_no_more_than_200_are_parked(rows: Database) -> None:
+def test_no_more_than_the_limit_are_parked(rows: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking, "MAX_PARKED", 3)
     for number in range(parking.MAX_PARKED):
         park(rows, f"p{number}")
     on_hub(rows, "more", "")
@@ -179,14 +186,26 @@ def test_parked_time_is_no_running_time(rows: Database) -> None:
     assert tally.Tally(rows).look().ran.seconds < 60
 
 
+def wait(rows: Database, days: float) -> None:
+    """Let what is parked be parked for so many days, by both clocks."""
+    with rows.write() as connection:
+        connection.execute("UPDATE parkings SET since_boot = since_boot - :seconds", {"seconds": days * DAY})
+    jump(rows, days)
+
+
+def jump(rows: Database, days: float) -> None:
+    """Let the wall clock be so many days ahead."""
+    past = iso(datetime.now(UTC) + timedelta(days=7 - days))
+    with rows.write() as connection:
+        connection.execute("UPDATE approvals SET expires_at = :past", {"past": past})
+
+
 def test_an_approval_that_expired_ends_its_execution(rows: Database) -> None:
     execution, approval = park(rows, "a")
     other, _ = park(rows, "b")
+    wait(rows, 6.9)
     assert parking.overdue(rows) == []
-    with rows.write() as connection:
-        connection.execute(
-            "UPDATE approvals SET expires_at = :past", {"past": iso(datetime.now(UTC) - timedelta(seconds=1))}
-        )
+    wait(rows, 0.2)
     assert [each.execution_id for each in parking.overdue(rows)] == ["a", "b"]
     answer(rows, approvals.listing(rows, "open")[1])  # in the last moment
     assert lifecycle.expire(rows, execution.number)
@@ -195,6 +214,37 @@ def test_an_approval_that_expired_ends_its_execution(rows: Database) -> None:
     assert (done.state, done.error_code, done.cost_usd) == ("failed", "APPROVAL_EXPIRED", 0.5)
     assert approvals.get(rows, approval.approval_id).state == "expired"
     assert state(rows, "b") == "parked"
+
+
+def test_a_clock_that_jumps_expires_nothing(rows: Database, tmp_path: Path) -> None:
+    park(rows, "a")
+    jump(rows, 8)
+    assert parking.overdue(rows) == []
+    with rows.write() as connection:
+        connection.execute("UPDATE parkings SET boot_id = 'an earlier boot'")
+    settings = {"OCC_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), "PATH": ""}
+    config = configuration.load(settings)
+    config.make_folders()
+    rings = list[int]()
+    control = Control(
+        config,
+        rows,
+        Ringer(config.run / "tail"),
+        heartbeat=None,  # type: ignore[arg-type]  # not asked
+        queued=lambda: 0,
+        ring=lambda: rings.append(1),
+        snapshots=snapshots_of(config),
+    )
+    now = clock.Reading.now()
+    kept = {"since_boot": now.since_boot, "boot": now.boot, "ahead": 0.0, "held": 0.0}
+    note(rows, "clock", {"wall": now.wall - 8 * DAY, **kept})
+    control.forget()
+    assert state(rows, "a") == "parked"
+    note(rows, "clock", {"wall": now.wall, **kept})
+    control.forget()
+    assert queries.get(rows, "a").error_code == "APPROVAL_EXPIRED"
+    assert rings == [1]  # its workspace is free
+    control.close()
 
 
 def test_a_copy_of_the_rows_has_no_parked_execution(rows: Database) -> None:

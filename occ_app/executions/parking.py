@@ -21,7 +21,7 @@ from occ_app.executions.approvals import Approval
 from occ_app.executions.queries import from_row, select
 from occ_app.executions.records import Execution, Outcome
 from occ_app.system.compact_json import to_json
-from occ_app.system.process_identity import ProcessIdentity
+from occ_app.system.process_identity import ProcessIdentity, boot_id
 from occ_app.system.timestamps import iso, iso_now, milliseconds
 
 MAX_PARKED = 200
@@ -242,14 +242,18 @@ def forget(connection: sqlite3.Connection, number: int) -> None:
 
 
 def overdue(db: Database) -> list[Execution]:
-    """Return the parked executions whose approval nobody answered in time, by the wall clock."""
+    """Return the parked executions whose approval nobody answered in time.
+
+    The wall clock, which may jump, counts only for those that were parked before this boot.
+    """
     with db.read() as connection:
         rows = connection.execute(
             select(
                 "x.state = 'parked' AND EXISTS (SELECT 1 FROM parkings p JOIN approvals a USING (approval_id)"
-                " WHERE p.execution = x.number AND a.state = 'open' AND a.expires_at < :now) ORDER BY x.number"
+                " WHERE p.execution = x.number AND a.state = 'open' AND iif(p.boot_id = :boot_id,"
+                " :since_boot - p.since_boot > p.seconds, a.expires_at < :now)) ORDER BY x.number"
             ),
-            {"now": iso_now()},
+            {"now": iso_now(), "boot_id": boot_id(), "since_boot": _since_boot()},
         ).fetchall()
     return [from_row(row) for row in rows]
 
@@ -296,6 +300,13 @@ def _park(connection: sqlite3.Connection, number: int, default_seconds: float, s
         "UPDATE approvals SET expires_at = :expires WHERE approval_id = :approval_id",
         {"expires": expires, "approval_id": row["approval_id"]},
     )
+    connection.execute(
+        """
+        UPDATE parkings SET seconds = :seconds, boot_id = :boot_id, since_boot = :since_boot
+        WHERE execution = :number
+        """,
+        {"seconds": seconds, "boot_id": boot_id(), "since_boot": _since_boot(), "number": number},
+    )
     if spent is not None:
         connection.execute(
             "UPDATE parkings SET spent = :spent WHERE execution = :number",
@@ -311,6 +322,10 @@ def _event(connection: sqlite3.Connection, number: int, name: str, data: Mapping
     ).fetchone()[0]
     events.insert(connection, number, newest + 1, [(name, to_json({**data, "timestamp": milliseconds()}))])
     return newest + 1
+
+
+def _since_boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _spent(text: str) -> Spent:
