@@ -988,3 +988,14 @@ def m031_parked_since(db: Database) -> None:
         "ALTER TABLE parkings ADD COLUMN since_boot REAL",  # when that was, in seconds since that boot
     ):
         db.execute(statement)
+
+
+@occ()
+def m032_seen_failures(db: Database) -> None:
+    """Note when its owner has looked at a failed execution; those that failed before count as looked at."""
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN seen_at TEXT",
+        "UPDATE executions SET seen_at = finished_at WHERE state = 'failed'",
+        "CREATE INDEX executions_unseen ON executions (number) WHERE state = 'failed' AND seen_at IS NULL",
+    ):
+        db.execute(statement)

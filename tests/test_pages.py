@@ -13,12 +13,13 @@ import pytest
 import urllib3
 
 from occ_app.hub.pages import markdown, terminal
+from occ_app.hub.pages.live_text import LiveText
 from tests import sentences
 from tests.conftest import make_zip, steps, wait_until
 from tests.real_hub import Hub, hub_in
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-PATHS = ("", "/answer", "/events", "/files")
+PATHS = ("", "/part", "/live", "/files")
 
 
 @dataclass
@@ -157,8 +158,8 @@ def test_everything_but_the_log_in_page_and_its_files_wants_a_login(hub: Hub) ->
     for path in (
         "/lists",
         "/runs",
-        "/runs/e1/answer",
-        "/runs/e1/events",
+        "/runs/e1/part",
+        "/runs/e1/live",
         "/runs/e1/files",
         "/runs/e1/no/page",
         "/logout",
@@ -166,7 +167,7 @@ def test_everything_but_the_log_in_page_and_its_files_wants_a_login(hub: Hub) ->
         answer = visitor.get(path)
         assert answer.status == 401, path
         assert answer.headers["Content-Type"].startswith("text/html"), path
-    for path in ("/runs", "/runs/e1/cancel", "/logout"):
+    for path in ("/runs", "/runs/e1/cancel", "/runs/e1/change", "/logout"):
         assert visitor.post(path, {"csrf": ""}).status == 401, path
     assert visitor.get("/login").status == 200
     assert visitor.get("/static/hub.css").status == 200
@@ -319,7 +320,7 @@ def test_a_form_without_a_login_shows_what_was_written(hub: Hub, visitor: Visito
         ({"zip": ("a.zip", b"no zip at all")}, 422, "zip"),
         ({"zip": ("a.zip", make_zip({"../out": "x"}).read())}, 422, "out"),
         ({"zip": ("a.zip", make_zip({"a": "x"}).read()), "workspace": "work"}, 422, "one of them"),
-        ({"workspace": ""}, 422, "Choose a zip or a workspace"),
+        ({"workspace": ""}, 422, "Choose a project, a workspace, or files"),
         ({"workspace": "gone"}, 404, "no workspace gone"),
         ({"workspace": "work", "prompt": "  "}, 422, "Prompt: Must not be empty."),
         ({"workspace": "work", "model": "a model"}, 422, "Model: Must be the name of a model."),
@@ -348,17 +349,15 @@ def test_a_machine_that_does_not_suit_is_told_and_the_upload_stays(hub: Hub, vis
 
 def test_one_goes_on_in_the_session_of_a_finished_execution(hub: Hub, visitor: Visitor) -> None:
     first = run_id(visitor.run("one", workspace="work"))
-    session = finished(hub, first)["sessionId"]
+    finished(hub, first)
     form = visitor.form(f"/runs/{first}")
-    assert form["session"] == session
-    assert form["workspace"] == "work"
+    assert form["continues"] == first
     second = run_id(visitor.post("/runs", form | {"prompt": "two"}))
     assert finished(hub, second)["state"] == "succeeded"
-    with hub.database.read() as connection:
-        row = connection.execute(
-            "SELECT resume_session_id FROM executions WHERE execution_id = ?", (second,)
-        ).fetchone()
-    assert row[0] == session
+    turns = hub.client.call("GET", f"/conversations/{first}")["turns"]
+    assert [turn["executionId"] for turn in turns] == [first, second]
+    page = visitor.get(f"/runs/{second}").data.decode()
+    assert page.index(f'id="turn-{first}"') < page.index(f'id="turn-{second}"')
 
 
 # ---- Whose it is
@@ -392,7 +391,7 @@ def test_every_answer_carries_the_strict_headers(hub: Hub, visitor: Visitor) -> 
         "/lists",
         "/login",
         f"/runs/{done}",
-        f"/runs/{done}/events",
+        f"/runs/{done}/live",
         "/runs/none",
         "/runs/a/b",
         "/static/hub.js",
@@ -420,7 +419,7 @@ def test_no_page_has_a_script_or_style_of_its_own(hub: Hub, visitor: Visitor) ->
 
 
 def test_an_error_on_a_page_is_a_page_and_one_of_the_api_json(hub: Hub, visitor: Visitor) -> None:
-    for path, status in (("/runs/none", 404), ("/runs/a/b/c", 404), ("/runs/none/answer?after=x", 400)):
+    for path, status in (("/runs/none", 404), ("/runs/a/b/c", 404), ("/runs/none/part?from=x", 400)):
         answer = visitor.get(path)
         assert answer.status == status
         assert answer.headers["Content-Type"].startswith("text/html")
@@ -429,18 +428,18 @@ def test_an_error_on_a_page_is_a_page_and_one_of_the_api_json(hub: Hub, visitor:
 
 
 def test_the_lists_are_narrowed_and_paged(hub: Hub, visitor: Visitor) -> None:
-    for number in range(21):
+    for number in range(27):
         hub.client.cancel(run_id(visitor.run(f"numbered {number}", workspace="work")))
     newest = visitor.get("/").data.decode()
-    assert "numbered 20" in newest
+    assert "numbered 26" in newest
     older = re.search(r'href="(/\?before=[^"]+)">Older', newest)
     assert older is not None
     page = visitor.get(unescape(older[1])).data.decode()
-    assert "numbered 20" not in page
+    assert "numbered 26" not in page
     assert "numbered 0" in page
-    assert "numbered 20" not in visitor.get("/?workspace=elsewhere").data.decode()
-    assert "numbered 20" not in visitor.get("/?state=failed").data.decode()
-    assert "numbered 20" in visitor.get("/?state=nonsense&before=x&other=1").data.decode()
+    assert "numbered 26" not in visitor.get("/?workspace=elsewhere").data.decode()
+    assert "numbered 26" not in visitor.get("/?state=failed").data.decode()
+    assert "numbered 26" in visitor.get("/?state=nonsense&before=x&other=1").data.decode()
 
 
 # ---- Injection
@@ -504,14 +503,13 @@ def test_nothing_that_comes_from_outside_becomes_markup(hub: Hub, visitor: Visit
 )
 @pytest.mark.parametrize("live", [False, True])
 def test_markdown_makes_only_the_tags_it_knows(text: str, live: bool) -> None:
-    made = str(markdown.html(text, live=live))
+    made = shown_live(text) if live else str(markdown.html(text))
     tags = re.findall(r"<[^>]*>", made)
-    known = (
-        r"</?(p|em|strong|s|code|pre|h[1-6]|ul|ol|li|blockquote|hr|br|div|table|thead|tbody|tr|th|td|a|span)\b[^<]*>"
-    )
+    names = "p|em|strong|s|code|pre|button|h[1-6]|ul|ol|li|blockquote|hr|br|div|table|thead|tbody|tr|th|td|a|span"
+    known = rf"</?({names})\b[^<]*>"
     assert all(re.fullmatch(known, tag) for tag in tags), made
     attributes = set(re.findall(r"\s([\w-]+)=", " ".join(re.sub(r'"[^"]*"', "", tag) for tag in tags)))
-    assert attributes <= {"href", "rel", "target", "class", "tabindex", "start"}, made
+    assert attributes <= {"href", "rel", "target", "class", "tabindex", "type", "start"}, made
     for target in re.findall(r'href="([^"]*)"', made):
         assert target.startswith(("http://", "https://", "mailto:")), made
     assert "<img" not in made
@@ -519,24 +517,39 @@ def test_markdown_makes_only_the_tags_it_knows(text: str, live: bool) -> None:
 
 def test_links_tell_nobody_where_they_are_followed_from() -> None:
     assert str(markdown.html("[a](https://x.example/?a=1&b=2)")) == (
-        '<p><a href="https://x.example/?a=1&amp;b=2" rel="noopener noreferrer nofollow" target="_blank">a</a></p>\n'
+        '<p><a href="https://x.example/?a=1&amp;b=2" rel="noopener noreferrer nofollow" target="_blank">a</a></p>'
     )
     assert "<em>tally.py</em>" in markdown.html("[tally.py](src/tally.py)")
+
+
+def shown_live(text: str) -> str:
+    """A text that is still being written, as HTML."""
+    live = LiveText()
+    live.feed(text)
+    return "\n".join([*live.closed, *live.open])
+
+
+TAIL = '<span class="tail"></span>'
 
 
 @pytest.mark.parametrize(
     ("text", "made"),
     [
-        ("one ", '<p>one <span class="tail"></span></p>\n'),
-        ("- a\n- b", '<ul>\n<li>a</li>\n<li>b<span class="tail"></span></li>\n</ul>\n'),
-        ("```py\nx = 1\n", '<pre tabindex="0"><code>x = 1\n<span class="tail"></span></code></pre>\n'),
-        ("```py", '<pre tabindex="0"><code></code></pre>\n'),
-        ("one\n\n", '<p>one</p>\n<p><span class="tail"></span></p>\n'),
-        ("a\ue0f0b", '<p>ab<span class="tail"></span></p>\n'),
+        ("one ", f"<p>one {TAIL}</p>"),
+        ("- a\n- b", f"<ul>\n<li>a</li>\n<li>b{TAIL}</li>\n</ul>"),
+        (
+            "```py\nx = 1\n",
+            f'<div class="code"><pre tabindex="0"><code>x = 1\n{TAIL}</code></pre>{markdown.COPY}</div>',
+        ),
+        ("```py", f'<div class="code"><pre tabindex="0"><code></code></pre>{markdown.COPY}</div>'),
+        ("one **two", f"<p>one <strong>two{TAIL}</strong></p>"),
+        ("a\ue0f0b", f"<p>ab{TAIL}</p>"),
+        ("| a | b |\n|--", ""),
+        ("one\n\n#", f"<p>one{TAIL}</p>"),
     ],
 )
 def test_what_follows_goes_where_the_markdown_would_have_it(text: str, made: str) -> None:
-    assert str(markdown.html(text, live=True)) == made
+    assert shown_live(text) == made
 
 
 CODE = "```python\ndef a():\n    return 1\n\n\ndef b():\n    return 2\n```\n"
@@ -606,8 +619,9 @@ def test_colour_codes_and_progress_are_nowhere_on_a_page(hub: Hub, visitor: Visi
     execution_id = run_id(visitor.run(steps(tool, {"say": f"```\n{out}```\n"}), workspace="work"))
     finished(hub, execution_id)
     page = visitor.get(f"/runs/{execution_id}").data.decode()
-    answer = page[page.index('id="answer"') :]
-    assert answer.count("FAILED test_a\nstep 3\n") == 2
+    answer = page[page.index('class="answer"') :]
+    assert answer.count("FAILED test_a\nstep 3\n") == 1
+    assert answer.count('<span class="c1">FAILED</span> test_a\nstep 3') == 1
     assert "\x1b" not in answer
     assert "[31m" not in answer
 

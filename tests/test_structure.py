@@ -129,6 +129,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "follow_ups",
                 "inputs",
                 "lifecycle",
+                "overview",
                 "parking",
                 "queries",
                 "rules",

@@ -127,6 +127,20 @@ def from_news(content: bytes) -> list[StoredEvent]:
     return [StoredEvent(seq, name, data) for seq, (name, data) in enumerate(pairs, int(first_seq))]
 
 
+def newest_from(db: Database, number: int, limit: int) -> int:
+    """Return the number of the first of the newest events that have about `limit` bytes together; 1 when all do."""
+    total, seq = 0, 1
+    with db.read() as connection:
+        for row in connection.execute(
+            "SELECT seq, length(data) AS size FROM events WHERE execution = :number ORDER BY seq DESC",
+            {"number": number},
+        ):
+            seq, total = row["seq"], total + row["size"]
+            if total > limit:
+                return int(seq)
+    return 1
+
+
 def after(db: Database, number: int, seq: int, limit: int = MAX_EVENTS_PER_READ) -> list[StoredEvent]:
     """Up to `limit` events above `seq`, in order."""
     with db.read() as connection:

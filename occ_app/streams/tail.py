@@ -64,6 +64,7 @@ class Tail:
         self._thread = threading.Thread(target=self._loop.run, name="tail", daemon=True)
         # For those that the tail's thread serves; event_loop.py documents them.
         self.watch, self.forget, self.soon = self._loop.watch, self._loop.forget, self._loop.soon
+        self.at = self._loop.at
         self.closed = False
 
     def start(self) -> None:

@@ -1,29 +1,28 @@
-"""The first page: a form that starts an execution, the executions, the machines."""
+"""The first page: the form for a new task, what needs a person, what runs, recent conversations, the machines."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import uuid
 from collections.abc import Mapping
-from pathlib import PurePath
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
-from werkzeug.datastructures import FileStorage
 
 from occ_app import errors
-from occ_app.api import executions as executions_api
-from occ_app.api import workspaces as workspaces_api
 from occ_app.api.services import services
+from occ_app.executions import overview
 from occ_app.executions import queries as executions
+from occ_app.executions.overview import Row
 from occ_app.executions.records import Execution
 from occ_app.home import daemon
 from occ_app.hub import agent_lists, projects
 from occ_app.hub.api import hub_services
+from occ_app.hub.pages import composer, terminal
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
+from occ_app.hub.pages.tools import Call
 from occ_app.web import callers, refusals, schemas
 from occ_app.web import requests as web
 from occ_app.web.fields import Id
@@ -31,18 +30,24 @@ from occ_app.workspaces import workspace as workspaces
 
 bp = Blueprint("home", __name__)
 
-_PAGE = 20
-_SENT_BEFORE = (
-    "This form was sent already and has started a run, which is in the list: “{beginning}”. You have changed the form"
-    " since; send it again to start another run."
-)
-_MAX_ONLINE, _MAX_OFFLINE = 100, 5  # machines on the page
-_FIELDS = {"prompt": "Prompt", "workspaceId": "Workspace", "labels": "Labels", "model": "Model", "sessionId": "Session"}
-_EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": "", "session": ""}
+_PAGE, _MOST_NOW, _MOST_NEEDS = 25, 50, 20
+_MAX_ONLINE, _MAX_OFFLINE = 20, 5  # machines on the page
+_EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": ""}
+_FILTERS = (("", "All"), ("running", "Running"), ("queued", "Waiting"), ("failed", "Failed"), ("succeeded", "Done"))
+
+
+@dataclass(frozen=True)
+class Active:
+    """An execution that runs or waits, with the last line of what it did."""
+
+    execution: Execution
+    last: str
+    seconds: float
+    kind: str = "active"
 
 
 class _Query(Schema):
-    """What narrows the list of executions; anything else in the address is passed over."""
+    """What narrows the list of conversations; anything else in the address is passed over."""
 
     class Meta:
         unknown = EXCLUDE
@@ -61,8 +66,10 @@ def show() -> str:
 
 @bp.get("/lists")
 def lists() -> str:
-    """The two lists alone, for the script."""
-    return render_template("_lists.html", **_lists(_query()))
+    """The lists alone, for the script; with `older` the conversations alone."""
+    query = _query()
+    template = "_older.html" if "older" in request.args else "_lists.html"
+    return render_template(template, **_lists(query))
 
 
 @bp.get("/runs")
@@ -73,110 +80,27 @@ def back() -> Response:
 
 @bp.post("/runs")
 def start() -> Response:
-    """Start an execution in a workspace, there already or in the form; the same form again: the same execution."""
+    """Start what the form asks for; the same form again: the same execution."""
     values = {name: value.replace("\r\n", "\n") for name, value in request.form.items()}
     try:
         door.check_csrf()
-        return door.go(f"/runs/{_start(values)}")
+        return door.go(f"/runs/{composer.start(values)}")
     except errors.RequestError as error:
-        response = Response(_page(values, {}, _told(error)), refusals.status_of(error.code))
+        response = Response(_page(values, {}, composer.sentences(error)), refusals.status_of(error.code))
         for status, seconds in refusals.RETRY_AFTER_SECONDS.items():
             if response.status_code == status:
                 response.headers["Retry-After"] = str(seconds)
         return response
 
 
-def _start(values: dict[str, str]) -> str:
-    """The id of the execution the form asks for. A workspace that was made for it is in `given` afterwards."""
-    run_id = _loaded_id(values.get("run", ""))
-    upload = request.files.get("zip")
-    if upload is not None and not upload.filename:
-        upload = None  # the field was left empty
-    if (upload is None) == (not values.get("workspace")):
-        raise errors.InvalidRequest("Choose a zip or a workspace, one of them.")
-    name = PurePath((upload.filename if upload else None) or "workspace").stem
-    # The same form sent twice names the same workspace.
-    workspace_id = values["workspace"] if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
-    request_of_form = executions_api.asked_for(_body(values, run_id, workspace_id))
-    sent = executions.find(services().db, run_id, callers.caller().visible_to)
-    if sent is not None:
-        if sent.request_hash == request_of_form.hash and (upload is None or _is_zip_of(workspace_id, upload)):
-            return run_id
-        values["run"] = new_run()
-        raise errors.Conflict(
-            "EXECUTION_CONFLICT", _SENT_BEFORE.format(beginning=shown.beginning(sent.prompt or "", 80))
-        )
-    services().refuse_when_stopping()
-    if upload is not None:
-        _make(workspace_id, name, upload)
-        values["workspace"] = workspace_id
-    execution, _ = executions_api.start(request_of_form)
-    return execution.execution_id
-
-
-def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
-    """Whether a workspace was made of this very zip."""
-    digest = hashlib.file_digest(upload.stream, "sha256").hexdigest()  # type: ignore[arg-type]  # werkzeug types its stream loosely
-    upload.stream.seek(0)
-    try:
-        return workspaces.get(services().db, workspace_id, callers.caller().visible_to).zip == digest
-    except errors.NotFound:
-        return False
-
-
-def _make(workspace_id: str, name: str, upload: FileStorage) -> None:
-    valuesof_form = {
-        "workspaceId": workspace_id,
-        "name": name[:200].strip() or workspace_id,
-        "processPolicy": "overwrite",
-        "stripRoot": "true",
-    }
-    workspaces_api.make(web.loaded(schemas.InitForm, valuesof_form), upload)
-
-
-def _plain(name: str) -> str:
-    return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "workspace")[:100]
-
-
-def _body(values: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str, Any]:
-    """The form as the body of POST /execute."""
-    labels = [label.strip() for label in values.get("labels", "").split(",") if label.strip()]
-    optional = {
-        "agent": values.get("agent"),
-        "labels": labels,
-        "model": values.get("model", "").strip(),
-        "sessionId": values.get("session"),
-    }
-    body = {"executionId": run_id, "workspaceId": workspace_id, "prompt": values.get("prompt", "")}
-    return body | {name: value for name, value in optional.items() if value}
-
-
-def _loaded_id(run_id: str) -> str:
-    if not re.fullmatch(r"page-[0-9a-f]{12}", run_id):
-        raise errors.InvalidRequest("This form is not one of the hub's pages; reload the page.")
-    return run_id
-
-
-def _told(error: errors.RequestError) -> list[str]:
-    """Return the errors as sentences for a person in front of the form."""
-    if error.code != "INVALID_REQUEST" or not error.details:
-        return [str(error)]
-    problems = []
-    for field, reasons in error.details.items():
-        flat = reasons.values() if isinstance(reasons, dict) else [reasons]
-        words = " ".join(str(word) for reason in flat for word in (reason if isinstance(reason, list) else [reason]))
-        problems.append(f"{_FIELDS.get(field, field)}: {words}")
-    return problems
-
-
 def _page(form: Mapping[str, str], query: Mapping[str, Any], problems: list[str] | None = None) -> str:
-    lists = _lists(query)
     return render_template(
         "home.html",
-        **lists,
+        **_lists(query),
         problems=problems,
         given=_EMPTY | dict(form),
-        run=form.get("run") or new_run(),
+        run=form.get("run") or composer.new_run(),
+        empty_workspace=composer.EMPTY_WORKSPACE,
         **_places(),
     )
 
@@ -193,11 +117,6 @@ def _places() -> dict[str, Any]:
     }
 
 
-def new_run() -> str:
-    """The id under which a form starts its execution, however often it is sent."""
-    return f"page-{uuid.uuid4().hex[:12]}"
-
-
 def _join() -> dict[str, str | None]:
     """Return the address and the pin for the `occ start` line of a new machine."""
     running = daemon.find(services().config)
@@ -206,32 +125,93 @@ def _join() -> dict[str, str | None]:
 
 
 def _lists(query: Mapping[str, Any]) -> dict[str, Any]:
+    db, visible_to = services().db, callers.caller().visible_to
+    workspace_id, state = query.get("workspace"), query.get("state")
+    first = state is None and query.get("before") is None
     machines, total = agent_lists.of_interest(hub_services().agents, _MAX_ONLINE, _MAX_OFFLINE)
-    rows, following = executions.listing(
-        services().db,
-        owner_id=callers.caller().visible_to,
-        state=query.get("state"),
-        workspace_id=query.get("workspace"),
+    active = _active(workspace_id) if first else []
+    needs = _needs(workspace_id) if first else []
+    rows, following = overview.listing(
+        db,
+        visible_to=visible_to,
+        states=(state,) if state else ("succeeded", "failed", "cancelled"),
+        workspace_id=workspace_id,
         before=query.get("before"),
         limit=_PAGE,
     )
-    names = {each.execution_id: _place_of(each) for each in rows}
+    urgent = {row.newest.number for row in needs}
+    rows = [row for row in rows if row.newest.number not in urgent]
+    every = [one.execution for one in active] + [row.newest for row in (*rows, *needs)]
+    counts = overview.counts(db, visible_to, workspace_id)
     return {
         "machines": machines,
-        "places": names,
-        "machine_projects": projects.by_agent(
-            services().db, callers.caller().visible_to, [machine.agent_id for machine in machines]
-        ),
-        "via": {machine.agent_id: hub_services().calls.via(machine) for machine in machines},
+        "machine_projects": projects.by_agent(db, visible_to, [machine.agent_id for machine in machines]),
         "machines_left_out": total - len(machines),
-        "names": agent_lists.names(hub_services().agents, (one.agent_id for one in rows)),
-        "executions": rows,
-        "took": {one.execution_id: shown.since(one.started_at, one.finished_at) for one in rows},
+        "names": agent_lists.names(hub_services().agents, (one.agent_id for one in every)),
+        "places": {one.execution_id: _place_of(one) for one in every},
+        "needs": needs,
+        "active": active,
+        "groups": _groups(rows),
+        "took": {row.newest.execution_id: shown.since(row.newest.started_at, row.newest.finished_at) for row in rows},
         "next": following,
         "asked": query,
-        "states": schemas.STATES,
+        "first": first,
+        "filters": [(state, name, counts.get(state) if state else None) for state, name in _FILTERS],
+        "total": sum(counts.values()),
         **_join(),
     }
+
+
+def _needs(workspace_id: str | None) -> list[Row]:
+    """Return the conversations that a person has to look at: paused ones, and failures nobody has seen."""
+    db, visible_to = services().db, callers.caller().visible_to
+    found = dict[str, Row]()
+    for narrowed in ({"states": ("parked",)}, {"states": ("queued",), "paused": True}, {"unseen": True}):
+        rows, _ = overview.listing(
+            db,
+            visible_to=visible_to,
+            workspace_id=workspace_id,
+            limit=_MOST_NEEDS,
+            **narrowed,
+        )
+        found |= {row.newest.execution_id: row for row in rows}
+    return list(found.values())
+
+
+def _active(workspace_id: str | None) -> list[Active]:
+    """Return what runs, and the conversations that wait and do not run."""
+    db, visible_to = services().db, callers.caller().visible_to
+    running, _ = executions.listing(
+        db, state="running", workspace_id=workspace_id, owner_id=visible_to, limit=_MOST_NOW
+    )
+    waiting, _ = overview.listing(
+        db, visible_to=visible_to, states=("queued",), paused=False, workspace_id=workspace_id, limit=_MOST_NOW
+    )
+    busy = {one.conversation for one in running}
+    queued = [row.newest for row in waiting if row.newest.conversation not in busy]
+    return [
+        *(Active(one, _last_line(one), shown.since(one.started_at, None) or 0.0) for one in running),
+        *(Active(one, "", shown.since(one.created_at, None) or 0.0) for one in queued),
+    ]
+
+
+def _last_line(execution: Execution) -> str:
+    kind, found = overview.last_words(services().db, execution.number)
+    if kind == "tool":
+        call = Call(0, str(found["name"]), found.get("input"))
+        return f"{call.title} {call.subject}"
+    return shown.beginning(terminal.plain(found).strip().lstrip("#>*-|` "), 200)
+
+
+def _groups(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
+    """Return conversations by project, the project with the newest first: its name, its id, and the conversations."""
+    order = dict[str, int]()
+    for row in rows:
+        order.setdefault(row.newest.workspace_id, len(order))
+    by_place = sorted(rows, key=lambda row: order[row.newest.workspace_id])
+    grouped = groupby(by_place, key=lambda row: row.newest.workspace_id)
+    found = [(workspace_id, list(each)) for workspace_id, each in grouped]
+    return [(_place_of(each[0].newest), workspace_id, each) for workspace_id, each in found]
 
 
 def _place_of(execution: Execution) -> str:

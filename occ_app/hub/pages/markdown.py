@@ -16,11 +16,16 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from occ_app.hub.pages import highlight
+
 _CUT_BYTES = 8_000  # from here on a block at the top level begins a new piece,
 _PLAIN_BYTES = 32_000  # and a piece over this is shown as it is: a few constructs take the square of their length
 _MAX_BYTES = 250_000
 _MAX_CELLS, _MAX_BRACKETS = 5_000, 2_000
 _TABLE = re.compile(r"[-:][ \t]*\||\|[ \t]*[-:]")  # a part of the line below a table's head
+
+COPY = '<button type="button" class="copy">Copy</button>'
+"""The button that copies the text before it; without the script it is not shown."""
 
 _TAIL = "\ue0f0"  # of the private use area; removed from the input
 _TAIL_HTML = '<span class="tail"></span>'
@@ -30,25 +35,46 @@ _References = tuple[tuple[str, str, str], ...]
 _Rule = Callable[[RendererHTML, Sequence[Token], int, Any, MutableMapping[str, Any]], str]
 
 
-def html(text: str, *, live: bool = False) -> Markup:
-    """The text as HTML. With `live` an empty element of class `tail` marks the place of the next words."""
-    text = text.replace(_TAIL, "") + (_TAIL if live else "")
+def html(text: str) -> Markup:
+    """Return a whole text as HTML."""
+    return finished("\n".join(blocks(text)))
+
+
+def blocks(text: str) -> list[str]:
+    """Return a text as HTML in pieces: one element for each block at the top level."""
     if len(text) > _MAX_BYTES:
-        return _finished(_plain(text))
+        return [_plain(text)]
     pieces, references = _pieces(text)
-    return _finished("".join(_one(piece, references) for piece in pieces))
+    return [block for piece in pieces for block in _one(piece, references)]
 
 
-def _finished(html: str) -> Markup:
+def open_blocks(text: str, closing: str) -> list[str]:
+    """Return a text that is being written as `blocks` does, with an element of class `tail` where it will grow.
+
+    `closing` is Markdown that ends what is open at that place.
+    """
+    return [str(finished(block)) for block in blocks(text.replace(_TAIL, "") + _TAIL + closing)]
+
+
+def finished(html: str) -> Markup:
+    """Mark HTML that was made here as such."""
     return Markup(html.replace(_TAIL, ""))  # noqa: S704 - made by the rules below, which escape every text
 
 
 @lru_cache(maxsize=64)  # while a long answer streams only its last piece is new
-def _one(piece: str, references: _References) -> str:
+def _one(piece: str, references: _References) -> tuple[str, ...]:
     if len(piece) > _PLAIN_BYTES or _is_costly(piece):
-        return _plain(piece)
+        return (_plain(piece),)
     links = {label: {"href": href, "title": title} for label, href, title in references}
-    return str(_parser().render(piece, {"references": links} if links else {}))
+    environment: dict[str, Any] = {"references": links} if links else {}
+    parser = _parser()
+    tokens, made, begin, depth = parser.parse(piece, environment), list[str](), 0, 0
+    for index, token in enumerate(tokens):
+        depth += token.nesting
+        if depth == 0:
+            made.append(parser.renderer.render(tokens[begin : index + 1], parser.options, environment).strip("\n"))
+            begin = index + 1
+    return tuple(made)
 
 
 def _is_costly(piece: str) -> bool:
@@ -72,11 +98,13 @@ def _pieces(text: str) -> tuple[list[str], _References]:
     text = re.sub(r"\r\n?", "\n", text)
     pieces, links, begin, size = list[str](), dict[str, tuple[str, str]](), 0, _PLAIN_BYTES
     while True:
-        cut, new_links = _first_cut(text[begin : begin + size])
+        cuts, new_links = _cuts(text[begin : begin + size])
         links = {label: (href, title) for label, href, title in new_links} | links
-        if cut:
+        for cut in cuts:
             pieces.append(text[begin : begin + cut])
-            begin, size = begin + cut, _PLAIN_BYTES
+            begin += cut
+        if cuts:
+            size = _PLAIN_BYTES
         elif begin + size >= len(text) or size > _PLAIN_BYTES:
             return [*pieces, text[begin:]], tuple((label, *link) for label, link in links.items())
         else:
@@ -84,24 +112,50 @@ def _pieces(text: str) -> tuple[list[str], _References]:
 
 
 @lru_cache(maxsize=64)  # while a long answer streams only its last part is new
-def _first_cut(text: str) -> tuple[int, _References]:
-    """Where the first block at the top level begins behind a piece of enough characters, or 0; and the links."""
+def _cuts(text: str) -> tuple[list[int], _References]:
+    """Return the lengths of pieces of enough characters that each end at the top level, and the links of all."""
     environment: dict[str, Any] = {}
     blocks = _block_parser().parse(text, environment)
     starts = {block.map[0] for block in blocks if block.level == 0 and block.map and block.nesting >= 0}
     links = tuple((label, link["href"], link["title"]) for label, link in environment.get("references", {}).items())
-    length = 0
-    for number, line in enumerate(text.split("\n")):
-        if length >= _CUT_BYTES and number in starts:
-            return length, links
+    cuts, length, lines = list[int](), 0, text.split("\n")
+    for number, line in enumerate(lines):
+        # The last line may be half of one.
+        if length >= _CUT_BYTES and number in starts and number < len(lines) - 1:
+            cuts.append(length)
+            length = 0
         length += len(line) + 1
-    return 0, links
+    return cuts, links
+
+
+def last_cut(text: str) -> int:
+    """Return where the last piece of a long text begins, 0 for a text of one piece."""
+    pieces, _ = _pieces(text.replace("\r\n", " \n").replace("\r", "\n"))
+    return len(text) - len(pieces[-1])
+
+
+def ends_in_code(text: str) -> bool:
+    """Return whether a text ends inside a fenced code block."""
+    tokens, lines = leaves(text), text.rstrip("\n").split("\n")
+    return bool(tokens) and tokens[-1].type == "fence" and not re.match(r"\s*(```+|~~~+)\s*$", lines[-1])
 
 
 @cache
 def _block_parser() -> MarkdownIt:
     """The renderer's own block rules alone. Without tables, which are cut nowhere else than a paragraph is."""
     parser = MarkdownIt("commonmark", {"html": False, "linkify": False})
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    return parser
+
+
+def leaves(text: str) -> list[Token]:
+    """Return the block tokens of a text: those with a content of their own, and those around them."""
+    return _leaf_parser().parse(text)
+
+
+@cache
+def _leaf_parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable("table")
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser
 
@@ -127,7 +181,10 @@ def _code_inline(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any)
 
 
 def _code(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
-    return f'<pre tabindex="0"><code>{_escaped(tokens[index].content)}</code></pre>\n'
+    content, language = tokens[index].content, (tokens[index].info.split() or [""])[0]
+    # The colours come when the block is whole: half a string would colour all behind it.
+    inner = _escaped(content) if _TAIL in content or _TAIL in language else highlight.code(content, language)
+    return f'<div class="code"><pre tabindex="0"><code>{inner}</code></pre>{COPY}</div>'
 
 
 def _link_open(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:

@@ -1,114 +1,129 @@
-"""The page of one execution: prompt, live output, outcome, cancel and continue."""
+"""The page of a conversation: its turns, live output, cancel, replies, and the turns that wait."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from flask import Blueprint, Response, render_template, request
+from flask import Blueprint, Response, current_app, render_template, request
 
 from occ_app import errors
 from occ_app.api import executions as executions_api
 from occ_app.api import workspaces as workspaces_api
+from occ_app.api.follow_ups import check_prompt_size, wake_worker
 from occ_app.api.services import services
+from occ_app.executions import follow_ups, overview
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
-from occ_app.hub.api import hub_services
-from occ_app.hub.pages import answer
-from occ_app.hub.pages import filters as shown
+from occ_app.hub.pages import conversation, live
 from occ_app.hub.pages import login as door
-from occ_app.hub.pages.home import new_run
+from occ_app.hub.pages.composer import new_run
+from occ_app.hub.pages.parts import Place
+from occ_app.streams import followers as streams
 from occ_app.web import callers
 from occ_app.web import requests as web
+from occ_app.web.event_stream import event_stream
 from occ_app.web.fields import CURSOR_PATTERN
-from occ_app.workspaces import workspace as workspaces
-from occ_app.workspaces.workspace import Workspace
 
 bp = Blueprint("runs", __name__, url_prefix="/runs/<execution_id>")
-
-_WORDS = {
-    "queued": "Waiting",
-    "running": "Running",
-    "parked": "Waits for you",
-    "succeeded": "Done",
-    "failed": "Failed",
-    "cancelled": "Cancelled",
-}
 
 
 @bp.get("")
 def show(execution_id: str) -> str:
-    """The whole page, with all there is now; it shows the same without the script, which only goes on from here."""
-    return render_template("run.html", **_shown(_execution(execution_id), 0))
+    """The conversation with all there is now; without the script it loads itself again while something runs.
+
+    `parts` leaves out the answers: the script has them by their stream.
+    """
+    place = _place() if "from" in request.args else None
+    overview.see(services().db, _execution(execution_id).conversation, callers.caller().owner_id)
+    return _page(execution_id, answers="parts" not in request.args, place=place)
 
 
-@bp.get("/answer")
-def rest(execution_id: str) -> str:
-    """The changing parts alone, for the script: the state, and the answer after an event."""
-    after = request.args.get("after", "0")
-    if not re.fullmatch(CURSOR_PATTERN, after):
-        raise errors.RequestError("INVALID_EVENT_ID", "`after` must be the number of an event.")
-    return render_template("_answer.html", fragment=True, **_shown(_execution(execution_id), int(after or 0)))
+@bp.get("/part")
+def part(execution_id: str) -> str:
+    """One part of an answer, for the script."""
+    until = Place(_number("until"), _number("cut")) if "until" in request.args else None
+    found = conversation.part(execution_id, _place(), until)
+    return render_template("_part.html", run=execution_id, part=found, until=until)
 
 
-@bp.get("/events")
+@bp.get("/live")
 def events(execution_id: str) -> Response:
-    """Stream the events as GET /executions/{id}/events does, for a visitor with the cookie."""
+    """Stream the changes of the answer after an event."""
     after = web.cursor(request.args.get("after"))
     execution = _execution(execution_id)
-    with services().streams.place(callers.caller().key_id) as place:
-        return executions_api.stream(execution, after, place, follow=True)
+    folder = conversation.agent_folder(execution)
+    app, caller, since = current_app._get_current_object(), callers.caller(), callers.asked_at()  # type: ignore[attr-defined]  # a proxy, which ends with the request
+    open_streams = services().streams
+
+    def refused() -> bool:
+        return open_streams.refuses(caller.key_id, since) or caller.refused()
+
+    with open_streams.place(caller.key_id) as place:
+        follower: streams.Follower = live.PageFollower(app, services().tail, execution, after, folder, refused=refused)
+        return event_stream(services().tail, follower, place, follow=True)
 
 
 @bp.get("/files")
 def files(execution_id: str) -> Response:
     """The files of its workspace as they are now, as a zip."""
     execution = _execution(execution_id)
-    if _workspace(execution) is None:
-        raise errors.workspace_not_found(execution.workspace_id)
+    conversation.workspace_of(execution)
     return workspaces_api.packed(execution.workspace_id, execution.workspace_generation)
 
 
 @bp.post("/cancel")
 def cancel(execution_id: str) -> Response:
     """End it."""
-    return door.go(f"/runs/{executions_api.cancel_execution(execution_id).execution_id}")
+    return _back(executions_api.cancel_execution(execution_id).execution_id)
+
+
+@bp.post("/change")
+def change(execution_id: str) -> Response:
+    """Change a turn that waits: its prompt, its place among the others, or whether it is paused."""
+    form, changes = request.form, dict[str, Any]()
+    if "prompt" in form:
+        changes["prompt"] = form["prompt"].replace("\r\n", "\n")
+        if not changes["prompt"].strip():
+            raise errors.InvalidRequest("The prompt is empty; drop the turn instead.")
+        check_prompt_size(changes["prompt"])
+    if "before" in form:
+        changes["before"] = form["before"] or None
+    if form.get("paused") in ("yes", "no"):
+        changes["paused"] = form["paused"] == "yes"
+    moved = form.get("move") or execution_id  # moving one down is moving the next one up
+    changed = follow_ups.change(services().db, moved, changes, callers.caller().visible_to)
+    if changes.get("paused") is False:
+        wake_worker()
+    return _back(changed.execution_id)
+
+
+def _back(execution_id: str) -> Response:
+    return door.go(f"/runs/{execution_id}")
+
+
+def _page(execution_id: str, *, answers: bool, place: Place | None) -> str:
+    shown = conversation.read(execution_id, answers=answers, place=place)
+    running = shown.running
+    return render_template(
+        "run.html",
+        shown=shown,
+        answers=answers,
+        before=conversation.blocking(running) if running else None,
+        run=new_run(),
+    )
 
 
 def _execution(execution_id: str) -> Execution:
     return executions.get(services().db, execution_id, callers.caller().visible_to)
 
 
-def _workspace(execution: Execution) -> Workspace | None:
-    """Its workspace; None once that is deleted, or if it is another owner's."""
-    return workspaces.numbered(services().db, execution.workspace_generation, callers.caller().visible_to)
+def _place() -> Place:
+    return Place(max(1, _number("from")), _number("skip"), "code" in request.args)
 
 
-def _before(execution: Execution) -> Execution | None:
-    """Return the execution that runs in the workspace of a waiting one."""
-    if execution.state != "queued":
-        return None
-    visible_to, workspace_id = callers.caller().visible_to, execution.workspace_id
-    rows, _ = executions.listing(
-        services().db, state="running", workspace_id=workspace_id, owner_id=visible_to, limit=1
-    )
-    return rows[0] if rows else None
-
-
-def _shown(execution: Execution, after: int) -> dict[str, Any]:
-    # In this order: an end between the two is in the answer, and the script asks again for the state.
-    workspace = _workspace(execution)
-    content = answer.read(services().db, execution, after, workspace.path if workspace else "")
-    agent = hub_services().agents.find(execution.agent_id) if execution.agent_id else None
-    return {
-        "execution": execution,
-        "answer": content,
-        "workspace": workspace,
-        "goes_on": execution.over and execution.session_id and workspace is not None,
-        "run": new_run(),
-        "before": _before(execution),
-        "machine": agent.name if agent else None,
-        "word": "Cancelling" if execution.cancel_code and not execution.over else _WORDS[execution.state],
-        "elapsed": shown.since(execution.started_at, execution.finished_at),
-        "waited": shown.since(execution.created_at, execution.started_at or execution.finished_at),
-    }
+def _number(name: str) -> int:
+    text = request.args.get(name, "0")
+    if not re.fullmatch(CURSOR_PATTERN, text):
+        raise errors.RequestError("INVALID_EVENT_ID", f"`{name}` must be a whole number.")
+    return int(text or 0)

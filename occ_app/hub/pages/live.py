@@ -1,0 +1,157 @@
+"""The stream of an execution's page: what changes on it, as HTML of whole blocks and as the ends of the growing text.
+
+Each message is one JSON object with `items`, in order: a block as a whole (`seq`, `html`), or of a text (`seq`) that
+its first `keep` elements stay, and the elements behind them; the first of those begins with `at` characters of the
+element that was there. `parts` asks the page to fetch its other parts, `over` ends the stream.
+The id of a message is the event after which a reader that comes back has to begin.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+
+from occ_app.executions.events import StoredEvent
+from occ_app.executions.records import Execution
+from occ_app.hub.pages.answer import Reader, Text
+from occ_app.streams.followers import Follower
+from occ_app.streams.tail import Live, Tail
+from occ_app.system.compact_json import to_json
+
+_NEWS = ("started", "approval", "approval_resolved", "complete", "error")  # events that change the page's other parts
+_SHORTEST, _EACH, _LONGEST = 0.06, 0.006, 0.5  # seconds between two messages: at least, for each open page, at most
+_SHARE = 12  # of the time between two messages, the part that making one may take
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as bytes."""
+
+    sse: bytes
+    final: bool
+
+
+class PageFollower(Follower):
+    """A reader of an execution that gets its page's changes instead of its events."""
+
+    def __init__(
+        self, app: Flask, tailing: Tail, execution: Execution, after: int, folder: str, **follower: Any
+    ) -> None:
+        super().__init__(app.extensions["occ"].db, tailing, execution, after, **follower)
+        self._tailing = tailing
+        self._reader = Reader(after, folder, live=not execution.over)
+        self._drawn = Drawn(self._reader, app.jinja_env.get_template("blocks.html").module)
+        self._open_pages: Callable[[], int] = lambda: app.extensions["occ"].streams.open
+        self._push: Callable[[], None] = lambda: None
+        self._news = False
+        self._due = 0.0
+        self._waits = False  # for the time of the next message
+
+    def attach(self, reader: Live) -> None:
+        self._push = reader.push
+        super().attach(reader)
+
+    def repeated_final(self) -> Any:
+        final = super().repeated_final()
+        return None if final is None else self._message([final])
+
+    def stored(self) -> Iterator[list[Any]]:
+        """Yield one message for all events stored by now, after those that the page has."""
+        for batch in super().stored():
+            self._take(batch)
+        yield [self._made()]
+
+    def ready(self) -> list[Any]:
+        """Return the next message, if there is something to say and it is time for it."""
+        batch = super().ready()
+        if batch:
+            self._take(batch)
+        if not self._reader.changed and not self._news and not self._drawn.differs:
+            return []
+        now = time.monotonic()
+        if now < self._due and not self._reader.over:
+            if not self._waits:
+                self._waits = True
+                self._tailing.at(self._due, self._wake)
+            return []
+        return [self._made()]
+
+    def _wake(self) -> None:
+        self._waits = False
+        self._push()
+
+    def _take(self, batch: list[StoredEvent]) -> None:
+        for event in batch:
+            self._reader.take(event)
+            self._news = self._news or event.name in _NEWS
+
+    def _message(self, batch: list[StoredEvent]) -> Message:
+        self._take(batch)
+        return self._made()
+
+    def _made(self) -> Message:
+        began = time.monotonic()
+        content = self._drawn.changes() | ({"parts": True} if self._news else {})
+        over, self._news = self._reader.over, False
+        if over:
+            content["over"] = True
+        took = time.monotonic() - began
+        self._due = began + took + min(_LONGEST, max(_SHORTEST, _EACH * self._open_pages(), _SHARE * took))
+        head = f"id: {self._reader.stable}\nevent: page\n"
+        return Message(f"{head}data: {to_json(content)}\n\n".encode(errors="replace"), over)
+
+
+class Drawn:
+    """The blocks as a page has them by now."""
+
+    def __init__(self, reader: Reader, macros: Any) -> None:
+        self._reader = reader
+        self._macros = macros
+        self._texts: dict[int, list[str]] = {}  # by the number of its first event: the elements of a text
+        self._others: dict[str, str] = {}
+
+    @property
+    def differs(self) -> bool:
+        """Whether the status or the todo list is another than the page shows."""
+        return self._reader.status != self._others.get("status", "") or self._todo() != self._others.get("todo", "")
+
+    def changes(self) -> dict[str, Any]:
+        """Return what has changed since the last call."""
+        reader = self._reader
+        places, reader.changed = sorted(reader.changed), set()
+        items = [self._item(reader.blocks[place]) for place in places]
+        content: dict[str, Any] = {"items": [item for item in items if item]}
+        for name, value in (("status", reader.status), ("todo", self._todo())):
+            if value != self._others.get(name, ""):
+                content[name] = self._others[name] = value
+        return content
+
+    def _todo(self) -> str:
+        return str(self._macros.todo(self._reader.todo)).strip() if self._reader.todo else ""
+
+    def _item(self, block: Any) -> dict[str, Any] | None:
+        if not isinstance(block, Text):
+            return {"seq": block.first, "html": str(self._macros.block(block)).strip()}
+        old, new = self._texts.get(block.first, []), block.blocks
+        keep = _common(old, new)
+        if keep == len(old) == len(new) and block.first in self._texts:
+            return None
+        added = new[keep:]
+        at = 0
+        if added and keep == len(old) - 1:
+            same = _common(old[keep], added[0])
+            at = len(added[0][:same].encode("utf-16-le", "surrogatepass")) // 2  # as the browser counts
+            added[0] = added[0][same:]
+        self._texts[block.first] = new
+        return {"seq": block.first, "keep": keep, "at": at, "blocks": added}
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many elements two sequences have in common at their beginning."""
+    if one == other[: len(one)]:
+        return len(one)
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))

@@ -1,0 +1,171 @@
+"""Markdown while it is being written: never its raw marks, and never a text in a block that it will leave again.
+
+Blocks at the top level are closed as soon as another one begins on a whole line behind them, and are rendered once. Of
+the open one the end is shown as if its emphasis, code and links were closed; a line that may yet become a heading, a
+list, a fence or a table is held back until that is decided.
+"""
+
+from __future__ import annotations
+
+import re
+
+from markdown_it.token import Token
+
+from occ_app.hub.pages import markdown, terminal
+
+_UNDECIDED_LINE = re.compile(
+    r"[ \t]*(?:>[ \t]*)*(?:[-*+][ \t]*|\d{1,9}[.)]?[ \t]*|#{1,6}[ \t]*|[=_*~`>-]+[ \t]*)*(?:\[[ xX]?\]?[ \t]*)?\Z"
+)
+_UNDECIDED_END = re.compile(r"(?:[*_~`#|\\\[\]!<&+=>-]+|&\w{1,10}|<[^\s>]*|\x1b[^a-zA-Z]*)\Z")
+_RULE_ROW = re.compile(r"[\s|:-]*\Z")
+_CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:[^`]|(?!\1(?!`))`+)*?(?<!`)\1(?!`)")
+_OPEN_LINK = re.compile(r"!?\[((?:[^\[\]\\]|\\.)*)(?:\](?:\([^()\s]*(?:\s[^()]*)?)?)?\Z")
+_MARKS = re.compile(r"\\.|(\*{1,3}|_{1,3}|~~)")
+_FENCE_END = re.compile(r"[ \t>]*(`{1,}|~{1,})[ \t]*\Z")
+
+
+class LiveText:
+    """A text that grows: `feed` it, and take `closed` and `open`, which are its elements as HTML."""
+
+    def __init__(self) -> None:
+        self.closed = list[str]()
+        self._lines = ""  # whole lines of the open block
+        self._partial = ""  # the line that is being written
+
+    def feed(self, text: str) -> None:
+        """Add a piece of text."""
+        self._partial += text
+        end = self._partial.rfind("\n") + 1
+        if end:
+            self._lines += terminal.plain(self._partial[:end])
+            self._partial = self._partial[end:]
+            self._close()
+
+    @property
+    def open(self) -> list[str]:
+        """The open block as HTML, or the last whole one and that; empty when nothing can be shown yet."""
+        text = self._lines + terminal.plain(self._partial)
+        shown, closing = visible(text)
+        return markdown.open_blocks(shown, closing) if shown.strip() else []
+
+    def _close(self) -> None:
+        starts = [token.map[0] for token in markdown.leaves(self._lines) if _begins(token) and token.map]
+        if len(starts) < 2:
+            return
+        lines = self._lines.split("\n")
+        self.closed += markdown.blocks("\n".join(lines[: starts[-1]]))
+        self._lines = "\n".join(lines[starts[-1] :])
+
+
+def _begins(token: Token) -> bool:
+    return token.level == 0 and token.nesting >= 0
+
+
+def visible(text: str) -> tuple[str, str]:
+    """Return the part of an open block that can be shown, and the Markdown that closes what is open at its end."""
+    tokens = [token for token in markdown.leaves(text) if token.type in ("inline", "fence", "code_block")]
+    if tokens and tokens[-1].type != "inline" and _reaches_end(tokens[-1], text):
+        return _in_code(text), ""
+    lines = text.split("\n")
+    while lines and _is_undecided(lines):
+        lines.pop()
+    shown = "\n".join(lines)
+    if not shown.strip():
+        return "", ""
+    # The marks of a paragraph may have begun on an earlier line of it.
+    leaf = next((token for token in reversed(markdown.leaves(shown)) if token.type == "inline" and token.content), None)
+    return _balanced(shown, leaf.content if leaf else "")
+
+
+def _reaches_end(token: Token, text: str) -> bool:
+    return token.map is not None and token.map[1] >= len(text.rstrip("\n").split("\n"))
+
+
+def _in_code(text: str) -> str:
+    """Return a text that ends in a code block without a line that may become the end of its fence."""
+    before, line_break, last = text.rpartition("\n")
+    return before + line_break if _FENCE_END.match(last) and line_break else text
+
+
+def _is_undecided(lines: list[str]) -> bool:
+    """Return whether the last line may still become a part of something else than the text it looks like."""
+    last = lines[-1]
+    if not last.strip():
+        return len(lines) > 1 and "|" in lines[-2] and not _in_table(lines)
+    if _UNDECIDED_LINE.match(last):
+        return True
+    looks_like_row = "|" in last or (len(lines) > 1 and "|" in lines[-2] and bool(_RULE_ROW.match(last)))
+    return looks_like_row and not _in_table(lines)
+
+
+def _in_table(lines: list[str]) -> bool:
+    """Return whether the last line is in a table, below the row that makes it one."""
+    tokens = markdown.leaves("\n".join(lines))
+    last = next((token for token in reversed(tokens) if token.type in ("table_open", "paragraph_open")), None)
+    if last is None or last.map is None or last.type != "table_open":
+        return False
+    return last.map[1] >= len(lines) - (not lines[-1].strip()) > last.map[0] + (2 if lines[-1].strip() else 1)
+
+
+def _balanced(text: str, inline: str) -> tuple[str, str]:
+    """Return a text without marks at its end that mean nothing yet, and the marks that close the open ones."""
+    head, line_break, last = text.rpartition("\n")
+    if not last.strip() or _RULE_ROW.match(last):
+        return _after_line(text, inline)
+    row = last.rpartition("|")[0] + "|" if last.lstrip(" >").startswith("|") else ""
+    tail = last.removeprefix(row)
+    kept, whole = tail.rstrip(" \t"), tail if row else inline
+    whole = whole.rstrip(" \t")
+    while (found := _UNDECIDED_END.search(kept)) and not _ends(whole, found[0]):
+        kept, whole = kept[: found.start()].rstrip(), whole[: len(whole) - len(found[0])].rstrip()
+    link = _OPEN_LINK.search(_without_code(kept))
+    if link and "`" not in kept[link.start() :]:
+        words = kept[link.start() :].lstrip("!").removeprefix("[").partition("](")[0].rstrip("]")
+        whole = whole[: len(whole) - (len(kept) - link.start())] + words
+        kept = kept[: link.start()] + words
+    spaces = tail[len(kept) :] if tail.rstrip(" \t") == kept else ""
+    return head + line_break + row + kept + spaces, "".join(_open_marks(whole))
+
+
+def _after_line(text: str, inline: str) -> tuple[str, str]:
+    """Return the same of a text that ends with a whole line."""
+    lines = text.rstrip("\n").split("\n")
+    if not inline or _FENCE_END.match(lines[-1]) or _RULE_ROW.match(lines[-1]):
+        return text.rstrip("\n") + "\n\n", ""
+    return text.rstrip("\n"), "".join(_open_marks(inline))
+
+
+def _ends(inline: str, marks: str) -> bool:
+    """Return whether the marks at the end of an inline text close what is open before them."""
+    if _CODE_SPAN.search(inline) and _without_code(inline).endswith("x" * len(marks)):
+        return True
+    before = inline[: len(inline) - len(marks)]
+    # An underscore with a letter behind it closes nothing, and the place of the next words counts as one.
+    return (
+        before[-1:].strip() != ""
+        and marks[0] != "_"
+        and marks in ("".join(_open_marks(before)[:count]) for count in (1, 2))
+    )
+
+
+def _without_code(text: str) -> str:
+    return _CODE_SPAN.sub(lambda found: "x" * len(found[0]), text)
+
+
+def _open_marks(inline: str) -> list[str]:
+    """Return the marks that close the code and the emphasis open at the end of an inline text, the innermost first."""
+    rest = _without_code(inline)
+    ticks = re.search(r"(?<!\\)(`+)", rest)
+    if ticks:
+        return [ticks[1], *_open_marks(rest[: ticks.start()])]
+    found_marks = list[str]()
+    for found in _MARKS.finditer(rest):
+        marks = found[1]
+        if not marks:
+            continue
+        before, after = rest[: found.start()][-1:], rest[found.end() : found.end() + 1]
+        if marks in found_marks and before.strip():
+            del found_marks[found_marks.index(marks) :]
+        elif after.strip() and not (marks[0] == "_" and before.isalnum()):
+            found_marks.append(marks)
+    return found_marks[::-1]

@@ -1,0 +1,108 @@
+"""Long answers in parts: each ends where a block does, and says where the next one begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from occ_app.database.database import Database
+from occ_app.executions import events
+from occ_app.executions.records import Execution
+from occ_app.hub.pages import markdown
+from occ_app.hub.pages.answer import Reader, Text
+from occ_app.system.compact_json import to_json
+
+PART_BYTES = 100_000
+WINDOW_BYTES = 300_000  # of a running execution: the newest events are shown
+_FENCE = "```\n"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part begins: an event, and how many characters of its text are before it; `code`: inside a code block."""
+
+    seq: int = 1
+    skip: int = 0
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an answer, with the place of the next part, or None."""
+
+    reader: Reader
+    next: Place | None = None
+
+
+def read(db: Database, execution: Execution, place: Place, folder: str = "", until: Place | None = None) -> Part:
+    """Read about PART_BYTES of an execution's events from a place on, those before the place `until`."""
+    last = execution.last_seq if until is None else until.seq - (until.skip == 0)
+    ends = execution.over or until is not None  # else it is the newest part, which the page's stream continues
+    reader = Reader(place.seq - 1, folder, live=not ends)
+    for event in _from(db, execution.number, place, last):
+        reader.take(event if until is None or event.seq < until.seq else _beginning(event, until.skip))
+        if ends and reader.bytes > PART_BYTES and event.seq < last and (following := _end(reader, place)):
+            return Part(reader, following)
+    return Part(reader)
+
+
+def window(db: Database, execution: Execution) -> Place:
+    """Return where the newest part of a running execution begins: at a block, if there is one to begin at."""
+    start = events.newest_from(db, execution.number, WINDOW_BYTES)
+    if start == 1:
+        return Place()
+    before = ""
+    for event in _from(db, execution.number, Place(start), start + 2_000):
+        if event.name != "output" and before == "output":
+            return Place(event.seq)
+        before = event.name
+        if event.name == "output" and (end := event.data.find("\\n\\n")) >= 0:
+            chunk = json.loads(event.data)["chunk"]
+            return Place(event.seq, chunk.find("\n\n") + 2) if "\n\n" in chunk else Place(event.seq, end)
+    return Place(start)
+
+
+def _from(db: Database, number: int, place: Place, last: int) -> Iterator[events.StoredEvent]:
+    """Yield the events from a place to the event `last`, with a `gap` where retention removed some."""
+    after = place.seq - 1
+    while batch := events.after(db, number, after):
+        missing = events.gap(after, batch[0])
+        if missing is not None:
+            yield missing
+        for event in batch:
+            if event.seq > last:
+                return
+            yield _shortened(event, place) if event.seq == place.seq else event
+        after = batch[-1].seq
+
+
+def _shortened(event: events.StoredEvent, place: Place) -> events.StoredEvent:
+    if event.name != "output" or not (place.skip or place.code):
+        return event
+    data = json.loads(event.data)
+    text = str(data.get("chunk", ""))[place.skip :]
+    return replace(event, data=to_json(data | {"chunk": (_FENCE if place.code else "") + text}))
+
+
+def _beginning(event: events.StoredEvent, length: int) -> events.StoredEvent:
+    data = json.loads(event.data)
+    return replace(event, data=to_json(data | {"chunk": str(data.get("chunk", ""))[:length]}))
+
+
+def _end(reader: Reader, start: Place) -> Place | None:
+    """End a part here, if that is possible; returns where the next one begins."""
+    last = reader.blocks[-1] if reader.blocks else None
+    if not isinstance(last, Text):
+        return Place(reader.last + 1) if not reader.waits or reader.bytes > 3 * PART_BYTES else None
+    text = "".join(last.pieces)
+    cut, code = markdown.last_cut(text), False
+    if not cut:
+        if last.size < 2 * PART_BYTES:
+            return None
+        cut = text.rfind("\n") + 1 or len(text)  # of one very long block
+        code = markdown.ends_in_code(text[:cut])
+    seq, begin = next((seq, begin) for seq, begin in reversed(last.places) if begin <= cut)
+    last.pieces = [text[:cut]]
+    skipped = start.skip - (len(_FENCE) if start.code else 0) if seq == start.seq else 0
+    return Place(seq, cut - begin + skipped, code)

@@ -1,0 +1,232 @@
+"""Tool calls on a page: one line of what matters about each, and its input and result as a person reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from occ_app.hub.pages import diffs, highlight, markdown, terminal
+from occ_app.hub.pages.diffs import Diff
+from occ_app.hub.pages.filters import beginning
+
+_SUBJECTS = ("file_path", "notebook_path", "command", "pattern", "path", "url", "query", "description", "prompt")
+_REMARK = re.compile(r"\s*<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
+_EXIT = re.compile(r"(?:Error: )?Exit code (\d{1,3})\b\s*")
+_PROMPT = Markup('<span class="prompt-sign">$ </span>')
+_LISTS = ("TodoWrite", "TaskCreate", "TaskUpdate", "TaskList", "TaskGet")
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of an opened call: its `kind` (`diff`, `terminal`, `code`, `prose`), a name, and HTML or a diff."""
+
+    kind: str
+    name: str
+    html: Markup
+    diff: Diff | None = None
+
+
+@dataclass
+class Call:
+    """A tool call as its events tell: `first` is the number of its first event, times are in milliseconds."""
+
+    first: int
+    name: str
+    given: Any = None
+    result: str | None = None
+    is_error: bool = False
+    cut: bool = False
+    parent: str | None = None
+    began: int = 0
+    ended: int = 0
+    progress: str = ""
+    inner: list[Call] = field(default_factory=list)
+    folder: str = ""
+    over: bool = False  # the execution is, so that no result will come
+
+    kind = "tool"
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the pinned todo list shows all there is about this call."""
+        return self.name in _LISTS and not self.is_error
+
+    @property
+    def title(self) -> str:
+        """The name of the tool; of an MCP server's tool without the prefix."""
+        name = terminal.plain(self.name)
+        return " · ".join(name.split("__")[1:]) if name.startswith("mcp__") and name.count("__") > 1 else name
+
+    @property
+    def subject(self) -> str:
+        """The part of the input that identifies its target, as one line."""
+        if isinstance(self.given, Mapping):
+            for name in _SUBJECTS:
+                if isinstance(self.given.get(name), str):
+                    return beginning(terminal.plain(str(self.given[name])).removeprefix(self.folder), 200)
+        return ""
+
+    @property
+    def state(self) -> str:
+        """`busy`, `wrong`, `done`, or `lost` when the execution ended before its result."""
+        if self.result is None:
+            return "lost" if self.over else "busy"
+        return "wrong" if self.is_error else "done"
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Short words about how it went."""
+        if self.result is None:
+            return (beginning(self.progress, 80) or ("no result" if self.over else "running"),)
+        found = [*self._failure(), *(_FACTS[self.name](self) if self.name in _FACTS else ())]
+        seconds = (self.ended - self.began) / 1000 if self.began and self.ended else 0
+        if seconds >= 1 and self.name not in ("Read", "Edit", "Write"):
+            found.append(f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min")
+        return tuple(found)
+
+    def _failure(self) -> list[str]:
+        if not self.is_error:
+            return []
+        code = _EXIT.match(self.result or "")
+        return [f"exit {code[1]}" if code else "failed"]
+
+    @property
+    def diff(self) -> Diff | None:
+        """The change that an editing tool asked for; None of another tool, or where it cannot be read."""
+        make = _DIFFS.get(self.name)
+        return make(self.given) if make is not None and isinstance(self.given, Mapping) else None
+
+    @property
+    def shown(self) -> str:
+        """The result without what the CLI says to the model alone."""
+        text = _REMARK.sub("\n", self.result or "").strip("\n")
+        return _EXIT.sub("", text, count=1) if self.is_error and self.name == "Bash" else text
+
+    @property
+    def views(self) -> list[View]:
+        """The parts that are shown when it is opened."""
+        diff = self.diff
+        if diff is not None:
+            views = [View("diff", "change", Markup(), diff)]
+            return [*views, View("code", "result", escape(terminal.plain(self.shown)))] if self.is_error else views
+        views = [*_MAKERS.get(self.name, _inputs)(self)]
+        if self.result is not None and self.name != "Bash" and (self.shown or not self.is_error):
+            language = highlight.language_of(self.subject) if self.name == "Read" and not self.is_error else ""
+            text = terminal.plain(self.shown)
+            html = highlight.code(text, language) if language else terminal.coloured(self.shown)
+            views.append(View("code", "result", html or escape("(nothing)")))
+        return views
+
+
+def _terminal(call: Call) -> list[View]:
+    command = str(call.given.get("command", "")) if isinstance(call.given, Mapping) else str(call.given)
+    prompt = _PROMPT
+    html = prompt + highlight.code(terminal.plain(command), "bash")
+    return [View("terminal", "command", html), *_output(call)]
+
+
+def _output(call: Call) -> list[View]:
+    return [View("terminal", "output", terminal.coloured(call.shown))] if call.shown else []
+
+
+def _nothing(_: Call) -> list[View]:
+    return []
+
+
+def _inputs(call: Call) -> list[View]:
+    """Return every argument, so that nothing of a call is hidden."""
+    given = call.given if isinstance(call.given, Mapping) else {"input": call.given}
+    return [
+        View("code", terminal.plain(str(name)), escape(_text(value)))
+        for name, value in given.items()
+        if _text(value) != call.subject
+    ]
+
+
+def _plan(call: Call) -> list[View]:
+    plan = call.given.get("plan") if isinstance(call.given, Mapping) else None
+    return [View("prose", "plan", markdown.html(terminal.plain(plan)))] if isinstance(plan, str) else []
+
+
+def _task(call: Call) -> list[View]:
+    prompt = call.given.get("prompt") if isinstance(call.given, Mapping) else None
+    return [View("prose", "task", markdown.html(terminal.plain(prompt)))] if isinstance(prompt, str) else _inputs(call)
+
+
+def _text(value: Any) -> str:
+    return terminal.plain(value) if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _count(word: str) -> Callable[[Call], list[str]]:
+    def count(call: Call) -> list[str]:
+        if call.is_error:
+            return []
+        lines = len(call.shown.splitlines())
+        return [f"{lines} {word}{'' if lines == 1 else 's'}"]
+
+    return count
+
+
+def _sums(call: Call) -> list[str]:
+    diff = call.diff
+    if diff is None or call.is_error:
+        return []
+    deleted = [f"\N{MINUS SIGN}{diff.deletions}"] if diff.deletions or call.name != "Write" else []
+    return [f"+{diff.additions}", *deleted]
+
+
+def _edit(given: Mapping[str, Any]) -> Diff | None:
+    old, new = given.get("old_string"), given.get("new_string")
+    if not isinstance(old, str) or not isinstance(new, str):
+        return None
+    return diffs.of(terminal.plain(old), terminal.plain(new), _language(given))
+
+
+def _edits(given: Mapping[str, Any]) -> Diff | None:
+    edits = given.get("edits")
+    if not isinstance(edits, list) or not all(isinstance(edit, Mapping) for edit in edits):
+        return None
+    made = [_edit({**edit, "file_path": given.get("file_path")}) for edit in edits]
+    found = [diff for diff in made if diff is not None]
+    return sum(found[1:], start=found[0]) if found and len(found) == len(made) else None
+
+
+def _written(name: str) -> Callable[[Mapping[str, Any]], Diff | None]:
+    def make(given: Mapping[str, Any]) -> Diff | None:
+        text = given.get(name)
+        return diffs.added(terminal.plain(text), _language(given)) if isinstance(text, str) else None
+
+    return make
+
+
+def _language(given: Mapping[str, Any]) -> str:
+    return highlight.language_of(str(given.get("file_path") or ""))
+
+
+_DIFFS: dict[str, Callable[[Mapping[str, Any]], Diff | None]] = {
+    "Edit": _edit,
+    "MultiEdit": _edits,
+    "Write": _written("content"),
+    "NotebookEdit": _written("new_source"),
+}
+_FACTS: dict[str, Callable[[Call], list[str]]] = {
+    "Edit": _sums,
+    "MultiEdit": _sums,
+    "Write": _sums,
+    "NotebookEdit": _sums,
+    "Read": _count("line"),
+    "Grep": _count("line"),
+    "Glob": _count("file"),
+}
+_MAKERS: dict[str, Callable[[Call], list[View]]] = {
+    "Bash": _terminal,
+    "Read": _nothing,
+    "ExitPlanMode": _plan,
+    "Task": _task,
+    "Agent": _task,
+}

@@ -1,0 +1,522 @@
+"""The home and the pages of conversations, in one process: rows in a database, and the HTML that comes of them."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from occ_app.executions import events, overview
+from occ_app.executions import queries as executions
+from occ_app.executions.events import StoredEvent
+from occ_app.hub.pages import diffs, parts, terminal
+from occ_app.hub.pages.answer import Reader
+from occ_app.hub.pages.live import Drawn
+from occ_app.hub.pages.parts import Place
+from tests.hub_app import HubApp, hub_app
+
+NOW = "2026-01-01T00:00:00.000Z"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubApp]:
+    with hub_app(tmp_path_factory.mktemp("pages")) as hub:
+        hub.key("ann", "client", admin=True)
+        hub.workspace("work")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def browser(hub: HubApp) -> FlaskClient:
+    """A browser that is logged in as an admin."""
+    return logged_in(hub, hub.key("page", "client", admin=True))
+
+
+def logged_in(hub: HubApp, key: str) -> FlaskClient:
+    browser = hub.browser()
+    assert browser.post("/login", data={"key": key}).status_code == 303
+    return browser
+
+
+def add(
+    hub: HubApp,
+    execution_id: str,
+    happened: Sequence[tuple[str, dict[str, Any]]] = (),
+    *,
+    state: str = "succeeded",
+    conversation: str | None = None,
+    **more: Any,
+) -> int:
+    """Add an execution with its events; returns its number."""
+    over = state not in ("queued", "running")
+    last = {"exitCode": 0} if state == "succeeded" else {"code": "CLAUDE_EXIT", "message": "It left."}
+    ends = [("complete" if state == "succeeded" else "error", last)] if over else []
+    happened = happened or [("queued", {"position": 0})]
+    stored = [(name, json.dumps({**data, "timestamp": 1})) for name, data in (*happened, *ends)]
+    values = {
+        "execution_id": execution_id,
+        "workspace_id": "work",
+        "state": state,
+        "request_hash": "",
+        "prompt": f"prompt of {execution_id}",
+        "timeout_seconds": 1,
+        "idle_timeout_seconds": 1,
+        "created_at": NOW,
+        "started_at": None if state == "queued" else NOW,
+        "finished_at": NOW if over else None,
+        "error_code": "CLAUDE_EXIT" if state == "failed" else None,
+        "last_seq": len(stored) if over else None,
+        "conversation": conversation or execution_id,
+        "workspace_generation": generation(hub),
+        "session_id": "s" if over else None,
+    } | more
+    with hub.database.write() as connection:
+        columns = (", ".join(values), ", ".join(f":{name}" for name in values))
+        number = connection.execute("INSERT INTO executions ({}) VALUES ({})".format(*columns), values).lastrowid  # noqa: S608 - names above
+        assert number is not None
+        events.insert(connection, number, 1, stored)
+    return number
+
+
+def generation(hub: HubApp) -> int:
+    with hub.database.read() as connection:
+        return int(connection.execute("SELECT generation FROM workspaces WHERE workspace_id = 'work'").fetchone()[0])
+
+
+def owner_of(hub: HubApp, key_name: str) -> str:
+    with hub.database.read() as connection:
+        return str(connection.execute("SELECT owner_id FROM keys WHERE name = ?", (key_name,)).fetchone()[0])
+
+
+def said(*chunks: str) -> list[tuple[str, dict[str, Any]]]:
+    return [("output", {"chunk": chunk}) for chunk in chunks]
+
+
+def called(name: str, given: object, result: str, *, error: bool = False) -> list[tuple[str, dict[str, Any]]]:
+    call = f"call-{name}-{len(result)}"
+    return [
+        ("tool", {"toolUseId": call, "name": name, "input": given}),
+        ("tool", {"toolUseId": call, "result": result, "isError": error}),
+    ]
+
+
+def page(browser: FlaskClient, path: str) -> str:
+    reply = browser.get(path)
+    assert reply.status_code == 200, reply.text
+    return reply.text
+
+
+def text_of(markup: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", markup)))
+
+
+# ---- A conversation
+
+
+def test_all_turns_are_in_one_thread_and_a_reply_continues_the_newest(hub: HubApp, browser: FlaskClient) -> None:
+    add(hub, "talk-1", said("First answer."))
+    add(hub, "talk-2", said("Second answer."), conversation="talk-1", continues=1)
+    for turn in ("talk-1", "talk-2"):
+        shown = page(browser, f"/runs/{turn}")
+        assert shown.index("First answer.") < shown.index("Second answer.")
+        assert 'name="continues" value="talk-2"' in shown
+        assert ">Send</button>" in shown
+
+
+def test_the_form_says_what_it_does_now(hub: HubApp, browser: FlaskClient) -> None:
+    add(hub, "busy", said("On it"), state="running")
+    shown = page(browser, "/runs/busy")
+    assert ">Queue</button>" in shown
+    assert "it runs after this turn" in shown
+    assert 'action="/runs/busy/cancel"' in shown
+    add(hub, "no-session", state="failed", session_id=None)
+    shown = page(browser, "/runs/no-session")
+    assert ">Start</button>" in shown
+    assert 'name="workspace" value="work"' in shown
+
+
+def test_a_turn_that_waits_can_be_edited_moved_paused_and_dropped(hub: HubApp, browser: FlaskClient) -> None:
+    first = add(hub, "line", said("On it"), state="running")
+    for name in ("line-2", "line-3"):
+        add(hub, name, state="queued", conversation="line", continues=first)
+    token = csrf(browser, "/runs/line")
+
+    def order() -> list[str]:
+        return re.findall(r'data-turn="([\w-]+)"', page(browser, "/runs/line"))
+
+    assert order() == ["line", "line-2", "line-3"]
+    change = {"csrf": token, "move": "line-3", "before": "line-2"}
+    assert browser.post("/runs/line-2/change", data=change).status_code == 303
+    assert order() == ["line", "line-3", "line-2"]
+    browser.post("/runs/line-2/change", data={"csrf": token, "prompt": "another prompt"})
+    browser.post("/runs/line-2/change", data={"csrf": token, "paused": "yes"})
+    shown = text_of(page(browser, "/runs/line"))
+    assert "another prompt" in shown
+    assert "Paused." in shown
+    assert browser.post("/runs/line-3/cancel", data={"csrf": token}).status_code == 303
+    assert executions.get(hub.database, "line-3").state == "cancelled"
+    assert browser.post("/runs/line/change", data={"csrf": token, "prompt": "x"}).status_code == 409
+
+
+def csrf(browser: FlaskClient, path: str) -> str:
+    found = re.search(r'name="csrf" value="([^"]+)"', page(browser, path))
+    assert found is not None
+    return html.unescape(found[1])
+
+
+def test_a_failure_says_what_happened_and_what_to_do_and_can_be_run_again(hub: HubApp, browser: FlaskClient) -> None:
+    add(hub, "broken", state="failed", error_code="CLAUDE_AUTH", error_message="Not logged in.", prompt="a <b> & c")
+    shown = page(browser, "/runs/broken")
+    assert "Not logged in." in shown
+    assert "enter /login" in shown
+    again = re.search(r"<textarea name=\"prompt\" hidden[^>]*>([^<]*)</textarea>\s*<button>Run again", shown)
+    assert again is not None
+    assert html.unescape(again[1]) == "a <b> & c"
+
+
+def test_a_viewer_sees_it_without_forms(hub: HubApp) -> None:
+    reply = hub.call("POST", "/keys", json={"name": "viewer", "for": "client", "role": "viewer"})
+    assert reply.json is not None, reply.text
+    add(hub, "watched", said("An answer."), owner_id=owner_of(hub, "viewer"))
+    viewer = logged_in(hub, reply.json["key"])
+    shown = page(viewer, "/runs/watched")
+    assert "An answer." in shown
+    assert 'action="/runs"' not in shown
+    assert 'id="start"' not in page(viewer, "/")
+
+
+# ---- Tools
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "result", "error", "line"),
+    [
+        (
+            "Edit",
+            {"file_path": "app.py", "old_string": "a\nb", "new_string": "a\nc\nd"},
+            "ok",
+            False,
+            "Edit app.py +2 \N{MINUS SIGN}1",
+        ),
+        ("Write", {"file_path": "new.py", "content": "a\nb\n"}, "ok", False, "Write new.py +2"),
+        (
+            "Read",
+            {"file_path": "x.txt"},
+            "1\n2\n3<system-reminder>secret</system-reminder>",
+            False,
+            "Read x.txt 3 lines",
+        ),
+        ("Bash", {"command": "pytest"}, "Exit code 1\nfailed", True, "Bash pytest exit 1"),
+        ("Grep", {"pattern": "foo"}, "one", False, "Grep foo 1 line"),
+        ("mcp__hub__list", {"query": "q"}, "x", False, "hub · list q"),
+        ("Unknown", {"odd": 1}, "x", True, "Unknown failed"),
+    ],
+)
+def test_a_tool_says_what_matters_in_one_line(
+    hub: HubApp, browser: FlaskClient, name: str, given: object, result: str, error: bool, line: str
+) -> None:
+    add(hub, f"tool-{name}", called(name, given, result, error=error))
+    shown = page(browser, f"/runs/tool-{name}")
+    summary = re.search(r"<details class=\"tool.*?<summary>(.*?)</summary>", shown, re.DOTALL)
+    assert summary is not None
+    assert text_of(summary[1]).strip() == line
+    assert "secret" not in shown
+
+
+def test_an_edit_opens_as_a_diff_with_colours_and_a_command_as_a_terminal(hub: HubApp, browser: FlaskClient) -> None:
+    edit = {"file_path": "app.py", "old_string": "x = 1\n", "new_string": "def x():\n"}
+    out = "\x1b[31mred\x1b[0m <b>\x1b]0;evil\x07"
+    add(hub, "views", [*called("Edit", edit, "ok"), *called("Bash", {"command": "ls"}, out)])
+    shown = page(browser, "/runs/views")
+    assert '<span class="del">-x = <span class="hn">1</span>' in shown
+    assert '<span class="add">+<span class="hk">def</span>' in shown
+    assert '<span class="c1">red</span> &lt;b&gt;' in shown
+    assert "evil" not in shown
+
+
+def test_the_calls_of_a_sub_agent_are_folded_into_its_own(hub: HubApp, browser: FlaskClient) -> None:
+    inner = {"toolUseId": "b", "name": "Read", "input": {"file_path": "in.txt"}, "parentToolUseId": "a"}
+    happened: list[tuple[str, dict[str, Any]]] = [
+        ("tool", {"toolUseId": "a", "name": "Agent", "input": {"description": "Look", "prompt": "Look *there*"}}),
+        ("tool", inner),
+        ("task", {"taskId": "t", "toolUseId": "a", "state": "running", "description": "Reading files"}),
+    ]
+    add(hub, "agents", happened, state="running")
+    shown = page(browser, "/runs/agents")
+    assert "Reading files" in shown
+    inside = shown.index('<div class="inner">')
+    assert shown.index("Look") < inside < shown.index("in.txt")
+    assert "<em>there</em>" in shown
+
+
+def test_the_todo_list_is_pinned_once(hub: HubApp, browser: FlaskClient) -> None:
+    items = [{"id": "1", "text": "One", "state": "completed"}, {"id": "2", "text": "Two", "state": "in_progress"}]
+    todo = called("TodoWrite", {"todos": []}, "ok")
+    add(hub, "todos", [*todo, ("todo", {"items": items[:1]}), ("todo", {"items": items})], state="running")
+    shown = page(browser, "/runs/todos")
+    assert shown.count('class="todo"') == 1
+    assert "1 of 2 Two" in text_of(shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("\x1b[32mok\x1b[0m", '<span class="c2">ok</span>'),
+        ("\x1b[1;31mE\x1b[22m e", '<span class="c1 cb">E</span><span class="c1"> e</span>'),
+        ("\x1b[38;5;196mx\x1b[39m y", '<span class="c1">x</span> y'),
+        ("\x1b[38;2;0;200;0mx\x1b[m", '<span class="c2">x</span>'),
+        ("\x1b[31m<script>", '<span class="c1">&lt;script&gt;</span>'),
+        ("50%\r\x1b[32m100%\x1b[0m\n", '<span class="c2">100%</span>\n'),
+        ("\ue201not a mark", "not a mark"),
+        ("\x1b[;;;;999999999999mx", "x"),
+    ],
+)
+def test_colours_of_a_terminal_become_classes_and_nothing_else(text: str, made: str) -> None:
+    assert str(terminal.coloured(text)) == made
+
+
+def test_a_diff_of_many_lines_takes_no_longer_than_its_length() -> None:
+    begun = time.monotonic()
+    made = diffs.of("a\n" * 20_000, "b\n" * 20_000, "py")
+    assert (made.additions, made.deletions) == (20_001, 20_001)
+    assert time.monotonic() - begun < 5
+
+
+# ---- Long answers
+
+
+def whole(hub: HubApp, execution_id: str) -> tuple[str, int]:
+    """The HTML of all parts of an answer, and how many there are."""
+    execution, place, made, count = executions.get(hub.database, execution_id), Place(), "", 0
+    while place is not None:
+        part = parts.read(hub.database, execution, place)
+        made += "".join(str(block.html) for block in part.reader.blocks if block.kind == "text")
+        assert part.next is None or part.next != place
+        place, count = part.next, count + 1
+    return made, count
+
+
+@pytest.mark.parametrize("size", [40, 700, 30_000])
+@pytest.mark.parametrize(
+    "block",
+    ["Some *text* with `code`.\n\n", "```py\nx = 1\n\ny = 2\n```\n\n- a\n- b\n\n", "# Title\r\n\r\nword\r\n\r\n"],
+)
+def test_the_parts_of_a_long_answer_are_the_whole_of_it(hub: HubApp, block: str, size: int) -> None:
+    text = block * (350_000 // len(block)) + "The end."
+    name = f"long-{size}-{abs(hash(block))}"
+    add(hub, name, said(*(text[begin : begin + size] for begin in range(0, len(text), size))))
+    made, count = whole(hub, name)
+    assert count > 2
+    assert re.sub(r"\s", "", text_of(made.replace(" Copy ", ""))).replace("Copy", "") == re.sub(
+        r"\s|\*|`(?:``)?(?:py)?|(?m:^# )|(?m:^- )", "", text
+    )
+
+
+def test_one_very_long_block_is_cut_and_stays_code(hub: HubApp) -> None:
+    lines = [f"line {number}\n" for number in range(50_000)]
+    add(hub, "fence", said("```\n", *("".join(lines[begin : begin + 500]) for begin in range(0, 50_000, 500)), "```\n"))
+    made, count = whole(hub, "fence")
+    assert count > 2
+    assert [int(number) for number in re.findall(r"line (\d+)", made)] == list(range(50_000))
+    assert "<p>line" not in made
+
+
+def test_a_line_of_a_megabyte_is_shown_whole(hub: HubApp, browser: FlaskClient) -> None:
+    add(hub, "line-mb", said("Before.\n\n", *(["x" * 50_000] * 21), "\n\nAfter."))
+    made, _ = whole(hub, "line-mb")
+    assert made.count("x") == 21 * 50_000
+    assert "After." in made
+    assert page(browser, "/runs/line-mb").count("data-more=") == 1
+
+
+def test_five_megabytes_open_at_once_and_the_rest_is_one_link_away(hub: HubApp, browser: FlaskClient) -> None:
+    sentence = "Some *text* with `code` here and there.\n\n"
+    add(hub, "five", said(*([sentence * 50] * (5_000_000 // (50 * len(sentence))))))
+    page(browser, "/runs/five")
+    took = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        shown = page(browser, "/runs/five")
+        took.append(time.perf_counter() - begun)
+    print(f"a page of 5 MB: {min(took):.3f} s")
+    assert min(took) < 1.5  # 0.1 s on an idle machine
+    assert len(shown) < 600_000
+    assert "left out" not in shown
+    more = re.search(r'data-more="([^"]+)"', shown)
+    assert more is not None
+    assert "Some <em>text</em>" in page(browser, html.unescape(more[1]))
+
+
+def test_a_running_answer_shows_its_newest_part_and_leads_to_its_beginning(hub: HubApp, browser: FlaskClient) -> None:
+    chunks = [f"Paragraph {number} of it.\n\n" + "word " * 200 + "\n\n" for number in range(600)]
+    add(hub, "running-long", said(*chunks), state="running")
+    shown = page(browser, "/runs/running-long")
+    assert "Paragraph 599 of it." in shown
+    assert "Paragraph 1 of it." not in shown
+    seen, more = shown, re.search(r'data-more="([^"]+)"', shown)
+    while more is not None:
+        part = page(browser, html.unescape(more[1]))
+        seen += part
+        more = re.search(r'data-more="([^"]+)"', part)
+    numbers = [int(number) for number in re.findall(r"Paragraph (\d+) of it", seen)]
+    assert sorted(numbers) == list(range(600))
+
+
+# ---- The stream of a page
+
+
+class Screen:
+    """A page as hub.js makes it of the messages."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, list[str]] = {}
+
+    def take(self, message: dict[str, Any]) -> None:
+        for item in message["items"]:
+            if "html" in item:
+                self.blocks[item["seq"]] = [item["html"]]
+                continue
+            had, blocks = self.blocks.get(item["seq"], []), list(item["blocks"])
+            if item["at"]:
+                units = had[item["keep"]].encode("utf-16-le")[: 2 * item["at"]]
+                blocks[0] = units.decode("utf-16-le") + blocks[0]
+            self.blocks[item["seq"]] = had[: item["keep"]] + blocks
+
+
+@pytest.mark.parametrize("size", [1, 5, 40])
+def test_what_a_page_makes_of_its_stream_is_what_a_reload_shows(hub: HubApp, size: int) -> None:
+    text = (
+        "# Title\n\nHi 👋 **bold 👋** and `code`.\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```py\nx = 1\n```\n\n1. one\n"
+    )
+    pieces = [text[begin : begin + size] for begin in range(0, len(text), size)]
+    tool = called("Bash", {"command": "ls"}, "files")
+    happened = [*said(*pieces), tool[0], *said("between"), tool[1], ("thinking", {"chunk": "hm"}), *said(*pieces)]
+    macros: Any = hub.app.jinja_env.get_template("blocks.html").module
+    live, screen = Reader(0, "", live=True), Screen()
+    drawn = Drawn(live, macros)
+    stored = [
+        StoredEvent(seq, name, json.dumps({**data, "timestamp": 1})) for seq, (name, data) in enumerate(happened, 1)
+    ]
+    stored.append(StoredEvent(len(stored) + 1, "complete", '{"exitCode":0,"timestamp":1}'))
+    longest = 0
+    for event in stored:
+        live.take(event)
+        message = drawn.changes()
+        longest = max(longest, len(json.dumps(message)))
+        screen.take(message)
+    still = Reader(0, "")
+    for event in stored:
+        still.take(event)
+    expected = {
+        block.first: block.blocks if block.kind == "text" else [str(macros.block(block)).strip()]
+        for block in still.blocks
+    }
+    assert screen.blocks == expected
+    assert longest < 1_500
+
+
+def test_a_message_for_a_long_text_is_as_long_as_what_is_new(hub: HubApp) -> None:
+    macros: Any = hub.app.jinja_env.get_template("blocks.html").module
+    live = Reader(0, "", live=True)
+    drawn = Drawn(live, macros)
+    sizes = []
+    for seq in range(1, 400):
+        live.take(StoredEvent(seq, "output", json.dumps({"chunk": f"- item {seq} of a list\n", "timestamp": 1})))
+        sizes.append(len(json.dumps(drawn.changes())))
+    assert statistics.median(sizes) < 400
+
+
+# ---- Home
+
+
+def test_home_is_what_needs_me_then_now_then_recent_by_project(hub: HubApp, browser: FlaskClient) -> None:
+    fresh = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+    add(hub, "home-failed", state="failed", finished_at=fresh)
+    add(hub, "home-runs", said("Reading the *files*\nand then"), state="running")
+    add(hub, "home-done", said("x"))
+    shown = page(browser, "/")
+    needs, now, recent = (shown.index(f'id="{name}"') for name in ("needs", "active", "recent"))
+    assert needs < shown.index("prompt of home-failed") < now < shown.index("prompt of home-runs") < recent
+    assert recent < shown.index("prompt of home-done")
+    assert "and then" in shown
+    assert shown.count("prompt of home-failed") == 1
+    page(browser, "/runs/home-failed")  # somebody else's look, an admin's
+    assert 'id="needs"' in page(browser, "/")
+
+
+def test_a_failure_that_its_owner_has_seen_is_no_news(hub: HubApp) -> None:
+    fresh = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+    reply = hub.call("POST", "/keys", json={"name": "owner", "for": "client"})
+    assert reply.json is not None
+    add(hub, "owned", state="failed", finished_at=fresh, owner_id=owner_of(hub, "owner"))
+    browser = logged_in(hub, reply.json["key"])
+    assert "prompt of owned" in page(browser, "/").partition('id="recent"')[0]
+    page(browser, "/runs/owned")
+    before, _, recent = page(browser, "/").partition('id="recent"')
+    assert "prompt of owned" not in before
+    assert "prompt of owned" in recent
+
+
+def test_a_conversation_is_one_row_with_counts_on_the_filters(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        hub.workspace("work")
+        browser = logged_in(hub, hub.key("page", "client", admin=True))
+        assert "Nothing has run yet" in page(browser, "/")
+        add(hub, "one")
+        add(hub, "two", conversation="one", state="failed", seen_at=NOW)
+        add(hub, "three")
+        shown = text_of(page(browser, "/"))
+        assert "All 2 Running 0 Waiting 0 Failed 1 Done 1" in shown
+        assert shown.count("prompt of one") == 1
+        assert "2 turns" in shown
+        assert "prompt of three" not in text_of(page(browser, "/?state=failed"))
+
+
+def test_home_with_20000_executions_is_quick(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        hub.workspace("work")
+        browser = logged_in(hub, hub.key("page", "client", admin=True))
+        states = ("succeeded", "succeeded", "succeeded", "failed", "cancelled")
+        with hub.database.write() as connection:
+            connection.executemany(
+                "INSERT INTO executions (execution_id, workspace_id, state, request_hash, prompt, timeout_seconds,"
+                " idle_timeout_seconds, created_at, started_at, finished_at, last_seq, conversation, seen_at)"
+                " VALUES (:id, 'work', :state, '', 'a prompt', 1, 1, :now, :now, :now, 1, :conversation, :now)",
+                [
+                    {"id": f"e{n}", "state": states[n % 5], "now": NOW, "conversation": f"e{n - n % 3}"}
+                    for n in range(20_000)
+                ],
+            )
+        page(browser, "/")
+        took = []
+        for _ in range(5):
+            begun = time.process_time()
+            page(browser, "/")
+            took.append(time.process_time() - begun)
+        print(f"home with 20,000 executions: {min(took) * 1000:.0f} ms")
+        assert min(took) < 0.3  # 60 ms on an idle machine
+        assert len(overview.listing(hub.database, visible_to=None)[0]) == 30
+
+
+def test_styles_and_scripts_of_a_page_are_small(hub: HubApp, browser: FlaskClient) -> None:
+    files = hub.app.extensions["occ_static"]
+    add(hub, "styles", said("x"))
+    for path in ("/", "/runs/styles", "/machines", "/settings", "/find?q=x", "/costs", "/notifications"):
+        names = set(re.findall(r"/static/([\w-]+\.(?:css|js))", page(browser, path)))
+        assert {"hub.css", "hub.js"} <= names
+        assert sum(len(files[name]) for name in names) < 60_000, path
+    assert sum(len(files[name]) for name in ("hub.css", "hub.js", "changes.css")) < 60_000
+
+
+def test_markup_in_the_views_is_made_by_the_escaping_functions() -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    made = diffs.of(hostile, hostile + hostile, "html")
+    assert all("<img" not in line for _, line in made.rows)
