@@ -21,6 +21,7 @@ from occ_app.executions import remembering
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import iso, iso_now
 
+MOST_ASKED = 200  # questions of one execution
 STATES = ("open", "allowed", "denied", "answered", "expired", "withdrawn")
 KINDS = ("tool", "question", "plan")
 SURFACES = ("api", "terminal", "page", "slack")
@@ -138,10 +139,18 @@ class Approval:
 
 
 def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> Approval:
-    """Store an open approval; the execution may take `hold_seconds` longer before its worker counts as stuck."""
+    """Store an open approval; the execution may take `hold_seconds` longer before its worker counts as stuck.
+
+    Raises Conflict when an execution has asked MOST_ASKED times.
+    """
     approval_id = f"approval-{secrets.token_hex(6)}"
     expires = iso(datetime.now(UTC) + timedelta(seconds=hold_seconds))
     with db.write() as connection:
+        asked = connection.execute(
+            "SELECT count(*) FROM approvals WHERE execution = :execution", {"execution": execution}
+        ).fetchone()[0]
+        if asked >= MOST_ASKED:
+            raise Conflict("TOO_MANY_APPROVALS", f"it has asked {MOST_ASKED} times; continue without more questions.")
         connection.execute(
             """
             INSERT INTO approvals (approval_id, execution, kind, tool, input, input_hash, redacted, reason, subagent,

@@ -37,6 +37,7 @@ from occ_worker.execution.replies import (
     given_input,
     input_hash,
     left_to_cli,
+    unreadable,
 )
 from occ_worker.execution.verdicts import Verdict
 
@@ -51,6 +52,7 @@ _UNANSWERED = "Nobody answered within {:g} s, so this did not run. Go on without
 _WORKER_NEEDED = "Nobody answered, and others wait for this worker, so this did not run. Go on without it."
 _ONE_AT_A_TIME = "Another call waits for a person, so this did not run. Ask for one thing at a time."
 _TOO_LARGE = "This input is too large to be shown to a person, so it did not run. Ask for less at once."
+_UNREADABLE = "This input cannot be shown to a person as it is, so it did not run. Use ordinary text."
 _PLANNING = "This run may only read and plan. Finish the plan and present it."
 
 
@@ -87,7 +89,7 @@ class Permissions:
         return min((self._deferral.deadline(key) or call.expires for key, call in self._open.items()), default=None)
 
     def take(self, line: bytes) -> None:
-        """Handle a control line of the CLI; one of an unknown shape is left out."""
+        """Handle a control line of the CLI; a call that cannot be read or shown is denied."""
         try:
             content = json.loads(line)
             kind, request_id = content["type"], content.get("request_id")
@@ -97,8 +99,11 @@ class Permissions:
                 self._asked(str(request_id), content["request"])
             elif kind == "control_response":
                 self._checked(content)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.warning("execution %s: an unreadable control line", self._execution.execution_id)
+            call = unreadable(line)
+            if call is not None:  # the CLI would wait for an answer
+                self._send(denied(call, _UNREADABLE))
 
     def look(self) -> None:
         """Deliver the answers that came, and end the hold of calls whose worker others wait for."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from occ_app.executions.approvals import Approval
 from occ_worker.execution.verdicts import Verdict
+
+# The beginning of a line, before the input of the call.
+_HEAD_BYTES = 300
+_REQUEST = re.compile(rb'^\{"type":"control_request","request_id":"([A-Za-z0-9-]{1,100})"')
+_ASKED = b'"subtype":"can_use_tool"'
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,15 @@ ACCEPT_EDITS = (
     b'{"type":"control_request","request_id":"occ-mode",'
     b'"request":{"subtype":"set_permission_mode","mode":"acceptEdits"}}\n'
 )
+
+
+def unreadable(line: bytes) -> Call | None:
+    """Return the call that a line asks about whose JSON cannot be read or stored; None for another line."""
+    found = _REQUEST.search(line[:_HEAD_BYTES])
+    if found is None:
+        return None
+    by_hook = b'"subtype":"hook_callback"' in line[:_HEAD_BYTES]
+    return Call(found[1].decode(), by_hook, "", {}, None, None) if by_hook or _ASKED in line[:_HEAD_BYTES] else None
 
 
 def answered(call: Call, approval: Approval) -> bytes:
