@@ -999,3 +999,87 @@ def m032_seen_failures(db: Database) -> None:
         "CREATE INDEX executions_unseen ON executions (number) WHERE state = 'failed' AND seen_at IS NULL",
     ):
         db.execute(statement)
+
+
+@occ()
+def m033_slack(db: Database) -> None:
+    """Keep what Slack sent and is to show, who its users are, and where the runs of a channel go."""
+    for statement in (
+        """
+        CREATE TABLE slack_inbox (
+            number      INTEGER PRIMARY KEY AUTOINCREMENT,
+            key         TEXT NOT NULL UNIQUE,  -- by which a payload that comes again is known
+            kind        TEXT NOT NULL,
+            content     TEXT NOT NULL,         -- JSON; empty once it was handled
+            received_at TEXT NOT NULL,
+            handled_at  TEXT,
+            problem     TEXT
+        )
+        """,
+        "CREATE INDEX slack_unhandled ON slack_inbox (number) WHERE handled_at IS NULL",
+        """
+        CREATE TABLE slack_people (
+            team      TEXT NOT NULL,
+            user      TEXT NOT NULL,
+            key_id    TEXT NOT NULL,
+            linked_at TEXT NOT NULL,
+            PRIMARY KEY (team, user)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE slack_codes (
+            hash       TEXT PRIMARY KEY,       -- SHA-256 of the code
+            team       TEXT NOT NULL,
+            user       TEXT NOT NULL,
+            user_name  TEXT NOT NULL,
+            expires_at TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE slack_places (
+            team         TEXT NOT NULL,
+            channel      TEXT NOT NULL,
+            owner_id     TEXT NOT NULL,
+            workspace_id TEXT NOT NULL,
+            PRIMARY KEY (team, channel, owner_id)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE slack_threads (
+            team     TEXT NOT NULL,
+            channel  TEXT NOT NULL,
+            thread   TEXT NOT NULL,            -- the ts of its first message
+            owner_id TEXT NOT NULL,
+            private  INTEGER NOT NULL,
+            PRIMARY KEY (team, channel, thread)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE slack_messages (
+            number      INTEGER PRIMARY KEY AUTOINCREMENT,
+            message_id  TEXT NOT NULL UNIQUE,  -- in the metadata of the message
+            once        TEXT NOT NULL UNIQUE,  -- its cause
+            channel     TEXT NOT NULL,
+            thread      TEXT NOT NULL,
+            ts          TEXT,                  -- Slack's id of it
+            kind        TEXT NOT NULL,
+            execution   INTEGER,
+            approval_id TEXT,
+            only_for    TEXT,                  -- the one Slack user who sees it
+            content     TEXT,                  -- JSON that it is to show
+            wanted      TEXT,                  -- SHA-256 of that
+            shown       TEXT,                  -- and of the content that it shows
+            final       INTEGER NOT NULL DEFAULT 0,
+            gone        INTEGER NOT NULL DEFAULT 0,
+            reposted    INTEGER NOT NULL DEFAULT 0,
+            tries       INTEGER NOT NULL DEFAULT 0,
+            not_before  TEXT,
+            problem     TEXT,
+            created_at  TEXT NOT NULL
+        )
+        """,
+        "CREATE INDEX slack_unfinished ON slack_messages (kind, number) WHERE final = 0 AND gone = 0",
+        "CREATE INDEX slack_due ON slack_messages (number) WHERE gone = 0 AND shown IS NOT wanted",
+        "CREATE INDEX slack_in_thread ON slack_messages (channel, thread)",
+    ):
+        db.execute(statement)

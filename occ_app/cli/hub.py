@@ -18,6 +18,7 @@ from occ_app.cli.notify import notify
 from occ_app.cli.pairing import pair, sessions
 from occ_app.cli.remote import daemon_client
 from occ_app.cli.setting_options import setting_options
+from occ_app.cli.slack import slack
 from occ_app.cli.start import run_here, shown, start_daemon, with_warnings
 from occ_app.cli.webhooks import webhooks
 from occ_app.config import config as configuration
@@ -150,5 +151,5 @@ def _status_text(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  problem    {visible_line(problem)}" for problem in report["problems"]])
 
 
-for command in (pair, sessions, keys, agents, webhooks, notify, backup, restore, move):
+for command in (pair, sessions, keys, agents, webhooks, notify, slack, backup, restore, move):
     hub.add_command(command)

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from occ_app.config.config import Config, load
-from occ_app.config.settings import secret
+from occ_app.config.settings import secret, smtp_url
 
 # An interpreter that needs one of these does not load, or loads other packages, without it. They reach OCC's own
 # processes and not the CLI.
@@ -16,13 +16,13 @@ _INTERPRETER = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PY
 def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
     """The environment of a daemon's process: all settings as resolved, and the CLI's variables.
 
-    The API key goes only where `secrets` is true: to the process that registers.
+    The API key and the mail server's password go only where `secrets` is true: to the control process.
     """
     environ = dict(config.cli_environment)
     environ[config.program.home_variable] = str(config.home)
     for setting in config.program.settings:
         value = getattr(config, setting.name)
-        if value in (None, (), "") or (setting.parse is secret and not secrets):
+        if value in (None, (), "") or (setting.parse in (secret, smtp_url) and not secrets):
             continue
         environ[setting.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
     # glibc would give each of many threads a separate heap, and never take one back.

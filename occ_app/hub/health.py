@@ -15,6 +15,7 @@ from occ_app.home import certificate, clock, daemon, notes, state
 from occ_app.home.health import is_recent, log_problems, skipped, skipped_problems, uptime
 from occ_app.hub import placement
 from occ_app.hub.agents import Agent, Agents
+from occ_app.slack import status as slack
 from occ_app.system import versions
 from occ_app.system.timestamps import iso
 
@@ -96,6 +97,7 @@ def health(
     problems += _apart(machines)
     problems += log_problems(db)
     problems += skipped_problems(db)
+    problems += slack.problems(config, db)
     return {
         "status": "degraded" if problems else "healthy",
         "version": __version__,

@@ -27,13 +27,22 @@ log = logging.getLogger("occ.supervisor")
 STEADY_SECONDS = 5.0
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 4.0
+_OPTIONAL = {"slack": "slack.json"}  # parts that run only while a file of the home exists
 
 
 class Part:
     """One line of the Procfile and its process."""
 
-    def __init__(self, name: str, command: str, environment: dict[str, str], log_file: Path | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: str,
+        environment: dict[str, str],
+        log_file: Path | None,
+        needs: Path | None = None,
+    ) -> None:
         self.name = name
+        self._needs = needs  # it runs only while this file exists, and its ends never end the daemon
         words = shlex.split(command)
         self._argv = interpreter.command(*words[1:]) if words[0] == "python" else words
         self._environment = environment
@@ -64,6 +73,15 @@ class Part:
             if output is not None:
                 os.close(output)
         self._started, self.restart_at = time.monotonic(), None
+
+    @property
+    def optional(self) -> bool:
+        """Whether the daemon does without it."""
+        return self._needs is not None
+
+    def wanted(self) -> bool:
+        """Whether it is to run now."""
+        return self._needs is None or self._needs.exists()
 
     def died(self) -> bool:
         """Whether it ended since the last look; if so, when it is to be started again is decided."""
@@ -112,5 +130,6 @@ def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool)
             "OCC_LISTEN_PORT": str(listener.getsockname()[1]),
         }
         log_file = None if to_terminal else config.logs / f"{name}.log"
-        parts.append(Part(name, command, environment, log_file))
+        needs = config.home / _OPTIONAL[name] if name in _OPTIONAL else None
+        parts.append(Part(name, command, environment, log_file, needs))
     return parts

@@ -166,7 +166,7 @@ class Supervisor:
         """Start the processes that are due, of all parts or of one."""
         started = False
         for part in self._parts if one is None else [one]:
-            if part.restart_at is not None and part.restart_at <= time.monotonic():
+            if part.restart_at is not None and part.restart_at <= time.monotonic() and part.wanted():
                 if part.crashes and self._files.were_replaced():
                     part.restart_at = time.monotonic() + _REPLACED_PAUSE_SECONDS
                     self._start_again_if_complete()
@@ -184,7 +184,7 @@ class Supervisor:
 
     def _wait(self, ready: int | None = None, limit: float | None = None) -> None:
         """Wait for a signal, for data on `ready`, or until the next part is due, at most `limit` seconds."""
-        due = [part.restart_at for part in self._parts if part.restart_at is not None]
+        due = [part.restart_at for part in self._parts if part.restart_at is not None and part.wanted()]
         if limit is not None:
             due.append(time.monotonic() + limit)
         seconds = max(0.0, min(due) - time.monotonic()) if due else None
@@ -198,7 +198,7 @@ class Supervisor:
 
     def _watch_children(self) -> None:
         for part in self._parts:
-            if part.died() and part.crashes >= CRASHES:
+            if part.died() and part.crashes >= CRASHES and not part.optional:
                 raise StartFailed(
                     f"{part.name} ended {CRASHES} times in a row; {self._config.logs / (part.name + '.log')} says why."
                 )

@@ -28,6 +28,7 @@ from occ_app.hub.pages import (
     search,
     seen,
     settings,
+    slack,
     terminal,
 )
 from occ_app.hub.pages import filters as shown
@@ -39,7 +40,7 @@ _STATIC = Path(__file__).parents[1] / "static"
 bp = Blueprint("pages", __name__, template_folder="../templates")
 for room in (
     *(app_files, door, pairing, home, runs, seen, notifications),
-    *(changes, folders, search, costs, machines, settings),
+    *(changes, folders, search, costs, machines, settings, slack),
 ):
     bp.register_blueprint(room.bp)
 bp.register_blueprint(folders.archives)

@@ -1,0 +1,201 @@
+"""The messages of the hub in Slack, as blocks: a run as it goes on and as it ended, an approval, a few sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from occ_app.executions.approvals import Approval
+from occ_app.executions.records import Execution
+from occ_app.slack.outbox import Content
+
+CANCEL, ALLOW, DENY = "occ_cancel", "occ_allow", "occ_deny"
+LONGEST_PART = 11_000  # characters of a markdown block; Slack takes 12,000
+MOST_PARTS = 10
+_LONGEST_TAIL, _LONGEST_INPUT, _LONGEST_OPTION = 1200, 2600, 70
+_WORDS = {"succeeded": "Done", "failed": "Failed", "cancelled": "Cancelled"}
+_SIGNS = {"succeeded": ":white_check_mark:", "failed": ":x:", "cancelled": ":no_entry_sign:"}
+
+
+def escaped(text: str) -> str:
+    """Return text as mrkdwn shows it: nobody is mentioned and nothing is a link."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds as a person reads it."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    return (
+        f"{whole // 60}:{whole % 60:02}" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    )
+
+
+def under_way(
+    execution: Execution, machine: str | None, seconds: float, doing: str | None, tail: str, url: str | None
+) -> Content:
+    """A run that waits or runs: its state, what Claude does now, and the last lines of its text."""
+    if execution.cancel_code:
+        head = ":hourglass: Cancelling"
+    elif execution.state == "queued":
+        head = f":hourglass: Waiting{f' for {escaped(execution.waits_for)}' if execution.waits_for else ''}"
+    elif execution.state == "parked":
+        head = ":raised_hand: Waiting for you"
+    else:
+        head = f":gear: Running{f' on {escaped(machine)}' if machine else ''} · {duration(seconds)}"
+        head += f" · {escaped(doing)}" if doing else ""
+    blocks = [_section(head)]
+    if tail.strip():
+        shown = tail.strip()[-_LONGEST_TAIL:]
+        blocks.append({"type": "section", "text": {"type": "plain_text", "text": shown, "emoji": False}})
+    buttons = [] if execution.cancel_code else [_button("Cancel", CANCEL, execution.execution_id, "danger")]
+    blocks += _actions([*buttons, *_page(url)])
+    return Content(_first_line(head), tuple(blocks))
+
+
+def ended(execution: Execution, seconds: float, answer: str, url: str | None) -> tuple[Content, list[Content]]:
+    """A run that is over: the message with the beginning of its answer, and the messages that follow it."""
+    word = _WORDS.get(execution.state, execution.state)
+    facts = [f"{_SIGNS.get(execution.state, '')} {word}", duration(seconds), *_changed(execution), *_cost(execution)]
+    head = " · ".join(facts)
+    blocks = [_section(head)]
+    if execution.state == "failed" and execution.error_message:
+        blocks.append(_section(escaped(execution.error_message[:2000])))
+    parts = list(split(answer.strip()))
+    if parts:
+        blocks.append(_markdown(parts[0]))
+    more = [Content("The answer goes on.", (_markdown(part),)) for part in parts[1:MOST_PARTS]]
+    if len(parts) > MOST_PARTS:
+        more.append(
+            Content("The rest of the answer is on the page.", (_section("The rest is on the page of the run."),))
+        )
+    return Content(_first_line(head), (*blocks, *_actions(_page(url)))), more
+
+
+def short(content: Content, url: str | None) -> Content:
+    """A message that Slack finds too long, without its text."""
+    head = content.text[:500]
+    return Content(head, (_section(escaped(head)), _section("Its text is too long for Slack."), *_actions(_page(url))))
+
+
+def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
+    """An open approval. Its input is shown, and can be allowed, only where few people see it, and only whole."""
+    what = {"question": "Claude asks you", "plan": "Claude has a plan"}.get(
+        asked.kind, f"Claude wants to use {asked.tool}"
+    )
+    blocks = [_section(f":raised_hand: *{escaped(what)}*")]
+    questions = _questions(asked)
+    shown = json.dumps(asked.input, indent=1, ensure_ascii=False)
+    whole = private and not asked.truncated and len(shown) <= _LONGEST_INPUT and asked.kind == "tool"
+    buttons: list[dict[str, Any]] = []
+    if questions and private:
+        ((text, options),) = questions.items()
+        blocks.append(_section(escaped(text)))
+        buttons = [
+            _button(option, f"{ALLOW}_{number}", _answer(asked, {text: option}))
+            for number, option in enumerate(options)
+        ]
+    elif whole:
+        blocks.append({"type": "section", "text": {"type": "plain_text", "text": shown, "emoji": False}})
+        buttons = [_button("Approve", ALLOW, _answer(asked, None), "primary")]
+    else:
+        where = "Its input is not shown here" if not private else "Its input is too long for Slack, or a plan"
+        blocks.append(_section(f"{where}: decide on the page of the run."))
+    buttons.append(_button("Deny", DENY, asked.approval_id, "danger"))
+    return Content(what, (*blocks, *_actions([*buttons, *_page(url)])))
+
+
+def decided(asked: Approval) -> Content:
+    """An approval that needs nobody any more: how it was closed, and by whom, without buttons."""
+    state = "answered, not delivered yet" if asked.state == "open" else asked.state
+    actor = asked.actor or (asked.pending.actor if asked.pending is not None else None)
+    text = f"{asked.tool}: {state}{f' by {actor}' if actor else ''}"
+    return Content(text, (_section(escaped(text)),))
+
+
+def sentence(text: str) -> Content:
+    """A few words in mrkdwn, in which text from elsewhere is escaped already."""
+    return Content(text[:3000], (_section(text),))
+
+
+def split(text: str) -> Iterator[str]:
+    """Yield a markdown text in parts of at most LONGEST_PART characters, between lines where that is possible.
+
+    A code block that is cut is closed at the end of its part and opened again in the next.
+    """
+    fence = ""
+    while text:
+        opened = f"{fence}\n" if fence else ""
+        room = LONGEST_PART - len(opened) - 4
+        if len(text) <= room:
+            yield opened + text
+            return
+        at = text.rfind("\n", room // 2, room)
+        piece, text = (text[:room], text[room:]) if at < 0 else (text[:at], text[at + 1 :])
+        for line in piece.split("\n"):
+            if line.lstrip().startswith("```"):
+                fence = "" if fence else line.strip()[:40]
+        yield opened + piece + ("\n```" if fence else "")
+
+
+def _answer(asked: Approval, answers: Mapping[str, str] | None) -> str:
+    """Return the value of a button that allows: what it answers, and the hash of the input that was shown."""
+    return json.dumps({"id": asked.approval_id, "hash": asked.input_hash, "answers": answers}, ensure_ascii=False)
+
+
+def _questions(asked: Approval) -> dict[str, list[str]]:
+    """Return the question and its options, if it is one question with a few short ones and one answer."""
+    found = asked.input.get("questions") if asked.kind == "question" and isinstance(asked.input, dict) else None
+    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict) or found[0].get("multiSelect"):
+        return {}
+    text, options = found[0].get("question"), found[0].get("options")
+    labels = [one.get("label") for one in options if isinstance(one, dict)] if isinstance(options, list) else []
+    fits = all(isinstance(label, str) and 0 < len(label) <= _LONGEST_OPTION for label in labels)
+    if not isinstance(text, str) or not 0 < len(text) <= 600 or not 0 < len(labels) <= 5 or not fits:
+        return {}
+    return {text: [str(label) for label in labels]}
+
+
+def _changed(execution: Execution) -> list[str]:
+    changes = execution.changes
+    if not isinstance(changes, dict) or not changes.get("files"):
+        return []
+    count = changes["files"]
+    sums = f"+{changes.get('additions', 0)} \u2212{changes.get('deletions', 0)}"
+    return [f"{count} file{'' if count == 1 else 's'} changed ({sums})"]
+
+
+def _cost(execution: Execution) -> list[str]:
+    return [] if execution.cost_usd is None else [f"${execution.cost_usd:.2f}"]
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0][:500]
+
+
+def _section(text: str) -> dict[str, Any]:
+    return {"type": "section", "text": {"type": "mrkdwn", "text": text[:3000]}}
+
+
+def _markdown(text: str) -> dict[str, Any]:
+    return {"type": "markdown", "text": text}
+
+
+def _page(url: str | None) -> list[dict[str, Any]]:
+    """Return the button that opens the run's page; nothing for a hub without a public address."""
+    if url is None:
+        return []
+    label = {"type": "plain_text", "text": "Open"}
+    return [{"type": "button", "text": label, "url": url, "action_id": "occ_open"}]
+
+
+def _button(text: str, action: str, value: str, style: str | None = None) -> dict[str, Any]:
+    label = {"type": "plain_text", "text": text}
+    made = {"type": "button", "text": label, "action_id": action, "value": value}
+    return made if style is None else {**made, "style": style}
+
+
+def _actions(buttons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "actions", "elements": buttons}] if buttons else []

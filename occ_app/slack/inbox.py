@@ -1,0 +1,59 @@
+"""What Slack has sent, with all SQL on it: each payload is a row before Slack gets its acknowledgement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from occ_app.database.database import Database
+from occ_app.system.timestamps import iso_now
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A row of `slack_inbox`."""
+
+    number: int
+    kind: str
+    content: Mapping[str, Any]
+
+
+def store(db: Database, key: str, kind: str, content: Mapping[str, Any]) -> bool:
+    """Store a payload, on the disk. False for one that is stored already."""
+    with db.write() as connection:
+        return bool(
+            connection.execute(
+                """
+                INSERT INTO slack_inbox (key, kind, content, received_at) VALUES (:key, :kind, :content, :now)
+                ON CONFLICT (key) DO NOTHING
+                """,
+                {"key": key, "kind": kind, "content": json.dumps(content), "now": iso_now()},
+            ).rowcount
+        )
+
+
+def unhandled(db: Database, limit: int = 20) -> list[Payload]:
+    """The payloads that are to be handled, in the order in which they came."""
+    with db.read() as connection:
+        rows = connection.execute(
+            "SELECT number, kind, content FROM slack_inbox WHERE handled_at IS NULL ORDER BY number LIMIT :limit",
+            {"limit": limit},
+        ).fetchall()
+    return [Payload(row["number"], row["kind"], json.loads(row["content"])) for row in rows]
+
+
+def handled(db: Database, number: int, problem: str | None = None) -> None:
+    """Note that a payload was handled; its content is forgotten, its key stays to know it again."""
+    with db.write(durable=False) as connection:
+        connection.execute(
+            "UPDATE slack_inbox SET handled_at = :now, content = '{}', problem = :problem WHERE number = :number",
+            {"now": iso_now(), "problem": problem, "number": number},
+        )
+
+
+def forget(db: Database, before: str) -> None:
+    """Forget payloads that were handled before `before`, an ISO time; Slack repeats one for an hour at most."""
+    with db.write(durable=False) as connection:
+        connection.execute("DELETE FROM slack_inbox WHERE handled_at < :before", {"before": before})

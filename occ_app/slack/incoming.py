@@ -1,0 +1,134 @@
+"""What Slack sends, as values: a message, a command or a click, and who sent it from where."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import unescape
+from typing import Any
+
+_PRIVATE = ("im", "group", "mpim")
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A message, command or click by a person.
+
+    `thread` is the ts of the thread's first message: that of the message itself when it begins one. `private` is
+    whether only its members see the channel; None where Slack does not say. `value` is that of a clicked button.
+    """
+
+    kind: str  # message, command, click
+    team: str
+    user: str
+    channel: str
+    ts: str
+    thread: str
+    text: str
+    mentions: bool = False
+    replies: bool = False
+    direct: bool = False
+    private: bool | None = None
+    shared: bool = False
+    value: str = ""
+    action: str = ""
+    user_name: str = ""
+
+    @property
+    def execution_id(self) -> str:
+        """The id of the run that this message starts: the same however often, and as which event, it comes."""
+        digest = hashlib.sha256(f"{self.team} {self.channel} {self.ts}".encode()).hexdigest()
+        return f"slack-{digest[:20]}"
+
+
+def key_of(kind: str, payload: Mapping[str, Any], envelope_id: str) -> str:
+    """Return the key by which a payload that Slack sends again is known."""
+    if kind == "events_api" and payload.get("event_id"):
+        return f"event {payload['event_id']}"
+    if kind == "slash_commands" and payload.get("trigger_id"):
+        return f"command {payload['trigger_id']}"
+    actions = payload.get("actions")
+    if kind == "interactive" and isinstance(actions, list) and actions and isinstance(actions[0], dict):
+        user = _text(_map(payload.get("user")).get("id"))
+        return f"click {user} {_text(actions[0].get('action_id'))} {_text(actions[0].get('action_ts'))}"
+    return f"envelope {envelope_id}"
+
+
+def parsed(kind: str, payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
+    """Return what a person did; None for anything else, such as the messages of bots and edits."""
+    if kind == "events_api":
+        return _message(payload, bot_user)
+    if kind == "slash_commands":
+        return Incoming(
+            kind="command",
+            team=_text(payload.get("team_id")),
+            user=_text(payload.get("user_id")),
+            channel=_text(payload.get("channel_id")),
+            ts="",
+            thread="",
+            text=_text(payload.get("text")).strip(),
+            direct=_text(payload.get("channel_name")) == "directmessage",
+            shared=payload.get("is_ext_shared_channel") is True,
+            user_name=_text(payload.get("user_name")),
+        )
+    return _click(payload) if kind == "interactive" and payload.get("type") == "block_actions" else None
+
+
+def _message(payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
+    event = _map(payload.get("event"))
+    if event.get("type") not in ("app_mention", "message") or event.get("subtype") or event.get("bot_id"):
+        return None
+    user, text, ts = _text(event.get("user")), _text(event.get("text")), _text(event.get("ts"))
+    if not user or user == bot_user or not ts:
+        return None
+    team = _text(payload.get("team_id"))
+    kind = event.get("channel_type")
+    return Incoming(
+        kind="message",
+        # A person of another workspace in a shared channel comes with that workspace's id.
+        team=_text(event.get("user_team")) or _text(event.get("team")) or team,
+        user=user,
+        channel=_text(event.get("channel")),
+        ts=ts,
+        thread=_text(event.get("thread_ts")) or ts,
+        text=plain(text.replace(f"<@{bot_user}>", " ")),
+        mentions=f"<@{bot_user}>" in text,
+        replies=bool(event.get("thread_ts")) and event.get("thread_ts") != ts,
+        direct=kind == "im",
+        private=None if kind is None else kind in _PRIVATE,
+        shared=payload.get("is_ext_shared_channel") is True,
+    )
+
+
+def _click(payload: Mapping[str, Any]) -> Incoming | None:
+    actions, container = payload.get("actions"), _map(payload.get("container"))
+    if not isinstance(actions, list) or not actions or not isinstance(actions[0], dict):
+        return None
+    user, ts = _map(payload.get("user")), _text(container.get("message_ts"))
+    return Incoming(
+        kind="click",
+        team=_text(user.get("team_id")) or _text(_map(payload.get("team")).get("id")),
+        user=_text(user.get("id")),
+        channel=_text(container.get("channel_id")),
+        ts=ts,
+        thread=_text(container.get("thread_ts")) or ts,
+        text="",
+        value=_text(actions[0].get("value")),
+        action=_text(actions[0].get("action_id")),
+    )
+
+
+def plain(text: str) -> str:
+    """Return the text that a person wrote: Slack escapes it, and puts addresses and names into <>."""
+    text = re.sub(r"<(?:[^<>|]*)\|([^<>]*)>", r"\1", text)
+    return unescape(re.sub(r"<([^<>]*)>", r"\1", text)).strip()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _map(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

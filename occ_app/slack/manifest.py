@@ -1,0 +1,33 @@
+"""The manifest of the Slack app, to be pasted at https://api.slack.com/apps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SCOPES = (
+    *("app_mentions:read", "channels:history", "groups:history", "im:history", "mpim:history"),
+    *("chat:write", "commands", "files:write"),
+)
+_EVENTS = ("app_mention", "message.channels", "message.groups", "message.im", "message.mpim")
+
+
+def manifest() -> dict[str, Any]:
+    """Return the manifest: Socket Mode, one command, and no more scopes than the hub uses."""
+    return {
+        "display_information": {"name": "OCC", "description": "Runs Claude Code on your machines."},
+        "features": {
+            "bot_user": {"display_name": "occ", "always_online": True},
+            "app_home": {"messages_tab_enabled": True, "messages_tab_read_only_enabled": False},
+            "slash_commands": [
+                {"command": "/occ", "description": "Choose a workspace, log in, help", "usage_hint": "use NAME"}
+            ],
+        },
+        "oauth_config": {"scopes": {"bot": list(SCOPES)}},
+        "settings": {
+            "event_subscriptions": {"bot_events": list(_EVENTS)},
+            "interactivity": {"is_enabled": True},
+            "socket_mode_enabled": True,
+            "org_deploy_enabled": False,
+            "token_rotation_enabled": False,
+        },
+    }

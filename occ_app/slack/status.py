@@ -1,0 +1,40 @@
+"""The state of the connection to Slack, as the Slack process noted it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.errors import ConfigError
+from occ_app.home import notes
+from occ_app.slack import outbox, people, tokens
+
+NOTE = "slack"
+
+
+def status(config: Config, db: Database) -> dict[str, Any]:
+    """Return what `occ hub slack status` prints. Raises ConfigError for tokens that cannot be read."""
+    connected = tokens.load(config)
+    noted = notes.noted(db, NOTE) if connected is not None else {}
+    unsent, newest = outbox.problems(db)
+    return {
+        "connected": connected is not None,
+        "team": None if connected is None else connected.team,
+        "problem": noted.get("problem"),
+        "at": noted.get("at"),
+        "linkedUsers": people.count(db),
+        "unsentMessages": unsent,
+        "latestProblem": newest,
+    }
+
+
+def problems(config: Config, db: Database) -> list[str]:
+    """Return sentences for /health."""
+    try:
+        found = status(config, db)
+    except ConfigError as error:
+        return [str(error)]
+    if found["connected"] and found["problem"]:
+        return [f"Slack: {found['problem']}. `occ hub slack status` shows more."]
+    return []

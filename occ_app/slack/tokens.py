@@ -1,0 +1,50 @@
+"""slack.json: the tokens of the Slack app, and the workspace that they belong to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from occ_app.config.config import Config
+from occ_app.errors import ConfigError
+from occ_app.home.state import write_private
+
+API = "https://slack.com/api/"
+FILE = "slack.json"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The app-level token opens Socket Mode, the bot token the Web API at `api`; both belong to one workspace."""
+
+    app: str = field(repr=False)
+    bot: str = field(repr=False)
+    team_id: str
+    team: str
+    bot_user: str
+    api: str = API
+
+
+def load(config: Config) -> Tokens | None:
+    """Return the stored tokens; None when Slack is not connected. Raises ConfigError for a damaged file."""
+    path = config.home / FILE
+    try:
+        return Tokens(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        raise ConfigError(f"{path} cannot be read; `occ hub slack connect` writes a new one.") from None
+
+
+def save(config: Config, tokens: Tokens) -> None:
+    """Store the tokens, closed to others."""
+    write_private(config.home / FILE, asdict(tokens))
+
+
+def remove(config: Config) -> bool:
+    """Forget the tokens; False when there were none."""
+    try:
+        (config.home / FILE).unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The process that talks to Slack: receives, handles, composes, sends."""

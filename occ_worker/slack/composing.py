@@ -1,0 +1,124 @@
+"""What the messages of runs and approvals are to show now; nothing is sent here."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from occ_app.executions import approvals, events
+from occ_app.executions import queries as executions
+from occ_app.executions.approvals import Approval
+from occ_app.executions.records import Execution
+from occ_app.slack import blocks, outbox
+from occ_app.slack.outbox import Message
+from occ_worker.slack.hub import SlackHub
+
+_LEAST_SECONDS, _SECONDS_A_RUN = 3.0, 1.2  # between two updates of a message; Slack takes about 50 updates a minute
+_EVENTS_READ = 200
+_LONGEST_ANSWER = blocks.LONGEST_PART * blocks.MOST_PARTS + 1
+
+
+@dataclass
+class Composer:
+    """Composes as often as Slack may be called. `_composed` is when each message was, on the monotonic clock."""
+
+    hub: SlackHub
+    _composed: dict[int, float] = field(default_factory=dict)
+
+    def compose(self) -> bool:
+        """Write down what unfinished messages are to show; returns whether any run is shown that is not over."""
+        shown = outbox.unfinished(self.hub.db, outbox.RUN)
+        interval = max(_LEAST_SECONDS, len(shown) * _SECONDS_A_RUN)
+        for message in shown:
+            self._run(message, interval)
+        self._approvals(shown)
+        still = {message.number for message in shown}
+        self._composed = {number: at for number, at in self._composed.items() if number in still}
+        return bool(shown)
+
+    def _run(self, message: Message, interval: float) -> None:
+        assert message.execution is not None  # noqa: S101 - a run's message has one
+        with self.hub.db.read() as connection:
+            execution = executions.numbered(connection, message.execution)
+        now = time.monotonic()
+        if execution.over:
+            self._end(message, execution)
+        elif message.content is None or now - self._composed.get(message.number, now - interval) >= interval:
+            self._composed[message.number] = now
+            doing, tail = self._latest(execution)
+            machine = self.hub.agents.find(execution.agent_id) if execution.agent_id else None
+            name = None if machine is None else machine.name
+            url = self.hub.page(execution.execution_id)
+            outbox.want(
+                self.hub.db, message.number, blocks.under_way(execution, name, _seconds(execution), doing, tail, url)
+            )
+
+    def _end(self, message: Message, execution: Execution) -> None:
+        """Write down the end. The parts of a long answer come first, so that none is missing after a kill."""
+        url = self.hub.page(execution.execution_id)
+        content, more = blocks.ended(execution, _seconds(execution), self._answer(execution), url)
+        for number, part in enumerate(more, 1):
+            outbox.add(self.hub.db, message, outbox.ANSWER, f"answer {execution.number} {number}", part)
+        outbox.want(self.hub.db, message.number, content, final=True)
+
+    def _latest(self, execution: Execution) -> tuple[str | None, str]:
+        """Return the tool that runs now, and the end of the text so far."""
+        newest = events.newest(self.hub.db, execution.number)
+        doing, text = None, ""
+        for event in events.after(self.hub.db, execution.number, max(0, newest - _EVENTS_READ)):
+            data = _data(event.data)
+            if event.name == "output":
+                text, doing = text + str(data.get("chunk", "")), None
+            elif event.name == "tool":
+                doing = str(data.get("name") or data.get("tool") or "") or None
+        return doing, text
+
+    def _answer(self, execution: Execution) -> str:
+        """Return Claude's text, as far as it is shown."""
+        text, after = "", 0
+        while len(text) < _LONGEST_ANSWER:
+            found = events.after(self.hub.db, execution.number, after)
+            if not found:
+                break
+            text += "".join(str(_data(event.data).get("chunk", "")) for event in found if event.name == "output")
+            after = found[-1].seq
+        return text
+
+    def _approvals(self, shown: list[Message]) -> None:
+        """Show the open approvals of the runs that are shown, and take the buttons of closed ones away."""
+        of_run = {message.execution: message for message in shown}
+        for asked in approvals.listing(self.hub.db, "open") if of_run else []:
+            message = of_run.get(asked.execution)
+            if message is not None and asked.pending is None:
+                content = self._open_approval(message, asked)
+                once = f"approval {asked.approval_id}"
+                outbox.add(self.hub.db, message, outbox.APPROVAL, once, content, approval_id=asked.approval_id)
+        for message in outbox.unfinished(self.hub.db, outbox.APPROVAL):
+            found = approvals.find(self.hub.db, message.approval_id or "")
+            if found is None or found.state != "open" or found.pending is not None:
+                final = found is None or found.state != "open"
+                content = blocks.sentence("It is not open any more.") if found is None else blocks.decided(found)
+                outbox.want(self.hub.db, message.number, content, final=final)
+
+    def _open_approval(self, message: Message, asked: Approval) -> outbox.Content:
+        thread = outbox.thread_of(self.hub.db, self.hub.tokens.team_id, message.channel, message.thread)
+        private = thread is not None and thread.private
+        return blocks.approval(asked, private=private, url=self.hub.page(asked.execution_id))
+
+
+def _seconds(execution: Execution) -> float:
+    """Return how long a run took, or takes already."""
+    if execution.started_at is None:
+        return 0.0
+    end = datetime.now(UTC) if execution.finished_at is None else datetime.fromisoformat(execution.finished_at)
+    return (end - datetime.fromisoformat(execution.started_at)).total_seconds()
+
+
+def _data(text: str) -> dict[str, object]:
+    try:
+        loaded = json.loads(text)
+    except ValueError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}

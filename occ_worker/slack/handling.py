@@ -1,0 +1,236 @@
+"""What a message, a command or a click does. Each may be handled twice after a kill, and has its effect once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+
+from occ_app.errors import NoSpace, OCCError, RequestError, Unavailable
+from occ_app.executions import lifecycle
+from occ_app.executions import queries as executions
+from occ_app.executions.approvals import Answer
+from occ_app.executions.approvals import Person as Decider
+from occ_app.executions.records import Request
+from occ_app.home import daemon
+from occ_app.hub import placement
+from occ_app.slack import blocks, inbox, incoming, outbox, people
+from occ_app.slack.inbox import Payload
+from occ_app.slack.incoming import Incoming
+from occ_app.slack.outbox import Thread
+from occ_app.slack.people import Asked, Person
+from occ_app.workspaces import workspace as workspaces
+from occ_worker.slack.hub import SlackHub
+
+log = logging.getLogger("occ.slack")
+
+_STOPS = ("stop", "cancel")
+_CANCELLED = "The execution was cancelled before it started."
+_HELP = (
+    "Mention me with a task, or send it as a direct message, and I run it. Answers in the thread continue it, and"
+    " `stop` cancels it. `/occ use NAME` chooses the workspace or project of this channel, for you alone."
+)
+_SHARED = "I do not work in channels that are shared with other organizations."
+_FOREIGN = "I work only for people of the Slack workspace that I am connected to."
+
+
+def handle_all(hub: SlackHub) -> bool:
+    """Handle the stored payloads; returns whether there were any. One that cannot be handled does not stop others.
+
+    Raises Unavailable and NoSpace: the rest is handled later.
+    """
+    found = inbox.unhandled(hub.db)
+    for payload in found:
+        problem = None
+        try:
+            handle(hub, payload)
+        except OCCError as error:
+            if _passes(error):
+                raise
+            problem = str(error)
+            log.warning("payload %d cannot be handled: %s", payload.number, error)
+        except Exception:
+            problem = "a fault of OCC; see logs/slack.log"
+            log.exception("payload %d met a fault of OCC", payload.number)
+        inbox.handled(hub.db, payload.number, problem)
+    return bool(found)
+
+
+def _passes(error: OCCError) -> bool:
+    """Whether an error is that of a held database or a full disk, so that the payload is handled later."""
+    return isinstance(error, NoSpace) or (isinstance(error, Unavailable) and error.code == "BUSY")
+
+
+def handle(hub: SlackHub, payload: Payload) -> None:
+    """Do what a payload asks for."""
+    found = incoming.parsed(payload.kind, payload.content, hub.tokens.bot_user)
+    if found is None or not found.channel:
+        return
+    known = None if found.kind != "message" else outbox.thread_of(hub.db, found.team, found.channel, found.thread)
+    addressed = found.direct or found.mentions or (found.replies and known is not None)
+    if found.kind == "message" and not addressed:
+        return
+    if found.shared:
+        _say(hub, payload, found, _SHARED)
+    elif found.team != hub.tokens.team_id:
+        _say(hub, payload, found, _FOREIGN)
+    else:
+        person = people.find(hub.db, found.team, found.user)
+        if person is None or (found.kind == "command" and found.text.split()[:1] == ["login"]):
+            _offer_link(hub, payload, found)
+        elif found.kind == "command":
+            _command(hub, payload, found, person)
+        elif found.kind == "click":
+            _click(hub, payload, found, person)
+        else:
+            _message(hub, payload, found, person, known)
+
+
+def _say(hub: SlackHub, payload: Payload, found: Incoming, text: str) -> None:
+    """Say something to this person alone."""
+    thread = found.thread if found.kind != "command" else ""
+    only_for = None if found.direct else found.user
+    outbox.notice(hub.db, str(payload.number), found.channel, thread, blocks.sentence(text), only_for)
+
+
+def _offer_link(hub: SlackHub, payload: Payload, found: Incoming) -> None:
+    address = hub.address()
+    if address is None:
+        _say(hub, payload, found, "This hub has no address for you to log in at; ask its operator for --public-url.")
+        return
+    code = people.new_code(hub.db, Asked(found.team, found.user, found.user_name))
+    text = (
+        f"I do not know you yet. <{address}/slack/link#{code}|Log in at the hub> within {people.CODE_MINUTES} minutes"
+        " and confirm that this is you; then send it again."
+    )
+    _say(hub, payload, found, text)
+
+
+def _command(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
+    verb, _, rest = found.text.partition(" ")
+    if verb == "use" and rest.strip():
+        try:
+            with hub.db.read() as connection:
+                workspace_id = placement.resolve(hub.agents, connection, rest.strip())
+            workspaces.get(hub.db, workspace_id, person.visible_to)
+        except OCCError as error:
+            _say(hub, payload, found, blocks.escaped(str(error)))
+            return
+        people.use(hub.db, found.team, found.channel, person.owner_id, workspace_id)
+        _say(hub, payload, found, f"Your runs from this channel go to {blocks.escaped(rest.strip())} from now on.")
+    elif verb == "logout":
+        people.unlink(hub.db, found.team, found.user)
+        _say(hub, payload, found, "You are not linked to the hub any more.")
+    else:
+        place = people.place(hub.db, found.team, found.channel, person.owner_id)
+        where = f" Your runs from here go to {blocks.escaped(place)}." if place else ""
+        _say(hub, payload, found, f"{_HELP}{where}")
+
+
+def _message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, known: Thread | None) -> None:
+    if person.viewer:
+        _say(hub, payload, found, "Your key is a viewer's: it reads and starts nothing.")
+        return
+    if known is not None and not person.admin and person.owner_id != known.owner_id:
+        if found.mentions:
+            _say(hub, payload, found, "This conversation belongs to somebody else; start one of your own.")
+        return
+    if known is not None and found.text.strip().lower() in _STOPS:
+        _stop(hub, found, person)
+        return
+    if not found.text:
+        _say(hub, payload, found, _HELP)
+        return
+    try:
+        _start(hub, found, person, known)
+    except OCCError as error:
+        if _passes(error):
+            raise
+        _say(hub, payload, found, blocks.escaped(str(error)))
+
+
+def _start(hub: SlackHub, found: Incoming, person: Person, known: Thread | None) -> None:
+    """Start the run of a message, which continues the latest one of its thread; raises what refuses it."""
+    workspace_id, continues = "", None
+    if known is not None:
+        runs = [one for one in outbox.runs_in(hub.db, found.channel, found.thread) if one != found.execution_id]
+        continues = runs[-1] if runs else None
+    if continues is None:
+        workspace_id = _workspace(hub, found, person)
+    config = hub.config
+    if not daemon.takes_work(config):
+        raise RequestError("STOPPING", "The hub is stopping; send it again in a minute.")
+    request = Request(
+        execution_id=found.execution_id,
+        workspace_id=workspace_id,
+        prompt=found.text,
+        timeout_seconds=config.timeout_seconds,
+        idle_timeout_seconds=config.idle_timeout_seconds,
+        model=None,
+        max_turns=None,
+        max_budget_usd=None,
+        session_id=None,
+        hash=hashlib.sha256(f"slack {found.text}".encode()).hexdigest(),
+        key_id=person.key_id,
+        owner_id=person.owner_id if known is None else known.owner_id,
+        continues=continues,
+        visible_to=person.visible_to,
+    )
+    execution, _ = lifecycle.create(
+        hub.db,
+        request,
+        max_queue=config.max_queue,
+        admit=lambda connection, wanted: placement.admit(hub.agents, connection, wanted, person.visible_to),
+        resolve=lambda connection, name: placement.resolve(hub.agents, connection, name),
+    )
+    thread = Thread(found.team, found.channel, found.thread, request.owner_id or "", bool(found.private))
+    outbox.begin(hub.db, thread, execution.number)  # waits for the disk, with the execution
+    hub.wake()
+
+
+def _workspace(hub: SlackHub, found: Incoming, person: Person) -> str:
+    """Return the workspace that this person chose for the channel, or their only one. Raises RequestError."""
+    chosen = people.place(hub.db, found.team, found.channel, person.owner_id)
+    if chosen is not None:
+        return chosen
+    visible = workspaces.listing(hub.db, person.visible_to)
+    if len(visible) == 1:
+        return visible[0].workspace_id
+    raise RequestError("WORKSPACE_NOT_CHOSEN", "Choose the workspace of this channel first: `/occ use NAME`.")
+
+
+def _stop(hub: SlackHub, found: Incoming, person: Person) -> None:
+    """Cancel the runs of a thread that are not over."""
+    for execution_id in outbox.runs_in(hub.db, found.channel, found.thread):
+        if not executions.get(hub.db, execution_id, person.visible_to).over:
+            _cancel(hub, execution_id, person)
+
+
+def _cancel(hub: SlackHub, execution_id: str, person: Person) -> None:
+    lifecycle.cancel(hub.db, execution_id, "EXECUTION_CANCELLED", _CANCELLED, person.visible_to)
+    hub.ring(execution_id)
+
+
+def _click(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
+    if person.viewer:
+        _say(hub, payload, found, "Your key is a viewer's: it reads and decides nothing.")
+        return
+    try:
+        if found.action == blocks.CANCEL:
+            _cancel(hub, found.value, person)
+        elif found.action == blocks.DENY:
+            hub.approvals.answer(found.value, Answer("deny", message="Denied in Slack."), _decider(person))
+        elif found.action.startswith(blocks.ALLOW):
+            given = json.loads(found.value)
+            answer = Answer("allow", str(given["hash"]), answers=given.get("answers"))
+            hub.approvals.answer(str(given["id"]), answer, _decider(person))
+    except OCCError as error:
+        if _passes(error):
+            raise
+        _say(hub, payload, found, blocks.escaped(str(error)))
+    except (ValueError, KeyError, TypeError):
+        _say(hub, payload, found, "This button is of an earlier version; decide on the page of the run.")
+
+
+def _decider(person: Person) -> Decider:
+    return Decider(person.owner, person.visible_to, "slack")

@@ -1,0 +1,31 @@
+"""The hub as the Slack process uses it: its rows, its machines, and the wake-ups of its other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from occ_app.config.config import HubConfig
+from occ_app.database.database import Database
+from occ_app.hub.agents import Agents
+from occ_app.hub.approvals import HubApprovals
+from occ_app.slack.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class SlackHub:
+    """`wake` starts a run that waits, `ring` wakes the process that runs one, `address` is that of the pages."""
+
+    config: HubConfig
+    db: Database
+    agents: Agents
+    approvals: HubApprovals
+    tokens: Tokens
+    wake: Callable[[], None]
+    ring: Callable[[str], None]
+    address: Callable[[], str | None]
+
+    def page(self, execution_id: str) -> str | None:
+        """Return the address of a run's page; None for a hub whose address is not known."""
+        address = self.address()
+        return None if address is None else f"{address}/runs/{execution_id}"

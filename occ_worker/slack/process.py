@@ -1,0 +1,164 @@
+"""The hub's Slack process: `python -m occ_worker.slack.process`. The supervisor starts it while Slack is connected."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from slack_sdk import WebClient
+
+from occ_app.config import config as configuration
+from occ_app.config.config import HubConfig
+from occ_app.database import schema
+from occ_app.database.database import Database
+from occ_app.errors import OCCError
+from occ_app.executions import retention
+from occ_app.home import daemon, notes
+from occ_app.hub.agent_clients import Calls
+from occ_app.hub.agents import Agents
+from occ_app.hub.approvals import HubApprovals
+from occ_app.queue import waker
+from occ_app.slack import inbox, incoming, outbox, tokens
+from occ_app.slack.status import NOTE
+from occ_app.slack.tokens import Tokens
+from occ_app.streams.doorbell import Ringer
+from occ_app.system.inheritance import prepare_daemon
+from occ_app.system.logs import log_to_stderr
+from occ_app.system.timestamps import iso_now
+from occ_worker.slack import handling
+from occ_worker.slack.composing import Composer
+from occ_worker.slack.hub import SlackHub
+from occ_worker.slack.receiving import Receiver
+from occ_worker.slack.sending import Sender
+
+log = logging.getLogger("occ.slack")
+
+_CALL_SECONDS = 10
+_ACTIVE_SECONDS, _IDLE_SECONDS, _BUSY_SECONDS = 0.5, 5.0, 0.1
+_UPKEEP_SECONDS = 600.0
+
+
+class SlackProcess:
+    """Everything of one process, wired; `run` returns when it is to end."""
+
+    def __init__(self, config: HubConfig, connected: Tokens) -> None:
+        self._config = config
+        self.tokens = connected
+        self.db = Database(config.database)
+        agents = Agents(self.db, config.heartbeat_seconds, config.forget_agents_days)
+        readers, workers = Ringer(config.run / "tail"), Ringer(config.run / "worker")
+        del readers  # a cancelled run is reported by the process that runs it
+        self.hub = SlackHub(
+            config=config,
+            db=self.db,
+            agents=agents,
+            approvals=HubApprovals(self.db, agents, Calls(agents, config.run / "links")),
+            tokens=connected,
+            wake=waker(config),
+            ring=workers.ring,
+            address=self._address,
+        )
+        web = WebClient(connected.bot, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
+        self._opener = WebClient(connected.app, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
+        self.stop, self._woken = threading.Event(), threading.Event()
+        self.composer = Composer(self.hub)
+        self.sender = Sender(self.db, web, self._url_of, lambda problem: self._report("sending", problem))
+        self.receiver = Receiver(
+            self._open_url, self._store, lambda problem: self._report("receiving", problem), self.stop
+        )
+        self._problems: dict[str, str | None] = {"receiving": "Slack has not answered yet", "sending": None}
+        self._next_upkeep = 0.0
+
+    def run(self) -> None:
+        """Receive, handle, compose and send until `stop` is set or the tokens change."""
+        thread = threading.Thread(target=self.receiver.run, name="receiver")
+        thread.start()
+        try:
+            while not self.stop.is_set() and self._is_connected():
+                self._woken.wait(self.step())
+                self._woken.clear()
+        finally:
+            self.stop.set()
+            thread.join(5)
+
+    def step(self) -> float:
+        """Do what there is to do; returns the seconds until something may be to be done again."""
+        try:
+            handling.handle_all(self.hub)
+            active = self.composer.compose()
+            while self.sender.send_next():
+                handling.handle_all(self.hub)  # a mention does not wait for the messages of other runs
+            self._upkeep()
+            if outbox.due(self.db) is not None and self.sender.seconds_to_wait() == 0:
+                return _BUSY_SECONDS
+        except OCCError as error:  # a held database, a full disk
+            log.warning("%s", error)
+            return _ACTIVE_SECONDS
+        return _ACTIVE_SECONDS if active else _IDLE_SECONDS
+
+    def end(self) -> None:
+        """Have `run` return soon; safe in a signal handler."""
+        self.stop.set()
+        self._woken.set()
+
+    def _store(self, kind: str, payload: dict[str, Any], envelope_id: str) -> None:
+        inbox.store(self.db, incoming.key_of(kind, payload, envelope_id), kind, payload)
+        self._woken.set()
+
+    def _open_url(self) -> str:
+        return str(self._opener.apps_connections_open(app_token=self.tokens.app)["url"])
+
+    def _is_connected(self) -> bool:
+        return tokens.load(self._config) == self.tokens
+
+    def _report(self, what: str, problem: str | None) -> None:
+        """Note the state for `occ hub slack status` and /health."""
+        self._problems[what] = problem
+        worst = self._problems["sending"] or self._problems["receiving"]
+        notes.note(self.db, NOTE, {"team": self.tokens.team, "problem": worst, "at": iso_now(), "pid": os.getpid()})
+
+    def _url_of(self, message: outbox.Message) -> str | None:
+        runs = outbox.runs_in(self.db, message.channel, message.thread)
+        return self.hub.page(runs[-1]) if runs else None
+
+    def _address(self) -> str | None:
+        """Return the address of the hub's pages: the public one, else that of this machine."""
+        if self._config.public_url:
+            return self._config.public_url
+        running = daemon.find(self._config)
+        return None if running is None else running.url
+
+    def _upkeep(self) -> None:
+        if time.monotonic() < self._next_upkeep:
+            return
+        self._next_upkeep = time.monotonic() + _UPKEEP_SECONDS
+        before = retention.older_than(self._config.retention_days)
+        inbox.forget(self.db, before)
+        outbox.forget(self.db, before)
+
+
+def main() -> int:
+    prepare_daemon()
+    config = configuration.load_hub()
+    log_to_stderr("slack", config.log_format, config.logs / "slack.log")
+    logging.getLogger("slack_sdk").setLevel(logging.WARNING)
+    config.make_folders()
+    schema.prepare_schema(config)
+    connected = tokens.load(config)
+    if connected is None:
+        return 0
+    process = SlackProcess(config, connected)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.end())
+    process.run()
+    logging.shutdown()
+    os._exit(0)  # a call to Slack would be waited for; every row is as it should be
+
+
+if __name__ == "__main__":
+    sys.exit(main())

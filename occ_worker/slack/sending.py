@@ -1,0 +1,154 @@
+"""The one sender: it posts and updates messages, one call at a time, as Slack allows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from slack_sdk.errors import SlackApiError
+
+from occ_app.slack import blocks, outbox
+from occ_app.slack.outbox import Content, Message
+from occ_app.system.timestamps import iso
+
+log = logging.getLogger("occ.slack")
+
+REVOKED = ("invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "no_permission")
+_TOO_LONG = ("msg_too_long", "msg_blocks_too_long", "invalid_blocks", "invalid_blocks_format")
+_DELETED = ("message_not_found", "cant_update_message", "edit_window_closed")
+_FINAL = (
+    *("channel_not_found", "is_archived", "not_in_channel", "thread_not_found", "user_not_in_channel", "missing_scope"),
+    *("restricted_action", "cannot_reply_to_message", "messages_tab_disabled", "no_text", "user_not_found"),
+)
+_POST_SECONDS = 1.0  # between two posts to a channel
+_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_REVOKED_SECONDS = 300.0
+_HISTORY = 200
+
+
+@dataclass
+class Sender:
+    """Sends what is due. `web` is a client of Slack's Web API, `report` is called with the latest problem, or None."""
+
+    db: Any
+    web: Any
+    url_of: Callable[[Message], str | None]
+    report: Callable[[str | None], None]
+    _free_at: float = 0.0  # on the monotonic clock, as are the others
+    _posted: dict[str, float] = field(default_factory=dict)
+    _failures: int = 0
+    _problem: str | None = None
+
+    def seconds_to_wait(self) -> float:
+        """Return how long Slack must not be called now."""
+        return max(0.0, self._free_at - time.monotonic())
+
+    def send_next(self) -> bool:
+        """Send the message that is due first. False when none is, or Slack must not be called now."""
+        now = time.monotonic()
+        if now < self._free_at:
+            return False
+        self._posted = {channel: at for channel, at in self._posted.items() if now - at < _POST_SECONDS}
+        message = outbox.due(self.db, frozenset(self._posted))
+        if message is None or message.content is None:
+            return False
+        try:
+            self._send(message, message.content)
+        except SlackApiError as error:
+            self._refused(message, message.content, error)
+        except Exception as error:  # the network; slack_sdk raises whatever the standard library does
+            log.info("Slack cannot be reached: %s", error)
+            self._again(message, f"Slack cannot be reached ({type(error).__name__})")
+        else:
+            self._failures = 0
+            self._note(None)
+        return True
+
+    def _send(self, message: Message, content: Content) -> None:
+        values = {"channel": message.channel, "text": content.text, "blocks": list(content.blocks)}
+        if message.only_for is not None:
+            thread = {"thread_ts": message.thread} if message.thread else {}
+            outbox.trying(self.db, message.number)
+            if message.tries == 0:  # it cannot be looked for, and is not worth a second one
+                self._posted[message.channel] = time.monotonic()
+                self.web.chat_postEphemeral(**values, **thread, user=message.only_for)
+            outbox.shown(self.db, message.number, None, message.wanted)
+            return
+        if message.ts is not None:
+            self.web.chat_update(**values, ts=message.ts)
+            outbox.shown(self.db, message.number, message.ts, message.wanted)
+            return
+        if message.tries and (ts := self._posted_before(message)) is not None:
+            outbox.shown(self.db, message.number, ts, None)  # under that id it is updated next
+            return
+        outbox.trying(self.db, message.number)
+        thread = {"thread_ts": message.thread} if message.thread else {}
+        marked = {"event_type": "occ_message", "event_payload": {"id": message.message_id}}
+        self._posted[message.channel] = time.monotonic()
+        reply = self.web.chat_postMessage(**values, **thread, metadata=marked, unfurl_links=False, unfurl_media=False)
+        outbox.shown(self.db, message.number, str(reply["ts"]), message.wanted)
+
+    def _posted_before(self, message: Message) -> str | None:
+        """Return the ts of a message that may have been posted before this process was killed; None if it was not."""
+        query = {"channel": message.channel, "include_all_metadata": True, "limit": _HISTORY}
+        cursor = ""
+        while True:
+            more = {"cursor": cursor} if cursor else {}
+            if message.thread:
+                reply = self.web.conversations_replies(**query, **more, ts=message.thread)
+            else:
+                reply = self.web.conversations_history(**query, **more)
+            for one in reply.get("messages") or ():
+                payload = (one.get("metadata") or {}).get("event_payload") or {}
+                if payload.get("id") == message.message_id:
+                    return str(one["ts"])
+            cursor = (reply.get("response_metadata") or {}).get("next_cursor") or ""
+            if not cursor or not message.thread:  # a history is read to its newest page alone
+                return None
+
+    def _refused(self, message: Message, content: Content, error: SlackApiError) -> None:
+        response = error.response
+        code = str(response.get("error") or "") if response is not None else ""
+        if code in ("ratelimited", "rate_limited") or getattr(response, "status_code", 0) == 429:
+            seconds = _retry_after(response)
+            self._free_at = time.monotonic() + seconds
+            self._note(f"Slack asks to wait {seconds:g} s (rate limit)")
+        elif code in REVOKED:
+            self._free_at = time.monotonic() + _REVOKED_SECONDS
+            self._note(f"Slack refuses the token ({code}); `occ hub slack connect` stores a new one")
+        elif code in _TOO_LONG and content != (shortened := blocks.short(content, self.url_of(message))):
+            log.warning("a message is too long for Slack (%s) and is shortened", code)
+            outbox.shorten(self.db, message.number, shortened)
+        elif code in _DELETED and message.ts is not None:
+            outbox.lost(self.db, message.number)
+        elif code in (*_FINAL, *_TOO_LONG, *_DELETED):
+            log.warning("message %d is not sent: %s", message.number, code)
+            outbox.give_up(self.db, message.number, f"Slack answered {code}")
+        else:
+            self._again(message, f"Slack answered {code or 'with an error'}")
+
+    def _again(self, message: Message, problem: str) -> None:
+        """Try a message again after a pause, which grows while nothing succeeds."""
+        seconds = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+        self._failures += 1
+        outbox.put_off(self.db, message.number, iso(datetime.now(UTC) + timedelta(seconds=seconds)), problem)
+        self._note(problem)
+
+    def _note(self, problem: str | None) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self.report(problem)
+
+
+def _retry_after(response: Any) -> float:
+    """Return the seconds of a Retry-After header, 30 without one that can be read."""
+    headers = {name.lower(): value for name, value in (getattr(response, "headers", None) or {}).items()}
+    value = headers.get("retry-after", "30")
+    try:
+        return min(max(float(value[0] if isinstance(value, list) else value), 0.0), 3600.0)
+    except (ValueError, TypeError):
+        return 30.0
