@@ -1083,3 +1083,14 @@ def m033_slack(db: Database) -> None:
         "CREATE INDEX slack_in_thread ON slack_messages (channel, thread)",
     ):
         db.execute(statement)
+
+
+@occ()
+def m034_branches(db: Database) -> None:
+    """Let an execution fork a conversation, and return to one of its turns."""
+    for statement in (
+        "ALTER TABLE executions ADD COLUMN fork INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE executions ADD COLUMN rewind_to INTEGER",  # the number of the turn that it continues after
+        "ALTER TABLE executions ADD COLUMN last_message TEXT",  # the CLI's id of the model's last message in it
+    ):
+        db.execute(statement)

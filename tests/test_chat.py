@@ -16,6 +16,7 @@ import pytest
 
 from occ_app.cli import chat_input
 from occ_app.cli.chat_session import Chat
+from occ_app.executions import queries as executions
 from tests.conftest import Occ, occ_in, steps
 from tests.model_api import FAKE_KEY, serve
 from tests.test_commands import read_until
@@ -226,3 +227,15 @@ def test_a_chat_asks_for_no_more_than_the_agent_allows(tmp_path: Path, fake_clau
         session.run()
         record = occ.client.execution(str(session.last))
         assert (record["state"], record["permissions"]) == ("succeeded", "edit")
+
+
+def test_the_next_prompt_forks_or_goes_back(agent: Occ, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = chat(agent, "/fork", "/rewind", "one", "/rewind", "two", "three", "/rewind 2", "/rewind x", "/fork", "four")
+    printed = capsys.readouterr().err
+    assert "there is no conversation yet" in printed
+    assert "the next prompt continues after: one" in printed
+    record = agent.client.execution(str(last))
+    assert record["conversationId"] == last
+    fork = executions.get(agent.database, str(last))
+    assert fork.fork
+    assert fork.rewind_to is not None

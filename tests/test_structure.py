@@ -123,6 +123,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "acceptance",
                 "approvals",
                 "attachments",
+                "branches",
                 "conversations",
                 "changes",
                 "events",

@@ -111,6 +111,8 @@ def asked_for(body: Any) -> Request:
         labels=tuple(loaded.get("labels", ())),
         workspace_generation=loaded.get("workspace_generation"),
         notify=loaded.get("notify", False),
+        fork=loaded.get("fork", False),
+        rewind_to=loaded.get("rewind_to"),
         attachments=attachments.checked([(each["name"], each["data"]) for each in loaded.get("attachments", ())]),
     )
 

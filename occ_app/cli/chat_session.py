@@ -26,6 +26,8 @@ While Claude works, Ctrl-C lets you send a text to it, or cancel it.
   /attach FILE  send an image, a PDF or a text with the next prompt
   /diff     show the changes of the last turn that was not undone
   /undo     undo the changes of that turn; again for the turn before it
+  /rewind N continue N turns back (1 if left out); the files of later turns are restored
+  /fork     continue in another conversation that knows this one
   /queue    list the prompts that wait; while Claude works, /queue TEXT adds one
   /resume   let paused prompts run
   /drop ID  drop a prompt that waits
@@ -78,11 +80,14 @@ class Chat:
         self._lowers = "permissions" not in options  # nobody chose them
         self._undoable: list[str] = []  # turns whose changes are in the workspace, the newest last
         self._attached: list[dict[str, str]] = []  # files for the next prompt
+        self._branch: dict[str, Any] = {}  # how the next prompt leaves the conversation
         self._seen = 0  # the newest event that was printed
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: output.echo(HELP),
             "/attach": self._attach,
             "/diff": lambda _: self._diff(),
+            "/fork": lambda _: self._fork(),
+            "/rewind": self._rewind,
             "/undo": lambda _: self._undo(),
             "/queue": lambda _: self._list_waiting(),
             "/resume": lambda _: self._resume(),
@@ -136,7 +141,8 @@ class Chat:
         execution_id, first = new_execution_id(), self._last is None
         workspace = self._place.workspace() if first else None
         names = {"executionId": execution_id, "continues": self._last, "attachments": self._attached or None}
-        self._attached = []
+        names |= self._branch
+        self._attached, self._branch = [], {}
         events = self._begun(workspace, text, names)
         self._seen = 0
         self._watch(execution_id, events)
@@ -337,6 +343,25 @@ class Chat:
         reply = self._client.call("POST", f"/workspaces/{quote(workspace, safe='')}/restore", body)
         self._undoable.pop()
         output.note(f"files restored: {reply['files']}; Claude does not know of it, so say it in your next prompt")
+
+    def _fork(self) -> None:
+        if self._last is None:
+            output.note("there is no conversation yet")
+            return
+        self._branch["fork"] = True
+        output.note("the next prompt begins another conversation")
+
+    def _rewind(self, given: str) -> None:
+        over = [turn for turn in self._turns() if turn["sessionId"] and turn["finishedAt"]]
+        back = int(given) if given.isdecimal() and len(given) < 6 else 0 if given else 1
+        if not 0 < back < len(over):
+            output.note(
+                f"give a number of turns from 1 to {len(over) - 1}" if len(over) > 1 else "there is no turn before"
+            )
+            return
+        turn = over[-1 - back]
+        self._branch["rewindTo"] = turn["executionId"]
+        output.note(f"the next prompt continues after: {_short(turn['prompt'])}")
 
     def _leave(self, _: str) -> None:
         raise Left

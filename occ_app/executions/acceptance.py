@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from occ_app.executions import attachments, conversations, events, waiting
+from occ_app.executions import attachments, branches, conversations, events, waiting
 from occ_app.executions.queries import from_row
 from occ_app.executions.records import Execution, Request
 from occ_app.system import compact_json, timestamps
@@ -40,11 +40,12 @@ def insert(
         INSERT INTO executions (execution_id, workspace_id, workspace_generation, state, request_hash, prompt,
             timeout_seconds, idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id,
             created_at, key_id, owner_id, permissions, wanted_agent, wanted_labels, conversation,
-            continues, notify, attachments, approval_seconds)
+            continues, notify, attachments, approval_seconds, fork, rewind_to)
         VALUES (:execution_id, :workspace_id, :generation, 'queued', :hash, :prompt,
             :timeout_seconds, :idle_timeout_seconds, :model, :max_turns, :max_budget_usd, :session_id,
             :created_at, :key_id, :owner_id, :permissions, :agent_id, :wanted_labels, :conversation,
-            :former, :notify, :attachments, :approval_seconds)
+            :former, :notify, :attachments, :approval_seconds,
+            :fork, :rewound_turn)
         RETURNING *, 1 AS newest_seq
         """,
         {
@@ -54,6 +55,7 @@ def insert(
             "agent_id": agent_id,
             "conversation": conversations.conversation_of(connection, request, former, generation),
             "former": None if former is None else former.number,
+            "rewound_turn": branches.rewound_turn(connection, request, former, generation),
             "attachments": compact_json.to_json([each.summary for each in request.attachments]),
             "wanted_labels": compact_json.to_json(request.labels) if request.labels else None,
         },

@@ -50,6 +50,8 @@ def continued(connection: sqlite3.Connection, request: Request) -> tuple[Request
 
 def conversation_of(connection: sqlite3.Connection, request: Request, former: Execution | None, generation: int) -> str:
     """Return the id of a new execution's conversation."""
+    if request.fork:
+        return request.execution_id
     if former is not None:
         return former.conversation or former.execution_id
     row = connection.execute(

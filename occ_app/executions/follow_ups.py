@@ -58,7 +58,7 @@ def pause_after(connection: sqlite3.Connection, number: int) -> None:
         """
         UPDATE executions SET paused = 'failed'
         WHERE conversation = (SELECT conversation FROM executions WHERE number = :number)
-          AND state = 'queued' AND continues IS NOT NULL AND paused IS NULL
+          AND state = 'queued' AND continues IS NOT NULL AND fork = 0 AND paused IS NULL
         """,
         {"number": number},
     )
@@ -91,7 +91,7 @@ def _move(connection: sqlite3.Connection, execution: Execution, before: str | No
     rows = connection.execute(
         """
         SELECT number, execution_id, coalesce(place, number) AS place FROM executions
-        WHERE conversation = :conversation AND state = 'queued' AND continues IS NOT NULL
+        WHERE conversation = :conversation AND state = 'queued' AND continues IS NOT NULL AND fork = 0
           AND owner_id IS :owner_id
         ORDER BY coalesce(place, number)
         """,
@@ -113,6 +113,6 @@ def _move(connection: sqlite3.Connection, execution: Execution, before: str | No
 
 
 def _check_follow_up(execution: Execution, field: str) -> None:
-    if execution.continues is None:
+    if execution.continues is None or execution.fork:
         message = f"Execution {execution.execution_id} begins its conversation; only follow-ups are paused and moved."
         raise InvalidRequest(message, {field: ["Only for an execution that continues another."]})

@@ -239,7 +239,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         """
         UPDATE executions SET state = ?, finished_at = ?, last_seq = ?, exit_code = ?, signal = ?, error_code = ?,
             error_message = ?, session_id = coalesce(?, session_id), cost_usd = ?, cost_exact = ?, usage = ?,
-            num_turns = ?, duration_ms = ?, waits_for = NULL,
+            num_turns = ?, duration_ms = ?, waits_for = NULL, last_message = coalesce(?, last_message),
             parked_seconds = parked_seconds + coalesce(max(0, (julianday('now') - julianday(parked_at)) * 86400), 0),
             parked_at = NULL
         WHERE number = ? AND state = ?
@@ -258,6 +258,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
             None if outcome.usage is None else compact_json.to_json(outcome.usage),
             data.get("numTurns"),
             data.get("durationMs"),
+            outcome.last_message,
             number,
             from_state,
         ),

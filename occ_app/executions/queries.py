@@ -53,7 +53,8 @@ def cancel_code(db: Database, number: int) -> str | None:
 # one, if it continues one. Known only once those turns are over.
 SESSION = """coalesce(x.resume_session_id, (
     SELECT p.session_id FROM executions p
-    WHERE x.continues IS NOT NULL AND p.conversation = x.conversation AND p.number <> x.number
+    WHERE x.continues IS NOT NULL AND p.number <> x.number AND p.conversation = CASE WHEN x.fork
+      THEN (SELECT f.conversation FROM executions f WHERE f.number = x.continues) ELSE x.conversation END
       AND p.session_id IS NOT NULL
     ORDER BY coalesce(p.place, p.number) DESC LIMIT 1))"""
 
@@ -215,12 +216,13 @@ def one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...])
 
 def from_row(row: sqlite3.Row) -> Execution:
     """A row of `executions` with its `newest_seq`, as a value without a position."""
-    values = dict(row) | {"position": None}
+    values = dict(row) | {"position": None, "resume_at": None}
     values["last_seq"] = values.pop("newest_seq")
     values["cancel_code"] = values.pop("stop_requested")
     values["prompt_sent"] = values.pop("offered")
     values["wanted_labels"] = rows.texts(values["wanted_labels"])
     values["cost_exact"] = bool(values["cost_exact"])
+    values["fork"] = bool(values["fork"])
     values["changes"] = _usage(values["changes"])
     values["attachments"] = _list(values["attachments"])
     # A row of an earlier version may hold unchecked data of a machine or a CLI.

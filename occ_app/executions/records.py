@@ -20,6 +20,7 @@ ERROR_CODES = frozenset(
         *("RATE_LIMITED", "API_UNAVAILABLE", "MAX_TURNS", "MAX_BUDGET", "SESSION_NOT_FOUND", "CLAUDE_ERROR"),
         *("CLAUDE_EXIT", "OUTPUT_TRUNCATED", "OUTPUT_LIMIT", "WORKER_LOST", "DAEMON_STOPPED", "WORKSPACE_MISSING"),
         *("INTERNAL", "AGENT_LOST", "NO_AGENT", "AGENT_REFUSED", "INVALID_EVENT", "APPROVAL_EXPIRED"),
+        *("RESTORE_CONFLICT",),
     )
 )
 
@@ -49,6 +50,8 @@ class Request:
     notify: bool = False  # on a hub: notify the owner of its end, however short it was
     attachments: tuple[Attachment, ...] = ()
     approval_seconds: float | None = None  # for a person to answer while it is parked
+    fork: bool = False  # begin a conversation with the session of the one it continues
+    rewind_to: str | None = None  # the turn of that conversation to continue after
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Execution:
     Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
     the prompt.
     `attachments` describes those of its prompt; attachments.py has their content.
+    `fork`: it began its conversation with the session of another. `rewind_to` is the number of the turn that it
+    continues after, `resume_at` the CLI's id of the last message of that turn, known once it starts, and `last_message`
+    that of its own last message.
     `place` is its place in the line if it was moved, `paused` the reason why it waits for a person: a turn before it
     `failed`, or a `person` paused it.
     `start_tree` and `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON
@@ -118,6 +124,10 @@ class Execution:
     changes: Any = None
     changes_reason: str | None = None
     attachments: Any = ()
+    fork: bool = False
+    rewind_to: int | None = None
+    last_message: str | None = None
+    resume_at: str | None = None
     place: int | None = None
     paused: str | None = None
     parked_at: str | None = None
@@ -168,6 +178,7 @@ class Outcome:
     event: str
     data: Mapping[str, Any]
     usage: Any = None
+    last_message: str | None = None  # the CLI's id of the model's last message
 
     @classmethod
     def failure(cls, code: str, message: str, **extra: Any) -> Outcome:

@@ -72,12 +72,20 @@ def source(db: Database, generation: int, restore_id: str, to: str) -> Source | 
 
 
 def restore(
-    db: Database, snapshots: Snapshots, workspace: Workspace, changes: Source, owner: ProcessIdentity, *, force: bool
+    db: Database,
+    snapshots: Snapshots,
+    workspace: Workspace,
+    changes: Source,
+    owner: ProcessIdentity,
+    *,
+    force: bool,
+    held_by: str | None = None,
 ) -> dict[str, Any]:
     """Make changes in a workspace; returns the reply.
 
     Raises Conflict when something runs there, and with RESTORE_CONFLICT and the files when some of them are not as the
     changes begin; `force` brings those to their end, too, unless no snapshot can have them. Nothing is changed then.
+    `held_by` is an execution that holds the workspace and restores.
     """
     if not (changes.exact or force):
         raise _conflict(
@@ -87,7 +95,7 @@ def restore(
         )
     if workspace.is_project:
         folders.refuse_replaced(Path(workspace.path))
-    begun = workspaces.patiently(lambda: _begin(db, workspace, changes, owner))
+    begun = workspaces.patiently(lambda: _begin(db, workspace, changes, owner, held_by))
     root, objects = Path(workspace.path), snapshots.objects(workspace.generation)
     try:
         steps, base = _prepare(db, snapshots, root, begun, force=force)
@@ -146,9 +154,11 @@ def _recover(db: Database, snapshots: Snapshots, begun: _Restore, root: Path | N
     return f"Restore {begun.restore_id}, whose process was killed, is finished."
 
 
-def _begin(db: Database, workspace: Workspace, changes: Source, owner: ProcessIdentity) -> _Restore:
+def _begin(
+    db: Database, workspace: Workspace, changes: Source, owner: ProcessIdentity, held_by: str | None
+) -> _Restore:
     with db.write() as connection:
-        workspaces.refuse_busy(connection, workspace.workspace_id, workspace.generation)
+        workspaces.refuse_busy(connection, workspace.workspace_id, workspace.generation, held_by)
         row = connection.execute(
             """
             INSERT INTO restores (restore_id, workspace_generation, execution_id, state, from_tree, to_tree,

@@ -239,11 +239,14 @@ def sessions_of(connection: sqlite3.Connection, generation: int) -> list[str]:
     return [str(row["session_id"]) for row in rows]
 
 
-def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int) -> None:
-    """Raises Conflict while a workspace is held; inside the transaction that changes it."""
+def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int, holder: str | None = None) -> None:
+    """Raises Conflict while a workspace is held, save by `holder`; inside the transaction that changes it."""
     row = connection.execute(
-        "SELECT execution_id, reason FROM held_workspaces WHERE workspace_generation = :generation LIMIT 1",
-        {"generation": generation},
+        """
+        SELECT execution_id, reason FROM held_workspaces
+        WHERE workspace_generation = :generation AND (:holder IS NULL OR execution_id <> :holder) LIMIT 1
+        """,
+        {"generation": generation, "holder": holder},
     ).fetchone()
     if row is not None:
         raise errors.Conflict(

@@ -106,6 +106,9 @@ def command(
         argv += ["--resume", session_id]
     if resumable.parked is not None:
         argv += ["--await-initialize"]  # else the call may be judged before OCC's hook is there
+    else:
+        argv += ["--fork-session"] if execution.fork else []
+        argv += ["--resume-session-at", execution.resume_at] if execution.resume_at is not None else []
     if memory is not None:
         argv += ["--append-system-prompt-file", str(memory)]
     return argv

@@ -13,6 +13,7 @@ import select
 import selectors
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 from occ_app.errors import OCCError
@@ -127,7 +128,8 @@ class Driver:
         suspension = self._suspension()
         if suspension is not None:
             return suspension
-        return self._resumable.spent.with_outcome(self._outcome(returncode))
+        outcome = replace(self._outcome(returncode), last_message=self._translator.last_message)
+        return self._resumable.spent.with_outcome(outcome)
 
     def _suspension(self) -> Suspension | None:
         """Return what its execution took so far when it is to be parked; None when it is over."""

@@ -23,7 +23,7 @@ from occ_app.system import logs
 from occ_app.workspaces import folders, memory
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
-from occ_worker import changes
+from occ_worker import changes, rewinding
 from occ_worker.execution import command as claude
 from occ_worker.execution import servers
 from occ_worker.execution.context import ExecutionContext
@@ -165,15 +165,14 @@ def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapsh
     if path is None:
         return Outcome.failure("CLAUDE_NOT_FOUND", claude_cli.missing(context.config))
     resumable = Resumable(not _is_old(context, path), parking.spent(context.db, execution.number), parked)
-    if parked is not None and not (
-        resumable.knows_defer or claude_cli.defers_calls(claude_cli.probe(context.config).version)
-    ):
-        message = "Only Claude Code 2.1.330 or newer can resume a parked run; update it on the agent's machine."
-        return resumable.spent.with_outcome(Outcome.failure("CLAUDE_ERROR", message))
-    if execution.permissions == "plan" and _is_old(context, path):
-        return Outcome.failure(
-            "CLAUDE_ERROR", "Plans need Claude Code 2.1.330 or newer; update it on the agent's machine."
-        )
+    too_old = _too_old(context, execution, path, resumable)
+    if too_old is not None:
+        return too_old
+    if execution.rewind_to is not None and parked is None:
+        rewound = rewinding.rewound(context, execution, row)
+        if isinstance(rewound, Outcome):
+            return rewound
+        execution = rewound
     try:
         with (
             _memory(context.config, execution, workspace, trusted=trusted) as memory_file,
@@ -182,6 +181,20 @@ def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapsh
             return _drive(context, execution, workspace, path, memory_file, mcp, snapshot, resumable, trusted=trusted)
     except _MemoryUnwritable as error:
         return Outcome.failure("INTERNAL", f"The project's memory could not be passed on ({error}); see the disk.")
+
+
+def _too_old(context: ExecutionContext, execution: Execution, path: str, resumable: Resumable) -> Outcome | None:
+    """Return how an execution ends that this CLI cannot run; None when it can."""
+    if resumable.parked is not None and not (
+        resumable.knows_defer or claude_cli.defers_calls(claude_cli.probe(context.config).version)
+    ):
+        message = "Only Claude Code 2.1.330 or newer can resume a parked run; update it on the agent's machine."
+        return resumable.spent.with_outcome(Outcome.failure("CLAUDE_ERROR", message))
+    if execution.permissions == "plan" and _is_old(context, path):
+        return Outcome.failure(
+            "CLAUDE_ERROR", "Plans need Claude Code 2.1.330 or newer; update it on the agent's machine."
+        )
+    return None
 
 
 def _began_in_project(config: Config, execution: Execution, row: Workspace) -> bool:

@@ -46,6 +46,7 @@ class Translator:
         self.unreadable = 0
         self.messages = 0  # of the model that have begun, without those of sub-agents
         self.open_tools: set[str] = set()  # calls without a result, without those of sub-agents
+        self.last_message: str | None = None  # the id of the model's last one, without those of sub-agents
         self._earlier: list[dict[str, Any]] = []  # results of turns before the current one
         self._surrogate = ""  # a high surrogate at the end of a delta, waiting for the next one
         self._message_id = ""
@@ -138,6 +139,8 @@ class Translator:
 
     def _assistant(self, content: dict[str, Any]) -> list[_ParsedEvent]:
         message = content["message"]
+        if not content.get("parent_tool_use_id") and not content.get("error"):
+            self.last_message = texts.text_of(content.get("uuid")) or self.last_message
         events: list[_ParsedEvent] = []
         for block in message["content"]:
             if block["type"] == "text":

@@ -165,6 +165,13 @@ def _attachments(context: RelayContext, execution: Execution) -> list[dict[str, 
     return [{"name": each.name, "data": base64.b64encode(each.data).decode()} for each in found]
 
 
+def _rewound(context: RelayContext, execution: Execution) -> str | None:
+    if execution.rewind_to is None:
+        return None
+    with context.db.read() as connection:
+        return executions.numbered(connection, execution.rewind_to).execution_id
+
+
 def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
     """Return the body of the agent's POST /execute; the agent decides the values that the client left open.
 
@@ -182,6 +189,8 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         "permissions": None if execution.permissions == ceilings.DEFAULT else execution.permissions,
         "workspaceGeneration": agent_generation(context, execution),
         "attachments": _attachments(context, execution),
+        "fork": execution.fork,
+        "rewindTo": _rewound(context, execution),
     }
     target = {"executionId": execution.execution_id, "workspaceId": _name_on_agent(context, execution)}
     return {**target, "prompt": execution.prompt, **{name: value for name, value in options.items() if value}}

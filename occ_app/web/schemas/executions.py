@@ -57,6 +57,8 @@ class ExecuteBody(RequestSchema):
     permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
     approval_seconds = Seconds(data_key="approvalSeconds")
     continues = Id()
+    fork = TrueOrFalse()
+    rewind_to = Id(data_key="rewindTo")
     attachments = fields.List(fields.Nested(AttachmentBody), validate=validate.Length(max=attachments.MAX_FILES))
     workspace_generation = WholeNumber(data_key="workspaceGeneration", validate=validate.Range(1, LARGEST_GENERATION))
 
@@ -67,6 +69,8 @@ class ExecuteBody(RequestSchema):
             raise ValidationError("Name a workspace, or an execution in `continues`.", "workspaceId")
         if "session_id" in data and "continues" in data:
             raise ValidationError("`continues` takes the session of that execution; leave this out.", "sessionId")
+        if {"fork", "rewind_to"} & data.keys() and not {"session_id", "continues"} & data.keys():
+            raise ValidationError("`fork` and `rewindTo` need an execution in `continues`.", "continues")
 
 
 class ExecutionChange(RequestSchema):
