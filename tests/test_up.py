@@ -125,5 +125,8 @@ def test_on_a_network_it_prints_a_qr_code_and_the_fingerprint(tmp_path: Path) ->
             assert status["tlsFingerprint"] in printed.stderr
             (machine,) = json.loads(occ.command("hub", "agents", "--json").stdout)["agents"]
             assert machine["via"] == "link"
+            occ.command("stop")
+            refused = occ.command("up", check=False)  # the hub is still open to others
+            assert (refused.returncode, "--permissions" in refused.stderr) == (2, True)
         finally:
             occ.command("down")

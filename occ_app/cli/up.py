@@ -95,6 +95,11 @@ def start(hub: HubConfig, agent: Config, *, die_with: int | None = None, reconfi
         raise errors.AlreadyRunning(
             f"An agent runs in {agent.home} already and has not joined this hub; `occ stop` stops it, then try again."
         )
+    exposed = _is_exposed(hub.bind_address, hub.public_url)
+    if running is not None:
+        exposed = _is_exposed(running.host, running.public_url)  # as it was started
+    if daemon.find(agent) is None and exposed:
+        _check_ceiling(agent)
     warnings = list[str]()
     if running is None:
         warnings += start_daemon(hub, die_with=die_with)["warnings"]
@@ -106,7 +111,7 @@ def start(hub: HubConfig, agent: Config, *, die_with: int | None = None, reconfi
     pairing = client.call("POST", "/pairings", {"role": role})
     if daemon.find(agent) is None:
         key = _agent_key(client, pairing["ownerId"])
-        warnings += start_daemon(_joining(agent, hub, running, key), die_with=die_with)["warnings"]
+        warnings += start_daemon(_joining(agent, running, key), die_with=die_with)["warnings"]
     warnings += _await_joined(agent, client)
     return Up(running, client, pairing, tuple(warnings))
 
@@ -157,7 +162,7 @@ def _hub_settings(lan: bool, public_url: str | None, flags: dict[str, Any]) -> H
 
 def _check_exposure(hub: HubConfig, agent: Config) -> None:
     """Raise UsageError for a hub that others reach without TLS, or without a limit for runs."""
-    if is_loopback(hub.bind_address) and hub.public_url is None:
+    if not _is_exposed(hub.bind_address, hub.public_url):
         return
     secure = bool(hub.tls or hub.tls_cert)
     if hub.public_url is not None and not hub.public_url.startswith("https://"):
@@ -169,11 +174,20 @@ def _check_exposure(hub: HubConfig, agent: Config) -> None:
             "Others can read what is sent without TLS: add --tls self-signed, or --tls-cert and --tls-key. For a proxy"
             " that speaks TLS, pass its address as --trusted-proxy and its https address as --public-url."
         )
+    _check_ceiling(agent)
+
+
+def _check_ceiling(agent: Config) -> None:
     if agent.permissions is None:
         raise click.UsageError(
             "Others reach this page: limit the runs on this machine with --permissions, one of"
             f" {', '.join(PERMISSIONS)}. `occ up --help` has an example."
         )
+
+
+def _is_exposed(host: str, public_url: str | None) -> bool:
+    """Whether others than this machine reach a hub that listens on this host."""
+    return public_url is not None or not is_loopback(host)
 
 
 def _is_joined(hub: HubConfig, agent: Config) -> bool:
@@ -184,7 +198,7 @@ def _is_joined(hub: HubConfig, agent: Config) -> bool:
     return notes.noted(Database(hub.database, readonly=True), "hub").get("id") == known.hub_id
 
 
-def _joining(agent: Config, hub: HubConfig, running: daemon.Daemon, key: str) -> Config:
+def _joining(agent: Config, running: daemon.Daemon, key: str) -> Config:
     """Return the settings of an agent that joins the hub: only over its link, with a key that is stored nowhere."""
     secure = running.fingerprint is not None
     # A certificate of an authority may be renewed while the agent runs, so that it is verified and not pinned.
@@ -194,7 +208,7 @@ def _joining(agent: Config, hub: HubConfig, running: daemon.Daemon, key: str) ->
         remote_url=running.public_url if by_name else running.url,
         remote_pin=running.fingerprint if secure and not by_name else None,
         api_key=key,
-        permissions=agent.permissions or ("ask" if is_loopback(hub.bind_address) and not hub.public_url else None),
+        permissions=agent.permissions or "ask",
         bind_address="127.0.0.1",
         public_url=None,
     )
