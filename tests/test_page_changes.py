@@ -313,3 +313,11 @@ def test_the_list_of_machines_is_kept_fresh(hub: Hub, browser: Browser) -> None:
     hub.command("agents", "resume", "box")
     screen.shows("online", "#machines")
     screen.close()
+
+
+def test_the_page_of_a_run_leads_to_its_changes_and_files(visitor: Visitor) -> None:
+    html = page(visitor, "/runs/e1")
+    assert 'href="/runs/e1/changes"' in html
+    assert 'href="/files/work"' in html
+    for form in re.findall(r'<form action="(/[^"]*)" role="search"', html):
+        assert visitor.get(f"{form}?q=needle").headers["Content-Type"].startswith("text/html")

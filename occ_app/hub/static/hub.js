@@ -111,6 +111,7 @@ function refreshLists(lists) {
   const count = () => {
     const needs = Number(byId("work")?.dataset.needs ?? 0);
     document.title = needs ? `(${needs}) ${title}` : title;
+    navigator.setAppBadge?.(needs).catch(() => {}); // of an installed app
   };
   whileSeen(4000, async () => {
     const news = await fetched(lists.dataset.refresh + location.search);
