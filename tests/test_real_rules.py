@@ -83,6 +83,12 @@ def test_a_person_s_rule_counts_at_once_and_only_in_its_workspace(machine: Machi
     machine.call("DELETE", f"/rules/{rule['ruleId']}")
 
 
+def test_a_request_s_rules_hold_in_its_run(machine: Machine) -> None:
+    turns = ({"tools": [bash("touch allowed")]}, {"tools": [bash("ls")]}, {"text": "Done."})
+    events = machine.begin(*turns, permissions="full", deny=["Bash(touch *)"]).end()
+    assert [is_error for _, is_error in results(events)] == [True, False]
+
+
 def test_an_edited_call_passes_the_rules_again(machine: Machine) -> None:
     run = machine.begin({"tools": [bash("touch x")]}, {"text": "Done."})
     question = run.question()

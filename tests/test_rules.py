@@ -18,11 +18,11 @@ from occ_app.cli import approvals as cli_approvals
 from occ_app.cli.commands import occ
 from occ_app.config import config
 from occ_app.config.config import Config
-from occ_app.config.permission_rules import Rule
+from occ_app.config.permission_rules import Rule, parsed
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, Refused
-from occ_app.executions import approvals, rules
-from occ_app.executions.records import Execution
+from occ_app.executions import approvals, lifecycle, rules
+from occ_app.executions.records import Execution, Request
 from occ_worker.execution import command, verdicts
 from tests.test_approval_commands import AppClient, ask, use
 from tests.test_contracts import served
@@ -149,6 +149,28 @@ def test_the_commands_add_list_and_remove(
     assert rule_id not in run("list").output
     assert run("remove", rule_id).exit_code != 0
     assert run("add", "Bash", "--workspace", "mine", "--run", first.execution_id).exit_code == 2
+
+
+def test_a_request_narrows_its_own_run_alone_and_its_rules_end_with_it(client: AppClient, database: Database) -> None:
+    execution(database, "mine")
+    body = {"executionId": "narrow", "workspaceId": "mine", "prompt": "x"}
+    narrow = {"deny": ["Bash(git push *)", "WebSearch"], "ask": ["Edit"]}
+    request = Request(
+        **{"execution_id": "narrow", "workspace_id": "mine", "prompt": "x", "timeout_seconds": 9},
+        **{"idle_timeout_seconds": 9, "model": None, "max_turns": None, "max_budget_usd": None},
+        **{"session_id": None, "hash": ""},
+        rules=tuple(parsed(text, decision) for decision, each in narrow.items() for text in each),
+    )
+    number = lifecycle.create(database, request, max_queue=9)[0].number
+    expected = ["deny Bash(git push *)", "deny WebSearch", "ask Edit"]
+    assert texts(rules.for_execution(database, number)) == expected
+    assert [rules.requested(database, number, each) for each in ("deny", "ask")] == list(narrow.values())
+    for wrong in ({"deny": ["Bash(a; b)"]}, {"ask": "Bash"}, {"allow": ["Bash"]}, {"deny": ["Bash"] * 51}):
+        with pytest.raises(Refused) as refused:
+            client.call("POST", "/execute", {**body, **wrong})
+        assert refused.value.code == "INVALID_REQUEST", wrong
+    lifecycle.cancel(database, "narrow", "EXECUTION_CANCELLED", "x")
+    assert rules.for_execution(database, number) == []
 
 
 # -- settings

@@ -13,6 +13,7 @@ from flask import Blueprint, Flask, Response, g, request
 from occ_app import errors
 from occ_app.api.follow_ups import check_prompt_size
 from occ_app.api.services import Services, services
+from occ_app.config.permission_rules import parsed
 from occ_app.config.settings import MAX_APPROVAL_SECONDS, PERMISSIONS
 from occ_app.executions import acceptance, attachments, lifecycle
 from occ_app.executions import queries as executions
@@ -105,6 +106,7 @@ def asked_for(body: Any) -> Request:
         owner_id=callers.caller().owner_id,
         approval_seconds=loaded.get("approval_seconds"),
         permissions=_permitted(loaded.get("permissions")),
+        rules=tuple(parsed(text, decision) for decision in ("deny", "ask") for text in loaded.get(decision, ())),
         continues=loaded.get("continues"),
         visible_to=callers.caller().visible_to,
         agent=loaded.get("agent"),

@@ -74,6 +74,12 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
     " is asked about waits for OCC_HOLD_SECONDS (120) and is then denied. A hub takes a machine that allows it."
     "  [default: edit]",
 )
+@click.option(
+    "--deny",
+    metavar="RULE",
+    multiple=True,
+    help="Refuse such tool calls in this run, as in 'Bash(git push *)'; may be repeated.",
+)
 @click.option("--max-turns", type=click.IntRange(1), metavar="N", help="Limit on turns.")
 @click.option("--agent", metavar="NAME", help="On a hub: the machine to run it on.")
 @click.option("--label", metavar="LABEL", multiple=True, help="On a hub: a label of the machine; may be repeated.")
@@ -101,6 +107,7 @@ def run(
     model: str | None,
     timeout: float | None,
     permissions: str | None,
+    deny: tuple[str, ...],
     max_turns: int | None,
     agent: str | None,
     label: tuple[str, ...],
@@ -146,7 +153,7 @@ def run(
     limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     settings: dict[str, Any] = {"sessionId": target.session, **limits}
     settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None, "notify": notify or None}
-    settings["attachments"] = attach or None
+    settings |= {"attachments": attach or None, "deny": list(deny) or None}
     options = {name: value for name, value in settings.items() if value is not None}
     events = _announced(
         client.execute(target.workspace, prompt, executionId=execution_id, **options), execution_id, target

@@ -16,6 +16,7 @@ from occ_app.config import shell_words
 
 DECISIONS = ("deny", "ask", "allow")  # in this order they are looked at
 MAX_CHARACTERS = 1000  # of a rule
+MOST_IN_REQUEST = 50  # rules of one decision
 
 _RULE = re.compile(r"(?P<tool>[A-Za-z][A-Za-z0-9_-]*)(?:\((?P<pattern>[^()\n]*)\))?")
 _DOMAIN = re.compile(r"domain:(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*")

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from occ_app.executions import attachments, branches, conversations, events, waiting
+from occ_app.executions import attachments, branches, conversations, events, rules, waiting
 from occ_app.executions.queries import from_row
 from occ_app.executions.records import Execution, Request
 from occ_app.system import compact_json, timestamps
@@ -62,6 +62,7 @@ def insert(
     ).fetchall()[0]
     number = int(row["number"])
     attachments.insert(connection, number, request.attachments)
+    rules.insert(connection, number, request.rules, request.key_id or "token")
     position = 0 if alone else waiting.Line(connection).ahead(number, free_workers)
     data = compact_json.to_json({"position": position, "timestamp": timestamps.milliseconds()})
     events.insert(connection, number, 1, [("queued", data)])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import acceptance, approvals, conversations, events, follow_ups, inputs, parking
+from occ_app.executions import acceptance, approvals, conversations, events, follow_ups, inputs, parking, rules
 from occ_app.executions.queries import SESSION, from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system import compact_json
@@ -265,6 +265,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     ).rowcount
     if won:
         approvals.withdraw_all(connection, number)
+        rules.forget(connection, number)
         if from_state != "queued":
             inputs.settle_all(connection, number)
         if from_state != "queued" and outcome.state != "succeeded":

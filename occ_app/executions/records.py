@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from occ_app.config.permission_rules import Rule
 from occ_app.executions import events
 from occ_app.executions.attachments import Attachment
 from occ_app.system import compact_json, timestamps
@@ -42,6 +43,7 @@ class Request:
     key_id: str | None = None  # on a hub: the key that asks, its owner, and where it is to run
     owner_id: str | None = None
     permissions: str = "edit"
+    rules: tuple[Rule, ...] = ()  # that deny calls or ask about them, in this execution alone
     continues: str | None = None  # the execution whose session and workspace it takes
     visible_to: str | None = None  # the owner whose executions it may continue; None: all
     agent: str | None = None

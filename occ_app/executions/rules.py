@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from occ_app.config.permission_rules import Rule
@@ -71,8 +72,8 @@ def add(connection: sqlite3.Connection, place: Place, rule: Rule, actor: str) ->
     if same is not None:
         return str(same["rule_id"])
     count = connection.execute(
-        "SELECT count(*) FROM rules WHERE workspace_generation IS :generation",
-        {"generation": place.workspace_generation},
+        "SELECT count(*) FROM rules WHERE workspace_generation IS :generation AND execution IS :execution",
+        {"generation": place.workspace_generation, "execution": place.execution},
     ).fetchone()[0]
     if count >= MOST:
         raise Conflict("TOO_MANY_RULES", f"There are {MOST} rules already; remove some with `occ rules remove`.")
@@ -86,6 +87,42 @@ def add(connection: sqlite3.Connection, place: Place, rule: Rule, actor: str) ->
         values,
     )
     return str(values["rule_id"])
+
+
+def insert(connection: sqlite3.Connection, execution: int, requested: Iterable[Rule], actor: str) -> None:
+    """Store the rules of a request for its execution, in the caller's transaction."""
+    for rule in dict.fromkeys(requested):
+        connection.execute(
+            """
+            INSERT INTO rules (rule_id, scope, workspace_generation, execution, owner_id, decision, tool, pattern,
+                actor, created_at)
+            SELECT :rule_id, 'execution', workspace_generation, number, owner_id, :decision, :tool, :pattern,
+                :actor, :now
+            FROM executions WHERE number = :execution
+            """,
+            {
+                **{"rule_id": f"rule-{secrets.token_hex(6)}", "decision": rule.decision, "tool": rule.tool},
+                **{"pattern": rule.pattern, "actor": actor, "now": iso_now(), "execution": execution},
+            },
+        )
+
+
+def requested(db: Database, execution: int, decision: str) -> list[str]:
+    """Return the texts of the rules for one execution alone, as its request may have them."""
+    with db.read() as connection:
+        rows = connection.execute(
+            """
+            SELECT decision, tool, pattern FROM rules
+            WHERE scope = 'execution' AND execution = :execution AND decision = :decision ORDER BY rowid
+            """,
+            {"execution": execution, "decision": decision},
+        ).fetchall()
+    return [Rule(row["decision"], row["tool"], row["pattern"]).text for row in rows]
+
+
+def forget(connection: sqlite3.Connection, execution: int) -> None:
+    """Remove the rules for an execution that ends in the caller's transaction."""
+    connection.execute("DELETE FROM rules WHERE execution = :execution", {"execution": execution})
 
 
 def place_of(connection: sqlite3.Connection, execution: int, scope: str) -> Place:

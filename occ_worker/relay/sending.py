@@ -9,7 +9,7 @@ from typing import Any
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ
 from occ_app.errors import Refused
-from occ_app.executions import attachments, lifecycle
+from occ_app.executions import attachments, lifecycle, rules
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.hub import ceilings, keys
@@ -187,6 +187,8 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         "sessionId": execution.resume_session_id,
         # The default goes unnamed: agents of an older OCC do not know the field.
         "permissions": None if execution.permissions == ceilings.DEFAULT else execution.permissions,
+        "deny": rules.requested(context.db, execution.number, "deny"),
+        "ask": rules.requested(context.db, execution.number, "ask"),
         "workspaceGeneration": agent_generation(context, execution),
         "attachments": _attachments(context, execution),
         "fork": execution.fork,

@@ -6,6 +6,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
+from occ_app.config import permission_rules
 from occ_app.config.settings import PERMISSIONS
 from occ_app.executions import attachments, inputs
 from occ_app.web.fields import (
@@ -42,6 +43,20 @@ class AttachmentRecord(Schema):
     bytes = fields.Integer()
 
 
+def _rules(decision: str) -> Any:
+    """The field of a request's rules, which only narrow: calls that never run, or that a person is asked about."""
+
+    def check(text: str) -> None:
+        check_one_line(text)
+        try:
+            permission_rules.parsed(text, decision)
+        except ValueError as error:
+            raise ValidationError(f"Not a rule: {error}.") from None
+
+    text = fields.String(validate=[validate.Length(1, permission_rules.MAX_CHARACTERS), check])
+    return fields.List(text, validate=validate.Length(max=permission_rules.MOST_IN_REQUEST))
+
+
 class ExecuteBody(RequestSchema):
     """The body of POST /execute."""
 
@@ -55,6 +70,8 @@ class ExecuteBody(RequestSchema):
     max_budget_usd = Seconds(data_key="maxBudgetUsd")
     session_id = fields.String(data_key="sessionId", validate=check_session, metadata={"pattern": UUID_PATTERN})
     permissions = fields.String(validate=validate.OneOf(PERMISSIONS))
+    deny = _rules("deny")
+    ask = _rules("ask")
     approval_seconds = Seconds(data_key="approvalSeconds")
     continues = Id()
     fork = TrueOrFalse()
