@@ -30,10 +30,12 @@ from tests.real_hub import hub_in
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "README.md"}
+INDEX = (ROOT / "docs" / "README.md").read_text()
 WEBSOCKET, LINK = "GET /executions/{id}/ws", "GET /api/agents/{id}/link"  # OpenAPI has no words for these
 HUBS_API = "\n## The hub's API\n"
 PAGES = {"README.md": README, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text()} | DOCS
+PAGES |= {"docs/README.md": INDEX} | {name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "SECURITY.md")}
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -197,7 +199,7 @@ def test_every_dependency_has_its_reason() -> None:
 
 def test_links_between_the_pages_lead_somewhere() -> None:
     for name, page in PAGES.items():
-        folder = ROOT if name in ("README.md", "CHANGELOG.md") else ROOT / "docs"
+        folder = ROOT / "docs" if name in DOCS or name == "docs/README.md" else ROOT
         for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]+)(#([^)]*))?\)", page):
             path = folder / target
             assert path.exists(), (name, target)
@@ -395,3 +397,17 @@ def test_each_ready_query_answers_in_the_sqlite_shell(audited: Occ, query: str) 
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout or "[]"), "it found nothing although there is something to be found"
+
+
+def test_the_index_of_the_docs_names_every_page() -> None:
+    named = set(re.findall(r"\]\(([\w-]+\.md)[#)]", INDEX))
+    assert named == set(DOCS)
+
+
+def test_every_decision_has_its_date_its_alternatives_and_its_cost() -> None:
+    records = DOCS["decisions.md"].split("\n## ")[1:]
+    assert len(records) >= 12
+    for record in records:
+        assert re.search(r"\n\n20\d\d-\d\d-\d\d\. ", record), record[:60]
+        assert "Alternatives:" in record
+        assert "Cost:" in record

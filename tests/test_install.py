@@ -35,13 +35,36 @@ def built_wheel(folder: Path) -> Path:
     skipped = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "dist", "build", "results")
     shutil.copytree(ROOT, source, ignore=skipped)
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder / "dist"), str(source)],
+        [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(source)],  # an sdist, and a wheel of it
         check=True,
         capture_output=True,
         timeout=300,
     )
     (wheel,) = (folder / "dist").glob("*.whl")
     return wheel
+
+
+def test_the_wheel_and_the_sdist_are_fit_for_an_index(installed: Path) -> None:
+    files = sorted((installed.parents[2] / "dist").iterdir())
+    assert [path.suffix for path in files] == [".whl", ".gz"] or [path.suffix for path in files] == [".gz", ".whl"]
+    check = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not os.environ.get("OCC_TEST_ALL"), reason="pipx and uv are tried by `make test-all`")
+@pytest.mark.parametrize("way", ["pipx", "uv"])
+def test_other_ways_to_install_work_in_a_clean_environment(installed: Path, tmp_path: Path, way: str) -> None:
+    (wheel,) = (installed.parents[2] / "dist").glob("*.whl")
+    places = {name: str(tmp_path / name) for name in ("PIPX_HOME", "PIPX_BIN_DIR", "UV_TOOL_DIR", "UV_TOOL_BIN_DIR")}
+    environment = {**os.environ, **places, "OCC_HOME": str(tmp_path / "home")}
+    command = ["pipx", "install"] if way == "pipx" else ["uv", "tool", "install"]
+    subprocess.run([sys.executable, "-m", *command, wheel], env=environment, check=True, capture_output=True)
+    program = tmp_path / ("PIPX_BIN_DIR" if way == "pipx" else "UV_TOOL_BIN_DIR") / "occ"
+    done = subprocess.run(
+        [program, "upgrade", "--dry-run"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert f"with {way}" in done.stdout
 
 
 def test_a_wheel_in_an_empty_environment_starts_serves_and_stops(installed: Path, occ: Occ, tmp_path: Path) -> None:
@@ -70,6 +93,8 @@ def test_the_wheel_puts_nothing_but_its_packages_into_site_packages(installed: P
     (site,) = (installed.parent.parent / "lib").glob("python3*/site-packages")
     assert (site / "occ_app" / "_migrations" / "migrations.py").exists()
     assert (site / "occ_app" / "Procfile").exists()
+    assert (site / "occ_app" / "py.typed").exists()
+    assert (site / "occ_worker" / "py.typed").exists()
     for name in ("static/hub.css", "static/hub.js", "static/icon.svg", "templates/home.html", "templates/run.html"):
         assert (site / "occ_app" / "hub" / name).exists()
     assert not (site / "migrations").exists()

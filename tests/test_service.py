@@ -271,6 +271,7 @@ def test_the_unit_holds_what_a_daemon_needs(tmp_path: Path) -> None:
     assert settings["Description"] == "OCC 100%%"
     assert float(settings["TimeoutStopSec"]) > daemon.STOP_SECONDS
     assert (settings["Type"], settings["KillMode"], settings["Restart"]) == ("notify", "mixed", "on-failure")
+    assert settings["OOMPolicy"] == "continue"
     assert "network-online" not in text
     assert "User=" not in text
     assert "network-online" in unit_text(a_service(tmp_path, "ada"))

@@ -81,6 +81,7 @@ def run_line(arguments: list[str]) -> int:
     from occ_app.cli.commands import occ
     from occ_app.cli.output import echo
 
+    occ.completing = bool(os.environ.get("_OCC_COMPLETE"))  # set by the script of `occ completion`
     try:
         result = occ.main(arguments, prog_name="occ", standalone_mode=False)
     except click.ClickException as error:

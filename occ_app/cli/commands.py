@@ -55,6 +55,8 @@ _MODULES = {
     "doctor": "doctor",
     "logs": "logs",
     "hub": "hub",
+    "completion": "completion",
+    "man": "man",
 }
 
 # Where a function cannot have the name of its command.
@@ -62,6 +64,8 @@ _FUNCTIONS = {"remotes": "remotes_group", "mcp-servers": "mcp_servers"}
 
 
 class _Commands(click.Group):
+    completing = False  # True while a shell asks for the values of a word
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's shape
         return list(_MODULES)
 
@@ -80,6 +84,10 @@ class _Commands(click.Group):
             return None
         module = importlib.import_module(f"occ_app.cli.{_MODULES[cmd_name]}")
         command: click.Command = getattr(module, _FUNCTIONS.get(cmd_name, cmd_name))
+        if self.completing:
+            from occ_app.cli.completion import offer_values
+
+            offer_values(command)
         return command
 
 

@@ -26,7 +26,7 @@ from occ_app.system.foreign_text import visible_line
 @click.option("--hub", "of_hub", is_flag=True, help="Check the hub of this machine instead of its agent.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(of_hub: bool, as_json: bool) -> int:
-    """Check this machine and say what is wrong.
+    """Check this machine and name each fault.
 
     Each line has the check, the finding and the next step. No model is asked. Exits with 1 if anything is wrong.
 
@@ -46,7 +46,7 @@ def doctor(of_hub: bool, as_json: bool) -> int:
 
 
 def checks(config: Config, machine: Machine) -> list[Check]:
-    """Return the checks of an agent or of a hub, in the order in which a person corrects what they find."""
+    """Return the checks of an agent or of a hub, in the order in which a person corrects the findings."""
     of_agent = not isinstance(config, HubConfig)
     of_programs = [("claude", programs.claude), ("sandbox", programs.boxed), ("git", programs.git)]
     named: list[tuple[str, Callable[[Config], Iterable[Finding]]]] = [

@@ -85,7 +85,7 @@ def user_name() -> str:
 
 
 def run(argv: list[str]) -> tuple[int, str]:
-    """Run a program of systemd; returns its exit code, 127 when it is missing, and what it prints."""
+    """Run a program of systemd; returns its exit code, 127 when it is missing, and its output."""
     # Without a login session, as after `su`, no variable leads to the user's manager.
     runtime = Path(f"/run/user/{os.geteuid()}")
     lead = ["env", f"XDG_RUNTIME_DIR={runtime}"] if "--user" in argv and runtime.is_dir() else []

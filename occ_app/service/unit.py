@@ -57,6 +57,7 @@ def unit_text(service: Service) -> str:
         # A migration takes as long as it takes; OCC limits the rest of its start itself.
         "TimeoutStartSec=infinity",
         "LimitNOFILE=65536",
+        "OOMPolicy=continue",  # the kernel ends the CLI first, and its execution with it, not the daemon
         "",
         "[Install]",
         f"WantedBy={'multi-user' if system else 'default'}.target",
