@@ -20,12 +20,18 @@ pytestmark = pytest.mark.real_cli
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, real_claude: Path) -> Iterator[Hub]:
-    """A hub with the machine `box`, which asks, the owners ada and bob, and a viewer's key of ada."""
-    with serve() as model, hub_in(tmp_path_factory.mktemp("hub")) as hub:
-        hub.start()
-        settings = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
-        hub.agent("box", **settings, OCC_PERMISSIONS="ask", OCC_HOLD_SECONDS="600")
+def asking(real_claude: Path) -> Iterator[dict[str, str]]:
+    """The settings of a machine with the real CLI that asks."""
+    with serve() as model:
+        reach = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+        yield reach | {"OCC_PERMISSIONS": "ask"}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, asking: dict[str, str]) -> Iterator[Hub]:
+    """A hub with the machine `box`, which holds every call that it asks about."""
+    with hub_in(tmp_path_factory.mktemp("hub")) as hub:
+        hub.start().agent("box", **asking, OCC_HOLD_SECONDS="600")
         yield hub
 
 
@@ -165,3 +171,29 @@ def test_a_run_of_this_machine_s_hub_is_answered_with_the_hub_s_commands(hub: Hu
     assert "not that" in shown
     assert f"occ approve {listed[0]['approvalId']} --url local-hub" in shown
     assert hub.client.call("GET", f"/approvals/{listed[0]['approvalId']}")["actor"] == "operator"
+
+
+def test_a_parked_run_of_a_machine_that_was_off_goes_on_with_the_answer_of_its_owner(
+    hub: Hub, ada: AgentClient, asking: dict[str, str]
+) -> None:
+    rig = hub.agent("rig", **asking, OCC_HOLD_SECONDS="0.3")
+    wait_until(lambda: rig.client.health()["claude"]["version"], "the version to be known")
+    ada.upload("parked", make_zip({"a.txt": "a\n"}))
+    asked = prompt({"tools": [BASH]}, {"text": "Done."})
+    events = ada.execute("parked", asked, executionId="parked", permissions="ask", agent="rig")
+    found = question(events, ada)
+    hub.client.call("POST", "/agents/rig/drain")  # other tests run on box
+    next(event for event in events if event.name == "parked")
+    assert ada.execution("parked")["state"] == "parked"
+    rig.command("stop")
+    wait_until(lambda: hub.seen("rig")["state"] == "offline", "the machine to be off")
+    body = {"decision": "allow", "inputHash": found["inputHash"]}
+    reply = ada.call("POST", f"/approvals/{found['approvalId']}", body)
+    assert (reply["state"], reply["pending"]["decision"]) == ("open", "allow")
+    assert not (rig.home / "workspaces" / "parked" / "made-by-bash").exists()
+    rig.start()
+    rest = list(events)
+    assert rest[-1].name == "complete", rest[-1].data
+    assert (rig.home / "workspaces" / "parked" / "made-by-bash").exists()
+    closed = ada.call("GET", f"/approvals/{found['approvalId']}")
+    assert (closed["state"], closed["actor"], closed["pending"]) == ("allowed", "ada", None)
