@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from occ_app.executions import events, overview
+from occ_app.executions import approvals, events, overview
 from occ_app.executions import queries as executions
 from occ_app.executions.events import StoredEvent
+from occ_app.hub import approval_rows
 from occ_app.hub.pages import diffs, parts, terminal
 from occ_app.hub.pages.answer import Reader
 from occ_app.hub.pages.live import Drawn
@@ -56,7 +57,7 @@ def add(
     **more: Any,
 ) -> int:
     """Add an execution with its events; returns its number."""
-    over = state not in ("queued", "running")
+    over = state not in ("queued", "running", "parked")
     last = {"exitCode": 0} if state == "succeeded" else {"code": "CLAUDE_EXIT", "message": "It left."}
     ends = [("complete" if state == "succeeded" else "error", last)] if over else []
     happened = happened or [("queued", {"position": 0})]
@@ -191,6 +192,104 @@ def test_a_viewer_sees_it_without_forms(hub: HubApp) -> None:
     assert "An answer." in shown
     assert 'action="/runs"' not in shown
     assert 'id="start"' not in page(viewer, "/")
+
+
+# ---- Approvals
+
+
+def ask(hub: HubApp, number: int, approval_id: str, kind: str, tool: str, given: object, **more: Any) -> None:
+    asked = {"approvalId": approval_id, "kind": kind, "tool": tool, "input": given, "inputHash": "a" * 64}
+    times = {"askedAt": NOW, "expiresAt": "2099-01-01T00:00:00.000Z"}
+    assert approval_rows.note_asked(hub.database, number, {**asked, **times, **more}) is not None
+
+
+def decide(hub: HubApp, browser: FlaskClient, run: str, approval_id: str, **fields: Any) -> int:
+    form = {"csrf": csrf(browser, f"/runs/{run}"), "hash": "a" * 64, **fields}
+    return browser.post(f"/runs/{run}/approvals/{approval_id}", data=form).status_code
+
+
+def test_an_approval_shows_the_whole_command_and_is_answered_on_the_page(hub: HubApp, browser: FlaskClient) -> None:
+    command = "make <b>all</b> && " + "echo long; " * 40
+    ask(hub, add(hub, "asks", said("May I?"), state="running"), "approval-1", "tool", "Bash", {"command": command})
+    shown = page(browser, "/runs/asks")
+    section = shown[shown.index('id="approval-1"') : shown.index("</section>", shown.index('id="approval-1"'))]
+    assert command.strip() in html.unescape(re.sub(r"<[^>]+>", "", section))
+    assert 'value="allow">Allow</button>' in section
+    home = page(browser, "/")
+    assert 'href="/runs/asks#approval-1"' in home.partition('id="recent"')[0]
+    assert decide(hub, browser, "asks", "approval-1") == 422  # neither
+    assert decide(hub, browser, "asks", "approval-1", decision="allow", hash="b" * 64) >= 400
+    assert decide(hub, browser, "asks", "approval-1", decision="allow") == 303
+    pending = approvals.get(hub.database, "approval-1").pending
+    assert pending is not None
+    assert (pending.decision, pending.surface) == ("allow", "page")
+    assert "The machine does not have the answer yet" in page(browser, "/runs/asks")
+    assert 'href="/runs/asks#approval-1"' not in page(browser, "/")
+
+
+def test_a_denial_carries_its_reason_and_enter_in_its_field_denies(hub: HubApp, browser: FlaskClient) -> None:
+    ask(
+        hub,
+        add(hub, "denies", state="running"),
+        "approval-2",
+        "tool",
+        "Write",
+        {"file_path": "a.py", "content": "x = 1\n"},
+    )
+    shown = page(browser, "/runs/denies")
+    section = shown[shown.index('id="approval-2"') :]
+    assert "Claude wants to write a.py" in section
+    assert '<span class="add">+x' in section
+    form = section[: section.index('name="message"')].rpartition("<form")[2]
+    assert 'name="decision" value="deny"' in form
+    assert 'value="allow"' not in form
+    assert decide(hub, browser, "denies", "approval-2", decision="deny", message="not there") == 303
+    pending = approvals.get(hub.database, "approval-2").pending
+    assert pending is not None
+    assert pending.answer.message == "not there"
+
+
+def test_questions_are_answered_by_options_or_in_words(hub: HubApp, browser: FlaskClient) -> None:
+    questions = [
+        {"question": "Which one?", "options": [{"label": "A <b>"}, {"label": "B", "description": "best"}]},
+        {"question": "And which of these?", "options": [{"label": "x"}, {"label": "y"}], "multiSelect": True},
+    ]
+    ask(
+        hub,
+        add(hub, "questions", state="parked"),
+        "approval-3",
+        "question",
+        "AskUserQuestion",
+        {"questions": questions},
+    )
+    shown = page(browser, "/runs/questions")
+    assert 'type="radio" name="answer-0" value="A &lt;b&gt;"' in shown
+    assert 'type="checkbox" name="answer-1"' in shown
+    assert "Waits for you" in shown
+    assert decide(hub, browser, "questions", "approval-3", decision="allow", **{"answer-0": "B"}) == 422
+    fields = {"answer-0": "B", "answer-1": ["x", "y"], "other-1": "z"}
+    assert decide(hub, browser, "questions", "approval-3", decision="allow", **fields) == 303
+    pending = approvals.get(hub.database, "approval-3").pending
+    assert pending is not None
+    assert pending.answer.answers == {"Which one?": "B", "And which of these?": "x, y, z"}
+
+
+def test_a_plan_is_rendered_and_approved(hub: HubApp, browser: FlaskClient) -> None:
+    ask(hub, add(hub, "plans", state="running"), "approval-4", "plan", "ExitPlanMode", {"plan": "# Do *this*"})
+    shown = page(browser, "/runs/plans")
+    assert "Do <em>this</em>" in shown
+    assert "Approve the plan</button>" in shown
+    assert "Keep planning</button>" in shown
+
+
+def test_approvals_of_others_are_neither_shown_nor_answered(hub: HubApp, browser: FlaskClient) -> None:
+    ask(hub, add(hub, "private", state="running"), "approval-5", "tool", "Bash", {"command": "a secret command"})
+    reply = hub.call("POST", "/keys", json={"name": "other", "for": "client"})
+    assert reply.json is not None
+    stranger = logged_in(hub, reply.json["key"])
+    assert "a secret command" not in page(stranger, "/")
+    form = {"csrf": csrf(stranger, "/"), "hash": "a" * 64, "decision": "deny"}
+    assert stranger.post("/runs/private/approvals/approval-5", data=form).status_code == 404
 
 
 # ---- Tools

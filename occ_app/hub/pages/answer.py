@@ -199,6 +199,18 @@ class Reader:
         sizes = "" if before is None or after is None else f" from {before} to {after} tokens"
         self._add(Note(seq, f"The conversation was compacted{sizes}."))
 
+    def _resolve(self, seq: int, data: dict[str, Any]) -> None:
+        actor = terminal.plain(str(data.get("actor") or ""))
+        message = terminal.plain(str(data.get("message") or ""))
+        ended = _ENDS.get(data["state"], data["state"])
+        self._add(Note(seq, f"{ended}{f' by {actor}' if actor else ''}{f': {message}' if message else '.'}"))
+
+    def _input(self, seq: int, data: dict[str, Any]) -> None:
+        """Show a text that a person sent to the running turn, once."""
+        text = data.get("text")
+        if data.get("state") in ("sent", "queued") and isinstance(text, str) and text:
+            self._add(Note(seq, f"Sent while it ran: {terminal.plain(text)}"))
+
     def _use(self, seq: int, data: dict[str, Any]) -> None:
         if "name" in data:
             self._call(seq, data)
@@ -227,6 +239,15 @@ class Reader:
         self._open[data["toolUseId"]] = (place, call)
 
 
+_ENDS = {
+    "allowed": "Allowed",
+    "denied": "Denied",
+    "answered": "Answered",
+    "expired": "Not answered in time",
+    "withdrawn": "Not needed any more",
+}
+
+
 def _status(data: dict[str, Any]) -> str:
     return str(data["message"] or {"compacting": "Compacting the conversation"}.get(data["state"], ""))
 
@@ -240,4 +261,6 @@ _TAKERS: dict[str, Callable[[Reader, int, dict[str, Any]], None]] = {
     "todo": Reader._list,
     "denial": Reader._deny,
     "compaction": Reader._compact,
+    "approval_resolved": Reader._resolve,
+    "input": Reader._input,
 }

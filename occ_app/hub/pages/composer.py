@@ -37,6 +37,7 @@ _FIELDS = {
     "labels": "Labels",
     "model": "Model",
     "continues": "Conversation",
+    "permissions": "Permissions",
 }
 
 
@@ -113,6 +114,7 @@ def _body(values: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str
         "labels": labels,
         "model": values.get("model", "").strip(),
         "continues": values.get("continues"),
+        "permissions": values.get("permissions"),
         "workspaceId": workspace_id,
     }
     body = {"executionId": run_id, "prompt": values.get("prompt", "")}

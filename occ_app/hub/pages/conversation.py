@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from occ_app.executions.records import Execution
 from occ_app.hub import agent_lists
 from occ_app.hub.agents import Agent
 from occ_app.hub.api import hub_services
-from occ_app.hub.pages import advice, parts
+from occ_app.hub.pages import advice, asked, parts
 from occ_app.hub.pages import filters as shown
+from occ_app.hub.pages.asked import Asked
 from occ_app.hub.pages.parts import Part, Place
 from occ_app.web import callers
 from occ_app.workspaces import workspace as workspaces
@@ -39,6 +40,7 @@ class Turn:
     part: Part | None
     begins: Place  # of the answer that the page has
     machine: str | None
+    asked: Sequence[Asked] = ()  # what a person has to answer
     moves_up: str | None = None  # of a follow-up that waits: the one to move it before
     moves_down: str | None = None  # and the one that moves before it
 
@@ -146,13 +148,15 @@ def _turn(
     machine = names.get(one.agent_id, "a removed machine") if one.agent_id else None
     waiting_ids = [each.execution_id for each in all_turns if each.state == "queued" and each.continues is not None]
     if one.execution_id not in waiting_ids:
-        return Turn(one, part, begins, machine)
+        open_ones = asked.of_execution(one.execution_id, folder) if one.state in ("running", "parked") else []
+        return Turn(one, part, begins, machine, open_ones)
     at = waiting_ids.index(one.execution_id)
     return Turn(
         one,
         part,
         begins,
         machine,
+        (),
         waiting_ids[at - 1] if at else None,
         waiting_ids[at + 1] if at + 1 < len(waiting_ids) else None,
     )

@@ -19,7 +19,7 @@ from occ_app.executions.records import Execution
 from occ_app.home import daemon
 from occ_app.hub import agent_lists, projects
 from occ_app.hub.api import hub_services
-from occ_app.hub.pages import composer, terminal
+from occ_app.hub.pages import asked, composer, terminal
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.tools import Call
@@ -32,7 +32,7 @@ bp = Blueprint("home", __name__)
 
 _PAGE, _MOST_NOW, _MOST_NEEDS = 25, 50, 20
 _MAX_ONLINE, _MAX_OFFLINE = 20, 5  # machines on the page
-_EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": ""}
+_EMPTY = {"prompt": "", "workspace": "", "agent": "", "labels": "", "model": "", "permissions": ""}
 _FILTERS = (("", "All"), ("running", "Running"), ("queued", "Waiting"), ("failed", "Failed"), ("succeeded", "Done"))
 
 
@@ -150,6 +150,7 @@ def _lists(query: Mapping[str, Any]) -> dict[str, Any]:
         "names": agent_lists.names(hub_services().agents, (one.agent_id for one in every)),
         "places": {one.execution_id: _place_of(one) for one in every},
         "needs": needs,
+        "asked_of_me": asked.waiting() if first and not workspace_id else [],
         "active": active,
         "groups": _groups(rows),
         "took": {row.newest.execution_id: shown.since(row.newest.started_at, row.newest.finished_at) for row in rows},

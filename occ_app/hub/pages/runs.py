@@ -15,7 +15,7 @@ from occ_app.api.services import services
 from occ_app.executions import follow_ups, overview
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
-from occ_app.hub.pages import conversation, live
+from occ_app.hub.pages import asked, conversation, live
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.composer import new_run
 from occ_app.hub.pages.parts import Place
@@ -76,6 +76,13 @@ def files(execution_id: str) -> Response:
 def cancel(execution_id: str) -> Response:
     """End it."""
     return _back(executions_api.cancel_execution(execution_id).execution_id)
+
+
+@bp.post("/approvals/<approval_id>")
+def decide(execution_id: str, approval_id: str) -> Response:
+    """Answer what a person is asked."""
+    asked.answer(approval_id, request.form)
+    return _back(_execution(execution_id).execution_id)
 
 
 @bp.post("/change")

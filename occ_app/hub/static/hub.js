@@ -592,8 +592,10 @@ function converse(talk) {
   ready();
   resume();
   const chosen = byId(`turn-${talk.dataset.chosen}`);
-  if ("live" in talk.dataset && talk.dataset.chosen === talk.dataset.run) toEnd();
-  else if (chosen && talk.querySelectorAll("[data-turn]").length > 1) chosen.scrollIntoView();
+  const asked = talk.querySelector(".approval form");
+  if (asked && !location.hash) asked.closest(".approval").scrollIntoView({ block: "center" });
+  else if ("live" in talk.dataset && talk.dataset.chosen === talk.dataset.run && !location.hash) toEnd();
+  else if (chosen && !location.hash && talk.querySelectorAll("[data-turn]").length > 1) chosen.scrollIntoView();
   look();
 }
 
