@@ -1094,3 +1094,42 @@ def m034_branches(db: Database) -> None:
         "ALTER TABLE executions ADD COLUMN last_message TEXT",  # the CLI's id of the model's last message in it
     ):
         db.execute(statement)
+
+
+@occ()
+def m035_inputs_without_follow_up(db: Database) -> None:
+    """Let a hub send a text that the machine makes no follow-up of: the hub makes its own."""
+    for statement in (
+        "ALTER TABLE inputs RENAME TO former_inputs",
+        "DROP INDEX inputs_open",
+        """
+        CREATE TABLE inputs (
+            number     INTEGER PRIMARY KEY,
+            execution  INTEGER NOT NULL REFERENCES executions (number),
+            input_id   TEXT NOT NULL,  -- an id of the sender's
+            text       TEXT NOT NULL,
+            wanted     TEXT NOT NULL CHECK (wanted IN ('steer', 'queue')),
+            state      TEXT NOT NULL
+                       CHECK (state IN ('waiting', 'sent', 'delivered', 'queued', 'unsent', 'unknown')),
+            follow_up  TEXT,           -- the id of the execution that it became
+            reason     TEXT,
+            key_id     TEXT,
+            owner_id   TEXT,
+            created_at TEXT NOT NULL,
+            sent_at    TEXT,           -- when it was about to be given to Claude Code, on a hub to the machine
+            settled_at TEXT,
+            fallback   INTEGER NOT NULL DEFAULT 1,  -- it becomes a follow-up if it cannot be sent
+            UNIQUE (execution, input_id)
+        )
+        """,
+        """
+        INSERT INTO inputs (number, execution, input_id, text, wanted, state, follow_up, reason, key_id, owner_id,
+            created_at, sent_at, settled_at)
+        SELECT number, execution, input_id, text, wanted, state, follow_up, reason, key_id, owner_id, created_at,
+            sent_at, settled_at
+        FROM former_inputs
+        """,
+        "DROP TABLE former_inputs",
+        "CREATE INDEX inputs_open ON inputs (execution) WHERE state IN ('waiting', 'sent')",
+    ):
+        db.execute(statement)

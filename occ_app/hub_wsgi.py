@@ -19,7 +19,7 @@ from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
 from occ_app.database import database as db
 from occ_app.home.state import TokenFile
-from occ_app.hub import agent_lists, api, health, keys, measures, pages, placement, session_api
+from occ_app.hub import agent_lists, api, health, inputs, keys, measures, pages, placement, session_api
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
@@ -67,7 +67,7 @@ def make_app(config: HubConfig) -> Flask:
             approvals=HubApprovals(database, agents, calls),
             files=RemoteFiles(config, database, agents, calls),
             execute_body=HubExecuteBody,
-            steers=False,
+            send_input=partial(inputs.forward, database, agents, calls),
             measures=(measures.of_hub(database, agents, calls),),
             resolve_workspace=partial(placement.resolve, agents),
             admit=lambda connection, request: placement.admit(agents, connection, request, caller().visible_to),

@@ -60,6 +60,8 @@ def main():
 
 
 def script(prompt):
+    if isinstance(prompt, list):
+        prompt = " | ".join(part.get("text", part["type"]) for part in prompt)
     try:
         steps = json.loads(prompt)
     except ValueError:

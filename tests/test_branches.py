@@ -75,6 +75,15 @@ def test_only_a_turn_of_the_conversation_that_is_over_can_be_returned_to(three: 
     assert back.rewind_to == executions.get(three, "one").number
 
 
+def test_a_hub_names_the_session_and_the_turn(three: Database) -> None:
+    request = Request("back", "alpha", "x", 9, 9, None, None, None, SESSION, "h", rewind_to="one")
+    back, _ = lifecycle.create(three, request, max_queue=100)
+    assert (back.conversation, back.rewind_to) == ("one", executions.get(three, "one").number)
+    other = Request("no", "beta", "x", 9, 9, None, None, None, SESSION, "h", rewind_to="one")
+    with pytest.raises(InvalidRequest):
+        lifecycle.create(three, other, max_queue=100)
+
+
 def test_a_turn_that_was_left_behind_cannot_be_returned_to(three: Database) -> None:
     branch(three, "back", "three", rewind_to="one")
     back = run(three, SESSION)

@@ -34,7 +34,7 @@ def send(
     rows: Database, execution_id: str = "first", input_id: str = "i1", text: str = "and this", **more: Any
 ) -> Input:
     given = Given(input_id, text, more.pop("delivery", "steer"), more.pop("key", None), more.get("visible_to"))
-    return inputs.accept(rows, execution_id, given, **({"steers": True, "max_queue": 100} | more))
+    return inputs.accept(rows, execution_id, given, **({"max_queue": 100} | more))
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_text_for_an_execution_that_does_not_run_or_is_to_wait_is_a_follow_up_
     assert send(rows).reason == inputs.NOT_RUNNING
     lifecycle.claim(rows, own_identity())
     assert send(rows, input_id="i2", delivery="queue").follow_up == "i2"
-    assert send(rows, input_id="i3", steers=False).follow_up == "i3"
+    assert send(rows, input_id="i3", delivery="queue").follow_up == "i3"
     with pytest.raises(QueueFull):
         send(rows, input_id="i4", delivery="queue", max_queue=3)
     lifecycle.finish(rows, executions.get(rows, "first").number, DONE)

@@ -32,16 +32,18 @@ def send(execution_id: str, body: dict[str, Any]) -> Input:
         own.db,
         execution_id,
         given,
-        steers=own.steers,
         max_queue=own.config.max_queue,
         admit=own.admit,
         visible_to=caller.visible_to,
     )
+    if found.state == "waiting" and own.send_input is not None:
+        found = own.send_input(found)
+    elif found.state == "waiting":
+        own.workers.ring(execution_id)
+        return _decided(found)
     if found.state == "queued":
         wake_worker()
-        return found
-    own.workers.ring(execution_id)
-    return _decided(found)
+    return found
 
 
 def _decided(found: Input) -> Input:

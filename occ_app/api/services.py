@@ -15,6 +15,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.errors import Unavailable
 from occ_app.executions import records
+from occ_app.executions.inputs import Input
 from occ_app.executions.lifecycle import Admission
 from occ_app.home import daemon
 from occ_app.streams.doorbell import Ringer
@@ -36,8 +37,8 @@ class Services:
     occ_app/api/approvals.py describes. `admit` checks an execution before it is
     accepted, and `resolve_workspace` returns the id of the workspace that its request names. `measures` are those that
     only an agent or only a hub has. `open_to_viewers` are the endpoints that a viewer may POST to. `title` is the API's
-    name. `steers`: texts can be sent to executions that run. `file_reads` are the places for requests that read files
-    of workspaces.
+    name. `send_input` sends a text for an execution to the machine that runs it; None for an agent, whose worker does
+    that. `file_reads` are the places for requests that read files of workspaces.
     """
 
     config: Config
@@ -60,7 +61,7 @@ class Services:
     measures: tuple[Measure, ...] = ()
     open_to_viewers: frozenset[str] = frozenset()
     title: str = "OCC agent"
-    steers: bool = True
+    send_input: Callable[[Input], Input] | None = None
     file_reads: Shares = field(default_factory=file_reads)
 
     def refuse_when_stopping(self) -> None:

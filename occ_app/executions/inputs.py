@@ -19,7 +19,7 @@ from occ_app.executions.records import Execution, Request
 from occ_app.system.short_ids import new_execution_id
 from occ_app.system.timestamps import iso_now
 
-STATES = ("waiting", "sent", "delivered", "queued", "unknown")
+STATES = ("waiting", "sent", "delivered", "queued", "unsent", "unknown")
 DELIVERIES = ("steer", "queue")
 
 NOT_RUNNING = "The execution does not run."
@@ -29,13 +29,17 @@ UNCERTAIN = "The execution ended before Claude Code confirmed the text; it may h
 
 @dataclass(frozen=True)
 class Given:
-    """A text as its sender gave it; `input_id` is an id of the sender's."""
+    """A text as its sender gave it; `input_id` is an id of the sender's.
+
+    Without `fallback` it becomes no follow-up if it cannot be sent, but `unsent`: a hub makes its own.
+    """
 
     input_id: str
     text: str
     delivery: str
     key_id: str | None = None
     owner_id: str | None = None
+    fallback: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,12 @@ class Input:
     reason: str | None
     key_id: str | None
     owner_id: str | None
+    fallback: int
 
     @property
     def delivery(self) -> str | None:
         """`steer` once it was sent to the running turn, `queue` once it is a follow-up, None before."""
-        return {"waiting": None, "queued": "queue"}.get(self.state, "steer")
+        return {"waiting": None, "unsent": None, "queued": "queue"}.get(self.state, "steer")
 
 
 def accept(
@@ -64,14 +69,13 @@ def accept(
     execution_id: str,
     given: Given,
     *,
-    steers: bool,
     max_queue: int,
     admit: Callable[[sqlite3.Connection, Request], object] = lambda _connection, _request: None,
     visible_to: str | None = None,
 ) -> Input:
     """Store a text for an execution; the same text under the same id again is the one that exists.
 
-    It waits for the worker if it is to steer an execution that runs here (`steers`), else it becomes a follow-up now.
+    It waits to be sent if it is to steer an execution that runs, else it becomes a follow-up now.
     Raises NotFound, Conflict for another text under the id, NoSpace, QueueFull, and what `admit` raises.
     """
     with db.write() as connection:
@@ -85,14 +89,16 @@ def accept(
             raise NoSpace
         row = connection.execute(
             """
-            INSERT INTO inputs (execution, input_id, text, wanted, state, key_id, owner_id, created_at)
-            VALUES (:execution, :input_id, :text, :delivery, 'waiting', :key_id, :owner_id, :now)
+            INSERT INTO inputs (execution, input_id, text, wanted, state, key_id, owner_id, created_at, fallback)
+            VALUES (:execution, :input_id, :text, :delivery, 'waiting', :key_id, :owner_id, :now, :fallback)
             RETURNING *
             """,
             {**vars(given), "execution": execution.number, "now": iso_now()},
         ).fetchall()[0]
-        if given.delivery == "steer" and execution.state == "running" and steers:
+        if given.delivery == "steer" and execution.state == "running":
             return _input(row)
+        if not given.fallback:
+            return _queue(connection, _input(row), execution, NOT_RUNNING)
         queued = connection.execute("SELECT count(*) FROM executions WHERE state = 'queued'").fetchone()[0]
         if queued >= max_queue:
             raise QueueFull(queued)
@@ -109,6 +115,16 @@ def get(db: Database, number: int) -> Input:
     """The input with this number, which exists."""
     with db.read() as connection:
         return _numbered(connection, number)
+
+
+def find(db: Database, execution: int, input_id: str) -> Input | None:
+    """The input of an execution with this id of its sender's; None when there is none."""
+    with db.read() as connection:
+        row = connection.execute(
+            "SELECT * FROM inputs WHERE execution = :execution AND input_id = :input_id",
+            {"execution": execution, "input_id": input_id},
+        ).fetchone()
+    return None if row is None else _input(row)
 
 
 def waiting(db: Database, execution: int) -> list[Input]:
@@ -134,7 +150,10 @@ def settle(db: Database, number: int, state: str, reason: str | None = None) -> 
 
 
 def queue(db: Database, number: int, reason: str) -> Input:
-    """Make a follow-up of a text that waits, or that Claude Code gave back; returns the input as it is then."""
+    """Make a follow-up of a text that waits, or that Claude Code gave back; returns the input as it is then.
+
+    One without a fallback is `unsent`.
+    """
     with db.write() as connection:
         found = _numbered(connection, number)
         if found.state not in ("waiting", "sent"):
@@ -173,6 +192,9 @@ def _existing(connection: sqlite3.Connection, execution: Execution, given: Given
 
 def _queue(connection: sqlite3.Connection, found: Input, former: Execution, reason: str | None) -> Input:
     """Make a follow-up of an input, under its id, or under a new one if an execution has that."""
+    if not found.fallback:
+        _change(connection, found.number, "unsent", found.state, reason)
+        return _numbered(connection, found.number)
     taken = one(connection, "x.execution_id = ?", (found.input_id,)) is not None
     execution_id = new_execution_id() if taken else found.input_id
     acceptance.insert(connection, _request(found, former, execution_id), former.workspace_generation, former)

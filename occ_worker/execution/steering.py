@@ -143,7 +143,8 @@ class Steering:
             found, state, reason = self._unsettled[0]
             if state == "queued":
                 found = inputs.queue(self._context.db, found.number, reason)
-                won = found.state == "queued"
+                state = found.state
+                won = state in ("queued", "unsent")
             else:
                 won = inputs.settle(self._context.db, found.number, state, reason or None)
             del self._unsettled[0]

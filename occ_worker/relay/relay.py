@@ -21,7 +21,7 @@ from occ_app.executions import lifecycle, parking
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
-from occ_app.hub import approval_rows, fetched_changes, placement
+from occ_app.hub import approval_rows, fetched_changes, inputs, placement
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
@@ -292,6 +292,7 @@ class Relay:
                 return
             self._recorder.append(fresh)
             self._note_parked(fresh)
+        inputs.note_events(self._context.db, self.number, fresh)
         self._patience.begun()
         sent_at = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(sent_at, int):

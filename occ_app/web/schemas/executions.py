@@ -110,6 +110,7 @@ class InputBody(RequestSchema):
     input_id = Id(data_key="inputId", required=True)
     text = fields.String(required=True, validate=check_prompt, metadata={"pattern": r"\S"})
     delivery = fields.String(load_default="steer", validate=validate.OneOf(inputs.DELIVERIES))
+    fallback = TrueOrFalse(load_default=True)
 
 
 class InputRecord(Schema):
