@@ -192,7 +192,7 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def add(occ: Occ, name: str, program: Path, token: Path) -> None:
-    occ.command("mcp-servers", "add", name, "--env", f"TOKEN=@{token}", "--", sys.executable, str(program))
+    occ.command("mcp-servers", "add", name, "--env", f"TOKEN=@{token}", "--", sys.executable, "-IS", str(program))
 
 
 HELLO = {"name": "mcp__good__hello", "input": {}}

@@ -31,7 +31,7 @@ _PARTS = (
     *(";", "&&", "||", "|", "&", "|&", "\n", "\r", "\t", ";;", "(", ")", "{", "}", "[", "[[", "]]"),
     *("$", "$x", "${x}", "$A", "$(rm x)", "`rm x`", "$((1))", "$'rm'", '$"rm"', "<(rm x)", ">(rm x)"),
     *("<", ">", ">>", "2>&1", "<<E", "<<<", "&>", ">|", "*", "?", "{rm,x}", "r[m]", "r?"),
-    *("if", "then", "fi", "do", "done", "while", "function", "eval", "command", "env", "builtin", "in", "case"),
+    *("if", "then", "fi", "do", "done", "until", "function", "eval", "command", "env", "builtin", "in", "case"),
     *("for x in a; do", "f() {", "rm() {", "é", "\u00a0", "\u202e", "\x1b[2K", "\x00"),
 )
 _ORDINARY = (*_PARTS[: _PARTS.index("1")], "'r m'", "''", "r''m", ";", "&&", "||", "|", "\n", "$x", ">", "*")
