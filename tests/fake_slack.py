@@ -46,6 +46,8 @@ class FakeSlack:
     messages: dict[str, dict[str, Any]] = field(default_factory=dict)  # by ts
     ephemeral: list[dict[str, Any]] = field(default_factory=list)
     faults: dict[str, list[str | float]] = field(default_factory=lambda: defaultdict(list))
+    dialogs: list[dict[str, Any]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
     swallow: set[str] = field(default_factory=set)  # methods that act, and whose answer is lost, once
     sockets: list[socket.socket] = field(default_factory=list)
     acks: list[str] = field(default_factory=list)
@@ -120,6 +122,21 @@ class FakeSlack:
 
     def _conversations_history(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"ok": True, "messages": [one for one in self.shown(values["channel"]) if "thread_ts" not in one]}
+
+    def _views_open(self, values: dict[str, Any]) -> dict[str, Any]:
+        self.dialogs.append(values)
+        return {"ok": True, "view": {"id": f"V{len(self.dialogs)}"}}
+
+    def _files_getUploadURLExternal(self, values: dict[str, Any]) -> dict[str, Any]:
+        self.files.append({"name": values["filename"], "length": int(values["length"])})
+        number = len(self.files) - 1
+        return {"ok": True, "upload_url": f"http://127.0.0.1:{self.port}/upload/{number}", "file_id": f"F{number}"}
+
+    def _files_completeUploadExternal(self, values: dict[str, Any]) -> dict[str, Any]:
+        (file,) = json.loads(values["files"]) if isinstance(values["files"], str) else values["files"]
+        shared = {"channel": values.get("channel_id"), "thread_ts": values.get("thread_ts")}
+        self.files[int(file["id"][1:])].update(shared)
+        return {"ok": True, "files": [{"id": file["id"]}]}
 
     # ---- Socket Mode
 
@@ -214,6 +231,13 @@ def fake_slack() -> Iterator[FakeSlack]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = urlsplit(self.path)
+            if parts.path.startswith("/upload/"):
+                state.files[int(parts.path.rsplit("/", 1)[-1])]["content"] = body
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"OK")
+                return
             if (self.headers.get("Content-Type") or "").startswith("application/json"):
                 values = json.loads(body)
             else:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,8 +101,20 @@ class Office:
                     "thread_ts": message.get("thread_ts"),
                     "channel_id": message["channel"],
                 },
+                "trigger_id": f"trigger-{self.count}",
                 "actions": [{"action_id": button["action_id"], "value": button["value"], "action_ts": f"{self.count}"}],
             },
+        )
+
+    def submits(self, dialog: dict[str, Any], text: str, user: str = "UADA") -> None:
+        """Send a dialog with this text in its field."""
+        self.count += 1
+        values = {blocks.REASON: {blocks.REASON: {"type": "plain_text_input", "value": text}}}
+        view = {"id": f"V{self.count}", "hash": "h", "private_metadata": dialog["private_metadata"]}
+        view |= {"state": {"values": values}}
+        self.receive(
+            "interactive",
+            {"type": "view_submission", "user": {"id": user, "team_id": "T1"}, "team": {"id": "T1"}, "view": view},
         )
 
     def receive(self, kind: str, payload: dict[str, Any]) -> None:
@@ -403,7 +416,7 @@ def test_an_approval_in_a_direct_message_shows_its_input_and_is_answered_there(
     approval = office.ask(execution)
     asked = office.slack.shown()[-1]
     assert "rm s3cret" in texts(asked)
-    assert buttons(asked) == ["Approve", "Deny", "Open"]
+    assert buttons(asked) == ["Approve", "Always", "Deny", "Deny with a reason", "Open"]
     office.clicks(asked, "Approve")
     ((approval_id, answer, person),) = given
     assert (approval_id, answer.decision, answer.input_hash) == (approval.approval_id, "allow", "0" * 64)
@@ -421,7 +434,7 @@ def test_in_a_public_channel_an_input_is_neither_shown_nor_allowed(office: Offic
     office.ask(office.begin())
     asked = office.slack.shown()[-1]
     assert "s3cret" not in json.dumps(asked)
-    assert buttons(asked) == ["Deny", "Open"]
+    assert buttons(asked) == ["Deny", "Deny with a reason", "Open"]
 
 
 def test_a_click_of_another_owner_decides_nothing(office: Office) -> None:
@@ -441,6 +454,63 @@ def test_a_question_has_a_button_for_each_option(office: Office, monkeypatch: py
     office.ask(office.begin(), "question", {"questions": [question]})
     office.clicks(office.slack.shown()[-1], "Blue")
     assert given[0][1].answers == {"Which?": "Blue"}
+
+
+def test_a_denial_takes_a_reason_in_a_dialog(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(HubApprovals, "answer", lambda _, *values: given.append(values))
+    office.says("<@UBOT> fix it")
+    approval = office.ask(office.begin())
+    office.clicks(office.slack.shown()[-1], "Deny with a reason")
+    (opened,) = office.slack.dialogs
+    assert opened["trigger_id"].startswith("trigger-")
+    view = opened["view"] if isinstance(opened["view"], dict) else json.loads(opened["view"])
+    office.submits(view, "Use the test database.")
+    office.submits(view, "Use it.", user="UNEW")  # who is nobody
+    ((approval_id, answer, person),) = given
+    assert (approval_id, answer.decision, answer.message) == (approval.approval_id, "deny", "Use the test database.")
+    assert person.visible_to == office.owners["UADA"]
+
+
+def test_always_is_offered_with_its_rule_and_remembered_for_the_workspace(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(HubApprovals, "answer", lambda _, *values: given.append(values))
+    office.says("fix it", channel="D1", channel_type="im")
+    approval = office.ask(office.begin(), asked={"command": "npm test"})
+    asked = office.slack.shown()[-1]
+    assert approval.always_allows[0] in texts(asked)
+    office.clicks(asked, "Always")
+    assert given[0][1].remember == "workspace"
+
+
+# ---- Diffs
+
+
+def test_a_diff_is_posted_as_a_file_on_a_click_alone(office: Office) -> None:
+    ts = office.says("<@UBOT> fix it")
+    execution = office.begin()
+    with office.hub.database.write() as connection:
+        connection.execute(
+            "UPDATE executions SET changes = :changes WHERE number = :number",
+            {"changes": json.dumps({"files": 1, "additions": 2, "deletions": 0}), "number": execution.number},
+        )
+        connection.execute(
+            "INSERT INTO fetched_changes (execution, changes, patch) VALUES (:number, x'', :patch)",
+            {"number": execution.number, "patch": zlib.compress(b"diff --git a b")},
+        )
+    office.finish(execution)
+    office.process.step()
+    over = office.slack.shown()[0]
+    assert "1 file changed (+2 \u22120)" in texts(over)
+    assert office.slack.files == []
+    office.link("bob", "UBOB")
+    office.clicks(over, "Diff", user="UBOB")
+    assert office.slack.files == []
+    office.clicks(over, "Diff")
+    (file,) = office.slack.files
+    assert (file["content"], file["channel"], file["thread_ts"]) == (b"diff --git a b", "C1", ts)
 
 
 # ---- What Slack refuses
@@ -623,7 +693,7 @@ def test_the_process_ends_when_slack_is_disconnected(office: Office, running: Ru
 
 
 def test_a_killed_process_loses_nothing_and_says_nothing_twice(tmp_path: Path, slack: FakeSlack) -> None:
-    kills_and_checks(tmp_path, slack, kills=3, mentions=12)
+    kills_and_checks(tmp_path, slack, kills=3, mentions=8)
 
 
 def kills_and_checks(tmp_path: Path, slack: FakeSlack, kills: int, mentions: int) -> None:
@@ -668,14 +738,16 @@ def kills_and_checks(tmp_path: Path, slack: FakeSlack, kills: int, mentions: int
         threads = [threading.Thread(target=work) for work in (worker, tell)]
         for thread in threads:
             thread.start()
+        sockets = len(slack.sockets)
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             chance = random.Random(7)  # noqa: S311 - no secret
             for _ in range(kills):
-                wait_until(lambda: slack.sockets, "it is connected", 30)
+                wait_until(lambda before=sockets: len(slack.sockets) > before, "it is connected", 60)
                 time.sleep(chance.uniform(0.0, 0.6))  # the instant is what is random here
                 process.send_signal(signal.SIGKILL)
                 process.wait()
+                sockets = len(slack.sockets)
                 process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
             def over() -> bool:

@@ -10,7 +10,8 @@ from occ_app.executions.approvals import Approval
 from occ_app.executions.records import Execution
 from occ_app.slack.outbox import Content
 
-CANCEL, ALLOW, DENY = "occ_cancel", "occ_allow", "occ_deny"
+CANCEL, ALLOW, ALWAYS, DENY, DIFF = "occ_cancel", "occ_allow", "occ_always", "occ_deny", "occ_diff"
+REASON = "occ_reason"  # the button that asks for one, the dialog, and its field
 LONGEST_PART = 11_000  # characters of a markdown block; Slack takes 12,000
 MOST_PARTS = 10
 _LONGEST_TAIL, _LONGEST_INPUT, _LONGEST_OPTION = 1200, 2600, 70
@@ -71,7 +72,8 @@ def ended(execution: Execution, seconds: float, answer: str, url: str | None) ->
         more.append(
             Content("The rest of the answer is on the page.", (_section("The rest is on the page of the run."),))
         )
-    return Content(_first_line(head), (*blocks, *_actions(_page(url)))), more
+    diff = [_button("Diff", DIFF, execution.execution_id)] if _changed(execution) else []
+    return Content(_first_line(head), (*blocks, *_actions([*diff, *_page(url)]))), more
 
 
 def short(content: Content, url: str | None) -> Content:
@@ -100,11 +102,31 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
     elif whole:
         blocks.append({"type": "section", "text": {"type": "plain_text", "text": shown, "emoji": False}})
         buttons = [_button("Approve", ALLOW, _answer(asked, None), "primary")]
+        if asked.always_allows:
+            rules = ", ".join(asked.always_allows)
+            blocks.append(_section(f"Always in this workspace: {escaped(rules[:500])}"))
+            buttons.append(_button("Always", ALWAYS, _answer(asked, None)))
     else:
         where = "Its input is not shown here" if not private else "Its input is too long for Slack, or a plan"
         blocks.append(_section(f"{where}: decide on the page of the run."))
     buttons.append(_button("Deny", DENY, asked.approval_id, "danger"))
+    buttons.append(_button("Deny with a reason", REASON, asked.approval_id))
     return Content(what, (*blocks, *_actions([*buttons, *_page(url)])))
+
+
+def reason_dialog(approval_id: str, channel: str) -> dict[str, Any]:
+    """The dialog that asks for the reason of a denial, which Claude reads."""
+    field = {"type": "plain_text_input", "action_id": REASON, "multiline": True, "max_length": 2000}
+    label = {"type": "plain_text", "text": "Reason, which Claude reads"}
+    return {
+        "type": "modal",
+        "callback_id": REASON,
+        "private_metadata": json.dumps({"id": approval_id, "channel": channel}),
+        "title": {"type": "plain_text", "text": "Deny"},
+        "submit": {"type": "plain_text", "text": "Deny"},
+        "close": {"type": "plain_text", "text": "Back"},
+        "blocks": [{"type": "input", "block_id": REASON, "element": field, "label": label}],
+    }
 
 
 def decided(asked: Approval) -> Content:

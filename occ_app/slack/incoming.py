@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Incoming:
     whether only its members see the channel; None where Slack does not say. `value` is that of a clicked button.
     """
 
-    kind: str  # message, command, click
+    kind: str  # message, command, click, reason
     team: str
     user: str
     channel: str
@@ -35,6 +36,7 @@ class Incoming:
     value: str = ""
     action: str = ""
     user_name: str = ""
+    trigger: str = ""  # by which a dialog can be opened, for three seconds
 
     @property
     def execution_id(self) -> str:
@@ -53,6 +55,9 @@ def key_of(kind: str, payload: Mapping[str, Any], envelope_id: str) -> str:
     if kind == "interactive" and isinstance(actions, list) and actions and isinstance(actions[0], dict):
         user = _text(_map(payload.get("user")).get("id"))
         return f"click {user} {_text(actions[0].get('action_id'))} {_text(actions[0].get('action_ts'))}"
+    view = _map(payload.get("view"))
+    if kind == "interactive" and payload.get("type") == "view_submission" and view.get("id"):
+        return f"dialog {_text(view.get('id'))} {_text(view.get('hash'))}"
     return f"envelope {envelope_id}"
 
 
@@ -73,6 +78,8 @@ def parsed(kind: str, payload: Mapping[str, Any], bot_user: str) -> Incoming | N
             shared=payload.get("is_ext_shared_channel") is True,
             user_name=_text(payload.get("user_name")),
         )
+    if kind == "interactive" and payload.get("type") == "view_submission":
+        return _reason(payload)
     return _click(payload) if kind == "interactive" and payload.get("type") == "block_actions" else None
 
 
@@ -117,6 +124,29 @@ def _click(payload: Mapping[str, Any]) -> Incoming | None:
         text="",
         value=_text(actions[0].get("value")),
         action=_text(actions[0].get("action_id")),
+        trigger=_text(payload.get("trigger_id")),
+    )
+
+
+def _reason(payload: Mapping[str, Any]) -> Incoming | None:
+    """Return the reason that a person wrote in the dialog of a denial."""
+    view, user = _map(payload.get("view")), _map(payload.get("user"))
+    try:
+        metadata = _map(json.loads(_text(view.get("private_metadata"))))
+    except ValueError:
+        return None
+    fields = [
+        _map(field) for block in _map(_map(view.get("state")).get("values")).values() for field in _map(block).values()
+    ]
+    return Incoming(
+        kind="reason",
+        team=_text(user.get("team_id")) or _text(_map(payload.get("team")).get("id")),
+        user=_text(user.get("id")),
+        channel=_text(metadata.get("channel")),
+        ts="",
+        thread="",
+        text=next((_text(field.get("value")) for field in fields), "").strip(),
+        value=_text(metadata.get("id")),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from occ_app.database.database import Database
 from occ_app.system.timestamps import iso_now
 
-RUN, ANSWER, APPROVAL, NOTICE = "run", "answer", "approval", "notice"
+RUN, ANSWER, APPROVAL, NOTICE, DIFF = "run", "answer", "approval", "notice", "diff"
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,15 @@ def notice(db: Database, once: str, channel: str, thread: str, content: Content,
         made = _insert(connection, channel, thread, NOTICE, f"notice {once}", only_for=only_for)
         if made:
             _set(connection, f"notice {once}", content)
+    return made
+
+
+def diff(db: Database, once: str, channel: str, thread: str, execution: int) -> bool:
+    """Post the diff of a run as a file, once for each cause."""
+    with db.write() as connection:
+        made = _insert(connection, channel, thread, DIFF, f"diff {once}", execution=execution)
+        if made:
+            _set(connection, f"diff {once}", Content(""))
     return made
 
 

@@ -80,7 +80,7 @@ def handle(hub: SlackHub, payload: Payload) -> None:
             _offer_link(hub, payload, found)
         elif found.kind == "command":
             _command(hub, payload, found, person)
-        elif found.kind == "click":
+        elif found.kind in ("click", "reason"):
             _click(hub, payload, found, person)
         else:
             _message(hub, payload, found, person, known)
@@ -88,7 +88,7 @@ def handle(hub: SlackHub, payload: Payload) -> None:
 
 def _say(hub: SlackHub, payload: Payload, found: Incoming, text: str) -> None:
     """Say something to this person alone."""
-    thread = found.thread if found.kind != "command" else ""
+    thread = found.thread
     only_for = None if found.direct else found.user
     outbox.notice(hub.db, str(payload.number), found.channel, thread, blocks.sentence(text), only_for)
 
@@ -218,11 +218,20 @@ def _click(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> 
     try:
         if found.action == blocks.CANCEL:
             _cancel(hub, found.value, person)
+        elif found.action == blocks.DIFF:
+            execution = executions.get(hub.db, found.value, person.visible_to)
+            outbox.diff(hub.db, str(payload.number), found.channel, found.thread, execution.number)
+        elif found.action == blocks.REASON:
+            hub.open_dialog(found.trigger, blocks.reason_dialog(found.value, found.channel))
+        elif found.kind == "reason":
+            message = found.text or "Denied in Slack."
+            hub.approvals.answer(found.value, Answer("deny", message=message), _decider(person))
         elif found.action == blocks.DENY:
             hub.approvals.answer(found.value, Answer("deny", message="Denied in Slack."), _decider(person))
-        elif found.action.startswith(blocks.ALLOW):
+        elif found.action.startswith((blocks.ALLOW, blocks.ALWAYS)):
             given = json.loads(found.value)
-            answer = Answer("allow", str(given["hash"]), answers=given.get("answers"))
+            remember = "workspace" if found.action == blocks.ALWAYS else None
+            answer = Answer("allow", str(given["hash"]), answers=given.get("answers"), remember=remember)
             hub.approvals.answer(str(given["id"]), answer, _decider(person))
     except OCCError as error:
         if _passes(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
@@ -14,7 +15,10 @@ from occ_app.slack.tokens import Tokens
 
 @dataclass(frozen=True)
 class SlackHub:
-    """`wake` starts a run that waits, `ring` wakes the process that runs one, `address` is that of the pages."""
+    """`wake` starts a run that waits, `ring` wakes the process that runs one, `address` is that of the pages.
+
+    `open_dialog` shows a dialog to the person whose click has that trigger; it fails without an exception.
+    """
 
     config: HubConfig
     db: Database
@@ -24,6 +28,7 @@ class SlackHub:
     wake: Callable[[], None]
     ring: Callable[[str], None]
     address: Callable[[], str | None]
+    open_dialog: Callable[[str, dict[str, Any]], None]
 
     def page(self, execution_id: str) -> str | None:
         """Return the address of a run's page; None for a hub whose address is not known."""

@@ -17,11 +17,13 @@ from occ_app.config.config import HubConfig
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import OCCError
+from occ_app.executions import queries as executions
 from occ_app.executions import retention
 from occ_app.home import daemon, notes
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.hub.approvals import HubApprovals
+from occ_app.hub.remote_files import RemoteFiles
 from occ_app.queue import waker
 from occ_app.slack import inbox, incoming, outbox, tokens
 from occ_app.slack.status import NOTE
@@ -51,23 +53,24 @@ class SlackProcess:
         self.tokens = connected
         self.db = Database(config.database)
         agents = Agents(self.db, config.heartbeat_seconds, config.forget_agents_days)
-        readers, workers = Ringer(config.run / "tail"), Ringer(config.run / "worker")
-        del readers  # a cancelled run is reported by the process that runs it
+        calls, workers = Calls(agents, config.run / "links"), Ringer(config.run / "worker")
         self.hub = SlackHub(
             config=config,
             db=self.db,
             agents=agents,
-            approvals=HubApprovals(self.db, agents, Calls(agents, config.run / "links")),
+            approvals=HubApprovals(self.db, agents, calls),
             tokens=connected,
             wake=waker(config),
             ring=workers.ring,
             address=self._address,
+            open_dialog=self._open_dialog,
         )
         web = WebClient(connected.bot, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
+        self._web, self._files = web, RemoteFiles(config, self.db, agents, calls)
         self._opener = WebClient(connected.app, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
         self.stop, self._woken = threading.Event(), threading.Event()
         self.composer = Composer(self.hub)
-        self.sender = Sender(self.db, web, self._url_of, lambda problem: self._report("sending", problem))
+        self.sender = Sender(self.db, web, self._url_of, lambda problem: self._report("sending", problem), self._diff)
         self.receiver = Receiver(
             self._open_url, self._store, lambda problem: self._report("receiving", problem), self.stop
         )
@@ -125,6 +128,18 @@ class SlackProcess:
     def _url_of(self, message: outbox.Message) -> str | None:
         runs = outbox.runs_in(self.db, message.channel, message.thread)
         return self.hub.page(runs[-1]) if runs else None
+
+    def _open_dialog(self, trigger: str, view: dict[str, Any]) -> None:
+        """Open a dialog at once; after a kill its trigger is over, and the person clicks again."""
+        try:
+            self._web.views_open(trigger_id=trigger, view=view)
+        except Exception as error:  # whatever slack_sdk and the network raise
+            log.info("a dialog cannot be opened: %s", error)
+
+    def _diff(self, number: int) -> bytes:
+        with self.db.read() as connection:
+            execution = executions.numbered(connection, number)
+        return b"".join(self._files.diff(execution, None))
 
     def _address(self) -> str | None:
         """Return the address of the hub's pages: the public one, else that of this machine."""

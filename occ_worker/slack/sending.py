@@ -11,6 +11,7 @@ from typing import Any
 
 from slack_sdk.errors import SlackApiError
 
+from occ_app.errors import OCCError
 from occ_app.slack import blocks, outbox
 from occ_app.slack.outbox import Content, Message
 from occ_app.system.timestamps import iso
@@ -32,12 +33,16 @@ _HISTORY = 200
 
 @dataclass
 class Sender:
-    """Sends what is due. `web` is a client of Slack's Web API, `report` is called with the latest problem, or None."""
+    """Sends what is due. `web` is a client of Slack's Web API, `report` is called with the latest problem, or None.
+
+    `diff_of` returns the diff of a run by its number, and raises OCCError.
+    """
 
     db: Any
     web: Any
     url_of: Callable[[Message], str | None]
     report: Callable[[str | None], None]
+    diff_of: Callable[[int], bytes]
     _free_at: float = 0.0  # on the monotonic clock, as are the others
     _posted: dict[str, float] = field(default_factory=dict)
     _failures: int = 0
@@ -60,6 +65,8 @@ class Sender:
             self._send(message, message.content)
         except SlackApiError as error:
             self._refused(message, message.content, error)
+        except OCCError as error:  # of a diff that cannot be had; what is said instead is a message
+            outbox.shorten(self.db, message.number, blocks.sentence(blocks.escaped(f"There is no diff: {error}")))
         except Exception as error:  # the network; slack_sdk raises whatever the standard library does
             log.info("Slack cannot be reached: %s", error)
             self._again(message, f"Slack cannot be reached ({type(error).__name__})")
@@ -78,6 +85,9 @@ class Sender:
                 self.web.chat_postEphemeral(**values, **thread, user=message.only_for)
             outbox.shown(self.db, message.number, None, message.wanted)
             return
+        if message.kind == outbox.DIFF and not content.blocks:
+            self._upload(message)
+            return
         if message.ts is not None:
             self.web.chat_update(**values, ts=message.ts)
             outbox.shown(self.db, message.number, message.ts, message.wanted)
@@ -91,6 +101,17 @@ class Sender:
         self._posted[message.channel] = time.monotonic()
         reply = self.web.chat_postMessage(**values, **thread, metadata=marked, unfurl_links=False, unfurl_media=False)
         outbox.shown(self.db, message.number, str(reply["ts"]), message.wanted)
+
+    def _upload(self, message: Message) -> None:
+        """Post a diff as a file. A file cannot be looked for, so that after a kill it is not posted again."""
+        if message.tries == 0:
+            diff = self.diff_of(message.execution or 0)
+            outbox.trying(self.db, message.number)
+            thread = {"thread_ts": message.thread} if message.thread else {}
+            self.web.files_upload_v2(
+                channel=message.channel, **thread, content=diff, filename="changes.diff", title="Changes"
+            )
+        outbox.shown(self.db, message.number, None, message.wanted)
 
     def _posted_before(self, message: Message) -> str | None:
         """Return the ts of a message that may have been posted before this process was killed; None if it was not."""
