@@ -17,8 +17,9 @@ import pytest
 from occ_app.cli import chat_input
 from occ_app.cli.chat_session import Chat
 from occ_app.executions import queries as executions
-from tests.conftest import Occ, occ_in, steps
+from tests.conftest import Occ, make_zip, occ_in, steps
 from tests.model_api import FAKE_KEY, serve
+from tests.real_hub import Hub
 from tests.test_commands import read_until
 
 
@@ -239,3 +240,18 @@ def test_the_next_prompt_forks_or_goes_back(agent: Occ, work: Path, capsys: pyte
     fork = executions.get(agent.database, str(last))
     assert fork.fork
     assert fork.rewind_to is not None
+
+
+def test_a_chat_through_a_hub(hub_with_box: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    box = hub_with_box.agent("box")
+    hub_with_box.client.upload("work", make_zip({"a.txt": "a\n"}))
+    write = steps({"write": "a.txt", "text": "b\n"}, {"say": "ok"})
+    session = Chat(hub_with_box.client, Script(write, "/diff", "/undo", "hello", "/quit"), Here(), {})
+    session.run()
+    printed = capsys.readouterr()
+    assert "+b" in printed.out
+    assert "You said: hello" in printed.out
+    assert "files restored: 1" in printed.err
+    record = hub_with_box.client.execution(str(session.last))
+    assert record["conversationId"] != session.last
+    assert (Path(box.client.workspace("work")["path"]) / "a.txt").read_text() == "a\n"

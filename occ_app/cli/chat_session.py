@@ -13,6 +13,7 @@ import click
 from occ_app import errors
 from occ_app.cli import approvals, attached, output, transcript
 from occ_app.cli.diff import changes_of, show_patch, show_sums
+from occ_app.cli.run import reporting_waits
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Changes
 from occ_app.client.sse import StreamEvent
@@ -178,7 +179,8 @@ class Chat:
             try:
                 # An event counts as seen before the person is asked about it.
                 shown = self._counted(execution_id, approvals.asking(self._client, events, here=True))
-                final = transcript.print_events(shown, as_json=False, waiting="waiting for the answer")
+                with reporting_waits(self._client, execution_id):
+                    final = transcript.print_events(shown, as_json=False, waiting="waiting for the answer")
                 break
             except (KeyboardInterrupt, click.Abort):
                 if self._last != execution_id:  # it was not accepted yet

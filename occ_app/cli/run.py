@@ -162,7 +162,7 @@ def run(
     try:
         if detach:
             return _detached(events, execution_id, again)
-        with _telling_what_it_waits_for(client, execution_id):
+        with reporting_waits(client, execution_id):
             final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer", again=again)
     except errors.Lost:
         _tell_it_goes_on(execution_id, again)
@@ -223,7 +223,7 @@ def _prompt(argument: str) -> str:
 
 
 @contextlib.contextmanager
-def _telling_what_it_waits_for(client: AgentClient, execution_id: str) -> Iterator[None]:
+def reporting_waits(client: AgentClient, execution_id: str) -> Iterator[None]:
     """Report why a hub's execution waits: a machine may not come for an hour."""
     done = threading.Event()
 

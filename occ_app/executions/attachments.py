@@ -31,7 +31,7 @@ class Attachment:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the record of the execution shows of it."""
+        """Its name, kind and size, as the record of the execution shows them."""
         return {"name": self.name, "mediaType": self.media_type, "bytes": len(self.data)}
 
 
