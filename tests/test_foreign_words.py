@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,14 @@ ASKED = {
 
 # Each with the state that the execution ends in.
 HOSTILE = {
+    "parked without an approval": (event(3, "parked", T) + event(4, "resumed", T) + complete(5), "succeeded"),
+    "parked until nonsense": (
+        event(3, "approval", ASKED)
+        + event(4, "parked", {"approvalId": "approval-1", "expiresAt": "soon", "tool": ["x"]})
+        + event(5, "resumed", {"approvalId": "approval-1"})
+        + complete(6),
+        "succeeded",
+    ),
     "approval without id": (event(3, "approval", {**ASKED, "approvalId": None}) + complete(4), "succeeded"),
     "approval with a path for an id": (
         event(3, "approval", {**ASKED, "approvalId": "../x"}) + complete(4),
@@ -225,6 +234,7 @@ def everything_works(rows: Database, execution: executions.Execution) -> bytes:
     assert len(json.dumps(record)) < 200_000
     asked = approvals.listing(rows)
     assert all(each.state != "open" for each in asked)
+    assert all(datetime.fromisoformat(each.expires_at).tzinfo is not None for each in asked)
     json.dumps(schemas.ApprovalList().dump({"approvals": asked}), allow_nan=False).encode()
     for by in usage.GROUPINGS:
         assert usage.report(rows, by).total.cost_usd >= 0

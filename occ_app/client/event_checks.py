@@ -250,6 +250,11 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], _Object]] = {
     "compaction": _compaction,
     "status": lambda content: {"state": _text(content, "state", 64), "message": _text(content, "message")},
     "approval": _approval,
+    "parked": lambda content: {
+        "approvalId": _approval_id(content),
+        **{name: _short(content, name) for name in ("kind", "tool", "expiresAt")},
+    },
+    "resumed": lambda content: {"approvalId": _approval_id(content)},
     "approval_resolved": _resolved,
     "complete": _complete,
     "error": _error,

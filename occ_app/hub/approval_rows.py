@@ -56,8 +56,8 @@ def note_asked(db: Database, execution: int, data: Mapping[str, Any]) -> Approva
                 "redacted": data.get("redacted") is True,
                 "reason": data.get("reason"),
                 "subagent": data.get("subagent"),
-                "asked_at": _moment(data.get("askedAt")),
-                "expires_at": _moment(data.get("expiresAt")),
+                "asked_at": moment(data.get("askedAt")),
+                "expires_at": moment(data.get("expiresAt")),
                 "truncated": data.get("truncated") is True,
                 "most": _MAX_OPEN,
             },
@@ -254,7 +254,7 @@ def _text(value: object, limit: int) -> str | None:
     return value[:limit] if isinstance(value, str) else None
 
 
-def _moment(value: object) -> str:
+def moment(value: object) -> str:
     """Return a machine's ISO time in the format of the rows; now for anything else."""
     try:
         return iso(datetime.fromisoformat(str(value)).astimezone(UTC))

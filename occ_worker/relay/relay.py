@@ -39,7 +39,6 @@ log = logging.getLogger("occ.relay")
 
 _FETCH_SECONDS = 20.0  # for a machine to record changes
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_LONGEST_MOMENT = 40  # characters
 _MAX_FAULTS = 5  # of OCC's own, until an execution is given up
 _FAULT = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
 _PUT_BACK_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
@@ -310,7 +309,7 @@ class Relay:
                     self._context.db,
                     self.number,
                     parked=self.parked,
-                    expires=expires if isinstance(expires, str) and len(expires) <= _LONGEST_MOMENT else None,
+                    expires=None if expires is None else approval_rows.moment(expires),
                 )
 
     def _given_up(self, code: str, message: str) -> Outcome:
