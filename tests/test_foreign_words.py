@@ -30,7 +30,7 @@ from occ_app.home import health, notes
 from occ_app.hub import keys, registrations
 from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agents import Agents
-from occ_app.hub.pages import answer
+from occ_app.hub.pages import parts
 from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import own_identity
 from occ_app.web import requests as web
@@ -239,7 +239,7 @@ def everything_works(rows: Database, execution: executions.Execution) -> bytes:
     for by in usage.GROUPINGS:
         assert usage.report(rows, by).total.cost_usd >= 0
     Tally(rows).look()
-    answer.read(rows, execution)
+    parts.read(rows, execution, parts.Place())
     search.index_some(rows, 10)
     assert not search.waiting(rows)
     assert [found.execution.number for found in search.find(rows, "prompt", limit=1).results]
