@@ -61,6 +61,13 @@ ASKED = {
 
 # Each with the state that the execution ends in.
 HOSTILE = {
+    "odd texts of a person": (
+        event(3, "input", T)
+        + event(4, "input", {"inputId": "i", "text": "x", "state": "\x1b[2J"})
+        + event(5, "input", {"inputId": "i", "text": "x", "state": "sent", "executionId": "../x", "reason": 5})
+        + complete(6),
+        "succeeded",
+    ),
     "parked without an approval": (event(3, "parked", T) + event(4, "resumed", T) + complete(5), "succeeded"),
     "parked until nonsense": (
         event(3, "approval", ASKED)
@@ -281,6 +288,20 @@ def test_a_machine_cannot_touch_the_approval_of_another_machine(rows: Database, 
     execution = relayed(START + event(3, "approval", forged) + event(4, "approval_resolved", resolved) + complete(5))
     assert execution.state == "succeeded"
     assert approvals.listing(rows) == [asked]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("approval_resolved", {"approvalId": "approval-1", "state": "\x1b[2J"}),
+        ("input", {"inputId": "i", "text": "x", "state": "\x1b[2J"}),
+        ("parked", {"approvalId": "\x1b[2J"}),
+        ("resumed", {}),
+        ("approval", {**ASKED, "approvalId": "a b"}),
+    ],
+)
+def test_an_event_that_a_terminal_would_obey_is_refused(name: str, data: dict[str, Any]) -> None:
+    assert checked(RawEvent(3, name, to_json({**data, **T}))) is None
 
 
 def test_a_broken_event_is_marked_and_counted(rows: Database, relayed: Any) -> None:

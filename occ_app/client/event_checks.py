@@ -232,9 +232,28 @@ def _approval_id(content: Mapping[str, Any]) -> str:
 def _resolved(content: Mapping[str, Any]) -> _Object:
     return {
         "approvalId": _approval_id(content),
-        "state": _text(content, "state", _MAX_NAME_CHARACTERS),
+        "state": _state(content),
         "actor": _short(content, "actor"),
         "message": _sentence(content, "message"),
+    }
+
+
+def _state(content: Mapping[str, Any]) -> str:
+    """Return the state of an approval or an input, which a terminal shows as it is."""
+    state = _text(content, "state")
+    if not _NAME.fullmatch(state):
+        raise ValueError("no state")
+    return state
+
+
+def _input(content: Mapping[str, Any]) -> _Object:
+    follow_up = content.get("executionId")
+    return {
+        "inputId": _text(content, "inputId", _MAX_NAME_CHARACTERS),
+        "text": _text(content, "text"),
+        "state": _state(content),
+        "executionId": follow_up if isinstance(follow_up, str) and _ID.fullmatch(follow_up) else None,
+        "reason": _sentence(content, "reason"),
     }
 
 
@@ -250,6 +269,7 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], _Object]] = {
     "compaction": _compaction,
     "status": lambda content: {"state": _text(content, "state", 64), "message": _text(content, "message")},
     "approval": _approval,
+    "input": _input,
     "parked": lambda content: {
         "approvalId": _approval_id(content),
         **{name: _short(content, name) for name in ("kind", "tool", "expiresAt")},
