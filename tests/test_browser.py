@@ -12,6 +12,7 @@ import pytest
 from tests.browser import Browser, Page, browser_in
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.real_hub import Hub, hub_in
+from tests.test_live_text import ANSWER
 
 REFUSED = "Failed to load resource: the server responded with a status of 4"
 
@@ -128,6 +129,45 @@ def test_what_grew_live_is_what_a_reload_shows(page: Page, box: Occ) -> None:
     assert (
         page.js("[...document.querySelectorAll('.tool summary b')].map(b => b.textContent).join()") == "Read,Bash,Read"
     )
+
+
+# What a person could see of raw Markdown: its marks outside of code, or text of a table or a fence in a paragraph.
+RAW = """(() => {
+  window.samples = 0; window.raw = []; window.first = 0;
+  const look = () => {
+    const answer = document.querySelector('.answer');
+    if (!answer) return;
+    window.samples += 1;
+    if (!window.first && answer.innerText.trim()) window.first = Date.now();
+    for (const block of answer.querySelectorAll('p, li, th, td, h3, h4')) {
+      const copy = block.cloneNode(true);
+      copy.querySelectorAll('code, pre, ul, ol').forEach((one) => one.remove());
+      if (/[|`#]|\\*\\S|\\S\\*|--/.test(copy.textContent)) window.raw.push(copy.textContent);
+    }
+  };
+  new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
+  setInterval(look, 50);
+})()"""
+
+
+def test_live_text_never_shows_raw_markdown_at_400_ms_of_latency(page: Page, hub: Hub, box: Occ) -> None:
+    said = [{"say": ANSWER[begin : begin + 4], "every": 0.025} for begin in range(0, len(ANSWER), 4)]
+    page.call(
+        "Network.emulateNetworkConditions", offline=False, latency=400, downloadThroughput=-1, uploadThroughput=-1
+    )
+    execution_id = start(page, steps({"wait": "go-raw"}, *said, {"result": {}}))
+    page.shows("Running", ".now")
+    page.js(RAW)
+    let_go(box, "go-raw")
+    page.shows("Done", ".outcome", 60)
+    assert page.js("window.samples") >= 70
+    assert page.js("window.raw") == []
+    assert page.js("document.querySelectorAll('.text table').length") == 2
+    events = hub.client.events(execution_id, follow=False)
+    begun = next(event for event in events if event.name == "output")
+    waited = page.js("window.first") - begun.data["timestamp"]
+    print(f"the first words were on the page {waited} ms after their event, with {page.js('window.samples')} samples")
+    assert waited < 3000  # about 100 ms on an idle machine
 
 
 def test_a_tool_is_folded_and_stays_open_while_the_answer_goes_on(page: Page, box: Occ) -> None:
@@ -434,3 +474,74 @@ def test_text_is_laid_out_by_its_own_direction(page: Page, box: Occ) -> None:
     for tag in ("p", "li"):
         assert page.js(look.format(tag, "unicodeBidi")) == "plaintext"
     assert page.js(look.format("pre", "direction")) == "ltr"
+
+
+def press(page: Page, key: str, code: str | None = None) -> None:
+    """Press a key of the keyboard."""
+    text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=code or key, **(text if kind == "keyDown" else {}))
+
+
+def test_the_keyboard_reaches_everything(page: Page, hub: Hub, box: Occ) -> None:
+    for number in range(2):
+        list(hub.client.execute("work", f"keys {number}", executionId=f"keys-{number}"))
+    page.reload()
+    page.wait("document.querySelectorAll('a.row').length > 1")
+    press(page, "j")
+    page.wait("document.activeElement.matches('a.row')")
+    first = page.js("document.activeElement.href")
+    press(page, "j")
+    page.wait(f"document.activeElement.matches('a.row') && document.activeElement.href !== {json.dumps(first)}")
+    press(page, "k")
+    page.wait(f"document.activeElement.href === {json.dumps(first)}")
+    press(page, "/")
+    page.wait("document.activeElement.id === 'find'")
+    press(page, "Escape")
+    page.wait("document.activeElement === document.body")
+    press(page, "r")
+    page.wait("document.activeElement.id === 'prompt'")
+    press(page, "Escape")
+    press(page, "?")
+    page.wait("document.querySelector('#keys').open")
+    press(page, "Escape")
+    page.wait("!document.querySelector('#keys').open")
+    page.go(first)
+    press(page, "g")
+    press(page, "h")
+    page.wait("location.pathname === '/'")
+
+
+def test_enter_queues_a_reply_while_a_turn_runs_and_the_page_goes_on_with_it(page: Page, hub: Hub, box: Occ) -> None:
+    start(page, waiting("go-queue"))
+    page.shows("begun and", ".answer")
+    page.shows("Queue", "#reply")
+    page.fill("#prompt", "and then this")
+    press(page, "Enter")
+    page.shows("Runs after the turn before it", ".waits")
+    assert page.js("document.querySelector('#prompt').value") == ""
+    let_go(box, "go-queue")
+    page.shows("You said: and then this")
+    page.wait("document.querySelectorAll('.outcome.succeeded').length === 2")
+    assert page.js("document.querySelectorAll('[data-turn]').length") == 2
+
+
+def test_a_folder_is_zipped_in_the_browser(page: Page, hub: Hub, box: Occ, tmp_path: Path) -> None:
+    folder = tmp_path / "my site"
+    (folder / "src").mkdir(parents=True)
+    (folder / "node_modules").mkdir()
+    (folder / "src" / "größe.txt").write_text("word " * 5_000)
+    (folder / "index.html").write_text("hello")
+    (folder / "node_modules" / "left.js").write_text("out")
+    page.js("document.querySelector('#prompt').focus()")
+    page.choose("#folder", folder)
+    page.shows("my site, 2 files", "#chosen")
+    page.fill("#prompt", "look")
+    page.click("#start button.main")
+    page.wait("location.pathname.startsWith('/runs/page-')")
+    workspace = on(str(page.js("location.pathname.split('/')[2]")), hub)
+    wait_until((box.home / "workspaces" / workspace / "index.html").exists, "the files to be there")
+    stored = box.home / "workspaces" / workspace
+    assert (stored / "src" / "größe.txt").read_text() == "word " * 5_000
+    assert not (stored / "node_modules").exists()
+    page.shows("Done", ".outcome")

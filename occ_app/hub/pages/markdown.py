@@ -215,8 +215,8 @@ def _closing(target: str) -> str:
 
 def _heading(closing: str) -> _Rule:
     def rule(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
-        # The page has headings above these.
-        level = min(int(tokens[index].tag[1:]) + 2, 6)
+        # The page has headings above these, and an answer begins with a first or a second level.
+        level = min(max(int(tokens[index].tag[1:]) + 1, 3), 6)
         return f"<{closing}h{level}>"
 
     return rule

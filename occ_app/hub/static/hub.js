@@ -251,7 +251,7 @@ function promptField(form) {
   };
   field.addEventListener("input", fit);
   field.addEventListener("keydown", (event) => {
-    const plain = !event.shiftKey && !event.isComposing && form.id === "reply" && matchMedia("(pointer: fine)").matches;
+    const plain = !event.shiftKey && !event.isComposing && form.id === "reply" && !matchMedia("(pointer: coarse)").matches;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey || plain)) {
       event.preventDefault();
       form.requestSubmit();
@@ -369,7 +369,7 @@ function newTask(form) {
   byId("folder").addEventListener("change", (event) => {
     const files = [...event.target.files].map((file) => ({ path: file.webkitRelativePath, file }));
     const kept = files.filter(({ path }) => !path.split("/").some((part) => leftOut.has(part)));
-    take(files[0]?.webkitRelativePath.split("/")[0] ?? "folder", kept);
+    take(files[0]?.path.split("/")[0] ?? "folder", kept);
     event.target.value = "";
   });
   const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -691,6 +691,7 @@ document.addEventListener("keydown", (event) => {
   const before = lastKey;
   lastKey = key;
   if (key === "Escape") {
+    byId("keys")?.close();
     document.activeElement?.blur();
     byId("start")?.classList.remove("open");
     return;
