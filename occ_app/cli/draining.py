@@ -20,7 +20,7 @@ def drain(config: Config) -> None:
     """
     daemon.refuse_work(config)
     try:
-        with closing(Doorbell(config.run / "tail")) as bell, transcript.Waiting("Waiting for what runs"):
+        with closing(Doorbell(config.run / "tail")) as bell, transcript.Waiting("Waiting for current runs"):
             database = schema.opened(config.database, readonly=True)
             while executions.running(database) and daemon.find(config):
                 select.select([bell], [], [], 1.0)

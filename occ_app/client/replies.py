@@ -80,7 +80,7 @@ def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return f"{url} shows a certificate that is not trusted here; give the fingerprint it has with {option}."
     if "ingerprint" in str(error):
-        return f"{url} shows another certificate than the pinned one: it was made anew, or someone is in between."
+        return f"{url} shows another certificate than the pinned one: it was made again, or someone is in between."
     return f"{url} does not speak TLS; check whether it is an http:// address."
 
 

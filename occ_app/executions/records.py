@@ -69,7 +69,7 @@ class Execution:
     `attachments` describes those of its prompt; attachments.py has their content.
     `fork`: it began its conversation with the session of another. `rewind_to` is the number of the turn that it
     continues after, `resume_at` the CLI's id of the last message of that turn, known once it starts, and `last_message`
-    that of its own last message.
+    that of its last message.
     `place` is its place in the line if it was moved, `paused` the reason why it waits for a person: a turn before it
     `failed`, or a `person` paused it.
     `start_tree` and `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON

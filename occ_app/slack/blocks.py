@@ -163,7 +163,7 @@ def split(text: str) -> Iterator[str]:
 
 
 def _answer(asked: Approval, answers: Mapping[str, str] | None) -> str:
-    """Return the value of a button that allows: what it answers, and the hash of the input that was shown."""
+    """Return the value of a button that allows: the approval, and the hash of the input that was shown."""
     return json.dumps({"id": asked.approval_id, "hash": asked.input_hash, "answers": answers}, ensure_ascii=False)
 
 

@@ -62,7 +62,7 @@ def key_of(kind: str, payload: Mapping[str, Any], envelope_id: str) -> str:
 
 
 def parsed(kind: str, payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
-    """Return what a person did; None for anything else, such as the messages of bots and edits."""
+    """Return the act of a person; None for anything else, such as the messages of bots and edits."""
     if kind == "events_api":
         return _message(payload, bot_user)
     if kind == "slash_commands":

@@ -146,7 +146,7 @@ class LinkClient:
         finally:
             with self._lock:
                 self._loop = self._link = None
-            link.close("the agent is stopping" if self._stopping else "the agent registered anew")
+            link.close("the agent is stopping" if self._stopping else "the agent registered again")
             loop.close()
         return f"the link ended: {why[0]}"
 

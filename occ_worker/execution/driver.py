@@ -284,7 +284,7 @@ class Driver:
         self._ticked = now
         if self._context.stopping() and not self._parks(now):
             self._begin_termination(
-                "DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it anew when it is back."
+                "DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it again when it is back."
             )
         if now >= self._looked + _LOOK_SECONDS:
             self._look()

@@ -58,7 +58,7 @@ def message_of(claimed: Claimed, public_url: str | None) -> Message:
 
 
 def _question(claimed: Claimed) -> str:
-    """Return what the run waits for."""
+    """Return the reason why the run waits."""
     approval = claimed.approval
     if approval is None:
         return "Claude Code is not logged in on the machine; log in there."

@@ -62,7 +62,7 @@ def _passes(error: OCCError) -> bool:
 
 
 def handle(hub: SlackHub, payload: Payload) -> None:
-    """Do what a payload asks for."""
+    """Act on a payload."""
     found = incoming.parsed(payload.kind, payload.content, hub.tokens.bot_user)
     if found is None or not found.channel:
         return

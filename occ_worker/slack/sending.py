@@ -33,7 +33,7 @@ _HISTORY = 200
 
 @dataclass
 class Sender:
-    """Sends what is due. `web` is a client of Slack's Web API, `report` is called with the latest problem, or None.
+    """Sends due messages. `web` is a client of Slack's Web API, `report` is called with the latest problem, or None.
 
     `diff_of` returns the diff of a run by its number, and raises OCCError.
     """

@@ -1,4 +1,4 @@
-"""What a person can do about an execution that failed, by the code of its error."""
+"""The next steps of a person with an execution that failed, by the code of its error."""
 
 from __future__ import annotations
 

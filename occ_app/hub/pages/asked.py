@@ -1,4 +1,4 @@
-"""What a person is asked on a page: a tool call, questions or a plan, and the form with the answer."""
+"""The questions to a person on a page: a tool call, questions or a plan, and the form with the answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Asked:
 
     @property
     def heading(self) -> str:
-        """What is asked, as one line."""
+        """The question as one line."""
         if self.approval.kind == "question":
             return "Claude asks you"
         if self.approval.kind == "plan":

@@ -1,4 +1,4 @@
-"""The form that starts a task or continues a conversation: its fields as a request, and what is refused about them."""
+"""The form that starts a task or continues a conversation: its fields as a request, and the reasons of a refusal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _FIELDS = {
 
 
 def start(values: dict[str, str]) -> str:
-    """Start what a form asks for, once however often it is sent; returns the execution's id.
+    """Start the run that a form describes, once however often it is sent; returns the execution's id.
 
     A workspace that was made for it is in `values` afterwards. Raises RequestError.
     """

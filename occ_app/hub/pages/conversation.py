@@ -40,7 +40,7 @@ class Turn:
     part: Part | None
     begins: Place  # of the answer that the page has
     machine: str | None
-    asked: Sequence[Asked] = ()  # what a person has to answer
+    asked: Sequence[Asked] = ()  # the questions to a person
     moves_up: str | None = None  # of a follow-up that waits: the one to move it before
     moves_down: str | None = None  # and the one that moves before it
 

@@ -1,4 +1,4 @@
-"""The first page: the form for a new task, what needs a person, what runs, recent conversations, the machines."""
+"""The first page: the form for a new task, runs that need a person, current runs, recent conversations, machines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FILTERS = (("", "All"), ("running", "Running"), ("queued", "Waiting"), ("failed
 
 @dataclass(frozen=True)
 class Active:
-    """An execution that runs or waits, with the last line of what it did."""
+    """An execution that runs or waits, with its last line."""
 
     execution: Execution
     last: str
@@ -80,7 +80,7 @@ def back() -> Response:
 
 @bp.post("/runs")
 def start() -> Response:
-    """Start what the form asks for; the same form again: the same execution."""
+    """Start the run that the form describes; the same form again: the same execution."""
     values = {name: value.replace("\r\n", "\n") for name, value in request.form.items()}
     try:
         door.check_csrf()
@@ -180,7 +180,7 @@ def _needs(workspace_id: str | None) -> list[Row]:
 
 
 def _active(workspace_id: str | None) -> list[Active]:
-    """Return what runs, and the conversations that wait and do not run."""
+    """Return current runs, and the conversations that wait and do not run."""
     db, visible_to = services().db, callers.caller().visible_to
     running, _ = executions.listing(
         db, state="running", workspace_id=workspace_id, owner_id=visible_to, limit=_MOST_NOW

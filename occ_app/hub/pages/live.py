@@ -1,4 +1,4 @@
-"""The stream of an execution's page: what changes on it, as HTML of whole blocks and as the ends of the growing text.
+"""The stream of an execution's page: its changes, as HTML of whole blocks and as the ends of the growing text.
 
 Each message is one JSON object with `items`, in order: a block as a whole (`seq`, `html`), or of a text (`seq`) that
 its first `keep` elements stay, and the elements behind them; the first of those begins with `at` characters of the
@@ -120,7 +120,7 @@ class Drawn:
         return self._reader.status != self._others.get("status", "") or self._todo() != self._others.get("todo", "")
 
     def changes(self) -> dict[str, Any]:
-        """Return what has changed since the last call."""
+        """Return the changes since the last call."""
         reader = self._reader
         places, reader.changed = sorted(reader.changed), set()
         items = [self._item(reader.blocks[place]) for place in places]

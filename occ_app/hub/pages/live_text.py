@@ -62,7 +62,7 @@ def _begins(token: Token) -> bool:
 
 
 def visible(text: str) -> tuple[str, str]:
-    """Return the part of an open block that can be shown, and the Markdown that closes what is open at its end."""
+    """Return the part of an open block that can be shown, and the Markdown that closes its open blocks."""
     tokens = [token for token in markdown.leaves(text) if token.type in ("inline", "fence", "code_block")]
     if tokens and tokens[-1].type != "inline" and _reaches_end(tokens[-1], text):
         return _in_code(text), ""
@@ -136,7 +136,7 @@ def _after_line(text: str, inline: str) -> tuple[str, str]:
 
 
 def _ends(inline: str, marks: str) -> bool:
-    """Return whether the marks at the end of an inline text close what is open before them."""
+    """Return whether the marks at the end of an inline text close the marks before them."""
     if _CODE_SPAN.search(inline) and _without_code(inline).endswith("x" * len(marks)):
         return True
     before = inline[: len(inline) - len(marks)]

@@ -51,7 +51,7 @@ def blocks(text: str) -> list[str]:
 def open_blocks(text: str, closing: str) -> list[str]:
     """Return a text that is being written as `blocks` does, with an element of class `tail` where it will grow.
 
-    `closing` is Markdown that ends what is open at that place.
+    `closing` is Markdown that ends the open blocks.
     """
     return [str(finished(block)) for block in blocks(text.replace(_TAIL, "") + _TAIL + closing)]
 
@@ -149,7 +149,7 @@ def _block_parser() -> MarkdownIt:
 
 
 def leaves(text: str) -> list[Token]:
-    """Return the block tokens of a text: those with a content of their own, and those around them."""
+    """Return the block tokens of a text: those with content, and those around them."""
     return _leaf_parser().parse(text)
 
 

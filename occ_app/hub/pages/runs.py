@@ -80,7 +80,7 @@ def cancel(execution_id: str) -> Response:
 
 @bp.post("/approvals/<approval_id>")
 def decide(execution_id: str, approval_id: str) -> Response:
-    """Answer what a person is asked."""
+    """Store the answer of a person."""
     asked.answer(approval_id, request.form)
     return _back(_execution(execution_id).execution_id)
 

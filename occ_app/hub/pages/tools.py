@@ -103,7 +103,7 @@ class Call:
 
     @property
     def shown(self) -> str:
-        """The result without what the CLI says to the model alone."""
+        """The result without the CLI's words to the model alone."""
         text = _REMARK.sub("\n", self.result or "").strip("\n")
         return _EXIT.sub("", text, count=1) if self.is_error and self.name == "Bash" else text
 
