@@ -123,7 +123,7 @@ def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
                 owner_boot_id = ?, owner_pid = ?, owner_start = ?,
                 deadline = ? + timeout_seconds
             WHERE x.number = (
-                SELECT q.number FROM executions q
+                SELECT q.number FROM executions q INDEXED BY executions_line
                 WHERE q.state = 'queued' AND q.paused IS NULL AND NOT EXISTS (
                     SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = q.workspace_generation)
                 ORDER BY coalesce(q.place, q.number) LIMIT 1)
