@@ -19,7 +19,7 @@ from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
 from occ_app.database import database as db
 from occ_app.home.state import TokenFile
-from occ_app.hub import agent_lists, api, health, inputs, keys, measures, pages, placement, session_api
+from occ_app.hub import agent_lists, api, health, inputs, keys, measures, pages, placement, rule_api, session_api
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
@@ -78,6 +78,7 @@ def make_app(config: HubConfig) -> Flask:
     links = Links(config.run / "links", refused=partial(agent_lists.refused, agents))
     app.extensions["occ_hub"] = api.HubServices(config, agents, calls, links)
     app.register_blueprint(api.bp)
+    app.register_blueprint(rule_api.bp)
     app.register_blueprint(session_api.bp)
     pages.add_pages(app)
     add_link(app, links, partial(_admit_link, agents))

@@ -465,3 +465,40 @@ def test_an_answer_is_remembered_on_the_machine(setting: Setting) -> None:
     assert [(rule["rule"], rule["actor"]) for rule in rules if rule["workspaceId"] is not None] == [
         ("Bash(make)", setting.seen(approval_id)["actor"])
     ]
+
+
+def test_an_owner_lists_adds_and_removes_the_rules_of_a_workspace_over_the_hub(setting: Setting) -> None:
+    def call(method: str, path: str, who: str = "ada", **more: Any) -> Any:
+        return setting.hub.call(method, path, setting.keys[who], **more)
+
+    with setting.hub.database.write() as connection:
+        workspace = connection.execute(
+            """
+            UPDATE workspaces SET (owner_id, agent_id) = (
+                SELECT owner_id, agent_id FROM executions WHERE number = :number)
+            WHERE generation = (SELECT workspace_generation FROM executions WHERE number = :number)
+            RETURNING workspace_id
+            """,
+            {"number": setting.execution},
+        ).fetchone()["workspace_id"]
+    place = f"?workspaceId={workspace}"
+    body = {"rule": "Bash(git push *)", "decision": "deny", "workspaceId": workspace}
+    added = call("POST", "/rules", json=body)
+    assert added.status_code == 201, added.text
+    rule_id = added.json["ruleId"]
+    assert added.json["workspaceId"] == workspace
+    assert rule_id in [each["ruleId"] for each in call("GET", f"/rules{place}").json["rules"]]
+    assert call("GET", f"/rules{place}", "bob").status_code == 404
+    assert call("DELETE", f"/rules/{rule_id}{place}", "bob").status_code == 404
+    assert call("POST", "/rules", "bob", json=body).status_code == 404
+    assert call("POST", "/rules", json=body | {"rule": "Bash(a; b)"}).status_code == 422
+    assert call("GET", "/rules").status_code == 422
+    assert call("DELETE", f"/rules/rule-none{place}").json["code"] == "RULE_NOT_FOUND"
+    setting.machine.away = True
+    assert call("GET", f"/rules{place}").json["code"] == "AGENT_UNREACHABLE"
+    setting.machine.away = False
+    setting.machine.lie = {"rules": [{"ruleId": 7, "workspaceId": workspace}]}
+    assert call("GET", f"/rules{place}").json["code"] == "AGENT_UNREACHABLE"
+    setting.machine.lie = None
+    assert call("DELETE", f"/rules/{rule_id}{place}").status_code == 200
+    assert rule_id not in [each["ruleId"] for each in call("GET", f"/rules{place}").json["rules"]]

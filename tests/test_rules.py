@@ -419,3 +419,24 @@ def test_a_command_that_looks_harmless_in_the_list_is_marked_and_shown_whole(
     assert "…" in listed
     assert client.calls
     assert "; rm -rf x" in CliRunner().invoke(occ, ["approve", approval_id]).output
+
+
+def test_on_a_hub_the_commands_name_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[str]()
+    rule = {"ruleId": "rule-1", "rule": "Bash(ls)", "decision": "allow", "scope": "workspace"}
+    rule |= {"workspaceId": "mine", "conversationId": None, "executionId": None}
+
+    def call(method: str, path: str, _body: Any = None) -> Any:
+        calls.append(f"{method} {path}")
+        return {"rules": [rule]} if method == "GET" else rule
+
+    monkeypatch.setattr("occ_app.cli.remote.chosen", lambda *_, **__: SimpleNamespace(call=call))
+    monkeypatch.setattr("occ_app.cli.remote.is_hub", lambda _: True)
+    monkeypatch.setattr("occ_app.cli.ids.workspace", lambda _client, name: {"workspaceId": name})
+    for words in (["list"], ["remove", "rule-1"], ["add", "Bash(ls)"], ["add", "Bash(ls)", "--run", "x"]):
+        assert run(*words).exit_code == 2
+    assert calls == []
+    assert "Bash(ls)" in run("list", "--workspace", "mine").output
+    assert run("remove", "rule", "--workspace", "mine").output == "rule-1 is removed\n"
+    assert run("add", "Bash(ls)", "--workspace", "mine").exit_code == 0
+    assert calls[-2:] == ["DELETE /rules/rule-1?workspaceId=mine", "POST /rules"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -32,26 +32,31 @@ def rules() -> None:
 
 
 def _with_client(command: Any) -> Any:
-    """Give the command a client of the agent that its options name."""
+    """Give the command a client of the agent or hub that its options name."""
 
-    @remote.options("Agent to ask; a hub has no rules.")
+    @click.option("--hub", is_flag=True, help="Ask this machine's hub instead of its agent.")
+    @remote.options("Agent or hub to ask. A hub needs --workspace.")
     @wraps(command)
-    def asking(*, url: str | None, token: str | None, pin: str | None, **others: Any) -> None:
-        client = remote.chosen(url, token, pin)
-        if remote.is_hub(client):
-            raise click.UsageError(
-                "There are no rules here: a hub has none. Ask the machine's agent itself, on that machine or with"
-                " --url."
-            )
-        command(client, **others)
+    def asking(*, url: str | None, token: str | None, pin: str | None, hub: bool, **others: Any) -> None:
+        command(remote.chosen(url, token, pin, hub=hub), **others)
 
     return asking
 
 
+def _place(client: AgentClient, workspace: str | None) -> str:
+    """Return the query for the rules of a workspace on a hub, empty for an agent. Raises UsageError without one."""
+    if not remote.is_hub(client):
+        return ""
+    if workspace is None:
+        raise click.UsageError("The machines of a hub keep the rules: name a workspace with --workspace.")
+    return f"?{urlencode({'workspaceId': ids.workspace(client, workspace)['workspaceId']})}"
+
+
 @rules.command("list")
-@_with_client
+@click.option("--workspace", metavar="ID", help="Only of this workspace or project; needed on a hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /rules answers.")
-def listing(client: AgentClient, as_json: bool) -> None:
+@_with_client
+def listing(client: AgentClient, workspace: str | None, as_json: bool) -> None:
     """List the rules of the operator and of people.
 
     A rule without an ID is a setting of the agent: OCC_ALLOW, OCC_DENY or OCC_TOOLS.
@@ -60,7 +65,10 @@ def listing(client: AgentClient, as_json: bool) -> None:
     Example:
       occ rules list
     """
-    reply = client.call("GET", "/rules")
+    reply = client.call("GET", f"/rules{_place(client, workspace)}")
+    if workspace is not None:
+        whole = ids.workspace(client, workspace)["workspaceId"]
+        reply = {"rules": [each for each in reply["rules"] if each["workspaceId"] == whole]}
     if as_json:
         output.echo(json.dumps(reply))
         return
@@ -96,6 +104,9 @@ def add(client: AgentClient, rule: str, decision: str | None, workspace: str | N
     if workspace is not None and execution_id is not None:
         raise click.UsageError("Give --workspace or --run, not both.")
     body: dict[str, Any] = {"rule": rule, "decision": decision or "allow"}
+    if execution_id is not None and remote.is_hub(client):
+        raise click.UsageError("On a hub a rule is for a workspace: use --workspace.")
+    _place(client, workspace)
     if workspace is not None:
         body["workspaceId"] = ids.workspace(client, workspace)["workspaceId"]
     if execution_id is not None:
@@ -107,8 +118,9 @@ def add(client: AgentClient, rule: str, decision: str | None, workspace: str | N
 
 @rules.command()
 @click.argument("rule_id", metavar="ID")
+@click.option("--workspace", metavar="ID", help="On a hub: the workspace or project.")
 @_with_client
-def remove(client: AgentClient, rule_id: str) -> None:
+def remove(client: AgentClient, rule_id: str, workspace: str | None) -> None:
     """Remove a rule.
 
     Any beginning of its ID is enough.
@@ -117,9 +129,10 @@ def remove(client: AgentClient, rule_id: str) -> None:
     Example:
       occ rules remove rule-3f9c
     """
-    known = [str(each["ruleId"]) for each in client.call("GET", "/rules")["rules"] if each["ruleId"]]
+    place = _place(client, workspace)
+    known = [str(each["ruleId"]) for each in client.call("GET", f"/rules{place}")["rules"] if each["ruleId"]]
     whole = ids.the_one(rule_id, [each for each in known if each.startswith(rule_id)], errors.rule_not_found)
-    client.call("DELETE", f"/rules/{quote(whole, safe='')}")
+    client.call("DELETE", f"/rules/{quote(whole, safe='')}{place}")
     output.echo(f"{whole} is removed")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
+from occ_app.config import permission_rules
 from occ_app.config.settings import http_url
 from occ_app.hub.keys import ROLES
 from occ_app.web import schemas
@@ -335,6 +336,20 @@ class HubExecuteBody(schemas.ExecuteBody):
     agent = _Line(1, 200)
     labels = fields.List(_Line(1, 100), validate=validate.Length(max=100))
     notify = TrueOrFalse()
+
+
+class RulesQuery(schemas.RequestSchema):
+    """The query of GET and DELETE of rules on a hub: the workspace, whose machine keeps them."""
+
+    workspace_id = Id(data_key="workspaceId", required=True)
+
+
+class HubRuleBody(schemas.RequestSchema):
+    """The body of POST /rules on a hub."""
+
+    decision = fields.String(required=True, validate=validate.OneOf(permission_rules.DECISIONS))
+    rule = fields.String(required=True, validate=[validate.Length(1, permission_rules.MAX_CHARACTERS), check_one_line])
+    workspace_id = Id(data_key="workspaceId", required=True)
 
 
 def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
