@@ -309,9 +309,9 @@ def test_the_list_of_machines_is_kept_fresh(hub: Hub, browser: Browser) -> None:
     screen.go(f"{hub.url}/machines")
     screen.shows("online", "#machines")
     hub.command("agents", "drain", "box")
-    screen.shows("draining", "#machines")
+    screen.shows("draining", "#machines", 60)
     hub.command("agents", "resume", "box")
-    screen.shows("online", "#machines")
+    screen.shows("online", "#machines", 60)
     screen.close()
 
 

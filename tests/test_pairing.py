@@ -11,7 +11,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from occ_app.hub.pages.devices import device_name, device_of
+from occ_app.hub.pages.login import visitor
 from occ_app.system.timestamps import iso
+from occ_app.web.callers import Caller
 from tests.hub_app import HubApp, hub_app
 
 PIXEL = (
@@ -133,6 +135,31 @@ def test_sessions_of_another_owner_are_not_there(hub: HubApp) -> None:
     assert hub.call("GET", "/sessions", theirs).json == {"sessions": []}
     assert hub.call("DELETE", path, theirs).status_code == 404
     assert hub.call("DELETE", path, mine).status_code == 200
+
+
+def test_the_streams_of_a_session_end_with_it_and_no_others(hub: HubApp) -> None:
+    key = hub.key("streaming", "client")
+
+    def caller(device: str) -> Caller:
+        """Who a stream of a new session of the key belongs to."""
+        browser = hub.browser()
+        browser.post("/login", data={"key": key}, headers={"User-Agent": device})
+        cookie = browser.get_cookie(hub.app.extensions["occ_cookie"])
+        assert cookie is not None
+        with hub.app.test_request_context("/", headers={"Cookie": f"{cookie.key}={cookie.value}"}):
+            found = visitor(hub.database)
+        assert found is not None
+        return found
+
+    ended, other = caller(PIXEL), caller("curl/8")
+    with hub.database.read() as connection:
+        row = connection.execute(
+            "SELECT session_id FROM logins WHERE key_id = ? AND device LIKE 'Chrome%'", (ended.key_id,)
+        ).fetchone()
+    assert not ended.refused()
+    assert hub.call("DELETE", f"/sessions/{row['session_id']}", key).status_code == 200
+    assert ended.refused()
+    assert not other.refused()
 
 
 @pytest.mark.parametrize("body", [{"role": "admin"}, {"owner": "erin"}])

@@ -13,7 +13,7 @@ import urllib3
 from click.testing import CliRunner
 
 from occ_app.cli.commands import occ as occ_command
-from tests.conftest import Occ, occ_in
+from tests.conftest import Occ, occ_in, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,12 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Occ, Any]]:
             yield occ, occ.command("up", "--port", "0")
         finally:
             occ.command("down")
+
+
+def machines(occ: Occ) -> list[tuple[str, str]]:
+    """The state of each machine of the hub, and how the hub reaches it."""
+    listed = json.loads(occ.command("hub", "agents", "--json").stdout)["agents"]
+    return [(machine["state"], machine["via"]) for machine in listed]
 
 
 def redeemed(link: str) -> tuple[int, str]:
@@ -40,8 +46,7 @@ def redeemed(link: str) -> tuple[int, str]:
 def test_one_command_leads_to_a_page_with_this_machine_on_it(up: tuple[Occ, Any]) -> None:
     occ, printed = up
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/pair#(\w{4}-){2}\w{4}\n", printed.stdout)
-    (machine,) = json.loads(occ.command("hub", "agents", "--json").stdout)["agents"]
-    assert (machine["state"], machine["via"]) == ("online", "link")
+    wait_until(lambda: machines(occ) == [("online", "link")], "the machine to have joined")
     assert redeemed(printed.stdout)[0] == 200
     assert redeemed(printed.stdout)[0] == 303
     assert "desk" in occ.command("hub", "sessions").stdout
@@ -123,8 +128,7 @@ def test_on_a_network_it_prints_a_qr_code_and_the_fingerprint(tmp_path: Path) ->
             assert printed.stdout.startswith("https://")
             assert "█▄▄▄█" in printed.stderr
             assert status["tlsFingerprint"] in printed.stderr
-            (machine,) = json.loads(occ.command("hub", "agents", "--json").stdout)["agents"]
-            assert machine["via"] == "link"
+            wait_until(lambda: machines(occ) == [("online", "link")], "the machine to have joined")
             occ.command("stop")
             refused = occ.command("up", check=False)  # the hub is still open to others
             assert (refused.returncode, "--permissions" in refused.stderr) == (2, True)
