@@ -105,6 +105,14 @@ def test_an_installation_survives_logout_and_reboot_and_its_removal_leaves_nothi
     assert stage.run("status").return_value == 1
 
 
+def test_completion_is_installed_on_request_and_removed(stage: Stage) -> None:
+    path = stage.user / ".local" / "share" / "bash-completion" / "completions" / "occ"
+    assert str(path) in stage.run("install", "--completion", "bash").output
+    assert "_OCC_COMPLETE" in path.read_text()
+    assert stage.run("uninstall").return_value == 0
+    assert not path.exists()
+
+
 def test_lingering_that_was_on_before_stays_on(stage: Stage) -> None:
     (stage.state / "linger" / user_name()).touch()
     stage.run("install")

@@ -31,9 +31,14 @@ def completion(shell: str) -> None:
       occ completion bash > ~/.local/share/bash-completion/completions/occ
       occ completion fish > ~/.config/fish/completions/occ.fish
     """
+    output.raw(script(shell))
+
+
+def script(shell: str) -> str:
+    """Return the completion script of a shell."""
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 - click has these three
-    output.raw(kind(click.get_current_context().find_root().command, {}, "occ", VARIABLE).source() + "\n")
+    return kind(click.get_current_context().find_root().command, {}, "occ", VARIABLE).source() + "\n"
 
 
 class Offered(click.ParamType[str]):

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from occ_app.cli import output, remote
+from occ_app.cli.completion import script
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.config.service_environment import search_path, service_variables
@@ -39,8 +40,13 @@ def service() -> None:
 @service.command()
 @click.option("--system", is_flag=True, help="A service of the system that runs as you; it is installed as root.")
 @_of_hub
+@click.option(
+    "--completion",
+    type=click.Choice(list(installing.COMPLETIONS)),
+    help="Write the completion script of this shell, too.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the changes and make none.")
-def install(system: bool, of_hub: bool, dry_run: bool) -> int:
+def install(system: bool, of_hub: bool, completion: str | None, dry_run: bool) -> int:
     """Install and start a service of systemd.
 
     It gets the PATH and the OCC_ and ANTHROPIC_ variables of this shell; secrets are stored in a file that only you can
@@ -61,8 +67,12 @@ def install(system: bool, of_hub: bool, dry_run: bool) -> int:
     output.echo("Changes:")
     for change in plan.changes():
         output.echo(f"  {change}")
+    if completion:
+        output.echo(f"  write {installing.completion_path(completion)}")
     if dry_run:
         return 0
+    if completion:
+        installing.write_completion(config, completion, script(completion))
     if plan.needs_root:
         output.echo("\nThis needs root. Run:")
         for command in installing.root_commands(plan):

@@ -23,6 +23,11 @@ from occ_app.service.unit import MARK, Service, unit_text, variables_text
 from occ_app.system import interpreter
 
 _MANAGER_SECONDS, _PAUSE_SECONDS = 10.0, 0.1
+COMPLETIONS = {
+    "bash": ".local/share/bash-completion/completions/occ",
+    "zsh": ".local/share/zsh/site-functions/_occ",
+    "fish": ".config/fish/completions/occ.fish",
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,19 @@ def install(plan: Plan) -> None:
         )
 
 
+def completion_path(shell: str) -> Path:
+    """The file where a shell looks for completion scripts of this user; zsh, if its fpath has the folder."""
+    return Path.home() / COMPLETIONS[shell]
+
+
+def write_completion(config: Config, shell: str, script: str) -> None:
+    """Write the completion script of a shell, and note it for the removal."""
+    path = completion_path(shell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script)
+    _record(config, {**_recorded(config), "completion": str(path)})
+
+
 def _require_manager(unit: Unit) -> None:
     """Wait for the manager of this user, which lingering has just started. Raises StartFailed without one."""
     deadline = time.monotonic() + _MANAGER_SECONDS
@@ -180,7 +198,7 @@ def uninstall(config: Config, machine: Machine) -> list[str]:
             f"sudo rm {unit.path}",
             "sudo systemctl daemon-reload",
         ]
-    folders = _recorded(config).get("folders", ())
+    folders, completion = _recorded(config).get("folders", ()), _recorded(config).get("completion")
     if unit.is_managed():
         unit.call("disable", "--now", unit.name)
     unit.path.unlink()
@@ -190,6 +208,9 @@ def uninstall(config: Config, machine: Machine) -> list[str]:
     changes = [f"stopped and removed {unit.path}"]
     for folder in folders:  # that the installation made, the deepest first
         _remove_folder(Path(folder))
+    if completion is not None:
+        Path(completion).unlink(missing_ok=True)
+        changes.append(f"removed {completion}")
     variables = config.home / "service.env"
     if _is_ours(variables):
         variables.unlink()
