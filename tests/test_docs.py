@@ -410,3 +410,12 @@ def test_every_decision_has_its_date_its_alternatives_and_its_cost() -> None:
         assert re.search(r"\n\n20\d\d-\d\d-\d\d\. ", record), record[:60]
         assert "Alternatives:" in record
         assert "Cost:" in record
+
+
+def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
+    lines = PAGES["CHANGELOG.md"].splitlines()
+    kinds = {line for line in lines if line.startswith("### ")}
+    assert kinds <= {f"### {kind}" for kind in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")}
+    versions = [line for line in lines if line.startswith("## ")]
+    assert versions[0] == "## Unreleased"
+    assert all(re.fullmatch(r"## \d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", line) for line in versions[1:])
