@@ -12,9 +12,10 @@ import pytest
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import usage
+from occ_app.executions.records import STATES
 from tests.conftest import Occ, shared_agent, steps
 
-NOTHING = {"queued": 0, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+NOTHING = dict.fromkeys(STATES, 0)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_workspace_s_executions_are_counted_and_summed_up(used: Occ) -> None:
     assert work["usage"].pop("runSeconds") > 0
     assert work["usage"] == {
         "executions": 5,
-        "states": {"queued": 1, "running": 1, "succeeded": 1, "failed": 1, "cancelled": 1},
+        "states": NOTHING | dict.fromkeys(("queued", "running", "succeeded", "failed", "cancelled"), 1),
         "costUsd": 0.25,
         "inexactCosts": 0,
         "inputTokens": 10,
