@@ -188,6 +188,8 @@ def test_the_operator_s_rules_are_settings() -> None:
     for name, value in (("OCC_ALLOW", "Bash(a; b)"), ("OCC_ALLOW", "Bash(env ls)"), ("OCC_DENY", "x y")):
         with pytest.raises(ConfigError, match=name):
             agent_config(**{name: value})
+    with pytest.raises(ConfigError, match="OCC_ALLOW"):
+        agent_config(OCC_TOOLS="Read,Bash(ls)")
     assert config.load({"OCC_HOME": "/nowhere", "HOME": "/nowhere"}, {"allow": "Bash(ls)"}).allow == ("Bash(ls)",)
 
 

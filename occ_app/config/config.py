@@ -203,6 +203,8 @@ def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | No
     values.setdefault("name", socket.gethostname())
     values["tools"] = values.get("tools") or DEFAULT_TOOLS
     for tool in (*values["tools"], *values.get("ask_tools", ())):
+        if "(" in tool:
+            raise ConfigError(f"OCC_TOOLS or OCC_ASK_TOOLS has the rule {tool!r}; rules go into OCC_ALLOW or OCC_DENY.")
         if tool.startswith("-"):
             raise ConfigError(
                 f"OCC_TOOLS or OCC_ASK_TOOLS names {tool!r}, which is not a tool; name tools as in Read,Edit,Bash."
