@@ -66,7 +66,7 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
         agents,
         Calls(agents, config.run / "links"),
         Ringer(config.run / "tail"),
-        Deliveries(database, patience, partial(notify, config, patience.seconds)),
+        Deliveries(database, patience, partial(notify, config, database, patience.seconds)),
         queued=executions_queue.pending_count,
         ring=wake_worker,
     )

@@ -105,7 +105,7 @@ def made(hub: HubApp) -> list[Delivery]:
 
 def send_due(hub: HubApp, patience: Patience = PATIENCE) -> None:
     """Send what is due, as the control process does."""
-    outbox = Deliveries(hub.database, patience, partial(notify, hub.config, 2.0))
+    outbox = Deliveries(hub.database, patience, partial(notify, hub.config, hub.database, 2.0))
 
     def put(number: int) -> None:
         outbox.deliver(number, put)
@@ -483,6 +483,7 @@ def test_the_commands_add_list_and_remove(hub: HubApp, monkeypatch: pytest.Monke
     "words",
     [
         *(["ntfy", "https://ntfy.sh"], ["ntfy", "ftp://x/y"], ["ntfy", "http://169.254.169.254/topic"]),
+        *(["slack", "ada"], ["slack", "U012AB3CD"]),
         *(["email", "nobody"], ["email", "a@b\nBcc: c@d"], ["ntfy", "https://ntfy.sh/t", "--owner", "nobody"]),
     ],
 )
@@ -528,5 +529,5 @@ def test_a_kind_that_this_version_does_not_know_fails_for_good(hub: HubApp) -> N
     unknown = Channel("c", "pigeon", "n", {}, (), None, None, "")
     channel(hub, "http://127.0.0.1:1")
     end(hub, run(hub, "e1"))
-    sent = notify(hub.config, 1.0, claimed(hub), unknown)
+    sent = notify(hub.config, hub.database, 1.0, claimed(hub), unknown)
     assert sent == Sent(None, "this version has no channels of the kind pigeon", final=True)

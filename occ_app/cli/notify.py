@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from occ_app.config import config as configuration
 from occ_app.config.settings import mail_address, secret
 from occ_app.database.database import Database
 from occ_app.hub import channels, deliveries, webhooks
+from occ_app.slack import tokens
 
 _TEST_SECONDS = 30.0
 
@@ -33,16 +35,17 @@ def notify() -> None:
 
 
 @notify.command()
-@click.argument("kind", type=click.Choice([channels.NTFY, channels.EMAIL, channels.APPRISE]))
+@click.argument("kind", type=click.Choice([channels.NTFY, channels.EMAIL, channels.SLACK, channels.APPRISE]))
 @click.argument("address")
 @click.option("--owner", metavar="NAME", help="Notify of this owner's runs.  [default: of all runs]")
 @click.option("--only", type=click.Choice(channels.CLASSES), help="Notify of these alone.  [default: of both]")
 @click.option("--name", metavar="NAME", help="Name in lists.  [default: the host or the address]")
 @click.option("--token", metavar="TOKEN", help="Access token of an ntfy server, or @FILE.")
 def add(kind: str, address: str, owner: str | None, only: str | None, name: str | None, token: str | None) -> None:
-    """Add a channel: an ntfy topic, a mail address or an apprise URL.
+    """Add a channel: ntfy, e-mail, Slack or apprise.
 
-    E-mail needs OCC_HUB_SMTP_URL. Apprise is an optional part of OCC.
+    E-mail needs OCC_HUB_SMTP_URL, Slack `occ hub slack connect`. Apprise is an
+    optional part of OCC.
 
     \b
     Examples:
@@ -68,6 +71,14 @@ def _address(kind: str, address: str, token: str | None) -> tuple[dict[str, Any]
             return {"to": mail_address(address)}, address
         except ValueError as error:
             raise errors.ConfigError(f"{address!r} is no mail address: {error}.") from None
+    if kind == channels.SLACK:
+        if not re.fullmatch(r"[UW][A-Z0-9]{2,20}", address):
+            raise errors.ConfigError(
+                f"{address!r} is no id of a Slack user; copy it from the profile, as in U012AB3CD."
+            )
+        if tokens.load(configuration.load_hub()) is None:
+            raise errors.ConfigError("The hub is not connected to Slack; run `occ hub slack connect` first.")
+        return {"user": address}, address
     if kind == channels.APPRISE:
         try:
             import apprise

@@ -20,7 +20,7 @@ from occ_app.system.timestamps import iso, iso_now
 
 CLASSES = NEEDS_CLASS, ENDED_CLASS = ("needs-you", "ended")
 NEEDS_YOU, ENDED = "notify.needs_you", "notify.ended"
-KINDS = NTFY, EMAIL, PUSH, APPRISE = ("ntfy", "email", "push", "apprise")
+KINDS = NTFY, EMAIL, PUSH, APPRISE, SLACK = ("ntfy", "email", "push", "apprise", "slack")
 SEEN = "a page of its owner shows it"
 MAX_BROWSERS = 50
 SEEN_SECONDS = 45.0

@@ -225,14 +225,14 @@ def _click(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> 
             hub.open_dialog(found.trigger, blocks.reason_dialog(found.value, found.channel))
         elif found.kind == "reason":
             message = found.text or "Denied in Slack."
-            hub.approvals.answer(found.value, Answer("deny", message=message), _decider(person))
+            hub.approvals().answer(found.value, Answer("deny", message=message), _decider(person))
         elif found.action == blocks.DENY:
-            hub.approvals.answer(found.value, Answer("deny", message="Denied in Slack."), _decider(person))
+            hub.approvals().answer(found.value, Answer("deny", message="Denied in Slack."), _decider(person))
         elif found.action.startswith((blocks.ALLOW, blocks.ALWAYS)):
             given = json.loads(found.value)
             remember = "workspace" if found.action == blocks.ALWAYS else None
             answer = Answer("allow", str(given["hash"]), answers=given.get("answers"), remember=remember)
-            hub.approvals.answer(str(given["id"]), answer, _decider(person))
+            hub.approvals().answer(str(given["id"]), answer, _decider(person))
     except OCCError as error:
         if _passes(error):
             raise

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from occ_app.config.config import HubConfig
 from occ_app.database.database import Database
 from occ_app.hub.agents import Agents
-from occ_app.hub.approvals import HubApprovals
 from occ_app.slack.tokens import Tokens
+
+if TYPE_CHECKING:
+    from occ_app.hub.approvals import HubApprovals
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class SlackHub:
     config: HubConfig
     db: Database
     agents: Agents
-    approvals: HubApprovals
+    approvals: Callable[[], HubApprovals]  # loaded at the first decision: it takes 10 MB
     tokens: Tokens
     wake: Callable[[], None]
     ring: Callable[[str], None]

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slack_sdk import WebClient
 
@@ -22,8 +22,6 @@ from occ_app.executions import retention
 from occ_app.home import daemon, notes
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
-from occ_app.hub.approvals import HubApprovals
-from occ_app.hub.remote_files import RemoteFiles
 from occ_app.queue import waker
 from occ_app.slack import inbox, incoming, outbox, tokens
 from occ_app.slack.status import NOTE
@@ -37,6 +35,9 @@ from occ_worker.slack.composing import Composer
 from occ_worker.slack.hub import SlackHub
 from occ_worker.slack.receiving import Receiver
 from occ_worker.slack.sending import Sender
+
+if TYPE_CHECKING:
+    from occ_app.hub.approvals import HubApprovals
 
 log = logging.getLogger("occ.slack")
 
@@ -58,7 +59,7 @@ class SlackProcess:
             config=config,
             db=self.db,
             agents=agents,
-            approvals=HubApprovals(self.db, agents, calls),
+            approvals=self._approvals,
             tokens=connected,
             wake=waker(config),
             ring=workers.ring,
@@ -66,7 +67,7 @@ class SlackProcess:
             open_dialog=self._open_dialog,
         )
         web = WebClient(connected.bot, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
-        self._web, self._files = web, RemoteFiles(config, self.db, agents, calls)
+        self._web, self._agents, self._calls = web, agents, calls
         self._opener = WebClient(connected.app, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
         self.stop, self._woken = threading.Event(), threading.Event()
         self.composer = Composer(self.hub)
@@ -139,7 +140,15 @@ class SlackProcess:
     def _diff(self, number: int) -> bytes:
         with self.db.read() as connection:
             execution = executions.numbered(connection, number)
-        return b"".join(self._files.diff(execution, None))
+        from occ_app.hub.remote_files import RemoteFiles
+
+        files = RemoteFiles(self._config, self.db, self._agents, self._calls)
+        return b"".join(files.diff(execution, None))
+
+    def _approvals(self) -> HubApprovals:
+        from occ_app.hub.approvals import HubApprovals
+
+        return HubApprovals(self.db, self._agents, self._calls)
 
     def _address(self) -> str | None:
         """Return the address of the hub's pages: the public one, else that of this machine."""

@@ -108,7 +108,7 @@ class Receiver:
         """Return once a connection is to be replaced; whether it was of use."""
         next_ping = time.monotonic() + self.ping_seconds
         ponged = line.connection.last_ping_pong_time
-        while not self.stop.wait(0.1):
+        while not self.stop.wait(min(0.5, self.ping_seconds)):
             now = time.monotonic()
             if line.connection.last_ping_pong_time != ponged:
                 ponged, line.heard = line.connection.last_ping_pong_time, now

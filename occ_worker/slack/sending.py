@@ -29,6 +29,7 @@ _POST_SECONDS = 1.0  # between two posts to a channel
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _REVOKED_SECONDS = 300.0
 _HISTORY = 200
+_USERS = ("U", "W")  # a direct message is posted to its reader's id
 
 
 @dataclass
@@ -91,6 +92,9 @@ class Sender:
         if message.ts is not None:
             self.web.chat_update(**values, ts=message.ts)
             outbox.shown(self.db, message.number, message.ts, message.wanted)
+            return
+        if message.tries and message.channel.startswith(_USERS):  # as above: a person's channel has another id
+            outbox.shown(self.db, message.number, None, message.wanted)
             return
         if message.tries and (ts := self._posted_before(message)) is not None:
             outbox.shown(self.db, message.number, ts, None)  # under that id it is updated next
