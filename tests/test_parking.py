@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import sqlite3
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
 
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
 HOLD = "0.3"  # seconds; so that calls are parked almost at once
 DEFERS = tuple(version for version in real_cli.tested() if version != "2.1.197")
 COUNT = {"name": "Bash", "input": {"command": "echo ran >> count && echo done", "description": "d"}}
@@ -356,6 +360,52 @@ def test_a_parked_run_survives_the_death_of_everything(killable: Machine) -> Non
     else:  # killed after the answer was delivered
         assert stored[-1].data["code"] == "WORKER_LOST"
         assert ran(run) <= 1
+
+
+def allow_to_the_end(run: Running) -> str:
+    """Allow every call of an execution until it is over, and return how it ended."""
+
+    def over() -> bool:
+        for question in run.machine.call("GET", "/approvals?state=open")["approvals"]:
+            if question["executionId"] == run.execution_id:
+                with contextlib.suppress(Refused):  # it was withdrawn meanwhile
+                    run.answer(question, "allow")
+        return record(run)["state"] not in ("queued", "running", "parked")
+
+    wait_until(over, "it to be over", 60)
+    done = record(run)
+    return str(done["errorCode"] or done["state"])
+
+
+def test_kills_at_random_instants_run_a_call_once_for_each_answer_that_was_delivered(killable: Machine) -> None:
+    occ, ends = killable.occ, Counter[str]()
+    for number in range(ROUNDS):
+        run = killable.begin({"tools": [COUNT]}, {"text": "Done."})
+        if number % 2:
+            run.answer(parked(run), "allow")
+        else:
+            run.question()
+        threading.Event().wait(random.uniform(0, 2.0))  # noqa: S311 - any instant
+        if number % 3 == 0 and kill(occ, "everything"):
+            wait_until(lambda: not occ.processes(), "nothing of the daemon to be left")
+            occ.start()
+        elif (owner := row(occ, run)["owner_pid"]) is not None:
+            os.kill(owner, signal.SIGKILL)
+        end = allow_to_the_end(run)
+        ends[end] += 1
+        with contextlib.closing(occ.database) as database, database.read() as connection:
+            delivered = connection.execute(
+                """
+                SELECT count(*) FROM approvals a JOIN executions x ON x.number = a.execution
+                WHERE x.execution_id = ? AND a.delivered_at IS NOT NULL
+                """,
+                (run.execution_id,),
+            ).fetchone()[0]
+        assert ran(run) == delivered if end == "succeeded" else ran(run) <= delivered, (end, ran(run), delivered)
+        stored = list(occ.client.events(run.execution_id))
+        assert [event.seq for event in stored] == list(range(1, len(stored) + 1))
+    print(f"\n{ROUNDS} kills: {dict(ends)}")
+    assert set(ends) <= {"succeeded", "WORKER_LOST", "SESSION_NOT_FOUND"}
 
 
 def test_a_stop_parks_what_waits_for_a_person(tmp_path: Path, real_claude: Path) -> None:

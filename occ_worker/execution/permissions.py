@@ -146,7 +146,8 @@ class Permissions:
         deferred = self._deferral.take(content)
         if deferred is not None:
             self._open.pop(deferred, None)
-        self.expire(time.monotonic())
+        with contextlib.suppress(OCCError):  # a held database: the clock ends the hold again
+            self.expire(time.monotonic())
 
     def _deliver(self, call: Call, approval: Approval) -> bool:
         """Give an answer to the CLI, once; noted on the disk before. False when it was given before."""
@@ -180,6 +181,7 @@ class Permissions:
     def _withdraw(self, request_id: str) -> None:
         for approval_id in [key for key, call in self._open.items() if call.request_id == request_id]:
             del self._open[approval_id]
+            self._deferral.end(approval_id)
             message = "Claude Code took the call back."
             with contextlib.suppress(OCCError):  # a held database: the end of the execution closes it
                 approvals.close(self._context.db, approval_id, "withdrawn", message)
