@@ -14,17 +14,14 @@ from benchmarks.targets import ARGUMENTS
 from occ_app.cli import transcript
 from occ_app.client.event_checks import RawEvent, checked
 from occ_app.client.sse import parsed
-from occ_app.database import schema
-from occ_app.database.database import Database
-from occ_app.executions import events, lifecycle, queries
-from occ_app.executions.records import Request
-from occ_app.hub.pages import answer, filters
-from occ_app.system.process_identity import own_identity
+from occ_app.executions import events
+from occ_app.hub.pages import filters
+from occ_app.hub.pages.answer import Note, Reader, Thinking
+from occ_app.hub.pages.tools import Call
 from occ_worker.execution import command
 from occ_worker.execution.translator import Translator
 from tests import real_cli
 from tests.model_api import ModelApi
-from tests.test_ownership import on_hub
 from tests.test_real_cli import reply
 from tests.test_stub_lines import printed, real_program
 
@@ -154,40 +151,32 @@ def test_a_terminal_shows_a_line_for_each(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture
-def shown(tmp_path: Path) -> answer.Answer:
-    """The answer of a running execution with these events."""
-    schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
-    rows = Database(tmp_path / "occ.db")
-    on_hub(rows, "work", "")
-    lifecycle.create(rows, Request("e", "work", "x", 9, 9, None, None, None, None, ""), max_queue=9)
-    running = lifecycle.claim(rows, own_identity())
-    assert running is not None
-    events.append(rows, running.number, 2, [(name, json.dumps(data)) for name, data in SENT[1:]])
-    return answer.read(rows, queries.get(rows, "e"))
+def shown() -> Reader:
+    """The blocks of a page for a running execution with these events."""
+    reader = Reader(0, "")
+    for seq, (name, data) in enumerate(SENT, 1):
+        reader.take(events.StoredEvent(seq, name, json.dumps(data)))
+    return reader
 
 
-def test_a_page_has_a_block_for_each(shown: answer.Answer) -> None:
-    kinds = [block.kind for block in shown.blocks]
-    assert kinds == ["thinking", "text", "todo", "tool", "tool", "note", "note", "text"]
-    thinking, _, todo, agent, read, denied, compacted, _ = shown.blocks
-    assert isinstance(thinking, answer.Thinking)
+def test_a_page_has_a_block_for_each(shown: Reader) -> None:
+    assert [block.kind for block in shown.blocks] == ["thinking", "text", "tool", "note", "note"]
+    thinking, _, agent, denied, _ = shown.blocks
+    assert isinstance(thinking, Thinking)
     assert thinking.text == "Let me think."
-    assert isinstance(todo, answer.Todo)
-    assert todo.done == 1
-    assert isinstance(agent, answer.Tool)
-    assert (agent.progress, agent.result, agent.parent) == ("Reading a.py", None, False)
-    assert isinstance(read, answer.Tool)
-    assert (read.parent, read.is_error) == (True, True)
-    assert isinstance(denied, answer.Note)
+    assert shown.todo is not None
+    assert (shown.todo.done, len(shown.todo.items)) == (1, 1)
+    assert isinstance(agent, Call)
+    assert (agent.progress, agent.result, agent.parent) == ("Reading a.py", None, None)
+    (read,) = agent.inner
+    assert (read.parent, read.is_error) == ("t1", True)
+    assert isinstance(denied, Note)
     assert denied.text == "Write was denied: Path is outside."
-    assert isinstance(compacted, answer.Note)
     assert shown.stable == agent.first - 1  # the sub-agent is at work: its block is sent again
-    loader = jinja2.PackageLoader("occ_app.hub")
-    environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters |= {
-        name: getattr(filters, name) for name in ("beginning", "ago", "moment", "duration", "money")
-    }
-    html = str(environment.get_template("parts.html").module.blocks(shown))  # type: ignore[attr-defined]  # a macro
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("occ_app.hub"), autoescape=True)
+    environment.filters |= {"beginning": filters.beginning}
+    macros: Any = environment.get_template("blocks.html").module
+    html = "".join(str(macros.block(block)) for block in shown.blocks) + str(macros.todo(shown.todo))
     assert '<details class="tool thinking"' in html
     assert "Reading a.py</span>" in html
     assert '<li class="done" dir="auto">one</li>' in html

@@ -196,7 +196,7 @@ def test_a_daemon_that_the_service_did_not_start_is_not_taken_over(stage: Stage)
     identity = own_identity()
     daemon.write(config, daemon.Daemon(identity.boot_id, identity.pid, identity.start, "", 1, "http://127.0.0.1:1"))
     result = stage.run("install")
-    assert "occ stop --drain" in str(result.exception)
+    assert sentences.STOP_AND_DRAIN in str(result.exception)
     assert not stage.unit.exists()
 
 
