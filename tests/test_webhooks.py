@@ -313,7 +313,7 @@ def test_an_address_is_looked_at_again_when_it_is_called(control: Control) -> No
     control.finish("e1")
     claimed = claim(control)
     assert claimed is not None
-    with pytest.raises(Unreachable, match="does not call"):
+    with pytest.raises(Unreachable, match=sentences.DOES_NOT_CALL):
         delivery.send(claimed, claimed.receiver, 1.0)
 
 
