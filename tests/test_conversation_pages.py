@@ -527,7 +527,7 @@ def test_a_message_for_a_long_text_is_as_long_as_what_is_new(hub: HubApp) -> Non
     live = Reader(0, "", live=True)
     drawn = Drawn(live, macros)
     sizes = []
-    for seq in range(1, 400):
+    for seq in range(1, 120):
         live.take(StoredEvent(seq, "output", json.dumps({"chunk": f"- item {seq} of a list\n", "timestamp": 1})))
         sizes.append(len(json.dumps(drawn.changes())))
     assert statistics.median(sizes) < 400
@@ -577,6 +577,21 @@ def test_a_conversation_is_one_row_with_counts_on_the_filters(tmp_path: Path) ->
         assert shown.count("prompt of one") == 1
         assert "2 turns" in shown
         assert "prompt of three" not in text_of(page(browser, "/?state=failed"))
+
+
+def test_older_conversations_come_in_pages(tmp_path: Path) -> None:
+    with hub_app(tmp_path) as hub:
+        hub.workspace("work")
+        browser = logged_in(hub, hub.key("page", "client", admin=True))
+        for number in range(60):
+            add(hub, f"old-{number}")
+        shown, seen = page(browser, "/"), set[str]()
+        for _ in range(3):
+            seen |= set(re.findall(r'href="/runs/(old-\d+)"', shown))
+            older = re.search(r'data-older="([^"]+)"', shown)
+            shown = page(browser, html.unescape(older[1])) if older else ""
+        assert seen == {f"old-{number}" for number in range(60)}
+        assert "data-older" not in shown
 
 
 def test_home_with_20000_executions_is_quick(tmp_path: Path) -> None:

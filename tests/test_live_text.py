@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -141,6 +142,38 @@ def test_what_is_closed_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> Non
     live.feed("The last")
     assert live.open == []
     assert max(longest) < 40
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "-",
+        "1",
+        "*",
+        "`",
+        "``a`",
+        "[",
+        "<",
+        "* ",
+        "**a ",
+        "|",
+        "| a |\n",
+        "&",
+        "[x](",
+        "~ ",
+        "\x1b[",
+        "> ",
+        "a | b\n",
+        "_a_ ",
+    ],
+)
+def test_hostile_text_takes_time_in_proportion(piece: str) -> None:
+    live = LiveText()
+    live.feed(piece * (60_000 // len(piece)))
+    begun = time.monotonic()
+    live.feed("x")
+    assert isinstance(live.open, list)
+    assert time.monotonic() - begun < 5
 
 
 @settings(max_examples=40, deadline=None)

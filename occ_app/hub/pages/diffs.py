@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from occ_app.hub.pages import highlight
 
-_MAX_LINES = 1_500  # beyond, comparing takes long: all old lines are shown as removed and all new ones as added
+_MAX_LINES = 600  # beyond, comparing takes long: all old lines are shown as removed and all new ones as added
 _CONTEXT = 3
 
 

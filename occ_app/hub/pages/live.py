@@ -100,7 +100,7 @@ class PageFollower(Follower):
         if over:
             content["over"] = True
         took = time.monotonic() - began
-        self._due = began + took + min(_LONGEST, max(_SHORTEST, _EACH * self._open_pages(), _SHARE * took))
+        self._due = began + took + max(_SHARE * took, min(_LONGEST, max(_SHORTEST, _EACH * self._open_pages())))
         head = f"id: {self._reader.stable}\nevent: page\n"
         return Message(f"{head}data: {to_json(content)}\n\n".encode(errors="replace"), over)
 

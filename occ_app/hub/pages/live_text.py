@@ -13,9 +13,11 @@ from markdown_it.token import Token
 
 from occ_app.hub.pages import markdown, terminal
 
-_UNDECIDED_LINE = re.compile(
-    r"[ \t]*(?:>[ \t]*)*(?:[-*+][ \t]*|\d{1,9}[.)]?[ \t]*|#{1,6}[ \t]*|[=_*~`>-]+[ \t]*)*(?:\[[ xX]?\]?[ \t]*)?\Z"
-)
+_CONTEXT = 2_000  # characters before the end that are looked at: the patterns may take the square of them
+_MOST_MARKS, _LONGEST_MARK = 20, 200
+_MOST_HELD = 3  # lines: a table's head, the row below it, and the one that is being written
+
+_UNDECIDED_LINE = re.compile(r"[\s>*+#=_~`0-9.)-]*(?:\[[ xX]?\]?[ \t]*)?\Z")
 _UNDECIDED_END = re.compile(r"(?:[*_~`#|\\\[\]!<&+=>-]+|&\w{1,10}|<[^\s>]*|\x1b[^a-zA-Z]*)\Z")
 _RULE_ROW = re.compile(r"[\s|:-]*\Z")
 _CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:[^`]|(?!\1(?!`))`+)*?(?<!`)\1(?!`)")
@@ -28,7 +30,7 @@ class LiveText:
     """A text that grows: `feed` it, and take `closed` and `open`, which are its elements as HTML."""
 
     def __init__(self) -> None:
-        self.closed = list[str]()
+        self._closed = list[str]()
         self._lines = ""  # whole lines of the open block
         self._partial = ""  # the line that is being written
 
@@ -39,11 +41,17 @@ class LiveText:
         if end:
             self._lines += terminal.plain(self._partial[:end])
             self._partial = self._partial[end:]
-            self._close()
+
+    @property
+    def closed(self) -> list[str]:
+        """The blocks that will not change any more, as HTML."""
+        self._close()
+        return self._closed
 
     @property
     def open(self) -> list[str]:
         """The open block as HTML, or the last whole one and that; empty when nothing can be shown yet."""
+        self._close()
         text = self._lines + terminal.plain(self._partial)
         shown, closing = visible(text)
         return markdown.open_blocks(shown, closing) if shown.strip() else []
@@ -53,7 +61,7 @@ class LiveText:
         if len(starts) < 2:
             return
         lines = self._lines.split("\n")
-        self.closed += markdown.blocks("\n".join(lines[: starts[-1]]))
+        self._closed += markdown.blocks("\n".join(lines[: starts[-1]]))
         self._lines = "\n".join(lines[starts[-1] :])
 
 
@@ -67,8 +75,9 @@ def visible(text: str) -> tuple[str, str]:
     if tokens and tokens[-1].type != "inline" and _reaches_end(tokens[-1], text):
         return _in_code(text), ""
     lines = text.split("\n")
-    while lines and _is_undecided(lines):
-        lines.pop()
+    for _ in range(_MOST_HELD):
+        if lines and _is_undecided(lines):
+            lines.pop()
     shown = "\n".join(lines)
     if not shown.strip():
         return "", ""
@@ -114,15 +123,18 @@ def _balanced(text: str, inline: str) -> tuple[str, str]:
         return _after_line(text, inline)
     row = last.rpartition("|")[0] + "|" if last.lstrip(" >").startswith("|") else ""
     tail = last.removeprefix(row)
-    kept, whole = tail.rstrip(" \t"), tail if row else inline
-    whole = whole.rstrip(" \t")
-    while (found := _UNDECIDED_END.search(kept)) and not _ends(whole, found[0]):
+    kept, whole = tail.rstrip(" \t"), (tail if row else inline).rstrip(" \t")[-_CONTEXT:]
+    for _ in range(_MOST_MARKS):
+        found = _UNDECIDED_END.search(kept, max(0, len(kept) - _LONGEST_MARK))
+        if not found or _ends(whole, found[0]):
+            break
         kept, whole = kept[: found.start()].rstrip(), whole[: len(whole) - len(found[0])].rstrip()
-    link = _OPEN_LINK.search(_without_code(kept))
-    if link and "`" not in kept[link.start() :]:
-        words = kept[link.start() :].lstrip("!").removeprefix("[").partition("](")[0].rstrip("]")
-        whole = whole[: len(whole) - (len(kept) - link.start())] + words
-        kept = kept[: link.start()] + words
+    before, end = kept[:-_CONTEXT], kept[-_CONTEXT:]
+    link = _OPEN_LINK.search(_without_code(end))
+    if link and "`" not in end[link.start() :]:
+        words = end[link.start() :].lstrip("!").removeprefix("[").partition("](")[0].rstrip("]")
+        whole = whole[: max(0, len(whole) - (len(end) - link.start()))] + words
+        kept = before + end[: link.start()] + words
     spaces = tail[len(kept) :] if tail.rstrip(" \t") == kept else ""
     return head + line_break + row + kept + spaces, "".join(_open_marks(whole))
 
@@ -132,7 +144,7 @@ def _after_line(text: str, inline: str) -> tuple[str, str]:
     lines = text.rstrip("\n").split("\n")
     if not inline or _FENCE_END.match(lines[-1]) or _RULE_ROW.match(lines[-1]):
         return text.rstrip("\n") + "\n\n", ""
-    return text.rstrip("\n"), "".join(_open_marks(inline))
+    return text.rstrip("\n"), "".join(_open_marks(inline[-_CONTEXT:]))
 
 
 def _ends(inline: str, marks: str) -> bool:

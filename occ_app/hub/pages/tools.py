@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -15,7 +16,7 @@ from occ_app.hub.pages.diffs import Diff
 from occ_app.hub.pages.filters import beginning
 
 _SUBJECTS = ("file_path", "notebook_path", "command", "pattern", "path", "url", "query", "description", "prompt")
-_REMARK = re.compile(r"\s*<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
+_REMARK, _REMARK_END = "<system-reminder>", "</system-reminder>"
 _EXIT = re.compile(r"(?:Error: )?Exit code (\d{1,3})\b\s*")
 _PROMPT = Markup('<span class="prompt-sign">$ </span>')
 _LISTS = ("TodoWrite", "TaskCreate", "TaskUpdate", "TaskList", "TaskGet")
@@ -95,7 +96,7 @@ class Call:
         code = _EXIT.match(self.result or "")
         return [f"exit {code[1]}" if code else "failed"]
 
-    @property
+    @cached_property
     def diff(self) -> Diff | None:
         """The change that an editing tool asked for; None of another tool, or where it cannot be read."""
         make = _DIFFS.get(self.name)
@@ -104,7 +105,7 @@ class Call:
     @property
     def shown(self) -> str:
         """The result without the CLI's words to the model alone."""
-        text = _REMARK.sub("\n", self.result or "").strip("\n")
+        text = _without_remarks(self.result or "").strip("\n")
         return _EXIT.sub("", text, count=1) if self.is_error and self.name == "Bash" else text
 
     @property
@@ -121,6 +122,14 @@ class Call:
             html = highlight.code(text, language) if language else terminal.coloured(self.shown)
             views.append(View("code", "result", html or escape("(nothing)")))
         return views
+
+
+def _without_remarks(text: str) -> str:
+    kept, place = list[str](), 0
+    while (begin := text.find(_REMARK, place)) >= 0 and (end := text.find(_REMARK_END, begin)) >= 0:
+        kept.append(text[place:begin].rstrip())
+        place = end + len(_REMARK_END)
+    return "\n".join([*kept, text[place:].lstrip("\n") if kept else text])
 
 
 def _terminal(call: Call) -> list[View]:
