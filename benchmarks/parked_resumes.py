@@ -25,8 +25,9 @@ from typing import Any
 
 from occ_app.config import config as configuration
 from occ_app.executions.approvals import Approval
-from occ_app.executions.parking import Parked, Spent
+from occ_app.executions.parking import Parked
 from occ_app.executions.records import Execution
+from occ_app.executions.spent import Spent
 from occ_worker.execution import command
 from occ_worker.execution.deferral import FRESH, Resumable
 from occ_worker.execution.permissions import initialize_line

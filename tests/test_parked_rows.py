@@ -14,8 +14,8 @@ from occ_app.database.database import Database
 from occ_app.errors import Conflict
 from occ_app.executions import approvals, events, lifecycle, parking, queries, tally, usage
 from occ_app.executions.approvals import Answer, Approval, Person
-from occ_app.executions.parking import Spent
 from occ_app.executions.records import Execution, Outcome
+from occ_app.executions.spent import Spent
 from occ_app.home import clock
 from occ_app.home.notes import note
 from occ_app.snapshots.store import snapshots_of
@@ -87,7 +87,7 @@ def test_a_hundred_parked_executions_take_no_worker_from_others(rows: Database) 
     # In the order of the answers, and before what is queued.
     assert [begin(rows).execution_id for _ in range(3)] == ["p70", "p30", "late"]
     assert lifecycle.claim(rows, own_identity()) is None
-    assert parking.count(rows) == 98
+    assert tally.Tally(rows).look().states["parked"] == 98
     assert names(rows, parked[70][0]) == ["queued", "parked", "resumed"]
 
 

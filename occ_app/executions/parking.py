@@ -11,7 +11,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from occ_app.executions import approvals, events
 from occ_app.executions.approvals import Approval
 from occ_app.executions.queries import from_row, select
 from occ_app.executions.records import Execution, Outcome
+from occ_app.executions.spent import Spent
 from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import ProcessIdentity, boot_id
 from occ_app.system.timestamps import iso, iso_now, milliseconds
@@ -32,41 +33,6 @@ _ANSWERED = """
     FROM parkings p JOIN executions x ON x.number = p.execution JOIN approvals a ON a.approval_id = p.approval_id
     WHERE x.state = 'parked' AND a.state IN ('allowed', 'denied', 'answered') AND a.delivered_at IS NULL
 """
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Running time in seconds, requests to the model, US dollars and tokens of an execution's earlier processes."""
-
-    seconds: float = 0.0
-    turns: int = 0
-    cost_usd: float = 0.0
-    duration_ms: int = 0
-    usage: Mapping[str, Any] = field(default_factory=dict)
-
-    def plus(self, other: Spent) -> Spent:
-        """Return the sum of both."""
-        return Spent(
-            self.seconds + other.seconds,
-            self.turns + other.turns,
-            self.cost_usd + other.cost_usd,
-            self.duration_ms + other.duration_ms,
-            added(self.usage, other.usage),
-        )
-
-    def with_outcome(self, outcome: Outcome) -> Outcome:
-        """Return the outcome of the last process with the figures of all."""
-        if self == Spent():
-            return outcome
-        own = outcome.data
-        figures = {
-            "costUsd": self.cost_usd + (own.get("costUsd") or 0),
-            "numTurns": self.turns + (own.get("numTurns") or 0),
-            "durationMs": self.duration_ms + (own.get("durationMs") or 0),
-        }
-        usage = added(self.usage, outcome.usage or {})
-        data = {**own, **figures} | ({"usage": usage} if "usage" in own else {})
-        return replace(outcome, data=data, usage=usage)
 
 
 @dataclass(frozen=True)
@@ -222,20 +188,6 @@ def spent_by(connection: sqlite3.Connection, number: int) -> Spent:
     return Spent() if row is None else _spent(row["spent"])
 
 
-def count(db: Database) -> int:
-    """Return how many executions are parked."""
-    with db.read() as connection:
-        found: int = connection.execute("SELECT count(*) FROM executions WHERE state = 'parked'").fetchone()[0]
-    return found
-
-
-def ids(db: Database) -> list[str]:
-    """Return the ids of the parked executions, oldest first."""
-    with db.read() as connection:
-        rows = connection.execute("SELECT execution_id FROM executions WHERE state = 'parked' ORDER BY number")
-        return [row["execution_id"] for row in rows.fetchall()]
-
-
 def forget(connection: sqlite3.Connection, number: int) -> None:
     """Remove the row of an execution that ends in the caller's transaction."""
     connection.execute("DELETE FROM parkings WHERE execution = :number", {"number": number})
@@ -256,20 +208,6 @@ def overdue(db: Database) -> list[Execution]:
             {"now": iso_now(), "boot_id": boot_id(), "since_boot": _since_boot()},
         ).fetchall()
     return [from_row(row) for row in rows]
-
-
-def added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object of the numbers in two objects, added where both have them; other values are the newer ones."""
-    result = dict(left)
-    for name, value in right.items():
-        former = left.get(name)
-        if isinstance(value, Mapping) and isinstance(former, Mapping):
-            result[name] = added(former, value)
-        elif _is_number(value) and _is_number(former):
-            result[name] = former + value
-        else:
-            result[name] = value
-    return result
 
 
 def _park(connection: sqlite3.Connection, number: int, default_seconds: float, spent: Spent | None) -> int:
@@ -330,7 +268,3 @@ def _since_boot() -> float:
 
 def _spent(text: str) -> Spent:
     return Spent(**json.loads(text))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -19,8 +19,9 @@ from typing import Any
 from occ_app.errors import OCCError
 from occ_app.executions import parking
 from occ_app.executions.approvals import Approval
-from occ_app.executions.parking import Parked, Spent
+from occ_app.executions.parking import Parked
 from occ_app.executions.records import Execution
+from occ_app.executions.spent import Spent
 from occ_worker.execution import outcome
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.replies import Call, deferred, input_hash

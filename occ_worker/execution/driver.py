@@ -20,8 +20,8 @@ from occ_app.errors import OCCError
 from occ_app.executions import attachments
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
-from occ_app.executions.parking import Spent
 from occ_app.executions.records import Execution, Outcome
+from occ_app.executions.spent import Spent
 from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
 from occ_worker.execution import command as claude

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from occ_app.executions.parking import Spent
 from occ_app.executions.records import Outcome, countable
+from occ_app.executions.spent import Spent
 from occ_app.system.timestamps import milliseconds
 from occ_worker.execution import texts
 
