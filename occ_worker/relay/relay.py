@@ -289,8 +289,8 @@ class Relay:
         with self._lock:
             if self._over:
                 return
+            self._note_parked(fresh)  # before: who reads the event finds the state
             self._recorder.append(fresh)
-            self._note_parked(fresh)
         inputs.note_events(self._context.db, self.number, fresh)
         self._patience.begun()
         sent_at = json.loads(fresh[0][1]).get("timestamp")
