@@ -85,7 +85,10 @@ class Page:
 
     def wait(self, expression: str, seconds: float = 15) -> None:
         """Wait until a JavaScript expression is true."""
-        wait_until(lambda: self.js(f"Boolean({expression})"), expression, seconds)
+        try:
+            wait_until(lambda: self.js(f"Boolean({expression})"), expression, seconds)
+        except pytest.fail.Exception as failure:
+            pytest.fail(f"{failure}\n{self.js('location.href')}\n{self.text()[:3000]}", pytrace=False)
 
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)
