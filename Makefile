@@ -14,7 +14,7 @@ test: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # The same, and with every release of Claude Code that OCC supports, real proxies and a generated client.
-test-all: export OCC_TEST_ALL = 1
+test-all: export TEST_ALL = 1
 test-all: test
 
 check: $(VENV)/.installed-dev

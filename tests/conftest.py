@@ -34,19 +34,41 @@ FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
 
 
 # The files that take longest, the longest first: begun last, they would be waited for by themselves.
-_LONGEST = (
-    *(
-        "test_upgrade_command.py",
-        "test_hub.py",
-        "test_soak.py",
-        "test_openapi.py",
-        "test_commands.py",
-        "test_real_cli.py",
-        "test_link.py",
-    ),
-    *("test_heartbeat.py", "test_browser.py", "test_kills.py", "test_slow_clients.py", "test_hostile_workspaces.py"),
-    *("test_stubborn_cli.py", "test_stops.py", "test_salvage.py", "test_tls.py", "test_admission.py", "test_docs.py"),
-    *("test_workspaces.py", "test_execute.py", "test_webhooks.py", "test_client.py", "test_disk.py"),
+_LONGEST = tuple(
+    f"test_{name}.py"
+    for name in (
+        "hub_openapi",
+        "openapi",
+        "hub",
+        "soak",
+        "upgrade_command",
+        "admission",
+        "slow_clients",
+        "install",
+        "stops",
+        "parking",
+        "kills",
+        "stubborn_machines",
+        "heartbeat",
+        "browser",
+        "costs",
+        "approvals",
+        "tls",
+        "disk",
+        "commands",
+        "real_cli",
+        "link",
+        "hub_parking",
+        "branches",
+        "hostile_workspaces",
+        "stubborn_cli",
+        "salvage",
+        "docs",
+        "workspaces",
+        "execute",
+        "webhooks",
+        "client",
+    )
 )
 
 

@@ -38,8 +38,8 @@ class CliUnavailable(Exception):
 
 
 def tested() -> tuple[str, ...]:
-    """The releases that this run of the tests tries: the newest, or all with OCC_TEST_ALL set."""
-    return SUPPORTED if os.environ.get("OCC_TEST_ALL") else (VERSION,)
+    """The releases that this run of the tests tries: the newest, or all with TEST_ALL set."""
+    return SUPPORTED if os.environ.get("TEST_ALL") else (VERSION,)
 
 
 def default_cache() -> Path:

@@ -19,7 +19,7 @@ from tests.real_hub import Hub
 from tests.test_openapi import hub, own_token, secret_of, served  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.skipif(
-    not os.environ.get("OCC_TEST_ALL"), reason="the generated client is tested by `make test-all`"
+    not os.environ.get("TEST_ALL"), reason="the generated client is tested by `make test-all`"
 )
 
 GENERATOR = "openapi-python-client==0.29.1"

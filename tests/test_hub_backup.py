@@ -195,7 +195,7 @@ def test_a_running_agent_follows_its_hub(tmp_path: Path, free_port: int) -> None
             wait_until(lambda: moved.seen("box")["via"] == "link", "the machine to be linked with the moved hub", 60)
             assert moved.seen("box")["agentId"] == agent_id
             agent.attach()
-            assert agent.client.health()["status"] == "healthy"
+            wait_until(lambda: agent.client.health()["status"] == "healthy", "the agent to have no problem")
         finally:
             for client in moved.clients:
                 client.close()

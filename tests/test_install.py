@@ -52,7 +52,7 @@ def test_the_wheel_and_the_sdist_are_fit_for_an_index(installed: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not os.environ.get("OCC_TEST_ALL"), reason="pipx and uv are tried by `make test-all`")
+@pytest.mark.skipif(not os.environ.get("TEST_ALL"), reason="pipx and uv are tried by `make test-all`")
 @pytest.mark.parametrize("way", ["pipx", "uv"])
 def test_other_ways_to_install_work_in_a_clean_environment(installed: Path, tmp_path: Path, way: str) -> None:
     (wheel,) = (installed.parents[2] / "dist").glob("*.whl")

@@ -191,7 +191,7 @@ def test_a_poisoned_row_stops_nobody_else(hub: HubApp, owner: Owner, table: str,
         connection.backup(backup)
     names = [column for column in columns(hub, table) if column not in _LINKS[table]]
     wrong = dict[str, list[str]]()
-    for chosen in [names, *([name] for name in names if os.environ.get("OCC_TEST_ALL"))]:
+    for chosen in [names, *([name] for name in names if os.environ.get("TEST_ALL"))]:
         for column in chosen:
             with hub.database.write() as connection, contextlib.suppress(sqlite3.Error):
                 statement = f"UPDATE {table} SET {column} = ? WHERE {_ROWS[table]}"  # noqa: S608 - the schema's names

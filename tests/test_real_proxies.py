@@ -22,7 +22,7 @@ from tests.real_hub import Hub, hub_in
 
 pytestmark = [
     pytest.mark.proxies,
-    pytest.mark.skipif(not os.environ.get("OCC_TEST_ALL"), reason="proxies are run by `make test-all`"),
+    pytest.mark.skipif(not os.environ.get("TEST_ALL"), reason="proxies are run by `make test-all`"),
 ]
 
 PAGE = (Path(__file__).parent.parent / "docs" / "proxies.md").read_text()

@@ -234,7 +234,6 @@ def test_commands_that_change_the_remotes_at_once_lose_none(command: Command) ->
 def test_an_unknown_variable_is_a_warning_that_names_the_nearest(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OCC_TEST_ALL", raising=False)
     monkeypatch.setenv("OCC_TOKNE", "x")
     shown = command("remotes")
     assert "OCC_TOKNE" in shown.stderr

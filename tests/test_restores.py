@@ -336,7 +336,7 @@ def test_nothing_is_restored_in_a_folder_that_a_link_put_in_a_project_s_place(ag
     source = agent.source("one", "start")
     other = agent.folder.with_name("other")
     shutil.copytree(agent.folder, other / "workspaces", symlinks=True)
-    begun = restores._begin(agent.db, agent.workspace, source, DEAD)
+    begun = restores._begin(agent.db, agent.workspace, source, DEAD, None)
     restores._prepare(agent.db, agent.snapshots, agent.root, begun, force=False)
     agent.folder.rename(agent.folder.with_name("moved"))
     agent.folder.symlink_to(other / "workspaces")

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.soak import soak
 from tests.soak_hub import soak as hub_soak
 
-SECONDS = "60" if os.environ.get("OCC_TEST_ALL") else "25"
+SECONDS = "60" if os.environ.get("TEST_ALL") else "25"
 
 
 def test_load_and_kills_lose_and_double_nothing(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
     placeable = dict[int, bool]()
     rows = connection.execute(
         """
-        SELECT q.number, coalesce(q.place, q.number) AS place, q.execution_id,
+        SELECT q.number, iif(typeof(q.place) = 'integer', q.place, q.number) AS place, q.execution_id,
             q.key_id, q.workspace_generation, q.wanted_agent, q.wanted_labels, q.waits_for,
             w.agent_id AS home
         FROM executions q LEFT JOIN workspaces w ON w.generation = q.workspace_generation
