@@ -64,7 +64,20 @@ def test_a_running_agent_with_a_hub_passes_every_check(hub_with_box: Hub) -> Non
         return WRONG not in {finding["state"] for finding in found.values()}
 
     wait_until(passes, f"every check to pass: {found}", 60)
-    for check in ("claude", "git", "disk", "inodes", "permissions", "database", "daemon", "hub", "clock", "versions"):
+    passing = (
+        "claude",
+        "git",
+        "disk",
+        "inodes",
+        "permissions",
+        "database",
+        "daemon",
+        "hub",
+        "pin",
+        "clock",
+        "versions",
+    )
+    for check in passing:
         assert found[check]["state"] == OK, found[check]
     assert "link" in found["echo"]["finding"]
     assert "not running" not in shell.command("doctor").stdout

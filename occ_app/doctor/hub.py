@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from occ_app import __version__
 from occ_app.client.hub_client import Echo, HubClient
 from occ_app.config.config import Config
+from occ_app.config.settings import is_loopback
 from occ_app.doctor.findings import NOTE, WRONG, Finding, note, ok, wrong
 from occ_app.errors import Refused, Unreachable, Untrusted
 from occ_app.home import daemon, machine, state
@@ -69,6 +71,8 @@ def _reachable(client: HubClient, config: Config) -> Iterator[Finding]:
         return
     if secure:
         yield ok("pin", f"{client.url} shows {pinned}")
+    elif is_loopback(urlsplit(client.url).hostname or ""):
+        yield ok("pin", f"not needed; {client.url} is on this machine")
     else:
         yield note("pin", f"{client.url} has no TLS", "Use https:// unless the network is yours alone.")
 
