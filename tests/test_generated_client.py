@@ -15,8 +15,10 @@ import pytest
 
 from tests import real_cli
 from tests.conftest import Occ, make_zip
+from tests.documented_calls import own_token, secret_of
 from tests.real_hub import Hub
-from tests.test_openapi import hub, own_token, secret_of, served  # noqa: F401 - fixtures
+from tests.test_hub_openapi import hub  # noqa: F401 - a fixture
+from tests.test_openapi import served  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("TEST_ALL"), reason="the generated client is tested by `make test-all`"

@@ -28,6 +28,7 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) 
 
 def written(shape: str, execution: str | None, *, fault: bool = False) -> str:
     """What a record becomes in a log."""
+    logs.set_execution(None)  # a request that another test made in this thread may have named one
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logs.formatter("worker", shape))
