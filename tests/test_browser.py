@@ -377,7 +377,9 @@ def test_a_zip_can_be_dropped_anywhere(page: Page) -> None:
 def test_the_lists_follow_by_themselves_and_lose_neither_scroll_nor_focus(page: Page, hub: Hub, box: Occ) -> None:
     page.window(1280, 300)
     page.reload()
+    page.js("document.body.style.minHeight = '2000px'")  # long enough to scroll, however many runs it lists
     page.js("document.querySelector('.tabs a').focus(); window.scrollTo(0, 150)")
+    assert page.js("window.scrollY") == 150
     events = hub.client.execute("work", waiting("go-12"), executionId="seen-by-itself")
     while next(events).name != "output":
         pass
