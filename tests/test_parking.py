@@ -415,7 +415,8 @@ def test_a_stop_parks_what_waits_for_a_person(tmp_path: Path, real_claude: Path)
         question = run.question()
         occ.command("stop")
         occ.start()
-        assert record(run)["state"] == "parked"
+        # A process that did not leave in time is parked by the recovery, just after the start.
+        wait_until(lambda: record(run)["state"] == "parked", "it to be parked")
         run.answer(question, "allow")
         assert list(occ.client.events(run.execution_id))[-1].name == "complete"
         assert ran(run) == 1
@@ -423,7 +424,8 @@ def test_a_stop_parks_what_waits_for_a_person(tmp_path: Path, real_claude: Path)
         question = run.question()
         occ.command("stop", "--drain")
         occ.start()
-        assert record(run)["state"] == "parked"
+        # A process that did not leave in time is parked by the recovery, just after the start.
+        wait_until(lambda: record(run)["state"] == "parked", "it to be parked")
         run.answer(question, "deny")
         assert list(occ.client.events(run.execution_id))[-1].name == "complete"
         assert ran(run) == 0
