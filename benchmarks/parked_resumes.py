@@ -56,7 +56,7 @@ class Session:
 
 
 class Cli:
-    """One process of the CLI, ended after a limit; `lines` yields what it prints."""
+    """One process of the CLI, ended after a limit; `lines` yields its output line by line."""
 
     def __init__(self, argv: list[str], home: Path, work: Path, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
