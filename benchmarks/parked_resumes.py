@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from occ_app.config import config as configuration
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_app.executions.parking import Parked
 from occ_app.executions.records import Execution
 from occ_app.executions.spent import Spent

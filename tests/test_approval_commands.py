@@ -17,7 +17,7 @@ from occ_app.cli import remote, run_target
 from occ_app.cli.commands import occ
 from occ_app.config import config
 from occ_app.database.database import Database
-from occ_app.executions import approvals, lifecycle
+from occ_app.executions import answers, approvals, lifecycle
 from occ_app.executions.records import Request
 from tests import sentences
 from tests.hub_app import hub_app
@@ -63,7 +63,7 @@ def ask(app: Flask, command: str) -> str:
     lifecycle.create(database, request, max_queue=100)
     with database.read() as connection:
         number = connection.execute("SELECT max(number) FROM executions").fetchone()[0]
-    asked = approvals.Request("tool", "Bash", {"command": command}, "0" * 64)
+    asked = answers.Request("tool", "Bash", {"command": command}, "0" * 64)
     return approvals.ask(database, number, asked, 95).approval_id
 
 

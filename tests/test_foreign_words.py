@@ -22,7 +22,7 @@ from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.database.rows import unreadable
 from occ_app.errors import InvalidRequest, Unreachable
-from occ_app.executions import approvals, events, lifecycle, search, usage
+from occ_app.executions import answers, approvals, events, lifecycle, search, usage
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome, Request
 from occ_app.executions.tally import Tally
@@ -282,7 +282,7 @@ def test_a_machine_cannot_touch_the_approval_of_another_machine(rows: Database, 
     victim = lifecycle.create(rows, request, max_queue=100)[0].number
     with rows.write() as connection:
         connection.execute("UPDATE executions SET state = 'running' WHERE number = :number", {"number": victim})
-    asked = approvals.ask(rows, victim, approvals.Request("tool", "Bash", {"command": "rm -r x"}, "1" * 64), 600)
+    asked = approvals.ask(rows, victim, answers.Request("tool", "Bash", {"command": "rm -r x"}, "1" * 64), 600)
     forged = {**ASKED, "approvalId": asked.approval_id, "input": {"command": "ls"}}
     resolved = {"approvalId": asked.approval_id, "state": "allowed", "actor": "ada"}
     execution = relayed(START + event(3, "approval", forged) + event(4, "approval_resolved", resolved) + complete(5))

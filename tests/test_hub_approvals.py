@@ -22,9 +22,9 @@ from occ_app.client.event_checks import RawEvent, checked
 from occ_app.client.sse import StreamEvent
 from occ_app.config import config
 from occ_app.database.database import Database
+from occ_app.executions import answers, lifecycle
 from occ_app.executions import approvals as rows
-from occ_app.executions import lifecycle
-from occ_app.executions.approvals import Answer, Approval, Person
+from occ_app.executions.answers import Answer, Approval, Person
 from occ_app.executions.records import Outcome, Request
 from occ_app.hub import approval_rows
 from occ_app.hub.agent_clients import Calls
@@ -73,7 +73,7 @@ class Machine:
         return found
 
     def ask(self, execution: int, command: str = "make", approval_kind: str = "tool") -> Approval:
-        asked = rows.Request(approval_kind, "Bash", {"command": command}, HASH)
+        asked = answers.Request(approval_kind, "Bash", {"command": command}, HASH)
         return rows.ask(self.database, execution, asked, 600)
 
 

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from occ_app.cli.notify import notify as commands
 from occ_app.errors import ConfigError, NotFound, Unreachable
-from occ_app.executions import approvals, lifecycle
-from occ_app.executions.approvals import Answer, Person
+from occ_app.executions import answers, approvals, lifecycle
+from occ_app.executions.answers import Answer, Person
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.hub import approval_rows, channels, deliveries
 from occ_app.hub.channels import Channel
@@ -89,8 +89,8 @@ def end(hub: HubApp, execution: Execution, state: str = "succeeded", **data: Any
     lifecycle.finish(hub.database, execution.number, Outcome(state, event, {"exitCode": 0, **data}))
 
 
-def ask(hub: HubApp, execution: Execution) -> approvals.Approval:
-    request = approvals.Request("tool", "Bash", {"command": "s3cret"}, "0" * 64)
+def ask(hub: HubApp, execution: Execution) -> answers.Approval:
+    request = answers.Request("tool", "Bash", {"command": "s3cret"}, "0" * 64)
     return approvals.ask(hub.database, execution.number, request, 60)
 
 

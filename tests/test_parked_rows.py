@@ -12,8 +12,8 @@ from occ_app.config import config as configuration
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Conflict
-from occ_app.executions import approvals, events, lifecycle, parking, queries, tally, usage
-from occ_app.executions.approvals import Answer, Approval, Person
+from occ_app.executions import answers, approvals, events, lifecycle, parking, queries, tally, usage
+from occ_app.executions.answers import Answer, Approval, Person
 from occ_app.executions.records import Execution, Outcome
 from occ_app.executions.spent import Spent
 from occ_app.home import clock
@@ -42,7 +42,7 @@ def rows(tmp_path: Path) -> Iterator[Database]:
 
 
 def asked(rows: Database, execution: Execution) -> Approval:
-    request = approvals.Request("tool", "Bash", {"command": "ls"}, "0" * 64)
+    request = answers.Request("tool", "Bash", {"command": "ls"}, "0" * 64)
     return approvals.ask(rows, execution.number, request, 120)
 
 

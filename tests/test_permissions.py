@@ -15,7 +15,7 @@ import pytest
 from occ_app.config import config
 from occ_app.database import schema
 from occ_app.database.database import Database
-from occ_app.executions import approvals, rules
+from occ_app.executions import answers, approvals, rules
 from occ_app.executions.rules import Rule
 from occ_worker.execution.deferral import FRESH, Deferral
 from occ_worker.execution.outcome import Spent
@@ -123,8 +123,8 @@ def test_an_answer_meets_the_rules_of_its_delivery(rows: Database, tmp_path: Pat
     asking = Asking(rows, tmp_path)
     asking.ask({"command": "make"})
     (asked,) = approvals.listing(rows, "open")
-    answer = approvals.Answer("allow", asked.input_hash, updated_input={"command": "make all"})
-    approvals.decide(rows, asked.approval_id, answer, approvals.Person("me"))
+    answer = answers.Answer("allow", asked.input_hash, updated_input={"command": "make all"})
+    approvals.decide(rows, asked.approval_id, answer, answers.Person("me"))
     with rows.write() as connection:
         rules.add(connection, rules.Place("agent"), Rule("deny", "Bash", "make *"), "me")
     asking.permissions.look()

@@ -21,7 +21,7 @@ from occ_app.config.config import Config
 from occ_app.config.permission_rules import Rule, parsed
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, Refused
-from occ_app.executions import approvals, lifecycle, rules
+from occ_app.executions import answers, approvals, lifecycle, rules
 from occ_app.executions.records import Execution, Request
 from occ_worker.execution import command, verdicts
 from tests.test_approval_commands import AppClient, ask, use
@@ -395,7 +395,7 @@ def ask_about(database: Database, line: str) -> str:
     """Add an approval of a line that is no part of an id."""
     run = execution(database, "mine")
     return approvals.ask(
-        database, run.number, approvals.Request("tool", "Bash", {"command": line}, "0" * 64), 95
+        database, run.number, answers.Request("tool", "Bash", {"command": line}, "0" * 64), 95
     ).approval_id
 
 

@@ -27,7 +27,7 @@ from occ_app.cli.notify import notify as notify_commands
 from occ_app.cli.slack import slack as commands
 from occ_app.config.config import HubConfig
 from occ_app.errors import ConfigError
-from occ_app.executions import approvals, events, lifecycle
+from occ_app.executions import answers, approvals, events, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon
@@ -149,8 +149,8 @@ class Office:
         self.process.step()
         return execution
 
-    def ask(self, execution: Execution, kind: str = "tool", asked: Any = None) -> approvals.Approval:
-        request = approvals.Request(kind, "Bash", asked or {"command": "rm s3cret"}, "0" * 64)
+    def ask(self, execution: Execution, kind: str = "tool", asked: Any = None) -> answers.Approval:
+        request = answers.Request(kind, "Bash", asked or {"command": "rm s3cret"}, "0" * 64)
         approval = approvals.ask(self.hub.database, execution.number, request, 60)
         self.process.step()
         return approval
@@ -424,8 +424,8 @@ def test_an_approval_in_a_direct_message_shows_its_input_and_is_answered_there(
     ((approval_id, answer, person),) = given
     assert (approval_id, answer.decision, answer.input_hash) == (approval.approval_id, "allow", "0" * 64)
     assert (person.actor, person.surface, person.visible_to) == ("ada", "slack", office.owners["UADA"])
-    decide = approvals.Person("ada", None, "page")
-    approvals.decide(office.hub.database, approval.approval_id, approvals.Answer("deny", "0" * 64), decide)
+    decide = answers.Person("ada", None, "page")
+    approvals.decide(office.hub.database, approval.approval_id, answers.Answer("deny", "0" * 64), decide)
     office.process.step()
     closed = office.slack.shown()[-1]
     assert (closed["ts"], buttons(closed)) == (asked["ts"], [])

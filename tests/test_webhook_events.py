@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from occ_app.cli.webhooks import webhooks as commands
 from occ_app.database import schema
 from occ_app.database.database import Database, connect
-from occ_app.executions import approvals, lifecycle
-from occ_app.executions.approvals import Answer, Person
+from occ_app.executions import answers, approvals, lifecycle
+from occ_app.executions.answers import Answer, Person
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.hub import deliveries, webhooks
 from occ_app.system.process_identity import own_identity
@@ -40,10 +40,10 @@ def started(rows: Database, execution_id: str = "e1") -> Execution:
     return execution
 
 
-def asked(rows: Database, execution: Execution) -> approvals.Approval:
+def asked(rows: Database, execution: Execution) -> answers.Approval:
     """An open approval of a Bash call, whose input has a secret."""
     hashed = hashlib.sha256(b"input").hexdigest()
-    return approvals.ask(rows, execution.number, approvals.Request("tool", "Bash", {"command": "s3cret"}, hashed), 60)
+    return approvals.ask(rows, execution.number, answers.Request("tool", "Bash", {"command": "s3cret"}, hashed), 60)
 
 
 def ended(rows: Database, execution: Execution) -> None:

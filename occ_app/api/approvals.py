@@ -11,7 +11,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from occ_app.api.services import services
-from occ_app.executions.approvals import Answer, Approval
+from occ_app.executions.answers import Answer, Approval
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import contract

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from occ_app.config.permission_rules import Rule
 from occ_app.database.database import Database
 from occ_app.executions import approvals
-from occ_app.executions.approvals import Answer, Approval, Person
+from occ_app.executions.answers import Answer, Approval, Person
 from occ_app.streams.doorbell import Ringer
 from occ_app.web.callers import Caller
 

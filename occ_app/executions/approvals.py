@@ -1,4 +1,4 @@
-"""Approvals, and all SQL on them: tool calls and questions of a running execution that a person decides on.
+"""The rows of approvals: tool calls and questions of a running execution that a person decides on. SQL on them is here.
 
 The first answer wins: one UPDATE starts from `open` and says whether it won. An answer is delivered at most once: its
 `delivered_at` is on the disk before Claude Code gets it.
@@ -9,23 +9,19 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from occ_app.config.permission_rules import Rule
 from occ_app.database.database import Database
-from occ_app.errors import Conflict, InvalidRequest, approval_not_found
-from occ_app.executions import remembering
+from occ_app.errors import Conflict, approval_not_found
+from occ_app.executions import answers, remembering
+from occ_app.executions.answers import Answer, Approval, Pending, Person, Request
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import iso, iso_now
 
 MOST_ASKED = 200  # questions of one execution
-STATES = ("open", "allowed", "denied", "answered", "expired", "withdrawn")
-KINDS = ("tool", "question", "plan")
-SURFACES = ("api", "terminal", "page", "slack")
-"""Where a person answers."""
 _MAX_LISTED_CHARACTERS = 16 * 1024
 
 SELECT = """
@@ -33,109 +29,6 @@ SELECT = """
     FROM approvals a JOIN executions x ON x.number = a.execution
 """
 VISIBLE = "(:visible_to IS NULL OR x.owner_id = :visible_to)"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A tool call that Claude Code asks about. `input_hash` is the SHA-256 of the whole input's JSON.
-
-    `input` is shown; it is `redacted` when secrets were taken out of it.
-    """
-
-    kind: str
-    tool: str
-    input: Any
-    input_hash: str
-    redacted: bool = False
-    reason: str | None = None
-    subagent: str | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The decision of a person. `message` explains a denial; `answers` map the questions' texts to their answers.
-
-    `remember`, one of remembering.REMEMBER, also writes rules that allow such calls from now on.
-    """
-
-    decision: str
-    input_hash: str | None = None
-    message: str | None = None
-    updated_input: Mapping[str, Any] | None = None
-    answers: Mapping[str, Any] | None = None
-    remember: str | None = None
-
-
-@dataclass(frozen=True)
-class Person:
-    """Who answers: a name for others to read, the owner whose approvals are visible (None: all), and the surface.
-
-    `key_id` is the key of a hub that the person used, if any.
-    """
-
-    actor: str
-    visible_to: str | None = None
-    surface: str = "api"
-    viewer: bool = False
-    key_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Pending:
-    """An answer that a hub has and the machine does not, as far as the hub knows."""
-
-    answer: Answer
-    actor: str
-    surface: str
-    answered_at: str
-    key_id: str | None = None
-
-    @property
-    def decision(self) -> str:
-        return self.answer.decision
-
-
-@dataclass(frozen=True)
-class Approval:
-    """A row of `approvals` with the ids of its execution, workspace and, on a hub, machine.
-
-    A hub copies the rows of its machines. Only there an answer may be `pending`, a `problem` (a code and a sentence) is
-    why the last one was not taken, and an input is `truncated` while the hub has the beginning alone.
-    """
-
-    approval_id: str
-    execution: int
-    execution_id: str
-    workspace_id: str
-    kind: str
-    tool: str
-    input: Any
-    input_hash: str
-    redacted: bool
-    reason: str | None
-    subagent: str | None
-    asked_at: str
-    expires_at: str
-    state: str
-    message: str | None
-    answer: Answer | None
-    actor: str | None
-    decided_at: str | None
-    delivered_at: str | None
-    agent_id: str | None = None
-    surface: str | None = None
-    pending: Pending | None = None
-    problem: Mapping[str, Any] | None = None
-    truncated: bool = False
-
-    def always(self, edited: Any = None) -> list[Rule]:
-        """Return the rules that allowing this always would add, with an edited input those for that."""
-        whole = not self.redacted and not self.truncated
-        return remembering.always(self.kind, self.tool, self.input if edited is None else edited, shown_whole=whole)
-
-    @property
-    def always_allows(self) -> list[str]:
-        return [rule.text for rule in self.always()]
 
 
 def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> Approval:
@@ -229,7 +122,7 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_r
         if row is None:
             raise approval_not_found(approval_id)
         approval = from_row(row)
-        check(approval, answer)
+        answers.check(approval, answer)
         if approval.state == "open":
             remembering.check_edited(connection, approval.execution, approval.tool, answer.updated_input, own_rules)
         won = connection.execute(
@@ -239,9 +132,9 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_r
             WHERE approval_id = :approval_id AND state = 'open'
             """,
             {
-                "state": state_after(approval, answer),
+                "state": answers.state_after(approval, answer),
                 "message": answer.message,
-                "answer": stored(answer),
+                "answer": answers.stored(answer),
                 "actor": person.actor,
                 "surface": person.surface,
                 "now": iso_now(),
@@ -251,8 +144,8 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_r
         if won:
             found = approval.always(answer.updated_input)
             remembering.remember(connection, approval.execution, answer.remember, found, person.actor)
-        if not won and approval.answer != answer_of(stored(answer)):
-            raise closed(approval)
+        if not won and approval.answer != answers.answer_of(answers.stored(answer)):
+            raise answers.closed(approval)
         connection.execute(
             "UPDATE executions SET waits_for = 'a worker to be free' WHERE number = :execution AND state = 'parked'",
             {"execution": approval.execution},
@@ -344,38 +237,6 @@ def holding(db: Database) -> int:
     return count
 
 
-def check(approval: Approval, answer: Answer) -> None:
-    """Raise InvalidRequest when an answer does not fit its approval, and Conflict to edit a redacted input."""
-    if answer.decision == "deny" or approval.kind != "tool":
-        remembering.check_scope(answer.remember, [])
-    if answer.decision == "deny":
-        return
-    remembering.check_scope(answer.remember, approval.always(answer.updated_input))
-    if answer.input_hash != approval.input_hash:
-        message = "`inputHash` is not that of this approval: read it again, look at the whole input, and answer then."
-        raise InvalidRequest(message, {"inputHash": ["Not the hash of the input."]})
-    if answer.updated_input is not None and approval.redacted:
-        raise Conflict(
-            "INPUT_REDACTED",
-            "This input has secrets that are not shown, so it cannot be edited; allow or deny it as it is.",
-        )
-    if answer.updated_input is not None and approval.kind != "tool":
-        message = "A question or a plan cannot be edited."
-        raise InvalidRequest(message, {"updatedInput": ["Cannot be edited."]})
-    if (answer.answers is not None) != (approval.kind == "question"):
-        message = (
-            "Answer a question with `answers`, an object from the question's text to its answer, and nothing else."
-        )
-        raise InvalidRequest(message, {"answers": ["Wanted for questions alone."]})
-
-
-def state_after(approval: Approval, answer: Answer) -> str:
-    """Return the state of an open approval once this answer is taken."""
-    if answer.decision == "deny":
-        return "denied"
-    return "answered" if approval.kind == "question" else "allowed"
-
-
 def one(connection: sqlite3.Connection, approval_id: str, visible_to: str | None = None) -> sqlite3.Row | None:
     """Return the row of an approval for `from_row`; None also for one of another owner."""
     found: sqlite3.Row | None = connection.execute(
@@ -383,24 +244,6 @@ def one(connection: sqlite3.Connection, approval_id: str, visible_to: str | None
         {"approval_id": approval_id, "visible_to": visible_to},
     ).fetchone()
     return found
-
-
-def stored(answer: Answer) -> str:
-    """Return an answer as a row keeps it. The hash that came with it was checked, and is that of the row."""
-    return to_json(
-        {
-            "decision": answer.decision,
-            "message": answer.message,
-            "updated_input": answer.updated_input,
-            "answers": answer.answers,
-            "remember": answer.remember,
-        }
-    )
-
-
-def answer_of(value: str | None) -> Answer | None:
-    """Return the answer that a row keeps."""
-    return None if value is None else Answer(**json.loads(value))
 
 
 def from_row(row: sqlite3.Row) -> Approval:
@@ -416,28 +259,8 @@ def from_row(row: sqlite3.Row) -> Approval:
             "input": json.loads(row["input"]),
             "redacted": bool(row["redacted"]),
             "truncated": bool(row["truncated"]),
-            "answer": answer_of(row["answer"]),
+            "answer": answers.answer_of(row["answer"]),
             "pending": pending,
             "problem": None if row["problem"] is None else json.loads(row["problem"]),
         }
     )
-
-
-def closed(approval: Approval) -> Conflict:
-    """Return the error for an answer to an approval that another answer, or none, closed."""
-    how = f"{approval.state} by {approval.actor}" if approval.actor else approval.state
-    return Conflict(
-        "APPROVAL_CLOSED",
-        f"Approval {approval.approval_id} is {how} already; nothing was changed.",
-        closing(approval),
-    )
-
-
-def closing(approval: Approval) -> dict[str, Any]:
-    """Return how an approval was closed, as the details of an error."""
-    return {
-        "approvalId": approval.approval_id,
-        "state": approval.state,
-        "actor": approval.actor,
-        "surface": approval.surface,
-    }

@@ -17,7 +17,7 @@ from typing import Any
 
 from occ_app.database.database import Database
 from occ_app.executions import approvals, events
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_app.executions.queries import from_row, select
 from occ_app.executions.records import Execution, Outcome
 from occ_app.executions.spent import Spent

@@ -16,8 +16,8 @@ from typing import Any
 
 from occ_app.database.database import Database
 from occ_app.errors import Conflict, Forbidden, approval_not_found
-from occ_app.executions import approvals
-from occ_app.executions.approvals import Answer, Approval, Pending, Person
+from occ_app.executions import answers, approvals
+from occ_app.executions.answers import Answer, Approval, Pending, Person
 from occ_app.system.compact_json import to_json
 from occ_app.system.timestamps import iso, iso_now
 
@@ -33,7 +33,7 @@ def note_asked(db: Database, execution: int, data: Mapping[str, Any]) -> Approva
     Returns None when the hub keeps no row of it: its kind is unknown, its id is that of another execution's approval,
     or too many of the execution are open.
     """
-    if data["kind"] not in approvals.KINDS:
+    if data["kind"] not in answers.KINDS:
         return None
     with db.write() as connection:
         connection.execute(
@@ -71,7 +71,7 @@ def note_asked(db: Database, execution: int, data: Mapping[str, Any]) -> Approva
 
 def note_resolved(db: Database, execution: int, data: Mapping[str, Any]) -> None:
     """Close the approval that a machine reports as closed, if it is one of that execution's and open."""
-    if data["state"] not in approvals.STATES or data["state"] == "open":
+    if data["state"] not in answers.STATES or data["state"] == "open":
         return
     with db.write() as connection:
         row = approvals.one(connection, data["approvalId"])
@@ -112,7 +112,7 @@ def keep_answer(db: Database, approval_id: str, answer: Answer, person: Person) 
         if person.viewer:
             raise Forbidden("This key is a viewer's: it reads and answers nothing. Use a key of the role owner.")
         approval = approvals.from_row(row)
-        approvals.check(approval, answer)
+        answers.check(approval, answer)
         pending = Pending(answer, person.actor, person.surface, iso_now(), person.key_id)
         won = connection.execute(
             """
@@ -193,11 +193,11 @@ def any_undelivered(db: Database) -> bool:
 def _close(connection: sqlite3.Connection, approval: Approval, reply: Mapping[str, Any], *, taken: bool) -> None:
     """Close an open approval; a pending answer is either the one that closed it, or has come too late."""
     state, actor, pending = reply["state"], _text(reply.get("actor"), 200), approval.pending
-    surface = reply.get("surface") if reply.get("surface") in approvals.SURFACES else None
+    surface = reply.get("surface") if reply.get("surface") in answers.SURFACES else None
     answer, problem = None, None
-    ours = pending is not None and actor == pending.actor and state == approvals.state_after(approval, pending.answer)
+    ours = pending is not None and actor == pending.actor and state == answers.state_after(approval, pending.answer)
     if pending is not None and (ours or taken):
-        surface, answer = pending.surface if ours else surface, approvals.stored(pending.answer)
+        surface, answer = pending.surface if ours else surface, answers.stored(pending.answer)
     elif pending is not None:
         how = f"{state} by {actor}" if actor else state
         problem = _problem(
@@ -227,12 +227,12 @@ def _close(connection: sqlite3.Connection, approval: Approval, reply: Mapping[st
 def _refuse_another(approval: Approval, answer: Answer) -> None:
     """Raise Conflict unless an approval has exactly this answer already."""
     pending = approval.pending
-    same = approvals.answer_of(approvals.stored(answer))
+    same = answers.answer_of(answers.stored(answer))
     if approval.state != "open":
         if approval.answer != same:
-            raise approvals.closed(approval)
-    elif pending is not None and approvals.answer_of(approvals.stored(pending.answer)) != same:
-        state = approvals.state_after(approval, pending.answer)
+            raise answers.closed(approval)
+    elif pending is not None and answers.answer_of(answers.stored(pending.answer)) != same:
+        state = answers.state_after(approval, pending.answer)
         raise Conflict(
             "APPROVAL_CLOSED",
             f"Approval {approval.approval_id} is {state} by {pending.actor} already, and the machine does not have the"

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from occ_app.database.database import Database
 from occ_app.errors import InvalidRequest, Refused, RequestError, Unavailable, Unreachable
-from occ_app.executions import approvals
-from occ_app.executions.approvals import Answer, Approval, Person
+from occ_app.executions import answers, approvals
+from occ_app.executions.answers import Answer, Approval, Person
 from occ_app.hub import approval_rows as rows
 from occ_app.hub import keys
 from occ_app.hub.agent_clients import Calls
@@ -107,7 +107,7 @@ class HubApprovals:
         approval = self._called(self.deliver, rows.keep_answer(self.db, approval_id, answer, person))
         if approval.problem is not None:
             code, message = str(approval.problem["code"]), str(approval.problem["message"])
-            raise RequestError(code, message, approvals.closing(approval) if code == "APPROVAL_CLOSED" else {})
+            raise RequestError(code, message, answers.closing(approval) if code == "APPROVAL_CLOSED" else {})
         return approval
 
     def _called(self, call: Callable[[Approval], Approval], approval: Approval) -> Approval:
@@ -153,7 +153,7 @@ class HubApprovals:
         return approval
 
     def _settled(self, approval: Approval, reply: Mapping[str, Any], *, taken: bool) -> Approval:
-        if reply.get("state") not in approvals.STATES or reply["state"] == "open":
+        if reply.get("state") not in answers.STATES or reply["state"] == "open":
             log.warning("approval %s: its machine replied in a way that is not understood", approval.approval_id)
             return approval
         return rows.settle(self.db, approval.approval_id, reply, taken=taken)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from occ_app.database.database import Database
 from occ_app.executions import approvals
 from occ_app.executions import queries as executions
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_app.executions.records import Execution
 from occ_app.hub import channels
 from occ_app.hub.channels import Channel

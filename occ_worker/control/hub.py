@@ -14,7 +14,7 @@ from occ_app.database.database import Database
 from occ_app.errors import OCCError, Refused, Unreachable
 from occ_app.executions import lifecycle, retention
 from occ_app.executions import queries as executions
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_app.executions.records import Outcome
 from occ_app.hub import agent_lists, approval_rows, deliveries, logins, placement
 from occ_app.hub import outbox as errands

@@ -18,7 +18,7 @@ from typing import Any
 
 from occ_app.errors import OCCError
 from occ_app.executions import parking
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_app.executions.parking import Parked
 from occ_app.executions.records import Execution
 from occ_app.executions.spent import Spent

@@ -17,7 +17,7 @@ from typing import Any
 
 from occ_app.errors import OCCError
 from occ_app.executions import approvals, parking, queries
-from occ_app.executions.approvals import Approval, Request
+from occ_app.executions.answers import Approval, Request
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution
 from occ_app.executions.remembering import MAX_INPUT_BYTES

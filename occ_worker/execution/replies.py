@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_worker.execution.verdicts import Verdict
 
 # The beginning of a line, before the input of the call.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_app.executions.events import NewEvent
 from occ_app.hub import approval_rows
 from occ_app.hub.approvals import HubApprovals

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from occ_app.executions import approvals, events
 from occ_app.executions import queries as executions
-from occ_app.executions.approvals import Approval
+from occ_app.executions.answers import Approval
 from occ_app.executions.records import Execution
 from occ_app.slack import blocks, outbox
 from occ_app.slack.outbox import Message

@@ -9,8 +9,8 @@ import logging
 from occ_app.errors import NoSpace, OCCError, RequestError, Unavailable
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
-from occ_app.executions.approvals import Answer
-from occ_app.executions.approvals import Person as Decider
+from occ_app.executions.answers import Answer
+from occ_app.executions.answers import Person as Decider
 from occ_app.executions.records import Request
 from occ_app.home import daemon
 from occ_app.hub import placement

@@ -11,7 +11,7 @@ from werkzeug.datastructures import MultiDict
 
 from occ_app import errors
 from occ_app.api.services import services
-from occ_app.executions.approvals import Answer, Approval
+from occ_app.executions.answers import Answer, Approval
 from occ_app.hub import approvals as hub_approvals
 from occ_app.hub.pages import markdown, terminal
 from occ_app.hub.pages.tools import Call, View

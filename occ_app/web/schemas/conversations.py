@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from marshmallow import Schema, fields, validate
 
-from occ_app.executions import approvals, remembering
+from occ_app.executions import remembering
+from occ_app.executions.answers import KINDS, SURFACES
+from occ_app.executions.answers import STATES as APPROVAL_STATES
 from occ_app.web.fields import ONE_LINE_PATTERN, Id, check_one_line
 from occ_app.web.schemas.base import STATES, RequestSchema
 from occ_app.web.schemas.executions import ExecutionRecord
@@ -13,7 +15,7 @@ from occ_app.web.schemas.executions import ExecutionRecord
 class ApprovalQuery(RequestSchema):
     """The query of GET /approvals."""
 
-    state = fields.String(validate=validate.OneOf(approvals.STATES))
+    state = fields.String(validate=validate.OneOf(APPROVAL_STATES))
 
 
 class PendingAnswer(Schema):
@@ -21,7 +23,7 @@ class PendingAnswer(Schema):
 
     decision = fields.String(validate=validate.OneOf(["allow", "deny"]))
     actor = fields.String()
-    surface = fields.String(validate=validate.OneOf(approvals.SURFACES))
+    surface = fields.String(validate=validate.OneOf(SURFACES))
     answered_at = fields.String(data_key="answeredAt")
 
 
@@ -41,7 +43,7 @@ class ApprovalRecord(Schema):
     approval_id = fields.String(data_key="approvalId")
     execution_id = fields.String(data_key="executionId")
     workspace_id = fields.String(data_key="workspaceId")
-    kind = fields.String(validate=validate.OneOf(approvals.KINDS))
+    kind = fields.String(validate=validate.OneOf(KINDS))
     tool = fields.String()
     input = fields.Raw()
     input_hash = fields.String(data_key="inputHash")
@@ -50,10 +52,10 @@ class ApprovalRecord(Schema):
     subagent = fields.String(allow_none=True)
     asked_at = fields.String(data_key="askedAt")
     expires_at = fields.String(data_key="expiresAt")
-    state = fields.String(validate=validate.OneOf(approvals.STATES))
+    state = fields.String(validate=validate.OneOf(APPROVAL_STATES))
     message = fields.String(allow_none=True)
     actor = fields.String(allow_none=True)
-    surface = fields.String(allow_none=True, validate=validate.OneOf(approvals.SURFACES))
+    surface = fields.String(allow_none=True, validate=validate.OneOf(SURFACES))
     decided_at = fields.String(data_key="decidedAt", allow_none=True)
     delivered_at = fields.String(data_key="deliveredAt", allow_none=True)
     agent_id = fields.String(data_key="agentId", allow_none=True)
@@ -78,7 +80,7 @@ class ApprovalAnswer(RequestSchema):
     updated_input = fields.Dict(data_key="updatedInput", keys=fields.String())
     answers = fields.Dict(keys=fields.String())
     remember = fields.String(validate=validate.OneOf(remembering.REMEMBER))
-    surface = fields.String(validate=validate.OneOf(approvals.SURFACES))
+    surface = fields.String(validate=validate.OneOf(SURFACES))
     # The person whom a hub names to its machine.
     actor = fields.String(validate=[validate.Length(1, 200), check_one_line], metadata={"pattern": ONE_LINE_PATTERN})
 
