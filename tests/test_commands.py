@@ -93,7 +93,7 @@ def test_stop_ends_what_runs_with_daemon_stopped_and_leaves_no_process(agent: Oc
         rest = pool.submit(list, stream)
         begun = time.monotonic()
         assert "has stopped" in agent.command("stop").stdout
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 30  # it would go on for 60
         final = rest.result()[-1]
     assert final.data["code"] == "DAEMON_STOPPED"
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
@@ -565,7 +565,7 @@ def test_the_whole_tree_ends_with_a_killed_supervisor(agent: Occ) -> None:
     stream = agent.client.execute("work", steps({"spawn": "child"}, {"say": "on"}, {"sleep": 60}), executionId="k")
     wait_until(lambda: next(stream).name == "output", "it to be under way")
     os.kill(json.loads(agent.command("status", "--json").stdout)["pid"], signal.SIGKILL)
-    wait_until(lambda: not agent.processes(), "everything to be gone", 10)
+    wait_until(lambda: not agent.processes(), "everything to be gone")
     agent.start()
     assert list(agent.client.events("k"))[-1].data["code"] in ("DAEMON_STOPPED", "WORKER_LOST")
 
@@ -592,7 +592,7 @@ def test_a_killed_worker_ends_its_execution_with_worker_lost(agent: Occ) -> None
     os.kill(owner, signal.SIGKILL)
     begun = time.monotonic()
     assert list(stream)[-1].data["code"] == "WORKER_LOST"
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 30  # it would go on for 60
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert agent.run("hello")[-1].name == "complete"
 
@@ -657,7 +657,7 @@ def test_a_rotated_token_ends_the_streams_of_the_old_one(agent: Occ) -> None:
     begun = time.monotonic()
     with pytest.raises(Refused, match=sentences.WRONG_EXPIRED_OR_REVOKED):  # the client asked again with what it had
         list(stream)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30  # it would go on for 50
     agent.client.cancel("long")
 
 

@@ -383,10 +383,10 @@ def test_colours_of_a_terminal_become_classes_and_nothing_else(text: str, made: 
 
 
 def test_a_diff_of_many_lines_takes_no_longer_than_its_length() -> None:
-    begun = time.monotonic()
+    begun = time.thread_time()
     made = diffs.of("a\n" * 20_000, "b\n" * 20_000, "py")
     assert (made.additions, made.deletions) == (20_001, 20_001)
-    assert time.monotonic() - begun < 5
+    assert time.thread_time() - begun < 5
 
 
 # ---- Long answers

@@ -154,7 +154,7 @@ def test_a_database_held_for_long_delays_and_loses_nothing(occ: Occ, tmp_path: P
         )
         assert (response.status, response.json()["code"]) == (503, "BUSY")
         assert occ.client.health()["version"]
-        wait_until(lambda: sentences.CANNOT_BE_STORED_YET in occ.logs(), "the held database to be felt", 20)
+        wait_until(lambda: sentences.CANNOT_BE_STORED_YET in occ.logs(), "the held database to be felt")
         threading.Event().wait(20)  # half a minute in all: the fault itself, not something waited for
     events = seen + list(stream)
     assert output(events) == counted(50)

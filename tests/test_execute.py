@@ -204,7 +204,7 @@ def test_cancel_ends_a_running_execution_and_everything_it_started(agent: Occ) -
     agent.client.cancel("c")
     final = list(stream)[-1]
     assert final.data["code"] == "EXECUTION_CANCELLED"
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30  # it would go on for 60
     assert agent.client.execution("c")["state"] == "cancelled"
     assert not alive(child)
 
@@ -224,7 +224,7 @@ def test_cancel_ends_a_cli_that_ignores_every_polite_request(agent: Occ) -> None
     agent.client.cancel("s")
     final = list(stream)[-1]
     assert (final.data["code"], final.data["signal"]) == ("EXECUTION_CANCELLED", 9)
-    assert 3.5 < time.monotonic() - begun < 8
+    assert 3.5 < time.monotonic() - begun < 30  # it would go on for 60
 
 
 def test_a_cancelled_waiting_execution_never_starts(agent: Occ, tmp_path) -> None:

@@ -19,7 +19,7 @@ from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, prompt, serves
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
-RECOVERY_SECONDS = 5.0
+RECOVERY_SECONDS = 20.0  # on a machine that is busy with other tests, too
 
 HARMLESS = {"web", "control"}
 STRAY = ({"spawn": "session"},)

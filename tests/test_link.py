@@ -297,12 +297,12 @@ def test_a_stop_ends_the_link_at_once_and_leaves_nothing(occ: Occ, hub: LinkHub)
     start(occ, hub)
     server = hub.server
     occ.stop()
-    wait_until(lambda: hub.known()["connected"] == [], "the hub to notice", 2)
+    wait_until(lambda: hub.known()["connected"] == [], "the hub to notice")
     assert list(hub.folder.iterdir()) == []
     idle = (server.num_fds(), server.num_threads())
     start(occ, hub)
     occ.stop()
-    wait_until(lambda: hub.known()["connected"] == [], "the hub to notice", 2)
+    wait_until(lambda: hub.known()["connected"] == [], "the hub to notice")
     wait_until(lambda: (server.num_fds(), server.num_threads()) <= (idle[0], idle[1] + 2), "nothing to be left")
 
 
@@ -330,7 +330,7 @@ def test_a_hub_that_hangs_does_not_hold_up_a_stop(occ: Occ, hub: LinkHub) -> Non
     try:
         begun = time.monotonic()
         occ.stop()
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 30
     finally:
         server.resume()
 

