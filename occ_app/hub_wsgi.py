@@ -24,10 +24,10 @@ from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.hub.approvals import HubApprovals
+from occ_app.hub.client_schemas import HubExecuteBody
 from occ_app.hub.links import INSTANCE_HEADER, Links, add_link
 from occ_app.hub.pages.login import OPEN_TO_VIEWERS, visitor
 from occ_app.hub.remote_files import RemoteFiles
-from occ_app.hub.schemas import HubExecuteBody
 from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer

@@ -27,8 +27,7 @@ from occ_app.executions import queries as executions
 from occ_app.executions.records import Outcome, Request
 from occ_app.executions.tally import Tally
 from occ_app.home import health, notes
-from occ_app.hub import keys, registrations
-from occ_app.hub import schemas as hub_schemas
+from occ_app.hub import agent_schemas, keys, registrations
 from occ_app.hub.agents import Agents
 from occ_app.hub.pages import parts
 from occ_app.system.compact_json import to_json
@@ -186,7 +185,7 @@ def begun(rows: Database, execution_id: str, agent_id: str | None = None) -> int
 
 def registration(**changed: Any) -> dict[str, Any]:
     said = {"protocol": 1, "name": "evil", "version": "1", "port": 9, "workers": 1}
-    return web.loaded(hub_schemas.Registration, {**said, **changed})
+    return web.loaded(agent_schemas.Registration, {**said, **changed})
 
 
 @pytest.fixture
@@ -444,10 +443,10 @@ def test_a_machine_s_names_are_one_line_without_commands(value: str) -> None:
     with pytest.raises(InvalidRequest):
         registration(labels=[value])
     beat = {"seqNum": 1, "status": "healthy"}
-    web.loaded(hub_schemas.Heartbeat, beat)
+    web.loaded(agent_schemas.Heartbeat, beat)
     for changed in ({"version": value}, {"status": value}, {"executions": [value]}, {"seqNum": 2**70}):
         with pytest.raises(InvalidRequest):
-            web.loaded(hub_schemas.Heartbeat, beat | changed)
+            web.loaded(agent_schemas.Heartbeat, beat | changed)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from occ_app.client.agent_client import AgentClient
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Unreachable
+from occ_app.hub import agent_schemas, keys, registrations
 from occ_app.hub import forbidden_addresses as addresses
-from occ_app.hub import keys, registrations
-from occ_app.hub import schemas as hub_schemas
 from occ_app.hub.agent_clients import Calls, check_address
 from occ_app.hub.agents import Agent, Agents
 from occ_app.web import requests as web
@@ -96,7 +95,7 @@ def agents(tmp_path: Path) -> Agents:
 def registered(agents: Agents, rows: Any, peer: str, port: int, url: str | None = None) -> Agent:
     key, _ = keys.create(rows, "machines", "agent")
     said = {"protocol": 1, "name": "evil", "version": "1", "port": port, "workers": 1, "url": url}
-    return registrations.register(agents, key, peer, web.loaded(hub_schemas.Registration, said))
+    return registrations.register(agents, key, peer, web.loaded(agent_schemas.Registration, said))
 
 
 @pytest.mark.parametrize("where", ["its name", "its peer"])

@@ -13,8 +13,7 @@ from occ_app import __version__, errors
 from occ_app.api.services import services
 from occ_app.config.config import HubConfig
 from occ_app.executions import queries as executions
-from occ_app.hub import agent_lists, keys, projects, registrations
-from occ_app.hub import schemas as hub_schemas
+from occ_app.hub import agent_lists, agent_schemas, client_schemas, keys, projects, registrations
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import PROTOCOL, Agent, Agents
 from occ_app.hub.links import LINK_ENDPOINT, Links
@@ -80,7 +79,7 @@ def _agent_token(agent_id: str) -> None:
 
 
 @bp.get("/api/agents/challenge")
-@contract(authenticate=_key_proof, reply=hub_schemas.Challenge)
+@contract(authenticate=_key_proof, reply=agent_schemas.Challenge)
 def challenge() -> Any:
     """Prove that this hub knows the caller's key, and give it a nonce to sign in its registration."""
     nonce = hub_services().nonces.issue()
@@ -90,9 +89,9 @@ def challenge() -> Any:
 @bp.post("/api/agents/register")
 @contract(
     authenticate=_agent_key,
-    body=hub_schemas.Registration,
+    body=agent_schemas.Registration,
     body_bytes=_LARGEST_BODY,
-    reply=hub_schemas.Registered,
+    reply=agent_schemas.Registered,
     status=201,
 )
 def register(body: dict[str, Any]) -> Any:
@@ -120,7 +119,7 @@ def register(body: dict[str, Any]) -> Any:
 
 
 @bp.post("/api/agents/<agent_id>/heartbeat")
-@contract(authenticate=_agent_token, body=hub_schemas.Heartbeat, body_bytes=_LARGEST_BODY, reply=hub_schemas.Heard)
+@contract(authenticate=_agent_token, body=agent_schemas.Heartbeat, body_bytes=_LARGEST_BODY, reply=agent_schemas.Heard)
 def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
     """Take an agent's sign of life."""
     said = body
@@ -134,11 +133,11 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
         _look_for_work()
     agent = hub_services().agents.find(agent_id)
     via = None if agent is None else hub_services().calls.via(agent)
-    return web.json_response(web.schema_of(hub_schemas.Heard).dump({"via": via}))
+    return web.json_response(web.schema_of(agent_schemas.Heard).dump({"via": via}))
 
 
 @bp.post("/api/agents/<agent_id>/echo")
-@contract(authenticate=_agent_token, body=hub_schemas.EchoBody, reply=hub_schemas.EchoReply)
+@contract(authenticate=_agent_token, body=agent_schemas.EchoBody, reply=agent_schemas.EchoReply)
 def echo(agent_id: str, body: dict[str, Any]) -> Any:  # noqa: ARG001 - its body is empty
     """Call the agent that asks, as an execution would."""
     agent = hub_services().agents.find(agent_id)
@@ -161,7 +160,7 @@ def echo(agent_id: str, body: dict[str, Any]) -> Any:  # noqa: ARG001 - its body
 
 
 @bp.get("/agents")
-@contract(query=hub_schemas.AgentQuery, reply=hub_schemas.AgentList)
+@contract(query=agent_schemas.AgentQuery, reply=agent_schemas.AgentList)
 def listing(query: dict[str, Any]) -> Any:
     """The machines, by name, without those that are forgotten."""
     rows, following = agent_lists.page(hub_services().agents, **query)
@@ -169,21 +168,21 @@ def listing(query: dict[str, Any]) -> Any:
 
 
 @bp.get("/agents/<agent_id>")
-@contract(reply=hub_schemas.AgentRecord)
+@contract(reply=agent_schemas.AgentRecord)
 def show(agent_id: str) -> Any:
     """One machine, by its id or its name."""
     return _record(hub_services().agents.named(agent_id))
 
 
 @bp.post("/agents/<agent_id>/drain")
-@contract(reply=hub_schemas.AgentRecord, admin=True)
+@contract(reply=agent_schemas.AgentRecord, admin=True)
 def drain(agent_id: str) -> Any:
     """Place nothing more on a machine; current executions continue."""
     return _set_draining(agent_id, draining=True)
 
 
 @bp.post("/agents/<agent_id>/resume")
-@contract(reply=hub_schemas.AgentRecord, admin=True)
+@contract(reply=agent_schemas.AgentRecord, admin=True)
 def resume(agent_id: str) -> Any:
     """Place executions on a machine again."""
     return _set_draining(agent_id, draining=False)
@@ -202,14 +201,14 @@ def remove(agent_id: str) -> Response:
 
 
 @bp.get("/keys")
-@contract(reply=hub_schemas.KeyList, admin=True)
+@contract(reply=client_schemas.KeyList, admin=True)
 def list_keys() -> Any:
     """All keys, without their secrets."""
     return {"keys": keys.listing(services().db)}
 
 
 @bp.post("/keys")
-@contract(body=hub_schemas.KeyBody, reply=hub_schemas.KeyMade, status=201, admin=True)
+@contract(body=client_schemas.KeyBody, reply=client_schemas.KeyMade, status=201, admin=True)
 def create_key(body: dict[str, Any]) -> Any:
     """Make a key; the answer is the only one that has its secret."""
     admin = body.pop("admin")
@@ -229,7 +228,7 @@ def create_key(body: dict[str, Any]) -> Any:
 
 
 @bp.post("/keys/<name>/rotate")
-@contract(body=hub_schemas.KeyRotation, reply=hub_schemas.KeyMade, admin=True)
+@contract(body=client_schemas.KeyRotation, reply=client_schemas.KeyMade, admin=True)
 def rotate_key(name: str, body: dict[str, Any]) -> Any:
     """Replace the secret of a key; everything the key owns stays, and the old secret is refused at once."""
     key, secret = keys.rotate(services().db, name, **body)
@@ -238,7 +237,7 @@ def rotate_key(name: str, body: dict[str, Any]) -> Any:
 
 
 @bp.post("/keys/<name>/revoke")
-@contract(reply=hub_schemas.KeyRecord, admin=True)
+@contract(reply=client_schemas.KeyRecord, admin=True)
 def revoke_key(name: str) -> Any:
     """Refuse a key from now on, and the machines registered with it."""
     key = keys.revoke(services().db, name)
@@ -302,7 +301,7 @@ def _records(agents: Sequence[Agent]) -> list[dict[str, object]]:
     ids = [agent.agent_id for agent in agents]
     on_each = projects.by_agent(services().db, callers.caller().visible_to, ids)
     via = hub_services().calls.via
-    return [hub_schemas.agent_record(agent, via(agent), on_each.get(agent.agent_id, ())) for agent in agents]
+    return [agent_schemas.agent_record(agent, via(agent), on_each.get(agent.agent_id, ())) for agent in agents]
 
 
 def _with_secret(key: keys.Key, secret: str) -> dict[str, object]:

@@ -13,7 +13,7 @@ from marshmallow import EXCLUDE, ValidationError
 from occ_app import errors
 from occ_app.api.services import services
 from occ_app.client.agent_client import AgentClient
-from occ_app.hub import schemas as hub_schemas
+from occ_app.hub import client_schemas
 from occ_app.hub.api import hub_services
 from occ_app.web import callers, schemas
 from occ_app.web.contracts import contract
@@ -27,7 +27,7 @@ _CODES = ("INVALID_REQUEST", "PERMISSION_CEILING", "TOO_MANY_RULES", "RULE_NOT_F
 
 
 @bp.get("/rules")
-@contract(query=hub_schemas.RulesQuery, reply=schemas.RuleList)
+@contract(query=client_schemas.RulesQuery, reply=schemas.RuleList)
 def listing(query: dict[str, Any]) -> Any:
     """Rules of a workspace, oldest first, as its machine lists them."""
     with _asked(query["workspace_id"]) as (client, name):
@@ -35,7 +35,7 @@ def listing(query: dict[str, Any]) -> Any:
 
 
 @bp.post("/rules")
-@contract(body=hub_schemas.HubRuleBody, reply=schemas.RuleRecord, status=201)
+@contract(body=client_schemas.HubRuleBody, reply=schemas.RuleRecord, status=201)
 def add(body: dict[str, Any]) -> Any:
     """Add a rule for a workspace, on its machine."""
     with _asked(body["workspace_id"]) as (client, name):
@@ -44,7 +44,7 @@ def add(body: dict[str, Any]) -> Any:
 
 
 @bp.delete("/rules/<rule_id>")
-@contract(query=hub_schemas.RulesQuery, reply=schemas.Deleted)
+@contract(query=client_schemas.RulesQuery, reply=schemas.Deleted)
 def remove(rule_id: str, query: dict[str, Any]) -> Any:
     """Remove a rule of a workspace, on its machine."""
     with _asked(query["workspace_id"]) as (client, name):

@@ -8,8 +8,7 @@ from flask import Blueprint, Response, current_app
 
 from occ_app import errors
 from occ_app.api.services import services
-from occ_app.hub import logins, pairings
-from occ_app.hub import schemas as hub_schemas
+from occ_app.hub import client_schemas, logins, pairings
 from occ_app.hub.pairings import Pairing
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
@@ -19,7 +18,7 @@ bp = Blueprint("sessions", __name__)
 
 
 @bp.get("/sessions")
-@contract(reply=hub_schemas.SessionList)
+@contract(reply=client_schemas.SessionList)
 def listing() -> Any:
     """The valid sessions of the caller's owner, an admin's: of all owners."""
     return {"sessions": logins.listing(services().db, callers.caller().visible_to)}
@@ -34,7 +33,7 @@ def revoke(session_id: str) -> Response:
 
 
 @bp.post("/pairings")
-@contract(body=hub_schemas.PairingBody, reply=hub_schemas.PairingMade, status=201)
+@contract(body=client_schemas.PairingBody, reply=client_schemas.PairingMade, status=201)
 def pair(body: dict[str, Any]) -> Any:
     """Make a code that opens one session on the hub's page /pair within ten minutes."""
     return new_pairing(body["role"], body["owner"])

@@ -1,50 +1,21 @@
-"""Every body on the hub's wire that an agent does not have: registrations, beats, machines, keys."""
+"""Bodies of the hub's API for machines: registrations, heartbeats, and the lists of machines that people read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from occ_app.config import permission_rules
 from occ_app.config.settings import http_url
-from occ_app.hub.keys import ROLES
+from occ_app.hub.fields import Line
 from occ_app.web import schemas
-from occ_app.web.fields import (
-    ID_PATTERN,
-    ONE_LINE_PATTERN,
-    Amount,
-    Id,
-    TrueOrFalse,
-    WholeNumber,
-    check_one_line,
-    check_text,
-)
+from occ_app.web.fields import Id, TrueOrFalse, WholeNumber, check_one_line
 from occ_app.workspaces.folders import MAX_PATH_CHARACTERS
 from occ_app.workspaces.projects import MAX_KEYS, MAX_PROJECTS
 
 FINGERPRINT_PATTERN = r"^([0-9A-Fa-f]{2}:?){32}$"
-
-
-# One line that reads in the order it is written in: a name with an override of direction reads as another name.
-_LINE_PATTERN = ONE_LINE_PATTERN.replace(r"\u2028\u2029", r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069")
-
-_WORKSPACE_PATTERN = f"{ID_PATTERN[:-1]}(@{_LINE_PATTERN[1:-2]}{{1,200}})?$"
-
-
-def _check_direction(value: str) -> None:
-    if not re.fullmatch(_LINE_PATTERN, value):
-        raise ValidationError("Must not have characters that change the direction of text.")
-
-
-class _Line(fields.String):
-    """One line of text, of so many characters."""
-
-    def __init__(self, least: int, largest: int, **kwargs: Any) -> None:
-        checks: list[Callable[[str], object]] = [validate.Length(least, largest), check_one_line, _check_direction]
-        super().__init__(validate=checks, metadata={"pattern": _LINE_PATTERN}, **kwargs)
 
 
 def _check_url(value: str) -> None:
@@ -97,19 +68,19 @@ class _Project(_FromAgent):
     """A project of a machine; `keys` names the client keys that may use it besides the admins'."""
 
     name = Id(required=True)
-    path = _Line(1, MAX_PATH_CHARACTERS, required=True)
+    path = Line(1, MAX_PATH_CHARACTERS, required=True)
     generation = WholeNumber(required=True, validate=validate.Range(1, schemas.LARGEST_GENERATION))
-    keys = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=MAX_KEYS))
+    keys = fields.List(Line(1, 100), load_default=list, validate=validate.Length(max=MAX_KEYS))
 
 
 class Registration(_FromAgent):
     """The body of POST /api/agents/register."""
 
     protocol = WholeNumber(required=True)
-    agent_id = _Line(0, 128, data_key="agentId", allow_none=True, load_default=None)
-    name = _Line(1, 200, required=True)
-    version = _Line(0, 100, required=True)
-    platform = _Line(0, 100, load_default="")
+    agent_id = Line(0, 128, data_key="agentId", allow_none=True, load_default=None)
+    name = Line(1, 200, required=True)
+    version = Line(0, 100, required=True)
+    platform = Line(0, 100, load_default="")
     url = fields.String(
         allow_none=True,
         load_default=None,
@@ -126,10 +97,10 @@ class Registration(_FromAgent):
         metadata={"pattern": FINGERPRINT_PATTERN},
     )
     workers = WholeNumber(required=True, validate=validate.Range(1, 10_000))
-    labels = fields.List(_Line(1, 100), load_default=list, validate=validate.Length(max=100))
-    claude_version = _Line(0, 100, data_key="claudeVersion", allow_none=True, load_default=None)
-    capabilities = fields.List(_Line(1, 64), load_default=list, validate=validate.Length(max=100))
-    permissions = _Line(1, 50, allow_none=True, load_default=None)
+    labels = fields.List(Line(1, 100), load_default=list, validate=validate.Length(max=100))
+    claude_version = Line(0, 100, data_key="claudeVersion", allow_none=True, load_default=None)
+    capabilities = fields.List(Line(1, 64), load_default=list, validate=validate.Length(max=100))
+    permissions = Line(1, 50, allow_none=True, load_default=None)
     machine = fields.Nested(MachineProof, allow_none=True, load_default=None)
     projects = fields.List(fields.Nested(_Project), load_default=list, validate=validate.Length(max=MAX_PROJECTS))
 
@@ -156,13 +127,13 @@ class Heartbeat(_FromAgent):
     """The body of POST /api/agents/{id}/heartbeat."""
 
     seq_num = WholeNumber(data_key="seqNum", required=True, validate=validate.Range(0, 2**53))
-    status = _Line(1, 50, required=True)
-    version = _Line(0, 100, load_default="")
+    status = Line(1, 50, required=True)
+    version = Line(0, 100, load_default="")
     workers = fields.Nested(_BeatWorkers, load_default=dict)
     queue = fields.Nested(_BeatQueue, load_default=dict)
-    executions = fields.List(_Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
+    executions = fields.List(Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
     projects = fields.List(fields.Nested(_Project), load_default=None, validate=validate.Length(max=MAX_PROJECTS))
-    instance = _Line(0, 64, allow_none=True, load_default=None)
+    instance = Line(0, 64, allow_none=True, load_default=None)
 
 
 class Heard(Schema):
@@ -229,127 +200,6 @@ class AgentList(Schema):
 
     agents = fields.List(fields.Nested(AgentRecord))
     next = fields.String(allow_none=True)
-
-
-class KeyBody(Schema):
-    """The body of POST /keys."""
-
-    name = _Line(1, 100, required=True)
-    kind = fields.String(required=True, data_key="for", validate=validate.OneOf(["agent", "client"]))
-    admin = TrueOrFalse(load_default=None)
-    role = fields.String(validate=validate.OneOf(ROLES))
-    owner = _Line(1, 100, load_default=None, allow_none=True)
-    most = WholeNumber(validate=validate.Range(1, 1_000_000))
-    days = Amount(100_000)
-
-
-class KeyRotation(Schema):
-    """The body of POST /keys/{name}/rotate, which may be empty."""
-
-    days = Amount(100_000)
-
-
-class KeyRecord(Schema):
-    """A key without its secret."""
-
-    key_id = fields.String(data_key="keyId")
-    name = fields.String()
-    kind = fields.String(data_key="for")
-    admin = fields.Boolean()
-    role = fields.String(validate=validate.OneOf(ROLES))
-    owner_id = fields.String(data_key="ownerId")
-    owner = fields.String()
-    most = fields.Integer(allow_none=True)
-    created_at = fields.String(data_key="createdAt")
-    expires_at = fields.String(data_key="expiresAt", allow_none=True)
-    revoked_at = fields.String(data_key="revokedAt", allow_none=True)
-
-
-class KeyMade(KeyRecord):
-    """A new key with its secret, which is shown only once."""
-
-    key = fields.String()
-
-
-class KeyList(Schema):
-    """All keys, the revoked ones too."""
-
-    keys = fields.List(fields.Nested(KeyRecord))
-
-
-class PairingBody(Schema):
-    """The body of POST /pairings, which may be empty. Without `owner`: the caller's, or the operator's."""
-
-    role = fields.String(load_default="owner", validate=validate.OneOf(ROLES))
-    owner = _Line(1, 100, load_default=None, allow_none=True)
-
-
-class PairingMade(Schema):
-    """A one-time code; `path` is the address that takes it on this hub, with the code behind a #."""
-
-    code = fields.String()
-    path = fields.String()
-    owner_id = fields.String(data_key="ownerId")
-    owner = fields.String()
-    role = fields.String(validate=validate.OneOf(ROLES))
-    expires_at = fields.String(data_key="expiresAt")
-
-
-class SessionRecord(Schema):
-    """A session of the hub's pages. `key` names the key that opened it; null for a one-time code."""
-
-    id = fields.String()
-    device = fields.String()
-    owner_id = fields.String(data_key="ownerId")
-    owner = fields.String(allow_none=True)
-    role = fields.String(validate=validate.OneOf(ROLES))
-    key = fields.String(allow_none=True)
-    created_at = fields.String(data_key="createdAt")
-    used_at = fields.String(data_key="usedAt")
-    expires_at = fields.String(data_key="expiresAt")
-
-
-class SessionList(Schema):
-    """The valid sessions, the last used first."""
-
-    sessions = fields.List(fields.Nested(SessionRecord))
-
-
-class _WorkspaceName(fields.String):
-    """The id of a workspace, or the alias of a project, NAME@MACHINE."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(validate=_check_workspace, metadata={"pattern": _WORKSPACE_PATTERN}, **kwargs)
-
-
-def _check_workspace(value: str) -> None:
-    check_text(value)
-    if not re.fullmatch(_WORKSPACE_PATTERN, value):
-        raise ValidationError("Must be the id of a workspace, or a project as NAME@MACHINE.")
-
-
-class HubExecuteBody(schemas.ExecuteBody):
-    """The body of POST /execute on a hub: an agent's, and where to run. `workspaceId` may be a project's alias."""
-
-    workspace_id = _WorkspaceName(data_key="workspaceId")
-
-    agent = _Line(1, 200)
-    labels = fields.List(_Line(1, 100), validate=validate.Length(max=100))
-    notify = TrueOrFalse()
-
-
-class RulesQuery(schemas.RequestSchema):
-    """The query of GET and DELETE of rules on a hub: the workspace, whose machine keeps them."""
-
-    workspace_id = Id(data_key="workspaceId", required=True)
-
-
-class HubRuleBody(schemas.RequestSchema):
-    """The body of POST /rules on a hub."""
-
-    decision = fields.String(required=True, validate=validate.OneOf(permission_rules.DECISIONS))
-    rule = fields.String(required=True, validate=[validate.Length(1, permission_rules.MAX_CHARACTERS), check_one_line])
-    workspace_id = Id(data_key="workspaceId", required=True)
 
 
 def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
