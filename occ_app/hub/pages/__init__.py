@@ -33,6 +33,7 @@ from occ_app.hub.pages import (
 )
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
+from occ_app.hub.pages.compiled import CompiledTemplates
 from occ_app.web import refusals
 
 _STATIC = Path(__file__).parents[1] / "static"
@@ -73,6 +74,7 @@ def add_pages(app: Flask) -> None:
         app.add_template_filter(function)
     app.add_template_filter(terminal.plain, "plain")
     refusals.answer_errors(app, _refusal_outside)
+    app.jinja_env.bytecode_cache = CompiledTemplates()
     # Read now: an upgrade replaces these files while the code of this version runs.
     for name in app.jinja_env.list_templates():
         app.jinja_env.get_template(name)
