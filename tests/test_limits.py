@@ -173,7 +173,7 @@ def test_an_archive_of_a_machine_is_held_to_its_limit(bomb: AgentClient) -> None
 
 
 def test_a_trickled_archive_has_a_deadline(trickling: AgentClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("occ_app.client.agent_client._BODY_SECONDS", 0.5)
+    monkeypatch.setattr("occ_app.client.bodies._BODY_SECONDS", 0.5)
     with pytest.raises(Unreachable):
         trickling.archive("work", io.BytesIO())
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from occ_app.cli import hub, start
-from occ_app.client import agent_client
+from occ_app.client import streams
 from occ_app.client.agent_client import AgentClient
 from occ_app.config import config
 from occ_app.errors import ConfigError, Lost, Refused
@@ -252,7 +252,7 @@ def test_other_answers_are_not_tried_again(gateway: tuple[str, type[Gateway]]) -
 def test_a_client_that_gives_up_says_that_the_run_goes_on(
     gateway: tuple[str, type[Gateway]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_client, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.2)
     url, kind = gateway
     kind.later = (502,) * 1000
     with pytest.raises(Lost, match=r"502.* goes on there .* e1\."):

@@ -19,7 +19,7 @@ import pytest
 import urllib3
 from wsproto.connection import Connection, ConnectionType
 
-from occ_app.client import agent_client
+from occ_app.client import bodies
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.deadlines import TimedHTTPConnection
 from occ_app.errors import Unreachable
@@ -359,12 +359,12 @@ def test_the_link_of_a_machine_ends_when_its_key_expires(tmp_path: Path) -> None
 
 def test_an_upload_to_a_machine_has_a_least_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(agent_client.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bodies.time, "monotonic", lambda: now[0])
 
     def sent(seconds_a_piece: float) -> int:
         count = 0
         with contextlib.suppress(TimeoutError):
-            for _ in agent_client._timed([bytes(1 << 16)] * 100):
+            for _ in bodies.timed([bytes(1 << 16)] * 100):
                 now[0] += seconds_a_piece
                 count += 1
         return count

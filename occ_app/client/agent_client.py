@@ -6,36 +6,28 @@ lost reply never runs a prompt twice.
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import urllib3
 
 from occ_app import __version__
-from occ_app.client import connections, replies, sse
+from occ_app.client import bodies, replies, sse, streams
 from occ_app.client.event_checks import RawEvent
+from occ_app.client.pool_choice import choose_pool
 from occ_app.client.sse import StreamEvent
-from occ_app.errors import Lost, Refused, Unreachable, Untrusted
+from occ_app.errors import Refused, Unreachable, Untrusted
 from occ_app.system import proofs
 from occ_app.system.short_ids import new_execution_id
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 40.0  # a stream says something every 15 s, so this long a silence is a dead connection
 _RELAYED_SILENCE_SECONDS = 22.0  # the same for a hub, which is there to notice
-_PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
 _CANCEL_SECONDS = 20.0
-_PIECE = 1 << 16
-_BODY_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 16_384
-
-
-def _nothing(_: object) -> None: ...
 
 
 class AgentClient:
@@ -60,21 +52,7 @@ class AgentClient:
         self.url = url.rstrip("/")
         self._pin, self._token = pin, token
         self._headers = {"Authorization": f"Bearer {token}", "User-Agent": f"occ/{__version__}"}
-        trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
-        proving = prove and pin is None
-        if through is None and admit is None and not proving:
-            self._pool = connections.pools_over(retries=False, maxsize=4, **trust)
-        elif through is None:
-            from occ_app.client.proven import prover
-
-            check = prover(token, urlsplit(self.url).path) if proving else _nothing
-            self._pool = connections.pools_over(
-                connections.connect_to(admit or _nothing), check, retries=False, maxsize=4, **trust
-            )
-        else:
-            from occ_app.client.unix_socket import pools
-
-            self._pool = pools(through, retries=False, maxsize=4, **trust)
+        self._pool = choose_pool(self.url, token, pin, through, admit, prove=prove)
 
     def close(self) -> None:
         self._pool.clear()
@@ -123,16 +101,9 @@ class AgentClient:
         }
         if strip_root:  # older agents do not know the field
             fields["stripRoot"] = "true"
-        here = archive.tell()
-        size = archive.seek(0, os.SEEK_END) - here
-        archive.seek(here)
         if base is not None:
             fields |= {"processPolicy": "update", "base": base, "deletions": json.dumps(list(deletions))}
-        boundary = uuid.uuid4().hex
-        begin, end = _around_the_file(fields, boundary, empty=base is not None and size == 0)
-        length = len(begin) + size + len(end)
-        body = _timed(itertools.chain([begin], iter(lambda: archive.read(_PIECE), b""), [end]))
-        sent = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+        body, sent = bodies.form(fields, archive, empty_allowed=base is not None)
         if generation is not None:
             sent["OCC-Workspace-Generation"] = str(generation)
         return self._json("POST", "/workspace/init", body=body, headers={**sent, **(headers or {})}, read_seconds=300)
@@ -148,7 +119,7 @@ class AgentClient:
         body = {"executionId": new_execution_id(), "prompt": prompt, **options}
         if workspace_id is not None:
             body["workspaceId"] = workspace_id
-        return self._follow(str(body["executionId"]), lambda after: self._open_execute(body, after), 0)
+        return streams.follow(str(body["executionId"]), lambda after: self._open_execute(body, after), 0)
 
     def batches(
         self,
@@ -178,7 +149,7 @@ class AgentClient:
         if not follow:
             stored = sse.batches(self._open_events(execution_id, after, follow=False))
             return (sse.parsed(raw) for batch in stored for raw in batch)
-        return self._follow(execution_id, lambda after: self._open_events(execution_id, after), after)
+        return streams.follow(execution_id, lambda after: self._open_events(execution_id, after), after)
 
     def _open_execute(
         self,
@@ -267,51 +238,8 @@ class AgentClient:
         Raises Unreachable when it is over `limit` bytes, or slower than 60 s and the time of its size at a low rate.
         """
         response = self._open("GET", path, headers=headers)
-        deadline = time.monotonic() + _BODY_SECONDS
-        written = 0
-        try:
-            while piece := cast(urllib3.HTTPResponse, response).read1(_PIECE):
-                written += output.write(piece)
-                if limit is not None and written > limit:
-                    raise Unreachable(f"{self.url} sent more than {limit} bytes.")
-                if time.monotonic() > deadline + written / _MIN_BYTES_PER_SECOND:
-                    raise Unreachable(f"{self.url} sent its answer too slowly.")
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unreachable(f"{self.url} broke off its answer ({replies.reason(error)}).") from None
-        finally:
-            response.release_conn() if response.closed else response.close()
+        bodies.receive(response, self.url, output, limit)
         return response.status, response.headers
-
-    def _follow(
-        self, execution_id: str, open_stream: Callable[[int], urllib3.BaseHTTPResponse], after: int
-    ) -> Iterator[StreamEvent]:
-        """Yield events to the final one, reopening the stream after the last seen event whenever it breaks.
-
-        Raises Lost when the other side stays away after it had accepted the execution.
-        """
-        lost_since: float | None = None
-        pause, accepted = 0.1, after > 0
-        while True:
-            try:
-                stream = open_stream(after)
-                accepted = True
-                for batch in sse.batches(stream):
-                    lost_since, pause = None, 0.1
-                    for event in map(sse.parsed, batch):
-                        after = max(after, event.seq)
-                        yield event
-                        if event.final:
-                            return
-            except Untrusted:
-                raise
-            except (Unreachable, Refused) as error:
-                if isinstance(error, Refused) and not error.away:
-                    raise
-                lost_since = lost_since or time.monotonic()
-                if time.monotonic() - lost_since > _PATIENCE_SECONDS:
-                    raise _given_up(error, execution_id, accepted=accepted) from None
-            time.sleep(pause)  # nothing can be waited for: the other side is away
-            pause = min(pause * 2, 5.0)
 
     def _json(
         self,
@@ -363,33 +291,3 @@ class AgentClient:
 def _only(generation: int | None) -> str:
     """Return the query that restricts a call to the workspace with a number; older agents know none."""
     return "" if generation is None else f"?generation={generation}"
-
-
-def _given_up(error: Unreachable | Refused, execution_id: str, *, accepted: bool) -> Unreachable | Refused:
-    """The error for a stream that was not taken up again in time."""
-    if not accepted:
-        return error
-    return Lost(f"{error} The run goes on there without this reader; its id is {execution_id}.")
-
-
-def _timed(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield a body's pieces while the other side takes them fast enough. Raises TimeoutError."""
-    deadline = time.monotonic() + _BODY_SECONDS
-    for piece in pieces:
-        if time.monotonic() > deadline:
-            raise TimeoutError("the body is taken too slowly")
-        yield piece
-        deadline += len(piece) / _MIN_BYTES_PER_SECOND
-
-
-def _around_the_file(fields: Mapping[str, str], boundary: str, *, empty: bool = False) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the file in a multipart form, which has none when it is `empty`."""
-    begin = "".join(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-        for name, value in fields.items()
-    )
-    if empty:
-        return begin.encode(), f"--{boundary}--\r\n".encode()
-    begin += f'--{boundary}\r\nContent-Disposition: form-data; name="zip"; filename="workspace.zip"\r\n'
-    begin += "Content-Type: application/zip\r\n\r\n"
-    return begin.encode(), f"\r\n--{boundary}--\r\n".encode()
