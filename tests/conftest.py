@@ -158,9 +158,10 @@ class Occ:
         return self
 
     def attach(self) -> None:
-        status = json.loads(self.command("status", "--json").stdout)
-        self.url, self.pin = status["url"], status["tlsFingerprint"]
-        self.token = self.command("token").stdout.strip()
+        """Read the address and the token of the agent that runs; a command takes fifty times as long."""
+        running = json.loads((self.home / "run" / "daemon.json").read_text())
+        self.url, self.pin = running["url"], running["fingerprint"]
+        self.token = json.loads((self.home / "state.json").read_text())["token"]
 
     def stop(self) -> None:
         self.command("stop")

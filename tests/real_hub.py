@@ -52,10 +52,17 @@ class Hub:
         self.environment |= environment
         port = self.url.rpartition(":")[2] or "0"
         self.command("start", "--port", port, *arguments)
-        self.url = json.loads(self.command("status", "--json").stdout)["url"]
+        running = json.loads((self.home / "run" / "daemon.json").read_text())
+        self.url = running["url"]
         if not self.agent_key:
-            self.agent_key, self.client_key = self.key("machines", "agent"), self.key("tester", "client", "--admin")
+            self._make_keys(running["fingerprint"])
         return self
+
+    def _make_keys(self, pin: str | None) -> None:
+        operator = AgentClient(self.url, json.loads((self.home / "state.json").read_text())["token"], pin)
+        with contextlib.closing(operator):
+            self.agent_key = operator.call("POST", "/keys", {"name": "machines", "for": "agent"})["key"]
+            self.client_key = operator.call("POST", "/keys", {"name": "tester", "for": "client", "admin": True})["key"]
 
     def stop(self) -> None:
         self.command("stop")
@@ -80,7 +87,7 @@ class Hub:
         else:
             occ = self._new_agent(name, environment)
             occ.start(*arguments)
-        agent_id = json.loads(occ.command("status", "--json").stdout)["agentId"]
+        agent_id = json.loads((occ.home / "state.json").read_text())["agentId"]
         wait_until(lambda: self.seen(agent_id)["via"] == "link", f"{name} is reached by the hub")
         return occ
 

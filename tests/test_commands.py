@@ -127,6 +127,7 @@ def test_status_tells_the_same_as_json(agent: Occ) -> None:
     assert psutil.pid_exists(status["pid"])
     assert status["workers"] == {"total": 2, "busy": 0}
     assert status["home"] == str(agent.home)
+    assert (status["url"], status["tlsFingerprint"]) == (agent.url, None)
     assert (agent.home / "daemon.pid").read_text() == f"{status['pid']}\n"
     text = agent.command("status").stdout
     for part in (status["url"], str(status["pid"]), "uptime", "0 of 2 busy", "heartbeat", status["logs"]):

@@ -654,7 +654,9 @@ def test_each_kind_of_key_opens_its_own_addresses(hub_with_box: Hub) -> None:
 def test_a_hub_with_a_certificate_of_its_own_is_pinned(hub: Hub, tmp_path: Path) -> None:
     hub.stop()
     hub.start("--tls", "self-signed")
-    pin = json.loads(hub.command("status", "--json").stdout)["tlsFingerprint"]
+    status = json.loads(hub.command("status", "--json").stdout)
+    pin = status["tlsFingerprint"]
+    assert status["url"] == hub.url
     told = hub.command("keys", "create", "more", "--for", "agent").stderr
     assert f"OCC_API_KEY=KEY occ start --remote-url {hub.url} --remote-pin {pin}" in told
     assert "OCC_PERMISSIONS=ask" in told

@@ -87,6 +87,7 @@ def test_it_shows_the_certificate_it_told_and_keeps_it(occ: Occ) -> None:
     assert occ.pin in told.stdout
     assert "without TLS" not in told.stderr
     assert occ.pin in occ.command("status").stdout
+    assert json.loads(occ.command("status", "--json").stdout)["tlsFingerprint"] == occ.pin
     shown = ssl.get_server_certificate(address(occ))
     assert hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown)).digest().hex(":").upper() == occ.pin
     assert (occ.home / "tls.pem").stat().st_mode & 0o777 == 0o600
