@@ -123,6 +123,9 @@ class FakeSlack:
     def _conversations_history(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"ok": True, "messages": [one for one in self.shown(values["channel"]) if "thread_ts" not in one]}
 
+    def _conversations_open(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": True, "channel": {"id": f"D{values['users']}"}}
+
     def _views_open(self, values: dict[str, Any]) -> dict[str, Any]:
         self.dialogs.append(values)
         return {"ok": True, "view": {"id": f"V{len(self.dialogs)}"}}

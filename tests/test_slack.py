@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,10 @@ from occ_app.cli.slack import slack as commands
 from occ_app.config.config import HubConfig
 from occ_app.errors import ConfigError
 from occ_app.executions import answers, approvals, events, lifecycle
-from occ_app.executions import queries as executions
-from occ_app.executions.records import Execution, Outcome
 from occ_app.home import daemon
 from occ_app.hub import channels, deliveries, keys
 from occ_app.hub.approvals import HubApprovals
-from occ_app.slack import blocks, inbox, incoming, outbox, people, tokens
-from occ_app.slack.people import Asked
+from occ_app.slack import blocks, dialogs, inbox, outbox, people, tokens
 from occ_app.slack.tokens import Tokens
 from occ_app.supervisor.processes import Part
 from occ_app.system.process_identity import own_identity
@@ -43,8 +40,9 @@ from occ_worker.slack import composing, sending
 from occ_worker.slack.process import SlackProcess
 from tests.conftest import wait_until
 from tests.fake_slack import FakeSlack, fake_slack
-from tests.hub_app import HubApp, hub_app
+from tests.hub_app import hub_app
 from tests.real_hub import hub_in
+from tests.slack_office import Office, buttons, office_in, texts, view_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "slack.md"
 FROM_PAGE = {"Origin": "http://localhost"}
@@ -56,138 +54,13 @@ def slack() -> Iterator[FakeSlack]:
         yield slack
 
 
-@dataclass
-class Office:
-    """A hub that is connected to a Slack, the process that does it, driven by hand, and a person, Ada."""
-
-    hub: HubApp
-    slack: FakeSlack
-    process: SlackProcess
-    count: int = 0
-    owners: dict[str, str] = field(default_factory=dict)
-
-    def link(self, name: str, user: str, **more: Any) -> str:
-        """Link a Slack user to a new owner; returns the owner's id."""
-        self.hub.key(name, "client", **more)
-        key = next(one for one in keys.listing(self.hub.database) if one.name == name)
-        people.link(self.hub.database, people.new_code(self.hub.database, Asked("T1", user, name)), key.key_id)
-        self.owners[user] = key.owner_id
-        return key.owner_id
-
-    def says(self, text: str, user: str = "UADA", channel: str = "C1", **more: Any) -> str:
-        """A message in Slack, as it comes to the hub; returns its ts."""
-        ts = more.pop("ts", None) or self.slack.new_ts()
-        self.count += 1
-        event = {"type": "message", "user": user, "text": text, "ts": ts, "channel": channel, "channel_type": "channel"}
-        payload = {"team_id": "T1", "event_id": f"Ev{self.count}", "event": {**event, **more}}
-        self.receive("events_api", payload)
-        return str(ts)
-
-    def commands(self, text: str, user: str = "UADA", channel: str = "C1") -> None:
-        self.count += 1
-        values = {"team_id": "T1", "user_id": user, "user_name": "ada", "channel_id": channel, "text": text}
-        self.receive("slash_commands", {**values, "command": "/occ", "trigger_id": f"t{self.count}"})
-
-    def clicks(self, message: dict[str, Any], label: str, user: str = "UADA") -> None:
-        """A click on the button with this label."""
-        self.count += 1
-        buttons = [one for block in message["blocks"] if block["type"] == "actions" for one in block["elements"]]
-        button = next(one for one in buttons if one["text"]["text"] == label)
-        self.receive(
-            "interactive",
-            {
-                "type": "block_actions",
-                "user": {"id": user, "team_id": "T1"},
-                "team": {"id": "T1"},
-                "container": {
-                    "message_ts": message["ts"],
-                    "thread_ts": message.get("thread_ts"),
-                    "channel_id": message["channel"],
-                },
-                "trigger_id": f"trigger-{self.count}",
-                "actions": [{"action_id": button["action_id"], "value": button["value"], "action_ts": f"{self.count}"}],
-            },
-        )
-
-    def submits(self, dialog: dict[str, Any], text: str, user: str = "UADA") -> None:
-        """Send a dialog with this text in its field."""
-        self.count += 1
-        values = {blocks.REASON: {blocks.REASON: {"type": "plain_text_input", "value": text}}}
-        view = {"id": f"V{self.count}", "hash": "h", "private_metadata": dialog["private_metadata"]}
-        view |= {"state": {"values": values}}
-        self.receive(
-            "interactive",
-            {"type": "view_submission", "user": {"id": user, "team_id": "T1"}, "team": {"id": "T1"}, "view": view},
-        )
-
-    def receive(self, kind: str, payload: dict[str, Any]) -> None:
-        inbox.store(self.hub.database, incoming.key_of(kind, payload, f"e{self.count}"), kind, payload)
-        self.process.step()
-
-    def runs(self) -> list[Execution]:
-        """All runs, oldest first."""
-        return executions.listing(self.hub.database, limit=1000)[0][::-1]
-
-    def begin(self) -> Execution:
-        """Run the next run that waits, as a worker does."""
-        claimed = lifecycle.claim(self.hub.database, own_identity())
-        assert claimed is not None
-        return claimed
-
-    def finish(self, execution: Execution, text: str = "All done.") -> None:
-        chunks = [text[at : at + 5000] for at in range(0, len(text), 5000)]
-        rows = [("output", json.dumps({"chunk": chunk, "timestamp": 1})) for chunk in chunks]
-        first = events.newest(self.hub.database, execution.number) + 1
-        events.append(self.hub.database, execution.number, first, rows)
-        outcome = Outcome("succeeded", "complete", {"exitCode": 0, "costUsd": 0.12})
-        lifecycle.finish(self.hub.database, execution.number, outcome)
-
-    def run(self, text: str = "All done.") -> Execution:
-        """Run the next run to its end, and show it."""
-        execution = self.begin()
-        self.finish(execution, text)
-        self.process.step()
-        return execution
-
-    def ask(self, execution: Execution, kind: str = "tool", asked: Any = None) -> answers.Approval:
-        request = answers.Request(kind, "Bash", asked or {"command": "rm s3cret"}, "0" * 64)
-        approval = approvals.ask(self.hub.database, execution.number, request, 60)
-        self.process.step()
-        return approval
-
-
 @pytest.fixture
 def office(tmp_path: Path, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
     monkeypatch.setattr(sending, "_POST_SECONDS", 0.0)
     monkeypatch.setattr(composing, "_LEAST_SECONDS", 0.0)
     monkeypatch.setattr(composing, "_SECONDS_A_RUN", 0.0)
-    with hub_app(tmp_path, public_url="https://hub.example.com") as hub:
-        hub.workspace("work")
-        connected = Tokens("xapp-1", "xoxb-1", "T1", "Acme", "UBOT", slack.api)
-        tokens.save(hub.config, connected)
-        office = Office(hub, slack, SlackProcess(hub.config, connected))
-        office.process.receiver.report(None)  # as after its first connection
-        of_ada = office.link("ada", "UADA")
-        with hub.database.write() as connection:
-            connection.execute("UPDATE workspaces SET owner_id = :owner", {"owner": of_ada})
+    with office_in(tmp_path, slack) as office:
         yield office
-        office.process.db.close()
-
-
-def texts(message: dict[str, Any]) -> str:
-    """Everything that a person reads in a message."""
-    found = [
-        block["text"] if block["type"] == "markdown" else block["text"]["text"]
-        for block in message["blocks"]
-        if block["type"] != "actions"
-    ]
-    return "\n".join(found)
-
-
-def buttons(message: dict[str, Any]) -> list[str]:
-    return [
-        one["text"]["text"] for block in message["blocks"] if block["type"] == "actions" for one in block["elements"]
-    ]
 
 
 # ---- One message per run
@@ -467,9 +340,9 @@ def test_a_denial_takes_a_reason_in_a_dialog(office: Office, monkeypatch: pytest
     office.clicks(office.slack.shown()[-1], "Deny with a reason")
     (opened,) = office.slack.dialogs
     assert opened["trigger_id"].startswith("trigger-")
-    view = opened["view"] if isinstance(opened["view"], dict) else json.loads(opened["view"])
-    office.submits(view, "Use the test database.")
-    office.submits(view, "Use it.", user="UNEW")  # who is nobody
+    view = view_of(opened)
+    office.submits(view, {dialogs.REASON: "Use the test database."})
+    office.submits(view, {dialogs.REASON: "Use it."}, user="UNEW")  # who is nobody
     ((approval_id, answer, person),) = given
     assert (approval_id, answer.decision, answer.message) == (approval.approval_id, "deny", "Use the test database.")
     assert person.visible_to == office.owners["UADA"]

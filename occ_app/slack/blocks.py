@@ -11,7 +11,7 @@ from occ_app.executions.records import Execution
 from occ_app.slack.outbox import Content
 
 CANCEL, ALLOW, ALWAYS, DENY, DIFF = "occ_cancel", "occ_allow", "occ_always", "occ_deny", "occ_diff"
-REASON = "occ_reason"  # the button that asks for one, the dialog, and its field
+REASON = "occ_reason"  # the button that opens the dialog
 LONGEST_PART = 11_000  # characters of a markdown block; Slack takes 12,000
 MOST_PARTS = 10
 _LONGEST_TAIL, _LONGEST_INPUT, _LONGEST_OPTION = 1200, 2600, 70
@@ -114,27 +114,19 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
     return Content(what, (*blocks, *_actions([*buttons, *_page(url)])))
 
 
-def reason_dialog(approval_id: str, channel: str) -> dict[str, Any]:
-    """The dialog that asks for the reason of a denial, which Claude reads."""
-    field = {"type": "plain_text_input", "action_id": REASON, "multiline": True, "max_length": 2000}
-    label = {"type": "plain_text", "text": "Reason, which Claude reads"}
-    return {
-        "type": "modal",
-        "callback_id": REASON,
-        "private_metadata": json.dumps({"id": approval_id, "channel": channel}),
-        "title": {"type": "plain_text", "text": "Deny"},
-        "submit": {"type": "plain_text", "text": "Deny"},
-        "close": {"type": "plain_text", "text": "Back"},
-        "blocks": [{"type": "input", "block_id": REASON, "element": field, "label": label}],
-    }
-
-
 def decided(asked: Approval) -> Content:
     """An approval that needs nobody any more: how it was closed, and by whom, without buttons."""
     state = "answered, not delivered yet" if asked.state == "open" else asked.state
     actor = asked.actor or (asked.pending.actor if asked.pending is not None else None)
     text = f"{asked.tool}: {state}{f' by {actor}' if actor else ''}"
     return Content(text, (_section(escaped(text)),))
+
+
+def opening(user: str, prompt: str) -> Content:
+    """The first message of a thread whose run began in the form: who asked, and for what."""
+    shown = prompt if len(prompt) <= _LONGEST_TAIL else f"{prompt[:_LONGEST_TAIL]}…"
+    quoted = "\n".join(f"> {line}" for line in escaped(shown).splitlines())
+    return Content(f"<@{user}> started a run.", (_section(f"<@{user}> started a run:\n{quoted}"),))
 
 
 def sentence(text: str) -> Content:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import unescape
 from typing import Any
 
@@ -15,13 +15,14 @@ _PRIVATE = ("im", "group", "mpim")
 
 @dataclass(frozen=True)
 class Incoming:
-    """A message, command or click by a person.
+    """A message, command, click or sent dialog of a person.
 
     `thread` is the ts of the thread's first message: that of the message itself when it begins one. `private` is
-    whether only its members see the channel; None where Slack does not say. `value` is that of a clicked button.
+    whether only its members see the channel; None where Slack does not say. `value` is that of a clicked button, or
+    the metadata of a dialog; `fields` are the values in a dialog, by the id of their block.
     """
 
-    kind: str  # message, command, click, reason
+    kind: str  # message, command, click, dialog
     team: str
     user: str
     channel: str
@@ -37,6 +38,7 @@ class Incoming:
     action: str = ""
     user_name: str = ""
     trigger: str = ""  # by which a dialog can be opened, for three seconds
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def execution_id(self) -> str:
@@ -77,9 +79,10 @@ def parsed(kind: str, payload: Mapping[str, Any], bot_user: str) -> Incoming | N
             direct=_text(payload.get("channel_name")) == "directmessage",
             shared=payload.get("is_ext_shared_channel") is True,
             user_name=_text(payload.get("user_name")),
+            trigger=_text(payload.get("trigger_id")),
         )
     if kind == "interactive" and payload.get("type") == "view_submission":
-        return _reason(payload)
+        return _dialog(payload)
     return _click(payload) if kind == "interactive" and payload.get("type") == "block_actions" else None
 
 
@@ -128,26 +131,37 @@ def _click(payload: Mapping[str, Any]) -> Incoming | None:
     )
 
 
-def _reason(payload: Mapping[str, Any]) -> Incoming | None:
-    """Return the reason that a person wrote in the dialog of a denial."""
+def _dialog(payload: Mapping[str, Any]) -> Incoming | None:
+    """Return what a person sent in a dialog; its metadata name the channel that it is about."""
     view, user = _map(payload.get("view")), _map(payload.get("user"))
     try:
         metadata = _map(json.loads(_text(view.get("private_metadata"))))
     except ValueError:
         return None
-    fields = [
-        _map(field) for block in _map(_map(view.get("state")).get("values")).values() for field in _map(block).values()
-    ]
+    blocks = _map(_map(view.get("state")).get("values"))
+    fields = {
+        block_id: _chosen(_map(element)) for block_id, block in blocks.items() for element in _map(block).values()
+    }
     return Incoming(
-        kind="reason",
+        kind="dialog",
         team=_text(user.get("team_id")) or _text(_map(payload.get("team")).get("id")),
         user=_text(user.get("id")),
         channel=_text(metadata.get("channel")),
-        ts="",
+        ts=f"dialog {_text(view.get('id'))}",
         thread="",
-        text=next((_text(field.get("value")) for field in fields), "").strip(),
-        value=_text(metadata.get("id")),
+        text="",
+        value=json.dumps(metadata),
+        action=_text(view.get("callback_id")),
+        fields=fields,
     )
+
+
+def _chosen(element: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the values of an element of a dialog: its text, or its chosen options."""
+    several = element.get("selected_options")
+    options = several if isinstance(several, list) else [element.get("selected_option")]
+    found = [_text(element.get("value")).strip(), *(_text(_map(option).get("value")) for option in options)]
+    return tuple(value for value in found if value)
 
 
 def plain(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 SCOPES = (
     *("app_mentions:read", "channels:history", "groups:history", "im:history", "mpim:history"),
-    *("chat:write", "commands", "files:write"),
+    *("chat:write", "commands", "files:write", "im:write"),
 )
 _EVENTS = ("app_mention", "message.channels", "message.groups", "message.im", "message.mpim")
 
@@ -19,7 +19,11 @@ def manifest() -> dict[str, Any]:
             "bot_user": {"display_name": "occ", "always_online": True},
             "app_home": {"messages_tab_enabled": True, "messages_tab_read_only_enabled": False},
             "slash_commands": [
-                {"command": "/occ", "description": "Choose a workspace, log in, help", "usage_hint": "use NAME"}
+                {
+                    "command": "/occ",
+                    "description": "Start a task, choose a workspace, log in, help",
+                    "usage_hint": "[use NAME]",
+                }
             ],
         },
         "oauth_config": {"scopes": {"bot": list(SCOPES)}},

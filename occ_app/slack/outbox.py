@@ -17,7 +17,8 @@ from typing import Any
 from occ_app.database.database import Database
 from occ_app.system.timestamps import iso_now
 
-RUN, ANSWER, APPROVAL, NOTICE, DIFF = "run", "answer", "approval", "notice", "diff"
+RUN, ANSWER, APPROVAL, NOTICE, DIFF, OPENING = "run", "answer", "approval", "notice", "diff", "opening"
+DIRECT = "D"  # with which the id of a direct message's channel begins
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Content:
 
 @dataclass(frozen=True)
 class Message:
-    """A row of `slack_messages`. `ts` is Slack's id of it, None until it is posted. `only_for` sees it alone."""
+    """A row of `slack_messages`. `ts` is Slack's id of it, None until it is posted.
+
+    `only_for` is the user who alone sees it; of an opening, the user who gets it where the app cannot post.
+    """
 
     number: int
     message_id: str
@@ -54,56 +58,30 @@ class Message:
     tries: int
 
 
-@dataclass(frozen=True)
-class Thread:
-    """A row of `slack_threads`: the owner of a conversation, and whether only a few people see it."""
-
-    team: str
-    channel: str
-    thread: str
-    owner_id: str
-    private: bool
-
-
-def begin(db: Database, thread: Thread, execution: int) -> bool:
-    """Show a run in a thread, which belongs to the owner of its first run. False when it is shown already."""
-    with db.write() as connection:
-        connection.execute(
-            """
-            INSERT INTO slack_threads (team, channel, thread, owner_id, private)
-            VALUES (:team, :channel, :thread, :owner_id, :private) ON CONFLICT DO NOTHING
-            """,
-            vars(thread),
-        )
-        return _insert(connection, thread.channel, thread.thread, RUN, f"run {execution}", execution=execution)
-
-
 def notice(db: Database, once: str, channel: str, thread: str, content: Content, only_for: str | None = None) -> bool:
     """Say something once: `once` names the cause. With `only_for` nobody but that Slack user sees it."""
     with db.write() as connection:
-        made = _insert(connection, channel, thread, NOTICE, f"notice {once}", only_for=only_for)
+        made = insert(connection, channel, thread, NOTICE, f"notice {once}", only_for=only_for)
         if made:
-            _set(connection, f"notice {once}", content)
+            set_content(connection, f"notice {once}", content)
     return made
 
 
 def diff(db: Database, once: str, channel: str, thread: str, execution: int) -> bool:
     """Post the diff of a run as a file, once for each cause."""
     with db.write() as connection:
-        made = _insert(connection, channel, thread, DIFF, f"diff {once}", execution=execution)
+        made = insert(connection, channel, thread, DIFF, f"diff {once}", execution=execution)
         if made:
-            _set(connection, f"diff {once}", Content(""))
+            set_content(connection, f"diff {once}", Content(""))
     return made
 
 
 def add(db: Database, of: Message, kind: str, once: str, content: Content, *, approval_id: str | None = None) -> bool:
     """Add a message to the thread of a run's message. False when there is one for this cause."""
     with db.write() as connection:
-        made = _insert(
-            *(connection, of.channel, of.thread, kind, once), execution=of.execution, approval_id=approval_id
-        )
+        made = insert(*(connection, of.channel, of.thread, kind, once), execution=of.execution, approval_id=approval_id)
         if made:
-            _set(connection, once, content)
+            set_content(connection, once, content)
     return made
 
 
@@ -146,6 +124,7 @@ def due(db: Database, busy: frozenset[str] = frozenset()) -> Message | None:
             """
             SELECT * FROM slack_messages
             WHERE gone = 0 AND shown IS NOT wanted AND (not_before IS NULL OR not_before <= :now)
+                AND (kind = 'opening' OR thread NOT LIKE 'opening %')
             ORDER BY kind != 'approval', ts IS NOT NULL AND final = 0, number LIMIT 500
             """,
             {"now": iso_now()},
@@ -193,35 +172,20 @@ def lost(db: Database, number: int) -> None:
 
 
 def give_up(db: Database, number: int, problem: str) -> None:
-    """Send a message no more: its channel is gone, or Slack refuses it for good."""
+    """Send a message no more: its channel is gone, or Slack refuses it for good. With an opening goes its thread."""
     with db.write() as connection:
+        connection.execute(
+            """
+            UPDATE slack_messages SET gone = 1
+            WHERE (channel, thread) IN (
+                SELECT channel, thread FROM slack_messages WHERE number = :number AND thread LIKE 'opening %')
+            """,
+            {"number": number},
+        )
         connection.execute(
             "UPDATE slack_messages SET gone = 1, problem = :problem WHERE number = :number",
             {"problem": problem, "number": number},
         )
-
-
-def thread_of(db: Database, team: str, channel: str, thread: str) -> Thread | None:
-    """The conversation in a thread; None for a thread without one."""
-    with db.read() as connection:
-        row = connection.execute(
-            "SELECT * FROM slack_threads WHERE team = :team AND channel = :channel AND thread = :thread",
-            {"team": team, "channel": channel, "thread": thread},
-        ).fetchone()
-    return None if row is None else Thread(**{**dict(row), "private": bool(row["private"])})
-
-
-def runs_in(db: Database, channel: str, thread: str) -> list[str]:
-    """The ids of the runs in a thread, oldest first."""
-    with db.read() as connection:
-        rows = connection.execute(
-            """
-            SELECT x.execution_id FROM slack_messages m JOIN executions x ON x.number = m.execution
-            WHERE m.channel = :channel AND m.thread = :thread AND m.kind = 'run' ORDER BY x.number
-            """,
-            {"channel": channel, "thread": thread},
-        ).fetchall()
-    return [row["execution_id"] for row in rows]
 
 
 def problems(db: Database) -> tuple[int, str | None]:
@@ -249,7 +213,7 @@ def forget(db: Database, before: str) -> None:
         )
 
 
-def _insert(
+def insert(
     connection: sqlite3.Connection,
     channel: str,
     thread: str,
@@ -260,6 +224,7 @@ def _insert(
     approval_id: str | None = None,
     only_for: str | None = None,
 ) -> bool:
+    """Add a message in the caller's transaction. False when there is one for this cause, `once`."""
     return bool(
         connection.execute(
             """
@@ -283,8 +248,8 @@ def _insert(
     )
 
 
-def _set(connection: sqlite3.Connection, once: str, content: Content) -> None:
-    """Give a new message its content; one that is not an approval's does not change any more."""
+def set_content(connection: sqlite3.Connection, once: str, content: Content) -> None:
+    """Give a new message its content in the caller's transaction. Only that of an approval may change later."""
     connection.execute(
         """
         UPDATE slack_messages SET content = :content, wanted = :hash, final = (kind != 'approval') WHERE once = :once

@@ -11,7 +11,7 @@ from occ_app.executions import approvals, events
 from occ_app.executions import queries as executions
 from occ_app.executions.answers import Approval
 from occ_app.executions.records import Execution
-from occ_app.slack import blocks, outbox
+from occ_app.slack import blocks, outbox, threads
 from occ_app.slack.outbox import Message
 from occ_worker.slack.hub import SlackHub
 
@@ -103,7 +103,7 @@ class Composer:
                 outbox.want(self.hub.db, message.number, content, final=final)
 
     def _open_approval(self, message: Message, asked: Approval) -> outbox.Content:
-        thread = outbox.thread_of(self.hub.db, self.hub.tokens.team_id, message.channel, message.thread)
+        thread = threads.thread_of(self.hub.db, self.hub.tokens.team_id, message.channel, message.thread)
         private = thread is not None and thread.private
         return blocks.approval(asked, private=private, url=self.hub.page(asked.execution_id))
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 
-from occ_app.errors import NoSpace, OCCError, RequestError, Unavailable
+from occ_app.errors import NoSpace, OCCError, Unavailable
 from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.answers import Answer
 from occ_app.executions.answers import Person as Decider
-from occ_app.executions.records import Request
-from occ_app.home import daemon
 from occ_app.hub import placement
-from occ_app.slack import blocks, inbox, incoming, outbox, people
+from occ_app.slack import blocks, dialogs, inbox, incoming, outbox, people, threads
 from occ_app.slack.inbox import Payload
 from occ_app.slack.incoming import Incoming
-from occ_app.slack.outbox import Thread
 from occ_app.slack.people import Asked, Person
+from occ_app.slack.threads import Thread
 from occ_app.workspaces import workspace as workspaces
+from occ_worker.slack import starting
 from occ_worker.slack.hub import SlackHub
 
 log = logging.getLogger("occ.slack")
@@ -28,9 +26,12 @@ _STOPS = ("stop", "cancel")
 _CANCELLED = "The execution was cancelled before it started."
 _HELP = (
     "Mention me with a task, or send it as a direct message, and I run it. Answers in the thread continue it, and"
-    " `stop` cancels it. `/occ use NAME` chooses the workspace or project of this channel, for you alone."
+    " `stop` cancels it. `/occ use NAME` chooses the workspace or project of this channel, for you alone; `/occ` alone"
+    " opens a form."
 )
 _SHARED = "I do not work in channels that are shared with other organizations."
+_VIEWER = "Your key is a viewer's: it reads, and starts and decides nothing."
+_LATE = "The dialog cannot be opened any more; try again."
 _FOREIGN = "I work only for people of the Slack workspace that I am connected to."
 
 
@@ -66,7 +67,7 @@ def handle(hub: SlackHub, payload: Payload) -> None:
     found = incoming.parsed(payload.kind, payload.content, hub.tokens.bot_user)
     if found is None or not found.channel:
         return
-    known = None if found.kind != "message" else outbox.thread_of(hub.db, found.team, found.channel, found.thread)
+    known = None if found.kind != "message" else threads.thread_of(hub.db, found.team, found.channel, found.thread)
     addressed = found.direct or found.mentions or (found.replies and known is not None)
     if found.kind == "message" and not addressed:
         return
@@ -80,10 +81,10 @@ def handle(hub: SlackHub, payload: Payload) -> None:
             _offer_link(hub, payload, found)
         elif found.kind == "command":
             _command(hub, payload, found, person)
-        elif found.kind in ("click", "reason"):
-            _click(hub, payload, found, person)
-        else:
+        elif found.kind == "message":
             _message(hub, payload, found, person, known)
+        else:
+            _act(hub, payload, found, person)
 
 
 def _say(hub: SlackHub, payload: Payload, found: Incoming, text: str) -> None:
@@ -108,7 +109,9 @@ def _offer_link(hub: SlackHub, payload: Payload, found: Incoming) -> None:
 
 def _command(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
     verb, _, rest = found.text.partition(" ")
-    if verb == "use" and rest.strip():
+    if not verb:
+        _open_form(hub, payload, found, person)
+    elif verb == "use" and rest.strip():
         try:
             with hub.db.read() as connection:
                 workspace_id = placement.resolve(hub.agents, connection, rest.strip())
@@ -127,9 +130,20 @@ def _command(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -
         _say(hub, payload, found, f"{_HELP}{where}")
 
 
+def _open_form(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
+    """Open the form that starts a run."""
+    view = None if person.viewer else starting.form(hub, found, person)
+    if person.viewer:
+        _say(hub, payload, found, _VIEWER)
+    elif view is None:
+        _say(hub, payload, found, "You have no workspace yet: upload a folder with `occ upload` first.")
+    elif not hub.open_dialog(found.trigger, view):
+        _say(hub, payload, found, _LATE)
+
+
 def _message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, known: Thread | None) -> None:
     if person.viewer:
-        _say(hub, payload, found, "Your key is a viewer's: it reads and starts nothing.")
+        _say(hub, payload, found, _VIEWER)
         return
     if known is not None and not person.admin and person.owner_id != known.owner_id:
         if found.mentions:
@@ -142,66 +156,16 @@ def _message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, k
         _say(hub, payload, found, _HELP)
         return
     try:
-        _start(hub, found, person, known)
+        starting.by_message(hub, found, person, known)
     except OCCError as error:
         if _passes(error):
             raise
         _say(hub, payload, found, blocks.escaped(str(error)))
 
 
-def _start(hub: SlackHub, found: Incoming, person: Person, known: Thread | None) -> None:
-    """Start the run of a message, which continues the latest one of its thread; raises what refuses it."""
-    workspace_id, continues = "", None
-    if known is not None:
-        runs = [one for one in outbox.runs_in(hub.db, found.channel, found.thread) if one != found.execution_id]
-        continues = runs[-1] if runs else None
-    if continues is None:
-        workspace_id = _workspace(hub, found, person)
-    config = hub.config
-    if not daemon.takes_work(config):
-        raise RequestError("STOPPING", "The hub is stopping; send it again in a minute.")
-    request = Request(
-        execution_id=found.execution_id,
-        workspace_id=workspace_id,
-        prompt=found.text,
-        timeout_seconds=config.timeout_seconds,
-        idle_timeout_seconds=config.idle_timeout_seconds,
-        model=None,
-        max_turns=None,
-        max_budget_usd=None,
-        session_id=None,
-        hash=hashlib.sha256(f"slack {found.text}".encode()).hexdigest(),
-        key_id=person.key_id,
-        owner_id=person.owner_id if known is None else known.owner_id,
-        continues=continues,
-        visible_to=person.visible_to,
-    )
-    execution, _ = lifecycle.create(
-        hub.db,
-        request,
-        max_queue=config.max_queue,
-        admit=lambda connection, wanted: placement.admit(hub.agents, connection, wanted, person.visible_to),
-        resolve=lambda connection, name: placement.resolve(hub.agents, connection, name),
-    )
-    thread = Thread(found.team, found.channel, found.thread, request.owner_id or "", bool(found.private))
-    outbox.begin(hub.db, thread, execution.number)  # waits for the disk, with the execution
-    hub.wake()
-
-
-def _workspace(hub: SlackHub, found: Incoming, person: Person) -> str:
-    """Return the workspace that this person chose for the channel, or their only one. Raises RequestError."""
-    chosen = people.place(hub.db, found.team, found.channel, person.owner_id)
-    if chosen is not None:
-        return chosen
-    visible = workspaces.listing(hub.db, person.visible_to)
-    if len(visible) == 1:
-        return visible[0].workspace_id
-    raise RequestError("WORKSPACE_NOT_CHOSEN", "Choose the workspace of this channel first: `/occ use NAME`.")
-
-
 def _stop(hub: SlackHub, found: Incoming, person: Person) -> None:
     """Cancel the runs of a thread that are not over."""
-    for execution_id in outbox.runs_in(hub.db, found.channel, found.thread):
+    for execution_id in threads.runs_in(hub.db, found.channel, found.thread):
         if not executions.get(hub.db, execution_id, person.visible_to).over:
             _cancel(hub, execution_id, person)
 
@@ -211,34 +175,49 @@ def _cancel(hub: SlackHub, execution_id: str, person: Person) -> None:
     hub.ring(execution_id)
 
 
-def _click(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
+def _act(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
+    """Do what a click or a sent dialog asks for, if this person may."""
     if person.viewer:
-        _say(hub, payload, found, "Your key is a viewer's: it reads and decides nothing.")
+        _say(hub, payload, found, _VIEWER)
         return
     try:
-        if found.action == blocks.CANCEL:
-            _cancel(hub, found.value, person)
-        elif found.action == blocks.DIFF:
-            execution = executions.get(hub.db, found.value, person.visible_to)
-            outbox.diff(hub.db, str(payload.number), found.channel, found.thread, execution.number)
-        elif found.action == blocks.REASON:
-            hub.open_dialog(found.trigger, blocks.reason_dialog(found.value, found.channel))
-        elif found.kind == "reason":
-            message = found.text or "Denied in Slack."
-            hub.approvals().answer(found.value, Answer("deny", message=message), _decider(person))
-        elif found.action == blocks.DENY:
-            hub.approvals().answer(found.value, Answer("deny", message="Denied in Slack."), _decider(person))
-        elif found.action.startswith((blocks.ALLOW, blocks.ALWAYS)):
-            given = json.loads(found.value)
-            remember = "workspace" if found.action == blocks.ALWAYS else None
-            answer = Answer("allow", str(given["hash"]), answers=given.get("answers"), remember=remember)
-            hub.approvals().answer(str(given["id"]), answer, _decider(person))
+        if found.kind == "dialog":
+            _dialog(hub, found, person)
+        else:
+            _click(hub, payload, found, person)
     except OCCError as error:
         if _passes(error):
             raise
         _say(hub, payload, found, blocks.escaped(str(error)))
     except (ValueError, KeyError, TypeError):
         _say(hub, payload, found, "This button is of an earlier version; decide on the page of the run.")
+
+
+def _dialog(hub: SlackHub, found: Incoming, person: Person) -> None:
+    metadata = json.loads(found.value)
+    if found.action == dialogs.FORM and metadata["user"] == found.user:
+        starting.by_form(hub, found, person)
+    elif found.action == dialogs.REASON:
+        message = "\n".join(found.fields.get(dialogs.REASON, ())) or "Denied in Slack."
+        hub.approvals().answer(str(metadata["id"]), Answer("deny", message=message), _decider(person))
+
+
+def _click(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
+    if found.action == blocks.CANCEL:
+        _cancel(hub, found.value, person)
+    elif found.action == blocks.DIFF:
+        execution = executions.get(hub.db, found.value, person.visible_to)
+        outbox.diff(hub.db, str(payload.number), found.channel, found.thread, execution.number)
+    elif found.action == blocks.REASON:
+        if not hub.open_dialog(found.trigger, dialogs.reason(found.value, found.channel)):
+            _say(hub, payload, found, _LATE)
+    elif found.action == blocks.DENY:
+        hub.approvals().answer(found.value, Answer("deny", message="Denied in Slack."), _decider(person))
+    elif found.action.startswith((blocks.ALLOW, blocks.ALWAYS)):
+        given = json.loads(found.value)
+        remember = "workspace" if found.action == blocks.ALWAYS else None
+        answer = Answer("allow", str(given["hash"]), answers=given.get("answers"), remember=remember)
+        hub.approvals().answer(str(given["id"]), answer, _decider(person))
 
 
 def _decider(person: Person) -> Decider:

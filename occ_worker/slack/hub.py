@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class SlackHub:
     """`wake` starts a run that waits, `ring` wakes the process that runs one, `address` is that of the pages.
 
-    `open_dialog` shows a dialog to the person whose click has that trigger; it fails without an exception.
+    `open_dialog` shows a dialog to the person whose click has that trigger; it returns False when Slack refuses it.
     """
 
     config: HubConfig
@@ -30,7 +30,7 @@ class SlackHub:
     wake: Callable[[], None]
     ring: Callable[[str], None]
     address: Callable[[], str | None]
-    open_dialog: Callable[[str, dict[str, Any]], None]
+    open_dialog: Callable[[str, dict[str, Any]], bool]
 
     def page(self, execution_id: str) -> str | None:
         """Return the address of a run's page; None for a hub whose address is not known."""

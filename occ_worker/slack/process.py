@@ -23,7 +23,7 @@ from occ_app.home import daemon, notes
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.queue import waker
-from occ_app.slack import inbox, incoming, outbox, tokens
+from occ_app.slack import inbox, incoming, outbox, threads, tokens
 from occ_app.slack.status import NOTE
 from occ_app.slack.tokens import Tokens
 from occ_app.streams.doorbell import Ringer
@@ -127,15 +127,17 @@ class SlackProcess:
         notes.note(self.db, NOTE, {"team": self.tokens.team, "problem": worst, "at": iso_now(), "pid": os.getpid()})
 
     def _url_of(self, message: outbox.Message) -> str | None:
-        runs = outbox.runs_in(self.db, message.channel, message.thread)
+        runs = threads.runs_in(self.db, message.channel, message.thread)
         return self.hub.page(runs[-1]) if runs else None
 
-    def _open_dialog(self, trigger: str, view: dict[str, Any]) -> None:
-        """Open a dialog at once; after a kill its trigger is over, and the person clicks again."""
+    def _open_dialog(self, trigger: str, view: dict[str, Any]) -> bool:
+        """Open a dialog at once; after a kill its trigger is over, and the person tries again."""
         try:
             self._web.views_open(trigger_id=trigger, view=view)
         except Exception as error:  # whatever slack_sdk and the network raise
             log.info("a dialog cannot be opened: %s", error)
+            return False
+        return True
 
     def _diff(self, number: int) -> bytes:
         with self.db.read() as connection:

@@ -12,7 +12,7 @@ from typing import Any
 from slack_sdk.errors import SlackApiError
 
 from occ_app.errors import OCCError
-from occ_app.slack import blocks, outbox
+from occ_app.slack import blocks, outbox, threads
 from occ_app.slack.outbox import Content, Message
 from occ_app.system.timestamps import iso
 
@@ -25,6 +25,7 @@ _FINAL = (
     *("channel_not_found", "is_archived", "not_in_channel", "thread_not_found", "user_not_in_channel", "missing_scope"),
     *("restricted_action", "cannot_reply_to_message", "messages_tab_disabled", "no_text", "user_not_found"),
 )
+_ABSENT = ("channel_not_found", "not_in_channel", "user_not_in_channel")
 _POST_SECONDS = 1.0  # between two posts to a channel
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _REVOKED_SECONDS = 300.0
@@ -78,8 +79,8 @@ class Sender:
 
     def _send(self, message: Message, content: Content) -> None:
         values = {"channel": message.channel, "text": content.text, "blocks": list(content.blocks)}
-        if message.only_for is not None:
-            thread = {"thread_ts": message.thread} if message.thread else {}
+        if message.only_for is not None and message.kind != outbox.OPENING:
+            thread = _thread(message)
             outbox.trying(self.db, message.number)
             if message.tries == 0:  # it cannot be looked for, and is not worth a second one
                 self._posted[message.channel] = time.monotonic()
@@ -97,21 +98,26 @@ class Sender:
             outbox.shown(self.db, message.number, None, message.wanted)
             return
         if message.tries and (ts := self._posted_before(message)) is not None:
-            outbox.shown(self.db, message.number, ts, None)  # under that id it is updated next
+            self._note_posted(message, ts, None)  # under that id it is updated next
             return
         outbox.trying(self.db, message.number)
-        thread = {"thread_ts": message.thread} if message.thread else {}
+        thread = _thread(message)
         marked = {"event_type": "occ_message", "event_payload": {"id": message.message_id}}
         self._posted[message.channel] = time.monotonic()
         reply = self.web.chat_postMessage(**values, **thread, metadata=marked, unfurl_links=False, unfurl_media=False)
-        outbox.shown(self.db, message.number, str(reply["ts"]), message.wanted)
+        self._note_posted(message, str(reply["ts"]), message.wanted)
+
+    def _note_posted(self, message: Message, ts: str, content_hash: str | None) -> None:
+        if message.kind == outbox.OPENING:
+            threads.opened(self.db, message, ts)
+        outbox.shown(self.db, message.number, ts, content_hash)
 
     def _upload(self, message: Message) -> None:
         """Post a diff as a file. A file cannot be looked for, so that after a kill it is not posted again."""
         if message.tries == 0:
             diff = self.diff_of(message.execution or 0)
             outbox.trying(self.db, message.number)
-            thread = {"thread_ts": message.thread} if message.thread else {}
+            thread = _thread(message)
             self.web.files_upload_v2(
                 channel=message.channel, **thread, content=diff, filename="changes.diff", title="Changes"
             )
@@ -123,7 +129,7 @@ class Sender:
         cursor = ""
         while True:
             more = {"cursor": cursor} if cursor else {}
-            if message.thread:
+            if _thread(message):
                 reply = self.web.conversations_replies(**query, **more, ts=message.thread)
             else:
                 reply = self.web.conversations_history(**query, **more)
@@ -132,7 +138,7 @@ class Sender:
                 if payload.get("id") == message.message_id:
                     return str(one["ts"])
             cursor = (reply.get("response_metadata") or {}).get("next_cursor") or ""
-            if not cursor or not message.thread:  # a history is read to its newest page alone
+            if not cursor or not _thread(message):  # a history is read to its newest page alone
                 return None
 
     def _refused(self, message: Message, content: Content, error: SlackApiError) -> None:
@@ -150,11 +156,25 @@ class Sender:
             outbox.shorten(self.db, message.number, shortened)
         elif code in _DELETED and message.ts is not None:
             outbox.lost(self.db, message.number)
+        elif code in _ABSENT and message.only_for and message.ts is None and self._moved(message):
+            log.info("the app cannot post in channel %s; a message goes to its reader directly", message.channel)
         elif code in (*_FINAL, *_TOO_LONG, *_DELETED):
             log.warning("message %d is not sent: %s", message.number, code)
             outbox.give_up(self.db, message.number, f"Slack answered {code}")
         else:
             self._again(message, f"Slack answered {code or 'with an error'}")
+
+    def _moved(self, message: Message) -> bool:
+        """Have a message sent to its reader's direct messages; False when Slack does not open them."""
+        try:
+            channel = str(self.web.conversations_open(users=message.only_for)["channel"]["id"])
+        except SlackApiError as error:
+            log.info("direct messages cannot be opened: %s", error.response.get("error"))
+            return False
+        if channel == message.channel:
+            return False
+        threads.move(self.db, message, channel)
+        return True
 
     def _again(self, message: Message, problem: str) -> None:
         """Try a message again after a pause, which grows while nothing succeeds."""
@@ -167,6 +187,11 @@ class Sender:
         if problem != self._problem:
             self._problem = problem
             self.report(problem)
+
+
+def _thread(message: Message) -> dict[str, str]:
+    """Return the thread of a message as Slack's methods take it; nothing for a message that begins one."""
+    return {} if message.kind == outbox.OPENING or not message.thread else {"thread_ts": message.thread}
 
 
 def _retry_after(response: Any) -> float:
