@@ -21,6 +21,7 @@ from occ_app.system.strays import MARKER, sweep_children
 log = logging.getLogger("occ.process")
 
 _F_SETPIPE_SZ = 1031
+READ_BYTES = 1 << 18
 _PIPE_BYTES = 1 << 20
 _OOM_SCORE = b"500"  # under memory pressure the kernel ends the CLI before the daemon
 
@@ -164,3 +165,13 @@ def _setpriv() -> list[str]:
     # That of busybox, and those before 2018, do not know the option.
     tried = subprocess.run([*command, "/bin/sh", "-c", ":"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return command if tried.returncode == 0 else []
+
+
+def read(descriptor: int) -> bytes | None:
+    """Return the available bytes of a pipe; empty at the end, None when there are none yet."""
+    try:
+        return os.read(descriptor, READ_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""

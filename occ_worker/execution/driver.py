@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import select
 import selectors
 import signal
@@ -17,37 +16,36 @@ from dataclasses import replace
 from typing import Any
 
 from occ_app.errors import OCCError
-from occ_app.executions import attachments
 from occ_app.executions import queries as executions
 from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
 from occ_app.executions.spent import Spent
 from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
-from occ_worker.execution import command as claude
 from occ_worker.execution import outcome as verdict
-from occ_worker.execution import permissions, servers, steering, verdicts
-from occ_worker.execution.child import Child
+from occ_worker.execution import servers, steering, verdicts
+from occ_worker.execution.child import READ_BYTES, Child, read
+from occ_worker.execution.child_input import ChildInput, first_lines
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.deferral import FRESH, Deferral, Resumable, Suspension
+from occ_worker.execution.limits import Limits
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.permissions import Permissions
 from occ_worker.execution.steering import Steering
+from occ_worker.execution.termination import Termination
 from occ_worker.execution.translator import Translator
 from occ_worker.recorder import RETRY_SECONDS, Recorder
 
 log = logging.getLogger("occ.driver")
 
-INTERRUPT_SECONDS = 2.0  # from the interrupt to SIGTERM
-TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
 GRACE_SECONDS = 5.0  # for the CLI to leave after its result, or after it closed its output
 PARK_SECONDS = 1.5  # of a stop, for a call that waits for a person to be parked
 
-_READ_BYTES = 1 << 18
 _BURST_BYTES = 1 << 18
 _LOOK_SECONDS = 2.0  # how often a running execution's row is read even if nobody rang
 _STDERR_KEPT = 2048
 _CONTROL = b'{"type":"control_'
+_REPORTS = (_CONTROL, steering.LINE)
 
 
 class Driver:
@@ -70,28 +68,21 @@ class Driver:
             context.db, execution, context.config.max_output_bytes, lambda news: context.readers.ring(key, news)
         )
         self._stderr = b""
-        self._steering = Steering(context, execution, self._translator, self._send, self._store)
-        self._deferral = Deferral(context, execution, resumable, self._send, self._is_alone, self._spent)
-        self._permissions = None
-        first = b""
-        files = attachments.of_execution(context.db, execution.number) if execution.attachments else ()
-        if verdicts.hooked(context.db, context.config, execution):
-            self._permissions = Permissions(context, execution, self._deferral, self._send, self._store)
-            first = permissions.initialize_line()
-        prompt = b"" if resumable.parked is not None else claude.prompt_line(execution.prompt or "", attachments=files)
-        self._input = memoryview(first + prompt)
-        self._reason: tuple[str, str] | None = None  # why OCC ends it: code and message
-        self._termination_begun = 0.0
-        self._signalled = 0
+        hooked = verdicts.hooked(context.db, context.config, execution)
+        self._input = ChildInput(child, first_lines(context, execution, resumable, hooked=hooked))
+        send = self._input.send
+        self._steering = Steering(context, execution, self._translator, send, self._store)
+        self._deferral = Deferral(context, execution, resumable, send, self._is_alone, self._spent)
+        self._permissions = Permissions(context, execution, self._deferral, send, self._store) if hooked else None
+        self._termination = Termination(child, self._input, self._deferral)
         self._leaving_since: float | None = None  # since its result, or since it closed its output
         self._overstayed = False
         self._exited = False
-        begun = time.monotonic()
-        self._deadline = begun + execution.timeout_seconds - resumable.spent.seconds
+        self._limits = Limits(execution, resumable.spent.seconds)
         self._stop_seen: float | None = None
-        self._heard = self._looked = self._ticked = begun
+        self._looked = time.monotonic()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(child.stdin, selectors.EVENT_WRITE, self._write)
+        self._input.attach(self._selector)
         self._selector.register(child.stdout, selectors.EVENT_READ, self._read_output)
         self._selector.register(child.stderr, selectors.EVENT_READ, self._read_stderr)
         self._selector.register(child.exited, selectors.EVENT_READ, self._note_exit)
@@ -106,7 +97,7 @@ class Driver:
     def run(self) -> Outcome | Suspension:
         """Send the CLI its prompt, store its events until it is gone, and return how it ended or that it is parked."""
         with self._selector:
-            self._write()  # before anything else: the CLI may have loaded, and wait for its prompt
+            self._input.write()  # before anything else: the CLI may have loaded, and wait for its prompt
             while not self._exited:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
@@ -133,7 +124,7 @@ class Driver:
 
     def _suspension(self) -> Suspension | None:
         """Return what its execution took so far when it is to be parked; None when it is over."""
-        result, code = self._translator.result, None if self._reason is None else self._reason[0]
+        result, code = self._translator.result, self._termination.code
         if code not in (None, "DAEMON_STOPPED"):
             return None
         if result is not None and self._deferral.is_done(result):
@@ -146,12 +137,11 @@ class Driver:
 
     def _spent(self) -> Spent:
         """Return the running time, and the requests to the model, of this process."""
-        seconds = self._execution.timeout_seconds - self._resumable.spent.seconds - (self._deadline - time.monotonic())
-        return Spent(seconds=max(0.0, seconds), turns=self._translator.messages)
+        return Spent(seconds=self._limits.running_seconds, turns=self._translator.messages)
 
     def _outcome(self, returncode: int) -> Outcome:
-        if self._reason is not None:
-            return Outcome.failure(*self._reason, **verdict.how(returncode))
+        if self._termination.reason is not None:
+            return Outcome.failure(*self._termination.reason, **verdict.how(returncode))
         result = self._translator.outcome()
         if result is not None:
             return result
@@ -160,32 +150,12 @@ class Driver:
 
     # -- handlers of the selector
 
-    def _write(self) -> None:
-        try:
-            self._input = self._input[os.write(self._child.stdin.fileno(), self._input[:_READ_BYTES]) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._input = self._input[:0]  # it does not read any more; its exit will tell why
-        if not self._input:
-            # Not closed: at the end of its input the CLI exits without flushing its output.
-            self._selector.unregister(self._child.stdin)
-
-    def _send(self, line: bytes) -> None:
-        """Write a line to the CLI, after those that it has not read yet."""
-        if self._child.stdin.closed:
-            return
-        if not self._input:
-            self._selector.register(self._child.stdin, selectors.EVENT_WRITE, self._write)
-        self._input = memoryview(bytes(self._input) + line)
-        self._write()
-
     def _read_output(self) -> bool:
         """Store one burst of output. False when there was no more."""
         events: list[NewEvent] = []
         taken = 0
         while taken < _BURST_BYTES:
-            data = _read(self._child.stdout.fileno())
+            data = read(self._child.stdout.fileno())
             if data is None:
                 break
             if not data:
@@ -194,37 +164,44 @@ class Driver:
                 break
             taken += len(data)
             for line in self._lines.feed(data):
-                if self._permissions is not None and line.startswith(_CONTROL):
+                if line.startswith(_REPORTS) and self._is_report(line):
                     self._store(events)  # those before it come first
                     events = []
-                    self._permissions.take(line)
-                    continue
-                if line.startswith(steering.LINE) and self._steering.unconfirmed:
-                    self._store(events)
-                    events = []
-                    self._steering.take(line)
-                    if self._translator.result is None:
-                        self._leaving_since = None  # it has begun another turn
-                    continue
-                events += self._translator.events(line)
-            if len(data) < _READ_BYTES:
+                    self._take_report(line)
+                else:
+                    events += self._translator.events(line)
+            if len(data) < READ_BYTES:
                 break  # that was all; asking would say so, and costs a call for each line
         if taken:
-            self._heard = time.monotonic()
+            self._limits.note_output()
         self._store(events)
         self._steering.withdraw_missed()
         if self._lines.too_long:
             self._begin_termination("OUTPUT_LIMIT", "Claude Code printed a line of over 16 MiB.")
-        if self._translator.result is not None and not self._child.stdin.closed:
+        if self._translator.result is not None and not self._input.closed:
             self._leaving_since = self._leaving_since or time.monotonic()
             if self._steering.unconfirmed:
                 return taken > 0  # the CLI says whether it begins another turn
-            self._forget(self._child.stdin)
-            self._child.stdin.close()
+            self._input.close()
         return taken > 0
 
+    def _is_report(self, line: bytes) -> bool:
+        """Return whether a line is for the permissions or the steering of this execution, and is no event."""
+        if line.startswith(_CONTROL):
+            return self._permissions is not None
+        return self._steering.unconfirmed
+
+    def _take_report(self, line: bytes) -> None:
+        if line.startswith(_CONTROL):
+            if self._permissions is not None:
+                self._permissions.take(line)
+            return
+        self._steering.take(line)
+        if self._translator.result is None:
+            self._leaving_since = None  # it has begun another turn
+
     def _read_stderr(self) -> None:
-        while data := _read(self._child.stderr.fileno()):
+        while data := read(self._child.stderr.fileno()):
             self._stderr = (self._stderr + data)[-_STDERR_KEPT:]
         if data == b"":
             self._forget(self._child.stderr)
@@ -246,7 +223,7 @@ class Driver:
         if self._permissions is not None:
             with contextlib.suppress(OCCError):
                 self._permissions.look()
-        if self._reason is None:
+        if self._termination.reason is None:
             with contextlib.suppress(OCCError):
                 self._steering.look()
 
@@ -262,26 +239,24 @@ class Driver:
         until = [self._looked + _LOOK_SECONDS]
         if self._recorder.retry_at is not None:
             until.append(self._recorder.retry_at)
-        if self._reason is not None:
-            until.append(self._termination_begun + (INTERRUPT_SECONDS, TERMINATE_SECONDS, 60)[self._signalled])
+        if self._termination.reason is not None:
+            until.append(self._termination.next_step)
         elif self._permissions is not None and self._permissions.next_expiry is not None:
             until.append(self._permissions.next_expiry)
             until += [] if self._stop_seen is None else [self._stop_seen + PARK_SECONDS]
         elif self._translator.result is None:
-            until += [self._deadline, self._heard + self._execution.idle_timeout_seconds]
+            until.append(self._limits.next)
         if self._leaving_since is not None:
             until.append(self._leaving_since + GRACE_SECONDS)
         return max(0.0, min(until) - now)
 
     def _check_clock(self) -> None:
         now = time.monotonic()
-        if self._permissions is not None and self._permissions.waiting:
-            # The limits count running time, not a person's.
-            self._deadline += now - self._ticked
-            self._heard = now
+        waits = self._permissions is not None and self._permissions.waiting
+        self._limits.tick(now, counts=not waits)
+        if self._permissions is not None and waits:
             with contextlib.suppress(OCCError):
                 self._permissions.expire(now)
-        self._ticked = now
         if self._context.stopping() and not self._parks(now):
             self._begin_termination(
                 "DAEMON_STOPPED", "OCC was stopped on the agent's machine; run it again when it is back."
@@ -293,60 +268,27 @@ class Driver:
         if self._leaving_since is not None and now >= self._leaving_since + GRACE_SECONDS:
             self._overstayed = True
             self._child.signal_group(signal.SIGKILL)
-        elif self._reason is None and self._translator.result is None:
-            self._check_limits(now)
-        if self._reason is not None:
-            self._press(now - self._termination_begun)
+        elif self._termination.reason is None and self._translator.result is None:
+            exceeded = self._limits.exceeded(now)
+            if exceeded is not None:
+                self._begin_termination(*exceeded)
+        if self._termination.reason is not None:
+            self._termination.press(now)
 
     def _parks(self, now: float) -> bool:
         """Return whether the stop can wait for a call that is on its way to be parked."""
         self._stop_seen = self._stop_seen or now
-        if self._permissions is None or now >= self._stop_seen + PARK_SECONDS or self._reason is not None:
+        if self._permissions is None or now >= self._stop_seen + PARK_SECONDS or self._termination.reason is not None:
             return False
         with contextlib.suppress(OCCError):
             return self._permissions.park()
         return False
 
-    def _check_limits(self, now: float) -> None:
-        if now >= self._deadline:
-            seconds = self._execution.timeout_seconds
-            self._begin_termination("EXECUTION_TIMEOUT", f"The execution was ended after its limit of {seconds:g} s.")
-        elif now >= self._heard + self._execution.idle_timeout_seconds:
-            seconds = self._execution.idle_timeout_seconds
-            self._begin_termination("EXECUTION_IDLE", f"Claude Code printed nothing for {seconds:g} s and was ended.")
-
     def _begin_termination(self, code: str, message: str) -> None:
-        """Begin to terminate the CLI for a reason of OCC; the first reason counts, and an earlier result before it."""
-        if self._reason is not None or self._translator.result is not None:
-            return
-        self._reason, self._termination_begun = (code, message), time.monotonic()
-        if code == "DAEMON_STOPPED" and self._deferral.undelivered:
-            self._child.signal_group(signal.SIGKILL)  # an interrupt would be written down as the answer
-        elif not self._input:
-            with contextlib.suppress(OSError, ValueError):
-                os.write(self._child.stdin.fileno(), claude.INTERRUPT)
-        else:
-            # It has not even read its prompt: the interrupt cannot reach it through the same pipe.
-            self._child.signal_group(signal.SIGINT)
-
-    def _press(self, elapsed: float) -> None:
-        if self._signalled == 0 and elapsed >= INTERRUPT_SECONDS:
-            self._signalled = 1
-            self._child.signal_group(signal.SIGTERM)
-        elif self._signalled == 1 and elapsed >= TERMINATE_SECONDS:
-            self._signalled = 2
-            self._child.signal_group(signal.SIGKILL)
+        """Begin to terminate the CLI for a reason of OCC, unless its result is there already."""
+        if self._translator.result is None:
+            self._termination.begin(code, message)
 
     def _forget(self, pipe: object) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(pipe)  # type: ignore[arg-type]  # any of the registered pipes
-
-
-def _read(descriptor: int) -> bytes | None:
-    """Return the available bytes; empty at the end, None when there are none yet."""
-    try:
-        return os.read(descriptor, _READ_BYTES)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
