@@ -8,32 +8,24 @@ execution's id is the same on both sides, so that a repeated request runs once.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import threading
 import time
-from collections.abc import Sequence
 
 from occ_app.client.agent_client import AgentClient
-from occ_app.client.event_checks import RawEvent
 from occ_app.errors import OCCError, Refused, Unreachable
-from occ_app.executions import lifecycle, parking
+from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
-from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Execution, Outcome
-from occ_app.hub import approval_rows, fetched_changes, inputs, placement
+from occ_app.hub import approval_rows, fetched_changes, placement
 from occ_app.hub import outbox as errands
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agents import Agent
-from occ_app.streams import tail
-from occ_app.system import timestamps
 from occ_app.workspaces import projects
 from occ_app.workspaces import workspace as workspaces
-from occ_worker.recorder import Recorder
-from occ_worker.relay import outcomes, reported_approvals, sending
+from occ_worker.relay import sending
 from occ_worker.relay.context import RelayContext
-from occ_worker.relay.intake import Intake
 from occ_worker.relay.patience import Patience
+from occ_worker.relay.relayed_rows import RelayedRows
 
 log = logging.getLogger("occ.relay")
 
@@ -53,18 +45,12 @@ class Relay:
     def __init__(self, context: RelayContext, execution: Execution) -> None:
         self._context = context
         self._execution = execution
-        limit = context.config.max_output_bytes
-        self._recorder = Recorder(context.db, execution, limit, self._ring)
-        self._intake = Intake(context.db, execution, self._recorder, self._append)
+        self._patience = Patience(begun=execution.last_seq > 1)
+        self._rows = RelayedRows(context, execution, self._patience)
         self._lost_since: float | None = None
         self._sent_anew = False
         self._prompt_sent = bool(execution.prompt_sent)
         self._left = False  # True once it is back in the queue
-        self._lag_seconds = 0.0
-        self._lock = threading.Lock()
-        self._over = False  # its row has ended, and nothing is stored any more
-        self.parked = execution.state == "parked"  # on its agent
-        self._patience = Patience(begun=execution.last_seq > 1)
         self._patience.hold(asked=self.parked or approval_rows.asked(context.db, execution.number))
 
     @property
@@ -74,8 +60,12 @@ class Relay:
 
     def take_lag(self) -> float:
         """The longest time from an event to its row since the last call, in seconds, by the clocks of both machines."""
-        lag, self._lag_seconds = self._lag_seconds, 0.0
-        return lag
+        return self._rows.take_lag()
+
+    @property
+    def parked(self) -> bool:
+        """Whether the execution is parked on its agent."""
+        return self._rows.parked
 
     @property
     def execution_id(self) -> str:
@@ -107,28 +97,22 @@ class Relay:
         The agent gets a cancel that waits until it is confirmed, and the workspace is held until then. Waits for no
         machine; the thread of the relay leaves when its own wait is over.
         """
-        with self._lock:
-            if self._over:
-                return False
-            if self._prompt_sent:
-                self._have_it_cancelled()
-            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq, relayed=True)
-            self._over = True
-        self._ring(outcome.news(seq))
+        if not self._rows.finish(outcome, self._have_it_cancelled):
+            return False
         log.warning("execution %s was ended without agent %s", self._execution.execution_id, self.agent_id)
         return True
 
     def fetch_changes(self) -> None:
         """Fetch what the execution changed, once its machine has recorded it; the control process does what is left."""
         context, deadline = self._context, time.monotonic() + _FETCH_SECONDS
-        while self._over and self._prompt_sent and time.monotonic() < deadline and not context.stopping():
+        while self._rows.over and self._prompt_sent and time.monotonic() < deadline and not context.stopping():
             try:
                 agent = context.agents.find(self.agent_id)
                 if agent is None:
                     return
                 client = context.calls.client(agent)
                 if fetched_changes.fetch(context.db, client, self._execution, context.config.max_diff_bytes):
-                    self._ring(b"")
+                    self._rows.ring(b"")
                     return
             except OCCError as error:
                 log.info("execution %s: its changes are not fetched yet: %s", self._execution.execution_id, error)
@@ -136,7 +120,8 @@ class Relay:
             context.rest(_FIRST_PAUSE)
 
     def _have_it_cancelled(self) -> None:
-        if self._context.agents.find(self.agent_id) is not None:
+        """Have the agent cancel it, once that is possible, if the agent may have it."""
+        if self._prompt_sent and self._context.agents.find(self.agent_id) is not None:
             errands.cancel(self._context.db, self.agent_id, self._execution.execution_id)
 
     def run(self) -> None:
@@ -145,8 +130,8 @@ class Relay:
         When the process is to stop the row stays as it is, for the next process to take up.
         """
         context, pause, faults = self._context, _FIRST_PAUSE, 0
-        while not (context.stopping() or self._over):
-            before = self._recorder.seq
+        while not (context.stopping() or self._rows.over):
+            before = self._rows.seq
             try:
                 outcome = self._try() if faults < _MAX_FAULTS else self._given_up(*_FAULT)
                 if self._left:
@@ -161,9 +146,9 @@ class Relay:
             except Exception:
                 faults += 1
                 log.exception("execution %s met a fault of OCC", self._execution.execution_id)
-            pause = _FIRST_PAUSE if self._recorder.seq > before else min(2 * pause, _LONGEST_PAUSE)
+            pause = _FIRST_PAUSE if self._rows.seq > before else min(2 * pause, _LONGEST_PAUSE)
             context.rest(pause)
-        if self._over and self._prompt_sent:  # the agent may have got it after the cancel
+        if self._rows.over:  # the agent may have got it after the cancel
             self._have_it_cancelled()
 
     def _try(self) -> Outcome | None:
@@ -205,7 +190,7 @@ class Relay:
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
         body, new = None, False
-        if self._recorder.seq <= 1:  # nothing but `queued`: the agent may not have heard of it
+        if self._rows.seq <= 1:  # nothing but `queued`: the agent may not have heard of it
             if self._cancelled(client):
                 return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
             hindrance = sending.send_workspace(self._context, self._execution, agent, client)
@@ -214,27 +199,27 @@ class Relay:
             body, new = sending.request_body(self._context, self._execution), not self._prompt_sent
             # Marked first: the agent gets no prompt that a power cut could place elsewhere, and an execution of this
             # id that it has before the mark is somebody else's.
-            if self._over:
+            if self._rows.over:
                 return None
             placement.mark_prompt_sent(self._context.db, self._execution)
             self._prompt_sent = True
             self._patience.prompt_sent()
         headers = sending.owner(self._context, self._execution)
-        for batch in client.batches(self._execution.execution_id, self._recorder.seq, body, new=new, headers=headers):
+        for batch in client.batches(self._execution.execution_id, self._rows.seq, body, new=new, headers=headers):
             self._lost_since = None
-            outcome = self._store(batch) or self._over_limit()
+            outcome = self._rows.store(batch) or self._over_limit()
             if outcome is not None:
                 return outcome
             if self._is_removed(agent, sign_of_life=not batch):
                 with contextlib.suppress(Unreachable, Refused):
                     self._cancel(client)
                 return None
-            if self._over or self._context.stopping():
+            if self._rows.over or self._context.stopping():
                 return None
         raise Unreachable(f"Agent {agent.name} ended the stream before the execution.")
 
     def _over_limit(self) -> Outcome | None:
-        return None if self._recorder.overflow is None else self._given_up(*self._recorder.overflow)
+        return None if self._rows.overflow is None else self._given_up(*self._rows.overflow)
 
     def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
         """Whether somebody removed the agent; looked up only when there is nothing else to do."""
@@ -273,59 +258,12 @@ class Relay:
             return self._given_up("AGENT_LOST", f"Agent {agent.name} does not know this execution any more.")
         return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
 
-    def _store(self, batch: Sequence[RawEvent]) -> Outcome | None:
-        """Store the new events of a batch. Returns how the execution ended when its final event is in it."""
-        final = self._intake.store(batch)
-        self._intake.count_broken()
-        if final is None:
-            return None
-        row = executions.find(self._context.db, self._execution.execution_id)
-        return outcomes.of_final(final, row or self._execution)
-
-    def _append(self, fresh: list[NewEvent]) -> None:
-        if not fresh:
-            return
-        cut = reported_approvals.note(self._context, self.number, fresh, self._patience)
-        with self._lock:
-            if self._over:
-                return
-            self._note_parked(fresh)  # before: who reads the event finds the state
-            self._recorder.append(fresh)
-        inputs.note_events(self._context.db, self.number, fresh)
-        self._patience.begun()
-        sent_at = json.loads(fresh[0][1]).get("timestamp")
-        if isinstance(sent_at, int):
-            self._lag_seconds = max(self._lag_seconds, (timestamps.milliseconds() - sent_at) / 1000)
-        reported_approvals.complete(self._context, cut)
-
-    def _note_parked(self, fresh: list[NewEvent]) -> None:
-        """Follow the state of the execution on its agent: parked, which takes none of its time, or running again."""
-        for name, text in fresh:
-            if name in ("parked", "resumed"):
-                self.parked = name == "parked"
-                self._patience.hold(asked=self.parked)
-                expires = json.loads(text).get("expiresAt")
-                parking.relay(
-                    self._context.db,
-                    self.number,
-                    parked=self.parked,
-                    expires=None if expires is None else approval_rows.moment(expires),
-                )
-
     def _given_up(self, code: str, message: str) -> Outcome:
         """Return the outcome of an execution that its agent may still run, and cancel it there once possible."""
         errands.cancel(self._context.db, self._execution.agent_id or "", self._execution.execution_id)
         return Outcome.failure(code, message)
 
     def _finish(self, outcome: Outcome) -> None:
-        self._intake.count_broken()
-        with self._lock:
-            if self._over:
-                return
-            seq = lifecycle.finish(self._context.db, self.number, outcome, after=self._recorder.seq, relayed=True)
-            self._over = True
-        self._ring(outcome.news(seq))
-        log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
-
-    def _ring(self, news: bytes) -> None:
-        self._context.readers.ring(tail.execution_key(self._execution.number), news)
+        self._rows.count_broken()
+        if self._rows.finish(outcome):
+            log.info("execution %s %s", self._execution.execution_id, outcome.data.get("code", outcome.state))
