@@ -7,29 +7,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from occ_app import errors
-from occ_app.cli import ids, job_table, output, remote, transcript
-from occ_app.config.config import Config
+from occ_app.cli import ids, job_output, job_store, job_table, output, remote
 from occ_app.database import schema
-from occ_app.database.database import Database
-from occ_app.executions import events, retention
 from occ_app.executions import queries as executions
+from occ_app.executions import retention
 from occ_app.executions import search as searching
-from occ_app.executions.records import STATES, Execution
-from occ_app.home import clock, daemon
+from occ_app.executions.records import STATES
+from occ_app.home import clock
 from occ_app.system.timestamps import iso
 from occ_app.workspaces import workspace as workspaces
-
-if TYPE_CHECKING:
-    from occ_app.client.sse import StreamEvent
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -51,25 +44,11 @@ class Since(click.ParamType[str]):
         return iso(begun)
 
 
-def _choose_hub(context: click.Context, _: click.Parameter, chosen: bool) -> None:
-    context.obj = "hub" if chosen else context.obj or "agent"
-
-
-# Accepted before and after a subcommand, because people do not remember which.
-_of_the_hub = click.option(
-    "--hub",
-    is_flag=True,
-    expose_value=False,
-    callback=_choose_hub,
-    help="Look at this machine's hub instead of its agent.",
-)
-
-
 def _listing_options(command: Any) -> Any:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print what GET /executions answers."),
         remote.options("Agent or hub to ask."),
-        _of_the_hub,
+        job_store.of_the_hub,
         click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many."),
         click.option("--since", type=Since(), help="Only those accepted within this span: 90s, 30m, 12h, 2d, 1w."),
         click.option("--workspace", metavar="ID", help="Only those of this workspace."),
@@ -122,7 +101,7 @@ def _list(
     pin: str | None,
     as_json: bool,
 ) -> None:
-    client = remote.elsewhere(url, token, pin, hub=_of_hub())
+    client = remote.elsewhere(url, token, pin, hub=job_store.of_hub())
     if workspace is not None:
         workspace = ids.workspace_filter(_workspaces() if client is None else client.workspaces(), workspace)
     query = {"state": state, "workspaceId": workspace, "since": since}
@@ -130,10 +109,16 @@ def _list(
     if client is not None:
         page = client.executions(limit=limit, **filters)
     else:
-        rows, following = executions.listing(_database(), state=state, workspace_id=workspace, since=since, limit=limit)
+        rows, following = executions.listing(
+            job_store.database(), state=state, workspace_id=workspace, since=since, limit=limit
+        )
         listed = {"executions": rows, "next": following}
         # Without marshmallow where it can be done without: loading it takes as long as all the rest.
-        page = _dumped("ExecutionList", listed) if as_json else listed | {"executions": map(job_table.record_of, rows)}
+        page = (
+            job_store.dumped("ExecutionList", listed)
+            if as_json
+            else listed | {"executions": map(job_table.record_of, rows)}
+        )
     if as_json:
         output.echo(json.dumps(page))
         return
@@ -150,7 +135,7 @@ def _workspaces() -> list[dict[str, str | None]]:
     """Return the ids and aliases of the workspaces of this machine."""
     return [
         {"workspaceId": workspace.workspace_id, "alias": workspace.alias}
-        for workspace in workspaces.listing(_database())
+        for workspace in workspaces.listing(job_store.database())
     ]
 
 
@@ -158,56 +143,17 @@ def _stored_names(agent_ids: Iterable[str]) -> dict[str, str]:
     """Return the names of machines by id, as this machine's hub has them."""
     from occ_app.hub import agent_lists
 
-    return agent_lists.names_in(_database(), agent_ids)
+    return agent_lists.names_in(job_store.database(), agent_ids)
 
 
-def _dumped(schema: str, content: Any) -> Any:
-    """The content as the API tells it."""
-    from occ_app.web import schemas
-
-    return getattr(schemas, schema)().dump(content)
-
-
-@jobs.command()
-@ids.choosing
-@_of_the_hub
-@remote.options("Agent or hub to ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print what GET /executions/ID answers.")
-def show(
-    execution_id: str | None, last: bool, url: str | None, token: str | None, pin: str | None, as_json: bool
-) -> None:
-    """Show everything about one execution.
-
-    Any beginning of its ID is enough.
-
-    \b
-    Examples:
-      occ jobs show run-4kx
-      occ jobs show --last
-    """
-    client = remote.elsewhere(url, token, pin, hub=_of_hub())
-    if client is not None:
-        record = client.execution(ids.execution_id(ids.ServedExecutions(client), execution_id, last=last))
-    else:
-        database = _database()
-        meant = ids.execution_id(ids.StoredExecutions(database), execution_id, last=last)
-        record = _dumped("ExecutionRecord", executions.get(database, meant))
-    if as_json:
-        output.echo(json.dumps(record))
-        return
-    width = max(map(len, record))
-    line_break, indented = "\n", "\n" + " " * (width + 2)  # a value that looks like another field is seen as it is
-    for name, value in record.items():
-        if value is not None:
-            text = str(value) if isinstance(value, (str, int, float)) else json.dumps(value, sort_keys=True)
-            text = f"{value:.4f}" if name == "costUsd" else text
-            output.echo(f"{name.ljust(width)}  {text.replace(line_break, indented)}")
+jobs.add_command(job_output.show)
+jobs.add_command(job_output.tail)
 
 
 @jobs.command()
 @click.argument("query")
 @click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="At most this many.")
-@_of_the_hub
+@job_store.of_the_hub
 @remote.options("Agent or hub to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /search answers.")
 def search(query: str, limit: int, url: str | None, token: str | None, pin: str | None, as_json: bool) -> None:
@@ -220,11 +166,11 @@ def search(query: str, limit: int, url: str | None, token: str | None, pin: str 
       occ jobs search milk
       occ jobs search '"oat milk" shop*' --limit 5
     """
-    client = remote.elsewhere(url, token, pin, hub=_of_hub())
+    client = remote.elsewhere(url, token, pin, hub=job_store.of_hub())
     if client is not None:
         page = client.search(query, limit=limit)
     else:
-        page = _dumped("SearchResults", searching.find(_database(), query, limit=limit))
+        page = job_store.dumped("SearchResults", searching.find(job_store.database(), query, limit=limit))
     if as_json:
         output.echo(json.dumps(page))
         return
@@ -246,66 +192,7 @@ def search(query: str, limit: int, url: str | None, token: str | None, pin: str 
 
 @jobs.command()
 @ids.choosing
-@_of_the_hub
-@remote.options("Agent or hub to ask.")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the execution is over; its outcome is the exit code.")
-@click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
-def tail(
-    execution_id: str | None,
-    last: bool,
-    follow: bool,
-    as_json: bool,
-    url: str | None,
-    token: str | None,
-    pin: str | None,
-) -> int:
-    """Print the output of one execution.
-
-    With --follow the output is printed as it arrives. Any beginning of its ID is enough.
-
-    \b
-    Examples:
-      occ jobs tail run-4kx
-      occ jobs tail --follow --last
-    """
-    client = remote.elsewhere(url, token, pin, hub=_of_hub())
-    if client is not None:
-        meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
-        streamed = client.events(meant, follow=follow)
-        final = transcript.print_events(
-            streamed, as_json=as_json, waiting=f"following {meant}", again=remote.again(url, token, pin)
-        )
-        return output.outcome(final) if follow else 0
-    database = _database()
-    execution = executions.get(database, ids.execution_id(ids.StoredExecutions(database), execution_id, last=last))
-    config = _config()
-    if follow and not execution.over and daemon.find(config) is not None:
-        shown: Iterable[StreamEvent] = remote.local(hub=_of_hub()).events(execution.execution_id)
-    else:
-        shown = (_event(event) for event in stored_events(database, execution))
-    final = transcript.print_events(shown, as_json=as_json, waiting=f"reading {execution.execution_id}")
-    return output.outcome(final) if follow else 0
-
-
-def stored_events(database: Database, execution: Execution) -> Iterator[events.StoredEvent]:
-    """All events of an execution that are stored now."""
-    after = 0
-    while batch := events.after(database, execution.number, after):
-        missing = events.gap(after, batch[0])
-        after = batch[-1].seq
-        yield from batch if missing is None else [missing, *batch]
-
-
-def _event(event: events.StoredEvent) -> StreamEvent:
-    from occ_app.client.event_checks import RawEvent
-    from occ_app.client.sse import parsed
-
-    return parsed(RawEvent(event.seq, event.name, event.data))
-
-
-@jobs.command()
-@ids.choosing
-@_of_the_hub
+@job_store.of_the_hub
 @remote.options("Agent or hub to ask.")
 def cancel(execution_id: str | None, last: bool, url: str | None, token: str | None, pin: str | None) -> None:
     """Cancel one execution.
@@ -316,7 +203,7 @@ def cancel(execution_id: str | None, last: bool, url: str | None, token: str | N
     Example:
       occ jobs cancel run-4kx
     """
-    client = remote.chosen(url, token, pin, hub=_of_hub())
+    client = remote.chosen(url, token, pin, hub=job_store.of_hub())
     meant = ids.execution_id(ids.ServedExecutions(client), execution_id, last=last)
     answer = client.cancel(meant)
     sentences = {**dict.fromkeys(("running", "parked"), "is being cancelled"), "cancelled": "is cancelled"}
@@ -324,7 +211,7 @@ def cancel(execution_id: str | None, last: bool, url: str | None, token: str | N
 
 
 @jobs.command()
-@_of_the_hub
+@job_store.of_the_hub
 @click.option(
     "--older-than",
     type=Since(),
@@ -340,28 +227,8 @@ def prune(older_than: str) -> None:
     Example:
       occ jobs prune --older-than 30d
     """
-    config = _config()
-    database = schema.opened(_existing(config))
+    config = job_store.config()
+    database = schema.opened(job_store.existing(config))
     clock.require(database)
     done = retention.prune(database, older_than, math.inf)
     output.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
-
-
-def _config() -> Config:
-    """The settings of this machine's agent, or with --hub of its hub."""
-    return remote.settings(click.get_current_context().obj)
-
-
-def _of_hub() -> bool:
-    return bool(click.get_current_context().obj == "hub")
-
-
-def _existing(config: Config) -> Path:
-    if not config.database.exists():
-        command = config.program.command
-        raise errors.NotRunning(f"There is no database in {config.home}; `{command} start` makes one.")
-    return config.database
-
-
-def _database() -> Database:
-    return schema.opened(_existing(_config()), readonly=True)
