@@ -9,8 +9,9 @@ from urllib.parse import urlencode
 import click
 
 from occ_app.cli import folders, output, remote, run_end, run_target
+from occ_app.cli.chat_conversation import HELP
 from occ_app.cli.chat_input import Reader
-from occ_app.cli.chat_session import HELP, Chat
+from occ_app.cli.chat_session import Chat
 from occ_app.cli.run import Limit
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import click
 
 from occ_app import errors
-from occ_app.cli import approvals, attached, output, transcript
-from occ_app.cli.diff import changes_of, show_patch, show_sums
+from occ_app.cli import approvals, output, transcript
+from occ_app.cli.chat_conversation import HELP, Conversation, short
+from occ_app.cli.diff import changes_of, show_sums
 from occ_app.cli.run import reporting_waits
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Changes
@@ -20,25 +20,7 @@ from occ_app.client.sse import StreamEvent
 from occ_app.system.foreign_text import visible_line
 from occ_app.system.short_ids import new_execution_id
 
-HELP = """\
-Type a prompt. A line that ends with \\ continues on the next one; \"\"\" begins and ends a prompt of several lines.
-While Claude works, Ctrl-C lets you send a text to it, or cancel it.
-
-  /attach FILE  send an image, a PDF or a text with the next prompt
-  /diff     show the changes of the last turn that was not undone
-  /undo     undo the changes of that turn; again for the turn before it
-  /rewind N continue N turns back (1 if left out); the files of later turns are restored
-  /fork     continue in another conversation that knows this one
-  /queue    list the prompts that wait; while Claude works, /queue TEXT adds one
-  /resume   let paused prompts run
-  /drop ID  drop a prompt that waits
-  /cancel   end the turn that runs
-  /help     show this
-  /quit     leave; the turn that runs goes on (also Ctrl-D)
-
-A prompt that begins with a slash is sent as it is after another slash: //path."""
 _WORKING = "Claude goes on. Send it a text, or /cancel, /queue TEXT, /quit; an empty line watches on."
-_SHOWN = 60  # characters of a prompt in a list
 
 
 class Prompts(Protocol):
@@ -77,22 +59,19 @@ class Chat:
         self._prompts = prompts
         self._place = place
         self._options = options
-        self._last = last
+        self._conversation = conversation = Conversation(client, last)
         self._lowers = "permissions" not in options  # nobody chose them
-        self._undoable: list[str] = []  # turns whose changes are in the workspace, the newest last
-        self._attached: list[dict[str, str]] = []  # files for the next prompt
-        self._branch: dict[str, Any] = {}  # how the next prompt leaves the conversation
         self._seen = 0  # the newest event that was printed
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: output.echo(HELP),
-            "/attach": self._attach,
-            "/diff": lambda _: self._diff(),
-            "/fork": lambda _: self._fork(),
-            "/rewind": self._rewind,
-            "/undo": lambda _: self._undo(),
-            "/queue": lambda _: self._list_waiting(),
+            "/attach": conversation.attach,
+            "/diff": lambda _: conversation.diff(),
+            "/fork": lambda _: conversation.fork(),
+            "/rewind": conversation.rewind,
+            "/undo": lambda _: conversation.undo(),
+            "/queue": lambda _: conversation.list_waiting(),
             "/resume": lambda _: self._resume(),
-            "/drop": self._drop,
+            "/drop": conversation.drop,
             "/cancel": lambda _: output.note("nothing runs; /queue lists the prompts that wait"),
             "/quit": self._leave,
             "/exit": self._leave,
@@ -101,15 +80,13 @@ class Chat:
     @property
     def last(self) -> str | None:
         """The id of the newest turn."""
-        return self._last
+        return self._conversation.last
 
     def run(self) -> None:
         """Read prompts and print answers until the person leaves."""
         with contextlib.suppress(Left):
-            if self._last is not None:
-                self._undoable = [
-                    turn["executionId"] for turn in self._turns() if (turn.get("changes") or {}).get("files")
-                ]
+            if self._conversation.last is not None:
+                self._conversation.load_undoable()
                 self._watch_waiting()
             while True:
                 try:
@@ -139,12 +116,9 @@ class Chat:
     # -- turns
 
     def _say(self, text: str) -> None:
-        execution_id, first = new_execution_id(), self._last is None
+        execution_id, first = new_execution_id(), self._conversation.last is None
         workspace = self._place.workspace() if first else None
-        names = {"executionId": execution_id, "continues": self._last, "attachments": self._attached or None}
-        names |= self._branch
-        self._attached, self._branch = [], {}
-        events = self._begun(workspace, text, names)
+        events = self._begun(workspace, text, {"executionId": execution_id, **self._conversation.take_options()})
         self._seen = 0
         self._watch(execution_id, events)
         self._watch_waiting()
@@ -183,7 +157,7 @@ class Chat:
                     final = transcript.print_events(shown, as_json=False, waiting="waiting for the answer")
                 break
             except (KeyboardInterrupt, click.Abort):
-                if self._last != execution_id:  # it was not accepted yet
+                if self._conversation.last != execution_id:  # it was not accepted yet
                     self._check_accepted(execution_id)
                 self._interrupted(execution_id)
                 events = self._client.events(execution_id, after=self._seen)
@@ -191,14 +165,14 @@ class Chat:
 
     def _counted(self, execution_id: str, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
         for event in events:
-            self._last = execution_id
+            self._conversation.last = execution_id
             yield event
             self._seen = max(self._seen, event.seq)
 
     def _check_accepted(self, execution_id: str) -> None:
         """Raises Refused when the prompt did not arrive, so that nothing runs."""
         self._client.execution(execution_id)
-        self._last = execution_id
+        self._conversation.last = execution_id
 
     def _end(self, execution_id: str, final: StreamEvent | None) -> None:
         succeeded = final is not None and final.name == "complete"
@@ -210,7 +184,7 @@ class Chat:
             record = self._client.execution(execution_id)
         output.summary(final, record)
         if changes is not None and changes.entries:
-            self._undoable.append(execution_id)
+            self._conversation.undoable.append(execution_id)
             show_sums(changes)
 
     def _interrupted(self, execution_id: str) -> None:
@@ -267,19 +241,10 @@ class Chat:
 
     # -- prompts that wait
 
-    def _turns(self) -> list[dict[str, Any]]:
-        if self._last is None:
-            return []
-        conversation = self._client.execution(self._last)["conversationId"]
-        found: list[dict[str, Any]] = self._client.call("GET", f"/conversations/{quote(conversation, safe='')}")[
-            "turns"
-        ]
-        return found
-
     def _watch_waiting(self) -> None:
         """Watch the turns that run or wait, one after the other; those that are paused are named."""
         while True:
-            turns = self._turns()
+            turns = self._conversation.turns()
             following = [turn for turn in turns if not turn["finishedAt"] and not turn.get("paused")]
             if not following:
                 paused = [turn for turn in turns if turn.get("paused")]
@@ -287,88 +252,13 @@ class Chat:
                     output.note(f"{len(paused)} paused: /resume lets them run, /queue lists them")
                 return
             turn = min(following, key=lambda turn: turn["state"] == "queued")
-            output.note(f"> {_short(turn['prompt'])}")
+            output.note(f"> {short(turn['prompt'])}")
             self._seen = 0
             self._watch(turn["executionId"], self._client.events(turn["executionId"]))
 
-    def _list_waiting(self) -> None:
-        waiting = [turn for turn in self._turns() if turn["state"] == "queued"]
-        for turn in waiting:
-            paused = " (paused)" if turn.get("paused") else ""
-            output.echo(f"{turn['executionId']}  {_short(turn['prompt'])}{paused}")
-        if not waiting:
-            output.note("nothing waits")
-
     def _resume(self) -> None:
-        turns = self._turns()
-        if not any(turn.get("paused") for turn in turns):
-            output.note("nothing is paused")
-            return
-        self._client.call("POST", f"/conversations/{quote(turns[0]['conversationId'], safe='')}/resume")
-        self._watch_waiting()
-
-    def _drop(self, name: str) -> None:
-        meant = [
-            turn["executionId"]
-            for turn in self._turns()
-            if name and turn["state"] == "queued" and turn["executionId"].startswith(name)
-        ]
-        if len(meant) != 1:
-            output.note("give the id of one prompt that waits; /queue lists them")
-            return
-        self._client.cancel(meant[0])
-        output.note(f"dropped {meant[0]}")
-
-    def _attach(self, name: str) -> None:
-        try:
-            self._attached += attached.read([Path(name).expanduser()])
-        except click.UsageError as error:
-            output.note(error.message)
-            return
-        output.note(f"with the next prompt: {', '.join(visible_line(each['name']) for each in self._attached)}")
-
-    # -- changes
-
-    def _diff(self) -> None:
-        if self._undoable:
-            show_patch(self._client, self._undoable[-1])
-        else:
-            output.note("this chat changed no files")
-
-    def _undo(self) -> None:
-        if not self._undoable:
-            output.note("there is nothing to undo")
-            return
-        execution_id = self._undoable[-1]
-        workspace = self._client.execution(execution_id)["workspaceId"]
-        body = {"executionId": execution_id, "to": "start", "force": False}
-        reply = self._client.call("POST", f"/workspaces/{quote(workspace, safe='')}/restore", body)
-        self._undoable.pop()
-        output.note(f"files restored: {reply['files']}; Claude does not know of it, so say it in your next prompt")
-
-    def _fork(self) -> None:
-        if self._last is None:
-            output.note("there is no conversation yet")
-            return
-        self._branch["fork"] = True
-        output.note("the next prompt begins another conversation")
-
-    def _rewind(self, given: str) -> None:
-        over = [turn for turn in self._turns() if turn["sessionId"] and turn["finishedAt"]]
-        back = int(given) if given.isdecimal() and len(given) < 6 else 0 if given else 1
-        if not 0 < back < len(over):
-            output.note(
-                f"give a number of turns from 1 to {len(over) - 1}" if len(over) > 1 else "there is no turn before"
-            )
-            return
-        turn = over[-1 - back]
-        self._branch["rewindTo"] = turn["executionId"]
-        output.note(f"the next prompt continues after: {_short(turn['prompt'])}")
+        if self._conversation.resume():
+            self._watch_waiting()
 
     def _leave(self, _: str) -> None:
         raise Left
-
-
-def _short(text: str | None) -> str:
-    line = visible_line(" ".join((text or "").split()))
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
