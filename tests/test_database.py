@@ -254,7 +254,7 @@ def test_the_tail_tells_no_end_that_is_not_on_the_disk(tmp_path: Path, monkeypat
     channel = tail.subscribe("e3", 1)
     tail.start()
     ringer.ring("e3")  # before whoever wrote the end has waited for the disk
-    assert flushing.wait(5)
+    assert flushing.wait(30)
     assert channel.newest == 1
     go.set()
     wait_until(lambda: channel.newest == 3, "the end to be told")

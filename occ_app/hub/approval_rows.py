@@ -174,7 +174,7 @@ def undelivered(db: Database, agent_ids: Iterable[str], limit: int = 100) -> lis
             f"""
             {approvals.SELECT} WHERE a.state = 'open' AND a.pending IS NOT NULL
               AND x.agent_id IN (SELECT value FROM json_each(:agent_ids))
-            ORDER BY a.asked_at LIMIT :limit
+            ORDER BY a.asked_at, a.approval_id LIMIT :limit
             """,  # noqa: S608 - literals
             {"agent_ids": to_json(list(agent_ids)), "limit": limit},
         ).fetchall()
