@@ -1133,3 +1133,9 @@ def m035_inputs_without_follow_up(db: Database) -> None:
         "CREATE INDEX inputs_open ON inputs (execution) WHERE state IN ('waiting', 'sent')",
     ):
         db.execute(statement)
+
+
+@occ()
+def m036_workspace_ceilings(db: Database) -> None:
+    """Let the operator limit the permissions of runs in one workspace or project."""
+    db.execute("ALTER TABLE workspaces ADD COLUMN permissions TEXT")  # NULL: all that the machine allows

@@ -157,7 +157,7 @@ def test_only_admins_and_named_keys_use_a_project(hub: HubApp, box: Machine) -> 
         assert (hub.call("GET", f"/workspaces/{ids[alias]}", key).status_code == 200) is allowed
     machines = hub.call("GET", "/agents", ann).json
     assert machines is not None
-    assert machines["agents"][0]["projects"] == [{"name": "app", "workspaceId": ids["app@box"]}]
+    assert machines["agents"][0]["projects"] == [{"name": "app", "workspaceId": ids["app@box"], "permissions": None}]
     shown = hub.call("GET", "/agents/box", bob).json
     assert shown is not None
     assert shown["projects"] == []

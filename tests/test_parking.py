@@ -115,6 +115,19 @@ def test_a_parked_call_that_is_denied_never_runs_and_the_run_goes_on(machine: Ma
     assert ran(run) == 0
 
 
+@pytest.mark.parametrize("ceiling", ["edit", "plan"])
+def test_a_parked_call_meets_a_ceiling_that_was_lowered(machine: Machine, ceiling: str) -> None:
+    run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
+    question = parked(run)
+    machine.occ.command("workspaces", "limit", run.folder.name, ceiling)
+    run.answer(question, "allow")
+    events = run.end()
+    assert [is_error for _, is_error in results(events)] == [True]
+    assert events[-1].name == "complete", events[-1]
+    assert ran(run) == 0
+    assert row(machine.occ, run)["delivered_at"] is not None
+
+
 def test_a_parked_call_that_is_edited_runs_as_it_was_edited_and_the_next_one_is_asked(machine: Machine) -> None:
     target = machine.occ.home / "workspaces" / f"work-{machine.runs + 1}" / "b.txt"
     write = {"name": "Write", "input": {"file_path": str(target), "content": "x\n"}}

@@ -531,7 +531,7 @@ def test_projects_are_managed_without_a_daemon(occ: Occ, tmp_path: Path) -> None
     assert occ.command("projects", "list").stdout.startswith("No projects")
     occ.command("projects", "add", str(folder), "--trust", "--key", "laptop")
     line = occ.command("projects", "list").stdout.splitlines()[1].split()
-    assert line == ["app", "yes", "laptop", str(folder)]
+    assert line == ["app", "yes", "-", "laptop", str(folder)]
     refused = occ.command("projects", "add", str(tmp_path / "user"), check=False)
     assert (refused.returncode, "home folder" in refused.stderr) == (2, True)
     (occ.home / "config.toml").write_text("http_port = 'many'\n")

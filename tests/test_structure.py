@@ -124,6 +124,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "approvals",
                 "attachments",
                 "branches",
+                "ceilings",
                 "conversations",
                 "changes",
                 "events",

@@ -106,6 +106,7 @@ def asked_for(body: Any) -> Request:
         owner_id=callers.caller().owner_id,
         approval_seconds=loaded.get("approval_seconds"),
         permissions=_permitted(loaded.get("permissions")),
+        permissions_named="permissions" in loaded,
         rules=tuple(parsed(text, decision) for decision in ("deny", "ask") for text in loaded.get(decision, ())),
         continues=loaded.get("continues"),
         visible_to=callers.caller().visible_to,

@@ -12,6 +12,7 @@ import click
 from occ_app.cli import output, remote
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
+from occ_app.config.settings import PERMISSIONS
 from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import lifecycle
@@ -50,16 +51,21 @@ def projects() -> None:
     multiple=True,
     help="Key of the hub that may run in it besides admin keys; may be repeated.",
 )
-def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...]) -> None:
+@click.option(
+    "--permissions",
+    type=click.Choice(PERMISSIONS),
+    help="The most that runs in it may do.  [default: OCC_PERMISSIONS]",
+)
+def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...], permissions: str | None) -> None:
     """Let runs work in the folder PATH.
 
-    To change --trust and --key, repeat the command with the same name and folder. A hub learns a change, such as a
-    removed key, with the next heartbeat, within 30 seconds.
+    To change --trust, --key and --permissions, repeat the command with the same name and folder and all of them. A hub
+    learns a change, such as a removed key, with the next heartbeat, within 30 seconds.
 
     \b
     Examples:
       occ projects add ~/code/app
-      occ projects add ~/code/app --name api --key laptop
+      occ projects add ~/code/app --name api --key laptop --permissions edit
     """
     chosen = name if name is not None else _plain(folder)
     if not re.fullmatch(_NAME, chosen):
@@ -70,7 +76,7 @@ def add(folder: Path, name: str | None, trust: bool, keys: tuple[str, ...]) -> N
         if not 0 < len(key) <= 100 or not key.isprintable():
             raise click.UsageError(f"{key!r} is not the name of a key; list them with `occ hub keys list` on the hub.")
     config = configuration.load()  # a wrong setting is refused: it may name another home
-    project = rows.add(_rows(config), config, chosen, folder, trusted=trust, keys=keys)
+    project = rows.add(_rows(config), config, chosen, folder, trusted=trust, keys=keys, permissions=permissions)
     output.echo(f'{project.name} is {project.path}; `occ run --project {project.name} "…"` runs in it.')
     unread = [file for file in _CONFIGURATION if Path(project.path, file).exists()]
     if unread and not trust:
@@ -86,6 +92,8 @@ def _plain(folder: Path) -> str:
 def listing(as_json: bool) -> None:
     """List the projects of this machine.
 
+    ALLOWS is the most that runs in a project may do; "-" is all that the machine's OCC_PERMISSIONS allows.
+
     \b
     Example:
       occ projects list
@@ -99,10 +107,13 @@ def listing(as_json: bool) -> None:
         output.echo("No projects. `occ projects add PATH` adds a folder.")
         return
     lines = [
-        (project.name, "yes" if project.trusted else "no", ",".join(project.keys) or "-", project.path)
+        (
+            *(project.name, "yes" if project.trusted else "no", project.permissions or "-"),
+            *(",".join(project.keys) or "-", project.path),
+        )
         for project in found
     ]
-    output.table([("NAME", "TRUSTED", "KEYS", "PATH"), *lines])
+    output.table([("NAME", "TRUSTED", "ALLOWS", "KEYS", "PATH"), *lines])
 
 
 def _record(project: rows.Project) -> dict[str, Any]:
@@ -111,6 +122,7 @@ def _record(project: rows.Project) -> dict[str, Any]:
         "path": project.path,
         "trusted": project.trusted,
         "keys": list(project.keys),
+        "permissions": project.permissions,
         "createdAt": project.created_at,
     }
 

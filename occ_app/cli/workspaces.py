@@ -1,4 +1,4 @@
-"""occ workspaces list | fetch | remove: the folders that an agent or a hub keeps."""
+"""occ workspaces list | fetch | limit | remove: the folders that an agent or a hub keeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from occ_app.cli import ids, output, remote
+from occ_app.config.settings import PERMISSIONS
+from occ_app.database import schema
+from occ_app.executions import ceilings
+from occ_app.home import daemon
 from occ_app.system.files import new_file
 
 if TYPE_CHECKING:
@@ -19,9 +23,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def workspaces() -> None:
-    """List, fetch and remove the folders that executions run in.
+    """List, fetch, limit and remove workspaces.
 
-    The agent must run.
+    A workspace is a folder that an agent or a hub keeps, and that runs work in.
+
+    The agent must run, except for `limit`.
 
     \b
     Examples:
@@ -48,6 +54,8 @@ def _with_client(command: Any) -> Any:
 def listing(client: AgentClient, as_json: bool) -> None:
     """List all workspaces by id.
 
+    ALLOWS is there once a workspace or project has a limit of its own: the most that runs in it may do.
+
     \b
     Example:
       occ workspaces list
@@ -61,6 +69,10 @@ def listing(client: AgentClient, as_json: bool) -> None:
         return
     head = ["ID", "FILES SENT", "SIZE", "AGE", "NAME"]
     rows = [_row(workspace) for workspace in records]
+    if any(workspace.get("permissions") for workspace in records):
+        head.insert(3, "ALLOWS")
+        for row, workspace in zip(rows, records, strict=True):
+            row.insert(3, output.printable(workspace.get("permissions") or "-"))
     placed = {workspace["agentId"] for workspace in records if workspace.get("agentId")}
     if placed:
         names = client.machine_names(placed)
@@ -146,3 +158,24 @@ def remove(client: AgentClient, workspace_id: str) -> None:
     workspace_id = ids.workspace(client, workspace_id)["workspaceId"]
     client.delete_workspace(workspace_id)
     output.echo(f"{workspace_id} is removed.")
+
+
+@workspaces.command()
+@click.option("--hub", is_flag=True, help="Limit a workspace of this machine's hub instead of its agent.")
+@click.argument("workspace_id", metavar="ID")
+@click.argument("permissions", metavar="LEVEL", type=click.Choice(PERMISSIONS))
+def limit(hub: bool, workspace_id: str, permissions: str) -> None:
+    """Limit the permissions of runs in a workspace.
+
+    LEVEL is plan, edit, ask or full; OCC_PERMISSIONS of the machine may allow less. The limit holds until the workspace
+    is removed, also for runs that wait. To limit a project, use `occ projects add --permissions`.
+
+    \b
+    Examples:
+      occ workspaces limit my-project-3f9a edit
+      occ workspaces limit my-project-3f9a full --hub
+    """
+    config = remote.settings("hub" if hub else "agent")
+    database = schema.opened_to_write(config, running=daemon.find(config) is not None)
+    ceilings.limit(database, workspace_id, permissions)
+    output.echo(f"Runs in {workspace_id} may do no more than {permissions}.")

@@ -15,7 +15,17 @@ from dataclasses import dataclass, replace
 from occ_app import errors
 from occ_app.database.database import Database
 from occ_app.errors import execution_not_found, workspace_not_found
-from occ_app.executions import acceptance, approvals, conversations, events, follow_ups, inputs, parking, rules
+from occ_app.executions import (
+    acceptance,
+    approvals,
+    ceilings,
+    conversations,
+    events,
+    follow_ups,
+    inputs,
+    parking,
+    rules,
+)
 from occ_app.executions.queries import SESSION, from_row, one
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system import compact_json
@@ -52,7 +62,7 @@ def create(
     The same id with the same body is the execution that exists. `admit` may look at the rows before one is added.
     `resolve` returns the id of the workspace that a new request names.
     Raises Conflict for another body, NotFound for an unknown workspace, or one of another number than the request
-    names, NoSpace, QueueFull, and what `admit` raises.
+    names, RequestError above the workspace's ceiling, NoSpace, QueueFull, and what `admit` raises.
     """
     with db.write(durable=False) as connection:
         existing = _existing(connection, request)
@@ -61,7 +71,8 @@ def create(
         request, former = conversations.continued(connection, request)
         if former is None:
             request = replace(request, workspace_id=resolve(connection, request.workspace_id))
-        generation = _generation(connection, request)
+        generation, ceiling = _workspace(connection, request)
+        request = ceilings.permitted(request, ceiling)
         if db.disk_is_full():
             raise errors.NoSpace
         admission = admit(connection, request)
@@ -92,18 +103,18 @@ def _existing(connection: sqlite3.Connection, request: Request) -> Execution | N
     )
 
 
-def _generation(connection: sqlite3.Connection, request: Request) -> int:
-    """Return the number of the workspace that a request names. Raises NotFound."""
+def _workspace(connection: sqlite3.Connection, request: Request) -> tuple[int, str | None]:
+    """Return the number and the ceiling of the workspace that a request names. Raises NotFound."""
     workspace = connection.execute(
         """
-        SELECT generation FROM workspaces
+        SELECT generation, permissions FROM workspaces
         WHERE workspace_id = :workspace_id AND (:generation IS NULL OR generation = :generation)
         """,
         {"workspace_id": request.workspace_id, "generation": request.workspace_generation},
     ).fetchone()
     if workspace is None:
         raise workspace_not_found(request.workspace_id, request.workspace_generation)
-    return int(workspace["generation"])
+    return int(workspace["generation"]), workspace["permissions"]
 
 
 def claim(db: Database, owner: ProcessIdentity) -> Execution | None:

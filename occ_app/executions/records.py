@@ -43,6 +43,7 @@ class Request:
     key_id: str | None = None  # on a hub: the key that asks, its owner, and where it is to run
     owner_id: str | None = None
     permissions: str = "edit"
+    permissions_named: bool = False  # the caller asks for these by name, so less is a refusal
     rules: tuple[Rule, ...] = ()  # that deny calls or ask about them, in this execution alone
     continues: str | None = None  # the execution whose session and workspace it takes
     visible_to: str | None = None  # the owner whose executions it may continue; None: all

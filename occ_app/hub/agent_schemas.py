@@ -65,12 +65,16 @@ class Challenge(Schema):
 
 
 class _Project(_FromAgent):
-    """A project of a machine; `keys` names the client keys that may use it besides the admins'."""
+    """A project of a machine; `keys` names the client keys that may use it besides the admins'.
+
+    `permissions` is the most that runs in it may do, null for all that its machine allows.
+    """
 
     name = Id(required=True)
     path = Line(1, MAX_PATH_CHARACTERS, required=True)
     generation = WholeNumber(required=True, validate=validate.Range(1, schemas.LARGEST_GENERATION))
     keys = fields.List(Line(1, 100), load_default=list, validate=validate.Length(max=MAX_KEYS))
+    permissions = Line(1, 50, allow_none=True, load_default=None)
 
 
 class Registration(_FromAgent):
@@ -165,6 +169,7 @@ class AgentProject(Schema):
 
     name = fields.String()
     workspace_id = fields.String(data_key="workspaceId")
+    permissions = fields.String(allow_none=True)
 
 
 class AgentRecord(Schema):
@@ -202,7 +207,7 @@ class AgentList(Schema):
     next = fields.String(allow_none=True)
 
 
-def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, str | None]] = ()) -> dict[str, Any]:
     """An agent's row as its record is made of, with the projects that the caller may use."""
     return {
         **{name: getattr(agent, name) for name in ("agent_id", "name", "labels", "state", "status", "version")},

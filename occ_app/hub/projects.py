@@ -44,6 +44,10 @@ def update(db: Database, agent_id: str, token: str, reported: Sequence[Mapping[s
         for identity, each in current.items():
             generation = former[identity] if identity in former else _insert(connection, agent_id, each)
             projects.set_keys(connection, generation, set(each["keys"]))
+            connection.execute(
+                "UPDATE workspaces SET permissions = :permissions WHERE generation = :generation",
+                {"permissions": each["permissions"], "generation": generation},
+            )
         return ended
 
 
@@ -65,20 +69,20 @@ def named(connection: sqlite3.Connection, name: str, agent_id: str) -> str | Non
     return None if row is None else str(row["workspace_id"])
 
 
-def by_agent(db: Database, visible_to: str | None, agent_ids: Iterable[str]) -> dict[str, list[dict[str, str]]]:
-    """Return name and id of the projects that the key `visible_to` may use, None for all, by machine."""
+def by_agent(db: Database, visible_to: str | None, agent_ids: Iterable[str]) -> dict[str, list[dict[str, str | None]]]:
+    """Return name, id and ceiling of the projects that the key `visible_to` may use, None for all, by machine."""
     with db.read() as connection:
         rows = connection.execute(
             f"""
-            SELECT w.agent_id, w.name, w.workspace_id FROM workspaces w
+            SELECT w.agent_id, w.name, w.workspace_id, w.permissions FROM workspaces w
             WHERE w.source = 'folder' AND w.agent_id IN (SELECT value FROM json_each(:agents)) AND {VISIBLE}
             ORDER BY w.name
             """,  # noqa: S608 - literals
             {"agents": to_json(list(agent_ids)), "visible_to": visible_to},
         ).fetchall()
-    found = dict[str, list[dict[str, str]]]()
+    found = dict[str, list[dict[str, str | None]]]()
     for row in rows:
-        found.setdefault(row["agent_id"], []).append({"name": row["name"], "workspace_id": row["workspace_id"]})
+        found.setdefault(row["agent_id"], []).append({key: row[key] for key in ("name", "workspace_id", "permissions")})
     return found
 
 

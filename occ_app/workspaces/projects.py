@@ -29,7 +29,10 @@ REMOVED = "Its project was removed from the machine's list before this could sta
 
 @dataclass(frozen=True)
 class Project:
-    """A folder in which executions may run. `keys` names the hub's keys that may use it, besides the admins'."""
+    """A folder in which executions may run. `keys` names the hub's keys that may use it, besides the admins'.
+
+    `permissions` is the most that runs in it may do, None for all that the machine allows.
+    """
 
     name: str
     path: str
@@ -37,10 +40,20 @@ class Project:
     trusted: bool
     created_at: str
     keys: tuple[str, ...]
+    permissions: str | None
 
 
-def add(db: Database, config: Config, name: str, path: Path, *, trusted: bool, keys: Iterable[str]) -> Project:
-    """Add a folder as a project; the same name and folder again change its trust and keys. `path` may be a link.
+def add(
+    db: Database,
+    config: Config,
+    name: str,
+    path: Path,
+    *,
+    trusted: bool,
+    keys: Iterable[str],
+    permissions: str | None = None,
+) -> Project:
+    """Add a folder as a project; the same name and folder again change its terms. `path` may be a link.
 
     Raises ConfigError with the reason for a folder that cannot be one, and for a name in use.
     """
@@ -60,7 +73,7 @@ def add(db: Database, config: Config, name: str, path: Path, *, trusted: bool, k
             generation = _insert(connection, name, real)
         else:
             generation = existing["generation"]
-        _set_terms(connection, generation, trusted=trusted, keys=keys)
+        _set_terms(connection, generation, trusted=trusted, keys=keys, permissions=permissions)
         if len(json.dumps(_report(_all(connection)))) > MAX_REPORT_BYTES:
             raise ConfigError("The paths and keys of all projects are too long for a hub; remove some projects first.")
         return next(project for project in _all(connection) if project.name == name)
@@ -103,7 +116,14 @@ def report(db: Database) -> list[dict[str, Any]]:
 
 def _report(found: Iterable[Project]) -> list[dict[str, Any]]:
     return [
-        {"name": each.name, "path": each.path, "generation": each.generation, "keys": list(each.keys)} for each in found
+        {
+            "name": each.name,
+            "path": each.path,
+            "generation": each.generation,
+            "keys": list(each.keys),
+            "permissions": each.permissions,
+        }
+        for each in found
     ]
 
 
@@ -133,13 +153,18 @@ def _insert(connection: sqlite3.Connection, name: str, path: Path) -> int:
     return generation
 
 
-def _set_terms(connection: sqlite3.Connection, generation: int, *, trusted: bool, keys: Iterable[str]) -> None:
+def _set_terms(
+    connection: sqlite3.Connection, generation: int, *, trusted: bool, keys: Iterable[str], permissions: str | None
+) -> None:
     chosen = sorted(set(keys))
     if len(chosen) > MAX_KEYS:
         raise ConfigError(f"A project can name at most {MAX_KEYS} keys.")
     connection.execute(
-        "UPDATE workspaces SET trusted = :trusted, updated_at = :now WHERE generation = :generation",
-        {"trusted": trusted, "now": iso_now(), "generation": generation},
+        """
+        UPDATE workspaces SET trusted = :trusted, permissions = :permissions, updated_at = :now
+        WHERE generation = :generation
+        """,
+        {"trusted": trusted, "permissions": permissions, "now": iso_now(), "generation": generation},
     )
     set_keys(connection, generation, chosen)
 
@@ -156,7 +181,7 @@ def set_keys(connection: sqlite3.Connection, generation: int, keys: Iterable[str
 def _all(connection: sqlite3.Connection) -> list[Project]:
     rows = connection.execute(
         """
-        SELECT w.name, w.path, w.generation, w.trusted, w.created_at,
+        SELECT w.name, w.path, w.generation, w.trusted, w.created_at, w.permissions,
             (SELECT group_concat(p.name, char(10)) FROM project_keys p WHERE p.generation = w.generation) AS keys
         FROM workspaces w WHERE w.source = 'folder' AND w.agent_id IS NULL ORDER BY w.name
         """
@@ -165,6 +190,7 @@ def _all(connection: sqlite3.Connection) -> list[Project]:
         Project(
             *(row["name"], row["path"], row["generation"], bool(row["trusted"]), row["created_at"]),
             tuple(sorted(row["keys"].split("\n"))) if row["keys"] else (),
+            row["permissions"],
         )
         for row in rows
     ]

@@ -40,7 +40,8 @@ class Workspace:
     """A row of `workspaces`; `bytes` is the unpacked size, `skipped` the files left out of the zip, with reasons.
 
     `source` is `upload`, or `folder` for a project: a folder of the machine that OCC never changes by itself. `trusted`
-    is a project's: its settings, hooks and MCP servers count. `snapshot` is the id of its latest snapshot's tree.
+    is a project's: its settings, hooks and MCP servers count. `permissions` is the most that runs in it may do, None
+    for all that the machine allows. `snapshot` is the id of its latest snapshot's tree.
 
     `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
     sessions of executions numbered above `sessions_after` can be resumed.
@@ -72,6 +73,7 @@ class Workspace:
     trusted: bool
     origin: Origin | None  # on an agent, of a workspace that a hub sent
     snapshot: str | None = None
+    permissions: str | None = None
     agent_name: str | None = None  # where it lives, by name; only in what `get`, `numbered` and `listing` return
 
     @property

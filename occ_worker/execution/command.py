@@ -69,14 +69,16 @@ def command(
     `trusted`: the workspace's settings, hooks and MCP servers count. `resumable` may name a parked call to resume.
     `servers` is the file of the operator's MCP servers.
     """
-    asks = execution.permissions != "edit"
+    asks = execution.permissions != "edit" or resumable.parked is not None
     mode = "plan" if execution.permissions == "plan" else "acceptEdits"
     settings, session_id = _SETTINGS, execution.resume_session_id
     tools = _tools(execution, config)
     if resumable.parked is not None:
         # Only in a mode that grants nothing, and with a rule that asks: the CLI may judge the call before OCC's hook.
         mode = "plan" if mode == "plan" else "default"
-        asked = sorted({*tools, resumable.parked.approval.tool} - set(DEFAULT_TOOLS) | {resumable.parked.approval.tool})
+        parked = resumable.parked.approval.tool
+        asked = sorted({*tools, parked} - set(DEFAULT_TOOLS) | {parked})
+        tools = tools if parked in tools or parked.startswith("mcp__") else (*tools, parked)  # its answer comes first
         settings = json.dumps({"permissions": {"disableAutoMode": "disable", "ask": asked}})
         session_id = execution.session_id
     argv = [

@@ -68,7 +68,7 @@ class Driver:
             context.db, execution, context.config.max_output_bytes, lambda news: context.readers.ring(key, news)
         )
         self._stderr = b""
-        hooked = verdicts.hooked(context.db, context.config, execution)
+        hooked = resumable.parked is not None or verdicts.hooked(context.db, context.config, execution)
         self._input = ChildInput(child, first_lines(context, execution, resumable, hooked=hooked))
         send = self._input.send
         self._steering = Steering(context, execution, self._translator, send, self._store)

@@ -235,6 +235,8 @@ class Permissions:
         verdict = self._verdict(approval.tool, call.input if edited is None else edited)
         if verdict.decision == "deny" and approval.kind == "tool":
             return denied(call, verdict.message)
+        if self._execution.permissions == "plan" and approval.kind == "tool":
+            return denied(call, _PLANNING)  # a ceiling that was lowered while it was parked
         return answered(call, approval)
 
     def _verdict(self, tool: str, given: Any) -> Verdict:

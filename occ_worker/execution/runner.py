@@ -7,7 +7,7 @@ import logging
 import select
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from occ_app.claude import program as claude_cli
@@ -25,7 +25,7 @@ from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 from occ_worker import changes, rewinding
 from occ_worker.execution import command as claude
-from occ_worker.execution import servers
+from occ_worker.execution import servers, verdicts
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.deferral import Resumable, Suspension
 from occ_worker.execution.driver import Driver
@@ -150,6 +150,8 @@ def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapsh
     row = workspaces.numbered(context.db, execution.workspace_generation)
     if row is None or (not row.is_project and not Path(row.path).is_dir()):
         return Outcome.failure("WORKSPACE_MISSING", lifecycle.WORKSPACE_REMOVED)
+    # From here on it has the permissions that it may have now.
+    execution = replace(execution, permissions=verdicts.level(context.config, execution, row.permissions))
     workspace, trusted = Path(row.path), row.trusted if row.is_project else context.config.trust_workspaces
     reason = folders.problem(workspace, context.config) if row.is_project else None
     if reason is not None:

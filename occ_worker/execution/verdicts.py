@@ -8,9 +8,8 @@ from typing import Any
 
 from occ_app.config.config import DEFAULT_TOOLS, Config
 from occ_app.config.permission_rules import Rule, decide
-from occ_app.config.settings import PERMISSIONS
 from occ_app.database.database import Database
-from occ_app.executions import rules
+from occ_app.executions import ceilings, rules
 from occ_app.executions.records import Execution
 
 _LEFT_TO_CLI = ("AskUserQuestion", "ExitPlanMode")  # it asks about them itself
@@ -36,9 +35,12 @@ def of(db: Database, config: Config, execution: Execution, tool: str, given: Any
     return judged(level(config, execution), (*config.rules, *stored), config, tool, given)
 
 
-def level(config: Config, execution: Execution) -> str:
-    """Return the permissions of an execution, at most the agent's ceiling, which may be lower by now."""
-    return min(execution.permissions, config.ceiling, key=PERMISSIONS.index)
+def level(config: Config, execution: Execution, ceiling: str | None = None) -> str:
+    """Return the permissions of an execution, at most the ceilings of agent and workspace, which may be lower by now.
+
+    `ceiling` is the workspace's, None for none.
+    """
+    return ceilings.lowest(execution.permissions, config.ceiling, ceiling)
 
 
 def hooked(db: Database, config: Config, execution: Execution) -> bool:

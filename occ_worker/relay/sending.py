@@ -11,6 +11,7 @@ from occ_app.client.event_checks import MAX_SEQ
 from occ_app.errors import Refused
 from occ_app.executions import attachments, lifecycle, rules
 from occ_app.executions import queries as executions
+from occ_app.executions.ceilings import lowest
 from occ_app.executions.records import Execution, Outcome
 from occ_app.hub import ceilings, keys
 from occ_app.hub import outbox as errands
@@ -177,6 +178,8 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
 
     It names the workspace's number, so the prompt never runs in a later workspace of that id.
     """
+    workspace = workspaces.numbered(context.db, execution.workspace_generation)
+    permissions = lowest(execution.permissions, None if workspace is None else workspace.permissions)
     options = {
         "timeoutSeconds": execution.timeout_seconds,
         "idleTimeoutSeconds": execution.idle_timeout_seconds,
@@ -186,10 +189,10 @@ def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
         "approvalSeconds": execution.approval_seconds,
         "sessionId": execution.resume_session_id,
         # The default goes unnamed: agents of an older OCC do not know the field.
-        "permissions": None if execution.permissions == ceilings.DEFAULT else execution.permissions,
+        "permissions": None if permissions == ceilings.DEFAULT else permissions,
         "deny": rules.requested(context.db, execution.number, "deny"),
         "ask": rules.requested(context.db, execution.number, "ask"),
-        "workspaceGeneration": agent_generation(context, execution),
+        "workspaceGeneration": None if workspace is None else workspace.agent_generation,
         "attachments": _attachments(context, execution),
         "fork": execution.fork,
         "rewindTo": _rewound(context, execution),

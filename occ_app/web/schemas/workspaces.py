@@ -89,6 +89,7 @@ class WorkspaceRecord(Schema):
     source = fields.String(validate=validate.OneOf(["upload", "folder"]))
     alias = fields.String(allow_none=True)
     origin = fields.Nested(WorkspaceOrigin, allow_none=True)
+    permissions = fields.String(allow_none=True)
 
 
 class WorkspaceList(Schema):
