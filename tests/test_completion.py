@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from occ_app.cli import remotes
 from occ_app.cli.commands import occ as occ_command
 from tests.conftest import Occ
 from tests.hub_app import hub_app
@@ -28,7 +33,11 @@ def test_ids_workspaces_and_machines_are_completed(agent: Occ) -> None:
     assert completed(agent, "workspaces", "fetch", "") == ["work"]
     with hub_app(agent.folder or agent.home.parent) as hub:
         hub.register(hub.key("machines", "agent"), "box")
-        assert completed(agent, "run", "--agent", "b", OCC_HUB_HOME=str(hub.config.home)) == ["box"]
+        for words in (("run", "--agent", "b"), ("hub", "agents", "drain", "")):
+            assert completed(agent, *words, OCC_HUB_HOME=str(hub.config.home)) == ["box"]
+        assert completed(agent, "hub", "keys", "revoke", "m", OCC_HUB_HOME=str(hub.config.home)) == ["machines"]
+    assert completed(agent, "jobs", "--url", "lo") == ["local", "local-hub"]
+    assert completed(agent, "approve", "") == []
 
 
 def test_without_a_home_commands_are_completed_and_values_are_none(occ: Occ) -> None:
@@ -36,12 +45,46 @@ def test_without_a_home_commands_are_completed_and_values_are_none(occ: Occ) -> 
     assert completed(occ, "jobs", "show", "") == []
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_reads_its_script(occ: Occ, shell: str) -> None:
-    script = occ.command("completion", shell).stdout
-    assert "_OCC_COMPLETE" in script
-    if shutil.which(shell):
-        subprocess.run([shell, "-n"], input=script, text=True, check=True, capture_output=True)
+# A shell of each kind completes `occ remotes use b` twice, without a terminal. zsh loads the script as a function.
+SHELLS = {
+    "bash": """
+        . {script}; COMP_WORDS=(occ remotes use b) COMP_CWORD=3
+        for n in 1 2; do COMPREPLY=(); _occ_completion occ; echo "${{COMPREPLY[@]}}"; done
+    """,
+    "zsh": """
+        fpath=({folder} $fpath); autoload -Uz _occ; compadd() {{ print -r -- $completions }}
+        words=(occ remotes use b) CURRENT=4; _occ; _occ
+    """,
+    "fish": """
+        . {script}
+        for n in 1 2; complete -C "occ remotes use b"; end
+    """,
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_more_than_once(
+    occ: Occ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    script = tmp_path / "_occ"
+    script.write_text(occ.command("completion", shell).stdout)
+    assert "_OCC_COMPLETE" in script.read_text()
+    if shutil.which(shell) is None:
+        assert not os.environ.get("CI"), f"{shell} is missing"
+        pytest.skip(f"{shell} is missing")
+    monkeypatch.setenv("HOME", occ.environment["HOME"])
+    remotes.save(remotes.Remote("box", "http://127.0.0.1:1", "agent", "a token"))
+    lines = SHELLS[shell].format(script=shlex.quote(str(script)), folder=shlex.quote(str(tmp_path)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    without_files = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
+    done = subprocess.run(
+        [shell, *without_files, "-c", lines],
+        env={**occ.environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.split(), done.stderr) == (["box", "box"], "")
 
 
 def test_the_manual_page_has_every_command_and_is_roff() -> None:

@@ -403,6 +403,16 @@ def test_the_index_of_the_docs_names_every_page() -> None:
     assert named == set(DOCS)
 
 
+def test_every_quoted_symptom_is_printed_by_the_code() -> None:
+    sources = [path.read_text() for name in ("occ_app", "occ_worker") for path in (ROOT / name).rglob("*.py")]
+    rows = re.findall(r"^\| (.*?) \|", DOCS["troubleshooting.md"], re.MULTILINE)
+    symptoms = [words for row in rows for words in re.findall(r"`([^`]+)`", row) if not words.startswith("occ")]
+    assert len(symptoms) > 8
+    for words in symptoms:
+        shown = words.removeprefix("OCC ")  # a program's name is filled in
+        assert any(shown in source for source in sources), words
+
+
 def test_every_decision_has_its_date_its_alternatives_and_its_cost() -> None:
     records = DOCS["decisions.md"].split("\n## ")[1:]
     assert len(records) >= 12

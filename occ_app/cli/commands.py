@@ -87,7 +87,7 @@ class _Commands(click.Group):
         if self.completing:
             from occ_app.cli.completion import offer_values
 
-            offer_values(command)
+            offer_values(command, cmd_name)
         return command
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from occ_app.cli import output
-from occ_app.config.homes import AGENT, HUB, home_folder
+from occ_app.cli import output, remotes
+from occ_app.config.homes import AGENT, HUB, Program, home_folder
 from occ_app.database.database import Database
 from occ_app.errors import OCCError
 from occ_app.executions import queries as executions
@@ -17,6 +17,8 @@ from occ_app.workspaces import projects, workspace
 
 VARIABLE = "_OCC_COMPLETE"
 _OFFERED = 50  # the newest
+# click's script for zsh works once, while zsh loads it: afterwards zsh calls the same lines as the function `_occ`.
+_CLICKS_TEST, _TEST = "$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _occ"
 
 
 @click.command()
@@ -38,7 +40,10 @@ def script(shell: str) -> str:
     """Return the completion script of a shell."""
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 - click has these three
-    return kind(click.get_current_context().find_root().command, {}, "occ", VARIABLE).source() + "\n"
+    return (
+        kind(click.get_current_context().find_root().command, {}, "occ", VARIABLE).source().replace(_CLICKS_TEST, _TEST)
+        + "\n"
+    )
 
 
 class Offered(click.ParamType[str]):
@@ -56,13 +61,19 @@ class Offered(click.ParamType[str]):
         return []
 
 
-def offer_values(command: click.Command) -> None:
-    """Have the parameters of a command, and of those below it, offer the values that there are, by their names."""
+def offer_values(command: click.Command, name: str) -> None:
+    """Have the parameters of a command, and of those below it, offer the values that there are.
+
+    `name` is the command's full name without `occ`.
+    """
     if isinstance(command, click.Group):
-        for child in command.commands.values():
-            offer_values(child)
+        for child_name, child in command.commands.items():
+            offer_values(child, f"{name} {child_name}")
+    names = {parameter.name for parameter in command.params}
     for parameter in command.params:
-        values = _VALUES.get(parameter.name or "")
+        values = _VALUES.get(f"{name} {parameter.name}") or _VALUES.get(parameter.name or "")
+        if parameter.name == "url" and "pin" in names and isinstance(parameter, click.Option):
+            values = _servers
         if values is not None and parameter.type is click.STRING:
             parameter.type = Offered(values)
 
@@ -80,15 +91,34 @@ def _projects() -> Iterable[str]:
     return [str(project["name"]) for project in projects.report(_database())]
 
 
+def _approvals() -> Iterable[str]:
+    from occ_app.executions import approvals
+
+    return [each.approval_id for each in approvals.listing(_database(), "open", limit=_OFFERED)]
+
+
+def _remotes() -> Iterable[str]:
+    return [remote.name for remote in remotes.listing()]
+
+
+def _servers() -> Iterable[str]:
+    return [*_remotes(), remotes.LOCAL, remotes.LOCAL_HUB]
+
+
 def _machines() -> Iterable[str]:
     from occ_app.hub.agents import Agents
 
-    database = Database(home_folder(program=HUB) / "occ.db", readonly=True)
-    return [agent.name for agent in Agents(database, 30, 30).listing()]
+    return [agent.name for agent in Agents(_database(HUB), 30, 30).listing()]
 
 
-def _database() -> Database:
-    return Database(home_folder(program=AGENT) / "occ.db", readonly=True)
+def _keys() -> Iterable[str]:
+    from occ_app.hub import keys
+
+    return [key.name for key in keys.listing(_database(HUB)) if key.revoked_at is None and key.device is None]
+
+
+def _database(program: Program = AGENT) -> Database:
+    return Database(home_folder(program=program) / "occ.db", readonly=True)
 
 
 _VALUES: dict[str, Callable[[], Iterable[str]]] = {
@@ -98,4 +128,14 @@ _VALUES: dict[str, Callable[[], Iterable[str]]] = {
     "workspace_id": _workspaces,
     "project": _projects,
     "agent": _machines,
+    "approval_id": _approvals,
+    "projects remove name": _projects,
+    "logout name": _remotes,
+    "remotes use name": _remotes,
+    "hub agents drain name": _machines,
+    "hub agents remove name": _machines,
+    "hub agents resume name": _machines,
+    "hub keys revoke name": _keys,
+    "hub keys rotate name": _keys,
+    "hub webhooks add key": _keys,
 }

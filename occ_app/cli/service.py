@@ -60,6 +60,10 @@ def install(system: bool, of_hub: bool, completion: str | None, dry_run: bool) -
     config = configuration.load_daemon("hub" if of_hub else "agent")
     if not MACHINE.has_systemd:
         _without_systemd(config)
+        if completion:
+            output.note(
+                f"no completion is written; `occ completion {completion} > {installing.completion_path(completion)}`"
+            )
         return 1
     plan = installing.plan(config, MACHINE, service_variables(config), search_path(config), system=system)
     if not of_hub:
