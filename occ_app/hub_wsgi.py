@@ -28,6 +28,7 @@ from occ_app.hub.client_schemas import HubExecuteBody
 from occ_app.hub.links import INSTANCE_HEADER, Links, add_link
 from occ_app.hub.pages.login import OPEN_TO_VIEWERS, visitor
 from occ_app.hub.remote_files import RemoteFiles
+from occ_app.hub.services import HubServices
 from occ_app.queue import upload_enqueuer, waker
 from occ_app.streams import followers as streams
 from occ_app.streams.doorbell import Ringer
@@ -76,7 +77,7 @@ def make_app(config: HubConfig) -> Flask:
         )
     )
     links = Links(config.run / "links", refused=partial(agent_lists.refused, agents))
-    app.extensions["occ_hub"] = api.HubServices(config, agents, calls, links)
+    app.extensions["occ_hub"] = HubServices(config, agents, calls, links)
     app.register_blueprint(api.bp)
     app.register_blueprint(rule_api.bp)
     app.register_blueprint(session_api.bp)

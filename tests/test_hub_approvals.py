@@ -16,7 +16,7 @@ import pytest
 from flask import Flask
 
 from occ_app import errors, wsgi
-from occ_app.cli.approvals import asking
+from occ_app.cli.approval_prompts import asking
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import RawEvent, checked
 from occ_app.client.sse import StreamEvent

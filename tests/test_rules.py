@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from flask import Flask
 
 from occ_app import wsgi
-from occ_app.cli import approvals as cli_approvals
+from occ_app.cli import approval_prompts
 from occ_app.cli.commands import occ
 from occ_app.config import config
 from occ_app.config.config import Config
@@ -383,7 +383,7 @@ def at_terminal(monkeypatch: pytest.MonkeyPatch, client: AppClient, approval_id:
     def asked() -> None:
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-        list(cli_approvals.asking(client, iter([event]), here=True))  # type: ignore[arg-type]  # as far as it is used
+        list(approval_prompts.asking(client, iter([event]), here=True))  # type: ignore[arg-type]  # as far as it is used
 
     return CliRunner().invoke(asked, input=typed).output
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import click
 
 from occ_app import errors
-from occ_app.cli import approvals, output, transcript
+from occ_app.cli import approval_prompts, output, transcript
 from occ_app.cli.chat_conversation import HELP, Conversation, short
 from occ_app.cli.diff import changes_of, show_sums
 from occ_app.cli.run import reporting_waits
@@ -152,7 +152,7 @@ class Chat:
         while True:
             try:
                 # An event counts as seen before the person is asked about it.
-                shown = self._counted(execution_id, approvals.asking(self._client, events, here=True))
+                shown = self._counted(execution_id, approval_prompts.asking(self._client, events, here=True))
                 with reporting_waits(self._client, execution_id):
                     final = transcript.print_events(shown, as_json=False, waiting="waiting for the answer")
                 break
@@ -212,7 +212,7 @@ class Chat:
     def _asked_open(self, execution_id: str) -> bool:
         """Ask about the calls that wait; False when the person interrupts that."""
         try:
-            approvals.ask_open(self._client, execution_id)
+            approval_prompts.ask_open(self._client, execution_id)
         except click.Abort:
             return False
         return True

@@ -15,7 +15,7 @@ import click
 
 from occ_app import errors
 from occ_app.cli import attached, output, output_failed, remote, remotes, run_end, run_target, transcript
-from occ_app.cli.approvals import asking
+from occ_app.cli.approval_prompts import asking
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent

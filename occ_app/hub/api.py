@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, current_app, g, request
 
 from occ_app import __version__, errors
 from occ_app.api.services import services
-from occ_app.config.config import HubConfig
 from occ_app.executions import queries as executions
 from occ_app.hub import agent_lists, agent_schemas, client_schemas, keys, projects, registrations
-from occ_app.hub.agent_clients import Calls
-from occ_app.hub.agents import PROTOCOL, Agent, Agents
-from occ_app.hub.links import LINK_ENDPOINT, Links
+from occ_app.hub.agents import PROTOCOL, Agent
+from occ_app.hub.links import LINK_ENDPOINT
+from occ_app.hub.services import hub_services
 from occ_app.streams import tail
 from occ_app.system.timestamps import iso_now
 from occ_app.web import callers, schemas
@@ -28,24 +27,6 @@ bp = Blueprint("hub", __name__)
 FROM_AGENTS = "/api/agents/"
 _LARGEST_BODY = 1 << 20
 _CANCEL_SECONDS = 3.0  # for a removed machine to hear over its link that its runs are cancelled
-
-
-@dataclass(frozen=True)
-class HubServices:
-    """The objects that the hub's views use beside the services of every API."""
-
-    config: HubConfig
-    agents: Agents
-    calls: Calls
-    links: Links
-    nonces: registrations.Nonces = field(default_factory=registrations.Nonces)
-    room: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # as the agents' last beats said it
-
-
-def hub_services() -> HubServices:
-    """Return the hub's services of the application that answers this request."""
-    existing: HubServices = current_app.extensions["occ_hub"]
-    return existing
 
 
 def _agent_key() -> None:

@@ -14,7 +14,7 @@ from occ_app import errors
 from occ_app.api.services import services
 from occ_app.client.agent_client import AgentClient
 from occ_app.hub import client_schemas
-from occ_app.hub.api import hub_services
+from occ_app.hub.services import hub_services
 from occ_app.web import callers, schemas
 from occ_app.web.contracts import contract
 from occ_app.workspaces import workspace as workspaces

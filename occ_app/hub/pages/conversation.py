@@ -12,11 +12,11 @@ from occ_app.executions import conversations, queries, waiting
 from occ_app.executions.records import Execution
 from occ_app.hub import agent_lists
 from occ_app.hub.agents import Agent
-from occ_app.hub.api import hub_services
 from occ_app.hub.pages import advice, asked, parts
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages.asked import Asked
 from occ_app.hub.pages.parts import Part, Place
+from occ_app.hub.services import hub_services
 from occ_app.web import callers
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace

@@ -18,11 +18,11 @@ from occ_app.executions.overview import Row
 from occ_app.executions.records import Execution
 from occ_app.home import daemon
 from occ_app.hub import agent_lists, projects
-from occ_app.hub.api import hub_services
 from occ_app.hub.pages import asked, composer, terminal
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.tools import Call
+from occ_app.hub.services import hub_services
 from occ_app.web import callers, refusals, schemas
 from occ_app.web import requests as web
 from occ_app.web.fields import Id

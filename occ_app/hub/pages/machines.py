@@ -11,9 +11,9 @@ from occ_app.executions.records import Execution
 from occ_app.home import daemon
 from occ_app.hub import agent_lists, api, keys, projects
 from occ_app.hub.agents import Agent
-from occ_app.hub.api import hub_services
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.devices import device_name
+from occ_app.hub.services import hub_services
 from occ_app.web import callers
 
 bp = Blueprint("machines", __name__, url_prefix="/machines")

@@ -11,8 +11,8 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from occ_app.api.services import services
 from occ_app.executions import search
 from occ_app.hub import agent_lists
-from occ_app.hub.api import hub_services
 from occ_app.hub.pages import filters as shown
+from occ_app.hub.services import hub_services
 from occ_app.system.timestamps import iso
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
