@@ -25,6 +25,7 @@ from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
 from occ_app.database import database as db
 from tests import command_server, model_api, real_cli
+from tests.databases import make_database
 
 if TYPE_CHECKING:
     from tests.kept_daemons import KeptAgent, KeptHub
@@ -129,6 +130,13 @@ def _run_interpreter(
     )
 
 
+def migrate(home: Path) -> None:
+    """Make a new home with the database that its first start would make. Tests of that run the command."""
+    if not home.exists():
+        home.mkdir(mode=0o700)
+        make_database(home / "occ.db")
+
+
 @dataclass
 class Occ:
     """The `occ` command with a home of its own, and the agent it starts.
@@ -153,6 +161,7 @@ class Occ:
 
     def start(self, *arguments: str, **environment: str) -> Occ:
         self.environment |= environment
+        migrate(self.home)
         self.command("start", *arguments)
         self.attach()
         return self

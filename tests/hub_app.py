@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import sqlite3
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +14,9 @@ from werkzeug.test import TestResponse
 
 from occ_app.config.config import HubConfig
 from occ_app.database import database as db
-from occ_app.database import schema
 from occ_app.home import state
 from occ_app.hub_wsgi import make_app
+from tests.databases import make_database
 
 
 @dataclass
@@ -65,24 +62,12 @@ class HubApp:
         return self.app.test_client()
 
 
-@functools.cache
-def _migrated() -> bytes:
-    """The file of an empty database with the present schema: migrating takes a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "occ.db"
-        schema.ensure_schema(path, Path(folder) / "lock")
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return path.read_bytes()
-
-
 @contextlib.contextmanager
 def hub_app(folder: Path, **settings: Any) -> Iterator[HubApp]:
     """The application of a hub with its home in `folder`."""
     config = replace(HubConfig(home=folder / "hub"), **settings)
     config.make_folders()
-    if not config.database.exists():
-        config.database.write_bytes(_migrated())
+    make_database(config.database)
     state.ensure(config.state)
     app = make_app(config)
     database = db.Database(config.database)

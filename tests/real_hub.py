@@ -15,7 +15,7 @@ import urllib3
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.database import database as db
-from tests.conftest import Occ, command_line, occ_in, processes_with, run_occ, wait_until
+from tests.conftest import Occ, command_line, migrate, occ_in, processes_with, run_occ, wait_until
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Hub:
         """Start it on the port it had, with a key of each kind the first time."""
         self.environment |= environment
         port = self.url.rpartition(":")[2] or "0"
+        migrate(self.home)
         self.command("start", "--port", port, *arguments)
         running = json.loads((self.home / "run" / "daemon.json").read_text())
         self.url = running["url"]

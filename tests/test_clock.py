@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from occ_app import errors
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import tally, usage
 from occ_app.home import clock
 from occ_app.home.clock import Reading
 from occ_app.hub import deliveries
 from tests.conftest import Occ, wait_until
+from tests.databases import make_database
 from tests.test_stops import SHIFTED
 
 DAY = 86400.0
@@ -26,7 +26,7 @@ START = Reading(1_800_000_000.0, 1000.0, "first boot")
 @pytest.fixture
 def database(tmp_path: Path) -> Database:
     (tmp_path / "lock").touch()
-    schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
+    make_database(tmp_path / "occ.db")
     return Database(tmp_path / "occ.db")
 
 

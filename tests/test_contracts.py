@@ -13,9 +13,9 @@ from flask import Flask
 from occ_app import hub_wsgi, wsgi
 from occ_app.config import config
 from occ_app.config.config import Config
-from occ_app.database import schema
 from occ_app.home import state
 from occ_app.web.contracts import contract_of
+from tests.databases import make_database
 
 WITHOUT_CONTRACT = {"websocket", "link"}  # OpenAPI cannot describe WebSockets
 
@@ -24,7 +24,7 @@ def served(settings: Config, make_app: Callable[[Any], Flask]) -> Iterator[Flask
     """The application of these settings, with a database and a token."""
     settings.make_folders()
     state.ensure(settings.state)
-    schema.ensure_schema(settings.database, settings.home / "lock" / "migrate")
+    make_database(settings.database)
     app = make_app(settings)
     yield app
     app.occ_on_stop()  # type: ignore[attr-defined]  # the server calls it

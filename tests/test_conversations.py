@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import InvalidRequest, NotFound
 from occ_app.executions import conversations, events, follow_ups, lifecycle
@@ -16,6 +15,7 @@ from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.system.process_identity import own_identity
 from tests.conftest import Occ, steps
+from tests.databases import make_database
 from tests.hub_app import HubApp, hub_app
 from tests.test_owners import add_workspace
 
@@ -24,7 +24,7 @@ SESSION = "0b0e4f3a-1111-4222-8333-444455556666"
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Iterator[Database]:
-    schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
+    make_database(tmp_path / "occ.db")
     database = Database(tmp_path / "occ.db")
     with database.write() as connection:
         for workspace_id in ("alpha", "beta"):

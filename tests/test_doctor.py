@@ -25,6 +25,7 @@ from occ_app.home import daemon, machine
 from occ_app.service.systemd import Machine
 from occ_app.system.process_identity import ProcessIdentity, own_identity
 from tests.conftest import FAKE_CLAUDE, Occ, stand_in, wait_until
+from tests.databases import make_database
 from tests.hub_app import hub_app
 from tests.real_hub import Hub
 
@@ -35,7 +36,7 @@ def config(tmp_path: Path) -> Config:
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     config = Config(home=tmp_path / "home", claude_bin=str(stand_in(tmp_path)), cli_environment=variables)
     config.make_folders()
-    schema.ensure_schema(config.database, config.home / "lock" / "migrate")
+    make_database(config.database)
     return config
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from occ_app.config.config import Config
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.home import health
 from occ_app.system import kernel
 from occ_app.workspaces import archives, upload_jobs, uploads
 from occ_worker.control.upkeep import Upkeep
 from tests.conftest import make_zip
+from tests.databases import make_database
 
 LIMITS = archives.Limits(1_000_000, 100)
 
@@ -24,7 +24,7 @@ LIMITS = archives.Limits(1_000_000, 100)
 def config(tmp_path: Path) -> Config:
     config = Config(home=tmp_path / "home")
     config.make_folders()
-    schema.ensure_schema(config.database, config.home / "lock" / "migrate")
+    make_database(config.database)
     return config
 
 

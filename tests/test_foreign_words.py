@@ -18,7 +18,6 @@ from occ_app.client import sse
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.event_checks import MAX_SEQ, RawEvent, checked, replacement
 from occ_app.client.hub_client import HubClient
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.database.rows import unreadable
 from occ_app.errors import InvalidRequest, Unreachable
@@ -36,6 +35,7 @@ from occ_app.web import requests as web
 from occ_app.web import schemas
 from occ_worker.execution.translator import Translator
 from occ_worker.relay.relay import Relay
+from tests.databases import make_database
 from tests.fake_hub import serve
 
 T = {"timestamp": 1790000000000}
@@ -161,7 +161,7 @@ class Machine(BaseHTTPRequestHandler):
 def rows(tmp_path: Path) -> Database:
     """A database with a workspace that is placed, and nothing else."""
     path = tmp_path / "occ.db"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     rows = Database(path)
     with rows.write() as connection:
         connection.execute(

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from occ_app.client.agent_client import AgentClient
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Unreachable
 from occ_app.hub import agent_schemas, keys, registrations
@@ -20,6 +19,7 @@ from occ_app.hub import forbidden_addresses as addresses
 from occ_app.hub.agent_clients import Calls, check_address
 from occ_app.hub.agents import Agent, Agents
 from occ_app.web import requests as web
+from tests.databases import make_database
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def service() -> Iterator[tuple[int, list[bytes]]]:
 @pytest.fixture
 def agents(tmp_path: Path) -> Agents:
     path = tmp_path / "occ.db"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     return Agents(Database(path), 30)
 
 

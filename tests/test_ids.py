@@ -17,7 +17,6 @@ from occ_app.cli import ids, job_table, output, tables
 from occ_app.cli.commands import occ
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Request
@@ -26,6 +25,7 @@ from occ_app.system.short_ids import new_execution_id
 from occ_app.system.timestamps import iso_now
 from tests import sentences
 from tests.conftest import Occ, make_zip, shared_agent
+from tests.databases import make_database
 from tests.hub_app import HubApp, hub_app
 
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         monkeypatch.delenv(name, raising=False)
     found = configuration.load()
     found.make_folders()
-    schema.ensure_schema(found.database, found.home / "lock" / "migrate")
+    make_database(found.database)
     return found
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import events, lifecycle
 from occ_app.executions.records import Outcome, Request
@@ -22,6 +21,7 @@ from occ_app.executions.tally import Tally
 from occ_app.system.process_identity import own_identity
 from tests import fake_hub
 from tests.conftest import Occ, steps, wait_until
+from tests.databases import make_database
 
 PROTOCOL = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
 
@@ -143,7 +143,7 @@ def test_the_documented_metrics_are_those_there_are(occ: Occ) -> None:
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
     path = tmp_path / "occ.db"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     rows = Database(path)
     with rows.write() as connection:
         for workspace in range(5):

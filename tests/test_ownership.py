@@ -26,6 +26,7 @@ from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, steps, wait_until
+from tests.databases import make_database
 from tests.real_hub import Hub, hub_in
 
 LIMITS = archives.Limits(10_000, 100)
@@ -36,7 +37,7 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations" / "migrations.py"
 def rows(tmp_path: Path) -> Iterator[Database]:
     """The rows of an agent that never started."""
     path = tmp_path / "occ.db"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     rows = Database(path)
     yield rows
     rows.close()

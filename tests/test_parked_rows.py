@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from occ_app.config import config as configuration
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Conflict
 from occ_app.executions import answers, approvals, events, lifecycle, parking, queries, tally, usage
@@ -25,6 +24,7 @@ from occ_app.system.timestamps import iso
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.control.agent import Control
 from occ_worker.execution.deferral import grants
+from tests.databases import make_database
 from tests.test_ownership import on_hub
 from tests.test_waiting import accept, begin, reason
 
@@ -35,7 +35,7 @@ DAY = 86400.0
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Iterator[Database]:
-    schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
+    make_database(tmp_path / "occ.db")
     rows = Database(tmp_path / "occ.db")
     yield rows
     rows.close()

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 
 from occ_app.config import config
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import answers, approvals, rules
 from occ_app.executions.rules import Rule
 from occ_worker.execution.deferral import FRESH, Deferral
 from occ_worker.execution.outcome import Spent
 from occ_worker.execution.permissions import Permissions
+from tests.databases import make_database
 from tests.test_ownership import accept, on_hub
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Iterator[Database]:
-    schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
+    make_database(tmp_path / "occ.db")
     with contextlib.closing(Database(tmp_path / "occ.db")) as opened:
         yield opened
 

@@ -20,7 +20,6 @@ from occ_app import wsgi
 from occ_app.claude import projects as claude_folders
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, Conflict, NotFound
 from occ_app.executions import lifecycle
@@ -32,6 +31,7 @@ from occ_app.system.process_identity import own_identity
 from occ_app.workspaces import archives, folders, projects, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from tests.conftest import Occ, make_zip, names, output, shared_agent, steps, wait_until
+from tests.databases import make_database
 
 TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # a snapshot's id
 LIMITS = archives.Limits(10_000, 100)
@@ -60,7 +60,7 @@ def config(user: Path, tmp_path: Path) -> Config:
     """The settings of an agent that never started."""
     found = configuration.load({"HOME": str(user), "OCC_HOME": str(tmp_path / "occ"), "PATH": os.defpath})
     found.make_folders()
-    schema.ensure_schema(found.database, found.home / "lock" / "migrate")
+    make_database(found.database)
     state.ensure(found.state)
     return found
 

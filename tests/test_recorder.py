@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from occ_app.client.event_checks import RawEvent
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Unavailable
 from occ_app.executions import events, lifecycle
@@ -19,6 +18,7 @@ from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import own_identity
 from occ_worker.recorder import Recorder
 from occ_worker.relay.relay import Relay
+from tests.databases import make_database
 
 CHUNKS = ("plain", "日本語", "line\n" * 30, "ü" * 500)
 OUTPUT = [("output", to_json({"chunk": chunk, "timestamp": 1_700_000_000_000})) for chunk in CHUNKS]
@@ -28,7 +28,7 @@ BYTES = sum(100 + len(data.encode()) for _, data in OUTPUT)
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
     path = tmp_path / "occ.db"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     rows = Database(path)
     with rows.write() as connection:
         connection.execute(

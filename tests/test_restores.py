@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from occ_app.config.config import Config
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Conflict, NotFound
 from occ_app.executions import changes as rows
@@ -30,6 +29,7 @@ from occ_worker import changes
 from occ_worker.control import snapshot_upkeep
 from occ_worker.control.snapshot_upkeep import SnapshotUpkeep
 from tests.conftest import make_zip
+from tests.databases import make_database
 from tests.test_changes import state
 
 DEAD = ProcessIdentity(boot_id(), 1 << 30, 1)
@@ -110,7 +110,7 @@ class Agent:
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Agent]:
     path, folder = tmp_path / "occ.db", tmp_path / "workspaces"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     folder.mkdir()
     db = Database(path)
     agent = Agent(db, Snapshots(tmp_path / "snapshots", os.environ["PATH"], Limits(1000, 10_000_000)), folder)

@@ -22,6 +22,7 @@ from occ_app.executions.records import Outcome, Request
 from occ_app.system.process_identity import own_identity
 from tests import sentences
 from tests.conftest import Occ, shared_agent, steps, wait_until
+from tests.databases import make_database
 
 SECONDS = 30.0
 
@@ -140,7 +141,7 @@ def test_what_the_daemon_forgets_is_found_no_more(agent: Occ) -> None:
 def rows(tmp_path: Path) -> Database:
     """A database with a workspace and nothing else."""
     path = tmp_path / "occ.db"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     rows = Database(path)
     with rows.write() as connection:
         connection.execute(

@@ -14,7 +14,6 @@ import pytest
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.config.config import Config
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.errors import Refused
 from occ_app.snapshots import scan
@@ -22,6 +21,7 @@ from occ_app.snapshots.store import Snapshots
 from occ_app.system import kernel
 from occ_app.workspaces import archives, updates, upload_jobs, uploads
 from tests.conftest import Occ, make_zip, steps, wait_until
+from tests.databases import make_database
 from tests.real_hub import hub_in
 
 FILES: dict[str, str | bytes] = {"kept": "k\n", "edited": "old\n", "gone/only": "g\n", ".gitignore": "build/\n"}
@@ -180,7 +180,7 @@ def test_an_update_that_is_killed_at_any_point_is_undone_or_done(tmp_path: Path)
     for point in range(40):
         config = Config(home=tmp_path / str(point))
         config.make_folders()
-        schema.ensure_schema(config.database, config.home / "lock" / "migrate")
+        make_database(config.database)
         place = config.workspaces / "mine"
         base = _upload(config, FILES, None)
         (place / "build").mkdir()

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import usage
 from occ_app.executions.records import STATES
 from tests.conftest import Occ, shared_agent, steps
+from tests.databases import make_database
 
 NOTHING = dict.fromkeys(STATES, 0)
 
@@ -90,7 +90,7 @@ def test_a_wrong_query_is_refused_by_name(used: Occ, query: str) -> None:
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
     path = tmp_path / "occ.db"
-    schema.ensure_schema(path, tmp_path / "lock")
+    make_database(path)
     return Database(path)
 
 

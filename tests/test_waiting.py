@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from occ_app.cli import job_table
-from occ_app.database import schema
 from occ_app.database.database import Database
 from occ_app.executions import events, follow_ups, lifecycle, queries, waiting
 from occ_app.executions.records import Execution, Outcome, Request
@@ -18,12 +17,13 @@ from occ_app.hub.agents import Agents
 from occ_app.system.compact_json import object_of
 from occ_app.system.process_identity import own_identity
 from tests import sentences
+from tests.databases import make_database
 from tests.test_ownership import on_hub
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Iterator[Database]:
-    schema.ensure_schema(tmp_path / "occ.db", tmp_path / "lock")
+    make_database(tmp_path / "occ.db")
     rows = Database(tmp_path / "occ.db")
     yield rows
     rows.close()

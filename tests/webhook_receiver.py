@@ -19,12 +19,12 @@ from typing import Any
 
 from occ_app.config import config
 from occ_app.database import database as db
-from occ_app.database import schema
 from occ_app.executions import lifecycle
 from occ_app.executions.records import Outcome, Request
 from occ_app.hub import deliveries
 from occ_app.hub.deliveries import Delivery
 from tests.conftest import wait_until
+from tests.databases import make_database
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Control:
         self.environment |= environment
         self.config = config.load_hub(self.environment)
         self.config.make_folders()
-        schema.ensure_schema(self.config.database, self.config.home / "lock" / "migrate")
+        make_database(self.config.database)
         self.db = db.Database(self.config.database)
         with self.db.write() as connection:
             connection.execute(
