@@ -6,6 +6,8 @@ import json
 import socket
 import stat
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,10 +19,14 @@ import pytest
 
 from occ_app.client.hub_client import HubClient
 from occ_app.config.config import Config
+from occ_app.database.database import Database
+from occ_app.home import notes
 from occ_app.home.state import State
+from occ_app.supervisor.preparation import prepare_agent
 from occ_app.supervisor.registration import without_a_way
 from tests import fake_hub, sentences
-from tests.conftest import Occ, steps, wait_until
+from tests.conftest import Occ, occ_in, steps, wait_until
+from tests.databases import make_database
 from tests.fake_hub import Hub
 
 
@@ -28,6 +34,28 @@ from tests.fake_hub import Hub
 def hub() -> Iterator[Hub]:
     with fake_hub.serve() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Occ, Hub]]:
+    """An agent that beats at a server; tests use them one after another by `beating`."""
+    with fake_hub.serve() as server, occ_in(tmp_path_factory.mktemp("registered")) as occ:
+        yield start(occ, server), server
+
+
+@pytest.fixture
+def beating(registered: tuple[Occ, Hub]) -> tuple[Occ, Hub]:
+    """A healthy agent with two workers, and its server, which keeps its registrations and has one new beat."""
+    occ, hub = registered
+    hub.beat_with = hub.register_with = None
+    hub.released.set()
+    hub.released = threading.Event()
+    occ.attach()
+    wait_until(lambda: occ.client.health()["heartbeat"]["consecutiveFailures"] == 0, "a beat that is taken")
+    hub.beats.clear()
+    wait_until(lambda: hub.beats, "a beat")
+    wait_until(lambda: occ.client.health()["status"] == "healthy", "the agent to be healthy")
+    return occ, hub
 
 
 def start(occ: Occ, hub: Hub, *arguments: str) -> Occ:
@@ -65,9 +93,9 @@ def test_a_start_says_when_the_server_has_no_way_to_the_agent(tmp_path: Path, hu
         assert "--public-url" in told[0]
 
 
-def test_the_hub_s_token_opens_the_agent_s_api(occ: Occ, hub: Hub) -> None:
-    start(occ, hub)
-    assert occ.token == "token-1"
+def test_the_hub_s_token_opens_the_agent_s_api(beating: tuple[Occ, Hub]) -> None:
+    occ, hub = beating
+    assert occ.token == hub.tokens["agent-1"]
     assert occ.client.health()["status"] == "healthy"
     assert stat.S_IMODE((occ.home / "state.json").stat().st_mode) == 0o600
 
@@ -87,20 +115,21 @@ def test_an_agent_that_is_started_without_its_hub_says_so(occ: Occ, hub: Hub) ->
     assert f"was registered with {hub.url} and is standalone now" in occ.command("start").stderr
 
 
-def test_it_beats_each_interval_with_rising_numbers(occ: Occ, hub: Hub) -> None:
-    start(occ, hub)
+def test_it_beats_each_interval_with_rising_numbers(beating: tuple[Occ, Hub]) -> None:
+    occ, hub = beating
     wait_until(lambda: len(hub.beats) >= 4, "four beats")
-    assert [beat.body["seqNum"] for beat in hub.beats[:4]] == [1, 2, 3, 4]
+    first = hub.beats[0].body["seqNum"]
+    assert [beat.body["seqNum"] for beat in hub.beats[:4]] == [first, first + 1, first + 2, first + 3]
     gaps = [later.at - earlier.at for earlier, later in pairwise(hub.beats[:4])]
     assert all(gap > 0.3 for gap in gaps), gaps  # never early; the wait above proves that they come
     beat = hub.beats[0]
-    assert (beat.agent_id, beat.token) == ("agent-1", "token-1")
+    assert (beat.agent_id, beat.token) == ("agent-1", occ.token)
     assert beat.body["workers"] == {"total": 2, "busy": 0}
     assert {"timestamp", "status", "version", "uptime", "queue", "executions"} <= set(beat.body)
 
 
-def test_it_keeps_its_beat_while_every_worker_is_busy(occ: Occ, hub: Hub, tmp_path: Path) -> None:
-    start(occ, hub)
+def test_it_keeps_its_beat_while_every_worker_is_busy(beating: tuple[Occ, Hub], tmp_path: Path) -> None:
+    occ, hub = beating
     gate = tmp_path / "gate"
     for name in ("one", "two"):
         occ.workspace(name)
@@ -118,23 +147,24 @@ def test_it_keeps_its_beat_while_every_worker_is_busy(occ: Occ, hub: Hub, tmp_pa
             run.result()
 
 
-def test_health_tells_of_a_hub_that_fails_and_recovers(occ: Occ, hub: Hub) -> None:
-    start(occ, hub)
-    wait_until(lambda: occ.client.health()["heartbeat"]["lastSuccessfulAt"], "a first beat")
+def test_health_tells_of_a_hub_that_fails_and_recovers(beating: tuple[Occ, Hub]) -> None:
+    occ, hub = beating
+    before = len(hub.registrations)
+    assert occ.client.health()["heartbeat"]["lastSuccessfulAt"]
     hub.beat_with = 500
     failing = wait_until(
         lambda: (h := occ.client.health())["heartbeat"]["consecutiveFailures"] >= 2 and h, "two failures"
     )
     assert failing["status"] == "degraded"
     assert "heartbeats" in failing["problems"][0]
-    assert len(hub.registrations) == 1
+    assert len(hub.registrations) == before
     hub.beat_with = None
     wait_until(lambda: occ.client.health()["heartbeat"]["consecutiveFailures"] == 0, "a beat that is taken")
     assert occ.client.health()["status"] == "healthy"
 
 
-def test_health_names_that_the_hub_cannot_call_the_agent(occ: Occ, hub: Hub) -> None:
-    start(occ, hub)
+def test_health_names_that_the_hub_cannot_call_the_agent(beating: tuple[Occ, Hub]) -> None:
+    occ, hub = beating
     for reply, problems in (({"via": None}, 1), ({"via": "link"}, 0), ({"via": None}, 1), ({}, 0)):
         hub.beat_with = lambda handler, reply=reply: handler.answer(200, reply)
         wait_until(
@@ -144,10 +174,10 @@ def test_health_names_that_the_hub_cannot_call_the_agent(occ: Occ, hub: Hub) -> 
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refused_token_is_replaced_by_one_registration(occ: Occ, hub: Hub, status: int) -> None:
-    start(occ, hub)
-    wait_until(lambda: hub.beats, "a first beat")
-    old = occ.token
+def test_a_refused_token_is_replaced_by_one_registration(beating: tuple[Occ, Hub], status: int) -> None:
+    occ, hub = beating
+    old, before = occ.token, len(hub.registrations)
+    new = f"token-{before + 1}"
     hub.tokens = {}
     hub.beat_with = status
 
@@ -156,34 +186,42 @@ def test_a_refused_token_is_replaced_by_one_registration(occ: Occ, hub: Hub, sta
         handler.register(hub.registrations[-1], fake_hub.API_KEY)
 
     hub.register_with = register_again
-    wait_until(lambda: len(hub.registrations) == 2, "a second registration")
-    wait_until(lambda: hub.beats[-1].token == "token-2", "a beat with the new token")
-    assert hub.registrations[1]["agentId"] == "agent-1"
-    assert state(occ)["token"] == "token-2"
+    wait_until(lambda: len(hub.registrations) == before + 1, "another registration")
+    wait_until(lambda: hub.beats[-1].token == new, "a beat with the new token")
+    assert hub.registrations[-1]["agentId"] == "agent-1"
+    assert state(occ)["token"] == new
     assert occ.request("GET", "/health", Authorization=f"Bearer {old}").status == 401
-    assert occ.request("GET", "/health", Authorization="Bearer token-2").status == 200
-    assert len(hub.registrations) == 2
+    assert occ.request("GET", "/health", Authorization=f"Bearer {new}").status == 200
+    assert len(hub.registrations) == before + 1
 
 
-def test_a_beat_is_never_repeated(occ: Occ, hub: Hub) -> None:
+def test_a_beat_is_never_repeated(beating: tuple[Occ, Hub]) -> None:
+    _, hub = beating
     hub.beat_with = 500
-    start(occ, hub)
-    wait_until(lambda: len(hub.beats) >= 4, "four beats")
+    before = len(hub.beats)
+    wait_until(lambda: len(hub.beats) >= before + 4, "four beats")
     numbers = [beat.body["seqNum"] for beat in hub.beats]
     assert numbers == sorted(set(numbers))
 
 
-def test_retry_after_skips_beats(occ: Occ, hub: Hub) -> None:
-    hub.beat_with = lambda handler: handler.answer(503, {}, Retry_After="4")
-    start(occ, hub)
-    wait_until(lambda: len(hub.beats) >= 2, "a second beat")
-    assert hub.beats[1].at - hub.beats[0].at > 3
+def test_retry_after_skips_beats(beating: tuple[Occ, Hub]) -> None:
+    _, hub = beating
+    refused = list[float]()
+
+    def refuse(handler: Any) -> None:
+        refused.append(time.monotonic())
+        handler.answer(503, {}, Retry_After="4")
+
+    hub.beat_with = refuse
+    wait_until(lambda: len(refused) >= 2, "a second beat")
+    assert refused[1] - refused[0] > 3
 
 
 def test_the_last_beat_says_that_it_stops(occ: Occ, hub: Hub) -> None:
     start(occ, hub)
     wait_until(lambda: hub.beats, "a first beat")
     occ.stop()
+    assert [beat.body["seqNum"] for beat in hub.beats] == list(range(1, len(hub.beats) + 1))
     assert hub.beats[-1].body["status"] == "stopping"
 
 
@@ -202,7 +240,8 @@ def test_without_a_reachable_hub_it_serves_and_registers_later(occ: Occ, hub: Hu
     assert "warning" in started.stderr
     assert "background" in started.stderr
     occ.attach()
-    assert occ.client.health()["status"] == "degraded"
+    health = occ.client.health()
+    assert (health["status"], bool(health["problems"])) == ("degraded", True)
     hub.register_with = None
     wait_until(lambda: hub.beats, "a beat")
     wait_until(lambda: state(occ)["agentId"] == "agent-1", "the hub's id")
@@ -235,16 +274,20 @@ def test_a_refused_key_is_exit_code_4_and_leaves_nothing(occ: Occ, hub: Hub, key
         lambda handler: handler.answer(201, b"[" * 2_000_000),
     ],
 )
-def test_an_answer_that_is_no_hub_s_is_a_warning(occ: Occ, hub: Hub, answer: Any) -> None:
+def test_an_answer_that_is_no_hub_s_is_a_warning(tmp_path: Path, hub: Hub, fake_claude: Path, answer: Any) -> None:
     hub.register_with = answer
-    started = occ.command("start", "--remote-url", hub.url, "--bind-address", "127.0.0.1", OCC_API_KEY=fake_hub.API_KEY)
-    assert "background" in started.stderr
-    occ.attach()
-    assert occ.client.health()["problems"]
+    config = Config(home=tmp_path / "home", remote_url=hub.url, api_key=fake_hub.API_KEY, claude_bin=str(fake_claude))
+    config.make_folders()
+    make_database(config.database)
+    [warning] = prepare_agent(config, 1)
+    assert "background" in warning
+    assert len(hub.registrations) == 1
+    registration = notes.noted(Database(config.database), "registration")
+    assert (registration["registered"], bool(registration["problem"])) == (False, True)
 
 
-def test_the_api_key_is_in_no_process_but_the_one_that_registers(occ: Occ, hub: Hub) -> None:
-    start(occ, hub)
+def test_the_api_key_is_in_no_process_but_the_one_that_registers(beating: tuple[Occ, Hub]) -> None:
+    occ, _ = beating
     holders = set()
     for pid, command in occ.commands().items():
         assert fake_hub.API_KEY not in command
@@ -281,16 +324,16 @@ def _drip(handler: Any) -> None:
     ],
     ids=["500", "503", "html", "redirect", "huge", "reset", "drip", "hang"],
 )
-def test_a_hub_that_misbehaves_disturbs_no_work_and_is_counted(occ: Occ, hub: Hub, fault: Any) -> None:
-    start(occ, hub)
+def test_a_hub_that_misbehaves_disturbs_no_work_and_is_counted(beating: tuple[Occ, Hub], fault: Any) -> None:
+    occ, hub = beating
     occ.workspace()
-    wait_until(lambda: hub.beats, "a first beat")
+    before = len(hub.registrations)
     memory = _beating(occ).memory_info().rss
     hub.beat_with = fault
     assert occ.run("hello")[-1].name == "complete"
     wait_until(lambda: occ.client.health()["heartbeat"]["consecutiveFailures"] >= 1, "a failure to be counted")
     assert occ.run("hello")[-1].name == "complete"
-    assert len(hub.registrations) == 1
+    assert len(hub.registrations) == before
     assert _beating(occ).memory_info().rss < memory + 30_000_000
     hub.beat_with = None
     hub.released.set()
