@@ -13,7 +13,7 @@ from occ_app.home import state
 from tests.conftest import Occ
 from tests.real_hub import Hub
 
-EXAMPLES = "60" if os.environ.get("TEST_ALL") else "20"
+EXAMPLES = "30" if os.environ.get("TEST_ALL") else "5"
 # Whether an id exists or a zip is one cannot stand in a document.
 UNKNOWABLE = "positive_data_acceptance,missing_required_header,unsupported_method"
 
