@@ -20,17 +20,17 @@ PART = {"the executions consumer": "executions", "its whole group": "executions"
 CLIENTS = 8
 
 
-def soak(folder: Path, seconds: float) -> str:
-    """Run it and return the report. Raises AssertionError when a promise was broken."""
+def soak(folder: Path, seconds: float, kills: int = 1) -> str:
+    """Run it for so long and so many kills at least; return the report. Raises AssertionError for a broken promise."""
     stand_in(folder)
     program, starts = counting_cli(folder)
     settings = {"OCC_WORKERS": str(WORKERS), "OCC_HTTP_PORT": str(free_port_number())}
     with occ_in(folder, program=program, **settings) as occ:
         occ.start()
-        return _soak(Promises(occ, starts), seconds)
+        return _soak(Promises(occ, starts), seconds, kills)
 
 
-def _soak(promises: Promises, seconds: float) -> str:
+def _soak(promises: Promises, seconds: float, least: int) -> str:
     occ = promises.occ
     for number in range(4):
         occ.workspace(f"w{number}")
@@ -40,8 +40,8 @@ def _soak(promises: Promises, seconds: float) -> str:
     struck: dict[str, float] = {}
     deadline = time.monotonic() + seconds
     with load_for(load, CLIENTS, seconds):
-        while time.monotonic() < deadline:
-            threading.Event().wait(random.uniform(0.5, 4))  # noqa: S311 - any instant
+        while time.monotonic() < deadline or sum(kills.values()) < least:
+            threading.Event().wait(random.uniform(0.3, 2))  # noqa: S311 - any instant
             victim = random.choice(VICTIMS)  # noqa: S311 - any part
             part = PART.get(victim, victim)
             if time.monotonic() - struck.get(part, 0.0) < STEADY_SECONDS + 1:

@@ -8,12 +8,12 @@ from pathlib import Path
 from tests.soak import soak
 from tests.soak_hub import soak as hub_soak
 
-SECONDS = "60" if os.environ.get("TEST_ALL") else "25"
+SECONDS, KILLS = ("30", "12") if os.environ.get("TEST_ALL") else ("12", "5")
 
 
 def test_load_and_kills_lose_and_double_nothing(tmp_path: Path) -> None:
-    print("\n" + soak(tmp_path, float(os.environ.get("SOAK_SECONDS", SECONDS))))
+    print("\n" + soak(tmp_path, float(os.environ.get("SOAK_SECONDS", SECONDS)), int(KILLS)))
 
 
 def test_kills_of_a_hub_and_its_agents_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
-    print("\n" + hub_soak(tmp_path, int(os.environ.get("HUB_SOAK_KILLS", "12"))))
+    print("\n" + hub_soak(tmp_path, int(os.environ.get("HUB_SOAK_KILLS", KILLS))))
