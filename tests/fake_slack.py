@@ -48,6 +48,7 @@ class FakeSlack:
     faults: dict[str, list[str | float]] = field(default_factory=lambda: defaultdict(list))
     dialogs: list[dict[str, Any]] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)
+    channels: dict[str, dict[str, Any]] = field(default_factory=dict)  # more of conversations.info, by id
     swallow: set[str] = field(default_factory=set)  # methods that act, and whose answer is lost, once
     sockets: list[socket.socket] = field(default_factory=list)
     acks: list[str] = field(default_factory=list)
@@ -122,6 +123,10 @@ class FakeSlack:
 
     def _conversations_history(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"ok": True, "messages": [one for one in self.shown(values["channel"]) if "thread_ts" not in one]}
+
+    def _conversations_info(self, values: dict[str, Any]) -> dict[str, Any]:
+        about = {"is_private": False, "is_im": False, "is_mpim": False, "is_ext_shared": False}
+        return {"ok": True, "channel": {"id": values["channel"], **about, **self.channels.get(values["channel"], {})}}
 
     def _conversations_open(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"ok": True, "channel": {"id": f"D{values['users']}"}}

@@ -17,6 +17,7 @@ from occ_app.slack import inbox, incoming, people, tokens
 from occ_app.slack.people import Asked
 from occ_app.slack.tokens import Tokens
 from occ_app.system.process_identity import own_identity
+from occ_worker.slack import handling
 from occ_worker.slack.process import SlackProcess
 from tests.fake_slack import FakeSlack
 from tests.hub_app import HubApp, hub_app
@@ -88,6 +89,8 @@ class Office:
     def receive(self, kind: str, payload: dict[str, Any]) -> None:
         inbox.store(self.hub.database, incoming.key_of(kind, payload, f"e{self.count}"), kind, payload)
         self.process.step()
+        if handling.handle_all(self.process.hub, slow=True):  # as the process's second thread does
+            self.process.step()
 
     def runs(self) -> list[Execution]:
         """All runs, oldest first."""

@@ -176,7 +176,7 @@ def test_a_thread_that_cannot_begin_is_given_up(office: Office) -> None:
     office.submits(form(office), FILLED)
     office.run()
     assert office.slack.shown() == []
-    assert outbox.due(office.hub.database) is None
+    assert outbox.due(office.hub.database, outbox.Pace()) is None
     outbox.forget(office.hub.database, "9999")
     with office.hub.database.read() as connection:
         assert connection.execute("SELECT count(*) FROM slack_messages").fetchone()[0] == 0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from occ_app.executions.answers import Approval
 from occ_app.executions.records import Execution
+from occ_app.slack import questions
 from occ_app.slack.outbox import Content
 
-CANCEL, ALLOW, ALWAYS, DENY, DIFF = "occ_cancel", "occ_allow", "occ_always", "occ_deny", "occ_diff"
+CANCEL, DROP, ALLOW, ALWAYS, DENY = "occ_cancel", "occ_drop", "occ_allow", "occ_always", "occ_deny"
+DIFF, FILES, UNDO, ANSWER = "occ_diff", "occ_files", "occ_undo", "occ_answer"
 REASON = "occ_reason"  # the button that opens the dialog
 LONGEST_PART = 11_000  # characters of a markdown block; Slack takes 12,000
 MOST_PARTS = 10
-_LONGEST_TAIL, _LONGEST_INPUT, _LONGEST_OPTION = 1200, 2600, 70
+_LONGEST_TAIL, _LONGEST_INPUT = 1200, 2600
+_MOST_FILES, _LONGEST_LIST = 50, 2500
 _WORDS = {"succeeded": "Done", "failed": "Failed", "cancelled": "Cancelled"}
 _SIGNS = {"succeeded": ":white_check_mark:", "failed": ":x:", "cancelled": ":no_entry_sign:"}
 
@@ -51,7 +54,9 @@ def under_way(
     if tail.strip():
         shown = tail.strip()[-_LONGEST_TAIL:]
         blocks.append({"type": "section", "text": {"type": "plain_text", "text": shown, "emoji": False}})
-    buttons = [] if execution.cancel_code else [_button("Cancel", CANCEL, execution.execution_id, "danger")]
+    follow_up = execution.state == "queued" and execution.continues is not None
+    label, action = ("Drop", DROP) if follow_up else ("Cancel", CANCEL)
+    buttons = [] if execution.cancel_code else [_button(label, action, execution.execution_id, "danger")]
     blocks += _actions([*buttons, *_page(url)])
     return Content(_first_line(head), tuple(blocks))
 
@@ -72,8 +77,23 @@ def ended(execution: Execution, seconds: float, answer: str, url: str | None) ->
         more.append(
             Content("The rest of the answer is on the page.", (_section("The rest is on the page of the run."),))
         )
-    diff = [_button("Diff", DIFF, execution.execution_id)] if _changed(execution) else []
-    return Content(_first_line(head), (*blocks, *_actions([*diff, *_page(url)]))), more
+    return Content(_first_line(head), (*blocks, *_actions([*_of_changes(execution), *_page(url)]))), more
+
+
+def files(entries: Sequence[Mapping[str, Any]], url: str | None) -> Content:
+    """The files that a run changed, each with its added and deleted lines."""
+    lines = list[str]()
+    for entry in entries[:_MOST_FILES]:
+        former = f"{entry['old_path']} → " if entry.get("old_path") else ""
+        line = f"{former}{entry['path']} ({entry['status']}, +{entry['additions']} \u2212{entry['deletions']})"
+        if sum(map(len, lines)) + len(lines) + len(line) > _LONGEST_LIST:
+            break
+        lines.append(line)
+    left = len(entries) - len(lines)
+    text = "\n".join([*lines, *([f"… and {left} more on the page of the run"] if left else [])])
+    shown = {"type": "section", "text": {"type": "plain_text", "text": text or "None.", "emoji": False}}
+    head = f"Files that the run changed: {len(entries)}"
+    return Content(head, (_section(head), shown, *_actions(_page(url))))
 
 
 def short(content: Content, url: str | None) -> Content:
@@ -88,17 +108,18 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
         asked.kind, f"Claude wants to use {asked.tool}"
     )
     blocks = [_section(f":raised_hand: *{escaped(what)}*")]
-    questions = _questions(asked)
+    asking = questions.of(asked) if private else ()
     shown = json.dumps(asked.input, indent=1, ensure_ascii=False)
     whole = private and not asked.truncated and len(shown) <= _LONGEST_INPUT and asked.kind == "tool"
     buttons: list[dict[str, Any]] = []
-    if questions and private:
-        ((text, options),) = questions.items()
-        blocks.append(_section(escaped(text)))
-        buttons = [
-            _button(option, f"{ALLOW}_{number}", _answer(asked, {text: option}))
-            for number, option in enumerate(options)
-        ]
+    if asking:
+        blocks += [_section(escaped(one.text[:2500])) for one in asking]
+        if len(asking) == 1 and asking[0].fits_buttons:
+            buttons = [
+                _button(option, f"{ALLOW}_{number}", _answer(asked, {asking[0].text: option}))
+                for number, option in enumerate(asking[0].options)
+            ]
+        buttons.append(_button("Other…" if buttons else "Answer", ANSWER, asked.approval_id))
     elif whole:
         blocks.append({"type": "section", "text": {"type": "plain_text", "text": shown, "emoji": False}})
         buttons = [_button("Approve", ALLOW, _answer(asked, None), "primary")]
@@ -107,7 +128,7 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
             blocks.append(_section(f"Always in this workspace: {escaped(rules[:500])}"))
             buttons.append(_button("Always", ALWAYS, _answer(asked, None)))
     else:
-        where = "Its input is not shown here" if not private else "Its input is too long for Slack, or a plan"
+        where = "Its input is not shown here" if not private else "Slack cannot show it whole"
         blocks.append(_section(f"{where}: decide on the page of the run."))
     buttons.append(_button("Deny", DENY, asked.approval_id, "danger"))
     buttons.append(_button("Deny with a reason", REASON, asked.approval_id))
@@ -159,17 +180,19 @@ def _answer(asked: Approval, answers: Mapping[str, str] | None) -> str:
     return json.dumps({"id": asked.approval_id, "hash": asked.input_hash, "answers": answers}, ensure_ascii=False)
 
 
-def _questions(asked: Approval) -> dict[str, list[str]]:
-    """Return the question and its options, if it is one question with a few short ones and one answer."""
-    found = asked.input.get("questions") if asked.kind == "question" and isinstance(asked.input, dict) else None
-    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict) or found[0].get("multiSelect"):
-        return {}
-    text, options = found[0].get("question"), found[0].get("options")
-    labels = [one.get("label") for one in options if isinstance(one, dict)] if isinstance(options, list) else []
-    fits = all(isinstance(label, str) and 0 < len(label) <= _LONGEST_OPTION for label in labels)
-    if not isinstance(text, str) or not 0 < len(text) <= 600 or not 0 < len(labels) <= 5 or not fits:
-        return {}
-    return {text: [str(label) for label in labels]}
+def _of_changes(execution: Execution) -> list[dict[str, Any]]:
+    """Return the buttons of a run that changed files."""
+    if not _changed(execution):
+        return []
+    undo = _button("Undo", UNDO, execution.execution_id, "danger")
+    undo["confirm"] = {
+        "title": {"type": "plain_text", "text": "Undo this run?"},
+        "text": {"type": "plain_text", "text": "The files that it changed are put back as it found them."},
+        "confirm": {"type": "plain_text", "text": "Undo"},
+        "deny": {"type": "plain_text", "text": "Back"},
+    }
+    buttons = [_button("Diff", DIFF, execution.execution_id), _button("Files", FILES, execution.execution_id)]
+    return [*buttons, undo]
 
 
 def _changed(execution: Execution) -> list[str]:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from occ_app.config.settings import PERMISSIONS
+from occ_app.executions.answers import Approval
+from occ_app.slack.questions import CHOICE, WORDS, Question
 
-REASON, FORM = "occ_reason", "occ_form"  # the callback ids of the dialogs
+REASON, FORM, QUESTIONS = "occ_reason", "occ_form", "occ_questions"  # the callback ids of the dialogs
 WHERE, MACHINE, MODEL, LEVEL, PROMPT = "where", "machine", "model", "permissions", "prompt"  # the blocks of the form
 DEFAULT_LEVEL = "edit"
 LONGEST_PROMPT = 3000  # characters; Slack allows no more in a field
@@ -54,6 +56,22 @@ def form(
             _input(MODEL, "Model", model, optional=True),
         ],
     )
+
+
+def questions(asked: Approval, asking: Sequence[Question], channel: str) -> dict[str, Any]:
+    """The dialog that answers Claude's questions: options to choose, words of one's own, or both."""
+    blocks = list[dict[str, Any]]()
+    for number, one in enumerate(asking):
+        words = {"type": "plain_text_input", "action_id": WORDS, "multiline": True, "max_length": 2000}
+        if one.options:
+            element = _select(CHOICE, [(str(index), name) for index, name in enumerate(one.options)])
+            kind = {"type": "multi_static_select"} if one.several else {}
+            blocks.append(_input(f"{CHOICE}{number}", one.text, {**element, **kind}, optional=True))
+            blocks.append(_input(f"{WORDS}{number}", "In your own words", words, optional=True))
+        else:
+            blocks.append(_input(f"{WORDS}{number}", one.text, words))
+    metadata = {"id": asked.approval_id, "hash": asked.input_hash, "channel": channel}
+    return _modal(QUESTIONS, metadata, "Claude asks you", "Answer", blocks)
 
 
 def _modal(

@@ -10,14 +10,17 @@ from typing import Any
 from occ_app.database.database import Database
 from occ_app.system.timestamps import iso_now
 
+_SLOW = "slow "  # before the kind of a payload that takes long
+
 
 @dataclass(frozen=True)
 class Payload:
-    """A row of `slack_inbox`."""
+    """A row of `slack_inbox`. `slow`: it waits for a machine or a file, and is handled beside the others."""
 
     number: int
     kind: str
     content: Mapping[str, Any]
+    slow: bool = False
 
 
 def store(db: Database, key: str, kind: str, content: Mapping[str, Any]) -> bool:
@@ -34,14 +37,26 @@ def store(db: Database, key: str, kind: str, content: Mapping[str, Any]) -> bool
         )
 
 
-def unhandled(db: Database, limit: int = 20) -> list[Payload]:
-    """The payloads that are to be handled, in the order in which they came."""
+def unhandled(db: Database, limit: int = 20, *, slow: bool = False) -> list[Payload]:
+    """The payloads that are to be handled, in the order in which they came; the slow ones, or the others."""
     with db.read() as connection:
         rows = connection.execute(
-            "SELECT number, kind, content FROM slack_inbox WHERE handled_at IS NULL ORDER BY number LIMIT :limit",
-            {"limit": limit},
+            """
+            SELECT number, kind, content FROM slack_inbox
+            WHERE handled_at IS NULL AND (kind LIKE :slow || '%') = :is_slow ORDER BY number LIMIT :limit
+            """,
+            {"slow": _SLOW, "is_slow": slow, "limit": limit},
         ).fetchall()
-    return [Payload(row["number"], row["kind"], json.loads(row["content"])) for row in rows]
+    return [Payload(row["number"], row["kind"].removeprefix(_SLOW), json.loads(row["content"]), slow) for row in rows]
+
+
+def defer(db: Database, number: int) -> None:
+    """Leave a payload to be handled beside the others, since it takes long."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE slack_inbox SET kind = :slow || kind WHERE number = :number AND kind NOT LIKE :slow || '%'",
+            {"slow": _SLOW, "number": number},
+        )
 
 
 def handled(db: Database, number: int, problem: str | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 SCOPES = (
     *("app_mentions:read", "channels:history", "groups:history", "im:history", "mpim:history"),
+    *("channels:read", "groups:read", "mpim:read"),
     *("chat:write", "commands", "files:write", "im:write"),
 )
 _EVENTS = ("app_mention", "message.channels", "message.groups", "message.im", "message.mpim")

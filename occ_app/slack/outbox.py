@@ -10,15 +10,14 @@ import hashlib
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from occ_app.database.database import Database
 from occ_app.system.timestamps import iso_now
 
 RUN, ANSWER, APPROVAL, NOTICE, DIFF, OPENING = "run", "answer", "approval", "notice", "diff", "opening"
-DIRECT = "D"  # with which the id of a direct message's channel begins
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,25 @@ def unfinished(db: Database, kind: str) -> list[Message]:
     return [_message(row) for row in rows]
 
 
-def due(db: Database, busy: frozenset[str] = frozenset()) -> Message | None:
-    """The next message that shows something else than it is to, not in a `busy` channel: approvals and ends first."""
+@dataclass(frozen=True)
+class Pace:
+    """What Slack takes now: no posts to the `busy` channels, and updates of messages, or those of ends alone, or none.
+
+    `ended` are the numbers of messages whose runs are over, `updated` the times of the latest updates by number.
+    """
+
+    busy: frozenset[str] = frozenset()
+    updates: bool = True
+    progress: bool = True
+    ended: Set[int] = frozenset()
+    updated: Mapping[int, float] = field(default_factory=dict)
+
+
+def due(db: Database, pace: Pace) -> Message | None:
+    """The next message that shows something else than it is to, among those that Slack takes now.
+
+    Approvals come first, then new messages and ends, then the message that was updated least recently.
+    """
     with db.read() as connection:
         rows = connection.execute(
             """
@@ -129,7 +145,19 @@ def due(db: Database, busy: frozenset[str] = frozenset()) -> Message | None:
             """,
             {"now": iso_now()},
         ).fetchall()
-    return next((_message(row) for row in rows if row["channel"] not in busy), None)
+    found = [(rank, row) for row in rows if (rank := _rank(row, pace)) is not None]
+    return _message(min(found, key=lambda each: each[0])[1]) if found else None
+
+
+def _rank(row: sqlite3.Row, pace: Pace) -> tuple[int, float, int] | None:
+    """Return the place of a message in the line; None for one that Slack does not take now."""
+    number, posted = row["number"], row["ts"] is not None
+    progress = posted and not row["final"] and number not in pace.ended
+    group = 0 if row["kind"] == APPROVAL else 2 if progress else 1
+    if not posted:
+        return None if row["channel"] in pace.busy else (group, 0.0, number)
+    allowed = pace.progress if group == 2 else pace.updates
+    return (group, pace.updated.get(number, 0.0), number) if allowed else None
 
 
 def trying(db: Database, number: int) -> None:

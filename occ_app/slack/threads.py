@@ -8,6 +8,7 @@ from occ_app.database.database import Database
 from occ_app.slack import outbox
 from occ_app.slack.outbox import Content, Message
 
+DIRECT = "D"  # with which the id of a direct message's channel begins
 _OPENING = "opening "  # and a run's number: the thread of messages until the message that begins it is posted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -17,14 +18,20 @@ from occ_worker.slack.hub import SlackHub
 
 _LEAST_SECONDS, _SECONDS_A_RUN = 3.0, 1.2  # between two updates of a message; Slack takes about 50 updates a minute
 _EVENTS_READ = 200
+_CHANGES_SECONDS = 600.0  # that the changes of a run are waited for, once it is over
 _LONGEST_ANSWER = blocks.LONGEST_PART * blocks.MOST_PARTS + 1
 
 
 @dataclass
 class Composer:
-    """Composes as often as Slack may be called. `_composed` is when each message was, on the monotonic clock."""
+    """Composes as often as Slack may be called. `_composed` is when each message was, on the clock, in seconds.
+
+    `ended` are the numbers of the messages whose runs are over.
+    """
 
     hub: SlackHub
+    clock: Callable[[], float] = time.monotonic
+    ended: set[int] = field(default_factory=set)
     _composed: dict[int, float] = field(default_factory=dict)
 
     def compose(self) -> bool:
@@ -36,15 +43,19 @@ class Composer:
         self._approvals(shown)
         still = {message.number for message in shown}
         self._composed = {number: at for number, at in self._composed.items() if number in still}
+        self.ended &= still  # in place: the sender has it, too
         return bool(shown)
 
     def _run(self, message: Message, interval: float) -> None:
         assert message.execution is not None  # noqa: S101 - a run's message has one
         with self.hub.db.read() as connection:
             execution = executions.numbered(connection, message.execution)
-        now = time.monotonic()
+        now = self.clock()
         if execution.over:
-            self._end(message, execution)
+            awaited = _awaits_changes(execution)
+            if not awaited or message.number not in self.ended:
+                self.ended.add(message.number)
+                self._end(message, execution, final=not awaited)
         elif message.content is None or now - self._composed.get(message.number, now - interval) >= interval:
             self._composed[message.number] = now
             doing, tail = self._latest(execution)
@@ -55,13 +66,13 @@ class Composer:
                 self.hub.db, message.number, blocks.under_way(execution, name, _seconds(execution), doing, tail, url)
             )
 
-    def _end(self, message: Message, execution: Execution) -> None:
+    def _end(self, message: Message, execution: Execution, *, final: bool) -> None:
         """Write down the end. The parts of a long answer come first, so that none is missing after a kill."""
         url = self.hub.page(execution.execution_id)
         content, more = blocks.ended(execution, _seconds(execution), self._answer(execution), url)
         for number, part in enumerate(more, 1):
             outbox.add(self.hub.db, message, outbox.ANSWER, f"answer {execution.number} {number}", part)
-        outbox.want(self.hub.db, message.number, content, final=True)
+        outbox.want(self.hub.db, message.number, content, final=final)
 
     def _latest(self, execution: Execution) -> tuple[str | None, str]:
         """Return the tool that runs now, and the end of the text so far."""
@@ -104,7 +115,9 @@ class Composer:
 
     def _open_approval(self, message: Message, asked: Approval) -> outbox.Content:
         thread = threads.thread_of(self.hub.db, self.hub.tokens.team_id, message.channel, message.thread)
-        private = thread is not None and thread.private
+        private = self.hub.is_private(message.channel)
+        if private is None:
+            private = thread is not None and thread.private
         return blocks.approval(asked, private=private, url=self.hub.page(asked.execution_id))
 
 
@@ -114,6 +127,14 @@ def _seconds(execution: Execution) -> float:
         return 0.0
     end = datetime.now(UTC) if execution.finished_at is None else datetime.fromisoformat(execution.finished_at)
     return (end - datetime.fromisoformat(execution.started_at)).total_seconds()
+
+
+def _awaits_changes(execution: Execution) -> bool:
+    """Whether the changes of a run that is over are still to come from its machine."""
+    if execution.changes_reason != "pending" or execution.finished_at is None:
+        return False
+    since = datetime.now(UTC) - datetime.fromisoformat(execution.finished_at)
+    return since.total_seconds() < _CHANGES_SECONDS
 
 
 def _data(text: str) -> dict[str, object]:

@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
-from occ_app.errors import NoSpace, OCCError, Unavailable
-from occ_app.executions import lifecycle
+from occ_app.errors import OCCError
 from occ_app.executions import queries as executions
-from occ_app.executions.answers import Answer
-from occ_app.executions.answers import Person as Decider
 from occ_app.hub import placement
-from occ_app.slack import blocks, dialogs, inbox, incoming, outbox, people, threads
+from occ_app.slack import blocks, inbox, incoming, people, threads
 from occ_app.slack.inbox import Payload
 from occ_app.slack.incoming import Incoming
 from occ_app.slack.people import Asked, Person
 from occ_app.slack.threads import Thread
 from occ_app.workspaces import workspace as workspaces
-from occ_worker.slack import starting
+from occ_worker.slack import clicks, starting
 from occ_worker.slack.hub import SlackHub
+from occ_worker.slack.replies import LATE, VIEWER, TakesLong, passes, say
 
 log = logging.getLogger("occ.slack")
 
 _STOPS = ("stop", "cancel")
-_CANCELLED = "The execution was cancelled before it started."
 _HELP = (
     "Mention me with a task, or send it as a direct message, and I run it. Answers in the thread continue it, and"
     " `stop` cancels it. `/occ use NAME` chooses the workspace or project of this channel, for you alone; `/occ` alone"
     " opens a form."
 )
 _SHARED = "I do not work in channels that are shared with other organizations."
-_VIEWER = "Your key is a viewer's: it reads, and starts and decides nothing."
-_LATE = "The dialog cannot be opened any more; try again."
 _FOREIGN = "I work only for people of the Slack workspace that I am connected to."
 
 
-def handle_all(hub: SlackHub) -> bool:
+def handle_all(hub: SlackHub, *, slow: bool = False) -> bool:
     """Handle the stored payloads; returns whether there were any. One that cannot be handled does not stop others.
+
+    Those that take long are left to a call with `slow`, which handles them alone.
 
     Raises Unavailable and NoSpace: the rest is handled later.
     """
-    found = inbox.unhandled(hub.db)
+    found = inbox.unhandled(hub.db, slow=slow)
     for payload in found:
         problem = None
         try:
             handle(hub, payload)
+        except TakesLong:
+            inbox.defer(hub.db, payload.number)
+            hub.later()
+            continue
         except OCCError as error:
-            if _passes(error):
+            if passes(error):
                 raise
             problem = str(error)
             log.warning("payload %d cannot be handled: %s", payload.number, error)
@@ -55,11 +55,6 @@ def handle_all(hub: SlackHub) -> bool:
             log.exception("payload %d met a fault of OCC", payload.number)
         inbox.handled(hub.db, payload.number, problem)
     return bool(found)
-
-
-def _passes(error: OCCError) -> bool:
-    """Whether an error is that of a held database or a full disk, so that the payload is handled later."""
-    return isinstance(error, NoSpace) or (isinstance(error, Unavailable) and error.code == "BUSY")
 
 
 def handle(hub: SlackHub, payload: Payload) -> None:
@@ -72,9 +67,9 @@ def handle(hub: SlackHub, payload: Payload) -> None:
     if found.kind == "message" and not addressed:
         return
     if found.shared:
-        _say(hub, payload, found, _SHARED)
+        say(hub, payload, found, _SHARED)
     elif found.team != hub.tokens.team_id:
-        _say(hub, payload, found, _FOREIGN)
+        say(hub, payload, found, _FOREIGN)
     else:
         person = people.find(hub.db, found.team, found.user)
         if person is None or (found.kind == "command" and found.text.split()[:1] == ["login"]):
@@ -84,27 +79,20 @@ def handle(hub: SlackHub, payload: Payload) -> None:
         elif found.kind == "message":
             _message(hub, payload, found, person, known)
         else:
-            _act(hub, payload, found, person)
-
-
-def _say(hub: SlackHub, payload: Payload, found: Incoming, text: str) -> None:
-    """Say something to this person alone."""
-    thread = found.thread
-    only_for = None if found.direct else found.user
-    outbox.notice(hub.db, str(payload.number), found.channel, thread, blocks.sentence(text), only_for)
+            clicks.act(hub, payload, found, person)
 
 
 def _offer_link(hub: SlackHub, payload: Payload, found: Incoming) -> None:
     address = hub.address()
     if address is None:
-        _say(hub, payload, found, "This hub has no address for you to log in at; ask its operator for --public-url.")
+        say(hub, payload, found, "This hub has no address for you to log in at; ask its operator for --public-url.")
         return
     code = people.new_code(hub.db, Asked(found.team, found.user, found.user_name))
     text = (
         f"I do not know you yet. <{address}/slack/link#{code}|Log in at the hub> within {people.CODE_MINUTES} minutes"
         " and confirm that this is you; then send it again."
     )
-    _say(hub, payload, found, text)
+    say(hub, payload, found, text)
 
 
 def _command(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
@@ -117,108 +105,54 @@ def _command(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -
                 workspace_id = placement.resolve(hub.agents, connection, rest.strip())
             workspaces.get(hub.db, workspace_id, person.visible_to)
         except OCCError as error:
-            _say(hub, payload, found, blocks.escaped(str(error)))
+            say(hub, payload, found, blocks.escaped(str(error)))
             return
         people.use(hub.db, found.team, found.channel, person.owner_id, workspace_id)
-        _say(hub, payload, found, f"Your runs from this channel go to {blocks.escaped(rest.strip())} from now on.")
+        say(hub, payload, found, f"Your runs from this channel go to {blocks.escaped(rest.strip())} from now on.")
     elif verb == "logout":
         people.unlink(hub.db, found.team, found.user)
-        _say(hub, payload, found, "You are not linked to the hub any more.")
+        say(hub, payload, found, "You are not linked to the hub any more.")
     else:
         place = people.place(hub.db, found.team, found.channel, person.owner_id)
         where = f" Your runs from here go to {blocks.escaped(place)}." if place else ""
-        _say(hub, payload, found, f"{_HELP}{where}")
+        say(hub, payload, found, f"{_HELP}{where}")
 
 
 def _open_form(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
     """Open the form that starts a run."""
     view = None if person.viewer else starting.form(hub, found, person)
     if person.viewer:
-        _say(hub, payload, found, _VIEWER)
+        say(hub, payload, found, VIEWER)
     elif view is None:
-        _say(hub, payload, found, "You have no workspace yet: upload a folder with `occ upload` first.")
+        say(hub, payload, found, "You have no workspace yet: upload a folder with `occ upload` first.")
     elif not hub.open_dialog(found.trigger, view):
-        _say(hub, payload, found, _LATE)
+        say(hub, payload, found, LATE)
 
 
 def _message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, known: Thread | None) -> None:
     if person.viewer:
-        _say(hub, payload, found, _VIEWER)
+        say(hub, payload, found, VIEWER)
         return
     if known is not None and not person.admin and person.owner_id != known.owner_id:
         if found.mentions:
-            _say(hub, payload, found, "This conversation belongs to somebody else; start one of your own.")
+            say(hub, payload, found, "This conversation belongs to somebody else; start one of your own.")
         return
     if known is not None and found.text.strip().lower() in _STOPS:
         _stop(hub, found, person)
         return
     if not found.text:
-        _say(hub, payload, found, _HELP)
+        say(hub, payload, found, _HELP)
         return
     try:
         starting.by_message(hub, found, person, known)
     except OCCError as error:
-        if _passes(error):
+        if passes(error):
             raise
-        _say(hub, payload, found, blocks.escaped(str(error)))
+        say(hub, payload, found, blocks.escaped(str(error)))
 
 
 def _stop(hub: SlackHub, found: Incoming, person: Person) -> None:
     """Cancel the runs of a thread that are not over."""
     for execution_id in threads.runs_in(hub.db, found.channel, found.thread):
         if not executions.get(hub.db, execution_id, person.visible_to).over:
-            _cancel(hub, execution_id, person)
-
-
-def _cancel(hub: SlackHub, execution_id: str, person: Person) -> None:
-    lifecycle.cancel(hub.db, execution_id, "EXECUTION_CANCELLED", _CANCELLED, person.visible_to)
-    hub.ring(execution_id)
-
-
-def _act(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
-    """Do what a click or a sent dialog asks for, if this person may."""
-    if person.viewer:
-        _say(hub, payload, found, _VIEWER)
-        return
-    try:
-        if found.kind == "dialog":
-            _dialog(hub, found, person)
-        else:
-            _click(hub, payload, found, person)
-    except OCCError as error:
-        if _passes(error):
-            raise
-        _say(hub, payload, found, blocks.escaped(str(error)))
-    except (ValueError, KeyError, TypeError):
-        _say(hub, payload, found, "This button is of an earlier version; decide on the page of the run.")
-
-
-def _dialog(hub: SlackHub, found: Incoming, person: Person) -> None:
-    metadata = json.loads(found.value)
-    if found.action == dialogs.FORM and metadata["user"] == found.user:
-        starting.by_form(hub, found, person)
-    elif found.action == dialogs.REASON:
-        message = "\n".join(found.fields.get(dialogs.REASON, ())) or "Denied in Slack."
-        hub.approvals().answer(str(metadata["id"]), Answer("deny", message=message), _decider(person))
-
-
-def _click(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
-    if found.action == blocks.CANCEL:
-        _cancel(hub, found.value, person)
-    elif found.action == blocks.DIFF:
-        execution = executions.get(hub.db, found.value, person.visible_to)
-        outbox.diff(hub.db, str(payload.number), found.channel, found.thread, execution.number)
-    elif found.action == blocks.REASON:
-        if not hub.open_dialog(found.trigger, dialogs.reason(found.value, found.channel)):
-            _say(hub, payload, found, _LATE)
-    elif found.action == blocks.DENY:
-        hub.approvals().answer(found.value, Answer("deny", message="Denied in Slack."), _decider(person))
-    elif found.action.startswith((blocks.ALLOW, blocks.ALWAYS)):
-        given = json.loads(found.value)
-        remember = "workspace" if found.action == blocks.ALWAYS else None
-        answer = Answer("allow", str(given["hash"]), answers=given.get("answers"), remember=remember)
-        hub.approvals().answer(str(given["id"]), answer, _decider(person))
-
-
-def _decider(person: Person) -> Decider:
-    return Decider(person.owner, person.visible_to, "slack")
+            clicks.cancel(hub, execution_id, person)

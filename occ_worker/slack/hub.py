@@ -13,13 +13,16 @@ from occ_app.slack.tokens import Tokens
 
 if TYPE_CHECKING:
     from occ_app.hub.approvals import HubApprovals
+    from occ_app.hub.remote_files import RemoteFiles
 
 
 @dataclass(frozen=True)
 class SlackHub:
     """`wake` starts a run that waits, `ring` wakes the process that runs one, `address` is that of the pages.
 
-    `open_dialog` shows a dialog to the person whose click has that trigger; it returns False when Slack refuses it.
+    `is_private` returns whether only few people see a channel, None when Slack does not say. `later` wakes the thread
+    that handles what takes long. `open_dialog` shows a dialog to the person whose click has that trigger; it returns
+    False when Slack refuses it.
     """
 
     config: HubConfig
@@ -30,6 +33,9 @@ class SlackHub:
     wake: Callable[[], None]
     ring: Callable[[str], None]
     address: Callable[[], str | None]
+    files: Callable[[], RemoteFiles]  # as well
+    is_private: Callable[[str], bool | None]
+    later: Callable[[], None]
     open_dialog: Callable[[str, dict[str, Any]], bool]
 
     def page(self, execution_id: str) -> str | None:

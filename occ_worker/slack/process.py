@@ -31,6 +31,7 @@ from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.timestamps import iso_now
 from occ_worker.slack import handling
+from occ_worker.slack.channels import Channels
 from occ_worker.slack.composing import Composer
 from occ_worker.slack.hub import SlackHub
 from occ_worker.slack.receiving import Receiver
@@ -38,12 +39,13 @@ from occ_worker.slack.sending import Sender
 
 if TYPE_CHECKING:
     from occ_app.hub.approvals import HubApprovals
+    from occ_app.hub.remote_files import RemoteFiles
 
 log = logging.getLogger("occ.slack")
 
 _CALL_SECONDS = 10
-_ACTIVE_SECONDS, _IDLE_SECONDS, _BUSY_SECONDS = 0.5, 5.0, 0.1
-_UPKEEP_SECONDS = 600.0
+_ACTIVE_SECONDS, _IDLE_SECONDS, _BUSY_SECONDS = 0.5, 5.0, 0.25
+_SLOW_SECONDS, _UPKEEP_SECONDS = 30.0, 600.0
 
 
 class SlackProcess:
@@ -55,6 +57,8 @@ class SlackProcess:
         self.db = Database(config.database)
         agents = Agents(self.db, config.heartbeat_seconds, config.forget_agents_days)
         calls, workers = Calls(agents, config.run / "links"), Ringer(config.run / "worker")
+        web = WebClient(connected.bot, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
+        self._later = threading.Event()
         self.hub = SlackHub(
             config=config,
             db=self.db,
@@ -64,14 +68,17 @@ class SlackProcess:
             wake=waker(config),
             ring=workers.ring,
             address=self._address,
+            files=self._files,
+            is_private=Channels(web).is_private,
+            later=self._later.set,
             open_dialog=self._open_dialog,
         )
-        web = WebClient(connected.bot, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
         self._web, self._agents, self._calls = web, agents, calls
         self._opener = WebClient(connected.app, base_url=connected.api, timeout=_CALL_SECONDS, retry_handlers=[])
         self.stop, self._woken = threading.Event(), threading.Event()
         self.composer = Composer(self.hub)
         self.sender = Sender(self.db, web, self._url_of, lambda problem: self._report("sending", problem), self._diff)
+        self.sender.ended = self.composer.ended
         self.receiver = Receiver(
             self._open_url, self._store, lambda problem: self._report("receiving", problem), self.stop
         )
@@ -82,13 +89,16 @@ class SlackProcess:
         """Receive, handle, compose and send until `stop` is set or the tokens change."""
         thread = threading.Thread(target=self.receiver.run, name="receiver")
         thread.start()
+        slow = threading.Thread(target=self._handle_slow, name="slow", daemon=True)  # a machine may keep it
+        slow.start()
         try:
             while not self.stop.is_set() and self._is_connected():
                 self._woken.wait(self.step())
                 self._woken.clear()
         finally:
-            self.stop.set()
-            thread.join(5)
+            self.end()
+            for each in (thread, slow):
+                each.join(5)
 
     def step(self) -> float:
         """Do what there is to do; returns the seconds until something may be to be done again."""
@@ -98,7 +108,7 @@ class SlackProcess:
             while self.sender.send_next():
                 handling.handle_all(self.hub)  # a mention does not wait for the messages of other runs
             self._upkeep()
-            if outbox.due(self.db) is not None and self.sender.seconds_to_wait() == 0:
+            if self.sender.seconds_to_wait() == 0 and outbox.due(self.db, outbox.Pace()) is not None:
                 return _BUSY_SECONDS
         except OCCError as error:  # a held database, a full disk
             log.warning("%s", error)
@@ -109,6 +119,19 @@ class SlackProcess:
         """Have `run` return soon; safe in a signal handler."""
         self.stop.set()
         self._woken.set()
+        self._later.set()
+
+    def _handle_slow(self) -> None:
+        """Handle the payloads that take long, one after the other, until `stop` is set."""
+        while not self.stop.is_set():
+            try:
+                if handling.handle_all(self.hub, slow=True):
+                    self._woken.set()
+                    continue
+            except OCCError as error:  # a held database, a full disk
+                log.warning("%s", error)
+            self._later.wait(_SLOW_SECONDS)
+            self._later.clear()
 
     def _store(self, kind: str, payload: dict[str, Any], envelope_id: str) -> None:
         inbox.store(self.db, incoming.key_of(kind, payload, envelope_id), kind, payload)
@@ -142,10 +165,12 @@ class SlackProcess:
     def _diff(self, number: int) -> bytes:
         with self.db.read() as connection:
             execution = executions.numbered(connection, number)
+        return b"".join(self._files().diff(execution, None))
+
+    def _files(self) -> RemoteFiles:
         from occ_app.hub.remote_files import RemoteFiles
 
-        files = RemoteFiles(self._config, self.db, self._agents, self._calls)
-        return b"".join(files.diff(execution, None))
+        return RemoteFiles(self._config, self.db, self._agents, self._calls)
 
     def _approvals(self) -> HubApprovals:
         from occ_app.hub.approvals import HubApprovals

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,6 +28,9 @@ _FINAL = (
 )
 _ABSENT = ("channel_not_found", "not_in_channel", "user_not_in_channel")
 _POST_SECONDS = 1.0  # between two posts to a channel
+_UPDATES, _WINDOW_SECONDS = 50, 60.0  # updates that Slack takes within that time
+_UPDATE_SECONDS = 1.2  # from an update to one that shows progress, so that ends need not wait for a full window
+_MOST_UPDATED = 1000
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _REVOKED_SECONDS = 300.0
 _HISTORY = 200
@@ -37,7 +41,8 @@ _USERS = ("U", "W")  # a direct message is posted to its reader's id
 class Sender:
     """Sends due messages. `web` is a client of Slack's Web API, `report` is called with the latest problem, or None.
 
-    `diff_of` returns the diff of a run by its number, and raises OCCError.
+    `diff_of` returns the diff of a run by its number, and raises OCCError. `ended` are the numbers of messages whose
+    runs are over; `clock` returns seconds.
     """
 
     db: Any
@@ -45,22 +50,37 @@ class Sender:
     url_of: Callable[[Message], str | None]
     report: Callable[[str | None], None]
     diff_of: Callable[[int], bytes]
-    _free_at: float = 0.0  # on the monotonic clock, as are the others
+    ended: Set[int] = frozenset()
+    clock: Callable[[], float] = time.monotonic
+    _free_at: float = 0.0  # on the clock, as are the others
     _posted: dict[str, float] = field(default_factory=dict)
+    _updates: deque[float] = field(default_factory=deque)
+    _updated: dict[int, float] = field(default_factory=dict)
     _failures: int = 0
     _problem: str | None = None
 
     def seconds_to_wait(self) -> float:
         """Return how long Slack must not be called now."""
-        return max(0.0, self._free_at - time.monotonic())
+        return max(0.0, self._free_at - self.clock())
+
+    def next_due(self) -> Message | None:
+        """Return the message that is due first, among those that Slack takes now."""
+        now = self.clock()
+        self._posted = {channel: at for channel, at in self._posted.items() if now - at < _POST_SECONDS}
+        if len(self._updated) > _MOST_UPDATED:
+            self._updated = {number: at for number, at in self._updated.items() if now - at < 10 * _WINDOW_SECONDS}
+        while self._updates and now - self._updates[0] >= _WINDOW_SECONDS:
+            self._updates.popleft()
+        room = len(self._updates) < _UPDATES
+        rested = not self._updates or now - self._updates[-1] >= _UPDATE_SECONDS
+        pace = outbox.Pace(frozenset(self._posted), room, room and rested, self.ended, self._updated)
+        return outbox.due(self.db, pace)
 
     def send_next(self) -> bool:
         """Send the message that is due first. False when none is, or Slack must not be called now."""
-        now = time.monotonic()
-        if now < self._free_at:
+        if self.clock() < self._free_at:
             return False
-        self._posted = {channel: at for channel, at in self._posted.items() if now - at < _POST_SECONDS}
-        message = outbox.due(self.db, frozenset(self._posted))
+        message = self.next_due()
         if message is None or message.content is None:
             return False
         try:
@@ -83,7 +103,7 @@ class Sender:
             thread = _thread(message)
             outbox.trying(self.db, message.number)
             if message.tries == 0:  # it cannot be looked for, and is not worth a second one
-                self._posted[message.channel] = time.monotonic()
+                self._posted[message.channel] = self.clock()
                 self.web.chat_postEphemeral(**values, **thread, user=message.only_for)
             outbox.shown(self.db, message.number, None, message.wanted)
             return
@@ -91,6 +111,8 @@ class Sender:
             self._upload(message)
             return
         if message.ts is not None:
+            self._updates.append(self.clock())
+            self._updated[message.number] = self.clock()
             self.web.chat_update(**values, ts=message.ts)
             outbox.shown(self.db, message.number, message.ts, message.wanted)
             return
@@ -103,7 +125,7 @@ class Sender:
         outbox.trying(self.db, message.number)
         thread = _thread(message)
         marked = {"event_type": "occ_message", "event_payload": {"id": message.message_id}}
-        self._posted[message.channel] = time.monotonic()
+        self._posted[message.channel] = self.clock()
         reply = self.web.chat_postMessage(**values, **thread, metadata=marked, unfurl_links=False, unfurl_media=False)
         self._note_posted(message, str(reply["ts"]), message.wanted)
 
@@ -146,10 +168,10 @@ class Sender:
         code = str(response.get("error") or "") if response is not None else ""
         if code in ("ratelimited", "rate_limited") or getattr(response, "status_code", 0) == 429:
             seconds = _retry_after(response)
-            self._free_at = time.monotonic() + seconds
+            self._free_at = self.clock() + seconds
             self._note(f"Slack asks to wait {seconds:g} s (rate limit)")
         elif code in REVOKED:
-            self._free_at = time.monotonic() + _REVOKED_SECONDS
+            self._free_at = self.clock() + _REVOKED_SECONDS
             self._note(f"Slack refuses the token ({code}); `occ hub slack connect` stores a new one")
         elif code in _TOO_LONG and content != (shortened := blocks.short(content, self.url_of(message))):
             log.warning("a message is too long for Slack (%s) and is shortened", code)

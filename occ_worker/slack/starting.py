@@ -15,7 +15,7 @@ from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
 from occ_app.home import daemon
 from occ_app.hub import placement
-from occ_app.slack import blocks, dialogs, outbox, people, threads
+from occ_app.slack import blocks, dialogs, people, threads
 from occ_app.slack.incoming import Incoming
 from occ_app.slack.people import Person
 from occ_app.slack.threads import Thread
@@ -63,7 +63,7 @@ def by_form(hub: SlackHub, found: Incoming, person: Person) -> None:
         digest = hashlib.sha256(f"slack {json.dumps(asdict(task))}".encode()).hexdigest()
         execution = _create(hub, found, person, task, person.owner_id, digest)
     head = blocks.opening(found.user, execution.prompt or "")
-    private = found.channel.startswith(outbox.DIRECT)
+    private = found.channel.startswith(threads.DIRECT)
     threads.open_thread(
         hub.db, Thread(found.team, found.channel, "", person.owner_id, private), execution.number, head, found.user
     )

@@ -1,0 +1,27 @@
+"""What the app answers to one person, and which errors are no answer."""
+
+from __future__ import annotations
+
+from occ_app.errors import NoSpace, OCCError, Unavailable
+from occ_app.slack import blocks, outbox
+from occ_app.slack.inbox import Payload
+from occ_app.slack.incoming import Incoming
+from occ_worker.slack.hub import SlackHub
+
+VIEWER = "Your key is a viewer's: it reads, and starts and decides nothing."
+LATE = "The dialog cannot be opened any more; try again."
+
+
+class TakesLong(Exception):
+    """A payload waits for a machine or a file, and is to be handled beside the others."""
+
+
+def say(hub: SlackHub, payload: Payload, found: Incoming, text: str) -> None:
+    """Say something to this person alone, in mrkdwn."""
+    only_for = None if found.direct else found.user
+    outbox.notice(hub.db, str(payload.number), found.channel, found.thread, blocks.sentence(text), only_for)
+
+
+def passes(error: OCCError) -> bool:
+    """Whether an error is that of a held database or a full disk, so that the payload is handled later."""
+    return isinstance(error, NoSpace) or (isinstance(error, Unavailable) and error.code == "BUSY")
