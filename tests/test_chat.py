@@ -246,7 +246,8 @@ def test_a_chat_through_a_hub(hub_with_box: Hub, capsys: pytest.CaptureFixture[s
     box = hub_with_box.agent("box")
     hub_with_box.client.upload("work", make_zip({"a.txt": "a\n"}))
     write = steps({"write": "a.txt", "text": "b\n"}, {"say": "ok"})
-    session = Chat(hub_with_box.client, Script(write, "/diff", "/undo", "hello", "/quit"), Here(), {})
+    script = Script(write, "/diff", "/undo", "hello", "/quit")
+    session = Chat(hub_with_box.client, script, Here(), {}, placement={"agent": "box"})
     session.run()
     printed = capsys.readouterr()
     assert "+b" in printed.out

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import click
 
-from occ_app.cli import folders, output, remote, run_end, run_target
+from occ_app.cli import folders, output, remote, remotes, run_end, run_target
 from occ_app.cli.chat_conversation import HELP
 from occ_app.cli.chat_input import Reader
 from occ_app.cli.chat_session import Chat
@@ -44,6 +44,9 @@ from occ_app.executions.records import FINAL_STATES
     is_flag=True,
     help="Continue the newest conversation there; a folder's edits are sent.",
 )
+@click.option("--hub", is_flag=True, help="Chat through this machine's hub, as --url local-hub does.")
+@click.option("--agent", metavar="NAME", help="On a hub: the machine to chat on.")
+@click.option("--label", metavar="LABEL", multiple=True, help="On a hub: a label of the machine; may be repeated.")
 @remote.options("Agent or hub to chat with.")
 def chat(
     folder: Path | None,
@@ -53,6 +56,9 @@ def chat(
     timeout: float | None,
     permissions: str | None,
     continued: bool,
+    hub: bool,
+    agent: str | None,
+    label: tuple[str, ...],
     url: str | None,
     token: str | None,
     pin: str | None,
@@ -60,15 +66,19 @@ def chat(
     """Chat with Claude Code in a workspace.
 
     Each prompt continues the conversation. /help lists the commands, such as /diff and /undo. While Claude works,
-    Ctrl-C lets you send it a text. Leaving the chat ends nothing.
+    Ctrl-C lets you send it a text. Leaving the chat ends nothing. --agent and --label choose the machine of a new
+    conversation, which stays there.
 
     \b
     Examples:
       occ chat --dir my-project
       occ chat --workspace my-project-3f9a -c
     """
+    url = remotes.LOCAL_HUB if hub and url is None else url
     run_target.check(folder, workspace, project, None, continued=False, git=False)
     client = remote.chosen(url, token, pin)
+    if agent or label:
+        run_target.check_hub(client)
     place = remote.place_name(url, token, pin)
     options = {"model": model, "timeoutSeconds": timeout, "permissions": permissions}
     options = {name: value for name, value in options.items() if value is not None}
@@ -77,7 +87,8 @@ def chat(
     reader = Reader()
     if output.interactive():
         output.note(HELP.partition("\n\n")[0])
-    session = Chat(client, reader, where, options, last)
+    placement = {name: value for name, value in (("agent", agent), ("labels", list(label))) if value}
+    session = Chat(client, reader, where, options, last, placement)
     with reader.history():
         session.run()
     if session.last is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -50,15 +50,25 @@ class Left(Exception):
 
 
 class Chat:
-    """One conversation. `options` are those of each turn, `last` is the turn to continue."""
+    """One conversation. `options` are those of each turn, `last` is the turn to continue.
+
+    `placement` are the options of the first turn, which decide where the conversation runs.
+    """
 
     def __init__(
-        self, client: AgentClient, prompts: Prompts, place: Place, options: dict[str, Any], last: str | None = None
+        self,
+        client: AgentClient,
+        prompts: Prompts,
+        place: Place,
+        options: dict[str, Any],
+        last: str | None = None,
+        placement: Mapping[str, Any] | None = None,
     ) -> None:
         self._client = client
         self._prompts = prompts
         self._place = place
         self._options = options
+        self._placement = placement or {}
         self._conversation = conversation = Conversation(client, last)
         self._lowers = "permissions" not in options  # nobody chose them
         self._seen = 0  # the newest event that was printed
@@ -118,7 +128,8 @@ class Chat:
     def _say(self, text: str) -> None:
         execution_id, first = new_execution_id(), self._conversation.last is None
         workspace = self._place.workspace() if first else None
-        events = self._begun(workspace, text, {"executionId": execution_id, **self._conversation.take_options()})
+        names = {"executionId": execution_id, **(self._placement if first else {}), **self._conversation.take_options()}
+        events = self._begun(workspace, text, names)
         self._seen = 0
         self._watch(execution_id, events)
         self._watch_waiting()

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from occ_app.cli import ids, job_output, job_store, job_table, output, remote
+from occ_app.cli import follow_ups, ids, job_output, job_store, job_table, output, remote
 from occ_app.database import schema
 from occ_app.executions import queries as executions
 from occ_app.executions import retention
@@ -232,3 +232,7 @@ def prune(older_than: str) -> None:
     clock.require(database)
     done = retention.prune(database, older_than, math.inf)
     output.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
+
+
+for _command in (follow_ups.edit, follow_ups.move, follow_ups.pause, follow_ups.resume):
+    jobs.add_command(_command)
