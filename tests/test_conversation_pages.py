@@ -144,6 +144,26 @@ def test_the_form_says_what_it_does_now(hub: HubApp, browser: FlaskClient) -> No
     assert 'name="workspace" value="work"' in shown
 
 
+def test_a_reply_is_sent_to_the_turn_that_runs_or_queued(hub: HubApp, browser: FlaskClient) -> None:
+    add(hub, "steered", said("On it"), state="running")
+    add(hub, "parked", state="parked")
+    for name, offered in (("steered", True), ("parked", False)):
+        assert (f'formaction="/runs/{name}/input"' in page(browser, f"/runs/{name}")) is offered
+    shown = page(browser, "/runs/steered")
+    assert "Send now gives it to Claude while a tool runs" in shown
+    run = re.findall(r'name="run" value="([\w-]+)"', shown)[-1]
+    form = {"csrf": csrf(browser, "/runs/steered"), "run": run, "prompt": "use pytest\r\ninstead"}
+    for _ in range(2):  # no machine has it here, so it follows; the same form again is the same text
+        sent = browser.post("/runs/steered/input", data=form)
+        assert (sent.status_code, sent.location) == (303, f"/runs/{run}")
+    with hub.database.read() as connection:
+        (stored,) = connection.execute("SELECT text, wanted, state, follow_up FROM inputs").fetchall()
+    assert tuple(stored) == ("use pytest\ninstead", "steer", "queued", run)
+    assert browser.post("/runs/steered/input", data=form | {"run": "other", "prompt": " "}).status_code == 422
+    assert browser.post("/runs/steered/input", data={"run": "other", "prompt": "x"}).status_code == 403
+    assert browser.post("/runs/unknown/input", data=form | {"run": "other"}).status_code == 404
+
+
 def test_a_turn_that_waits_can_be_edited_moved_paused_and_dropped(hub: HubApp, browser: FlaskClient) -> None:
     first = add(hub, "line", said("On it"), state="running")
     for name in ("line-2", "line-3"):

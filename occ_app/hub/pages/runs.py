@@ -9,6 +9,7 @@ from flask import Blueprint, Response, current_app, render_template, request
 
 from occ_app import errors
 from occ_app.api import executions as executions_api
+from occ_app.api import inputs as inputs_api
 from occ_app.api import workspaces as workspaces_api
 from occ_app.api.follow_ups import check_prompt_size, wake_worker
 from occ_app.api.services import services
@@ -20,7 +21,7 @@ from occ_app.hub.pages import login as door
 from occ_app.hub.pages.composer import new_run
 from occ_app.hub.pages.parts import Place
 from occ_app.streams import followers as streams
-from occ_app.web import callers
+from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.event_stream import event_stream
 from occ_app.web.fields import CURSOR_PATTERN
@@ -83,6 +84,14 @@ def decide(execution_id: str, approval_id: str) -> Response:
     """Store the answer of a person."""
     asked.answer(approval_id, request.form)
     return _back(_execution(execution_id).execution_id)
+
+
+@bp.post("/input")
+def steer(execution_id: str) -> Response:
+    """Send the text of the form to the running turn; where that has no place for it, it is the next prompt."""
+    body = {"inputId": request.form.get("run", ""), "text": request.form.get("prompt", "").replace("\r\n", "\n")}
+    sent = inputs_api.deliver(execution_id, web.loaded(schemas.InputBody, body))
+    return _back(sent.follow_up or execution_id)
 
 
 @bp.post("/change")

@@ -185,7 +185,8 @@ function sends(form, { ready = () => null, done }) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const sending = form.querySelector("progress");
-    const body = new FormData(form);
+    const body = new FormData(form, event.submitter);
+    const action = event.submitter?.hasAttribute("formaction") ? event.submitter.formAction : form.action;
     const wrong = await ready(body);
     if (wrong) return say([wrong]);
     const request = new XMLHttpRequest();
@@ -231,7 +232,7 @@ function sends(form, { ready = () => null, done }) {
       body.set("csrf", form.elements.csrf.value);
       body.set("run", form.elements.run.value);
       form.dataset.tried = "1";
-      request.open("POST", form.action);
+      request.open("POST", action);
       request.responseType = "document";
       say([]);
       button.disabled = true;
