@@ -71,7 +71,7 @@ def test_a_list_that_cannot_be_written_is_told_in_a_sentence(agent: Occ) -> None
             [*OCC, "jobs"], env=agent.environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == "occ: the output cannot be written (no space left on device).\n"
+    assert done.stderr == f"occ: {sentences.THE_OUTPUT_CANNOT_BE_WRITTEN} (no space left on device).\n"
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_wrong_settings_keep_nobody_from_looking_and_stopping(agent: Occ, wrong:
 def test_a_misspelt_command_is_answered_with_the_right_one(occ: Occ, wrong: str, right: str) -> None:
     done = occ.command(wrong, check=False)
     assert done.returncode == 2
-    assert f"Did you mean '{right}'?" in done.stderr
+    assert f"{sentences.DID_YOU_MEAN} '{right}'?" in done.stderr

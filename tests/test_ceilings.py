@@ -17,6 +17,7 @@ from occ_app.hub import ceilings, placement
 from occ_app.hub.agents import Agents
 from occ_app.supervisor import registration
 from occ_app.system.process_identity import own_identity
+from tests import sentences
 from tests.hub_app import HubApp, hub_app
 from tests.test_ownership import on_hub
 from tests.test_waiting import machine, on
@@ -98,14 +99,16 @@ def test_it_waits_for_an_offline_machine_that_allows_it_and_the_reason_says_so(h
     on(agents, "waits", "a", permissions="ask")
     machine(hub.database, agents, "box", ceiling="edit")
     assert claimed(agents) is None
-    assert queries.get(hub.database, "waits").waits_for == "an agent that allows ask to be online"
+    assert (
+        queries.get(hub.database, "waits").waits_for == f"an agent {sentences.THAT_ALLOWS} ask {sentences.TO_BE_ONLINE}"
+    )
     refusal(agents, "b", permissions="ask")  # box is online now, and does not allow it
     with hub.database.write() as connection:  # it registers again with a lower ceiling
         connection.execute("UPDATE agents SET permissions = 'edit' WHERE agent_id = :id", {"id": rig})
     assert claimed(agents) is None
     waits_for = queries.get(hub.database, "waits").waits_for
     assert waits_for is not None
-    assert waits_for.startswith("an agent to allow ask")
+    assert waits_for.startswith(f"an agent {sentences.TO_ALLOW} ask")
 
 
 def test_an_agent_lists_its_capabilities_and_its_ceiling(hub: HubApp, tmp_path: Path) -> None:

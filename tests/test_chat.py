@@ -17,6 +17,7 @@ import pytest
 from occ_app.cli import chat_input
 from occ_app.cli.chat_session import Chat
 from occ_app.executions import queries as executions
+from tests import sentences
 from tests.conftest import Occ, make_zip, occ_in, steps
 from tests.model_api import FAKE_KEY, serve
 from tests.real_hub import Hub
@@ -69,7 +70,7 @@ def test_each_prompt_continues_the_conversation(agent: Occ, work: Path, capsys: 
     assert [turn["prompt"] for turn in found] == ["one", "/two"]
     printed = capsys.readouterr()
     assert "You said: one" in printed.out
-    assert "there is no command /nosuch" in printed.err
+    assert f"{sentences.THERE_IS_NO_COMMAND} /nosuch" in printed.err
 
 
 def test_undo_goes_back_turn_by_turn_and_diff_shows_the_last(
@@ -82,7 +83,7 @@ def test_undo_goes_back_turn_by_turn_and_diff_shows_the_last(
     assert (work / "a.txt").read_text() == "b\n"
     chat(agent, "/undo", "/undo", "/undo", last=last)  # in a later chat: the first one is undone already
     assert (work / "a.txt").read_text() == "a\n"
-    assert "nothing to undo" in capsys.readouterr().err
+    assert sentences.NOTHING_TO_UNDO in capsys.readouterr().err
 
 
 def test_an_undo_of_edited_files_is_refused_and_the_chat_goes_on(
@@ -143,7 +144,7 @@ def test_a_chat_from_a_pipe_sends_the_folder_and_can_be_continued(agent: Occ, tm
     assert sent() == []  # nothing before the first prompt
     done = piped("one\n")
     assert "You said: one" in done.stdout
-    assert f"go on with: occ chat --dir {folder} -c" in done.stderr
+    assert f"{sentences.GO_ON_WITH} occ chat --dir {folder} -c" in done.stderr
     (folder / "a.txt").write_text("edited\n")
     assert "You said: two" in piped("two\n/quit\n", "-c").stdout
     (workspace,) = sent()
@@ -233,8 +234,8 @@ def test_a_chat_asks_for_no_more_than_the_agent_allows(tmp_path: Path, fake_clau
 def test_the_next_prompt_forks_or_goes_back(agent: Occ, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = chat(agent, "/fork", "/rewind", "one", "/rewind", "two", "three", "/rewind 2", "/rewind x", "/fork", "four")
     printed = capsys.readouterr().err
-    assert "there is no conversation yet" in printed
-    assert "the next prompt continues after: one" in printed
+    assert sentences.THERE_IS_NO_CONVERSATION_YET in printed
+    assert f"{sentences.THE_NEXT_PROMPT_CONTINUES_AFTER} one" in printed
     record = agent.client.execution(str(last))
     assert record["conversationId"] == last
     fork = executions.get(agent.database, str(last))

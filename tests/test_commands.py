@@ -259,7 +259,7 @@ def test_an_exposed_agent_says_so_once(occ: Occ) -> None:
 
 
 def test_a_variable_that_is_no_setting_is_named_at_the_start(occ: Occ) -> None:
-    assert "OCC_WORKER is set and is no setting" in occ.command("start", OCC_WORKER="3").stderr
+    assert f"OCC_WORKER {sentences.IS_SET_AND_IS_NO_SETTING}" in occ.command("start", OCC_WORKER="3").stderr
 
 
 def test_a_newer_database_is_refused_with_the_version(occ: Occ) -> None:
@@ -480,7 +480,7 @@ def test_links_that_are_not_sent_are_named(agent: Occ, project: Path) -> None:
     (project / "src" / "passwd").symlink_to("/etc/passwd")
     (project / "build" / "ignored").symlink_to("/etc/passwd")
     told = agent.command("run", "hi", "--dir", str(project)).stderr
-    assert "links are not followed: src/passwd\n" in told
+    assert f"{sentences.LINKS_ARE_NOT_FOLLOWED}: src/passwd\n" in told
 
 
 def test_an_empty_folder_is_told_in_a_sentence(agent: Occ, tmp_path: Path) -> None:
@@ -679,7 +679,7 @@ def test_a_wrong_token_is_logged_and_slow(agent: Occ) -> None:
     for _ in range(5):
         assert agent.request("GET", "/health", Authorization="Bearer guess").status == 401
     assert time.monotonic() - begun >= 0.5
-    assert agent.logs().count("a wrong token came from 127.0.0.1") == 5
+    assert agent.logs().count(f"{sentences.A_WRONG_TOKEN_CAME_FROM} 127.0.0.1") == 5
     assert "guess" not in agent.logs()
 
 

@@ -54,7 +54,7 @@ def test_edits_are_sent_first(agent: Occ, folder: Path) -> None:
     (folder / "new").write_text("new\n")
     (folder / "gone").unlink()
     done = agent.command("run", "-c", "--dir", str(folder), "more")
-    assert "sent your changes: 2 files, 1 removed" in done.stderr
+    assert f"{sentences.SENT_YOUR_CHANGES}: 2 files, 1 removed" in done.stderr
     assert files(workspace(agent)) == {"kept": "kept\n", "edited": "mine\n", "new": "new\n"}
     assert sentences.SENT_YOUR_CHANGES not in agent.command("run", "-c", "--dir", str(folder), "again").stderr
 
@@ -93,7 +93,7 @@ def test_a_restore_changes_the_workspace_as_a_run_does(agent: Occ, folder: Path)
     assert files(folder) == {"kept": "two\n", "edited": "edited\n", "gone": "mine\n"}
     assert sentences.NOTHING_TO_WRITE in agent.command("pull", "--dir", str(folder)).stdout
     done = agent.command("run", "-c", "--dir", str(folder), "more")
-    assert "sent your changes: 1 file, 0 removed" in done.stderr
+    assert f"{sentences.SENT_YOUR_CHANGES}: 1 file, 0 removed" in done.stderr
     assert files(workspace(agent)) == files(folder)
 
 
@@ -245,7 +245,7 @@ def test_edits_reach_the_machine_of_a_hub(tmp_path: Path) -> None:
         (made / "a").write_text("mine\n")
         (made / "sub/gone").unlink()
         done = box.command("run", "-c", *to, steps({"write": "c", "text": "c\n"}), **place)
-        assert "sent your changes: 1 file, 1 removed" in done.stderr
+        assert f"{sentences.SENT_YOUR_CHANGES}: 1 file, 1 removed" in done.stderr
         (there,) = [path for path in (box.home / "workspaces").iterdir() if path.name.startswith("project-")]
         assert files(there) == {"a": "mine\n", "b": "b\n", "c": "c\n"}
         assert not (there / "sub").exists()

@@ -22,6 +22,7 @@ from occ_app.hub.pages import diffs, parts, terminal
 from occ_app.hub.pages.answer import Reader
 from occ_app.hub.pages.live import Drawn
 from occ_app.hub.pages.parts import Place
+from tests import sentences
 from tests.hub_app import HubApp, hub_app
 
 NOW = "2026-01-01T00:00:00.000Z"
@@ -194,9 +195,16 @@ def csrf(browser: FlaskClient, path: str) -> str:
 
 
 def test_a_failure_says_what_happened_and_what_to_do_and_can_be_run_again(hub: HubApp, browser: FlaskClient) -> None:
-    add(hub, "broken", state="failed", error_code="CLAUDE_AUTH", error_message="Not logged in.", prompt="a <b> & c")
+    add(
+        hub,
+        "broken",
+        state="failed",
+        error_code="CLAUDE_AUTH",
+        error_message=f"{sentences.NO_LOGIN_OF_CLAUDE}.",
+        prompt="a <b> & c",
+    )
     shown = page(browser, "/runs/broken")
-    assert "Not logged in." in shown
+    assert f"{sentences.NO_LOGIN_OF_CLAUDE}." in shown
     assert "enter /login" in shown
     again = re.search(r"<textarea name=\"prompt\" hidden[^>]*>([^<]*)</textarea>\s*<button>Run again", shown)
     assert again is not None
@@ -258,7 +266,7 @@ def test_a_denial_carries_its_reason_and_enter_in_its_field_denies(hub: HubApp, 
     )
     shown = page(browser, "/runs/denies")
     section = shown[shown.index('id="approval-2"') :]
-    assert "Claude wants to write a.py" in section
+    assert f"{sentences.CLAUDE_WANTS_TO} write a.py" in section
     assert '<span class="add">+x' in section
     form = section[: section.index('name="message"')].rpartition("<form")[2]
     assert 'name="decision" value="deny"' in form
@@ -285,7 +293,7 @@ def test_questions_are_answered_by_options_or_in_words(hub: HubApp, browser: Fla
     shown = page(browser, "/runs/questions")
     assert 'type="radio" name="answer-0" value="A &lt;b&gt;"' in shown
     assert 'type="checkbox" name="answer-1"' in shown
-    assert "Waits for you" in shown
+    assert sentences.WAITS_FOR_YOU in shown
     assert decide(hub, browser, "questions", "approval-3", decision="allow", **{"answer-0": "B"}) == 422
     fields = {"answer-0": "B", "answer-1": ["x", "y"], "other-1": "z"}
     assert decide(hub, browser, "questions", "approval-3", decision="allow", **fields) == 303

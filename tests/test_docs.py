@@ -341,7 +341,7 @@ def test_the_screen_of_the_demo_is_what_it_prints(shell: Occ) -> None:
         changing += r"|[/.\w=]*/occ-demo-\w+|\S*\bocc(?= run| jobs)"
         lines = re.sub(changing, "…", text).replace("\nStopping …", "").strip().splitlines()
         # A terminal replaces the progress line; elsewhere it stays.
-        return [line.rstrip() for line in lines if line != "Claude is reading the project …"]
+        return [line.rstrip() for line in lines if line != f"{sentences.CLAUDE_IS_READING_THE_PROJECT} …"]
 
     environment = {key: value for key, value in shell.environment.items() if key not in ("OCC_CLAUDE_BIN", "OCC_HOME")}
     environment["PATH"] = f"{shell.home.parent}/bin:/usr/bin:/bin"

@@ -112,7 +112,7 @@ def test_an_agent_that_is_started_without_its_hub_says_so(occ: Occ, hub: Hub) ->
     start(occ, hub)
     occ.stop()
     del occ.environment["OCC_API_KEY"]
-    assert f"was registered with {hub.url} and is standalone now" in occ.command("start").stderr
+    assert f"{sentences.WAS_REGISTERED_WITH} {hub.url} {sentences.AND_IS_STANDALONE_NOW}" in occ.command("start").stderr
 
 
 def test_it_beats_each_interval_with_rising_numbers(beating: tuple[Occ, Hub]) -> None:

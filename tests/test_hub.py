@@ -136,18 +136,22 @@ def test_what_no_machine_can_take_waits_and_says_for_what(hub: Hub) -> None:
     stream = hub.client.execute("work", "hello", executionId="e1", labels=["gpu"])
     assert next(stream).name == "queued"
     wait_until(lambda: hub.client.execution("e1")["waitsFor"], "the reason")
-    assert hub.client.execution("e1")["waitsFor"] == "an agent with the labels gpu to be online"
+    assert (
+        hub.client.execution("e1")["waitsFor"] == f"{sentences.AN_AGENT_WITH_THE_LABELS} gpu {sentences.TO_BE_ONLINE}"
+    )
     box = hub.agent("box", "--label", "gpu", OCC_WORKERS="1")
     assert names(list(stream))[-1] == "complete"
     hub.client.upload("named", make_zip({"a.txt": "a"}))
     next(hub.client.execute("named", "hello", executionId="e0", agent="box", labels=["gpu", "tpu"]))
     wait_until(lambda: hub.client.execution("e0")["waitsFor"], "the reason")
-    assert hub.client.execution("e0")["waitsFor"] == "agent box to have the labels gpu, tpu"
+    assert hub.client.execution("e0")["waitsFor"] == f"agent box {sentences.TO_HAVE_THE_LABELS} gpu, tpu"
     hub.client.upload("other", make_zip({"a.txt": "a"}))
     busy, _ = begun(hub.client, steps(*WAITING), "e2")
     waiting = hub.client.execute("other", "hello", executionId="e3")
     assert next(waiting).name == "queued"
-    wait_until(lambda: hub.client.execution("e3")["waitsFor"] == "an agent to have a free worker", "the reason")
+    wait_until(
+        lambda: hub.client.execution("e3")["waitsFor"] == f"an agent {sentences.TO_HAVE_A_FREE_WORKER}", "the reason"
+    )
     let_go(box.home)
     assert names(list(busy))[-1] == names(list(waiting))[-1] == "complete"
     assert hub.client.execution("e3")["waitsFor"] is None
@@ -159,7 +163,7 @@ def test_who_waits_too_long_for_a_machine_is_told_so(tmp_path: Path) -> None:
         hub.client.upload("work", make_zip({"a.txt": "a"}))
         final = run(hub.client, "hello")[-1]
         assert final.data["code"] == "NO_AGENT"
-        assert "an agent to be online" in final.data["message"]
+        assert f"an agent {sentences.TO_BE_ONLINE}" in final.data["message"]
 
 
 def test_a_cancel_travels(hub_with_box: Hub) -> None:
@@ -343,13 +347,13 @@ def test_the_commands_say_what_a_hub_s_execution_waits_for(hub_with_box: Hub, tm
         text=True,
     )
     assert run_it.stderr is not None
-    said = ""
-    while "waiting for an agent with the labels gpu to be online" not in said:
+    said, gpu = "", f"{sentences.AN_AGENT_WITH_THE_LABELS} gpu {sentences.TO_BE_ONLINE}"
+    while f"waiting for {gpu}" not in said:
         line = run_it.stderr.readline()
         assert line, said
         said += line
     listed = box.command("jobs", "--hub", OCC_HUB_HOME=str(hub.home)).stdout
-    assert "queued (waits for an agent with the labels gpu to be online)" in listed
+    assert f"queued (waits for {gpu})" in listed
     execution_id = hub.client.executions()["executions"][0]["executionId"]
     assert f"{execution_id} is cancelled." in box.command("jobs", "cancel", execution_id, *where).stdout
     rest = run_it.communicate(timeout=30)[1]
@@ -625,7 +629,10 @@ def test_the_commands_of_an_agent_look_at_the_hub_too(hub_with_box: Hub) -> None
     assert "e1" in box.command("jobs", "--hub", **environment).stdout
     assert box.command("jobs", "--hub", "tail", "e1", **environment).stdout == "needle\n"
     wait_until(lambda: "e1" in box.command("jobs", "--hub", "search", "needle", **environment).stdout, "it is indexed")
-    assert "e1 was over already: succeeded" in box.command("jobs", "--hub", "cancel", "e1", **environment).stdout
+    assert (
+        f"e1 {sentences.WAS_OVER_ALREADY} succeeded"
+        in box.command("jobs", "--hub", "cancel", "e1", **environment).stdout
+    )
     assert box.command("jobs", "tail", "e1", "--hub", **environment).stdout == "needle\n"
     assert "succeeded" in box.command("jobs", "show", "e1", "--hub", **environment).stdout
     listed = box.command("workspaces", "list", "--hub", **environment).stdout

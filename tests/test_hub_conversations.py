@@ -18,6 +18,7 @@ from occ_app.executions.inputs import Given, Input
 from occ_app.executions.records import Outcome
 from occ_app.hub import inputs
 from occ_app.system.compact_json import to_json
+from tests import sentences
 from tests.conftest import make_zip, steps, wait_until
 from tests.real_hub import Hub
 from tests.test_conversations import accept, rows
@@ -64,7 +65,7 @@ def failing(error: Exception) -> Callable[[], dict[str, Any]]:
     [
         (lambda: {"state": "sent"}, "sent"),
         (lambda: {"state": "delivered"}, "delivered"),
-        (lambda: {"state": "unsent", "reason": "No tool was running."}, "queued"),
+        (lambda: {"state": "unsent", "reason": sentences.NO_TOOL_WAS_RUNNING}, "queued"),
         (failing(Refused("unknown field", 422, "INVALID_REQUEST")), "queued"),  # a machine with an older OCC
         (failing(Refused("busy", 503, "BUSY")), "sent"),
         (failing(Unreachable("away")), "sent"),  # it may have the text
@@ -107,7 +108,7 @@ def test_a_text_without_a_fallback_is_not_made_a_follow_up(running: Database) ->
     given = Given("i1", "x", "steer", fallback=False)
     assert rows_of_inputs.accept(running, "waits", given, max_queue=9).state == "unsent"
     found = rows_of_inputs.accept(running, "first", given, max_queue=9)
-    assert rows_of_inputs.queue(running, found.number, "No tool was running.").state == "unsent"
+    assert rows_of_inputs.queue(running, found.number, sentences.NO_TOOL_WAS_RUNNING).state == "unsent"
     with running.read() as connection:
         assert connection.execute("SELECT count(*) FROM executions WHERE execution_id = 'i1'").fetchone()[0] == 0
 

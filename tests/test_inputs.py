@@ -18,6 +18,7 @@ from occ_app.system.process_identity import own_identity
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.steering import Steering
 from occ_worker.execution.translator import Translator
+from tests import sentences
 from tests.conftest import Occ, steps, wait_until
 from tests.hub_app import hub_app
 from tests.test_conversations import SESSION, accept, rows, run
@@ -122,7 +123,7 @@ def test_a_text_that_comes_while_no_tool_runs_becomes_a_follow_up(running: Datab
         "queued",
         "queue",
         "i1",
-        "No tool was running.",
+        sentences.NO_TOOL_WAS_RUNNING,
     )
     assert run.lines == []
     assert run.events[0]["executionId"] == "i1"

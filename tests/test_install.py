@@ -119,7 +119,7 @@ def test_the_demo_shows_an_answer_and_leaves_nothing_on_ctrl_c(occ: Occ, tmp_pat
         assert line, shown
         shown += line
     assert ("not installed" if cli == "none" else sentences.NOT_LOGGED_IN) in shown
-    assert "This is a simulated answer" in shown
+    assert sentences.THIS_IS_A_SIMULATED_ANSWER in shown
     assert "tally.py" in shown
     offered = [line.strip() for line in shown.partition("Go on with:\n")[2].splitlines() if line.startswith("  ")]
     assert [word for line in offered for word in ("run", "jobs", "curl") if word in line.split()] == [

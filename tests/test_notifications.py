@@ -30,6 +30,7 @@ from occ_worker.control.delivery import PATIENCE, Patience
 from occ_worker.notify import by_apprise, mail
 from occ_worker.notify.message import Message, message_of
 from occ_worker.notify.sending import Sent, notify
+from tests import sentences
 from tests.hub_app import HubApp, hub_app
 from tests.smtp_server import MailServer, mail_server
 from tests.webhook_receiver import Receiver, receiving
@@ -180,7 +181,7 @@ def test_a_notification_has_no_input_of_a_tool_call(hub: HubApp) -> None:
     message = message_of(claimed(hub), "https://hub.example.com")
     assert message == Message(
         title="work needs you",
-        text="Claude wants to use Bash. fix the tests",
+        text=f"{sentences.CLAUDE_WANTS_TO} use Bash. fix the tests",
         url="https://hub.example.com/runs/e1",
         urgent=True,
         mark="raised_hand",
@@ -245,8 +246,8 @@ def test_a_question_is_repeated_once_while_it_is_open(hub: HubApp, receiver: Rec
     for _ in range(4):
         send_due(hub, at_once)
     assert [call.content["message"] for call in receiver.calls] == [
-        "Claude wants to use Bash. fix the tests",
-        "Still open: Claude wants to use Bash. fix the tests",
+        f"{sentences.CLAUDE_WANTS_TO} use Bash. fix the tests",
+        f"{sentences.STILL_OPEN} {sentences.CLAUDE_WANTS_TO} use Bash. fix the tests",
     ]
     assert {call.content["priority"] for call in receiver.calls} == {4}
     assert PATIENCE.repeat == 900
@@ -262,7 +263,7 @@ def test_an_answered_question_is_not_repeated(hub: HubApp, receiver: Receiver, a
     answer(hub.database, approval.approval_id, Answer("deny"), Person("ada", None, "api"))
     send_due(hub)
     states = [(one.state, one.problem) for one in made(hub)]
-    assert states == [("delivered", None), ("dropped", "it is not open any more")]
+    assert states == [("delivered", None), ("dropped", sentences.IT_IS_NOT_OPEN_ANY_MORE)]
     assert len(receiver.calls) == 1
 
 
@@ -297,7 +298,7 @@ def test_a_visible_page_makes_the_notification_of_its_run_needless(hub: HubApp, 
     send_due(hub)
     assert [call.content["click"] for call in receiver.calls] == ["https://hub.example.com/runs/other"]
     states = {(one.execution_id, one.state, one.problem) for one in made(hub)}
-    assert ("seen", "dropped", "a page of its owner shows it") in states
+    assert ("seen", "dropped", sentences.A_PAGE_OF_ITS_OWNER_SHOWS_IT) in states
     assert ("seen", "waiting", None) in states  # the repetition, should the page be closed and nobody have answered
     assert browser.post("/runs/seen/seen", data={**report, "state": "hidden"}, headers=headers).status_code == 204
     end(hub, seen)
@@ -369,7 +370,7 @@ def test_a_mail_has_the_text_the_link_and_one_id_for_all_attempts(hub: HubApp, s
     assert (received["Subject"], received["Importance"]) == ("work needs you", "high")
     assert received["Message-ID"].startswith(f"<{made(hub)[0].delivery_id}@")
     assert str(received.get_payload()).splitlines()[::2] == [
-        "Claude wants to use Bash. fix the tests",
+        f"{sentences.CLAUDE_WANTS_TO} use Bash. fix the tests",
         "https://hub.example.com/runs/e1",
     ]
 
@@ -511,13 +512,13 @@ def test_a_test_goes_through_the_outbox_and_reports_the_result(
     thread.start()
     try:
         result = CliRunner().invoke(commands, ["test", added.channel_id], standalone_mode=False)
-        assert (result.return_value, result.stdout) == (0, "It was delivered.\n")
+        assert (result.return_value, result.stdout) == (0, f"{sentences.IT_WAS_DELIVERED}\n")
         receiver.answer = unauthorized
         assert CliRunner().invoke(commands, ["test", added.channel_id], standalone_mode=False).return_value == 1
     finally:
         done.set()
         thread.join()
-    assert receiver.calls[0].content["title"] == "Test from your OCC hub"
+    assert receiver.calls[0].content["title"] == sentences.TEST_FROM_YOUR_OCC_HUB
 
 
 def unauthorized(handler: BaseHTTPRequestHandler) -> None:
@@ -530,4 +531,4 @@ def test_a_kind_that_this_version_does_not_know_fails_for_good(hub: HubApp) -> N
     channel(hub, "http://127.0.0.1:1")
     end(hub, run(hub, "e1"))
     sent = notify(hub.config, hub.database, 1.0, claimed(hub), unknown)
-    assert sent == Sent(None, "this version has no channels of the kind pigeon", final=True)
+    assert sent == Sent(None, f"{sentences.HAS_NO_CHANNELS_OF_THE_KIND} pigeon", final=True)

@@ -135,7 +135,7 @@ def test_only_a_client_s_key_logs_in_and_guessing_is_slow(hub: Hub, key: str) ->
     assert answer.status == 401
     assert sentences.NOT_A_VALID_CLIENT_KEY in answer.data.decode()
     assert not visitor.cookie
-    assert "a wrong token came from 127.0.0.1" in hub.logs()
+    assert f"{sentences.A_WRONG_TOKEN_CAME_FROM} 127.0.0.1" in hub.logs()
 
 
 def test_who_is_not_logged_in_is_led_to_the_log_in_page_and_back(hub: Hub) -> None:
@@ -343,7 +343,7 @@ def test_a_machine_that_does_not_suit_is_told_and_the_upload_stays(hub: Hub, vis
     first = finished(hub, run_id(visitor.run("one", zip=("a.zip", make_zip({"a": "a"}).read()), agent=box)))
     answer = visitor.run("two", workspace=first["workspaceId"], labels="windows")
     assert answer.status == 409
-    assert "lives on agent box" in refusals(answer)
+    assert f"{sentences.LIVES_ON_AGENT} box" in refusals(answer)
     assert f'value="{first["workspaceId"]}" selected' in answer.data.decode()
 
 

@@ -14,6 +14,7 @@ from occ_app.hub.pages.devices import device_name, device_of
 from occ_app.hub.pages.login import visitor
 from occ_app.system.timestamps import iso
 from occ_app.web.callers import Caller
+from tests import sentences
 from tests.hub_app import HubApp, hub_app
 
 PIXEL = (
@@ -97,7 +98,7 @@ def iter_names(hub: HubApp) -> Iterator[str]:
 
 def test_a_wrong_code_is_logged_without_it(hub: HubApp, caplog: pytest.LogCaptureFixture) -> None:
     assert hub.browser().post("/pair", data={"code": "AAAA-BBBB-CCCC"}).status_code == 401
-    assert "a wrong token came from" in caplog.text
+    assert sentences.A_WRONG_TOKEN_CAME_FROM in caplog.text
     assert "BBBB" not in caplog.text
 
 

@@ -24,6 +24,7 @@ from occ_app.system.timestamps import iso
 from occ_app.workspaces import workspace as workspaces
 from occ_worker.control.agent import Control
 from occ_worker.execution.deferral import grants
+from tests import sentences
 from tests.databases import make_database
 from tests.test_ownership import on_hub
 from tests.test_waiting import accept, begin, reason
@@ -97,11 +98,11 @@ def test_a_parked_execution_holds_its_workspace_and_is_counted_apart(rows: Datab
     execution, approval = park(rows, "a")
     accept(rows, "a2", "a")
     assert lifecycle.claim(rows, own_identity()) is None
-    assert reason(rows, "a2") == "execution a, which waits for an approval in its workspace"
+    assert reason(rows, "a2") == f"execution a, {sentences.WAITS_FOR_AN_APPROVAL}"
     with rows.write() as connection, pytest.raises(Conflict) as refused:
         workspaces.refuse_busy(connection, "a", execution.workspace_generation)
     assert refused.value.details["reason"] == "parked"
-    assert queries.get(rows, "a").waits_for == f"a person to answer {approval.approval_id}"
+    assert queries.get(rows, "a").waits_for == f"{sentences.A_PERSON_TO_ANSWER} {approval.approval_id}"
     assert tally.Tally(rows).look().states["parked"] == 1
     assert usage.report(rows, "day").total.states["parked"] == 1
     assert [each.execution_id for each in queries.listing(rows, state="parked")[0]] == ["a"]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from occ_app.errors import Refused
-from tests import real_cli
+from tests import real_cli, sentences
 from tests.conftest import Occ, names, occ_in, wait_until
 from tests.model_api import FAKE_KEY, serve
 from tests.promises import kill
@@ -240,7 +240,7 @@ def test_a_parked_run_keeps_its_workspace_until_it_is_cancelled(machine: Machine
     other = machine.occ.client.execute(workspace, "Next. " + reply({"text": "x"}), executionId=f"{workspace}-next")
     next(other)
     waits = machine.call("GET", f"/executions/{workspace}-next")["waitsFor"]
-    assert waits == f"execution {run.execution_id}, which waits for an approval in its workspace"
+    assert waits == f"execution {run.execution_id}, {sentences.WAITS_FOR_AN_APPROVAL}"
     assert machine.call("POST", f"/executions/{run.execution_id}/cancel")["state"] == "cancelled"
     end = run.end()[-1].data
     assert end["code"] == "EXECUTION_CANCELLED"
@@ -349,7 +349,7 @@ def test_a_worker_killed_after_the_answer_was_delivered_ends_the_run(killable: M
     assert kill_worker(run, lambda now: now["delivered_at"])
     end = run.end()[-1].data
     assert end["code"] == "WORKER_LOST"
-    assert "may have run" in end["message"]
+    assert sentences.MAY_HAVE_RUN in end["message"]
     assert ran(run) <= 1
     assert events_of(run).count("resumed") == 1
 
@@ -450,5 +450,5 @@ def test_an_older_cli_denies_what_it_cannot_park(tmp_path: Path) -> None:
         run.question()
         events = run.end()
         assert [event.data["state"] for event in events if event.name == "approval_resolved"] == ["expired"]
-        assert "one thing at a time" in results(events)[0][0]
+        assert sentences.ONE_THING_AT_A_TIME in results(events)[0][0]
         assert ran(run) == 0

@@ -478,7 +478,7 @@ def test_in_a_subfolder_the_folder_that_was_sent_is_named(agent: Occ, folder: Pa
     before = len(agent.client.executions()["executions"])
     refused = agent.command(*arguments, "--dir", str(folder / "sub"), check=False)
     assert refused.returncode == 2
-    assert f"is in {folder}, which was sent" in refused.stderr
+    assert f"is in {folder}, {sentences.WHICH_WAS_SENT}" in refused.stderr
     assert not os.listdir(folder / "sub")
     assert len(agent.client.executions()["executions"]) == before
 
@@ -511,7 +511,7 @@ def test_the_changes_of_a_run_that_goes_on_are_waited_for(
     monkeypatch.setattr(remote, "place_name", lambda *_: "here")
     done = CliRunner().invoke(commands.occ, [*command, "--last"])
     assert isinstance(done.exception, errors.NotFound)
-    assert str(done.exception) == "run-1 has not ended yet; wait for it with `occ jobs tail --follow run-1`."
+    assert str(done.exception) == f"run-1 {sentences.HAS_NOT_ENDED_YET} `occ jobs tail --follow run-1`."
 
 
 @pytest.mark.parametrize("succeeded", [True, False])
@@ -543,4 +543,4 @@ def test_files_left_out_are_not_said_to_be_there(agent: Occ, folder: Path) -> No
     (folder / "a").write_text("mine\n")
     rejected = agent.command("pull", "--dir", str(folder), "--reject", check=False, TMPDIR=str(folder.parent))
     assert sentences.HAS_THESE_CHANGES_ALREADY not in rejected.stdout + rejected.stderr
-    assert "Nothing was written: 1 file was left as it is." in rejected.stdout
+    assert f"{sentences.NOTHING_WAS_WRITTEN} 1 {sentences.FILE_WAS_LEFT_AS_IT_IS}." in rejected.stdout

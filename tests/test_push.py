@@ -22,6 +22,7 @@ from occ_app.hub import channels, keys, push
 from occ_app.hub.channels import Channel
 from occ_worker.notify import web_push
 from occ_worker.notify.message import Message
+from tests import sentences
 from tests.browser import browser_in
 from tests.conftest import wait_until
 from tests.hub_app import HubApp, hub_app
@@ -143,7 +144,7 @@ def test_a_push_service_gets_what_only_the_browser_can_read(hub: HubApp, service
     assert len(call.body) < 1000
     assert json.loads(browser.decrypt(call.body)) == {
         "title": "work needs you",
-        "body": "Claude wants to use Bash. fix the tests",
+        "body": f"{sentences.CLAUDE_WANTS_TO} use Bash. fix the tests",
         "tag": approval.approval_id,
         "url": "/runs/e1",
     }
@@ -292,7 +293,7 @@ def test_a_browser_is_listed_once_tested_and_removed_by_its_owner_alone(hub: Hub
         assert bob.post(f"/notifications/{channel.channel_id}/{action}").status_code == 404
     assert ada.post(f"/notifications/{channel.channel_id}/test").status_code == 303
     send_due(hub)
-    assert json.loads(browser.decrypt(service.calls[0].body))["title"] == "Test from your OCC hub"
+    assert json.loads(browser.decrypt(service.calls[0].body))["title"] == sentences.TEST_FROM_YOUR_OCC_HUB
     assert "delivered" in ada.browser.get("/notifications").get_data(as_text=True)
     assert ada.post(f"/notifications/{channel.channel_id}/remove").status_code == 303
     assert ada.channels() == []
@@ -379,7 +380,7 @@ def test_a_real_browser_subscribes_on_the_page_and_shows_the_decrypted_push(tmp_
                 registrationId=registrations[-1]["registrationId"],
                 data=content.decode(),
             )
-            return bool(page.js(titles) == "Test from your OCC hub")
+            return bool(page.js(titles) == sentences.TEST_FROM_YOUR_OCC_HUB)
 
         wait_until(shown, "the notification is shown", 60)
         assert page.errors == []

@@ -28,7 +28,9 @@ def test_pruned_output_is_gone_and_told_as_a_gap(agent: Occ) -> None:
     events = agent.run(steps({"say": "x", "times": 50}), executionId="old")
     agent.run("new", executionId="new")
     age(agent, "old")
-    assert "Forgot the output of 1 execution" in agent.command("jobs", "prune", "--older-than", "2d").stdout
+    assert (
+        f"{sentences.FORGOT_THE_OUTPUT_OF} 1 execution" in agent.command("jobs", "prune", "--older-than", "2d").stdout
+    )
     gap, final = agent.client.events("old")
     assert (gap.name, gap.seq, final) == ("gap", final.seq - 1, events[-1])
     assert gap.data == {"fromSeq": 1, "toSeq": final.seq - 1, "reason": sentences.REMOVED_BY_RETENTION}

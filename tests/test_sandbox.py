@@ -123,7 +123,7 @@ def test_the_sandbox_shows_nothing_of_other_conversations(prying: Occ) -> None:
         (claude / name).write_text(SECRET)
     (claude / "hooks").mkdir()
     for name in ("hooks/check", "check.sh"):
-        (claude / name).write_text("of the operator\n")
+        (claude / name).write_text("operator's file\n")
     settings = claude.parent / ".claude.json"
     settings.write_text(json.dumps({"userID": "kept", "projects": {SECRET: {}}, "mcpServers": {"x": {"env": SECRET}}}))
     told = pry(
@@ -136,11 +136,11 @@ def test_the_sandbox_shows_nothing_of_other_conversations(prying: Occ) -> None:
         f"echo PLANTED > {claude}/hooks/check; echo PLANTED > {claude}/check.sh; echo x > {claude}/CLAUDE.md",
     )
     assert SECRET not in told
-    assert told.count("of the operator") == 2
+    assert told.count("operator's file") == 2
     assert '"userID": "kept"' in told
     assert "mine" in told
     assert "planted" not in settings.read_text()
-    assert (claude / "hooks/check").read_text() == (claude / "check.sh").read_text() == "of the operator\n"
+    assert (claude / "hooks/check").read_text() == (claude / "check.sh").read_text() == "operator's file\n"
     assert not (claude / "CLAUDE.md").exists()
     assert not (claude / "tasks/mine").exists()
     # They are kept for the workspace, and go with it.

@@ -122,7 +122,7 @@ def test_the_command_works_while_the_daemon_is_down_and_says_what_it_cannot_find
         connection.execute("DELETE FROM search")
     done = agent.command("jobs", "search", "early")
     assert done.stdout == f"{sentences.NO_EXECUTIONS_LIKE_THAT}\n"
-    assert "Not indexed yet: 1 of the newest runs" in done.stderr
+    assert sentences.NOT_INDEXED_YET.format(1) in done.stderr
     agent.start()
     wait_until(lambda: "early" in agent.command("jobs", "search", "early").stdout, "it to be found again")
 

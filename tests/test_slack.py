@@ -38,6 +38,7 @@ from occ_app.system.process_identity import own_identity
 from occ_worker.notify.sending import Sent, notify
 from occ_worker.slack import composing, sending
 from occ_worker.slack.process import SlackProcess
+from tests import sentences
 from tests.conftest import wait_until
 from tests.fake_slack import FakeSlack, fake_slack
 from tests.hub_app import hub_app
@@ -232,7 +233,7 @@ def test_a_link_ends_with_its_key(office: Office) -> None:
     keys.revoke(office.hub.database, "ada")
     office.says("<@UBOT> hi")
     assert office.runs() == []
-    assert "I do not know you" in office.slack.ephemeral[0]["text"]
+    assert sentences.I_DO_NOT_KNOW_YOU in office.slack.ephemeral[0]["text"]
 
 
 def test_a_viewer_and_other_organizations_start_nothing(office: Office) -> None:
@@ -292,7 +293,7 @@ def test_an_approval_in_a_direct_message_shows_its_input_and_is_answered_there(
     approval = office.ask(execution)
     asked = office.slack.shown()[-1]
     assert "rm s3cret" in texts(asked)
-    assert buttons(asked) == ["Approve", "Always", "Deny", "Deny with a reason", "Open"]
+    assert buttons(asked) == ["Approve", "Always", "Deny", sentences.DENY_WITH_A_REASON, "Open"]
     office.clicks(asked, "Approve")
     ((approval_id, answer, person),) = given
     assert (approval_id, answer.decision, answer.input_hash) == (approval.approval_id, "allow", "0" * 64)
@@ -310,7 +311,7 @@ def test_in_a_public_channel_an_input_is_neither_shown_nor_allowed(office: Offic
     office.ask(office.begin())
     asked = office.slack.shown()[-1]
     assert "s3cret" not in json.dumps(asked)
-    assert buttons(asked) == ["Deny", "Deny with a reason", "Open"]
+    assert buttons(asked) == ["Deny", sentences.DENY_WITH_A_REASON, "Open"]
 
 
 def test_a_click_of_another_owner_decides_nothing(office: Office) -> None:
@@ -337,7 +338,7 @@ def test_a_denial_takes_a_reason_in_a_dialog(office: Office, monkeypatch: pytest
     monkeypatch.setattr(HubApprovals, "answer", lambda _, *values: given.append(values))
     office.says("<@UBOT> fix it")
     approval = office.ask(office.begin())
-    office.clicks(office.slack.shown()[-1], "Deny with a reason")
+    office.clicks(office.slack.shown()[-1], sentences.DENY_WITH_A_REASON)
     (opened,) = office.slack.dialogs
     assert opened["trigger_id"].startswith("trigger-")
     view = view_of(opened)
@@ -376,7 +377,7 @@ def test_a_notification_is_one_direct_message(office: Office, monkeypatch: pytes
         assert notify(office.hub.config, office.hub.database, 1.0, claimed, channel) == Sent(None, None)
         office.process.step()
     (sent,) = office.slack.shown("UADA")
-    assert sent["text"].startswith("*Test from your OCC hub*")
+    assert sent["text"].startswith(f"*{sentences.TEST_FROM_YOUR_OCC_HUB}*")
     assert "thread_ts" not in sent
     tokens.remove(office.hub.config)
     failed = notify(office.hub.config, office.hub.database, 1.0, claimed, channel)

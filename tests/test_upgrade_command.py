@@ -20,6 +20,7 @@ from occ_app.home import daemon, state
 from occ_app.supervisor import startup
 from occ_app.system.process_identity import ProcessIdentity, own_identity
 from occ_app.upgrade import installation
+from tests import sentences
 from tests.conftest import Occ, output, processes_with
 from tests.hub_app import HubApp, hub_app
 from tests.test_install import built_wheel
@@ -109,7 +110,7 @@ def test_an_agent_is_upgraded_and_one_that_does_not_start_is_undone(old: tuple[O
         "occ_app/wsgi.py": ("def main() -> None:\n", "def main() -> None:\n    raise SystemExit(9)\n"),
     }
     printed = command(agent, program, "upgrade", str(later(wheel, "0.3.0", broken)), code=1)
-    assert "The former version is back" in printed
+    assert sentences.THE_FORMER_VERSION_IS_BACK in printed
     health = agent.client.health()
     assert (health["version"], health["status"]) == ("0.2.0", "healthy"), health["problems"]
     assert agent.client.execution("run-before")["state"] == "succeeded"

@@ -67,9 +67,10 @@ def test_with_one_worker_all_that_came_before_are_ahead(three: Database) -> None
     assert [accept(three, name, name[0]).position for name in ("a2", "b1", "a3", "c1")] == [0, 1, 2, 3]
     assert [ahead(three, name) for name in ("a2", "b1", "a3", "c1")] == [0, 1, 2, 3]
     assert re.fullmatch(
-        r"execution a1, which runs in its workspace \(its time limit ends it in \d+ min\)", reason(three, "a2")
+        rf"execution a1, {sentences.WHICH_RUNS_IN_ITS_WORKSPACE} \({sentences.ITS_TIME_LIMIT_ENDS_IT_IN} \d+ min\)",
+        reason(three, "a2"),
     )
-    assert reason(three, "a3") == "execution a2, which comes before it in its workspace"
+    assert reason(three, "a3") == f"execution a2, {sentences.WHICH_COMES_BEFORE_IT}"
     assert reason(three, "b1") == sentences.A_WORKER_TO_BE_FREE
 
 
@@ -154,12 +155,14 @@ def test_on_a_hub_only_what_needs_the_same_machine_is_ahead(hub: Agents) -> None
     assert on(hub, "c1", "c", labels=("gpu",)).position == 1  # b2, which is on the machine with this label
     assert on(hub, "d1", "d").position == 3  # a2, b2, c1: any machine will do
     place_all(hub)
-    assert reason(hub.db, "c1") == "an agent with the labels gpu to have a free worker"
-    assert reason(hub.db, "d1") == "an agent to have a free worker"
-    assert reason(hub.db, "a2") == "execution a1, which runs in its workspace"  # its machine counts the limit
+    assert reason(hub.db, "c1") == f"{sentences.AN_AGENT_WITH_THE_LABELS} gpu {sentences.TO_HAVE_A_FREE_WORKER}"
+    assert reason(hub.db, "d1") == f"an agent {sentences.TO_HAVE_A_FREE_WORKER}"
+    assert (
+        reason(hub.db, "a2") == f"execution a1, {sentences.WHICH_RUNS_IN_ITS_WORKSPACE}"
+    )  # its machine counts the limit
     assert ahead(hub.db, "c1") == 1
     on(hub, "a3", "a", key_id="client")
-    assert reason(hub.db, "a3") == "another execution, which comes before it in its workspace"
+    assert reason(hub.db, "a3") == f"another execution, {sentences.WHICH_COMES_BEFORE_IT}"
 
 
 def test_on_a_hub_what_waits_for_a_machine_that_is_away_is_ahead_of_nothing_else(hub: Agents) -> None:
@@ -169,7 +172,7 @@ def test_on_a_hub_what_waits_for_a_machine_that_is_away_is_ahead_of_nothing_else
         on(hub, f"a{number}", "a")
     on(hub, "b1", "b")
     assert place_all(hub) == ["b1"]
-    assert reason(hub.db, "a0") == "agent box, where its workspace lives, to be online"
+    assert reason(hub.db, "a0") == f"agent box, {sentences.WHERE_ITS_WORKSPACE_LIVES} {sentences.TO_BE_ONLINE}"
     assert on(hub, "d1", "d").position == 0
     assert on(hub, "a3", "a").position == 4  # d1, too, may run on box when it is back
     assert place_all(hub) == []
@@ -184,7 +187,7 @@ def test_a_list_shows_what_is_waited_for_and_how_many_are_ahead(three: Database)
     found, _ = queries.listing(three)
     assert [job_table._state(job_table.record_of(execution)) for execution in found] == [
         "queued (waits for execution a1, 1 ahead)",
-        "queued (waits for a worker to be free)",
+        f"queued (waits for {sentences.A_WORKER_TO_BE_FREE})",
         "running",
     ]
 

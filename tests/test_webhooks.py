@@ -172,7 +172,7 @@ def test_nobody_there_is_told_in_words(control: Control, free_port: int) -> None
     control.start(pauses=())
     control.finish("e1")
     problems = {done.problem for done in control.finished(2, 30)}
-    assert problems == {"connection refused", "The host of http://no-such-host.invalid/ is not known."}
+    assert problems == {"connection refused", sentences.THE_HOST_IS_NOT_KNOWN.format("http://no-such-host.invalid/")}
 
 
 def test_a_control_process_killed_in_the_middle_leaves_it_to_the_next(control: Control, receiver: Receiver) -> None:
