@@ -27,7 +27,7 @@ from occ_app.errors import Unreachable
 from occ_app.link.frames import OPEN, SUBPROTOCOL, Frame, decode
 from occ_worker.control.link import connect
 from tests import fake_link_hub, sentences, wire
-from tests.conftest import Occ, make_zip, output, steps, wait_until
+from tests.conftest import Occ, make_zip, occ_in, output, steps, wait_until
 from tests.fake_link_hub import LinkHub
 from tests.test_tls import make_certificate
 
@@ -48,6 +48,25 @@ def start(occ: Occ, hub: LinkHub, *arguments: str, url: str = "", **environment:
     return occ
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Occ, LinkHub]]:
+    """An agent that is linked with a hub; tests use them one after another by `linked`."""
+    with fake_link_hub.serve(tmp_path_factory.mktemp("hub")) as hub, occ_in(tmp_path_factory.mktemp("agent")) as occ:
+        yield start(occ, hub), hub
+
+
+@pytest.fixture
+def linked(both: tuple[Occ, LinkHub]) -> tuple[Occ, LinkHub]:
+    """An agent with two workers and its hub, which are linked and answer."""
+    occ, hub = both
+    hub.linked()
+    occ.attach()
+    client = hub.client()
+    wait_until(lambda: succeeds(client), "the agent to answer its hub")
+    client.close()
+    return occ, hub
+
+
 def incompressible(size: int) -> io.BytesIO:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as zipped:
@@ -56,8 +75,8 @@ def incompressible(size: int) -> io.BytesIO:
     return archive
 
 
-def test_a_call_of_the_hub_reaches_an_agent_that_listens_on_loopback_alone(occ: Occ, hub: LinkHub) -> None:
-    start(occ, hub)
+def test_a_call_of_the_hub_reaches_an_agent_that_listens_on_loopback_alone(linked: tuple[Occ, LinkHub]) -> None:
+    _, hub = linked
     client = hub.client()
     assert client.health()["status"] == "healthy"
     client.upload("work", make_zip({"notes.txt": "buy milk\n"}))
@@ -69,8 +88,8 @@ def test_a_call_of_the_hub_reaches_an_agent_that_listens_on_loopback_alone(occ: 
     client.close()
 
 
-def test_an_agent_sees_that_a_hub_offers_links(occ: Occ, hub: LinkHub) -> None:
-    start(occ, hub)
+def test_an_agent_sees_that_a_hub_offers_links(linked: tuple[Occ, LinkHub]) -> None:
+    occ, hub = linked
     known = json.loads((occ.home / "state.json").read_text())
     assert HubClient(hub.url).offers_link(known["agentId"], known["token"]) is True
 
@@ -99,9 +118,9 @@ def test_a_hub_with_tls_is_linked_with_when_its_certificate_is_trusted(occ: Occ,
             connect(hub.url, "agent-1", "token")
 
 
-def test_streams_and_a_large_upload_go_beside_each_other(occ: Occ, hub: LinkHub, tmp_path: Path) -> None:
+def test_streams_and_a_large_upload_go_beside_each_other(linked: tuple[Occ, LinkHub], tmp_path: Path) -> None:
     """A hundred streams of events, an upload of nearly 100 MB, and calls: each comes on while the others do."""
-    start(occ, hub, OCC_WORKERS="1")
+    _, hub = linked
     gate, client = tmp_path / "gate", hub.client()
     client.upload("work", make_zip({"README.md": "hello\n"}))
     spoken = steps({"say": "begun "}, {"wait": str(gate)}, {"say": "word ", "times": 50, "every": 0.01}, {"say": "end"})
@@ -140,8 +159,8 @@ def test_streams_and_a_large_upload_go_beside_each_other(occ: Occ, hub: LinkHub,
     client.close()
 
 
-def test_a_caller_that_reads_nothing_costs_little_and_stops_nobody(occ: Occ, hub: LinkHub) -> None:
-    start(occ, hub)
+def test_a_caller_that_reads_nothing_costs_little_and_stops_nobody(linked: tuple[Occ, LinkHub]) -> None:
+    occ, hub = linked
     client = hub.client()
     client.upload("large", incompressible(60_000_000))
     before = hub.server.memory_info().rss
@@ -197,8 +216,8 @@ def test_a_proxy_that_cuts_what_is_idle_does_not_cut_the_link(occ: Occ, tmp_path
         client.close()
 
 
-def test_a_hub_that_restarts_and_knows_nobody_is_registered_with_and_linked_anew(occ: Occ, hub: LinkHub) -> None:
-    start(occ, hub)
+def test_a_hub_that_restarts_and_knows_nobody_is_registered_with_and_linked_anew(linked: tuple[Occ, LinkHub]) -> None:
+    _, hub = linked
     hub.stop()
     assert not (hub.folder / "agent-1").exists()
     hub.start()
@@ -208,8 +227,8 @@ def test_a_hub_that_restarts_and_knows_nobody_is_registered_with_and_linked_anew
     client.close()
 
 
-def test_a_new_token_is_used_at_once(occ: Occ, hub: LinkHub) -> None:
-    start(occ, hub)
+def test_a_new_token_is_used_at_once(linked: tuple[Occ, LinkHub]) -> None:
+    _, hub = linked
     old = hub.known()
     hub.behave(tokens={"agent-1": "another"})
     wait_until(lambda: hub.known()["registrations"] > old["registrations"], "a registration")
@@ -225,8 +244,8 @@ def succeeds(client: AgentClient) -> bool:
     return False
 
 
-def test_a_newer_link_takes_the_place_of_the_older(occ: Occ, hub: LinkHub) -> None:
-    start(occ, hub)
+def test_a_newer_link_takes_the_place_of_the_older(linked: tuple[Occ, LinkHub]) -> None:
+    occ, hub = linked
     known = hub.known()
     connection, framing = connect(hub.url, "agent-1", known["tokens"]["agent-1"])
     connection.settimeout(20)
@@ -271,8 +290,11 @@ def test_a_hub_that_refuses_links_disturbs_nothing_and_is_told_of_once(
         ({"Sec-WebSocket-Protocol": SUBPROTOCOL, "Upgrade": "h2c"}, 400),
     ],
 )
-def test_a_refusal_is_json_before_the_upgrade(hub: LinkHub, headers: dict[str, str], status: int) -> None:
-    hub.behave(tokens={"agent-1": "right"})
+def test_a_refusal_is_json_before_the_upgrade(
+    linked: tuple[Occ, LinkHub], headers: dict[str, str], status: int
+) -> None:
+    _, hub = linked
+    hub.behave(tokens=hub.known()["tokens"] | {"agent-2": "right"})
     sent = {
         "Authorization": "Bearer right",
         "Connection": "Upgrade",
@@ -281,10 +303,10 @@ def test_a_refusal_is_json_before_the_upgrade(hub: LinkHub, headers: dict[str, s
         "Sec-WebSocket-Version": "13",
     }
     with urllib3.PoolManager(retries=False) as pool:
-        answer = pool.request("GET", f"{hub.url}/api/agents/agent-1/link", headers=sent | headers, timeout=10)
+        answer = pool.request("GET", f"{hub.url}/api/agents/agent-2/link", headers=sent | headers, timeout=10)
     assert answer.status == status, answer.data
     assert json.loads(answer.data)["status"] == "error"
-    assert hub.known()["connected"] == []
+    assert hub.known()["connected"] == ["agent-1"]
 
 
 def test_an_agent_that_is_not_linked_is_unreachable_with_a_reason(tmp_path: Path) -> None:
