@@ -38,13 +38,13 @@ def test_no_test_asserts_the_words_of_an_error_outside_the_table() -> None:
 
 def test_no_test_asserts_words_that_occ_prints_outside_the_table() -> None:
     printed = {piece.strip() for path in _sources() for piece in _printed(ast.parse(path.read_text()))}
-    asserted = [
+    asserted = {
         f"{path.name}:{constant.lineno}: {constant.value}"
         for path in sorted((ROOT / "tests").glob("test_*.py"))
         for constant in _compared(ast.parse(path.read_text()))
         if any(constant.value.strip() in piece or piece in constant.value for piece in printed)
-    ]
-    assert not asserted, "\n".join(asserted)
+    }
+    assert not asserted, "\n".join(sorted(asserted))
 
 
 def test_the_words_of_a_command_or_of_html_are_no_sentence() -> None:

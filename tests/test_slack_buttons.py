@@ -19,6 +19,7 @@ from occ_app.hub.remote_files import RemoteFiles
 from occ_app.slack import inbox, questions
 from occ_worker.slack import composing, sending
 from occ_worker.slack.channels import Channels
+from tests import sentences
 from tests.fake_slack import FakeSlack, fake_slack
 from tests.slack_office import Office, buttons, office_in, texts, view_of
 
@@ -181,7 +182,7 @@ def test_several_questions_are_answered_in_one_dialog(office: Office, monkeypatc
     office.says("fix it", channel="D1", channel_type="im")
     approval = office.ask(office.begin(), "question", ASKED)
     asked = office.slack.shown()[-1]
-    assert buttons(asked) == ["Answer", "Deny", "Deny with a reason", "Open"]
+    assert buttons(asked) == ["Answer", "Deny", sentences.DENY_WITH_A_REASON, "Open"]
     assert all(one["question"] in texts(asked) for one in ASKED["questions"])
     office.clicks(asked, "Answer")
     view = view_of(office.slack.dialogs[-1])
@@ -230,7 +231,7 @@ def test_the_questions_of_another_owner_are_not_shown(office: Office) -> None:
 def test_questions_that_slack_cannot_show_whole_lead_to_the_page(office: Office, asked: Mapping[str, Any]) -> None:
     office.says("fix it", channel="D1", channel_type="im")
     office.ask(office.begin(), "question", asked)
-    assert buttons(office.slack.shown()[-1]) == ["Deny", "Deny with a reason", "Open"]
+    assert buttons(office.slack.shown()[-1]) == ["Deny", sentences.DENY_WITH_A_REASON, "Open"]
 
 
 # ---- Private channels
