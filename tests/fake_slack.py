@@ -48,6 +48,8 @@ class FakeSlack:
     faults: dict[str, list[str | float]] = field(default_factory=lambda: defaultdict(list))
     dialogs: list[dict[str, Any]] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)
+    downloads: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)  # answers, by path
+    fetched: list[tuple[str, str]] = field(default_factory=list)  # the path and the Authorization of each
     channels: dict[str, dict[str, Any]] = field(default_factory=dict)  # more of conversations.info, by id
     swallow: set[str] = field(default_factory=set)  # methods that act, and whose answer is lost, once
     sockets: list[socket.socket] = field(default_factory=list)
@@ -233,6 +235,16 @@ def fake_slack() -> Iterator[FakeSlack]:
             if self.path.startswith("/link"):
                 self.close_connection = True
                 state.serve_socket(self.connection, self.headers["Sec-WebSocket-Key"])
+                return
+            if self.path in state.downloads:
+                state.fetched.append((self.path, self.headers.get("Authorization", "")))
+                status, headers, content = state.downloads[self.path]
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(OSError):  # who closes before the end is no news
+                    self.wfile.write(content)
                 return
             self.do_POST()
 

@@ -14,6 +14,15 @@ _PRIVATE = ("im", "group", "mpim")
 
 
 @dataclass(frozen=True)
+class File:
+    """A file in a message; `size` is in bytes, as Slack says it."""
+
+    name: str
+    url: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Incoming:
     """A message, command, click or sent dialog of a person.
 
@@ -39,6 +48,7 @@ class Incoming:
     user_name: str = ""
     trigger: str = ""  # by which a dialog can be opened, for three seconds
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: tuple[File, ...] = ()
 
     @property
     def execution_id(self) -> str:
@@ -88,7 +98,9 @@ def parsed(kind: str, payload: Mapping[str, Any], bot_user: str) -> Incoming | N
 
 def _message(payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
     event = _map(payload.get("event"))
-    if event.get("type") not in ("app_mention", "message") or event.get("subtype") or event.get("bot_id"):
+    if event.get("type") not in ("app_mention", "message") or event.get("bot_id"):
+        return None
+    if event.get("subtype") not in (None, "", "file_share"):
         return None
     user, text, ts = _text(event.get("user")), _text(event.get("text")), _text(event.get("ts"))
     if not user or user == bot_user or not ts:
@@ -109,6 +121,20 @@ def _message(payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
         direct=kind == "im",
         private=None if kind is None else kind in _PRIVATE,
         shared=payload.get("is_ext_shared_channel") is True,
+        files=_files(event.get("files")),
+    )
+
+
+def _files(given: object) -> tuple[File, ...]:
+    """Return the files of a message; one that Slack does not send has no address."""
+    found = [_map(each) for each in given] if isinstance(given, list) else []
+    return tuple(
+        File(
+            _text(each.get("name")),
+            _text(each.get("url_private_download")) or _text(each.get("url_private")),
+            size if isinstance(size := each.get("size"), int) else 0,
+        )
+        for each in found
     )
 
 

@@ -140,11 +140,11 @@ def _message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, k
     if known is not None and found.text.strip().lower() in _STOPS:
         _stop(hub, found, person)
         return
-    if not found.text:
+    if not found.text and not found.files:
         say(hub, payload, found, _HELP)
         return
     try:
-        starting.by_message(hub, found, person, known)
+        starting.by_message(hub, payload, found, person, known)
     except OCCError as error:
         if passes(error):
             raise

@@ -16,12 +16,15 @@ from occ_app.executions.records import Execution, Request
 from occ_app.home import daemon
 from occ_app.hub import placement
 from occ_app.slack import blocks, dialogs, people, threads
+from occ_app.slack.inbox import Payload
 from occ_app.slack.incoming import Incoming
 from occ_app.slack.people import Person
 from occ_app.slack.threads import Thread
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
+from occ_worker.slack import dropped
 from occ_worker.slack.hub import SlackHub
+from occ_worker.slack.replies import TakesLong, say
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,11 @@ class Task:
     permissions: str = dialogs.DEFAULT_LEVEL
 
 
-def by_message(hub: SlackHub, found: Incoming, person: Person, known: Thread | None) -> None:
-    """Start the run of a message, which continues the latest one of its thread; raises what refuses it."""
+def by_message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, known: Thread | None) -> None:
+    """Start the run of a message, which continues the latest one of its thread; raises what refuses it.
+
+    A zip in the message is its workspace. Raises TakesLong for one that is not `slow`.
+    """
     owner_id = person.owner_id if known is None else known.owner_id
     execution = executions.find(hub.db, found.execution_id)  # after a kill
     if execution is None:
@@ -46,8 +52,13 @@ def by_message(hub: SlackHub, found: Incoming, person: Person, known: Thread | N
         if known is not None:
             runs = threads.runs_in(hub.db, found.channel, found.thread)
             continues = runs[-1] if runs else None
-        if continues is None:
+        if found.files:
+            workspace_id = _dropped(hub, payload, found, person, continues)
+        elif continues is None:
             workspace_id = _workspace(hub, found, person)
+        if not found.text:
+            say(hub, payload, found, f"Your zip is the workspace {workspace_id} now: `/occ use {workspace_id}`.")
+            return
         digest = hashlib.sha256(f"slack {found.text}".encode()).hexdigest()
         execution = _create(hub, found, person, Task(found.text, workspace_id, continues), owner_id, digest)
     thread = Thread(found.team, found.channel, found.thread, owner_id, bool(found.private))
@@ -140,6 +151,19 @@ def _create(hub: SlackHub, found: Incoming, person: Person, task: Task, owner_id
         resolve=lambda connection, name: placement.resolve(hub.agents, connection, name),
     )
     return execution
+
+
+def _dropped(hub: SlackHub, payload: Payload, found: Incoming, person: Person, continues: str | None) -> str:
+    """Return the workspace made of the zip in a message. Raises RequestError as the upload of it does."""
+    if continues is not None:
+        raise RequestError(
+            "INVALID_REQUEST", "A thread goes on in its workspace: send the zip in a message outside it."
+        )
+    if not daemon.takes_work(hub.config):
+        raise RequestError("STOPPING", "The hub is stopping; send it again in a minute.")
+    if not payload.slow:
+        raise TakesLong
+    return dropped.make_workspace(hub, found, person)
 
 
 def _workspace(hub: SlackHub, found: Incoming, person: Person) -> str:

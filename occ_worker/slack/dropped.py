@@ -1,0 +1,122 @@
+"""A zip that was dropped with a message: fetched from Slack's own file host alone, and made a workspace."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from pathlib import Path, PurePath
+from typing import IO
+from urllib.parse import urlsplit
+
+import urllib3
+
+from occ_app.config.config import Config
+from occ_app.errors import RequestError, TooLarge, Unavailable, Unreachable
+from occ_app.slack.incoming import File, Incoming
+from occ_app.slack.people import Person
+from occ_app.slack.tokens import API, Tokens
+from occ_app.workspaces import upload_jobs
+from occ_worker.slack.hub import SlackHub
+
+HOST = "files.slack.com"
+_CALL_SECONDS, _DOWNLOAD_SECONDS = 30.0, 300.0
+_PIECE = 1 << 16
+
+
+def make_workspace(hub: SlackHub, found: Incoming, person: Person) -> str:
+    """Make a workspace of the zip in a message, and return its id, which is the same for the same message.
+
+    Raises RequestError for files that are no zip, and for a zip that an upload would refuse as well.
+    """
+    zips = [file for file in found.files if file.name.lower().endswith(".zip")]
+    if len(found.files) != 1 or len(zips) != 1:
+        raise RequestError("INVALID_REQUEST", "Send one zip with your message; I read no other files.")
+    file = zips[0]
+    workspace_id = f"{_plain(PurePath(file.name).stem)}-{found.execution_id[-12:]}"
+    folder = hub.config.run / "uploads"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="upload-", suffix=".zip") as output:
+        fetch(hub.config, hub.tokens, file, output)
+        output.flush()
+        _store(hub, workspace_id, file, Path(output.name), person)
+    return workspace_id
+
+
+def fetch(config: Config, tokens: Tokens, file: File, output: IO[bytes]) -> None:
+    """Write a file of Slack into `output`. Raises TooLarge, RequestError for a foreign address, and Unreachable.
+
+    The bot token goes to Slack's file host alone, and no redirect is followed.
+    """
+    _check_address(tokens, file.url)
+    limit = config.max_upload_bytes
+    if file.size > limit:
+        raise _too_large(limit)
+    deadline = time.monotonic() + _DOWNLOAD_SECONDS
+    headers = {"Authorization": f"Bearer {tokens.bot}", "Accept-Encoding": "identity"}
+    written = 0
+    with urllib3.PoolManager(timeout=_CALL_SECONDS, retries=False) as pool:
+        try:
+            reply = pool.request("GET", file.url, headers=headers, redirect=False, preload_content=False)
+            try:
+                if reply.status != 200:
+                    raise _away(f"it answered {reply.status}")
+                for piece in reply.stream(_PIECE, decode_content=False):
+                    written += output.write(piece)
+                    if written > limit:
+                        raise _too_large(limit)
+                    if time.monotonic() > deadline:
+                        raise _away("it takes too long")
+            finally:
+                reply.close()
+        except urllib3.exceptions.HTTPError as error:
+            raise _away(type(error).__name__) from None
+
+
+def _check_address(tokens: Tokens, url: str) -> None:
+    """Raise RequestError for an address that is not Slack's file host; beside another API, its own host is that."""
+    try:
+        asked, api = urlsplit(url), urlsplit(tokens.api)
+        own = (asked.scheme, asked.hostname, asked.port)
+    except ValueError:
+        own = ("", None, None)
+    allowed = ("https", HOST, None) if tokens.api == API else (api.scheme, api.hostname, api.port)
+    if own != allowed or asked.username is not None:
+        raise RequestError(
+            "INVALID_REQUEST", "That file is not kept by Slack, so I do not fetch it; upload the zip itself."
+        )
+
+
+def _store(hub: SlackHub, workspace_id: str, file: File, path: Path, person: Person) -> None:
+    """Make a workspace of a zip, as an upload to the hub does. Raises RequestError as that does."""
+    from occ_app.hub import workspaces as hub_workspaces  # loaded at the first zip
+
+    upload = upload_jobs.Upload(
+        workspace_id,
+        PurePath(file.name).stem[:200].strip() or workspace_id,
+        "",
+        "overwrite",
+        path,
+        person.key_id,
+        person.owner_id,
+        strip_root=True,
+    )
+    number = upload_jobs.submit(hub.db, upload)
+    hub_workspaces.store(hub.db, number, hub.config, lambda _: None)
+    state, result = upload_jobs.result(hub.db, number)
+    if state == "failed" and result is not None:
+        raise RequestError(result["code"], result["message"], result.get("details") or {})
+    if state != "succeeded":
+        raise Unavailable("BUSY", "The upload was undone; send it again.")
+
+
+def _plain(name: str) -> str:
+    return (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "workspace")[:100]
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The zip is over {limit} bytes; leave files out of it.")
+
+
+def _away(reason: str) -> Unreachable:
+    return Unreachable(f"Slack does not send the zip ({reason}); send it again in a minute.")
