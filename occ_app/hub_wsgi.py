@@ -19,7 +19,19 @@ from occ_app.config import config as configuration
 from occ_app.config.config import HubConfig
 from occ_app.database import database as db
 from occ_app.home.state import TokenFile
-from occ_app.hub import agent_lists, api, health, inputs, keys, measures, pages, placement, rule_api, session_api
+from occ_app.hub import (
+    agent_lists,
+    api,
+    health,
+    inputs,
+    keys,
+    measures,
+    pages,
+    placement,
+    rule_api,
+    session_api,
+    slack_requests,
+)
 from occ_app.hub import workspaces as hub_workspaces
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
@@ -81,12 +93,15 @@ def make_app(config: HubConfig) -> Flask:
     app.register_blueprint(api.bp)
     app.register_blueprint(rule_api.bp)
     app.register_blueprint(session_api.bp)
+    app.extensions["occ_slack"] = slack = Ringer(config.run / "slack")
+    app.register_blueprint(slack_requests.bp)
     pages.add_pages(app)
     add_link(app, links, partial(_admit_link, agents))
 
     def stop() -> None:
         tail.close()
         links.close()
+        slack.close()
 
     app.occ_on_stop = stop  # type: ignore[attr-defined]  # the server calls it when it stops,
     app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
@@ -102,6 +117,8 @@ def _identify(database: db.Database, token_file: TokenFile) -> Callable[[str], C
     def identify(secret: str) -> Caller | None:
         if request.path.startswith(api.FROM_AGENTS) and api.authenticates_agents():
             return Caller(key_id="", admin=False, machine=True)  # which owns nothing here
+        if request.endpoint in slack_requests.OPEN:
+            return Caller(key_id="", admin=False, known=False)
         if pages.asked_for():
             return visitor(database)
         token = token_file.current()

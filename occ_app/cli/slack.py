@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+from dataclasses import replace
 
 import click
 
@@ -19,6 +20,14 @@ from occ_app.slack import manifest, tokens
 from occ_app.slack.status import status as status_of
 from occ_app.slack.tokens import API, Tokens
 
+_HTTP_STEPS = """Set up the Slack app:
+  1. Start the hub with --public-url, at an https address that Slack can reach; connect it (step 4) before step 1 asks
+     whether the request URL answers, or press Retry there afterwards.
+     Open https://api.slack.com/apps, choose Create New App, From a manifest, and paste the manifest below.
+  2. Install it to your workspace. OAuth & Permissions shows the bot token, xoxb-…
+  3. Basic Information, App Credentials, shows the signing secret.
+  4. Run `occ hub slack connect --http` with the two, and invite the app to a channel: /invite @occ
+"""
 _STEPS = """Set up the Slack app:
   1. Open https://api.slack.com/apps, choose Create New App, From a manifest, and paste the manifest below.
   2. Install it to your workspace. OAuth & Permissions shows the bot token, xoxb-…
@@ -41,28 +50,36 @@ def slack() -> None:
 @slack.command()
 @click.option("--app-token", metavar="TOKEN", help="xapp-…, or @FILE.  [default: asked for]")
 @click.option("--bot-token", metavar="TOKEN", help="xoxb-…, or @FILE.  [default: asked for]")
+@click.option("--http", is_flag=True, help="Take Slack's requests at the hub's public https address.")
+@click.option("--signing-secret", metavar="SECRET", help="With --http: the secret, or @FILE.  [default: asked for]")
 @click.option("--show-manifest", is_flag=True, help="Print the app's manifest and the steps, and do nothing.")
-def connect(app_token: str | None, bot_token: str | None, show_manifest: bool) -> None:
+def connect(
+    app_token: str | None, bot_token: str | None, http: bool, signing_secret: str | None, show_manifest: bool
+) -> None:
     """Connect the hub to Slack with the tokens of your app.
 
-    The tokens are tested first and stored on this machine alone.
+    The tokens are tested first and stored on this machine alone. Without --http the hub opens a connection to Slack,
+    and needs no public address.
 
     \b
     Examples:
       occ hub slack connect --show-manifest
       occ hub slack connect --app-token @app.txt --bot-token @bot.txt
+      occ hub slack connect --http --signing-secret @secret.txt --bot-token @bot.txt
     """
-    if show_manifest or not (app_token and bot_token):
-        output.echo(f"{_STEPS}\n{json.dumps(manifest.manifest(), indent=2)}")
+    config = configuration.load_hub()
+    running = daemon.find(config)
+    url = _request_url(config.public_url or (running.public_url if running else None)) if http else None
+    if show_manifest or not ((signing_secret if http else app_token) and bot_token):
+        output.echo(f"{_HTTP_STEPS if http else _STEPS}\n{json.dumps(manifest.manifest(url), indent=2)}")
     if show_manifest:
         return
-    app = _token("app token", app_token, "xapp-")
+    app = "" if http else _token("app token", app_token, "xapp-")
+    signing = _token("signing secret", signing_secret, "") if http else None
     bot = _token("bot token", bot_token, "xoxb-")
-    config = configuration.load_hub()
     config.make_folders()
-    connected = _tested(app, bot, API)
+    connected = replace(_tested(app, bot, API), signing_secret=signing)
     tokens.save(config, connected)
-    running = daemon.find(config)
     if running is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGCHLD)  # the supervisor looks which of its parts are wanted
@@ -105,12 +122,26 @@ def status(as_json: bool) -> int:
     elif not found["connected"]:
         output.echo("The hub is not connected to Slack; `occ hub slack connect` connects it.")
     else:
-        output.echo(f"The hub is connected to {found['team']}.")
+        how = "its requests come over HTTP" if found["mode"] == "http" else "over Socket Mode"
+        output.echo(f"The hub is connected to {found['team']} ({how}).")
         output.echo(f"  problem    {found['problem'] or 'none'}")
         output.echo(f"  users      {found['linkedUsers']} linked")
+        output.echo(f"  received   {found['lastReceivedAt'] or 'nothing yet'}")
+        if found["unhandledPayloads"]:
+            output.echo(f"  waiting    {found['unhandledPayloads']} messages and clicks")
         if found["unsentMessages"]:
             output.echo(f"  unsent     {found['unsentMessages']} messages; the latest: {found['latestProblem']}")
     return 0 if found["connected"] else 3
+
+
+def _request_url(public_url: str | None) -> str:
+    """Return the address at which the hub takes Slack's requests. Raises ConfigError without a public https one."""
+    if public_url is None or not public_url.startswith("https://"):
+        raise errors.ConfigError(
+            "Slack sends requests to public https addresses alone; start the hub with --public-url https://…, or leave"
+            " out --http."
+        )
+    return f"{public_url}{manifest.REQUESTS}"
 
 
 def _token(name: str, given: str | None, prefix: str) -> str:
@@ -135,7 +166,8 @@ def _tested(app: str, bot: str, api: str) -> Tokens:
         raise errors.ConfigError(message) from None
     try:
         who = WebClient(bot, base_url=api, timeout=15).auth_test()
-        WebClient(app, base_url=api, timeout=15).apps_connections_open(app_token=app)
+        if app:
+            WebClient(app, base_url=api, timeout=15).apps_connections_open(app_token=app)
     except SlackApiError as error:
         raise errors.ConfigError(f"Slack refuses a token ({error.response.get('error')}); check both.") from None
     except OSError as error:

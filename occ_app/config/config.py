@@ -189,7 +189,7 @@ class HubConfig(Config):
 
     def make_folders(self) -> None:
         super().make_folders()
-        for folder in ("zips", "run/links"):
+        for folder in ("zips", "run/links", "run/slack"):
             (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

@@ -68,6 +68,18 @@ def handled(db: Database, number: int, problem: str | None = None) -> None:
         )
 
 
+def summary(db: Database) -> tuple[int, str | None]:
+    """The number of payloads that are to be handled, and when the newest came."""
+    with db.read() as connection:
+        row = connection.execute(
+            """
+            SELECT (SELECT count(*) FROM slack_inbox WHERE handled_at IS NULL) AS waiting,
+                (SELECT received_at FROM slack_inbox ORDER BY number DESC LIMIT 1) AS newest
+            """
+        ).fetchone()
+    return int(row["waiting"]), row["newest"]
+
+
 def forget(db: Database, before: str) -> None:
     """Forget payloads that were handled before `before`, an ISO time; Slack repeats one for an hour at most."""
     with db.write(durable=False) as connection:

@@ -8,7 +8,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError
 from occ_app.home import notes
-from occ_app.slack import outbox, people, tokens
+from occ_app.slack import inbox, outbox, people, tokens
 
 NOTE = "slack"
 
@@ -17,11 +17,15 @@ def status(config: Config, db: Database) -> dict[str, Any]:
     """Return what `occ hub slack status` prints. Raises ConfigError for tokens that cannot be read."""
     connected = tokens.load(config)
     noted = notes.noted(db, NOTE) if connected is not None else {}
+    waiting, received = inbox.summary(db)
     unsent, newest = outbox.problems(db)
     return {
         "connected": connected is not None,
         "team": None if connected is None else connected.team,
+        "mode": None if connected is None else "http" if connected.signing_secret else "socket",
         "problem": noted.get("problem"),
+        "lastReceivedAt": received,
+        "unhandledPayloads": waiting,
         "at": noted.get("at"),
         "linkedUsers": people.count(db),
         "unsentMessages": unsent,

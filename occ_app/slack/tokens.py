@@ -15,7 +15,10 @@ FILE = "slack.json"
 
 @dataclass(frozen=True)
 class Tokens:
-    """The app-level token opens Socket Mode, the bot token the Web API at `api`; both belong to one workspace."""
+    """The app-level token opens Socket Mode, the bot token the Web API at `api`; both belong to one workspace.
+
+    With a `signing_secret` Slack sends requests to the hub instead, and there is no app-level token.
+    """
 
     app: str = field(repr=False)
     bot: str = field(repr=False)
@@ -23,6 +26,7 @@ class Tokens:
     team: str
     bot_user: str
     api: str = API
+    signing_secret: str | None = field(default=None, repr=False)
 
 
 def load(config: Config) -> Tokens | None:

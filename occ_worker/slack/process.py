@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -26,7 +28,7 @@ from occ_app.queue import waker
 from occ_app.slack import inbox, incoming, outbox, threads, tokens
 from occ_app.slack.status import NOTE
 from occ_app.slack.tokens import Tokens
-from occ_app.streams.doorbell import Ringer
+from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.timestamps import iso_now
@@ -45,6 +47,7 @@ log = logging.getLogger("occ.slack")
 
 _CALL_SECONDS = 10
 _ACTIVE_SECONDS, _IDLE_SECONDS, _BUSY_SECONDS = 0.5, 5.0, 0.25
+_LISTEN_SECONDS = 1.0  # until the end of the process is noticed
 _SLOW_SECONDS, _UPKEEP_SECONDS = 30.0, 600.0
 
 
@@ -87,7 +90,8 @@ class SlackProcess:
 
     def run(self) -> None:
         """Receive, handle, compose and send until `stop` is set or the tokens change."""
-        thread = threading.Thread(target=self.receiver.run, name="receiver")
+        receive = self.receiver.run if self.tokens.signing_secret is None else self._listen
+        thread = threading.Thread(target=receive, name="receiver")
         thread.start()
         slow = threading.Thread(target=self._handle_slow, name="slow", daemon=True)  # a machine may keep it
         slow.start()
@@ -120,6 +124,15 @@ class SlackProcess:
         self.stop.set()
         self._woken.set()
         self._later.set()
+
+    def _listen(self) -> None:
+        """Wake up when the hub's web process has stored a request of Slack's, until `stop` is set."""
+        self._report("receiving", None)
+        with contextlib.closing(Doorbell(self._config.run / "slack")) as bell:
+            while not self.stop.is_set():
+                if select.select([bell], [], [], _LISTEN_SECONDS)[0]:
+                    bell.hush()
+                    self._woken.set()
 
     def _handle_slow(self) -> None:
         """Handle the payloads that take long, one after the other, until `stop` is set."""
