@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,13 @@ from occ_app.system.process_identity import own_identity
 from occ_worker.notify.sending import Sent, notify
 from occ_worker.slack import composing, sending
 from occ_worker.slack.process import SlackProcess
-from tests import sentences
+from tests import sentences, slack_samples
 from tests.conftest import wait_until
 from tests.fake_slack import FakeSlack, fake_slack
 from tests.hub_app import hub_app
 from tests.real_hub import hub_in
 from tests.slack_office import Office, buttons, office_in, texts, view_of
 
-DOCS = Path(__file__).parents[1] / "docs" / "slack.md"
 FROM_PAGE = {"Origin": "http://localhost"}
 
 
@@ -128,21 +126,10 @@ def test_a_code_block_that_is_cut_is_closed_and_opened_again() -> None:
     assert "".join(blocks.split("y" * 50_000)) == "y" * 50_000
 
 
-@pytest.mark.parametrize("name", ["under way", "ended"])
-def test_the_documented_blocks_are_those_that_are_sent(office: Office, name: str) -> None:
+def test_the_documented_messages_are_those_that_are_sent(office: Office) -> None:
     office.says("<@UBOT> one")
-    execution = replace(office.begin(), execution_id="slack-1", cost_usd=0.12)
-    url = "https://hub.example.com/runs/slack-1"
-    if name == "under way":
-        content = blocks.under_way(execution, "box", 42.5, "Bash", "I run the tests.\n", url)
-    else:
-        changes = {"files": 3, "additions": 41, "deletions": 7}
-        over = replace(execution, state="succeeded", changes=changes)
-        content, more = blocks.ended(over, 80, "All tests pass.\n", url)
-        assert more == []
-    shown = re.search(rf"<!-- slack: {name} -->\n```json\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert shown is not None
-    assert json.loads(shown[1]) == list(content.blocks)
+    found = slack_samples.samples(office.begin())
+    assert {name: slack_samples.shown(name) for name in found} == json.loads(json.dumps(found))
 
 
 # ---- The thread is the conversation
