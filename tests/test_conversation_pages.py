@@ -18,7 +18,7 @@ from occ_app.executions import approvals, events, overview
 from occ_app.executions import queries as executions
 from occ_app.executions.events import StoredEvent
 from occ_app.hub import approval_rows
-from occ_app.hub.pages import diffs, parts, terminal
+from occ_app.hub.pages import diffs, parts, pictures, terminal
 from occ_app.hub.pages.answer import Reader
 from occ_app.hub.pages.live import Drawn
 from occ_app.hub.pages.parts import Place
@@ -367,6 +367,39 @@ def test_an_edit_opens_as_a_diff_with_colours_and_a_command_as_a_terminal(hub: H
     assert '<span class="add">+<span class="hk">def</span>' in shown
     assert '<span class="c1">red</span> &lt;b&gt;' in shown
     assert "evil" not in shown
+
+
+def test_a_picture_that_was_read_is_shown_from_the_workspace(hub: HubApp, browser: FlaskClient) -> None:
+    with hub.database.write() as connection:
+        connection.execute("UPDATE workspaces SET path = '/far/work' WHERE workspace_id = 'work'")
+    paths = ("/far/work/a b/logo.png", "/far/work/page.svg", "/etc/other.png")
+    calls = [called("Read", {"file_path": path}, "[image]" + " " * index) for index, path in enumerate(paths)]
+    add(hub, "pictures", [event for call in calls for event in call])
+    shown = page(browser, "/runs/pictures")
+    assert re.findall(r'<img src="(/files[^"]*)" alt="([^"]*)"', shown) == [
+        ("/files/work/content?path=a%20b/logo.png", "a b/logo.png")
+    ]
+    assert shown.count("[image]") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.png", b"\x89PNG\r\n\x1a\n rest", "image/png"),
+        ("a.JPG", b"\xff\xd8\xff rest of it", "image/jpeg"),
+        ("a.webp", b"RIFF1234WEBP rest", "image/webp"),
+        ("a.avif", b"\0\0\0\x1cftypavif", "image/avif"),
+        ("a.png", b"<svg onload=alert(1)>", None),
+        ("a.png", b"GIF89a is no PNG", None),
+        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", None),
+        ("a.png", b"", None),
+    ],
+)
+def test_a_picture_is_shown_only_if_its_content_is_one(name: str, content: bytes, kind: str | None) -> None:
+    response = pictures.sent(iter([content[:1], content[1:]]), len(content), name)
+    assert response.get_data() == content
+    assert response.content_type == (kind or "application/octet-stream")
+    assert ("attachment" in response.headers.get("Content-Disposition", "")) == (kind is None)
 
 
 def test_the_calls_of_a_sub_agent_are_folded_into_its_own(hub: HubApp, browser: FlaskClient) -> None:

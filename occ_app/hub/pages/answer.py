@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
 from occ_app.client.event_checks import RawEvent, checked
 from occ_app.executions import events
+from occ_app.executions.records import Execution
 from occ_app.hub.pages import markdown, terminal
 from occ_app.hub.pages.live_text import LiveText
 from occ_app.hub.pages.tools import Call
@@ -92,14 +94,20 @@ class Todo:
 Block = Text | Call | Thinking | Note
 
 
+def files_of(execution: Execution, folder: str) -> str:
+    """Return the address of the files of an execution's workspace; empty when its folder is gone."""
+    return f"/files/{quote(execution.workspace_id, safe='')}" if folder else ""
+
+
 class Reader:
     """Puts events together to blocks, in their order. With `live` the last text can be shown at any time.
 
-    `folder` is that of the workspace: paths in it are shown relative to it. `changed` are the places of the blocks that
+    `folder` is that of the workspace: paths in it are shown relative to it. `files` is the address of the workspace's
+    files; empty where there are none to show. `changed` are the places of the blocks that
     have changed since a caller last cleared it.
     """
 
-    def __init__(self, after: int, folder: str, *, live: bool = False) -> None:
+    def __init__(self, after: int, folder: str, *, live: bool = False, files: str = "") -> None:
         self.blocks: list[Block] = []
         self.todo: Todo | None = None
         self.status = ""
@@ -109,6 +117,7 @@ class Reader:
         self.changed = set[int]()
         self._live = live
         self._folder = folder.rstrip("/") + "/"
+        self._files = files
         self._open: dict[str, tuple[int, Call]] = {}  # calls without a result, by id: the places of the outermost
 
     @property
@@ -227,7 +236,9 @@ class Reader:
         self.changed.add(place)
 
     def _call(self, seq: int, data: dict[str, Any]) -> None:
-        call = Call(seq, data["name"], data["input"], cut=bool(data.get("truncated")), folder=self._folder)
+        call = Call(
+            seq, data["name"], data["input"], cut=bool(data.get("truncated")), folder=self._folder, files=self._files
+        )
         call.began, call.parent = data["timestamp"], data.get("parentToolUseId")
         place, parent = self._open.get(call.parent or "", (-1, None))
         if parent is None:

@@ -17,7 +17,7 @@ from occ_app.executions import conversations
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
 from occ_app.hub.pages import login as door
-from occ_app.hub.pages import patches
+from occ_app.hub.pages import patches, pictures
 from occ_app.hub.pages.patches import FilePatch
 from occ_app.web import callers, refusals
 from occ_app.workspaces import open_files
@@ -30,16 +30,8 @@ bp.teardown_request(files_api.leave)
 
 _MAX_FILES = 300  # of a page
 _MAX_LINES, _MAX_LINES_OF_FILE, _MAX_LINES_ALONE = 6_000, 600, 20_000
-_MAX_PATCH_BYTES, _MAX_SHOWN_BYTES, _MAX_PICTURE_BYTES = 20_000_000, 2_000_000, 20_000_000
+_MAX_PATCH_BYTES, _MAX_SHOWN_BYTES = 20_000_000, 2_000_000
 _MAX_TURNS = 50
-PICTURES = {  # none that a browser runs something of
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "jpeg": "image/jpeg",
-    "gif": "image/gif",
-    "webp": "image/webp",
-    "avif": "image/avif",
-}
 _REASONS = {
     "pending": "They are being recorded. Reload the page in a moment.",
     "not recorded": "They were not recorded.",
@@ -72,7 +64,7 @@ class ChangedFile:
 
     @property
     def picture(self) -> bool:
-        return is_picture(self.path)
+        return pictures.is_picture(self.path)
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,7 @@ def file(execution_id: str) -> Response:
     """A file as a run found or left it: a picture to be shown, anything else to be saved."""
     path, at = _path(), _side()
     found = files_api.files().stored(files_api.recorded(execution_id), path, at)
-    return sent(found.content, found.size, path)
+    return pictures.sent(found.content, found.size, path)
 
 
 @bp.get("/runs/<execution_id>/whole")
@@ -170,22 +162,6 @@ def undo(execution_id: str) -> Response:
             raise
         return Response(_confirmation(execution, to, error), refusals.status_of(error.code))
     return door.go(f"/runs/{execution_id}/changes?done={'undone' if to == 'start' else 'again'}")
-
-
-def is_picture(path: str) -> bool:
-    """Whether a browser shows a file of this name as a picture, and runs nothing of it."""
-    return path.rpartition(".")[2].lower() in PICTURES
-
-
-def sent(content: Iterator[bytes], size: int, path: str) -> Response:
-    """Send a file: a picture to be shown, anything else to be saved."""
-    if not is_picture(path) or size > _MAX_PICTURE_BYTES:
-        response = Response(content, content_type="application/octet-stream")
-        response.content_length = size
-        return files_api.as_attachment(response, path)
-    response = Response(content, content_type=PICTURES[path.rpartition(".")[2].lower()])
-    response.content_length = size
-    return response
 
 
 def read_text(content: Iterator[bytes], size: int) -> str | None:

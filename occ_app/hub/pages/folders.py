@@ -13,7 +13,7 @@ from occ_app import errors
 from occ_app.api import files as files_api
 from occ_app.api import workspaces as workspaces_api
 from occ_app.api.services import services
-from occ_app.hub.pages import changes, patches
+from occ_app.hub.pages import changes, patches, pictures
 from occ_app.web import callers
 from occ_app.workspaces import open_files
 from occ_app.workspaces import workspace as workspaces
@@ -52,7 +52,7 @@ def view(workspace_id: str) -> str:
     """One file: a text with its lines and colours, or a picture."""
     workspace, path = _workspace(workspace_id), _path()
     response = files_api.files().file(workspace, path)
-    size, picture = response.content_length or 0, changes.is_picture(path)
+    size, picture = response.content_length or 0, pictures.is_picture(path)
     text = None
     if picture:
         response.close()
@@ -77,10 +77,9 @@ def view(workspace_id: str) -> str:
 def file(workspace_id: str) -> Response:
     """One file: a picture to be shown, anything else to be saved."""
     path = _path()
-    response = files_api.files().file(_workspace(workspace_id), path)
-    if not changes.is_picture(path):
-        return files_api.as_attachment(response, path)
-    response.content_type = changes.PICTURES[path.rpartition(".")[2].lower()]
+    found = files_api.files().file(_workspace(workspace_id), path)
+    response = pictures.sent(found.iter_encoded(), found.content_length, path)
+    response.call_on_close(found.close)
     return response
 
 

@@ -17,7 +17,7 @@ from flask import Flask
 
 from occ_app.executions.events import StoredEvent
 from occ_app.executions.records import Execution
-from occ_app.hub.pages.answer import Reader, Text
+from occ_app.hub.pages.answer import Reader, Text, files_of
 from occ_app.streams.followers import Follower
 from occ_app.streams.tail import Live, Tail
 from occ_app.system.compact_json import to_json
@@ -43,7 +43,7 @@ class PageFollower(Follower):
     ) -> None:
         super().__init__(app.extensions["occ"].db, tailing, execution, after, **follower)
         self._tailing = tailing
-        self._reader = Reader(after, folder, live=not execution.over)
+        self._reader = Reader(after, folder, live=not execution.over, files=files_of(execution, folder))
         self._drawn = Drawn(self._reader, app.jinja_env.get_template("blocks.html").module)
         self._open_pages: Callable[[], int] = lambda: app.extensions["occ"].streams.open
         self._push: Callable[[], None] = lambda: None

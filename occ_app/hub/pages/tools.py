@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
 from occ_app.hub.pages import diffs, highlight, markdown, terminal
 from occ_app.hub.pages.diffs import Diff
 from occ_app.hub.pages.filters import beginning
+from occ_app.hub.pages.pictures import is_picture
 
 _SUBJECTS = ("file_path", "notebook_path", "command", "pattern", "path", "url", "query", "description", "prompt")
 _REMARK, _REMARK_END = "<system-reminder>", "</system-reminder>"
@@ -24,12 +26,16 @@ _LISTS = ("TodoWrite", "TaskCreate", "TaskUpdate", "TaskList", "TaskGet")
 
 @dataclass(frozen=True)
 class View:
-    """A part of an opened call: its `kind` (`diff`, `terminal`, `code`, `prose`), a name, and HTML or a diff."""
+    """A part of an opened call: its `kind` (`diff`, `terminal`, `code`, `prose`, `picture`), a name, and its content.
+
+    The content is HTML, a diff, or the address of a picture.
+    """
 
     kind: str
     name: str
     html: Markup
     diff: Diff | None = None
+    source: str = ""
 
 
 @dataclass
@@ -48,6 +54,7 @@ class Call:
     progress: str = ""
     inner: list[Call] = field(default_factory=list)
     folder: str = ""
+    files: str = ""  # the address of the workspace's files
     over: bool = False  # the execution is, so that no result will come
 
     kind = "tool"
@@ -103,6 +110,15 @@ class Call:
         return make(self.given) if make is not None and isinstance(self.given, Mapping) else None
 
     @property
+    def picture(self) -> str:
+        """The address of the picture in the workspace that this call has read; empty for any other call."""
+        path = self.given.get("file_path") if isinstance(self.given, Mapping) else None
+        if self.name != "Read" or self.shown != "[image]" or not self.files or not isinstance(path, str):
+            return ""
+        inside = path.removeprefix(self.folder)
+        return "" if inside.startswith("/") or not is_picture(inside) else f"{self.files}/content?path={quote(inside)}"
+
+    @property
     def shown(self) -> str:
         """The result without the CLI's words to the model alone."""
         text = _without_remarks(self.result or "").strip("\n")
@@ -115,6 +131,8 @@ class Call:
         if diff is not None:
             views = [View("diff", "change", Markup(), diff)]
             return [*views, View("code", "result", escape(terminal.plain(self.shown)))] if self.is_error else views
+        if self.picture:
+            return [View("picture", self.subject, Markup(), source=self.picture)]
         views = [*_MAKERS.get(self.name, _inputs)(self)]
         if self.result is not None and self.name != "Bash" and (self.shown or not self.is_error):
             language = highlight.language_of(self.subject) if self.name == "Read" and not self.is_error else ""
@@ -175,6 +193,8 @@ def _count(word: str) -> Callable[[Call], list[str]]:
     def count(call: Call) -> list[str]:
         if call.is_error:
             return []
+        if call.picture:
+            return ["picture"]
         lines = len(call.shown.splitlines())
         return [f"{lines} {word}{'' if lines == 1 else 's'}"]
 
