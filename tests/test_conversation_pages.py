@@ -18,9 +18,9 @@ from occ_app.executions import approvals, events, overview
 from occ_app.executions import queries as executions
 from occ_app.executions.events import StoredEvent
 from occ_app.hub import approval_rows
-from occ_app.hub.pages import diffs, parts, pictures, terminal
+from occ_app.hub.pages import diffs, live, parts, pictures, terminal
 from occ_app.hub.pages.answer import Reader
-from occ_app.hub.pages.live import Drawn
+from occ_app.hub.pages.live import Drawn, PageFollower
 from occ_app.hub.pages.parts import Place
 from tests import sentences
 from tests.hub_app import HubApp, hub_app
@@ -592,6 +592,20 @@ def test_a_message_for_a_long_text_is_as_long_as_what_is_new(hub: HubApp) -> Non
         live.take(StoredEvent(seq, "output", json.dumps({"chunk": f"- item {seq} of a list\n", "timestamp": 1})))
         sizes.append(len(json.dumps(drawn.changes())))
     assert statistics.median(sizes) < 400
+
+
+def test_a_stream_without_news_says_that_it_is_alive(
+    hub: HubApp, browser: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(hub, "silent", said("x"), state="running")
+    row = executions.get(hub.database, "silent")
+    with PageFollower(hub.app, hub.app.extensions["occ"].tail, row, 0, "") as follower:
+        assert len(list(follower.stored())) == 1
+        assert follower.ready() == []
+    monkeypatch.setattr(live, "BEAT_SECONDS", 0.0)
+    with PageFollower(hub.app, hub.app.extensions["occ"].tail, row, 0, "") as follower:
+        list(follower.stored())
+        assert [(message.sse, message.final) for message in follower.ready()] == [(b"event: beat\ndata: {}\n\n", False)]
 
 
 # ---- Home

@@ -95,7 +95,14 @@ def test_the_wheel_puts_nothing_but_its_packages_into_site_packages(installed: P
     assert (site / "occ_app" / "Procfile").exists()
     assert (site / "occ_app" / "py.typed").exists()
     assert (site / "occ_worker" / "py.typed").exists()
-    for name in ("static/hub.css", "static/hub.js", "static/icon.svg", "templates/home.html", "templates/run.html"):
+    for name in (
+        "static/hub.css",
+        "static/hub.js",
+        "static/talk.js",
+        "static/icon.svg",
+        "templates/home.html",
+        "templates/run.html",
+    ):
         assert (site / "occ_app" / "hub" / name).exists()
     assert not (site / "migrations").exists()
     assert not (site / "tests").exists()

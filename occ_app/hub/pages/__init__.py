@@ -1,4 +1,4 @@
-"""The hub's pages for people with a browser, made on the server; hub.js only spares reloading them.
+"""The hub's pages for people with a browser, made on the server; the scripts only spare reloading them.
 
 Pages have separate addresses and require a cookie that opens nothing else; the API accepts no cookie.
 """
@@ -34,6 +34,7 @@ from occ_app.hub.pages import (
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.compiled import CompiledTemplates
+from occ_app.system.timestamps import iso_now
 from occ_app.web import refusals
 
 _STATIC = Path(__file__).parents[1] / "static"
@@ -105,7 +106,7 @@ def add_headers(response: Response) -> Response:
 @bp.app_context_processor
 def common() -> dict[str, object]:
     """Return the variables of every page."""
-    return {"login": g.get("login"), "version": __version__, "here": request.path}
+    return {"login": g.get("login"), "version": __version__, "here": request.path, "now": iso_now()}
 
 
 @bp.get("/static/<filename>", endpoint="static")

@@ -24,7 +24,7 @@ def moment(moment: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As a clock shows it: 4.2 s, 12:05, 1:02:03. hub.js counts on in the same way."""
+    """As a clock shows it: 4.2 s, 12:05, 1:02:03. talk.js counts on in the same way."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)

@@ -4,6 +4,8 @@ Each message is one JSON object with `items`, in order: a block as a whole (`seq
 its first `keep` elements stay, and the elements behind them; the first of those begins with `at` characters of the
 element that was there. `parts` asks the page to fetch its other parts, `over` ends the stream.
 The id of a message is the event after which a reader that comes back has to begin.
+
+A stream without news sends the event `beat`, so that the page notices a connection that has died without an end.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from occ_app.system.compact_json import to_json
 
 _NEWS = ("started", "approval", "approval_resolved", "complete", "error")  # events that change the page's other parts
 _SHORTEST, _EACH, _LONGEST = 0.06, 0.006, 0.5  # seconds between two messages: at least, for each open page, at most
+BEAT_SECONDS = 5.0
+_BEAT = b"event: beat\ndata: {}\n\n"
 _SHARE = 12  # of the time between two messages, the part that making one may take
 
 
@@ -49,6 +53,7 @@ class PageFollower(Follower):
         self._push: Callable[[], None] = lambda: None
         self._news = False
         self._due = 0.0
+        self._beat_at = time.monotonic() + BEAT_SECONDS
         self._waits = False  # for the time of the next message
 
     def attach(self, reader: Live) -> None:
@@ -70,15 +75,21 @@ class PageFollower(Follower):
         batch = super().ready()
         if batch:
             self._take(batch)
-        if not self._reader.changed and not self._news and not self._drawn.differs:
-            return []
         now = time.monotonic()
+        if not self._reader.changed and not self._news and not self._drawn.differs:
+            return self._beat(now)
         if now < self._due and not self._reader.over:
             if not self._waits:
                 self._waits = True
                 self._tailing.at(self._due, self._wake)
             return []
         return [self._made()]
+
+    def _beat(self, now: float) -> list[Any]:
+        if now < self._beat_at:
+            return []
+        self._beat_at = now + BEAT_SECONDS
+        return [Message(_BEAT, final=False)]
 
     def _wake(self) -> None:
         self._waits = False
@@ -100,6 +111,7 @@ class PageFollower(Follower):
         if over:
             content["over"] = True
         took = time.monotonic() - began
+        self._beat_at = began + BEAT_SECONDS
         self._due = began + took + max(_SHARE * took, min(_LONGEST, max(_SHORTEST, _EACH * self._open_pages())))
         head = f"id: {self._reader.stable}\nevent: page\n"
         return Message(f"{head}data: {to_json(content)}\n\n".encode(errors="replace"), over)

@@ -4,10 +4,13 @@
 const byId = (id) => document.getElementById(id);
 document.documentElement.classList.add("js");
 
+const PATIENCE = 8000; // milliseconds for the hub to answer
+let tries = 0; // since its last answer; the first are short, since each dead connection of the browser takes one
+
 /** A page or a fragment as elements; null when there is none just now. */
 async function fetched(address) {
   try {
-    const answer = await fetch(address, { headers: { Accept: "text/html" } });
+    const answer = await fetch(address, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(tries ? Math.min(PATIENCE, 2000 + 500 * tries) : PATIENCE) });
     away(false);
     if (answer.status === 401) loggedOut();
     if (!answer.ok) return null;
@@ -21,15 +24,38 @@ async function fetched(address) {
   }
 }
 
-/** Says that the hub does not answer, since the page's times are old from then on. */
+let heardAt = new Date(); // the last answer of the hub
+
+/** Shows or removes the note that the hub does not answer. */
 function away(gone) {
   const banner = byId("away");
-  if (!gone) return banner?.remove();
+  tries = gone ? tries + 1 : 0;
+  if (!gone) {
+    heardAt = new Date();
+    return banner?.remove();
+  }
   if (banner) return;
-  const since = new Date().toLocaleTimeString();
-  const note = Object.assign(document.createElement("p"), { id: "away", className: "banner", textContent: `The hub does not answer. This page is as it was at ${since}; it is tried again.` });
+  const note = Object.assign(document.createElement("p"), { id: "away", className: "banner", textContent: `The hub does not answer. This page is as it was at ${heardAt.toLocaleTimeString()}. The page tries again every few seconds.` });
   note.setAttribute("role", "status");
   byId("main").before(note);
+}
+addEventListener("offline", () => away(true));
+
+/** As `ago` of filters.py. */
+function agoText(seconds) {
+  if (seconds < 5) return "just now";
+  for (const [size, name] of [[86400, "d"], [3600, "h"], [60, "min"]]) if (seconds >= size) return `${Math.floor(seconds / size)} ${name} ago`;
+  return `${Math.floor(seconds)} s ago`;
+}
+
+const skew = Date.now() - Date.parse(document.documentElement.dataset.now); // of this clock to the hub's
+
+/** Lets the ages on the page grow. */
+function growOld() {
+  for (const time of document.querySelectorAll("main time[datetime]")) {
+    const text = agoText((Date.now() - skew - Date.parse(time.dateTime)) / 1000);
+    if (time.textContent !== text) time.textContent = text;
+  }
 }
 
 /** Leads to where one logs in, unless something is written here that would be lost: then says so and keeps it. */
@@ -98,10 +124,18 @@ function removed(node) {
   return next;
 }
 
-/** Runs `look` every so often while somebody can see the page, and at once when they come back to it. */
+/** Runs `look` every so often while the page is visible, at once when it becomes so, and when the network is back. */
 function whileSeen(milliseconds, look) {
-  setInterval(() => document.hidden || look(), milliseconds);
-  document.addEventListener("visibilitychange", () => document.hidden || look());
+  let busy = false; // one look at a time
+  const run = async () => {
+    if (document.hidden || busy) return;
+    busy = true;
+    await look();
+    busy = false;
+  };
+  setInterval(run, milliseconds);
+  document.addEventListener("visibilitychange", run);
+  addEventListener("online", run);
 }
 
 // ---- The lists of the first page
@@ -182,15 +216,22 @@ function sends(form, { ready = () => null, done }) {
     problem.hidden = words.length === 0;
     if (words.length) problem.focus();
   };
+  let busy = false; // from the first of two clicks on
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (busy) return;
+    busy = true;
     const sending = form.querySelector("progress");
     const body = new FormData(form, event.submitter);
     const action = event.submitter?.hasAttribute("formaction") ? event.submitter.formAction : form.action;
     const wrong = await ready(body);
-    if (wrong) return say([wrong]);
+    if (wrong) {
+      busy = false;
+      return say([wrong]);
+    }
     const request = new XMLHttpRequest();
     const over = (words) => {
+      busy = false;
       button.disabled = false;
       if (sending) sending.hidden = true;
       say(words);
@@ -260,344 +301,6 @@ function promptField(form) {
   });
   if (field.value) fit();
   return fit;
-}
-
-// ---- A folder as a zip, made here
-
-const crcTable = Uint32Array.from({ length: 256 }, (_, n) => {
-  for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
-  return n;
-});
-
-function crc32(bytes) {
-  let crc = -1;
-  for (const byte of bytes) crc = crcTable[(crc ^ byte) & 255] ^ (crc >>> 8);
-  return ~crc >>> 0;
-}
-
-async function deflated(bytes) {
-  if (!window.CompressionStream || bytes.length < 200) return null;
-  const packed = await new Response(new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate-raw"))).arrayBuffer();
-  return packed.byteLength < bytes.length ? new Uint8Array(packed) : null;
-}
-
-/** Packs files, each with its path, into a zip; `step` learns which part is done. */
-async function zipOf(files, step) {
-  const [parts, index] = [[], []];
-  let offset = 0;
-  for (const [number, { path, file }] of files.entries()) {
-    const bytes = new Uint8Array(await file.arrayBuffer());
-    const packed = await deflated(bytes);
-    const name = new TextEncoder().encode(path);
-    const head = new DataView(new ArrayBuffer(26));
-    [20, 0x800, packed ? 8 : 0, 0, 33].forEach((value, place) => head.setUint16(2 * place, value, true));
-    [crc32(bytes), (packed ?? bytes).length, bytes.length].forEach((value, place) => head.setUint32(10 + 4 * place, value, true));
-    head.setUint16(22, name.length, true);
-    const tail = new DataView(new ArrayBuffer(14));
-    tail.setUint32(10, offset, true);
-    parts.push("PK\x03\x04", head, name, packed ?? bytes);
-    index.push("PK\x01\x02", new Uint8Array([20, 3]), head, tail, name);
-    offset += 30 + name.length + (packed ?? bytes).length;
-    step((number + 1) / files.length);
-  }
-  const end = new DataView(new ArrayBuffer(18));
-  [4, 6].forEach((place) => end.setUint16(place, files.length, true));
-  end.setUint32(8, new Blob(index).size, true);
-  end.setUint32(12, offset, true);
-  return new Blob([...parts, ...index, "PK\x05\x06", end], { type: "application/zip" });
-}
-
-/** The files in what was dropped, with their paths; what makes itself again is left out. */
-async function filesIn(entry, path = "") {
-  if (entry.isFile) return [{ path: path + entry.name, file: await new Promise((done, failed) => entry.file(done, failed)) }];
-  if (leftOut.has(entry.name)) return [];
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    const some = await new Promise((done, failed) => reader.readEntries(done, failed));
-    if (!some.length) break;
-    for (const one of some) found.push(...(await filesIn(one, `${path}${entry.name}/`)));
-  }
-  return found;
-}
-
-const leftOut = new Set([".git", "node_modules", ".venv", "__pycache__"]);
-
-function newTask(form) {
-  const zip = byId("zip");
-  const drop = byId("drop");
-  const chosen = byId("chosen");
-  const workspace = form.elements.workspace;
-  let folder = null; // {name, files} in place of a zip
-  const show = () => {
-    const file = zip.files[0];
-    if (file) folder = null;
-    const what = folder ? `${folder.name}, ${folder.files.length} files, ${size(folder.files.reduce((sum, { file }) => sum + file.size, 0))}` : file ? `${file.name}, ${size(file.size)}` : "";
-    chosen.hidden = !what;
-    chosen.textContent = what;
-    drop.classList.toggle("full", Boolean(what));
-    if (what) workspace.value = "";
-    form.classList.toggle("open", Boolean(what));
-  };
-  const take = (name, files) => {
-    if (!files.length) return say(["There are no files in that folder."]);
-    zip.value = "";
-    folder = { name, files };
-    say([]);
-    show();
-  };
-  const ready = async (body) => {
-    if (!zip.files.length && !folder && !workspace.value) return "Choose a project, a workspace, or files to send first.";
-    if (!folder) return null;
-    const bar = form.querySelector("progress");
-    bar.hidden = false;
-    try {
-      body.set("zip", await zipOf(folder.files, (part) => { bar.value = part / 2; }), `${folder.name}.zip`);
-    } catch (error) {
-      return `The folder cannot be read: ${error.message}`;
-    }
-    return null;
-  };
-  const say = sends(form, { ready, done: (page) => location.assign(page) });
-  promptField(form);
-  zip.addEventListener("change", show);
-  workspace.addEventListener("change", () => {
-    if (workspace.value) [zip.value, folder] = ["", null];
-    show();
-  });
-  show();
-  byId("folder-part").hidden = false;
-  byId("folder").addEventListener("change", (event) => {
-    const files = [...event.target.files].map((file) => ({ path: file.webkitRelativePath, file }));
-    const kept = files.filter(({ path }) => !path.split("/").some((part) => leftOut.has(part)));
-    take(files[0]?.path.split("/")[0] ?? "folder", kept);
-    event.target.value = "";
-  });
-  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-  for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
-    document.addEventListener(name, (event) => {
-      if (!carriesFiles(event)) return;
-      event.preventDefault();
-      form.classList.add("open");
-      drop.classList.toggle("over", name === "dragover" || name === "dragenter");
-    });
-  }
-  document.addEventListener("drop", async (event) => {
-    if (!carriesFiles(event)) return;
-    const entry = event.dataTransfer.items[0]?.webkitGetAsEntry?.();
-    const files = event.dataTransfer.files;
-    if (entry?.isDirectory) return take(entry.name, await filesIn(entry));
-    if (!/\.zip$/i.test(files[0]?.name ?? "")) return say(["Drop a folder or a zip."]);
-    zip.files = files;
-    say([]);
-    show();
-  });
-}
-
-// ---- A conversation as it goes on
-
-function clockText(seconds) {
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  const two = (number) => String(Math.floor(number)).padStart(2, "0");
-  const minutes = Math.floor(seconds / 60) % 60;
-  return seconds < 3600 ? `${minutes}:${two(seconds % 60)}` : `${Math.floor(seconds / 3600)}:${two(minutes)}:${two(seconds % 60)}`;
-}
-
-function converse(talk) {
-  const said = byId("said");
-  const latest = byId("latest");
-  const ends = new Map(); // of each growing text: its number of elements, and the last as HTML
-  let stream = null;
-  let following = null; // the answer that the stream is about
-  let clock = null;
-
-  const room = () => document.documentElement.scrollHeight - window.innerHeight - window.scrollY;
-  let follows = false; // whether the page stays at its end
-  const keepUp = (change) => {
-    const wasThere = follows;
-    change();
-    if (wasThere) toEnd();
-  };
-  const toEnd = () => window.scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
-  const look = () => {
-    follows = room() < 120;
-    latest.hidden = follows;
-  };
-  addEventListener("scroll", look, { passive: true });
-  addEventListener("resize", look, { passive: true });
-  latest.addEventListener("click", toEnd);
-
-  function startClock() {
-    const element = byId("clock");
-    clock = element && { at: performance.now(), seconds: Number(element.dataset.seconds) };
-  }
-
-  function element(html) {
-    const made = document.createElement("template");
-    made.innerHTML = html;
-    return made.content.firstElementChild;
-  }
-
-  /** Puts a block in as a whole, or the end of a text. */
-  function put(answer, item) {
-    let block = answer.querySelector(`:scope > [data-seq="${item.seq}"]`);
-    if (item.html !== undefined) {
-      const fresh = element(item.html);
-      if (block?.nodeName === fresh.nodeName) become(block, fresh);
-      else answer.append(fresh);
-      return;
-    }
-    if (!block) {
-      block = Object.assign(document.createElement("div"), { className: "text", dir: "auto" });
-      block.dataset.seq = item.seq;
-      answer.append(block);
-    }
-    const end = ends.get(item.seq);
-    const blocks = [...item.blocks];
-    if (item.at && blocks.length) blocks[0] = (end?.count === item.keep + 1 ? end.html.slice(0, item.at) : "") + blocks[0];
-    const had = block.children.length;
-    const there = [...block.childNodes];
-    for (const node of there) if (node.nodeType !== Node.ELEMENT_NODE) node.remove();
-    for (const [number, html] of blocks.entries()) {
-      const [fresh, old] = [element(html), block.children[item.keep + number]];
-      if (!old) block.append(fresh);
-      else if (old.nodeName === fresh.nodeName) become(old, fresh);
-      else old.replaceWith(fresh);
-    }
-    while (block.children.length > item.keep + blocks.length) block.lastElementChild.remove();
-    if (blocks.length) ends.set(item.seq, { count: item.keep + blocks.length, html: blocks.at(-1) });
-    // Whole paragraphs are read out, not pieces of words.
-    if (block.children.length > had && had && answer === following) speak(block.children[block.children.length - 2].textContent);
-  }
-
-  function speak(text) {
-    said.append(Object.assign(document.createElement("p"), { textContent: text }));
-    while (said.children.length > 20) said.firstChild.remove();
-  }
-
-  function take(answer, message) {
-    keepUp(() => {
-      for (const item of message.items) put(answer, item);
-      if (message.todo !== undefined) becomeChildren(byId("todo"), byId("todo").firstChild, [...(element(`<div>${message.todo}</div>`)?.childNodes ?? [])]);
-      if (message.status !== undefined && byId("status")) byId("status").textContent = message.status;
-      watch(answer);
-    });
-  }
-
-  function follow(turn) {
-    const answer = turn.querySelector("[data-answer]");
-    stream?.close();
-    following = answer;
-    ends.clear();
-    stream = new EventSource(`/runs/${turn.dataset.turn}/live?after=${answer.dataset.after ?? 0}`);
-    const mine = stream;
-    stream.addEventListener("page", (event) => {
-      away(false);
-      const message = JSON.parse(event.data);
-      if (event.lastEventId) answer.dataset.after = event.lastEventId;
-      take(answer, message);
-      answer.dataset.loaded = "";
-      if (message.over) {
-        mine.close();
-        stream = following = null;
-        delete answer.dataset.live;
-        speak(answer.querySelector(".text:last-of-type > :last-child")?.textContent ?? "");
-      }
-      if (message.parts || message.over) refresh();
-    });
-    stream.addEventListener("error", () => {
-      away(true);
-      // A break is mended by the browser. After a refusal: find out why, then try again.
-      if (mine.readyState === EventSource.CLOSED) setTimeout(() => refresh().then(resume), 3000);
-    });
-  }
-
-  /** Follows the turn that runs, or one whose answer the page does not have. */
-  function resume() {
-    if (document.hidden || stream?.readyState < EventSource.CLOSED) return;
-    const turns = [...talk.querySelectorAll("[data-turn]")];
-    const turn = turns.find((one) => one.querySelector("[data-answer]:not([data-loaded])") && !one.classList.contains("queued")) ?? turns.find((one) => one.querySelector("[data-answer][data-live]"));
-    if (turn) follow(turn);
-  }
-
-  let asking = null;
-  let again = false;
-  /** Fetches all but the answers; what is asked for meanwhile is asked for again, since it may be newer. */
-  function refresh() {
-    again = asking !== null;
-    asking ??= (async () => {
-      let news;
-      do {
-        again = false;
-        news = await fetched(`/runs/${talk.dataset.run}?parts=1`);
-      } while (again);
-      asking = null;
-      if (news) renewed(news);
-    })();
-    return asking;
-  }
-
-  /** Takes over all but the answers of a page of this conversation. */
-  function renewed(page) {
-    const fresh = page.querySelector("#talk");
-    if (!fresh) return;
-    keepUp(() => {
-      for (const answer of fresh.querySelectorAll("[data-answer]")) answer.dataset.keep = "";
-      become(talk, fresh);
-    });
-    const title = page.querySelector("title");
-    if (title) document.title = title.textContent;
-    startClock();
-    ready();
-    resume();
-    look();
-  }
-
-  const handled = new WeakSet();
-  function ready() {
-    for (const form of talk.querySelectorAll("form[data-follow]")) {
-      if (handled.has(form)) continue;
-      handled.add(form);
-      const fit = form.id === "reply" ? promptField(form) : null;
-      sends(form, {
-        done: async (path) => {
-          if (fit) {
-            form.elements.prompt.value = "";
-            fit();
-          }
-          history.replaceState(null, "", path);
-          talk.dataset.run = path.split("/")[2];
-          follows = true;
-          await refresh();
-          toEnd();
-        },
-      });
-    }
-    for (const button of talk.querySelectorAll("form[data-inline]")) inline(button, refresh);
-  }
-
-  setInterval(() => {
-    const element = byId("clock");
-    if (clock && element) element.textContent = clockText(clock.seconds + (performance.now() - clock.at) / 1000);
-  }, 100);
-  // Its place among those that wait is no event; other tabs may add turns.
-  whileSeen(4000, () => (talk.querySelector(".turn.queued") || byId("away")) && refresh());
-  // A browser has six connections for a hub; pages nobody sees leave theirs to the others, and only look how it stands.
-  document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) return refresh().then(resume);
-    stream?.close();
-    stream = null;
-  });
-  setInterval(() => document.hidden && "live" in talk.dataset && refresh(), 15000);
-  startClock();
-  ready();
-  resume();
-  const chosen = byId(`turn-${talk.dataset.chosen}`);
-  const asked = talk.querySelector(".approval form");
-  if (asked && !location.hash) asked.closest(".approval").scrollIntoView({ block: "center" });
-  else if ("live" in talk.dataset && talk.dataset.chosen === talk.dataset.run && !location.hash) toEnd();
-  else if (chosen && !location.hash && talk.querySelectorAll("[data-turn]").length > 1) chosen.scrollIntoView();
-  look();
 }
 
 /** Sends a form of one button without leaving the page. */
@@ -719,6 +422,8 @@ document.addEventListener("DOMContentLoaded", () => {
   if (lists) refreshLists(lists);
   if (talk) converse(talk);
   watch(document);
+  whileSeen(10000, growOld);
+  if (!talk && !document.querySelector("[data-refresh]")) whileSeen(15000, () => fetched("/static/icon.svg")); // shows whether the hub is away
   document.addEventListener("submit", (event) => {
     // Forms in the lists come and go.
     if (event.target.matches("#lists form[data-inline]") && !inlined.has(event.target)) {

@@ -1,24 +1,10 @@
-// Keeps the list of a page fresh while the page is looked at. A form that somebody uses in it is left alone.
+// Keeps the list of a page fresh while the page is visible. A form in it that has the focus stays as it is.
 "use strict";
 
 const list = document.querySelector("[data-refresh]");
-let asking = false;
 
-async function refresh() {
-  if (!list || asking || document.hidden || list.contains(document.activeElement)) return;
-  asking = true;
-  try {
-    const reply = await fetch(list.dataset.refresh, { headers: { Accept: "text/html" } });
-    if (reply.status === 401) location.reload();
-    if (!reply.ok) return;
-    const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
-    if (!list.contains(document.activeElement)) list.replaceChildren(...fresh.body.childNodes);
-  } catch {
-    // the hub is away; the next time may do
-  } finally {
-    asking = false;
-  }
-}
-
-setInterval(refresh, 5000);
-document.addEventListener("visibilitychange", refresh);
+if (list) whileSeen(5000, async () => {
+  const used = () => list.contains(document.activeElement);
+  const news = used() ? null : await fetched(list.dataset.refresh);
+  if (news && !used()) becomeChildren(list, list.firstChild, [...news.childNodes]);
+});
