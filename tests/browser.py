@@ -1,4 +1,7 @@
-"""A real browser for the tests: headless Chromium, spoken to over its DevTools protocol, without a driver between."""
+"""A real browser for the tests: headless Chromium, spoken to over its DevTools protocol, without a driver between.
+
+`tests/firefox.py` drives Firefox; a page of either is a `Screen`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,27 +30,119 @@ _FLAGS = (
 )
 
 
-def program() -> str:
-    """Chromium's path. Where there is none the test is skipped, loudly, and on CI it fails."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+def program(*names: str) -> str:
+    """Return the path of the first of these programs. Without one the test is skipped, loudly, and on CI it fails."""
+    found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        reason = "THE PAGES ARE NOT TESTED IN A BROWSER: install chromium"
+        reason = f"THE PAGES ARE NOT TESTED IN A BROWSER: install {names[0]}"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     return found
 
 
-class Page:
-    """One page of a browser, and what a person does with it. `requests` and `errors` are what happened on it."""
+class Screen(ABC):
+    """One page of a browser, as a person uses it: `errors` of its scripts and requests, and addresses it asked for."""
 
-    def __init__(self, address: str) -> None:
-        self._socket = Client.connect(address)
-        self._ids = itertools.count(1)
+    def __init__(self) -> None:
         self.errors: list[str] = []
         self.requests: list[str] = []
+
+    @abstractmethod
+    def js(self, expression: str) -> Any:
+        """Return the value of a JavaScript expression on the page; None while the page changes."""
+
+    @abstractmethod
+    def go(self, url: str) -> None:
+        """Open an address and wait until its page is complete."""
+
+    @abstractmethod
+    def fill(self, selector: str, text: str) -> None:
+        """Type a text into an empty field."""
+
+    @abstractmethod
+    def click(self, selector: str) -> None:
+        """Click in the middle of an element that the page has."""
+
+    @abstractmethod
+    def press(self, key: str) -> None:
+        """Press and release `Enter` or another named key."""
+
+    @abstractmethod
+    def window(self, width: int, height: int) -> None:
+        """Set the size of the page in CSS pixels."""
+
+    @abstractmethod
+    def front(self) -> None:
+        """Make it the visible tab."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the page."""
+
+    def wait(self, expression: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true."""
+        try:
+            wait_until(lambda: self.js(f"Boolean({expression})"), expression, seconds)
+        except pytest.fail.Exception as failure:
+            pytest.fail(f"{failure}\n{self.js('location.href')}\n{self.text()[:3000]}", pytrace=False)
+
+    def reload(self) -> None:
+        self.js("window.old = true")
+        self.js("location.reload()")
+        self.wait("window.old !== true")
+        self.settled()
+
+    def back(self) -> None:
+        """Go back, as with the browser's button, to a page that has another address."""
+        before = json.dumps(self.js("location.href"))
+        self.js("history.back()")
+        self.wait(f"location.href !== {before}")
+        self.settled()
+
+    def settled(self) -> None:
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def text(self, selector: str = "body") -> str:
+        """Return the visible text of an element."""
+        return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+
+    def shows(self, text: str, selector: str = "body", seconds: float = 60) -> None:
+        """Wait until an element shows a text."""
+        self.wait(f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})", seconds)
+
+    def tap(self, selector: str) -> None:
+        """Click an element once it has stopped moving and nothing covers it."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(found)
+        look = (
+            f"(() => {{ const one = {found}; if (!one || one.disabled) return null;"
+            " one.scrollIntoView({block: 'center', behavior: 'instant'}); const r = one.getBoundingClientRect();"
+            " const [x, y] = [r.x + r.width / 2, r.y + r.height / 2];"
+            " return one.contains(document.elementFromPoint(x, y)) ? [x, y] : null })()"
+        )
+        places = [None]
+
+        def steady() -> bool:
+            places.append(self.js(look))
+            return places[-1] is not None and places[-1] == places[-2]
+
+        wait_until(steady, f"{selector} to be steady", 60)
+        self.click(selector)
+
+
+class Page(Screen):
+    """A page of Chromium."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._socket = Client.connect(address)
+        self._ids = itertools.count(1)
         for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
             self.call(f"{domain}.enable")
+        self.front()
+
+    def front(self) -> None:
         self.call("Page.bringToFront")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -54,7 +150,7 @@ class Page:
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            said = json.loads(self._socket.receive(timeout=30))
+            said = json.loads(self._socket.receive(timeout=120))
             if said.get("id") == number:
                 assert "error" not in said, (method, said)
                 return dict(said["result"])
@@ -83,13 +179,6 @@ class Page:
         """From the next page on none of its scripts runs."""
         self.call("Emulation.setScriptExecutionDisabled", value=True)
 
-    def wait(self, expression: str, seconds: float = 15) -> None:
-        """Wait until a JavaScript expression is true."""
-        try:
-            wait_until(lambda: self.js(f"Boolean({expression})"), expression, seconds)
-        except pytest.fail.Exception as failure:
-            pytest.fail(f"{failure}\n{self.js('location.href')}\n{self.text()[:3000]}", pytrace=False)
-
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)
         self.settled()
@@ -99,17 +188,6 @@ class Page:
         self.call("Page.reload")
         self.wait("window.old !== true")
         self.settled()
-
-    def settled(self) -> None:
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
-
-    def text(self, selector: str = "body") -> str:
-        """What a person reads there."""
-        return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
-
-    def shows(self, text: str, selector: str = "body", seconds: float = 15) -> None:
-        """Wait until a text is there to be read."""
-        self.wait(f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})", seconds)
 
     def fill(self, selector: str, text: str) -> None:
         """Type a text into a field that is empty, key by key as far as the page can tell."""
@@ -126,6 +204,11 @@ class Page:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+
+    def press(self, key: str) -> None:
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, **(text if kind == "keyDown" else {}))
 
     def choose(self, selector: str, path: Path) -> None:
         """Choose a file in a file field."""
@@ -158,7 +241,7 @@ class Browser:
 
     def page(self) -> Page:
         with urllib3.PoolManager(retries=False) as pool:
-            opened = pool.request("PUT", f"{self._address}/json/new?about:blank", timeout=30).json()
+            opened = pool.request("PUT", f"{self._address}/json/new?about:blank", timeout=120).json()
         page = Page(opened["webSocketDebuggerUrl"])
         page.window(1280, 900)
         self._pages.append(page)
@@ -175,7 +258,12 @@ def browser_in(folder: Path) -> Iterator[Browser]:
     """A browser with an empty profile of its own for the time of the block."""
     profile = folder / "profile"
     process = subprocess.Popen(
-        [program(), *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        [
+            program("chromium", "chromium-browser", "google-chrome"),
+            *_FLAGS,
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ],
         env={"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -183,7 +271,7 @@ def browser_in(folder: Path) -> Iterator[Browser]:
     )
     told = profile / "DevToolsActivePort"
     try:
-        wait_until(lambda: told.exists() and told.read_text().count("\n"), "Chromium to listen", 30)
+        wait_until(lambda: told.exists() and told.read_text().count("\n"), "Chromium to listen", 120)
         browser = Browser(int(told.read_text().split("\n")[0]))
         yield browser
         browser.close()
@@ -195,4 +283,4 @@ def browser_in(folder: Path) -> Iterator[Browser]:
             process.kill()
             process.wait()
         # Its helpers write into the profile until they have gone.
-        wait_until(lambda: shutil.rmtree(profile, ignore_errors=True) or not profile.exists(), "the profile to go")
+        wait_until(lambda: shutil.rmtree(profile, ignore_errors=True) or not profile.exists(), "the profile to go", 60)

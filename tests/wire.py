@@ -1,4 +1,4 @@
-"""A wire between an agent and its hub for the tests: it carries bytes, can be cut, and cuts what is idle if told to."""
+"""A wire between two programs for the tests: it carries bytes, and can be cut, be silent, or cut idle connections."""
 
 from __future__ import annotations
 
@@ -21,14 +21,27 @@ class Wire:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.cut_for_silence = 0
         self._pairs: dict[socket.socket, socket.socket] = {}
+        self._clients: list[socket.socket] = []
+        self._silent = threading.Event()
         self._spoke: dict[socket.socket, float] = {}
-        self._cut = self._closing = False
+        self._cut = self._lost = self._closing = False
+        self._dead: list[socket.socket] = []  # clients whose connections a silence has ended
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def cut(self) -> None:
         """Break every connection there is, with a reset; new ones are carried."""
         self._cut = True
+
+    def lose(self) -> None:
+        """Carry nothing, as a network that is lost: connections stay open and silent, new ones are not accepted."""
+        self._silent.clear()
+        self._lost = True
+        self._silent.wait()
+
+    def restore(self) -> None:
+        """Carry new connections again. One from before stays silent, and is reset when its client sends on it."""
+        self._lost = False
 
     def close(self) -> None:
         self._closing = True
@@ -37,10 +50,17 @@ class Wire:
 
     def _run(self) -> None:
         while not self._closing:
-            ready, _, _ = select.select([self._listener, *self._pairs], [], [], 0.02)
+            if self._lost:
+                self._silence()
+                time.sleep(0.02)
+                continue
+            ready, _, _ = select.select([self._listener, *self._pairs, *self._dead], [], [], 0.02)
             for each in ready:
                 if each is self._listener:
                     self._accept()
+                elif each in self._dead:
+                    self._dead.remove(each)
+                    _reset(each)
                 elif each in self._pairs:
                     self._carry(each)
             if self._cut:
@@ -51,6 +71,19 @@ class Wire:
                 self.cut_for_silence += len(silent)
                 self._break(silent)
         self._break(list(self._pairs))
+        for client in self._dead:
+            client.close()
+
+    def _silence(self) -> None:
+        """Forget all connections, and end them on the side of the server."""
+        for client in [side for side in self._clients if side in self._pairs]:
+            server = self._pairs.pop(client)
+            del self._pairs[server]
+            server.close()
+            self._dead.append(client)
+        self._silent.set()
+        self._clients.clear()
+        self._spoke.clear()
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
@@ -59,6 +92,7 @@ class Wire:
         except OSError:
             client.close()
             return
+        self._clients = [side for side in (*self._clients, client) if side is client or side in self._pairs]
         self._pairs |= {client: server, server: client}
         self._spoke |= {client: time.monotonic(), server: time.monotonic()}
 
@@ -83,8 +117,14 @@ class Wire:
             for each in (side, other):
                 self._spoke.pop(each, None)
                 if reset:
-                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                each.close()
+                    _reset(each)
+                else:
+                    each.close()
+
+
+def _reset(side: socket.socket) -> None:
+    side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    side.close()
 
 
 @contextlib.contextmanager
