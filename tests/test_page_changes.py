@@ -295,7 +295,7 @@ def test_no_page_scrolls_sideways(hub: Hub, browser: Browser, width: int) -> Non
     ):
         screen.go(hub.url + path)
         sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"  # without the bar
-        assert screen.js(sideways) == 0, path
+        assert screen.js(sideways) <= 0, path  # less where room is kept for the bar
     assert screen.errors == []
     screen.close()
 

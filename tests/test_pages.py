@@ -459,7 +459,7 @@ def test_nothing_that_comes_from_outside_becomes_markup(hub: Hub, visitor: Visit
     finished(hub, execution_id)
     evil_zip = (f"{EVIL}.zip", make_zip({f"{EVIL.replace('/', '-')}": "x"}).read())
     named = run_id(visitor.run(EVIL, zip=evil_zip, labels=f"{EVIL} too"))
-    wait_until(lambda: "waits for" in visitor.get("/lists").data.decode(), "the hub has looked for such a machine")
+    wait_until(lambda: "Waits for" in visitor.get("/lists").data.decode(), "the hub has looked for such a machine")
     pages = [
         visitor.get(path).data.decode()
         for path in ("/", f"/runs/{execution_id}", f"/runs/{named}", f"/login?next={EVIL}")

@@ -62,7 +62,7 @@ _SENTENCES = {
     "UNAUTHORIZED": "You are not logged in any more. Log in, then go back and try again.",
     "NOT_FOUND": "There is no page at this address.",
     "METHOD_NOT_ALLOWED": "This address does not take that.",
-    "EXECUTION_NOT_FOUND": "There is no such execution, or it belongs to another key.",
+    "EXECUTION_NOT_FOUND": "There is no such run, or it belongs to another owner.",
     "INTERNAL": "Internal error. See logs/web.log on the hub's machine.",
     "WRONG_HOST": "This hub does not answer to that host name; use its address, or start it with --allowed-host.",
 }
