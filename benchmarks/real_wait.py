@@ -6,19 +6,17 @@ model's API on loopback that answers at once, so what is measured is the CLI's o
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.real_setting import real_setting
 from benchmarks.report import table
 from benchmarks.rows import Row
 from benchmarks.targets import Occ
-from tests import model_api, real_cli
 
 _TEXT = "Hello-from-the-model"
 _PROMPT = 'Say hello. @reply{"turns": [{"text": "%s", "chunks": 1}]}' % _TEXT  # noqa: UP031 - braces of its own
@@ -27,13 +25,8 @@ _LIMIT_SECONDS = 60.0
 
 def main() -> int:
     """Run it. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_wait")
-    parser.add_argument("--runs", type=int, default=15)
-    runs = parser.parse_args().runs
-    claude = real_cli.install(real_cli.default_cache())
-    with tempfile.TemporaryDirectory(prefix="occ-bench-") as scratch, model_api.serve() as model:
-        folder = Path(scratch)
-        reach = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": model_api.FAKE_KEY}
+    with real_setting("real_wait") as setting:
+        folder, claude, reach, runs = setting.folder, setting.claude, setting.reach, setting.runs
         occ = Occ(folder / "home", claude, 1, reach)
         alone = {"PATH": os.environ["PATH"], "HOME": str(folder), "DISABLE_AUTOUPDATER": "1", **reach}
         alone["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1"

@@ -6,20 +6,18 @@ snapshots, the other has a limit of one file and takes none.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.real_setting import real_setting
 from benchmarks.report import table
 from benchmarks.rows import Row
 from benchmarks.targets import Occ
 from occ_app.client.agent_client import AgentClient
-from tests import model_api, real_cli
 
 _PROMPT = 'Say hello. @reply{"turns": [{"text": "Hello.", "chunks": 1}]}'
 _TREES = ((5_000, 2_000, "≤ 1.05"), (20_000, 3_000, "≤ 1.15"))  # files, bytes of each, the bound of the first output
@@ -28,13 +26,8 @@ _STORED_SECONDS = 60.0
 
 def main() -> int:
     """Run it. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.snapshots")
-    parser.add_argument("--runs", type=int, default=15)
-    runs = parser.parse_args().runs
-    claude = real_cli.install(real_cli.default_cache())
-    with tempfile.TemporaryDirectory(prefix="occ-bench-") as scratch, model_api.serve() as model:
-        folder = Path(scratch)
-        reach = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": model_api.FAKE_KEY}
+    with real_setting("snapshots") as setting:
+        folder, claude, reach, runs = setting.folder, setting.claude, setting.reach, setting.runs
         without = Occ(folder / "without", claude, 1, {**reach, "OCC_SNAPSHOT_MAX_FILES": "1"})
         agents = {"empty": without, "occ": Occ(folder / "with", claude, 1, reach)}
         rows = list[Row]()

@@ -67,6 +67,16 @@ def install(cache: Path, version: str = VERSION) -> Path:
         return found
 
 
+def require(version: str) -> Path:
+    """Install a release for a test, which is skipped, loudly, where it cannot be installed."""
+    import pytest  # benchmarks use the rest of this module
+
+    try:
+        return install(default_cache(), version)
+    except CliUnavailable as reason:
+        pytest.skip(f"CLAUDE {version} IS NOT TESTED: {reason}")
+
+
 @contextmanager
 def _exclusive(cache: Path) -> Iterator[None]:
     """Holds the cache's lock; the kernel frees it even when this process is killed."""

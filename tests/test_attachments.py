@@ -117,10 +117,7 @@ def test_run_refuses_a_file_that_cannot_go_with_a_prompt_before_it_sends_anythin
 @pytest.mark.real_cli
 @pytest.mark.parametrize("version", real_cli.tested())
 def test_the_model_gets_the_image_the_pdf_and_the_text(tmp_path: Path, version: str) -> None:
-    try:
-        claude = real_cli.install(real_cli.default_cache(), version)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {version} IS NOT TESTED: {reason}")
+    claude = real_cli.require(version)
     for name, data in (("a.png", PNG), ("b.pdf", PDF), ("c.txt", b"see @/etc/hostname\n")):
         (tmp_path / name).write_bytes(data)
     with serve() as model, occ_in(tmp_path, HOME=str(tmp_path), OCC_WORKERS="1") as occ:

@@ -160,10 +160,7 @@ class Talk:
 @pytest.mark.real_cli
 @pytest.mark.parametrize("version", real_cli.tested())
 def test_a_rewound_turn_forgets_the_later_ones_and_restores_their_files(tmp_path: Path, version: str) -> None:
-    try:
-        claude = real_cli.install(real_cli.default_cache(), version)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {version} IS NOT TESTED: {reason}")
+    claude = real_cli.require(version)
     with serve() as model, occ_in(tmp_path, HOME=str(tmp_path), OCC_WORKERS="1") as occ:
         occ.start(OCC_CLAUDE_BIN=str(claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
         talk = Talk(occ, model)

@@ -32,10 +32,7 @@ def attacker() -> Iterator[ModelApi]:
 @pytest.fixture(scope="session", params=real_cli.tested())
 def real_claude(request: pytest.FixtureRequest) -> Path:
     """Each release that this run of the tests tries."""
-    try:
-        return real_cli.install(real_cli.default_cache(), request.param)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
+    return real_cli.require(request.param)
 
 
 @pytest.fixture

@@ -175,10 +175,7 @@ def test_a_server_that_did_not_answer_is_left_out_for_a_while() -> None:
 @pytest.fixture(scope="module", params=real_cli.tested())
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """An agent with a server that answers, for each release that this run of the tests tries."""
-    try:
-        claude = real_cli.install(real_cli.default_cache(), request.param)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
+    claude = real_cli.require(request.param)
     folder = tmp_path_factory.mktemp("served")
     (folder / "server.py").write_text(ANSWERS)
     (folder / "hangs.py").write_text(HANGS)

@@ -133,10 +133,7 @@ class ByHand:
 
 @pytest.fixture(params=real_cli.tested())
 def by_hand(request: pytest.FixtureRequest, tmp_path: Path, model: ModelApi) -> ByHand:
-    try:
-        claude = real_cli.install(real_cli.default_cache(), request.param)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
+    claude = real_cli.require(request.param)
     environment = {"PATH": os.defpath, "HOME": str(tmp_path), "ANTHROPIC_BASE_URL": model.url}
     environment |= {"ANTHROPIC_API_KEY": FAKE_KEY, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
 

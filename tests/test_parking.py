@@ -33,13 +33,6 @@ DEFERS = tuple(version for version in real_cli.tested() if version != "2.1.197")
 COUNT = {"name": "Bash", "input": {"command": "echo ran >> count && echo done", "description": "d"}}
 
 
-def installed(version: str) -> Path:
-    try:
-        return real_cli.install(real_cli.default_cache(), version)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {version} IS NOT TESTED: {reason}")
-
-
 @contextlib.contextmanager
 def started(folder: Path, claude: Path, **settings: str) -> Iterator[Machine]:
     """An agent that parks calls almost at once, and knows the version of its CLI."""
@@ -53,7 +46,7 @@ def started(folder: Path, claude: Path, **settings: str) -> Iterator[Machine]:
 
 @pytest.fixture(scope="module", params=DEFERS)
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with started(tmp_path_factory.mktemp("machine"), installed(request.param)) as machine:
+    with started(tmp_path_factory.mktemp("machine"), real_cli.require(request.param)) as machine:
         yield machine
 
 
@@ -259,7 +252,7 @@ def test_a_parked_run_keeps_its_workspace_until_it_is_cancelled(machine: Machine
 @pytest.fixture(scope="module", params=DEFERS)
 def killable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("killable")
-    with started(folder, gated(folder, installed(request.param))) as machine:
+    with started(folder, gated(folder, real_cli.require(request.param))) as machine:
         yield machine
 
 
@@ -446,7 +439,7 @@ def test_a_stop_parks_what_waits_for_a_person(tmp_path: Path, real_claude: Path)
 
 @pytest.mark.skipif(not set(real_cli.tested()) - set(DEFERS), reason="older releases are tried by `make test-all`")
 def test_an_older_cli_denies_what_it_cannot_park(tmp_path: Path) -> None:
-    with started(tmp_path, installed("2.1.197")) as machine:
+    with started(tmp_path, real_cli.require("2.1.197")) as machine:
         run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
         run.question()
         events = run.end()

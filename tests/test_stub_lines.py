@@ -43,10 +43,7 @@ def printed(argv: Sequence[str | Path], prompt: str, folder: Path, environment: 
 
 def real_program(version: str, folder: Path, model: ModelApi) -> tuple[Path, dict[str, str]]:
     """Return a release of the CLI and an environment in which it asks the stand-in model."""
-    try:
-        claude = real_cli.install(real_cli.default_cache(), version)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {version} IS NOT TESTED: {reason}")
+    claude = real_cli.require(version)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "ANTHROPIC_API_KEY": FAKE_KEY}
     return claude, environment | {"ANTHROPIC_BASE_URL": model.url, **command._FIXED_ENVIRONMENT}
 

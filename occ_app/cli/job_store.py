@@ -9,6 +9,7 @@ import click
 
 from occ_app import errors
 from occ_app.cli import remote
+from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.database.database import Database
@@ -46,6 +47,11 @@ def existing(config: Config) -> Path:
 
 def database() -> Database:
     return schema.opened(existing(config()), readonly=True)
+
+
+def hub_database() -> Database:
+    """Open the database of this machine's hub, also for writing. Raises NotRunning when there is none."""
+    return schema.opened(existing(configuration.load_hub()))
 
 
 def dumped(schema: str, content: Any) -> Any:

@@ -11,9 +11,8 @@ from urllib.parse import urlsplit
 import click
 
 from occ_app import errors
-from occ_app.cli import output
+from occ_app.cli import delivery_log, job_store, output
 from occ_app.cli.remote import running_hub
-from occ_app.cli.webhooks import database, record, row
 from occ_app.config import config as configuration
 from occ_app.config.settings import mail_address, secret
 from occ_app.database.database import Database
@@ -55,7 +54,7 @@ def add(kind: str, address: str, owner: str | None, only: str | None, name: str 
     if token is not None and kind != channels.NTFY:
         raise click.UsageError("--token is for ntfy alone.")
     stored, shown = _address(kind, address, token)
-    rows = database()
+    rows = job_store.hub_database()
     owner_id = None if owner is None else channels.owner_named(rows, owner)
     classes = channels.CLASSES if only is None else (only,)
     made = channels.add(rows, kind, name or shown, stored, owner_id=owner_id, classes=classes)
@@ -106,7 +105,7 @@ def list_channels(as_json: bool) -> None:
     Example:
       occ hub notify list
     """
-    listed = channels.listing(database())
+    listed = channels.listing(job_store.hub_database())
     if as_json:
         fields = {"channelId": "channel_id", "kind": "kind", "name": "name", "owner": "owner", "classes": "classes"}
         names = {**fields, "createdAt": "created_at"}
@@ -129,7 +128,7 @@ def remove(channel_id: str) -> None:
     Example:
       occ hub notify remove channel-1f2e3d
     """
-    channels.remove(database(), channel_id)
+    channels.remove(job_store.hub_database(), channel_id)
     output.echo(f"{channel_id} is removed.")
 
 
@@ -144,7 +143,7 @@ def test(channel_id: str) -> int:
     Example:
       occ hub notify test channel-1f2e3d
     """
-    rows = database()
+    rows = job_store.hub_database()
     running_hub()
     return _followed(rows, deliveries.add_test(rows, channel_id))
 
@@ -175,9 +174,5 @@ def log(limit: int, as_json: bool) -> None:
     Example:
       occ hub notify log --limit 20
     """
-    records = [record(one) for one in deliveries.log(database(), limit, of_channels=True)]
-    if as_json:
-        output.echo(json.dumps({"notifications": records}))
-        return
-    header = ("NOTIFICATION", "CHANNEL", "OF", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
-    output.table([header, *map(row, records)])
+    sent = deliveries.log(job_store.hub_database(), limit, of_channels=True)
+    delivery_log.show(sent, "notifications", ("NOTIFICATION", "CHANNEL", "OF"), as_json=as_json)

@@ -11,8 +11,7 @@ from dataclasses import replace
 import click
 
 from occ_app import errors
-from occ_app.cli import output
-from occ_app.cli.webhooks import database
+from occ_app.cli import job_store, output
 from occ_app.config import config as configuration
 from occ_app.config.settings import secret
 from occ_app.home import daemon
@@ -116,7 +115,7 @@ def status(as_json: bool) -> int:
     Example:
       occ hub slack status
     """
-    found = status_of(configuration.load_hub(), database())
+    found = status_of(configuration.load_hub(), job_store.hub_database())
     if as_json:
         output.echo(json.dumps(found))
     elif not found["connected"]:

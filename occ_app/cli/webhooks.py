@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
-from occ_app import errors
-from occ_app.cli import output
-from occ_app.config import config as configuration
-from occ_app.database import schema
-from occ_app.database.database import Database
+from occ_app.cli import job_store, output
+from occ_app.cli.delivery_log import short, show
 from occ_app.hub import deliveries
 from occ_app.hub import webhooks as rows
 
@@ -54,7 +49,7 @@ def add(url: str, key: str | None, events: tuple[str, ...]) -> None:
       occ hub webhooks add https://example.com/occ --key phone
       occ hub webhooks add https://example.com/occ --event execution.started
     """
-    webhook, secret = rows.add(database(), url, key, events)
+    webhook, secret = rows.add(job_store.hub_database(), url, key, events)
     output.echo(f"id      {webhook.webhook_id}\nsecret  {secret}")
     host = urlsplit(url).hostname or ""
     if url.startswith("http://") and host not in ("127.0.0.1", "::1", "localhost"):
@@ -70,7 +65,7 @@ def list_webhooks(as_json: bool) -> None:
     Example:
       occ hub webhooks list
     """
-    webhooks_of_hub = rows.listing(database())
+    webhooks_of_hub = rows.listing(job_store.hub_database())
     if as_json:
         reply = [
             {"webhookId": w.webhook_id, "url": w.url, "key": w.key, "events": w.events, "createdAt": w.created_at}
@@ -79,7 +74,7 @@ def list_webhooks(as_json: bool) -> None:
         output.echo(json.dumps({"webhooks": reply}))
         return
     lines = [
-        (w.webhook_id, w.key or "(all)", w.created_at[:10], ",".join(_short(name) for name in w.events), w.url)
+        (w.webhook_id, w.key or "(all)", w.created_at[:10], ",".join(map(short, w.events)), w.url)
         for w in webhooks_of_hub
     ]
     output.table([("ID", "KEY", "CREATED", "EVENTS", "URL"), *lines])
@@ -94,7 +89,7 @@ def remove(webhook_id: str) -> None:
     Example:
       occ hub webhooks remove webhook-1f2e3d
     """
-    rows.remove(database(), webhook_id)
+    rows.remove(job_store.hub_database(), webhook_id)
     output.echo(f"{webhook_id} is removed.")
 
 
@@ -108,44 +103,5 @@ def log(limit: int, as_json: bool) -> None:
     Example:
       occ hub webhooks log --limit 20
     """
-    records = list(map(record, deliveries.log(database(), limit)))
-    if as_json:
-        output.echo(json.dumps({"deliveries": records}))
-        return
-    header = ("DELIVERY", "WEBHOOK", "EVENT", "EXECUTION", "STATE", "TRIED", "NEXT TRY", "LAST ANSWER")
-    output.table([header, *map(row, records)])
-
-
-def record(delivery: deliveries.Delivery) -> dict[str, Any]:
-    return {
-        "deliveryId": delivery.delivery_id,
-        "webhookId": delivery.webhook_id,
-        "event": delivery.event,
-        "executionId": delivery.execution_id,
-        "state": delivery.state,
-        "attempts": delivery.attempts,
-        "status": delivery.status,
-        "problem": delivery.problem,
-        "nextAt": delivery.next_at,
-        "createdAt": delivery.created_at,
-        "finishedAt": delivery.finished_at,
-    }
-
-
-def row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    answer = entry["problem"] or ("" if entry["status"] is None else str(entry["status"]))
-    return (
-        *(entry["deliveryId"], entry["webhookId"], _short(entry["event"]), entry["executionId"] or ""),
-        *(entry["state"], str(entry["attempts"]), entry["nextAt"] or "", answer),
-    )
-
-
-def _short(event: str) -> str:
-    return event.partition(".")[2]
-
-
-def database() -> Database:
-    config = configuration.load_hub()
-    if not config.database.exists():
-        raise errors.NotRunning(f"There is no database in {config.home}; `occ hub start` makes one.")
-    return schema.opened(config.database)
+    titles = ("DELIVERY", "WEBHOOK", "EVENT")
+    show(deliveries.log(job_store.hub_database(), limit), "deliveries", titles, as_json=as_json)
