@@ -13,7 +13,7 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-# The same, and with every release of Claude Code that OCC supports, real proxies and a generated client.
+# The same, and with every release of Claude Code that OCC supports, a browser, real proxies and a generated client.
 test-all: export TEST_ALL = 1
 test-all: test
 

@@ -29,6 +29,10 @@ _FLAGS = (
     *("--force-device-scale-factor=1", "--remote-debugging-port=0", "--remote-allow-origins=*"),
 )
 
+in_browser = pytest.mark.skipif(
+    not os.environ.get("TEST_ALL"), reason="the pages are tried in a browser by `make test-all`"
+)
+
 
 def program(*names: str) -> str:
     """Return the path of the first of these programs. Without one the test is skipped, loudly, and on CI it fails."""

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import Browser, Page, browser_in
+from tests.browser import Browser, Page, browser_in, in_browser
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.real_hub import Hub, hub_in
 from tests.test_live_text import ANSWER
+
+pytestmark = in_browser
 
 REFUSED = "Failed to load resource: the server responded with a status of 4"
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.browser import Browser, browser_in
+from tests.browser import Browser, browser_in, in_browser
 from tests.conftest import make_zip, steps, wait_until
 from tests.real_hub import Hub, hub_in
 from tests.test_pages import Visitor
@@ -252,6 +252,7 @@ def test_each_page_takes_less_than_sixty_kilobytes_of_styles_and_scripts(visitor
         assert sum(len(visitor.get(link).data) for link in links) < 60_000, path
 
 
+@in_browser
 def test_a_phone_logs_in_by_a_link_and_its_address_has_no_code_afterwards(hub: Hub, browser: Browser) -> None:
     link = hub.command("pair", "--role", "admin", "--owner", "tester").stdout.strip()
     code = link.partition("#")[2]
@@ -273,6 +274,7 @@ def test_a_phone_logs_in_by_a_link_and_its_address_has_no_code_afterwards(hub: H
     phone.close()
 
 
+@in_browser
 @pytest.mark.parametrize("width", [320, 390, 720])
 def test_no_page_scrolls_sideways(hub: Hub, browser: Browser, width: int) -> None:
     """720 pixels are a window of 1,440 at twice the size."""
@@ -300,6 +302,7 @@ def test_no_page_scrolls_sideways(hub: Hub, browser: Browser, width: int) -> Non
     screen.close()
 
 
+@in_browser
 def test_the_list_of_machines_is_kept_fresh(hub: Hub, browser: Browser) -> None:
     screen = browser.page()
     screen.go(f"{hub.url}/login")

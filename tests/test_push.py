@@ -23,7 +23,7 @@ from occ_app.hub.channels import Channel
 from occ_worker.notify import web_push
 from occ_worker.notify.message import Message
 from tests import sentences
-from tests.browser import browser_in
+from tests.browser import browser_in, in_browser
 from tests.conftest import wait_until
 from tests.hub_app import HubApp, hub_app
 from tests.push_service import Subscription, decoded, verified_claims
@@ -330,6 +330,7 @@ def test_a_subscription_is_checked_again_when_it_is_called(hub: HubApp) -> None:
         push.check_service(hub.config, "https://evil.example/")
 
 
+@in_browser
 def test_a_real_browser_subscribes_on_the_page_and_shows_the_decrypted_push(tmp_path: Path, service: Receiver) -> None:
     subscription = Subscription()
     keys_of_browser = {"p256dh": subscription.p256dh, "auth": http_auth(subscription)}
