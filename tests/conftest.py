@@ -25,6 +25,7 @@ from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
 from occ_app.database import database as db
 from tests import command_server, model_api, real_cli
+from tests import fake_claude as stand_in_cli
 from tests.databases import make_database
 
 if TYPE_CHECKING:
@@ -262,7 +263,8 @@ def fake_claude(tmp_path: Path) -> Path:
 
 def stand_in(folder: Path) -> Path:
     path = folder / "fake-claude"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_CLAUDE}" "$@"\n')
+    version = f'if [ "$1" = --version ]; then echo "{stand_in_cli.VERSION} (a stand-in)"; exit; fi'
+    path.write_text(f'#!/bin/sh\n{version}\nexec "{sys.executable}" -S "{FAKE_CLAUDE}" "$@"\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 

@@ -21,18 +21,24 @@ A text that comes while a tool waits for a PATH is reported as taken after the t
 Without a result, an exit or a kill among the steps a successful result is the last one.
 """
 
-import base64
+import binascii
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-import uuid
 
 VERSION = "9.9.9"
-SESSION = str(uuid.uuid4())
+
+
+def unique():
+    """A random UUID; `uuid`, like `subprocess`, takes longer to load than all the rest."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+
+
+SESSION = unique()
 
 
 def main():
@@ -95,7 +101,7 @@ def obey_interrupts():
 def run(step):
     global stubborn
     if "say" in step:
-        message = f"msg_{uuid.uuid4().hex}"
+        message = f"msg_{os.urandom(16).hex()}"
         stream({"type": "message_start", "message": {"id": message}}, message)
         delta = {"type": "text_delta", "text": step["say"]}
         for _ in range(step.get("times", 1)):
@@ -105,13 +111,13 @@ def run(step):
     elif "line" in step:
         write(step["line"].encode() + b"\n")
     elif "raw" in step:
-        write(base64.b64decode(step["raw"]))
+        write(binascii.a2b_base64(step["raw"]))
     elif "flood" in step:
         piece = step["of"].encode() * max(1, 65536 // len(step["of"]))
         for _ in range(step["flood"] // len(piece)):
             write(piece)
     elif "tool" in step:
-        call = f"toolu_{uuid.uuid4().hex[:8]}"
+        call = f"toolu_{os.urandom(4).hex()}"
         block = {"type": "tool_use", "id": call, "name": step["tool"], "input": step["input"]}
         say({"type": "assistant", "message": {"id": "msg_tool", "content": [block]}})
         while "wait" in step and not os.path.exists(step["wait"]):
@@ -124,6 +130,8 @@ def run(step):
         with open(step["write"], "w") as file:
             file.write(step["text"])
     elif "sh" in step:
+        import subprocess
+
         subprocess.run(step["sh"], shell=True, check=True)
     elif "sleep" in step:
         time.sleep(step["sleep"])
@@ -153,12 +161,14 @@ def run(step):
 
 def report(message, state):
     """Say what became of a text that came during the turn."""
-    say({"type": "command_lifecycle", "command_uuid": message, "state": state, "uuid": str(uuid.uuid4())})
+    say({"type": "command_lifecycle", "command_uuid": message, "state": state, "uuid": unique()})
 
 
 def spawn(how):
     """Leave a long-lived process behind: a plain child, one in its own session, that without an environment, or one
     whose parent is gone."""
+    import subprocess
+
     code = "import os, time; open('spawned.pid', 'w').write(str(os.getpid())); time.sleep(600)"
     if how == "daemon":
         code = f"import os\nif os.fork(): os._exit(0)\nos.setsid()\n{code}"
@@ -189,7 +199,7 @@ def result(changes):
 
 
 def stream(event, message):
-    ids = {"parent_tool_use_id": None, "uuid": str(uuid.uuid4()), "api_message_id": message}
+    ids = {"parent_tool_use_id": None, "uuid": unique(), "api_message_id": message}
     say({"type": "stream_event", "event": event, "session_id": SESSION, **ids})
 
 
