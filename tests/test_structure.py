@@ -78,6 +78,33 @@ def test_a_module_imports_only_from_its_own_layer_or_a_lower_one() -> None:
     assert wrong == []
 
 
+def test_the_drawing_of_the_modules_shows_their_imports() -> None:
+    """An arrow of docs/architecture.md stands for an import that no longer path replaces."""
+    paths = {module_of(path): path for path in SOURCES}
+    imports: dict[str, set[str]] = {}
+    for module, targets in graph().items():
+        box = folder(paths[module])
+        imports.setdefault(box, set()).update({folder(paths[each]) for each in targets} - {box, "occ_app"})
+
+    def reached(box: str) -> set[str]:
+        return imports[box].union(*(reached(each) for each in imports[box]))
+
+    needed = {
+        (box, target)
+        for box in imports.keys() - {"occ_app"}
+        for target in imports[box]
+        if not any(target in reached(other) for other in imports[box])
+    }
+    drawing = (ROOT / "docs/architecture.md").read_text().partition("flowchart BT\n")[2].partition("```")[0]
+    drawn = {
+        (box, target)
+        for boxes, targets in re.findall(r"^  (.+) --> (.+)$", drawing, re.MULTILINE)
+        for box in boxes.split(" & ")
+        for target in targets.split(" & ")
+    }
+    assert drawn == needed
+
+
 def test_no_module_imports_itself_through_others() -> None:
     edges, state, cycles = graph(), dict[str, str](), list[str]()
 
