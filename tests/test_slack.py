@@ -587,79 +587,91 @@ def test_the_process_ends_when_slack_is_disconnected(office: Office, running: Ru
 
 
 def test_a_killed_process_loses_nothing_and_says_nothing_twice(tmp_path: Path, slack: FakeSlack) -> None:
-    kills_and_checks(tmp_path, slack, kills=3, mentions=8)
+    kills_and_checks(tmp_path, slack, kills=3, conversations=8, messages=1)
 
 
-def kills_and_checks(tmp_path: Path, slack: FakeSlack, kills: int, mentions: int) -> None:
-    """Kill the process at random instants under traffic; each mention must run once and have one message that ends."""
+@pytest.mark.skipif(not os.environ.get("TEST_ALL"), reason="many conversations are killed by `make test-all`")
+def test_twenty_conversations_at_once_lose_nothing_when_the_process_is_killed(tmp_path: Path, slack: FakeSlack) -> None:
+    kills_and_checks(tmp_path, slack, kills=6, conversations=20, messages=2)
+
+
+def kills_and_checks(tmp_path: Path, slack: FakeSlack, kills: int, conversations: int, messages: int) -> None:
+    """Kill the process at random instants while threads send messages, each in a conversation of its channel.
+
+    Each message must run once, after those before it, and have one message in its thread that ends.
+    """
     with hub_app(tmp_path) as hub:
-        hub.workspace("work")
         connected = Tokens("xapp-1", "xoxb-1", "T1", "Acme", "UBOT", slack.api)
         tokens.save(hub.config, connected)
         office = Office(hub, slack, SlackProcess(hub.config, connected))
         owner = office.link("ada", "UADA")
-        places = [f"w{number}" for number in range(mentions)]
-        for place in places:
-            hub.workspace(place)
+        for number in range(conversations):
+            hub.workspace(f"w{number}")
+            people.use(hub.database, "T1", f"C{number}", owner, f"w{number}")
         with hub.database.write() as connection:
             connection.execute("UPDATE workspaces SET owner_id = :owner", {"owner": owner})
-        for number, place in enumerate(places):
-            people.use(hub.database, "T1", f"C{number}", owner, place)
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OCC_HUB_HOME": str(hub.config.home)}
         command = [sys.executable, "-m", "occ_worker.slack.process"]
-        envelopes: dict[int, list[str]] = {number: [] for number in range(mentions)}
-        done, log = threading.Event(), (tmp_path / "slack.log").open("ab")
+        done, killed = threading.Event(), [0]
 
-        def worker() -> None:
+        def work() -> None:
             while not done.wait(0.05):
                 execution = lifecycle.claim(hub.database, own_identity())
                 if execution is not None:
                     office.finish(execution)
 
-        def tell() -> None:
-            """Send each mention until it is acknowledged, as Slack does."""
-            while not done.wait(0.1):
-                for number, sent in envelopes.items():
-                    if not set(sent) & set(slack.acks) and slack.sockets:
-                        event = {"type": "app_mention", "user": "UADA", "text": "<@UBOT> go"}
-                        event |= {"ts": f"8.{number}", "channel": f"C{number}"}
-                        payload = {"team_id": "T1", "event_id": f"Ev{number}", "event": event}
-                        try:
-                            sent.append(slack.send("events_api", payload))
-                        except OSError:
-                            continue
+        def converse(number: int) -> None:
+            """Send the messages of a conversation, each until it is acknowledged, as Slack does; the first mentions."""
+            for turn in range(messages):
+                event = {"type": "message", "user": "UADA", "text": f"{turn}", "channel": f"C{number}"}
+                event |= {"ts": f"8.{number}{turn:03}", "thread_ts": f"8.{number}000", "channel_type": "channel"}
+                if turn == 0:
+                    event |= {"text": "<@UBOT> 0", "type": "app_mention"}
+                    del event["thread_ts"]
+                payload = {"team_id": "T1", "event_id": f"Ev{number}-{turn}", "event": event}
+                sent = set[str]()
+                while not done.wait(0.1) and not sent & set(slack.acks):
+                    if slack.sockets and killed[0] * messages >= turn * kills:  # so that each kill has its traffic
+                        with contextlib.suppress(OSError):
+                            sent.add(slack.send("events_api", payload))
 
-        threads = [threading.Thread(target=work) for work in (worker, tell)]
+        threads = [threading.Thread(target=work)]
+        threads += [threading.Thread(target=converse, args=(number,)) for number in range(conversations)]
         for thread in threads:
             thread.start()
         sockets = len(slack.sockets)
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        try:
-            chance = random.Random(7)  # noqa: S311 - no secret
-            for _ in range(kills):
-                wait_until(lambda before=sockets: len(slack.sockets) > before, "it is connected", 60)
-                time.sleep(chance.uniform(0.0, 0.6))  # the instant is what is random here
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                sockets = len(slack.sockets)
-                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        with (tmp_path / "slack.log").open("ab") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            try:
+                chance = random.Random(7)  # noqa: S311 - no secret
+                for _ in range(kills):
+                    wait_until(lambda before=sockets: len(slack.sockets) > before, "it is connected", 60)
+                    time.sleep(chance.uniform(0.0, 0.6))  # the instant is what is random here
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    killed[0] += 1
+                    sockets = len(slack.sockets)
+                    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
-            def over() -> bool:
-                shown = slack.shown()
-                return len(shown) >= mentions and all("Done" in texts(one) for one in shown)
+                def over() -> bool:
+                    shown = slack.shown()
+                    return len(shown) >= conversations * messages and all("Done" in texts(one) for one in shown)
 
-            wait_until(over, "every message to end", 60)
-        finally:
-            done.set()
-            for thread in threads:
-                thread.join()
-            process.terminate()
-            process.wait(15)
-            log.close()
-            office.process.db.close()
-        assert sorted(one["thread_ts"] for one in slack.shown()) == sorted(f"8.{number}" for number in range(mentions))
-        assert len(office.runs()) == mentions
-        assert {one.state for one in office.runs()} == {"succeeded"}
+                wait_until(over, "every message to end", 300)
+            finally:
+                done.set()
+                for thread in threads:
+                    thread.join()
+                process.terminate()
+                process.wait(15)
+                office.process.db.close()
+        expected = sorted(f"8.{number}000" for number in range(conversations) for _ in range(messages))
+        assert sorted(one["thread_ts"] for one in slack.shown()) == expected
+        runs = office.runs()
+        assert {one.state for one in runs} == {"succeeded"}
+        for number in range(conversations):
+            prompts = [one.prompt for one in runs if one.workspace_id == f"w{number}"]
+            assert prompts == [str(turn) for turn in range(messages)]
         assert "Traceback" not in (tmp_path / "slack.log").read_text()
 
 
