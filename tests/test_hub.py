@@ -85,7 +85,8 @@ def test_a_machine_is_online_while_it_beats_and_keeps_its_id_when_it_returns(hub
     seen = hub.seen("box")
     assert (seen["state"], seen["via"], seen["labels"], seen["workers"]["total"]) == ("online", "link", ["gpu"], 2)
     box.stop()
-    assert hub.seen("box")["state"] == "offline"  # its last beat said so
+    # Its last beat says so, unless the hub took too long to answer it; test_machines.py has that beat by itself.
+    wait_until(lambda: hub.seen("box")["state"] == "offline", "it to be offline")
     box.start()
     wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")
     assert hub.seen("box")["agentId"] == seen["agentId"]
@@ -235,17 +236,6 @@ def test_keys_are_limited_and_a_revoked_one_is_refused_at_once(hub_with_box: Hub
     listed = hub.command("keys", "list").stdout
     assert listed.count("revoked") == 2
     assert "occ_" not in listed
-
-
-def test_an_agent_key_is_for_so_many_machines(hub: Hub) -> None:
-    hub.agent_key = hub.key("one-machine", "agent", "--most", "1")
-    box = hub.agent("box")
-    box.stop()
-    box.start()  # the same machine counts once
-    second = {"OCC_HOME": str(hub.place / "second"), "OCC_NAME": "second"}
-    refused = box.command("start", check=False, **second)
-    assert refused.returncode == 4
-    assert "is for 1 machines" in refused.stderr
 
 
 def test_a_version_the_hub_cannot_speak_to_is_refused_with_a_sentence(hub: Hub) -> None:

@@ -389,6 +389,28 @@ def test_a_key_s_limit_holds_for_a_machine_that_comes_with_another_key(hub: HubA
         box.start(hub)
 
 
+def test_an_agent_key_is_for_so_many_machines(hub: HubApp, tmp_path: Path) -> None:
+    few = hub.key("few", "agent", most=1)
+    box = Box(tmp_path / "only", few)
+    first = box.start(hub).state.agent_id
+    box.stop(hub)
+    assert box.start(hub).state.agent_id == first  # the same machine counts once
+    with pytest.raises(Refused, match="is for 1 machines") as refused:
+        Box(tmp_path / "second", few).start(hub, "second")
+    assert refused.value.status == 403  # with which a start ends, exit code 4
+
+
+def test_the_last_beat_of_a_machine_makes_it_offline_at_once(hub: HubApp, box: Box) -> None:
+    beat = {"seqNum": 1, "status": "healthy", "instance": machine.instance(box.config())}
+    known = state.load(box.config().state)
+    assert known is not None
+    assert hub.call("POST", f"/api/agents/{box.agent_id}/heartbeat", known.token, json=beat).status_code == 200
+    assert hub.call("GET", "/agents/box").json["state"] == "online"  # type: ignore[index]
+    stopping = beat | {"seqNum": 2, "status": "stopping"}
+    assert hub.call("POST", f"/api/agents/{box.agent_id}/heartbeat", known.token, json=stopping).status_code == 200
+    assert hub.call("GET", "/agents/box").json["state"] == "offline"  # type: ignore[index]
+
+
 def test_a_damaged_secret_is_put_aside_and_one_that_others_can_read_stops_a_start(tmp_path: Path) -> None:
     config = Box(tmp_path, "key").config()
     machine.ensure(config.machine)
