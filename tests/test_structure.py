@@ -163,6 +163,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "queries",
                 "rules",
                 "search",
+                "snippets",
                 "tally",
                 "usage",
                 "waiting",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from occ_app.config import claude_environment as cli_environment
-from occ_app.config import homes
+from occ_app.config import config_file, homes
 from occ_app.config.homes import AGENT, HUB, Program
 from occ_app.config.options import flag_of
 from occ_app.config.permission_rules import Rule, parsed
@@ -234,7 +233,7 @@ def load_hub(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] 
 def _read(program: Program, environ: Mapping[str, str], flags: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Return the home folder and the program's settings that are set."""
     home = homes.home_folder(environ, program)
-    stored = _read_toml(home / "config.toml", program)
+    stored = config_file.read_toml(home / "config.toml", program)
     values: dict[str, Any] = {}
     for setting in program.settings:
         flag = flags.get(setting.name)
@@ -279,27 +278,6 @@ def unknown_variables() -> list[str]:
         f"{name} is set and is no setting of OCC." + "".join(f" Did you mean {like}?" for like in nearest[name])
         for name in unknown
     ]
-
-
-def _read_toml(path: Path, program: Program) -> dict[str, str]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; mend it or move it away.") from None
-    names = {setting.name for setting in program.settings}
-    unknown = sorted(set(content) - names)
-    if unknown:
-        import difflib  # only to tell of a mistake: every process of a daemon loads this module
-
-        like = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(unknown[0], names, 1))
-        raise ConfigError(
-            f"{path} has a setting OCC does not know: {unknown[0]}; {like}docs/configuration.md lists all settings."
-        )
-    return {
-        name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()
-    }
 
 
 def _paths(environ: Mapping[str, str]) -> dict[str, str]:

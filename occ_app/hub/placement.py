@@ -17,9 +17,9 @@ from occ_app.executions import lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.lifecycle import Admission
 from occ_app.executions.records import Execution, Outcome, Request
-from occ_app.executions.waiting import FREE_WORKER
 from occ_app.hub import ceilings, projects
 from occ_app.hub.agents import Agent, Agents
+from occ_app.hub.choice import choose, free, suits
 from occ_app.system.process_identity import ProcessIdentity
 from occ_app.system.timestamps import iso_now
 from occ_app.workspaces.workspace import VISIBLE
@@ -56,7 +56,7 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
         raise errors.workspace_not_found(request.workspace_id)
     wanted = agents.meant(connection, request.agent).agent_id if request.agent else None
     home = agents.known(connection, row["agent_id"])
-    if home is not None and not _suits(home, wanted, request.labels):
+    if home is not None and not suits(home, wanted, request.labels):
         raise errors.Conflict(
             "WORKSPACE_ELSEWHERE",
             f"Workspace {request.workspace_id} lives on agent {home.name}; leave out `agent` and `labels`"
@@ -80,50 +80,11 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
     suitable = [
         agent
         for agent in machines
-        if (agent.agent_id == home.agent_id if home is not None else _suits(agent, wanted, request.labels))
+        if (agent.agent_id == home.agent_id if home is not None else suits(agent, wanted, request.labels))
     ]
     ceilings.check(suitable, request.permissions)
     ready = (agent for agent in suitable if agent.state == "online" and ceilings.allows(agent, request.permissions))
-    return Admission(wanted, sum(max(0, _free(agent, foreign)) for agent in ready))
-
-
-def choose(
-    execution: Execution,
-    home: str | None,
-    agents: Sequence[Agent],
-    foreign: dict[str, int],
-    reached: Callable[[Agent], bool] = lambda _: True,
-) -> Agent | str:
-    """Return the agent to run an execution on, or the reason why it waits.
-
-    `home` is the id of the agent its workspace lives on, `foreign` counts by id an agent's executions for others.
-    """
-    if home is not None:
-        suitable = [agent for agent in agents if agent.agent_id == home]
-        what = f"agent {suitable[0].name}, where its workspace lives," if suitable else "its workspace's agent"
-    else:
-        suitable = [agent for agent in agents if _suits(agent, execution.wanted_agent, execution.wanted_labels)]
-        what = "an agent"
-        if execution.wanted_agent:
-            wanted = next((agent.name for agent in agents if _suits(agent, execution.wanted_agent, ())), None)
-            what = f"agent {wanted or execution.wanted_agent}"
-            if not suitable and wanted is not None:
-                return f"{what} to have the labels {', '.join(execution.wanted_labels)}"
-        elif execution.wanted_labels:
-            what = f"an agent with the labels {', '.join(execution.wanted_labels)}"
-    allowing = [agent for agent in suitable if ceilings.allows(agent, execution.permissions)]
-    if suitable and not allowing:
-        return f"{what} to allow {execution.permissions} (OCC_PERMISSIONS there)"
-    what += f" that allows {execution.permissions}" if len(allowing) < len(suitable) else ""
-    ready = [agent for agent in allowing if agent.online and not agent.draining]
-    if not ready:
-        drained = any(agent.online for agent in allowing)
-        return f"{what} to take work again (it is draining)" if drained else f"{what} to be online"
-    ready = [agent for agent in ready if reached(agent)]
-    if not ready:
-        return f"{what} to be reached by the hub (it is online, but its link is not connected)"
-    best = max(ready, key=lambda agent: _free(agent, foreign))
-    return best if _free(best, foreign) > 0 else f"{what} {FREE_WORKER}"
+    return Admission(wanted, sum(max(0, free(agent, foreign)) for agent in ready))
 
 
 def claim(
@@ -277,14 +238,6 @@ def _shared(machines: Sequence[Agent], relays: int) -> list[Agent]:
     """Return the machines, none with more workers than its share of the hub's relays: all, or 3 of 4 beside others."""
     share = relays if sum(agent.online for agent in machines) <= 1 else max(1, relays * 3 // 4)
     return [replace(agent, workers=min(agent.workers, share)) for agent in machines]
-
-
-def _suits(agent: Agent, wanted: str | None, labels: Sequence[str]) -> bool:
-    return wanted in (None, agent.agent_id, agent.name) and set(labels) <= set(agent.labels)
-
-
-def _free(agent: Agent, foreign: dict[str, int]) -> int:
-    return agent.workers - agent.placed - foreign.get(agent.agent_id, 0)
 
 
 def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[str, int]:
