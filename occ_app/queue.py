@@ -110,7 +110,7 @@ class DoorbellStorage(SqliteStorage):
         return []
 
     def add_to_schedule(self, *_: Any) -> None:
-        raise NotImplementedError("what is due later stands in rows; see read_schedule")
+        raise NotImplementedError("later work is in rows; see read_schedule")
 
     def peek_many(self, _: Any) -> dict[str, bytes]:
         """What Huey keeps of revoked jobs: nothing, for a cancelled execution is a row's matter."""

@@ -99,7 +99,7 @@ def _delete(config: Config, database: db.Database, workspace_id: str, generation
     number = workspaces.get(database, workspace_id, generation=generation).generation
     cli = projects.cli_folders(config.cli_environment)
     ended = workspaces.delete(database, workspace_id, config.workspaces, lifecycle.end_waiting, number, cli)
-    snapshots_of(config).remove(number)  # what a kill leaves is removed by the control process
+    snapshots_of(config).remove(number)  # the control process removes the rest after a kill
     return ended
 
 

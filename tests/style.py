@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 60
+LIMIT = 45
 _AFTER_WHAT = (
     "a an the it they he no of was were comes came has had does did run runs ran wait waits tell tells say says said "
     "stand stands end ends began begins only such one two any every each nobody somebody other others this that can "

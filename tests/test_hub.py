@@ -269,7 +269,7 @@ def test_a_removed_machine_ends_what_it_ran_and_its_workspaces_are_placed_anew(h
     box = hub.agent("box")
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream, _ = begun(hub.client, steps({"say": "on and on ", "times": 10_000, "every": 0.05}), "e1")
-    assert "registers anew" in hub.command("agents", "remove", "box").stdout
+    assert sentences.REGISTERS_AGAIN in hub.command("agents", "remove", "box").stdout
     assert list(stream)[-1].data["code"] == "AGENT_LOST"
     wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is ended there")
     box.stop()

@@ -116,7 +116,7 @@ def _read(program: str, config: Config) -> Iterator[Path]:
 def _state(workspace: Path, config: Config) -> Iterator[tuple[Path, Path]]:
     """Yield the files that the CLI keeps between executions, each with its place in the view.
 
-    These are its sessions of this workspace with all that belongs to them, its login, and a copy of its own settings.
+    These are its sessions of this workspace with their files, its login, and a copy of its settings.
     """
     folder = projects.claude_folder(config.cli_environment)
     kept = projects.folders(folder, workspace)

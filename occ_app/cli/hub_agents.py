@@ -92,4 +92,4 @@ def remove(name: str) -> None:
       occ hub agents remove box
     """
     hub_client().call("DELETE", f"/agents/{quoted(name)}")
-    output.echo(f"{name} is removed. While it runs it registers anew; stop it there, or revoke its key.")
+    output.echo(f"{name} is removed. It registers again while it runs: stop it there, or revoke its key.")

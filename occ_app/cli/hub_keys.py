@@ -30,7 +30,13 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--for", "kind", type=click.Choice(["agent", "client"]), required=True, help="What it opens.")
+@click.option(
+    "--for",
+    "kind",
+    type=click.Choice(["agent", "client"]),
+    required=True,
+    help="Kind of its holder.",
+)
 @click.option("--admin", is_flag=True, help="The same as --role admin.")
 @click.option(
     "--role",

@@ -188,7 +188,7 @@ def secret(value: str) -> str:
 PERMISSIONS = ("plan", "edit", "ask", "full")
 """The permissions of a request, each above the one before: docs/protocol.md."""
 CAPABILITIES = ("permissions",)
-"""The names of what an agent can do beyond version 1 of the protocol, which it lists at registration."""
+"""The capabilities of an agent beyond version 1 of the protocol, which it lists at registration."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows as values of their dataclass, whatever an earlier version stored in them.
+"""Rows as values of their dataclass, also those that an earlier version stored unchecked.
 
 SQLite keeps any value in any column, and earlier versions stored unchecked words of machines and CLIs. One row that
 cannot be read as it is must not stop a list, a page or a queue for everybody: each wrong value is replaced, and the row

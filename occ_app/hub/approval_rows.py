@@ -28,7 +28,7 @@ _MAX_MESSAGE_CHARACTERS = 4000
 
 
 def note_asked(db: Database, execution: int, data: Mapping[str, Any]) -> Approval | None:
-    """Store the approval that a machine reported for an execution of its own, `data` being the checked event.
+    """Store the approval that a machine reported for one of its executions; `data` is the checked event.
 
     Returns None when the hub keeps no row of it: its kind is unknown, its id is that of another execution's approval,
     or too many of the execution are open.

@@ -35,8 +35,8 @@ Frame = Callable[[bytes], bytes]
 class LiveStream:
     """A connection at the live edge of an execution, served by the tail's thread and never waited for.
 
-    It takes what the client's connection takes; the rest stays in the table until that drains. `release` is called when
-    it is over.
+    It takes as much as the client's connection does; the rest stays in the table until that drains. `release` is
+    called when it is over.
     """
 
     def __init__(

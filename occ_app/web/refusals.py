@@ -139,7 +139,7 @@ def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.path, exc_info=error)
-        return answer("INTERNAL", "The agent met a fault of its own; its log logs/web.log says more.", status=500)
+        return answer("INTERNAL", "Internal error; see logs/web.log.", status=500)
 
 
 def error_body(code: str, message: str, details: Mapping[str, Any] | None = None) -> bytes:

@@ -154,7 +154,7 @@ class WebWorker(AdmittingWorker):
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:  # noqa: ARG002 - gunicorn's shape
         """A request that is not HTTP: the same JSON as every refusal, where gunicorn would send a page."""
         status, code = _framing_status(exc)
-        message = "The request is not well-formed HTTP; docs/protocol.md says what this agent takes."
+        message = "The request is not well-formed HTTP; docs/protocol.md describes what this agent accepts."
         send: Callable[[bytes], object] = partial(util.write_nonblock, client)
         if isinstance(exc, ssl.SSLError):
             # There is no TLS to answer through; who spoke plain HTTP can read a plain answer.
@@ -173,7 +173,7 @@ class WebWorker(AdmittingWorker):
         try:
             send(head.encode() + body)
         except OSError:
-            log.debug("a client was gone before it was told of its mistake")
+            log.debug("a client left before it got its refusal")
 
 
 def _let_go(conn: Any) -> bool:

@@ -45,7 +45,7 @@ def problem(path: Path, config: Config) -> str | None:
 
 
 def was_replaced(path: Path) -> bool:
-    """Return whether a project's path, or a folder above it, is a link now: what is there is another folder."""
+    """Return whether a project's path, or a folder above it, is a link now, which leads to another folder."""
     return Path(os.path.realpath(path)) != path
 
 

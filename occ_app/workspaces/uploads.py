@@ -191,7 +191,7 @@ def _write_down(
         origins.refuse_other(upload.workspace_id, origins.of_row(existing["origin"]), upload.origin)
         generation, place = existing["generation"], Path(existing["path"])
         workspaces.refuse_busy(connection, upload.workspace_id, generation)
-    if existing is not None and upload.policy == "update":  # which is a part of what was sent
+    if existing is not None and upload.policy == "update":  # which sends a part of the files
         skipped = unpacked.skipped or tuple(json.loads(existing["skipped"]))
         unpacked = archives.Unpacked(existing["files"], existing["bytes"], skipped, existing["stripped"])
     row = connection.execute(

@@ -261,7 +261,7 @@ def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: i
 def patiently(attempt: Callable[[], T], seconds: float = 30.0) -> T:
     """Make an attempt, and again while the changes of an execution that is over are being recorded in the workspace.
 
-    Raises what the attempt raises, at the latest after so many seconds.
+    Raises the error of the attempt, at the latest after so many seconds.
     """
     deadline = time.monotonic() + seconds
     while True:

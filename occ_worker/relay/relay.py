@@ -103,7 +103,7 @@ class Relay:
         return True
 
     def fetch_changes(self) -> None:
-        """Fetch what the execution changed, once its machine has recorded it; the control process does what is left."""
+        """Fetch what the execution changed, once its machine has recorded it; the control process does the rest."""
         context, deadline = self._context, time.monotonic() + _FETCH_SECONDS
         while self._rows.over and self._prompt_sent and time.monotonic() < deadline and not context.stopping():
             try:

@@ -96,7 +96,7 @@ class RelayPool:
             try:
                 relay.run()
             except Exception:
-                log.exception("a relay met a fault of OCC; its execution is taken up when the hub starts anew")
+                log.exception("a relay met a fault of OCC; its execution continues at the next start of the hub")
             finally:
                 self._leave(relay)
             if self._fetches.acquire(blocking=False):  # the place of the relay is free already
