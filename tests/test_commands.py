@@ -214,12 +214,10 @@ def test_wrong_usage_is_told_in_a_sentence(occ: Occ, arguments: list[str], told:
     assert not occ.processes()
 
 
-def test_an_api_key_without_a_hub_is_unused_and_said_so(occ: Occ) -> None:
-    assert sentences.THE_API_KEY_IS_NOT_USED in occ.command("start", "--api-key", "made-up").stderr
-
-
 def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
-    occ.command("start", "--api-key", "made-up-and-secret")
+    started = occ.command("start", "--api-key", "made-up-and-secret", OCC_WORKER="3")
+    assert sentences.THE_API_KEY_IS_NOT_USED in started.stderr
+    assert f"OCC_WORKER {sentences.IS_SET_AND_IS_NO_SETTING}" in started.stderr
     assert "made-up-and-secret" not in str(occ.commands())
     watched = subprocess.Popen(
         [sys.executable, "-m", "occ_app.cli", "start", "--foreground", "--api-key=made-up-and-secret"],
@@ -256,10 +254,6 @@ def test_a_secret_given_as_an_argument_is_warned_of(occ: Occ, given: tuple[str, 
 def test_an_exposed_agent_says_so_once(occ: Occ) -> None:
     started = occ.command("start", "--bind-address", "0.0.0.0")
     assert started.stderr.count("without TLS") == 1
-
-
-def test_a_variable_that_is_no_setting_is_named_at_the_start(occ: Occ) -> None:
-    assert f"OCC_WORKER {sentences.IS_SET_AND_IS_NO_SETTING}" in occ.command("start", OCC_WORKER="3").stderr
 
 
 def test_a_newer_database_is_refused_with_the_version(occ: Occ) -> None:
