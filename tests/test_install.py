@@ -57,7 +57,8 @@ def test_the_wheel_and_the_sdist_are_fit_for_an_index(installed: Path) -> None:
 def test_other_ways_to_install_work_in_a_clean_environment(installed: Path, tmp_path: Path, way: str) -> None:
     (wheel,) = (installed.parents[2] / "dist").glob("*.whl")
     places = {name: str(tmp_path / name) for name in ("PIPX_HOME", "PIPX_BIN_DIR", "UV_TOOL_DIR", "UV_TOOL_BIN_DIR")}
-    environment = {**os.environ, **places, "OCC_HOME": str(tmp_path / "home")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **places, "OCC_HOME": str(tmp_path / "home"), "PATH": path}
     command = ["pipx", "install"] if way == "pipx" else ["uv", "tool", "install"]
     subprocess.run([sys.executable, "-m", *command, wheel], env=environment, check=True, capture_output=True)
     program = tmp_path / ("PIPX_BIN_DIR" if way == "pipx" else "UV_TOOL_BIN_DIR") / "occ"
@@ -65,6 +66,14 @@ def test_other_ways_to_install_work_in_a_clean_environment(installed: Path, tmp_
         [program, "upgrade", "--dry-run"], env=environment, capture_output=True, text=True, check=True
     )
     assert f"with {way}" in done.stdout
+    from tests.test_upgrade_command import later  # it imports this module
+
+    subprocess.run(
+        [program, "upgrade", later(wheel, "9.0.0", {})], env=environment, check=True, capture_output=True, timeout=300
+    )
+    listing = ["pipx", "list", "--short"] if way == "pipx" else ["uv", "tool", "list"]
+    done = subprocess.run([sys.executable, "-m", *listing], env=environment, capture_output=True, text=True, check=True)
+    assert "9.0.0" in done.stdout
 
 
 def test_a_wheel_in_an_empty_environment_starts_serves_and_stops(installed: Path, occ: Occ, tmp_path: Path) -> None:

@@ -133,6 +133,37 @@ def test_a_checkout_is_upgraded_by_hand(occ: Occ) -> None:
     assert "git pull" in done.stderr
 
 
+def test_pipx_upgrades_its_own_environment_and_its_record_can_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tmp_path / "pipx" / "venvs" / installation.DISTRIBUTION
+    packages = prefix / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    for name in ("bin/occ", "links/pipx"):
+        program = prefix / name
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    (prefix / "links" / "occ").symlink_to(prefix / "bin" / "occ")
+    record = prefix / "pipx_metadata.json"
+    record.write_text("before")
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    monkeypatch.setenv("PATH", str(prefix / "links"))
+    existing = installation.Installation("pipx", packages, installation.DISTRIBUTION, record.read_bytes())
+    pipx = str(prefix / "links" / "pipx")
+    assert existing.command(installation.DISTRIBUTION) == [pipx, "upgrade", installation.DISTRIBUTION]
+    assert existing.command("/a.whl") == [pipx, "install", "--force", "/a.whl"]
+    assert existing.variables == {"PIPX_HOME": str(tmp_path / "pipx"), "PIPX_BIN_DIR": str(prefix / "links")}
+    existing.keep()
+    record.write_text("after")
+    existing.restore()
+    assert record.read_text() == "before"
+    for other in (tmp_path / "no-pipx", tmp_path):  # without pipx, and with `pipx install --suffix`
+        monkeypatch.setenv("PATH", str(other if other.name == "no-pipx" else prefix / "links"))
+        monkeypatch.setattr(sys, "prefix", str(prefix if other.name == "no-pipx" else f"{prefix}-2"))
+        assert existing.command("/a.whl")[1:4] == ["-m", "pip", "install"]
+
+
 @pytest.mark.parametrize(("file", "kind"), [("pipx_metadata.json", "pipx"), ("uv-receipt.toml", "uv"), ("x", "venv")])
 def test_the_way_of_an_installation_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, kind: str

@@ -44,7 +44,7 @@ def upgrade(existing: Installation, targets: list[Target], source: str, *, wait:
             daemons.stop(target)
             daemons.keep_database(target)
         output.echo(f"Installing {source}")
-        installation.run(existing.command(source), daemons.clean(own_variables()))
+        installation.run(existing.command(source), {**daemons.clean(own_variables()), **existing.variables})
         version = _version()
         for target in targets:
             output.echo(f"Starting {target.name} {version}")

@@ -18,6 +18,7 @@ from occ_app.errors import ConfigError, StartFailed
 
 DISTRIBUTION = "online-claude-code"
 _INSTALL_SECONDS = 900.0
+_PIPX_RECORD = "pipx_metadata.json"
 _NAMES = {"pipx": "with pipx", "uv": "with uv tool", "venv": "in a virtual environment"}
 
 
@@ -28,6 +29,7 @@ class Installation:
     kind: str
     packages: Path
     source: str
+    record: bytes | None = None  # the content of pipx's file about it
 
     @property
     def description(self) -> str:
@@ -40,10 +42,24 @@ class Installation:
 
     def command(self, source: str) -> list[str]:
         """Return the command that installs `source`, a requirement, a file or a folder."""
+        pipx = shutil.which("pipx") if self.kind == "pipx" and Path(sys.prefix).name == DISTRIBUTION else None
+        if pipx is not None:  # it updates its record, too; pip, in an environment of pipx's, would not
+            return [pipx, "upgrade", DISTRIBUTION] if source == DISTRIBUTION else [pipx, "install", "--force", source]
         if importlib.util.find_spec("pip") is not None:
             pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
             return [*pip, "--upgrade", source]
         return ["uv", "pip", "install", "--python", sys.executable, "--upgrade", source]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables that name the folders of this installation to pipx."""
+        if self.kind != "pipx":
+            return {}
+        found = {"PIPX_HOME": str(Path(sys.prefix).parents[1])}
+        program = shutil.which("occ")
+        if program is not None and Path(program).resolve() == Path(sys.prefix).resolve() / "bin" / "occ":
+            found["PIPX_BIN_DIR"] = str(Path(program).parent)
+        return found
 
     def keep(self) -> None:
         """Copy the packages. Raises StartFailed."""
@@ -59,6 +75,8 @@ class Installation:
         failed = self.packages.with_name(".occ-failed-upgrade")
         shutil.rmtree(failed, ignore_errors=True)
         os.rename(self.packages, failed)
+        if self.record is not None:
+            (Path(sys.prefix) / _PIPX_RECORD).write_bytes(self.record)
         try:
             shutil.copytree(self.copy, self.packages, symlinks=True)
         except (OSError, shutil.Error):  # the disk is full
@@ -87,12 +105,12 @@ def found() -> Installation:
             f"OCC is installed for all programs of {sys.executable}. By hand: `occ stop --drain`, `occ backup FILE`,"
             " upgrade it as it was installed, `occ start`."
         )
-    prefix, kind = Path(sys.prefix), "venv"
-    if (prefix / "pipx_metadata.json").exists():
-        kind = "pipx"
+    prefix, kind, record = Path(sys.prefix), "venv", None
+    if (prefix / _PIPX_RECORD).exists():
+        kind, record = "pipx", (prefix / _PIPX_RECORD).read_bytes()
     elif (prefix / "uv-receipt.toml").exists():
         kind = "uv"
-    return Installation(kind, packages, _source(origin))
+    return Installation(kind, packages, _source(origin), record)
 
 
 def _source(origin: dict[str, object]) -> str:
