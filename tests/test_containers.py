@@ -68,8 +68,8 @@ def test_packages_are_pinned_and_their_lists_removed(name: str) -> None:
             assert "rm -rf /var/lib/apt/lists/*" in rest
             packages = rest.partition("--no-install-recommends ")[2].partition(" &&")[0].split()
             assert all("=" in package for package in packages), packages
-        if word == "RUN" and " | " in rest:
-            assert ("SHELL", '["/bin/bash", "-o", "pipefail", "-c"]') in FINAL[name]
+        assert word != "SHELL", "it is ignored in the OCI format"
+        assert word != "RUN" or " | " not in rest, "a failure before the last program of a pipe is not noticed"
         if word == "RUN" and "pip " in rest:
             assert "--no-cache-dir" in rest
 
