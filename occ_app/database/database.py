@@ -35,6 +35,11 @@ class Connection(sqlite3.Connection):
         self._cursors.add(cursor)
         return cursor
 
+    def __del__(self) -> None:
+        """Close with the pool that held it; from Python 3.13 on, the finalizer of SQLite's connection would warn."""
+        with contextlib.suppress(sqlite3.Error):  # it could not be opened
+            self.close()
+
     def close_statements(self) -> None:
         """End every statement that somebody left unread."""
         for cursor in list(self._cursors):
