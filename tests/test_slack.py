@@ -417,6 +417,16 @@ def test_a_rate_limit_is_waited_out_by_the_one_sender(office: Office) -> None:
     assert "Slack" not in str(office.hub.call("GET", "/health").json["problems"])
 
 
+@pytest.mark.parametrize("refusal", [3000, "token_revoked"])
+def test_an_answer_to_one_person_that_slack_refuses_for_now_is_sent_later(office: Office, refusal: str | float) -> None:
+    office.slack.faults["chat.postEphemeral"] = [refusal]
+    office.says("<@UBOT> hi", user="UNEW")
+    assert office.slack.ephemeral == []
+    office.process.sender._free_at = 0.0  # that much later
+    office.process.step()
+    assert [one["user"] for one in office.slack.ephemeral] == ["UNEW"]
+
+
 @pytest.mark.parametrize("error", ["msg_too_long", "msg_blocks_too_long"])
 def test_a_message_that_is_too_long_for_slack_is_shortened(office: Office, error: str) -> None:
     office.says("<@UBOT> one")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from occ_app.slack import dialogs, outbox, threads
+from occ_app.slack import dialogs, outbox, pacing, threads
 from occ_worker.slack import composing, sending
 from tests.fake_slack import FakeSlack, fake_slack
 from tests.slack_office import Office, buttons, office_in, texts, view_of
@@ -176,7 +176,7 @@ def test_a_thread_that_cannot_begin_is_given_up(office: Office) -> None:
     office.submits(form(office), FILLED)
     office.run()
     assert office.slack.shown() == []
-    assert outbox.due(office.hub.database, outbox.Pace()) is None
+    assert pacing.due(office.hub.database, pacing.Pace()) is None
     outbox.forget(office.hub.database, "9999")
     with office.hub.database.read() as connection:
         assert connection.execute("SELECT count(*) FROM slack_messages").fetchone()[0] == 0

@@ -173,7 +173,7 @@ def test_sql_stands_in_its_few_modules() -> None:
             f"occ_app/workspaces/{module}.py"
             for module in ("places", "projects", "restores", "updates", "upload_jobs", "uploads", "workspace")
         ),
-        *(f"occ_app/slack/{module}.py" for module in ("inbox", "outbox", "people", "threads")),
+        *(f"occ_app/slack/{module}.py" for module in ("inbox", "outbox", "pacing", "people", "threads")),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),
         *(
             f"occ_app/hub/{module}.py"

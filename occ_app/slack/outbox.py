@@ -10,8 +10,8 @@ import hashlib
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from occ_app.database.database import Database
@@ -113,57 +113,21 @@ def unfinished(db: Database, kind: str) -> list[Message]:
         rows = connection.execute(
             "SELECT * FROM slack_messages WHERE final = 0 AND gone = 0 AND kind = :kind ORDER BY number", {"kind": kind}
         ).fetchall()
-    return [_message(row) for row in rows]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What Slack takes now: no posts to the `busy` channels, and updates of messages, or those of ends alone, or none.
-
-    `ended` are the numbers of messages whose runs are over, `updated` the times of the latest updates by number.
-    """
-
-    busy: frozenset[str] = frozenset()
-    updates: bool = True
-    progress: bool = True
-    ended: Set[int] = frozenset()
-    updated: Mapping[int, float] = field(default_factory=dict)
-
-
-def due(db: Database, pace: Pace) -> Message | None:
-    """The next message that shows something else than it is to, among those that Slack takes now.
-
-    Approvals come first, then new messages and ends, then the message that was updated least recently.
-    """
-    with db.read() as connection:
-        rows = connection.execute(
-            """
-            SELECT * FROM slack_messages
-            WHERE gone = 0 AND shown IS NOT wanted AND (not_before IS NULL OR not_before <= :now)
-                AND (kind = 'opening' OR thread NOT LIKE 'opening %')
-            ORDER BY kind != 'approval', ts IS NOT NULL AND final = 0, number LIMIT 500
-            """,
-            {"now": iso_now()},
-        ).fetchall()
-    found = [(rank, row) for row in rows if (rank := _rank(row, pace)) is not None]
-    return _message(min(found, key=lambda each: each[0])[1]) if found else None
-
-
-def _rank(row: sqlite3.Row, pace: Pace) -> tuple[int, float, int] | None:
-    """Return the place of a message in the line; None for one that Slack does not take now."""
-    number, posted = row["number"], row["ts"] is not None
-    progress = posted and not row["final"] and number not in pace.ended
-    group = 0 if row["kind"] == APPROVAL else 2 if progress else 1
-    if not posted:
-        return None if row["channel"] in pace.busy else (group, 0.0, number)
-    allowed = pace.progress if group == 2 else pace.updates
-    return (group, pace.updated.get(number, 0.0), number) if allowed else None
+    return [message_of(row) for row in rows]
 
 
 def trying(db: Database, number: int) -> None:
     """Note, on the disk, that a message is about to be posted: after a kill it is looked for before it is posted."""
     with db.write() as connection:
         connection.execute("UPDATE slack_messages SET tries = tries + 1 WHERE number = :number", {"number": number})
+
+
+def not_posted(db: Database, number: int) -> None:
+    """Note that Slack refused to post a message: it need not be looked for."""
+    with db.write() as connection:
+        connection.execute(
+            "UPDATE slack_messages SET tries = 0 WHERE number = :number AND ts IS NULL", {"number": number}
+        )
 
 
 def shown(db: Database, number: int, ts: str | None, content_hash: str | None) -> None:
@@ -286,7 +250,8 @@ def set_content(connection: sqlite3.Connection, once: str, content: Content) -> 
     )
 
 
-def _message(row: sqlite3.Row) -> Message:
+def message_of(row: sqlite3.Row) -> Message:
+    """Return a row as a Message."""
     content = None
     if row["content"] is not None:
         loaded = json.loads(row["content"])

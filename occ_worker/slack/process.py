@@ -25,7 +25,7 @@ from occ_app.home import daemon, notes
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.queue import waker
-from occ_app.slack import inbox, incoming, outbox, threads, tokens
+from occ_app.slack import inbox, incoming, outbox, pacing, threads, tokens
 from occ_app.slack.status import NOTE
 from occ_app.slack.tokens import Tokens
 from occ_app.streams.doorbell import Doorbell, Ringer
@@ -112,7 +112,7 @@ class SlackProcess:
             while self.sender.send_next():
                 handling.handle_all(self.hub)  # a mention does not wait for the messages of other runs
             self._upkeep()
-            if self.sender.seconds_to_wait() == 0 and outbox.due(self.db, outbox.Pace()) is not None:
+            if self.sender.seconds_to_wait() == 0 and pacing.due(self.db, pacing.Pace()) is not None:
                 return _BUSY_SECONDS
         except OCCError as error:  # a held database, a full disk
             log.warning("%s", error)

@@ -13,7 +13,7 @@ from typing import Any
 from slack_sdk.errors import SlackApiError
 
 from occ_app.errors import OCCError
-from occ_app.slack import blocks, outbox, threads
+from occ_app.slack import blocks, outbox, pacing, threads
 from occ_app.slack.outbox import Content, Message
 from occ_app.system.timestamps import iso
 
@@ -26,6 +26,7 @@ _FINAL = (
     *("channel_not_found", "is_archived", "not_in_channel", "thread_not_found", "user_not_in_channel", "missing_scope"),
     *("restricted_action", "cannot_reply_to_message", "messages_tab_disabled", "no_text", "user_not_found"),
 )
+_UNCERTAIN = ("fatal_error", "internal_error", "request_timeout", "service_unavailable")  # it may be posted
 _ABSENT = ("channel_not_found", "not_in_channel", "user_not_in_channel")
 _POST_SECONDS = 1.0  # between two posts to a channel
 _UPDATES, _WINDOW_SECONDS = 50, 60.0  # updates that Slack takes within that time
@@ -73,8 +74,8 @@ class Sender:
             self._updates.popleft()
         room = len(self._updates) < _UPDATES
         rested = not self._updates or now - self._updates[-1] >= _UPDATE_SECONDS
-        pace = outbox.Pace(frozenset(self._posted), room, room and rested, self.ended, self._updated)
-        return outbox.due(self.db, pace)
+        pace = pacing.Pace(frozenset(self._posted), room, room and rested, self.ended, self._updated)
+        return pacing.due(self.db, pace)
 
     def send_next(self) -> bool:
         """Send the message that is due first. False when none is, or Slack must not be called now."""
@@ -166,6 +167,8 @@ class Sender:
     def _refused(self, message: Message, content: Content, error: SlackApiError) -> None:
         response = error.response
         code = str(response.get("error") or "") if response is not None else ""
+        if code and code not in _UNCERTAIN:
+            outbox.not_posted(self.db, message.number)
         if code in ("ratelimited", "rate_limited") or getattr(response, "status_code", 0) == 429:
             seconds = _retry_after(response)
             self._free_at = self.clock() + seconds
