@@ -106,6 +106,22 @@ def test_a_run_is_undone_after_a_confirmation_by_its_owner_alone(
     assert "2 files" in texts(office.slack.shown()[1])
 
 
+def test_an_undo_is_not_tried_again_after_a_kill(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    undone = list[str]()
+
+    def restore(_: RemoteFiles, __: Any, execution_id: str, *___: Any, **____: Any) -> dict[str, Any]:
+        undone.append(execution_id)
+        raise SystemExit  # as if it were killed
+
+    monkeypatch.setattr(RemoteFiles, "restore", restore)
+    execution, over = ended(office)
+    with pytest.raises(SystemExit):
+        office.clicks(over, "Undo")
+    office.receive("events_api", {})  # which handles what is left
+    assert undone == [execution.execution_id]
+    assert len(office.slack.ephemeral) == 1
+
+
 def test_an_undo_that_is_refused_says_why(office: Office) -> None:
     _, over = ended(office)
     office.clicks(over, "Undo")  # there is no machine

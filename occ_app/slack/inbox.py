@@ -68,6 +68,17 @@ def handled(db: Database, number: int, problem: str | None = None) -> None:
         )
 
 
+def begin(db: Database, number: int) -> bool:
+    """Note, on the disk, that a payload has its effect from now on. False when that was noted before a kill."""
+    with db.write() as connection:
+        return bool(
+            connection.execute(
+                "UPDATE slack_inbox SET problem = 'begun' WHERE number = :number AND problem IS NULL",
+                {"number": number},
+            ).rowcount
+        )
+
+
 def summary(db: Database) -> tuple[int, str | None]:
     """The number of payloads that are to be handled, and when the newest came."""
     with db.read() as connection:

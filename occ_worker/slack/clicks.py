@@ -12,7 +12,7 @@ from occ_app.executions.answers import Answer
 from occ_app.executions.answers import Person as Decider
 from occ_app.executions.records import Outcome
 from occ_app.home import daemon
-from occ_app.slack import blocks, dialogs, outbox, questions
+from occ_app.slack import blocks, dialogs, inbox, outbox, questions
 from occ_app.slack.inbox import Payload
 from occ_app.slack.incoming import Incoming
 from occ_app.slack.people import Person
@@ -80,6 +80,9 @@ def _undo(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> N
         raise RequestError("STOPPING", "The hub is stopping; try again in a minute.")
     if not payload.slow:
         raise TakesLong
+    if not inbox.begin(hub.db, payload.number):
+        say(hub, payload, found, "The hub was restarted while it undid this run: look at its changes on the page.")
+        return
     reply = hub.files().restore(workspace, execution.execution_id, "start", force=False)
     count = reply["files"]
     text = f"{person.owner} undid this run: {count} file{'' if count == 1 else 's'} put back."
