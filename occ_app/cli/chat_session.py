@@ -13,7 +13,7 @@ from occ_app import errors
 from occ_app.cli import approval_prompts, output, transcript
 from occ_app.cli.chat_conversation import HELP, Conversation, short
 from occ_app.cli.diff import changes_of, show_sums
-from occ_app.cli.run import reporting_waits
+from occ_app.cli.run_watch import reporting_waits
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Changes
 from occ_app.client.sse import StreamEvent

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,12 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import attached, output, output_failed, remote, remotes, run_end, run_target, transcript
+from occ_app.cli import attached, output, output_failed, remote, remotes, run_end, run_target, run_watch, transcript
 from occ_app.cli.approval_prompts import asking
 from occ_app.cli.run_target import Target
-from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
 from occ_app.config.settings import PERMISSIONS
 from occ_app.system.short_ids import new_execution_id
-
-_LOOK_SECONDS = 2.0
 
 
 class Limit(click.ParamType[float]):
@@ -162,21 +157,21 @@ def run(
     try:
         if detach:
             return _detached(events, execution_id, again)
-        with reporting_waits(client, execution_id):
+        with run_watch.reporting_waits(client, execution_id):
             final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer", again=again)
     except errors.Lost:
-        _tell_it_goes_on(execution_id, again)
+        run_watch.tell_it_goes_on(execution_id, again)
         raise
     except errors.Refused:
         if target.new:
-            _take_back(client, target.workspace, execution_id)
+            run_watch.take_back(client, target.workspace, execution_id)
         raise
     except OSError as error:  # nobody reads the output any more, or it cannot be written
         output_failed(error)
-        _tell_it_goes_on(execution_id, again)
+        run_watch.tell_it_goes_on(execution_id, again)
         return 1
     except KeyboardInterrupt:
-        return _interrupted(client, execution_id, target.workspace if target.new else None, again)
+        return run_watch.interrupted(client, execution_id, target.workspace if target.new else None, again)
     ending = run_end.Ending(client, execution_id, target, again, place, folder, project is not None, apply, as_json)
     return run_end.report(ending, final)
 
@@ -202,16 +197,6 @@ def _announced(events: Iterator[StreamEvent], execution_id: str, target: Target)
         yield event
 
 
-def _take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
-    """Remove the upload of a prompt that was not accepted; an accepted one keeps its files."""
-    with contextlib.suppress(errors.OCCError):
-        try:
-            client.execution(execution_id)
-        except errors.Refused as unknown:
-            if unknown.code == "EXECUTION_NOT_FOUND":
-                client.delete_workspace(workspace)
-
-
 def _prompt(argument: str) -> str:
     try:
         prompt = sys.stdin.buffer.read().decode() if argument == "-" else argument
@@ -220,64 +205,3 @@ def _prompt(argument: str) -> str:
     if not prompt.strip():
         raise click.UsageError("The prompt is empty; write a task.")
     return prompt
-
-
-@contextlib.contextmanager
-def reporting_waits(client: AgentClient, execution_id: str) -> Iterator[None]:
-    """Report why a hub's execution waits: a machine may not come for an hour."""
-    done = threading.Event()
-
-    def look() -> None:
-        last = None
-        while not done.wait(_LOOK_SECONDS):
-            with contextlib.suppress(errors.OCCError):
-                record = client.execution(execution_id)
-                if record["state"] != "queued":
-                    return
-                reason = record.get("waitsFor")
-                if reason and reason.partition(" (")[0] != last:  # the rest of a sentence may count minutes
-                    last = reason.partition(" (")[0]
-                    ahead = f", {record['position']} ahead" if record["position"] else ""
-                    output.note(f"waiting for {reason}{ahead}; Ctrl-C leaves it or cancels it")
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _interrupted(client: AgentClient, execution_id: str, sent: str | None, again: str) -> int:
-    """Ask whether to cancel the execution or leave it running.
-
-    Without a terminal, and at another Ctrl-C, it is left running.
-
-    One that was not accepted leaves nothing: `sent` is the workspace that was made for it, if any.
-    """
-    try:
-        client.execution(execution_id)
-    except errors.Refused as refusal:
-        if refusal.code != "EXECUTION_NOT_FOUND":
-            raise
-        if sent is not None:
-            _take_back(client, sent, execution_id)
-        output.echo("occ: interrupted before it was sent; nothing runs.", err=True)
-        return 130
-    choice = "l"
-    if sys.stdin.isatty():
-        output.echo(err=True)
-        with contextlib.suppress(click.Abort):
-            choices = click.Choice(["l", "c"])
-            choice = click.prompt("Leave it running or cancel it?", type=choices, default="l", err=True)
-    if choice == "c":
-        client.cancel(execution_id)
-        output.echo("occ: cancelled.", err=True)
-    else:
-        _tell_it_goes_on(execution_id, again)
-    return 130
-
-
-def _tell_it_goes_on(execution_id: str, again: str) -> None:
-    output.echo(f"occ: {execution_id} goes on; `occ jobs tail --follow {execution_id}{again}` shows it.", err=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from occ_app import errors
-from occ_app.cli import tree_files
+from occ_app.cli import tree_exchange, tree_files
 from occ_app.cli.gitignore import PULL_FOLDER
 from occ_app.cli.tree_files import Changed
 from occ_app.system import kernel
 
 WORK = PULL_FOLDER
 _JOURNAL = "journal"
-_UNABLE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -186,13 +184,13 @@ def _do_one(root: int, work: int, number: int, step: Step) -> None:
                 os.rename(old, name, src_dir_fd=work, dst_dir_fd=folder)
                 raise Changed(step.path)
         elif step.before is None:
-            _place(work, new, folder, name, step.path)
+            tree_exchange.place(work, new, folder, name, step.path)
         else:
             if tree_files.digest(folder, name) != step.before:
                 raise Changed(step.path)
-            _exchange(work, new, folder, name)
+            tree_exchange.exchange(work, new, folder, name)
             if tree_files.digest(work, new) != step.before:
-                _exchange(work, new, folder, name)
+                tree_exchange.exchange(work, new, folder, name)
                 raise Changed(step.path)
 
 
@@ -221,13 +219,13 @@ def _undo(root: int, work: int, steps: list[Step]) -> None:
         try:
             with tree_files.parent(root, step.path, create=step.after is None) as (folder, name):
                 if step.after is None:
-                    _place(work, f"old-{number}", folder, name, step.path)
+                    tree_exchange.place(work, f"old-{number}", folder, name, step.path)
                 elif tree_files.digest(folder, name) != step.after:
                     edited.append(step.path)
                 elif step.before is None:
                     os.rename(name, str(number), src_dir_fd=folder, dst_dir_fd=work)
                 else:
-                    _exchange(work, str(number), folder, name)
+                    tree_exchange.exchange(work, str(number), folder, name)
         except Changed:
             edited.append(step.path)
     if edited:
@@ -255,35 +253,6 @@ def _finish(root: int, work: int, steps: list[Step]) -> None:
             parts.pop()
 
 
-def _place(work: int, staged: str, folder: int, name: str, path: str) -> None:
-    """Move a staged file to a name that is free. Raises Changed when it is not."""
-    try:
-        os.link(staged, name, src_dir_fd=work, dst_dir_fd=folder, follow_symlinks=False)
-    except FileExistsError:
-        raise Changed(path) from None
-    except PermissionError:  # a file system without hard links
-        if tree_files.exists(folder, name):
-            raise Changed(path) from None
-        os.rename(staged, name, src_dir_fd=work, dst_dir_fd=folder)
-        return
-    os.unlink(staged, dir_fd=work)
-
-
-def _exchange(work: int, staged: str, folder: int, name: str) -> None:
-    try:
-        kernel.exchange(Path(f"/proc/self/fd/{work}/{staged}"), Path(f"/proc/self/fd/{folder}/{name}"))
-    except OSError as error:
-        if error.errno not in _UNABLE:
-            raise
-    else:
-        return
-    # In three steps, of which `_settle` finishes or undoes those that a kill cut short.
-    aside = f"aside-{staged}"
-    os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=work)
-    os.rename(staged, name, src_dir_fd=work, dst_dir_fd=folder)
-    os.rename(aside, staged, src_dir_fd=work, dst_dir_fd=work)
-
-
 def _settle(root: int, work: int, staged: str, path: str) -> None:
     """Finish or undo an exchange in three steps that was cut short."""
     aside = f"aside-{staged}"
@@ -291,7 +260,7 @@ def _settle(root: int, work: int, staged: str, path: str) -> None:
         return
     if tree_files.exists(work, staged):
         with tree_files.parent(root, path, create=True) as (folder, name):
-            _place(work, aside, folder, name, path)
+            tree_exchange.place(work, aside, folder, name, path)
     else:
         os.rename(aside, staged, src_dir_fd=work, dst_dir_fd=work)
 

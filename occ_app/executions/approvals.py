@@ -44,27 +44,7 @@ def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> 
         ).fetchone()[0]
         if asked >= MOST_ASKED:
             raise Conflict("TOO_MANY_APPROVALS", f"it has asked {MOST_ASKED} times; continue without more questions.")
-        connection.execute(
-            """
-            INSERT INTO approvals (approval_id, execution, kind, tool, input, input_hash, redacted, reason, subagent,
-                asked_at, expires_at, state)
-            VALUES (:approval_id, :execution, :kind, :tool, :input, :input_hash, :redacted, :reason, :subagent, :now,
-                :expires, 'open')
-            """,
-            {
-                "approval_id": approval_id,
-                "execution": execution,
-                "kind": request.kind,
-                "tool": request.tool,
-                "input": to_json(request.input),
-                "input_hash": request.input_hash,
-                "redacted": request.redacted,
-                "reason": request.reason,
-                "subagent": request.subagent,
-                "now": iso_now(),
-                "expires": expires,
-            },
-        )
+        _insert(connection, approval_id, execution, request, expires)
         connection.execute(
             "UPDATE executions SET deadline = deadline + :seconds WHERE number = :execution",
             {"seconds": hold_seconds, "execution": execution},
@@ -72,6 +52,30 @@ def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> 
         row = one(connection, approval_id)
     assert row is not None  # noqa: S101 - inserted above
     return from_row(row)
+
+
+def _insert(connection: sqlite3.Connection, approval_id: str, execution: int, request: Request, expires: str) -> None:
+    connection.execute(
+        """
+        INSERT INTO approvals (approval_id, execution, kind, tool, input, input_hash, redacted, reason, subagent,
+            asked_at, expires_at, state)
+        VALUES (:approval_id, :execution, :kind, :tool, :input, :input_hash, :redacted, :reason, :subagent, :now,
+            :expires, 'open')
+        """,
+        {
+            "approval_id": approval_id,
+            "execution": execution,
+            "kind": request.kind,
+            "tool": request.tool,
+            "input": to_json(request.input),
+            "input_hash": request.input_hash,
+            "redacted": request.redacted,
+            "reason": request.reason,
+            "subagent": request.subagent,
+            "now": iso_now(),
+            "expires": expires,
+        },
+    )
 
 
 def listing(db: Database, state: str | None = None, visible_to: str | None = None, limit: int = 1000) -> list[Approval]:
@@ -125,22 +129,7 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_r
         answers.check(approval, answer)
         if approval.state == "open":
             remembering.check_edited(connection, approval.execution, approval.tool, answer.updated_input, own_rules)
-        won = connection.execute(
-            """
-            UPDATE approvals SET state = :state, message = :message, answer = :answer, actor = :actor,
-                surface = :surface, decided_at = :now
-            WHERE approval_id = :approval_id AND state = 'open'
-            """,
-            {
-                "state": answers.state_after(approval, answer),
-                "message": answer.message,
-                "answer": answers.stored(answer),
-                "actor": person.actor,
-                "surface": person.surface,
-                "now": iso_now(),
-                "approval_id": approval_id,
-            },
-        ).rowcount
+        won = _close(connection, approval, answer, person)
         if won:
             found = approval.always(answer.updated_input)
             remembering.remember(connection, approval.execution, answer.remember, found, person.actor)
@@ -153,6 +142,27 @@ def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_r
         after = one(connection, approval_id)
     assert after is not None  # noqa: S101 - read above, in this transaction
     return from_row(after)
+
+
+def _close(connection: sqlite3.Connection, approval: Approval, answer: Answer, person: Person) -> bool:
+    """Close an approval with an answer. False when it was not open any more."""
+    won = connection.execute(
+        """
+        UPDATE approvals SET state = :state, message = :message, answer = :answer, actor = :actor,
+            surface = :surface, decided_at = :now
+        WHERE approval_id = :approval_id AND state = 'open'
+        """,
+        {
+            "state": answers.state_after(approval, answer),
+            "message": answer.message,
+            "answer": answers.stored(answer),
+            "actor": person.actor,
+            "surface": person.surface,
+            "now": iso_now(),
+            "approval_id": approval.approval_id,
+        },
+    ).rowcount
+    return won > 0
 
 
 def undelivered(db: Database, execution: int) -> list[Approval]:
