@@ -58,6 +58,7 @@ _LONGEST = tuple(
         "heartbeat",
         "soak",
         "browser",
+        "journeys",
         "search",
         "real_cli",
         "approvals",

@@ -1,20 +1,19 @@
 """What people do most on the pages, in Chromium and in Firefox: a real hub, two machines, and a network that is lost.
 
-Firefox is started by `make test-all` only. One of the machines has the real CLI, which asks before it runs a command.
+One of the machines has the real CLI, which asks before it runs a command.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import wire
-from tests.browser import Browser, Screen, browser_in
+from tests.browser import Browser, Screen, browser_in, in_browser
 from tests.conftest import Occ, make_zip, steps
 from tests.firefox import Firefox, firefox_in
 from tests.model_api import FAKE_KEY, serve
@@ -22,7 +21,8 @@ from tests.real_hub import Hub, hub_in
 from tests.test_approvals import BASH
 from tests.test_hub_questions import prompt
 
-_ALL = pytest.mark.skipif(not os.environ.get("TEST_ALL"), reason="Firefox is driven by `make test-all`")
+pytestmark = in_browser
+
 _BROWSERS = {"chromium": browser_in, "firefox": firefox_in}
 _RUN = "location.pathname.startsWith('/runs/page-')"
 _ID = "location.pathname.split('/')[2]"
@@ -48,7 +48,7 @@ def asker(hub: Hub, real_claude: Path) -> Iterator[Occ]:
         yield hub.agent("asker", **reach, OCC_PERMISSIONS="ask", OCC_HOLD_SECONDS="600")
 
 
-@pytest.fixture(scope="module", params=["chromium", pytest.param("firefox", marks=_ALL)])
+@pytest.fixture(scope="module", params=list(_BROWSERS))
 def browser(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, hub: Hub
 ) -> Iterator[Browser | Firefox]:
