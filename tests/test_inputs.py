@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
+from occ_app.config.permission_rules import Rule
 from occ_app.database.database import Database
 from occ_app.errors import Conflict, NotFound, QueueFull
-from occ_app.executions import follow_ups, inputs, lifecycle
+from occ_app.executions import follow_ups, inputs, lifecycle, rules
 from occ_app.executions import queries as executions
 from occ_app.executions.inputs import Given, Input
 from occ_app.executions.records import Outcome
@@ -44,6 +45,24 @@ def running(rows: Database) -> Database:
     accept(rows, "first", "alpha")
     lifecycle.claim(rows, own_identity())
     return rows
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_text_that_becomes_a_follow_up_keeps_the_settings_of_its_turn(running: Database, ends: bool) -> None:
+    turn = executions.get(running, "first")
+    with running.write() as connection:
+        connection.execute("UPDATE executions SET approval_seconds = 60, permissions = 'ask'")
+        rules.insert(connection, turn.number, [Rule("deny", "Bash", "git push *"), Rule("ask", "Edit")], "token")
+        rules.add(connection, rules.Place("execution", execution=turn.number), Rule("allow", "WebSearch"), "token")
+    found = send(running)
+    if ends:  # before its worker looked
+        lifecycle.finish(running, turn.number, DONE)
+    else:
+        inputs.queue(running, found.number, "No tool was running.")
+    follow_up = executions.get(running, "i1")
+    assert (follow_up.permissions, follow_up.approval_seconds) == ("ask", 60)
+    stored = rules.for_execution(running, follow_up.number)
+    assert [(rule.decision, rule.text) for rule in stored] == [("deny", "Bash(git push *)"), ("ask", "Edit")]
 
 
 class Run:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from occ_app.database.database import Database
 from occ_app.errors import Conflict, NoSpace, QueueFull, execution_not_found, workspace_not_found
-from occ_app.executions import acceptance
+from occ_app.executions import acceptance, rules
 from occ_app.executions.queries import numbered, one
 from occ_app.executions.records import Execution, Request
 from occ_app.system.short_ids import new_execution_id
@@ -197,7 +197,10 @@ def _queue(connection: sqlite3.Connection, found: Input, former: Execution, reas
         return _numbered(connection, found.number)
     taken = one(connection, "x.execution_id = ?", (found.input_id,)) is not None
     execution_id = new_execution_id() if taken else found.input_id
-    acceptance.insert(connection, _request(found, former, execution_id), former.workspace_generation, former)
+    # What narrows the turn narrows the text that was meant for it; once the turn is over, nothing of that is left.
+    narrowing = tuple(rules.narrowing(connection, former.number))
+    request = replace(_request(found, former, execution_id), rules=narrowing)
+    acceptance.insert(connection, request, former.workspace_generation, former)
     connection.execute(
         """
         UPDATE inputs SET state = 'queued', follow_up = :follow_up, reason = :reason, settled_at = :now
@@ -225,6 +228,7 @@ def _request(found: Input, former: Execution, execution_id: str) -> Request:
         key_id=found.key_id,
         owner_id=found.owner_id,
         permissions=former.permissions,
+        approval_seconds=former.approval_seconds,
         continues=former.execution_id,
         workspace_generation=former.workspace_generation,
     )

@@ -276,9 +276,9 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     ).rowcount
     if won:
         approvals.withdraw_all(connection, number)
-        rules.forget(connection, number)
         if from_state != "queued":
             inputs.settle_all(connection, number)
+        rules.forget(connection, number)  # after the texts that take its rules along
         if from_state != "queued" and outcome.state != "succeeded":
             follow_ups.pause_after(connection, number)
         parking.forget(connection, number)

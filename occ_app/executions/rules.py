@@ -110,14 +110,19 @@ def insert(connection: sqlite3.Connection, execution: int, requested: Iterable[R
 def requested(db: Database, execution: int, decision: str) -> list[str]:
     """Return the texts of the rules for one execution alone, as its request may have them."""
     with db.read() as connection:
-        rows = connection.execute(
-            """
-            SELECT decision, tool, pattern FROM rules
-            WHERE scope = 'execution' AND execution = :execution AND decision = :decision ORDER BY rowid
-            """,
-            {"execution": execution, "decision": decision},
-        ).fetchall()
-    return [Rule(row["decision"], row["tool"], row["pattern"]).text for row in rows]
+        return [rule.text for rule in narrowing(connection, execution) if rule.decision == decision]
+
+
+def narrowing(connection: sqlite3.Connection, execution: int) -> list[Rule]:
+    """Return the rules for one execution alone that deny calls or ask about them, in the caller's transaction."""
+    rows = connection.execute(
+        """
+        SELECT decision, tool, pattern FROM rules
+        WHERE scope = 'execution' AND execution = :execution AND decision IN ('deny', 'ask') ORDER BY rowid
+        """,
+        {"execution": execution},
+    ).fetchall()
+    return [Rule(row["decision"], row["tool"], row["pattern"]) for row in rows]
 
 
 def forget(connection: sqlite3.Connection, execution: int) -> None:
