@@ -141,5 +141,5 @@ def test_a_run_names_its_permissions_to_a_hub(tmp_path: Path, monkeypatch: pytes
         target = run_target.Target("work", None, None)
         monkeypatch.setattr(run_target, "sent", lambda *_, **__: target)
         client.execute = lambda _, __, **options: iter(sent.append(options) or ())  # type: ignore[attr-defined]
-        command("run", "--permissions", "ask", "--dir", str(tmp_path), "hi")
-        assert [options["permissions"] for options in sent] == ["ask"]
+        command("run", "--permissions", "ask", "--answer-within", "2d", "--dir", str(tmp_path), "hi")
+        assert [(options["permissions"], options["approvalSeconds"]) for options in sent] == [("ask", 172800)]

@@ -21,13 +21,13 @@ from occ_app.system.short_ids import new_execution_id
 
 
 class Limit(click.ParamType[float]):
-    """A time limit in seconds; with a unit as in 90s, 5m or 2h, too."""
+    """A time limit in seconds; with a unit as in 90s, 5m, 2h or 3d, too."""
 
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d{1,8}(?:\.\d{1,3})?)([smh]?)", str(value).strip())
-        seconds = 0.0 if match is None else float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+        match = re.fullmatch(r"(\d{1,8}(?:\.\d{1,3})?)([smhd]?)", str(value).strip())
+        seconds = 0.0 if match is None else float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
         if seconds <= 0:
             self.fail(f"{value!r} is no time limit; write seconds, as in 300, or 90s, 5m, 2h.", param, ctx)
         return seconds
@@ -61,6 +61,13 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
     metavar="SECONDS",
     help="Time limit, counted from the start of Claude Code: 300, 90s, 5m, 2h. On a hub the wait for a machine is"
     " limited by OCC_HUB_WAIT_SECONDS.",
+)
+@click.option(
+    "--answer-within",
+    "answer_seconds",
+    type=Limit(),
+    metavar="SECONDS",
+    help="Time for a person to answer while the run is parked: 12h, 2d.  [default: OCC_APPROVAL_SECONDS there]",
 )
 @click.option(
     "--permissions",
@@ -101,6 +108,7 @@ def run(
     session: str | None,
     model: str | None,
     timeout: float | None,
+    answer_seconds: float | None,
     permissions: str | None,
     deny: tuple[str, ...],
     max_turns: int | None,
@@ -148,7 +156,7 @@ def run(
     limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
     settings: dict[str, Any] = {"sessionId": target.session, **limits}
     settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None, "notify": notify or None}
-    settings |= {"attachments": attach or None, "deny": list(deny) or None}
+    settings |= {"attachments": attach or None, "deny": list(deny) or None, "approvalSeconds": answer_seconds}
     options = {name: value for name, value in settings.items() if value is not None}
     events = _announced(
         client.execute(target.workspace, prompt, executionId=execution_id, **options), execution_id, target
