@@ -5,7 +5,9 @@ A hub's and an agent's application live in the test's own process; the hub's cal
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,15 +24,17 @@ from occ_app.client.event_checks import RawEvent, checked
 from occ_app.client.sse import StreamEvent
 from occ_app.config import config
 from occ_app.database.database import Database
-from occ_app.executions import answers, lifecycle
+from occ_app.executions import answers, lifecycle, queries, rules
 from occ_app.executions import approvals as rows
 from occ_app.executions.answers import Answer, Approval, Person
-from occ_app.executions.records import Outcome, Request
+from occ_app.executions.records import Execution, Outcome, Request
 from occ_app.hub import approval_rows
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.approvals import HubApprovals
 from occ_app.system.compact_json import to_json
+from occ_worker.relay.context import RelayContext
 from occ_worker.relay.patience import Patience
+from occ_worker.relay.sending import request_body
 from tests.hub_app import HubApp, hub_app
 from tests.test_contracts import served, token
 from tests.test_ownership import on_hub
@@ -464,6 +468,52 @@ def test_an_answer_is_remembered_on_the_machine(setting: Setting) -> None:
     rules = setting.machine.call("GET", "/rules")["rules"]
     assert [(rule["rule"], rule["actor"]) for rule in rules if rule["workspaceId"] is not None] == [
         ("Bash(make)", setting.seen(approval_id)["actor"])
+    ]
+
+
+def execution_of(setting: Setting) -> Execution:
+    """The execution that runs, as the hub has it."""
+    with setting.hub.database.read() as connection:
+        return queries.numbered(connection, setting.execution)
+
+
+def test_always_on_a_page_writes_the_rule_on_the_machine_and_stores_who_it_was(setting: Setting) -> None:
+    approval_id, run = setting.asked(), execution_of(setting).execution_id
+    browser = setting.hub.browser()
+    assert browser.post("/login", data={"key": setting.keys["ada"]}).status_code == 303
+    shown = browser.get(f"/runs/{run}").text
+    section = shown[shown.index(f'id="{approval_id}"') :]
+    assert '<option value="workspace">Bash(make) always in this workspace</option>' in section
+    csrf = re.search(r'name="csrf" value="([^"]+)"', section)
+    assert csrf is not None
+    form = {"csrf": html.unescape(csrf[1]), "hash": HASH, "decision": "allow", "remember": "workspace"}
+    for _ in range(2):  # the same answer again adds nothing
+        assert browser.post(f"/runs/{run}/approvals/{approval_id}", data=form).status_code == 303
+    found = setting.on_agent(approval_id)
+    assert (found.state, found.surface) == ("allowed", "page")
+    stored = rules.for_execution(setting.machine.database, setting.on_machine)
+    assert [(rule.decision, rule.text) for rule in stored] == [("allow", "Bash(make)")]
+
+
+def test_a_request_s_rules_reach_the_machine(setting: Setting) -> None:
+    workspace = execution_of(setting).workspace_id
+    narrow = {"deny": ["Bash(git push *)", "WebSearch"], "ask": ["Edit"]}
+    body = {"executionId": f"{workspace}-narrow", "workspaceId": workspace, "prompt": "x", **narrow}
+    here = {"gunicorn.socket": None}  # only the stored events are read
+    setting.hub.call("POST", "/execute", json=body, environ_overrides=here).close()
+    accepted = queries.get(setting.hub.database, f"{workspace}-narrow")
+    context = cast("RelayContext", type("Context", (), {"db": setting.hub.database})())
+    sent = request_body(context, accepted)
+    reply = setting.machine.app.test_client().post(
+        "/execute", json=sent, headers=token(setting.machine.app), environ_overrides=here
+    )
+    assert reply.status_code == 200, reply.text
+    reply.close()
+    number = queries.get(setting.machine.database, f"{workspace}-narrow").number
+    stored = rules.for_execution(setting.machine.database, number)
+    assert [(rule.decision, rule.text) for rule in stored] == [
+        *(("deny", "Bash(git push *)"), ("deny", "WebSearch")),
+        ("ask", "Edit"),
     ]
 
 

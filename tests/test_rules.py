@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from occ_app.config.config import Config
 from occ_app.config.permission_rules import Rule, parsed
 from occ_app.database.database import Database
 from occ_app.errors import ConfigError, Refused
-from occ_app.executions import answers, approvals, lifecycle, rules
+from occ_app.executions import answers, approvals, lifecycle, parking, rules
 from occ_app.executions.records import Execution, Request
+from occ_app.executions.spent import Spent
 from occ_worker.execution import command, verdicts
+from occ_worker.execution.deferral import Resumable
 from tests.test_approval_commands import AppClient, ask, use
 from tests.test_contracts import served
 from tests.test_ownership import accept, on_hub
@@ -201,6 +204,25 @@ def test_allowed_tools_are_offered_and_no_call_is_granted_by_a_flag(database: Da
         assert "--allowedTools" not in argv
         if tools is not None:
             assert argv[argv.index("--tools") + 1] == tools
+
+
+@pytest.mark.parametrize(("tool", "permissions"), [("Bash", "full"), ("mcp__db__query", "ask"), ("Bash", "edit")])
+def test_a_process_that_resumes_a_parked_call_grants_nothing_and_waits_for_the_hook(
+    database: Database, tool: str, permissions: str
+) -> None:
+    running = execution(database, "mine")
+    asked = answers.Request("tool", tool, {}, "0" * 64)
+    parked = parking.Parked(approvals.ask(database, running.number, asked, 95), "call", Spent())
+    resumes = Resumable(knows_defer=True, parked=parked)
+    known = replace(running, permissions=permissions, session_id="s", resume_session_id="former")
+    argv = command.command("claude", known, None, agent_config(OCC_ALLOW="Bash(ls)"), resumes)
+    given = {name: argv[argv.index(name) + 1] for name in ("--permission-mode", "--permission-prompt-tool", "--resume")}
+    assert given == {"--permission-mode": "default", "--permission-prompt-tool": "stdio", "--resume": "s"}
+    settings = json.loads(argv[argv.index("--settings") + 1])["permissions"]
+    assert (tool in settings["ask"], settings.get("allow")) == (True, None)
+    assert "--await-initialize" in argv
+    assert "--allowedTools" not in argv
+    assert tool.startswith("mcp__") or tool in argv[argv.index("--tools") + 1].split(",")
 
 
 # -- verdicts
