@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from occ_app.database import schema
+from occ_app.database.database import Database
 
 
 def make_database(path: Path) -> None:
@@ -19,6 +20,21 @@ def make_database(path: Path) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             file.write(content)
+
+
+def database_with(path: Path, workspace_id: str) -> Database:
+    """Open a new database that has the row of one workspace, without files."""
+    make_database(path)
+    rows = Database(path)
+    with rows.write() as connection:
+        connection.execute(
+            """
+            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
+                updated_at) VALUES (:id, '', '', '', 0, 0, '[]', '', '')
+            """,
+            {"id": workspace_id},
+        )
+    return rows
 
 
 @functools.cache

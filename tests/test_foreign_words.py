@@ -35,7 +35,7 @@ from occ_app.web import requests as web
 from occ_app.web import schemas
 from occ_worker.execution.translator import Translator
 from occ_worker.relay.relay import Relay
-from tests.databases import make_database
+from tests.databases import database_with
 from tests.fake_hub import serve
 
 T = {"timestamp": 1790000000000}
@@ -160,16 +160,9 @@ class Machine(BaseHTTPRequestHandler):
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
     """A database with a workspace that is placed, and nothing else."""
-    path = tmp_path / "occ.db"
-    make_database(path)
-    rows = Database(path)
+    rows = database_with(tmp_path / "occ.db", "w")
     with rows.write() as connection:
-        connection.execute(
-            """
-            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
-                updated_at, agent_id, upload, placed) VALUES ('w', '', '', '', 0, 0, '[]', '', '', 'agent-1', 1, 1)
-            """
-        )
+        connection.execute("UPDATE workspaces SET agent_id = 'agent-1', upload = 1, placed = 1")
     return rows
 
 

@@ -18,7 +18,7 @@ from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import own_identity
 from occ_worker.recorder import Recorder
 from occ_worker.relay.relay import Relay
-from tests.databases import make_database
+from tests.databases import database_with
 
 CHUNKS = ("plain", "日本語", "line\n" * 30, "ü" * 500)
 OUTPUT = [("output", to_json({"chunk": chunk, "timestamp": 1_700_000_000_000})) for chunk in CHUNKS]
@@ -27,17 +27,7 @@ BYTES = sum(100 + len(data.encode()) for _, data in OUTPUT)
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
-    path = tmp_path / "occ.db"
-    make_database(path)
-    rows = Database(path)
-    with rows.write() as connection:
-        connection.execute(
-            """
-            INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,
-                updated_at) VALUES ('work', '', '', '', 0, 0, '[]', '', '')
-            """
-        )
-    return rows
+    return database_with(tmp_path / "occ.db", "work")
 
 
 def running(rows: Database, stored: int = 0) -> Execution:

@@ -22,7 +22,7 @@ from occ_app.executions.records import Outcome, Request
 from occ_app.system.process_identity import own_identity
 from tests import sentences
 from tests.conftest import Occ, shared_agent, steps, wait_until
-from tests.databases import make_database
+from tests.databases import database_with
 
 SECONDS = 30.0
 
@@ -140,15 +140,7 @@ def test_what_the_daemon_forgets_is_found_no_more(agent: Occ) -> None:
 @pytest.fixture
 def rows(tmp_path: Path) -> Database:
     """A database with a workspace and nothing else."""
-    path = tmp_path / "occ.db"
-    make_database(path)
-    rows = Database(path)
-    with rows.write() as connection:
-        connection.execute(
-            "INSERT INTO workspaces (workspace_id, name, description, path, files, bytes, skipped, created_at,"
-            " updated_at) VALUES ('w', '', '', '', 0, 0, '[]', '', '')"
-        )
-    return rows
+    return database_with(tmp_path / "occ.db", "w")
 
 
 def over(rows: Database, execution_id: str, prompt: str, *chunks: str, key_id: str | None = None) -> int:
