@@ -124,7 +124,12 @@ def _open_form(hub: SlackHub, payload: Payload, found: Incoming, person: Person)
     if person.viewer:
         say(hub, payload, found, VIEWER)
     elif view is None:
-        say(hub, payload, found, "You have no workspace yet: upload a folder with `occ upload` first.")
+        say(
+            hub,
+            payload,
+            found,
+            "You have no workspace yet: send me a zip with your message, or run `occ projects add` on a machine.",
+        )
     elif not hub.open_dialog(found.trigger, view):
         say(hub, payload, found, LATE)
 
