@@ -20,6 +20,14 @@ from occ_app.slack.status import status as status_of
 from occ_app.slack.tokens import API, Tokens
 
 _HTTP_STEPS = """Set up the Slack app:
+  1. Start the hub with --public-url, an https address that Slack can reach.
+  2. Open https://api.slack.com/apps, choose Create New App, From a manifest, and paste the manifest below.
+  3. Install it to your workspace. OAuth & Permissions shows the bot token, xoxb-…; Basic Information, App
+     Credentials, shows the signing secret.
+  4. Run `occ hub slack connect --http` with the two.
+  5. Event Subscriptions: press Retry beside the request URL, and invite the app to a channel: /invite @occ
+"""
+_STEPS = """Set up the Slack app:
   1. Start the hub with --public-url, at an https address that Slack can reach; connect it (step 4) before step 1 asks
      whether the request URL answers, or press Retry there afterwards.
      Open https://api.slack.com/apps, choose Create New App, From a manifest, and paste the manifest below.
