@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import real_cli
 from tests.test_approvals import Machine, Running, results
-from tests.test_parking import COUNT, DEFERS, installed, parked, ran, record, started
+from tests.test_parking import COUNT, DEFERS, parked, ran, record, started
 from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
@@ -40,7 +41,7 @@ GRANTS = json.dumps({"permissions": {"allow": ["Bash"], "defaultMode": "bypassPe
 
 @pytest.fixture(scope="module", params=DEFERS)
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with started(tmp_path_factory.mktemp("machine"), installed(request.param)) as machine:
+    with started(tmp_path_factory.mktemp("machine"), real_cli.require(request.param)) as machine:
         yield machine
 
 
@@ -122,7 +123,7 @@ def test_a_call_is_parked_and_resumed_in_the_sandbox(tmp_path: Path, version: st
         subprocess.run(command, capture_output=True, timeout=60, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as reason:
         pytest.skip(f"PARKING IN THE SANDBOX IS NOT TESTED: {reason}")
-    with started(tmp_path, installed(version), OCC_SANDBOX="bwrap") as machine:
+    with started(tmp_path, real_cli.require(version), OCC_SANDBOX="bwrap") as machine:
         for decision in ("allow", "deny"):
             run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
             run.answer(parked(run), decision)
