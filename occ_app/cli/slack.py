@@ -28,14 +28,6 @@ _HTTP_STEPS = """Set up the Slack app:
   5. Event Subscriptions: press Retry beside the request URL, and invite the app to a channel: /invite @occ
 """
 _STEPS = """Set up the Slack app:
-  1. Start the hub with --public-url, at an https address that Slack can reach; connect it (step 4) before step 1 asks
-     whether the request URL answers, or press Retry there afterwards.
-     Open https://api.slack.com/apps, choose Create New App, From a manifest, and paste the manifest below.
-  2. Install it to your workspace. OAuth & Permissions shows the bot token, xoxb-…
-  3. Basic Information, App Credentials, shows the signing secret.
-  4. Run `occ hub slack connect --http` with the two, and invite the app to a channel: /invite @occ
-"""
-_STEPS = """Set up the Slack app:
   1. Open https://api.slack.com/apps, choose Create New App, From a manifest, and paste the manifest below.
   2. Install it to your workspace. OAuth & Permissions shows the bot token, xoxb-…
   3. Basic Information, App-Level Tokens: generate one with the scope connections:write, xapp-…
