@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from occ_app.cli.run import _take_back
+from occ_app.cli.run_watch import take_back
 from occ_app.errors import Refused
 from occ_app.executions import queries as executions
 from tests import sentences
@@ -454,9 +454,9 @@ def test_a_refused_run_leaves_no_workspace(agent: Occ, project: Path) -> None:
 
 def test_what_was_accepted_keeps_its_workspace_whatever_is_refused_later(agent: Occ) -> None:
     agent.run("hi", executionId="accepted")
-    _take_back(agent.client, "work", "accepted")
+    take_back(agent.client, "work", "accepted")
     assert len(agent.client.workspaces()) == 1
-    _take_back(agent.client, "work", "never-accepted")
+    take_back(agent.client, "work", "never-accepted")
     assert agent.client.workspaces() == []
 
 
