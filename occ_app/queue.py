@@ -123,6 +123,11 @@ class DoorbellStorage(SqliteStorage):
 class _PatientConnection(sqlite3.Connection):
     """A connection whose statements wait for the database as OCC's own transactions do."""
 
+    def __del__(self) -> None:
+        """Close with the thread that used it; from Python 3.13 on, SQLite's finalizer would warn."""
+        with contextlib.suppress(sqlite3.Error):  # it could not be opened
+            self.close()
+
     def cursor(self, *_: Any, **__: Any) -> Any:
         return super().cursor(_PatientCursor)
 
