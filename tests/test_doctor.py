@@ -181,6 +181,8 @@ def test_what_a_killed_daemon_left(config: Config) -> None:
 def test_a_hub_that_does_not_answer(config: Config, free_port: int) -> None:
     away = replace(config, remote_url=f"http://127.0.0.1:{free_port}", api_key="key")
     assert states(hub.hub(away)) == {"hub": WRONG, "echo": NOTE}
+    without_key = replace(away, api_key=None)  # the next start refuses it
+    assert states(hub.hub(without_key)) == {"hub": WRONG, "echo": NOTE}
 
 
 def echo(**fields: Any) -> Echo:

@@ -54,10 +54,10 @@ def _reachable(client: HubClient, config: Config) -> Iterator[Finding]:
     secure = client.url.startswith("https://")
     try:
         if config.api_key is None:
-            yield note("hub", f"No key is configured for {client.url}", "Set OCC_API_KEY or api_key in config.toml.")
-        else:
-            client.challenge(config.api_key)
-            yield ok("hub", f"{client.url} answers and knows this machine's key")
+            yield wrong("hub", f"There is no key for {client.url}", "Set OCC_API_KEY or api_key in config.toml.")
+            return  # nothing was sent, so its certificate is not known
+        client.challenge(config.api_key)
+        yield ok("hub", f"{client.url} answers and knows this machine's key")
     except Untrusted as error:
         yield wrong("pin", str(error), "Compare it with `occ hub status` there; only then change OCC_REMOTE_PIN.")
         return
