@@ -40,6 +40,7 @@ def start_with_limit(occ: Occ, limit: str, *arguments: str) -> Occ:
     script = f"ulimit {limit}; exec {shlex.join(words)}"
     subprocess.run(["bash", "-c", script], env=occ.environment, check=True, capture_output=True, timeout=60)
     occ.attach()
+    assert occ.client.health()["status"] == "healthy"  # what the first one loads and opens is there before the crowd
     return occ
 
 
