@@ -231,7 +231,7 @@ def test_a_secret_given_as_a_flag_is_gone_from_ps(occ: Occ) -> None:
         assert "made-up" not in " ".join(command_line(psutil.Process(watched.pid)))
     finally:
         watched.send_signal(signal.SIGINT)
-        watched.communicate(timeout=15)
+        watched.communicate(timeout=60)
     assert watched.returncode == 0
 
 
@@ -550,7 +550,7 @@ def test_the_daemon_stops_on_ctrl_c_in_the_foreground(occ: Occ) -> None:
     assert process.stdout is not None
     assert "running at" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=15)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "Traceback" not in errors
     assert not occ.processes()

@@ -357,7 +357,7 @@ def test_the_screen_of_the_demo_is_what_it_prints(shell: Occ) -> None:
     demo.terminate()
     printed += demo.stdout.read()
     demo.stdout.close()
-    assert demo.wait(15) == 0
+    assert demo.wait(60) == 0
     assert plain(printed) == plain(block("screen: demo"))
 
 

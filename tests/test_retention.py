@@ -113,10 +113,10 @@ def test_an_interrupted_drain_takes_work_again(agent: Occ, tmp_path: Path) -> No
     stream = agent.client.execute("work", steps({"say": "on"}, {"wait": str(gate)}), executionId="running")
     wait_until(lambda: next(stream).name == "output", "it to be under way")
     command = [sys.executable, "-m", "occ_app.cli", "stop", "--drain"]
-    drain = subprocess.Popen(command, env=agent.environment, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: agent.client.health()["status"] == "degraded", "the drain to begin")
-    drain.send_signal(signal.SIGINT)
-    assert sentences.IT_TAKES_WORK_AGAIN in drain.communicate(timeout=10)[1]
+    with subprocess.Popen(command, env=agent.environment, stderr=subprocess.PIPE, text=True) as drain:
+        wait_until(lambda: agent.client.health()["status"] == "degraded", "the drain to begin")
+        drain.send_signal(signal.SIGINT)
+        assert sentences.IT_TAKES_WORK_AGAIN in drain.communicate(timeout=60)[1]
     assert drain.returncode == 130
     gate.touch()
     assert list(stream)[-1].name == "complete"

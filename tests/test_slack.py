@@ -673,7 +673,7 @@ def kills_and_checks(tmp_path: Path, slack: FakeSlack, kills: int, conversations
                 for thread in threads:
                     thread.join()
                 process.terminate()
-                process.wait(15)
+                process.wait(60)
                 office.process.db.close()
         expected = sorted(f"8.{number}000" for number in range(conversations) for _ in range(messages))
         assert sorted(one["thread_ts"] for one in slack.shown()) == expected

@@ -147,7 +147,7 @@ class Control:
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(15)
+            self.process.wait(60)
             self.process = None
 
     def finish(self, execution_id: str, owner_id: str | None = None) -> None:

@@ -18,8 +18,8 @@ def drain(config: Config) -> None:
 
     An interruption accepts work again.
     """
-    daemon.refuse_work(config)
     try:
+        daemon.refuse_work(config)  # in here: an interruption may come at once
         with closing(Doorbell(config.run / "tail")) as bell, transcript.Waiting("Waiting for current runs"):
             database = schema.opened(config.database, readonly=True)
             while executions.running(database) and daemon.find(config):
