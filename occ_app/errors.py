@@ -166,6 +166,8 @@ def unwritable(error: OSError) -> RequestError:
         return NoSpace()
     if error.errno == errno.EFBIG:
         return NoSpace("A file would exceed the size limit of the process. Raise `ulimit -f` for OCC and restart it.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return Unavailable("BUSY", "OCC has no open file left. Raise `ulimit -n` for OCC and restart it.")
     return Unavailable(
         "BUSY",
         f"OCC cannot write to its home folder ({(error.strerror or 'unknown').lower()}). Make it writable, then"

@@ -287,6 +287,7 @@ def test_every_errno_of_a_write_is_a_sentence(number: int) -> None:
     assert refusal.code in ("NO_SPACE", "BUSY")
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     assert (refusal.code == "NO_SPACE") == full
+    assert (sentences.NO_OPEN_FILE_LEFT in str(refusal)) == (number in (errno.EMFILE, errno.ENFILE))
 
 
 def test_a_file_over_the_limit_on_sizes_is_refused_and_a_missing_folder_made(occ: Occ) -> None:

@@ -55,7 +55,8 @@ def test_the_wheel_and_the_sdist_are_fit_for_an_index(installed: Path) -> None:
 @pytest.mark.skipif(not os.environ.get("TEST_ALL"), reason="pipx and uv are tried by `make test-all`")
 @pytest.mark.parametrize("way", ["pipx", "uv"])
 def test_other_ways_to_install_work_in_a_clean_environment(installed: Path, tmp_path: Path, way: str) -> None:
-    (wheel,) = (installed.parents[2] / "dist").glob("*.whl")
+    (built,) = (installed.parents[2] / "dist").glob("*.whl")
+    wheel = Path(shutil.copy(built, tmp_path))  # the later one is written beside it
     places = {name: str(tmp_path / name) for name in ("PIPX_HOME", "PIPX_BIN_DIR", "UV_TOOL_DIR", "UV_TOOL_BIN_DIR")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **places, "OCC_HOME": str(tmp_path / "home"), "PATH": path}

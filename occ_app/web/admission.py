@@ -43,14 +43,31 @@ class AdmittingWorker(gthread.ThreadWorker):
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO):
                 raise
             return
-        if connection.fileno() >= self._highest and not self._make_room():
-            connection.close()
+        connection = self._below_highest(connection)
+        if connection is None:
             self._rest()
             return
         self.nr_conns += 1
         conn = gthread.TConn(self.cfg, PacedSocket.of(connection), address, listener.getsockname())
         conn.occ_arriving, conn.occ_gone, conn.occ_new = Arriving(), False, True
         self.enqueue_req(conn)
+
+    def _below_highest(self, connection: Any) -> Any:
+        """Give a connection a number below the highest, making room for it; None, and it is closed, without room.
+
+        Making room alone would let every second connection keep a number above, until no file is left.
+        """
+        while connection.fileno() >= self._highest:
+            with connection:
+                if not self._make_room():
+                    return None
+                try:
+                    connection = connection.dup()  # takes the lowest number that is free
+                except OSError as error:
+                    if error.errno not in OUT_OF_FILES:
+                        raise
+                    return None  # another thread has opened a file
+        return connection
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled and time.monotonic() >= self._resting_until)
