@@ -63,8 +63,7 @@ def connect(
     \b
     Examples:
       occ hub slack connect --show-manifest
-      occ hub slack connect --app-token @app.txt --bot-token @bot.txt
-      occ hub slack connect --http --signing-secret @secret.txt --bot-token @bot.txt
+      occ hub slack connect --http --signing-secret @secret.txt
     """
     config = configuration.load_hub()
     running = daemon.find(config)
