@@ -116,7 +116,7 @@ class Screen(ABC):
         self.wait(f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})", seconds)
 
     def tap(self, selector: str) -> None:
-        """Click an element once it has stopped moving and nothing covers it."""
+        """Click an element once it has stopped moving and nothing covers it, until it has got the click."""
         found = f"document.querySelector({json.dumps(selector)})"
         self.wait(found)
         look = (
@@ -125,14 +125,23 @@ class Screen(ABC):
             " const [x, y] = [r.x + r.width / 2, r.y + r.height / 2];"
             " return one.contains(document.elementFromPoint(x, y)) ? [x, y] : null })()"
         )
+        listen = (
+            "(() => { window.tapped = false; addEventListener('click', event => { window.tapped ||="
+            f" Boolean({found}?.contains(event.target)) && !event.defaultPrevented }}) }})()"
+        )
         places = [None]
 
         def steady() -> bool:
             places.append(self.js(look))
             return places[-1] is not None and places[-1] == places[-2]
 
-        wait_until(steady, f"{selector} to be steady", 60)
-        self.click(selector)
+        def got() -> bool:
+            wait_until(steady, f"{selector} to be steady", 60)
+            self.js(listen)
+            self.click(selector)
+            return self.js("window.tapped") is not False  # it is undefined on the page that the click led to
+
+        wait_until(got, f"{selector} to get a click", 60)
 
 
 class Page(Screen):

@@ -14,7 +14,7 @@ import pytest
 
 from tests import wire
 from tests.browser import Browser, Screen, browser_in, in_browser
-from tests.conftest import Occ, make_zip, steps
+from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.firefox import Firefox, firefox_in
 from tests.model_api import FAKE_KEY, serve
 from tests.real_hub import Hub, hub_in
@@ -26,6 +26,13 @@ pytestmark = in_browser
 _BROWSERS = {"chromium": browser_in, "firefox": firefox_in}
 _RUN = "location.pathname.startsWith('/runs/page-')"
 _ID = "location.pathname.split('/')[2]"
+# Whether a tap on Allow is ignored in the frame in which the page has grown.
+_IGNORED = """(async () => {
+  document.body.style.paddingTop = `${Math.random() * 9}px`;
+  await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+  return !document.querySelector(".approval button.main").dispatchEvent(
+    new MouseEvent("click", { detail: 1, bubbles: true, cancelable: true }));
+})()"""
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +168,7 @@ def test_a_command_is_allowed_on_a_page_that_was_loaded_again_and_another_page_s
         page.front()
         page.reload()
         page.shows("touch made-by-bash && echo done", ".approval")
+        wait_until(lambda: page.js(_IGNORED), "a tap on what has just moved to do nothing")
         page.tap(".approval button.main")
         page.reload()  # before the machine can have answered
         page.shows("All is done.", ".answer", 120)

@@ -313,7 +313,8 @@ function inline(form, after) {
     const button = event.submitter ?? form.querySelector("button");
     const body = new FormData(form, event.submitter);
     button.disabled = true;
-    const send = () => fetch(form.action, { method: "POST", body, redirect: "manual" });
+    const keepalive = Boolean(form.closest(".approval")); // an answer arrives also when the page is left at once
+    const send = () => fetch(form.action, { method: "POST", body, redirect: "manual", keepalive });
     try {
       let done = await send();
       if (done.status === 403) {

@@ -8,7 +8,18 @@ function clockText(seconds) {
   return seconds < 3600 ? `${minutes}:${two(seconds % 60)}` : `${Math.floor(seconds / 3600)}:${two(minutes)}:${two(seconds % 60)}`;
 }
 
+const STEADY = 400; // milliseconds that a page must not have changed its height before a tap answers a question
 let SILENCE = 12000; // milliseconds without a message after which a stream is dead: live.py sends one every 5 s
+
+/** A tap is meant for what was there when the finger set out: parts that arrive can put Deny where Allow was. */
+function guardTaps() {
+  let moved = performance.now();
+  new ResizeObserver(() => { moved = performance.now(); }).observe(document.body);
+  addEventListener("click", (event) => {
+    const byPointer = event.detail > 0;
+    if (byPointer && performance.now() - moved < STEADY && event.target.closest(".approval button")) event.preventDefault();
+  }, true);
+}
 
 function converse(talk) {
   const said = byId("said");
@@ -222,6 +233,7 @@ function converse(talk) {
   startClock();
   ready();
   resume();
+  guardTaps();
   const chosen = byId(`turn-${talk.dataset.chosen}`);
   const question = talk.querySelector(".approval form");
   if (question && !location.hash) question.closest(".approval").scrollIntoView({ block: "center" });
