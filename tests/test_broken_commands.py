@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from tests import sentences
 from tests.conftest import Occ, steps, wait_until
+from tests.terminal import occ_at_terminal
 
 OCC = [sys.executable, "-m", "occ_app.cli"]
 
@@ -29,16 +29,12 @@ def test_an_interrupted_start_starts_nothing(occ: Occ) -> None:
 
 
 def test_a_demo_whose_terminal_closes_leaves_nothing(tmp_path: Path) -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        environment = {"PATH": os.defpath, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "TERM": "xterm"}
-        os.execve(sys.executable, [*OCC, "demo"], environment)
-    seen = b""
-    while b"Ctrl-C stops it" not in seen:
-        seen += os.read(terminal, 4096)
-    assert list(tmp_path.glob("occ-demo-*"))
-    os.close(terminal)
-    os.waitpid(pid, 0)
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    with occ_at_terminal(environment, "demo") as terminal:
+        terminal.until("Ctrl-C stops it")
+        assert list(tmp_path.glob("occ-demo-*"))
+        terminal.hang_up()
+        terminal.wait()
     assert not list(tmp_path.glob("occ-demo-*"))
 
 

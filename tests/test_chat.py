@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import subprocess
 import sys
-from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from tests import sentences
 from tests.conftest import Occ, make_zip, occ_in, steps
 from tests.model_api import FAKE_KEY, serve
 from tests.real_hub import Hub
-from tests.test_commands import read_until
+from tests.terminal import Terminal, occ_at_terminal
 
 
 class Script:
@@ -153,44 +151,34 @@ def test_a_chat_from_a_pipe_sends_the_folder_and_can_be_continued(agent: Occ, tm
     assert conversation["executions"] == 2
 
 
-def terminal_of(environment: Mapping[str, str], *options: str) -> tuple[int, int]:
-    """Start `occ chat` on a terminal; returns its pid and the terminal."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        arguments = [sys.executable, "-m", "occ_app.cli", "chat", "--workspace", "work", *options]
-        os.execve(sys.executable, arguments, {**environment, "TERM": "dumb"})
-    return pid, terminal
-
-
-def type_line(terminal: int, line: str) -> None:
-    os.write(terminal, f"{line}\n".encode())
+def chat_at_terminal(agent: Occ, *options: str) -> AbstractContextManager[Terminal]:
+    """Run `occ chat` on a terminal."""
+    return occ_at_terminal(agent.environment, "chat", "--workspace", "work", *options, kind="dumb")
 
 
 def test_ctrl_c_takes_texts_for_the_turn_and_leaving_keeps_it_running(agent: Occ, work: Path) -> None:
-    pid, terminal = terminal_of(agent.environment)
-    read_until(terminal, b"> ")
-    type_line(terminal, steps({"say": "some text"}, {"tool": "Bash", "input": {}, "result": "ok", "wait": "go"}))
-    read_until(terminal, b"[Bash]")
-    os.write(terminal, b"\x03")
-    read_until(terminal, "… > ".encode())
-    type_line(terminal, "and this")
-    read_until(terminal, b"sent; Claude reads it")
-    type_line(terminal, "/queue and then that")
-    read_until(terminal, b"it follows this turn as")
-    type_line(terminal, "/quit")
-    read_until(terminal, b"go on with: occ chat --workspace work -c")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
+    with chat_at_terminal(agent) as terminal:
+        terminal.until("> ")
+        terminal.type(steps({"say": "some text"}, {"tool": "Bash", "input": {}, "result": "ok", "wait": "go"}))
+        terminal.until("[Bash]")
+        terminal.press("\x03")
+        terminal.until("… > ")
+        terminal.type("and this")
+        terminal.until("sent; Claude reads it")
+        terminal.type("/queue and then that")
+        terminal.until("it follows this turn as")
+        terminal.type("/quit")
+        terminal.until("go on with: occ chat --workspace work -c")
+        assert terminal.wait() == 0
     (record,) = agent.client.executions(state="running")["executions"]
-    pid, terminal = terminal_of(agent.environment, "-c")
-    read_until(terminal, b"some text")
-    (work / "go").write_text("")
-    read_until(terminal, b"You said: and then that")
-    read_until(terminal, b"> ")
-    os.write(terminal, b"\x04")
-    read_until(terminal, b"go on with")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
+    with chat_at_terminal(agent, "-c") as terminal:
+        terminal.until("some text")
+        (work / "go").write_text("")
+        terminal.until("You said: and then that")
+        terminal.until("> ")
+        terminal.press("\x04")
+        terminal.until("go on with")
+        assert terminal.wait() == 0
     states = [event.data["state"] for event in agent.client.events(record["executionId"]) if event.name == "input"]
     assert states == ["sent", "delivered"]
     history = Path(agent.environment["HOME"], ".local/state/occ/chat-history.json")
@@ -205,19 +193,18 @@ def test_a_call_is_approved_in_the_chat(tmp_path: Path, real_claude: Path) -> No
         occ.start(**settings)
         occ.workspace("work", {"a.txt": "a\n"})
         tool = {"name": "Bash", "input": {"command": "touch made", "description": "d"}}
-        pid, terminal = terminal_of(occ.environment)
-        read_until(terminal, b"> ")
-        type_line(terminal, f"Do it. @reply{json.dumps({'turns': [{'tools': [tool]}, {'text': 'It is made.'}]})}")
-        read_until(terminal, b"Let it run?")
-        type_line(terminal, "y")
-        read_until(terminal, b"It is made.")
-        read_until(terminal, b"1 file changed")
-        read_until(terminal, b"> ")
-        type_line(terminal, "/undo")
-        read_until(terminal, b"files restored: 1")
-        type_line(terminal, "/quit")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        os.close(terminal)
+        with chat_at_terminal(occ) as terminal:
+            terminal.until("> ")
+            terminal.type(f"Do it. @reply{json.dumps({'turns': [{'tools': [tool]}, {'text': 'It is made.'}]})}")
+            terminal.until("Let it run?")
+            terminal.type("y")
+            terminal.until("It is made.")
+            terminal.until("1 file changed")
+            terminal.until("> ")
+            terminal.type("/undo")
+            terminal.until("files restored: 1")
+            terminal.type("/quit")
+            assert terminal.wait() == 0
         assert not (occ.home / "workspaces" / "work" / "made").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import socket
@@ -24,6 +23,7 @@ from occ_app.errors import Refused
 from occ_app.executions import queries as executions
 from tests import sentences
 from tests.conftest import Occ, command_line, make_zip, run_occ, steps, wait_until
+from tests.terminal import occ_at_terminal
 
 
 def test_start_prints_where_it_is_and_answers_when_it_returns(occ: Occ) -> None:
@@ -487,51 +487,29 @@ def test_an_empty_folder_is_told_in_a_sentence(agent: Occ, tmp_path: Path) -> No
 @pytest.mark.parametrize(("answer", "state"), [("l\n", "running"), ("c\n", "cancelled"), ("\x03", "running")])
 def test_ctrl_c_asks_whether_to_leave_it_running(agent: Occ, answer: str, state: str) -> None:
     """On a real terminal: the answer streams, Ctrl-C asks, the choice is carried out."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        arguments = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work"]
-        os.execve(
-            sys.executable,
-            [*arguments, steps({"say": "some text"}, {"sleep": 60})],
-            agent.environment | {"TERM": "xterm"},
-        )
-    read_until(terminal, b"some text")
-    os.write(terminal, b"\x03")
-    read_until(terminal, b"cancel it?")
-    # A signal that comes just before Python reads is seen only after the next key.
-    wait_until(lambda: Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x0"], "the answer to be read")
-    os.write(terminal, answer.encode())
-    said = read_until(terminal, b"cancelled." if state == "cancelled" else b"shows it.")
-    assert b"run-" in said or state == "cancelled"
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
-    os.close(terminal)
+    prompt = steps({"say": "some text"}, {"sleep": 60})
+    with occ_at_terminal(agent.environment, "run", "--workspace", "work", prompt) as terminal:
+        terminal.until("some text")
+        terminal.press("\x03")
+        terminal.until("cancel it?")
+        terminal.until_it_reads()  # a signal that comes just before Python reads is seen only after the next key
+        terminal.press(answer)
+        said = terminal.until("cancelled." if state == "cancelled" else "shows it.")
+        assert "run-" in said or state == "cancelled"
+        assert terminal.wait() == 130
     (record,) = agent.client.executions()["executions"]
     wait_until(lambda: agent.client.execution(record["executionId"])["state"] == state, f"it to be {state}")
     agent.client.cancel(record["executionId"])
 
 
-def read_until(terminal: int, wanted: bytes) -> bytes:
-    seen = b""
-    while wanted not in seen:
-        piece = os.read(terminal, 4096)
-        assert piece, seen
-        seen += piece
-    return seen
-
-
 def test_a_terminal_shows_progress_until_the_first_text(agent: Occ, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    pid, terminal = pty.fork()
-    if pid == 0:
-        arguments = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work"]
-        prompt = steps({"wait": str(gate)}, {"say": "text \x1b[31m\n"})
-        os.execve(sys.executable, [*arguments, prompt], agent.environment | {"TERM": "xterm"})
-    read_until(terminal, b"waiting for the answer")
-    gate.touch()
-    seen = read_until(terminal, b"done")
-    assert b"text \\x1b[31m" in seen, "a terminal is not made to obey the answer"
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
+    prompt = steps({"wait": str(gate)}, {"say": "text \x1b[31m\n"})
+    with occ_at_terminal(agent.environment, "run", "--workspace", "work", prompt) as terminal:
+        terminal.until("waiting for the answer")
+        gate.touch()
+        assert "text \\x1b[31m" in terminal.until("done"), "a terminal is not made to obey the answer"
+        assert terminal.wait() == 0
 
 
 def test_nothing_is_coloured_where_there_is_no_terminal(agent: Occ) -> None:

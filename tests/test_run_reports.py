@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import re
 import sys
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from occ_app.cli.commands import occ as occ_command
 from occ_app.cli.run import Limit
 from occ_app.client.sse import StreamEvent
 from tests.conftest import Occ, steps, wait_until
+from tests.terminal import occ_at_terminal
 
 
 def test_a_failed_tool_is_called_failed_and_the_time_is_that_of_the_record(agent: Occ) -> None:
@@ -97,20 +96,11 @@ def test_the_last_line_of_a_terminal_names_the_tool_that_runs(agent: Occ, tmp_pa
         {"tool": "Bash", "input": {"command": "make all"}, "wait": str(gate), "result": "ok"},
         {"say": "last\n"},
     )
-    pid, terminal = pty.fork()
-    if pid == 0:
-        arguments = [sys.executable, "-m", "occ_app.cli", "run", "--workspace", "work", prompt]
-        os.execve(sys.executable, arguments, agent.environment | {"TERM": "xterm"})
-    seen = b""
-    while re.search(rb"Bash make all \xe2\x80\xa6 \d+ s", seen) is None:
-        piece = os.read(terminal, 4096)
-        assert piece, seen
-        seen += piece
-    gate.touch()
-    while b"done" not in seen:
-        seen += os.read(terminal, 4096)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
+    with occ_at_terminal(agent.environment, "run", "--workspace", "work", prompt) as terminal:
+        terminal.until_like("Bash make all … \\d+ s")
+        gate.touch()
+        terminal.until("done")
+        assert terminal.wait() == 0
 
 
 def test_a_run_can_be_left_at_once(agent: Occ, tmp_path: Path) -> None:
