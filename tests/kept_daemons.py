@@ -91,8 +91,7 @@ class KeptAgent:
             if not _all_over(database, AgentClient(agent.url, agent.token, agent.pin)):
                 return False
             _delete_rows(database, {})
-        _remove_files(agent.home)
-        return _soon(lambda: all(_belongs(line) for line in agent.commands().values()))
+        return _remove_files(agent.home) and _soon(lambda: all(_belongs(line) for line in agent.commands().values()))
 
 
 class KeptHub:
@@ -153,8 +152,7 @@ class KeptHub:
             _delete_rows(database, kept | ({"agents": "name <> 'box'"} if self._box.running else {}))
             if self._box.running and not self._box_is_as_before(database):
                 return False
-        _remove_files(hub.home)
-        return True
+        return _remove_files(hub.home)
 
     def _box_is_as_before(self, database: db.Database) -> bool:
         with database.write() as connection:
@@ -202,6 +200,7 @@ def _all_over(database: db.Database, client: AgentClient) -> bool:
         with database.read() as connection:
             found = connection.execute(
                 "SELECT execution_id FROM executions WHERE state IN ('queued', 'running')"
+                " UNION ALL SELECT '' FROM executions WHERE holds_workspace = 1"  # its changes are being stored
                 " UNION ALL SELECT '' FROM workspace_jobs WHERE state IN ('queued', 'running')"
             )
             return [row[0] for row in found]
@@ -230,13 +229,17 @@ def _delete_rows(database: db.Database, only: dict[str, str]) -> None:
                 connection.execute(f"DELETE FROM {name} WHERE {only.get(name, '1')}")  # noqa: S608 - names from here
 
 
-def _remove_files(home: Path) -> None:
-    """Remove the files of workspaces and executions, and the lines of the logs."""
-    for folder in [path for path in home.iterdir() if path.is_dir() and path.name not in _KEPT_FOLDERS]:
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _remove_files(home: Path) -> bool:
+    """Remove the files of workspaces and executions, and the lines of the logs. False when one is just being made."""
+    try:
+        for folder in [path for path in home.iterdir() if path.is_dir() and path.name not in _KEPT_FOLDERS]:
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError:
+        return False
     for path in (home / "logs").iterdir():
         os.truncate(path, 0)
+    return True
 
 
 def _soon(condition: Callable[[], bool]) -> bool:
