@@ -250,6 +250,17 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def control_process(supervisor: int) -> psutil.Process:
+    """The control process of a daemon, which may come up after the daemon serves."""
+
+    def found() -> list[psutil.Process]:
+        children = psutil.Process(supervisor).children(recursive=True)
+        return [child for child in children if "control" in command_line(child)]
+
+    process: psutil.Process = wait_until(found, "the control process")[0]
+    return process
+
+
 def processes_with(marker: bytes) -> list[psutil.Process]:
     """Every live process whose environment has this in it."""
     found = []

@@ -21,7 +21,7 @@ from occ_app.config import config as configuration
 from occ_app.config.claude_environment import chosen
 from occ_app.system import interpreter
 from tests import sentences
-from tests.conftest import Occ, command_line, make_zip, steps, wait_until
+from tests.conftest import Occ, command_line, control_process, make_zip, steps, wait_until
 
 OCC = [sys.executable, "-m", "occ_app.cli"]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces and other users here")
@@ -177,7 +177,7 @@ def test_the_first_process_of_a_container_ends_only_what_occ_started(occ: Occ, t
         wait_until(
             lambda: not [c for c in first.children() if command_line(c)[:2] == ["sleep", "0.1"]], "it to be reaped"
         )
-        killed = next(p for p in psutil.Process(first.pid).children(recursive=True) if "control" in command_line(p))
+        killed = control_process(first.pid)
         killed.kill()  # a part that is replaced is another occasion
         wait_until(lambda: not killed.is_running(), "the part to be reaped")
         assert stranger.is_running()
@@ -199,8 +199,10 @@ def test_a_supervisor_that_a_shell_became_spares_the_shell_s_children_and_theirs
         wait_until(lambda: "running at" in text(tmp_path / "out"), "the start")
         wait_until(lambda: psutil.Process(orphan).ppid() != shell.pid, "its parent to end")
         occ.attach()
-        next(p for p in occ.processes() if "control" in command_line(p)).kill()
-        wait_until(lambda: sentences.IS_STARTED_AGAIN in occ.logs() or occ.client.health(), "the part to be replaced")
+        killed = control_process(shell.pid)
+        killed.kill()
+        wait_until(lambda: not killed.is_running(), "the part to be reaped")
+        assert control_process(shell.pid).pid != killed.pid
         shell.terminate()
         assert shell.wait(20) == 0
         assert command_line(psutil.Process(orphan)) == ["sleep", "313"]

@@ -27,7 +27,7 @@ from occ_app.home import daemon
 from occ_app.system.process_identity import own_identity
 from occ_app.workspaces import workspace as workspaces
 from tests import sentences
-from tests.conftest import Occ, command_line, processes_with, wait_until
+from tests.conftest import Occ, control_process, processes_with, wait_until
 from tests.hub_app import hub_app
 
 ROOT = Path(__file__).parent.parent
@@ -113,8 +113,9 @@ def test_a_part_that_ends_after_an_upgrade_has_all_parts_start_from_the_new_file
     installed.upgrade()
     for name, content in kept.items():  # version 99 has the same pages after all
         (templates / name).write_text(content)
+    control = control_process(before["pid"])
     parts = psutil.Process(before["pid"]).children()
-    next(part for part in parts if "control" in command_line(part)).kill()
+    control.kill()
 
     def changed() -> bool:
         with contextlib.suppress(ValueError, KeyError):
@@ -146,7 +147,7 @@ def test_a_foreground_daemon_keeps_its_code_until_a_part_ends_then_stops_as_a_wh
         assert any("version 0.1.0" in problem for problem in copied.status()["problems"])
         with urllib3.PoolManager(retries=False) as pool:
             assert pool.request("GET", before["url"] + "/login").status == 200
-        control = next(p for p in psutil.Process(before["pid"]).children() if "control" in command_line(p))
+        control = control_process(before["pid"])
         control.kill()
         assert hub.wait(30) == 1
     finally:
@@ -162,7 +163,7 @@ def test_files_that_cannot_be_loaded_leave_the_rest_of_the_daemon_running(instal
     broken = installed.tree / "occ_worker" / "hub.py"
     content = broken.read_text()
     broken.write_text("this is half a file (")
-    control = next(p for p in psutil.Process(before["pid"]).children() if "control" in command_line(p))
+    control = control_process(before["pid"])
     control.kill()
     wait_until(lambda: not control.is_running(), "control to end")
     with urllib3.PoolManager(retries=False) as pool:
