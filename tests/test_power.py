@@ -58,6 +58,14 @@ class Disk:
     def unmount(self) -> None:
         _run("umount", str(self.path))
 
+    def in_use(self) -> bool:
+        """Whether the file system is still mounted, be it in a copy of the mounts that another namespace has."""
+        for place in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):  # released meanwhile
+                if place.read_text().strip() == str(self._image):
+                    return True
+        return False
+
 
 def _run(*command: str) -> None:
     # A user's PATH may lack the folders of the system's own commands.
@@ -114,6 +122,8 @@ def lose_power(occ: Occ, disk: Disk) -> None:
     wait_until(lambda: not occ.processes(), "the processes to be gone")
     gc.collect()  # this process's own connections to the database on it
     wait_until(lambda: _unmounted(disk), "nothing to use the disk any more")
+    # Mounted before that, it would be the same file system, without power.
+    wait_until(lambda: not disk.in_use(), "no namespace to have it mounted", 120)
     disk.mount()
 
 
