@@ -29,8 +29,10 @@ from tests import fake_claude as stand_in_cli
 from tests.databases import make_database
 
 if TYPE_CHECKING:
+    from tests.fake_slack import FakeSlack
     from tests.kept_daemons import KeptAgent, KeptHub
     from tests.real_hub import Hub
+    from tests.slack_office import Office
 
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
 
@@ -386,6 +388,28 @@ def agent(kept_agent: KeptAgent, tmp_path: Path) -> Iterator[Occ]:
     with kept_agent.lent(tmp_path) as occ:
         occ.workspace()
         yield occ
+
+
+@pytest.fixture
+def slack() -> Iterator[FakeSlack]:
+    """A Slack on loopback."""
+    from tests.fake_slack import fake_slack
+
+    with fake_slack() as slack:
+        yield slack
+
+
+@pytest.fixture
+def office(tmp_path: Path, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
+    """A hub that is connected to that Slack, and sends to it without pauses."""
+    from occ_worker.slack import composing, sending
+    from tests.slack_office import office_in
+
+    monkeypatch.setattr(sending, "_POST_SECONDS", 0.0)
+    monkeypatch.setattr(composing, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(composing, "_SECONDS_A_RUN", 0.0)
+    with office_in(tmp_path, slack) as office:
+        yield office
 
 
 @pytest.fixture

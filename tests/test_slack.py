@@ -39,27 +39,12 @@ from occ_worker.slack import composing, sending
 from occ_worker.slack.process import SlackProcess
 from tests import sentences, slack_samples
 from tests.conftest import wait_until
-from tests.fake_slack import FakeSlack, fake_slack
+from tests.fake_slack import FakeSlack
 from tests.hub_app import hub_app
 from tests.real_hub import hub_in
-from tests.slack_office import Office, buttons, office_in, texts, view_of
+from tests.slack_office import Office, buttons, texts, view_of
 
 FROM_PAGE = {"Origin": "http://localhost"}
-
-
-@pytest.fixture
-def slack() -> Iterator[FakeSlack]:
-    with fake_slack() as slack:
-        yield slack
-
-
-@pytest.fixture
-def office(tmp_path: Path, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    monkeypatch.setattr(sending, "_POST_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_SECONDS_A_RUN", 0.0)
-    with office_in(tmp_path, slack) as office:
-        yield office
 
 
 # ---- One message per run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,17 @@ from occ_app.executions.records import Execution
 from occ_app.hub.approvals import HubApprovals
 from occ_app.hub.remote_files import RemoteFiles
 from occ_app.slack import inbox, questions
-from occ_worker.slack import composing, sending
+from occ_worker.slack import sending
 from occ_worker.slack.channels import Channels
 from tests import sentences
-from tests.fake_slack import FakeSlack, fake_slack
+from tests.fake_slack import FakeSlack
 from tests.slack_office import Office, buttons, office_in, texts, view_of
 
 
-@pytest.fixture
-def slack() -> Iterator[FakeSlack]:
-    with fake_slack() as slack:
-        yield slack
-
-
-@pytest.fixture
-def office(tmp_path: Path, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    monkeypatch.setattr(sending, "_POST_SECONDS", 0.0)
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates follow one another at once."""
     monkeypatch.setattr(sending, "_UPDATE_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_SECONDS_A_RUN", 0.0)
-    with office_in(tmp_path, slack) as office:
-        yield office
 
 
 # ---- At the end of a run

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from occ_app.slack import dialogs, outbox, pacing, threads
-from occ_worker.slack import composing, sending
-from tests.fake_slack import FakeSlack, fake_slack
-from tests.slack_office import Office, buttons, office_in, texts, view_of
-
-
-@pytest.fixture
-def slack() -> Iterator[FakeSlack]:
-    with fake_slack() as slack:
-        yield slack
-
-
-@pytest.fixture
-def office(tmp_path: Path, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    monkeypatch.setattr(sending, "_POST_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_SECONDS_A_RUN", 0.0)
-    with office_in(tmp_path, slack) as office:
-        yield office
+from occ_worker.slack import sending
+from tests.slack_office import Office, buttons, texts, view_of
 
 
 def form(office: Office, user: str = "UADA", channel: str = "C1") -> dict[str, Any]:

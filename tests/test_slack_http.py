@@ -7,9 +7,7 @@ import hmac
 import json
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -21,31 +19,22 @@ from occ_app.cli.slack import slack as commands
 from occ_app.errors import ConfigError
 from occ_app.hub import slack_requests
 from occ_app.slack import inbox, manifest, tokens
-from occ_worker.slack import composing, sending
 from occ_worker.slack.process import SlackProcess
 from tests.conftest import wait_until
-from tests.fake_slack import FakeSlack, fake_slack
-from tests.slack_office import Office, office_in
+from tests.fake_slack import FakeSlack
+from tests.slack_office import Office
 
 SECRET = "8f742231b10e8888abcd99yyyzzz85a5"  # that of Slack's own example
 
 
 @pytest.fixture
-def slack() -> Iterator[FakeSlack]:
-    with fake_slack() as slack:
-        yield slack
-
-
-@pytest.fixture
-def office(tmp_path: Path, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    monkeypatch.setattr(sending, "_POST_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_LEAST_SECONDS", 0.0)
-    with office_in(tmp_path, slack) as office:
-        connected = replace(office.process.tokens, app="", signing_secret=SECRET)
-        tokens.save(office.hub.config, connected)
-        office.process.db.close()
-        office.process = SlackProcess(office.hub.config, connected)
-        yield office
+def office(office: Office) -> Office:
+    """The office of an app over HTTP."""
+    connected = replace(office.process.tokens, app="", signing_secret=SECRET)
+    tokens.save(office.hub.config, connected)
+    office.process.db.close()
+    office.process = SlackProcess(office.hub.config, connected)
+    return office
 
 
 def sends(office: Office, body: bytes, content_type: str, **headers: str) -> TestResponse:

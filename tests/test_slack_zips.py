@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,9 @@ from occ_app.slack import inbox, threads
 from occ_app.slack.incoming import File
 from occ_app.slack.tokens import API, Tokens
 from occ_app.workspaces import workspace as workspaces
-from occ_worker.slack import composing, dropped, sending
-from tests.fake_slack import FakeSlack, fake_slack
-from tests.slack_office import Office, office_in
-
-
-@pytest.fixture
-def slack() -> Iterator[FakeSlack]:
-    with fake_slack() as slack:
-        yield slack
-
-
-@pytest.fixture
-def office(tmp_path: Path, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    monkeypatch.setattr(sending, "_POST_SECONDS", 0.0)
-    monkeypatch.setattr(composing, "_LEAST_SECONDS", 0.0)
-    with office_in(tmp_path, slack) as office:
-        yield office
+from occ_worker.slack import dropped
+from tests.fake_slack import FakeSlack
+from tests.slack_office import Office
 
 
 def packed(**files: str) -> bytes:
