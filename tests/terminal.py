@@ -1,4 +1,4 @@
-"""A command on a terminal of its own, as a person has it: its output is waited for, and keys are pressed."""
+"""Runs a command on a pseudoterminal: tests wait for its output and press keys."""
 
 from __future__ import annotations
 

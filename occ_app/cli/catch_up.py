@@ -38,7 +38,7 @@ class Missing:
 
 
 def missing(client: AgentClient, sent: Sent) -> Missing:
-    """Return what a folder lacks. A hub does not know the snapshots of its workspaces, only runs.
+    """Return the changes that a folder lacks. A hub does not know the snapshots of its workspaces, only runs.
 
     Raises NotWritten when a run goes on after something else than a run changed the workspace.
     """

@@ -54,7 +54,7 @@ def _with_client(command: Any) -> Any:
 def listing(client: AgentClient, as_json: bool) -> None:
     """List all workspaces by id.
 
-    ALLOWS is there once a workspace or project has a limit of its own: the most that runs in it may do.
+    ALLOWS is the most that runs may do; it is shown once a workspace or project has a limit.
 
     \b
     Example:

@@ -1,6 +1,6 @@
 """Slack's own requests to a hub with a public address: events, commands, clicks and dialogs, each with a signature.
 
-They become the same rows as what comes over Socket Mode, before Slack gets its answer.
+They are stored as the same rows as messages of Socket Mode, before Slack gets its answer.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _click(payload: Mapping[str, Any]) -> Incoming | None:
 
 
 def _dialog(payload: Mapping[str, Any]) -> Incoming | None:
-    """Return what a person sent in a dialog; its metadata name the channel that it is about."""
+    """Return the submission of a dialog, whose metadata name its channel."""
     view, user = _map(payload.get("view")), _map(payload.get("user"))
     try:
         metadata = _map(json.loads(_text(view.get("private_metadata"))))
