@@ -29,8 +29,8 @@ from occ_app.executions.parking import Parked
 from occ_app.executions.records import Execution
 from occ_app.executions.spent import Spent
 from occ_worker.execution import command
-from occ_worker.execution.deferral import FRESH, Resumable
 from occ_worker.execution.permissions import initialize_line
+from occ_worker.execution.resumable import FRESH, Resumable
 from tests import model_api, real_cli
 
 VERSIONS = tuple(version for version in real_cli.SUPPORTED if version != "2.1.197")

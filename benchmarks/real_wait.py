@@ -1,18 +1,24 @@
 """`python -m benchmarks.real_wait [--runs N]`: the whole wait of a person, with the real Claude Code CLI.
 
-`occ run` until its first text is on the terminal, beside `claude -p` alone, in turn; both ask a stand-in for the
-model's API on loopback that answers at once, so what is measured is the CLI's own start and what OCC adds to it.
+The time to the first text over the API and with `occ run`, beside `claude -p` alone, in turn. All ask a stand-in for
+the model's API on loopback that answers at once, so this measures the CLI's own start, and the time that OCC adds or
+saves. One agent has spare processes, another has none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
+from benchmarks import processes
 from benchmarks.real_setting import real_setting
 from benchmarks.report import table
 from benchmarks.rows import Row
@@ -21,28 +27,113 @@ from benchmarks.targets import Occ
 _TEXT = "Hello-from-the-model"
 _PROMPT = 'Say hello. @reply{"turns": [{"text": "%s", "chunks": 1}]}' % _TEXT  # noqa: UP031 - braces of its own
 _LIMIT_SECONDS = 60.0
+_WORKERS = 2
+_STILL_SECONDS = 0.5  # without use of the processor, after which a spare process has loaded
+_IDLE_SECONDS = 20.0
 
 
 def main() -> int:
     """Run it. Returns the exit code."""
-    with real_setting("real_wait") as setting:
+    with real_setting("real_wait") as setting, contextlib.ExitStack() as stack:
         folder, claude, reach, runs = setting.folder, setting.claude, setting.reach, setting.runs
-        occ = Occ(folder / "home", claude, 1, reach)
+        warm = stack.enter_context(_started(Occ(folder / "warm", claude, _WORKERS, reach)))
+        cold = stack.enter_context(_started(Occ(folder / "cold", claude, 1, reach | {"OCC_WARM_PROCESSES": "0"})))
         alone = {"PATH": os.environ["PATH"], "HOME": str(folder), "DISABLE_AUTOUPDATER": "1", **reach}
         alone["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1"
-        samples: dict[str, list[float]] = {"claude": [], "occ": []}
-        occ.start()
-        try:
-            for _ in range(runs + 1):
-                samples["claude"].append(_first_text([str(claude), "-p", _PROMPT, *_STREAMING], alone, folder))
-                samples["occ"].append(
-                    _first_text(occ.argv("run", "--workspace", "lane-0", _PROMPT), occ.environment, folder)
-                )
-        finally:
-            occ.stop()
-    warm = {name: values[1:] for name, values in samples.items()}  # the first of each fills the disk's cache
-    print(table([Row("called → first text on the terminal (beside: `claude -p`)", "ms", warm)]))
+        run = warm.argv("run", "--workspace", "lane-0", _PROMPT)
+        ways: dict[str, Callable[[], float]] = {
+            "claude": lambda: _first_text([str(claude), "-p", _PROMPT, *_STREAMING], alone, folder),
+            "new": lambda: _answer(warm, f"new-{uuid.uuid4()}"),
+            "cold": lambda: _answer(cold, f"cold-{uuid.uuid4()}"),
+            "next": lambda: _answer(warm, f"next-{uuid.uuid4()}", continues=_newest(warm)),
+            "run": lambda: _first_text(run, warm.environment, folder),
+        }
+        samples: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(runs + 1):
+            for name, way in ways.items():
+                _await_spares(warm)
+                samples[name].append(way())
+        _report({name: values[1:] for name, values in samples.items()})  # the first of each fills the disk's cache
+        _report_idle(warm)
     return 0
+
+
+@contextlib.contextmanager
+def _started(occ: Occ) -> Iterator[Occ]:
+    """Run an agent."""
+    occ.start()
+    try:
+        yield occ
+    finally:
+        occ.stop()
+
+
+def _report(samples: Mapping[str, list[float]]) -> None:
+    named = {
+        "new": ("POST /execute → first text, new conversation, with a spare process", "≤ 0.40"),
+        "cold": ("the same with OCC_WARM_PROCESSES=0", ""),
+        "next": ("POST /execute → first text, next turn of a conversation", ""),
+        "run": ("`occ run` called → first text on the terminal", ""),
+    }
+    rows = [
+        Row(text, "ms", {"claude": samples["claude"], "occ": samples[name]}, aim) for name, (text, aim) in named.items()
+    ]
+    print(table(rows), "beside: `claude -p`", sep="\n")
+
+
+def _report_idle(occ: Occ) -> None:
+    """Print the processor time of the idle agent and of its spare processes, and their memory."""
+    spares = _await_spares(occ)
+    everything = [*occ.processes()]
+    before = [_cpu_seconds(everything), _cpu_seconds(spares)]
+    time.sleep(_IDLE_SECONDS)
+    used = [_cpu_seconds(everything) - before[0], _cpu_seconds(spares) - before[1]]
+    shares = [100 * seconds / _IDLE_SECONDS for seconds in used]
+    memory = ", ".join(f"{processes.pss_mb(spare):.0f}" for spare in spares)
+    print(
+        f"idle: {shares[0]:.2f} % of a core in all, {shares[1]:.2f} % in {len(spares)} spares; PSS of each {memory} MB"
+    )
+
+
+def _cpu_seconds(measured: Sequence[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in measured)
+
+
+def _await_spares(occ: Occ) -> list[psutil.Process]:
+    """Wait until all spare processes are there and have loaded, and return them."""
+    before: dict[int, float] = {}
+    while True:
+        spares = [process for process in occ.processes() if _is_spare(process)]
+        used = {process.pid: sum(process.cpu_times()[:2]) for process in spares}
+        if len(used) == _WORKERS and used == before:
+            return spares
+        before = used
+        time.sleep(_STILL_SECONDS)
+
+
+def _is_spare(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "--await-claim" in process.cmdline()
+    return False
+
+
+def _newest(occ: Occ) -> str:
+    """Return the id of the newest execution."""
+    with contextlib.closing(occ.client()) as client:
+        return str(client.executions(limit=1)["executions"][0]["executionId"])
+
+
+def _answer(occ: Occ, execution_id: str, **options: str) -> float:
+    """Milliseconds from a request to the first text of its execution."""
+    with contextlib.closing(occ.client()) as client:
+        client.health()  # a client that has no connection would wait for that, too
+        begun, first = time.monotonic(), 0.0
+        for event in client.execute("lane-0", _PROMPT, executionId=execution_id, **options):
+            if event.name == "output" and not first:
+                first = time.monotonic() - begun
+    if not first:
+        raise SystemExit(f"no text came from execution {execution_id}")
+    return 1000 * first
 
 
 _STREAMING = ("--output-format", "stream-json", "--verbose", "--include-partial-messages", "--setting-sources", "user")

@@ -1139,3 +1139,18 @@ def m035_inputs_without_follow_up(db: Database) -> None:
 def m036_workspace_ceilings(db: Database) -> None:
     """Let the operator limit the permissions of runs in one workspace or project."""
     db.execute("ALTER TABLE workspaces ADD COLUMN permissions TEXT")  # NULL: all that the machine allows
+
+
+@occ()
+def m037_process_marks(db: Database) -> None:
+    """Map the marks of processes that were started ahead to the executions that they came to serve."""
+    for statement in (
+        """
+        CREATE TABLE process_marks (
+            mark      TEXT PRIMARY KEY,
+            execution INTEGER NOT NULL REFERENCES executions (number)
+        )
+        """,
+        "CREATE INDEX process_marks_of_execution ON process_marks (execution)",
+    ):
+        db.execute(statement)

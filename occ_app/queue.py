@@ -39,6 +39,7 @@ class DoorbellStorage(SqliteStorage):
         self._pid: int | None = None
         self._thread = threading.local()
         self.wake: int | None = None
+        self.idle: Callable[[], bool] | None = None  # called before each wait; True lets others be woken first
         with contextlib.suppress(FileExistsError):
             os.mkfifo(bell, 0o600)
         super().__init__(name, filename=filename, **options)
@@ -63,8 +64,12 @@ class DoorbellStorage(SqliteStorage):
     def dequeue(self) -> bytes | None:
         if self.sql("SELECT 1 FROM task WHERE queue = ? LIMIT 1", (self.name,), results=True):
             return self._take()
-        bell = self._open()
-        if bell not in dict(self._poller().poll(_REREAD_SECONDS)):
+        bell, poller = self._open(), self._poller()
+        if self.idle is not None and self.idle():
+            # Those that wait are woken in the order in which they registered.
+            poller.unregister(bell)
+            poller.register(bell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        if bell not in dict(poller.poll(_REREAD_SECONDS)):
             return None
         try:
             os.read(bell, 1)  # one byte is one job, so each ring wakes one worker

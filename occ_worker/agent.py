@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from occ_app.config import child_processes
@@ -32,10 +33,13 @@ from occ_worker.execution import runner
 from occ_worker.execution.child import Launcher
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.driver import GRACE_SECONDS
+from occ_worker.execution.spares import Spares
 
 if TYPE_CHECKING:
     from occ_app.client.hub_client import HubClient
     from occ_worker.control.link import LinkClient
+
+log = logging.getLogger("occ.worker")
 
 CONTROL_THREADS = 4
 LINK_SECONDS = 9.0  # for the other parts to say their last over the link; who stops the daemon waits less
@@ -51,11 +55,14 @@ def run_executions(config: Config) -> None:
     def open_context() -> None:
         """In the forked worker: nothing that holds a file or a lock crosses the fork."""
         become_subreaper()
-        launcher = Launcher(claude.environment(config))
+        environment = claude.environment(config)
+        launcher = Launcher(environment)
         launcher.prepare()
         database = db.Database(config.database)
         with contextlib.suppress(OCCError):  # a held database; the first execution opens them then
             database.prepare()
+        spares = Spares(config, database, launcher, environment, lambda: queue.stop.set)
+        queue.storage.idle = _never_failing(spares.keep)
         contexts.append(
             ExecutionContext(
                 config=config,
@@ -64,6 +71,7 @@ def run_executions(config: Config) -> None:
                 readers=Ringer(config.run / "tail"),
                 bell=Doorbell(config.run / "worker"),
                 launcher=launcher,
+                spares=spares,
                 wake=queue.stop.descriptor,
                 stopping=lambda: queue.stop.set,
                 ring_queue=lambda: put(""),
@@ -73,6 +81,7 @@ def run_executions(config: Config) -> None:
 
     @queue.on_shutdown()  # type: ignore[untyped-decorator]  # huey is untyped
     def close_context() -> None:
+        contexts[0].spares.close()
         contexts[0].launcher.close()
         contexts[0].bell.close()
 
@@ -89,6 +98,19 @@ def run_executions(config: Config) -> None:
     become_subreaper()
     gc.freeze()  # existing objects are shared by all workers, as long as no collection writes to them
     consumer.run()
+
+
+def _never_failing(keep: Callable[[], bool]) -> Callable[[], bool]:
+    """Return `keep` without its errors: a worker without a spare process works as well."""
+
+    def idle() -> bool:
+        try:
+            return keep()
+        except Exception:
+            log.exception("the spare process cannot be looked after")
+            return False
+
+    return idle
 
 
 def run_control(config: Config) -> None:

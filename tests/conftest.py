@@ -296,7 +296,7 @@ def occ_in(folder: Path, *, home: Path | None = None, program: Path | None = Non
     """The command, not started yet, with its home in `folder`; afterwards stopped, and nothing of it may be left."""
     home = home or folder / "home"
     base = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "OCC_HOME": str(home)}
-    base |= {"OCC_CLAUDE_BIN": str(program or stand_in(folder)), "OCC_WORKERS": "2"}
+    base |= {"OCC_CLAUDE_BIN": str(program or stand_in(folder)), "OCC_WORKERS": "2", "OCC_WARM_PROCESSES": "0"}
     occ = Occ(home, base | environment)
     yield occ
     for client in occ.clients:

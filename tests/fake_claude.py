@@ -16,6 +16,9 @@ The prompt is a JSON list of steps, run in order; anything else gets a short ans
     {"result": {}}                                the result line with these keys changed, then wait for EOF
     {"exit": CODE} / {"kill": SIGNAL}             the end
 
+With --await-claim it first waits for a workspace, and takes it as FAKE_CLAUDE_CLAIM says: `refuse`, `exit`, `hang`,
+`elsewhere` for an answer from the wrong folder, or as asked.
+
 A text that comes while a tool waits for a PATH is reported as taken after the tool's result.
 
 Without a result, an exit or a kill among the steps a successful result is the last one.
@@ -51,6 +54,8 @@ def main():
     if count:
         with open(count, "a") as file:
             file.write(os.environ.get("OCC_EXECUTION_ID", "") + "\n")
+    if "--await-claim" in sys.argv:
+        be_claimed(os.environ.get("FAKE_CLAUDE_CLAIM"))
     content = {}
     while content.get("type") != "user":  # before it a control request may register a hook, which is never called
         content = json.loads(sys.stdin.buffer.readline())
@@ -63,6 +68,18 @@ def main():
     ends = [step for step in steps if "tool" not in step]
     if not any(key in step for step in ends for key in ("result", "exit", "kill")):
         run({"result": {}})
+
+
+def be_claimed(how):
+    content = json.loads(sys.stdin.buffer.readline() or sys.exit(0))
+    if how == "exit":
+        sys.exit(1)
+    if how == "hang":
+        sys.stdin.buffer.read()
+    if how != "elsewhere":
+        os.chdir(content["request"]["cwd"])
+    kind = "error" if how == "refuse" else "success"
+    say({"type": "control_response", "response": {"subtype": kind, "request_id": content["request_id"]}})
 
 
 def script(prompt):

@@ -15,6 +15,7 @@ import pytest
 from tests import model_api, real_cli
 from tests.conftest import Occ, names
 from tests.model_api import FAKE_KEY, ModelApi
+from tests.spare_processes import one_spare
 from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
@@ -37,7 +38,13 @@ def real_claude(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def real(occ: Occ, real_claude: Path, model: ModelApi) -> Occ:
-    occ.start(OCC_CLAUDE_BIN=str(real_claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
+    return running(occ, real_claude, model)
+
+
+def running(occ: Occ, claude: Path, model: ModelApi, **settings: str) -> Occ:
+    """Start an agent with the real CLI and a workspace."""
+    reach = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+    occ.start(OCC_CLAUDE_BIN=str(claude), **reach, **settings)
     occ.workspace("work", {"README.md": "A small project.\n"})
     return occ
 
@@ -113,6 +120,23 @@ def poison(folder: Path, canaries: Canaries, attacker: ModelApi) -> None:
 def test_nothing_in_a_workspace_runs_or_redirects(
     real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path
 ) -> None:
+    nothing_runs_or_redirects(real, model, attacker, tmp_path)
+
+
+def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process(
+    occ: Occ, real_claude: Path, model: ModelApi, attacker: ModelApi, tmp_path: Path
+) -> None:
+    if real_claude.is_relative_to(real_cli.default_cache() / "claude-2.1.197"):
+        pytest.skip("this release cannot start ahead")
+    real = running(occ, real_claude, model, OCC_WARM_PROCESSES="2", OCC_WORKERS="2")
+    used = {one_spare(real).pid}
+    used.add(one_spare(real, *used).pid)
+    nothing_runs_or_redirects(real, model, attacker, tmp_path)
+    assert "has the spare process" in (real.home / "logs/worker.log").read_text()
+
+
+def nothing_runs_or_redirects(real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path) -> None:
+    """Run two prompts in a workspace that has every vector."""
     folder = real.home / "workspaces/work"
     canaries = Canaries(tmp_path / "canaries")
     poison(folder, canaries, attacker)

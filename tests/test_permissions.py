@@ -16,9 +16,10 @@ from occ_app.config import config
 from occ_app.database.database import Database
 from occ_app.executions import answers, approvals, rules
 from occ_app.executions.rules import Rule
-from occ_worker.execution.deferral import FRESH, Deferral
+from occ_worker.execution.deferral import Deferral
 from occ_worker.execution.outcome import Spent
 from occ_worker.execution.permissions import Permissions
+from occ_worker.execution.resumable import FRESH
 from tests.databases import make_database
 from tests.test_ownership import accept, on_hub
 

@@ -12,6 +12,7 @@ from occ_app.config.config import Config
 
 _PROBE_SECONDS = 10
 _KNOWS_FILE_MENTIONS = (2, 1, 330)  # the first release measured that obeys CLAUDE_CODE_DISABLE_FILE_MENTIONS
+_UNKNOWN = (3,)  # releases from here on may have another meaning for an undocumented flag
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def file_identity(path: str) -> list[int]:
 
 def knows_file_mentions(version: str | None) -> bool:
     """Return whether this version can leave `@file` alone without switching off all attachments."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version or "")[:3])
-    return numbers >= _KNOWS_FILE_MENTIONS
+    return _numbers(version) >= _KNOWS_FILE_MENTIONS
 
 
 def confirms_inputs(version: str | None) -> bool:
@@ -61,6 +61,11 @@ def confirms_inputs(version: str | None) -> bool:
 def defers_calls(version: str | None) -> bool:
     """Return whether this version can defer a tool call and ask about it again once its session is resumed."""
     return knows_file_mentions(version)  # both came with the same release, as far as releases were measured
+
+
+def waits_for_claim(version: str | None) -> bool:
+    """Return whether this version can start ahead of its execution, with the undocumented flag --await-claim."""
+    return _KNOWS_FILE_MENTIONS <= _numbers(version) < _UNKNOWN  # it came with the same release, as far as measured
 
 
 def logged_in(path: str, config: Config) -> bool:
@@ -74,6 +79,10 @@ def missing(config: Config) -> str:
         f"OCC_CLAUDE_BIN={config.claude_bin} is not a program" if config.claude_bin else "there is no `claude` on PATH"
     )
     return f"Claude Code was not found: {wanted}; install it or set OCC_CLAUDE_BIN to its path."
+
+
+def _numbers(version: str | None) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version or "")[:3])
 
 
 def _answer(argv: list[str], config: Config) -> str | None:

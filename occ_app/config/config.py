@@ -61,6 +61,7 @@ class Config:
     deny: tuple[str, ...] = ()
     hold_seconds: float = 120
     approval_seconds: float = 7 * 86400
+    warm_processes: int = 2
     env_pass: tuple[str, ...] = ()
     trust_workspaces: bool = False
     sandbox: str | None = None
@@ -152,7 +153,7 @@ class Config:
 
     def make_folders(self) -> None:
         """Create the home and its folders, closed to everyone else."""
-        run = ("run", "run/tail", "run/worker", "run/uploads", "run/queue", "run/memory", "run/mcp")
+        run = ("run", "run/tail", "run/worker", "run/uploads", "run/queue", "run/memory", "run/mcp", "run/warm")
         for folder in ("", "lock", "workspaces", "logs", *run):
             (self.home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 

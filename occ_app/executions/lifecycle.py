@@ -24,6 +24,7 @@ from occ_app.executions import (
     follow_ups,
     inputs,
     parking,
+    process_marks,
     rules,
 )
 from occ_app.executions.queries import SESSION, from_row, one
@@ -276,6 +277,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
     ).rowcount
     if won:
         approvals.withdraw_all(connection, number)
+        process_marks.forget(connection, number)
         if from_state != "queued":
             inputs.settle_all(connection, number)
         rules.forget(connection, number)  # after the texts that take its rules along

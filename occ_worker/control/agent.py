@@ -14,7 +14,7 @@ from occ_app.claude import program as claude_cli
 from occ_app.claude import projects
 from occ_app.config.config import Config
 from occ_app.database.database import Database
-from occ_app.executions import approvals, lifecycle, parking, retention
+from occ_app.executions import approvals, lifecycle, parking, process_marks, retention
 from occ_app.executions import changes as rows
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
@@ -157,7 +157,8 @@ class Control(Upkeep):
                     os.kill(owner.pid, signal.SIGKILL)
             return
         # Nothing of it may live on once it is called over.
-        sweep_marked(execution.execution_id, self._config.home)
+        for mark in (execution.execution_id, *process_marks.of(self._db, execution.number)):
+            sweep_marked(mark, self._config.home)
         if parking.park(self._db, execution.number, None, self._config.approval_seconds):
             log.warning("execution %s: its process died before it had an answer; it is parked", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))

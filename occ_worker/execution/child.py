@@ -10,7 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +38,11 @@ class Launcher:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
         self._next: Child | None = None
+
+    @property
+    def processes(self) -> set[int]:
+        """The pid of the waiting process, if it lives."""
+        return set() if self._next is None or self._next.returncode() is not None else {self._next.pid}
 
     def prepare(self) -> None:
         """Have a process waiting; harmless when one does."""
@@ -137,12 +142,15 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def close(self) -> None:
-        """End it and all processes it started, and release its pipes; harmless when repeated."""
+    def close(self, spared: Collection[int] = ()) -> None:
+        """End it and all processes it started, and release its pipes; harmless when repeated.
+
+        Every other child of this process is ended too, but those `spared`.
+        """
         if self._process.poll() is None:
             self.signal_group(signal.SIGKILL)
             self._process.wait()
-        if not sweep_children():
+        if not sweep_children(spared):
             log.warning("something that process %d left behind cannot be ended; `ps -ef` shows it", self.pid)
         for pipe in (self.stdin, self.stdout, self.stderr):
             with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from occ_worker.execution import command as claude
 from occ_worker.execution import permissions
 from occ_worker.execution.child import Child
 from occ_worker.execution.context import ExecutionContext
-from occ_worker.execution.deferral import Resumable
+from occ_worker.execution.resumable import Resumable
 
 _WRITE_BYTES = 1 << 18
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from occ_app.claude import mcp_servers
 from occ_app.config.config import DEFAULT_TOOLS, Config
 from occ_app.executions.attachments import PDF, TEXT, Attachment
 from occ_app.executions.records import Execution
-from occ_worker.execution.deferral import FRESH, Resumable
+from occ_worker.execution.resumable import FRESH, Resumable
 
 # Unset for versions that know CLAUDE_CODE_DISABLE_FILE_MENTIONS: it also takes away the CLI's own reminders.
 ALL_ATTACHMENTS = "CLAUDE_CODE_DISABLE_ATTACHMENTS"
@@ -52,6 +52,8 @@ _LEAST_BUDGET = 0.000001
 # A CLI that died before it had deferred a call asks the model once more, instead of waiting for a prompt.
 RESUME_INTERRUPTED = {"CLAUDE_CODE_RESUME_INTERRUPTED_TURN": "1"}
 _SETTINGS = '{"permissions":{"disableAutoMode":"disable"}}'
+_UNREAD = ("--setting-sources", "user", "--strict-mcp-config")
+AWAIT_CLAIM = "--await-claim"
 
 
 def command(
@@ -72,7 +74,7 @@ def command(
     asks = execution.permissions != "edit" or resumable.parked is not None
     mode = "plan" if execution.permissions == "plan" else "acceptEdits"
     settings, session_id = _SETTINGS, execution.resume_session_id
-    tools = _tools(execution, config)
+    tools = _tools(execution.permissions, config)
     if resumable.parked is not None:
         # Only in a mode that grants nothing, and with a rule that asks: the CLI may judge the call before OCC's hook.
         mode = "plan" if mode == "plan" else "default"
@@ -81,17 +83,10 @@ def command(
         tools = tools if parked in tools or parked.startswith("mcp__") else (*tools, parked)  # its answer comes first
         settings = json.dumps({"permissions": {"disableAutoMode": "disable", "ask": asked}})
         session_id = execution.session_id
-    argv = [
-        *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
-        "--include-partial-messages",
-        "--disable-slash-commands",
-        # --tools restricts; acceptEdits keeps Write and Edit inside the workspace.
-        *("--tools", ",".join(tools), "--permission-mode", mode),
-        *("--settings", settings),
-    ]
+    argv = _common(path, tools, mode, settings)
     if not trusted:
         # The folder is data: its settings, hooks and MCP servers stay unread.
-        argv += ["--setting-sources", "user", "--strict-mcp-config"]
+        argv += _UNREAD
     if asks:
         # No call is granted by a flag: OCC's hook answers every one.
         argv += ["--permission-prompt-tool", "stdio"]
@@ -116,13 +111,29 @@ def command(
     return argv
 
 
-def _tools(execution: Execution, config: Config) -> tuple[str, ...]:
+def default_command(path: str, config: Config) -> list[str]:
+    """The argv for a new session at the default permissions, in a workspace that is not trusted, without limits."""
+    return [*_common(path, _tools("edit", config), "acceptEdits", _SETTINGS), *_UNREAD]
+
+
+def _common(path: str, tools: Sequence[str], mode: str, settings: str) -> list[str]:
+    return [
+        *(path, "-p", "--verbose", "--output-format", "stream-json", "--input-format", "stream-json"),
+        "--include-partial-messages",
+        "--disable-slash-commands",
+        # --tools restricts; acceptEdits keeps Write and Edit inside the workspace.
+        *("--tools", ",".join(tools), "--permission-mode", mode),
+        *("--settings", settings),
+    ]
+
+
+def _tools(permissions: str, config: Config) -> tuple[str, ...]:
     """The tools that the CLI offers: those of rules that allow them, too, and those that a person is asked about."""
-    if execution.permissions == "plan":
+    if permissions == "plan":
         # The CLI keeps a plan to reading; once it is approved, edits inside the workspace follow.
         return (*DEFAULT_TOOLS, "AskUserQuestion", "ExitPlanMode")
     allowed = (rule.tool for rule in config.rules if rule.decision == "allow" and not rule.tool.startswith("mcp__"))
-    asked = () if execution.permissions == "edit" else (tool for tool in config.ask_tools if tool != "ExitPlanMode")
+    asked = () if permissions == "edit" else (tool for tool in config.ask_tools if tool != "ExitPlanMode")
     return tuple(dict.fromkeys((*config.tools, *allowed, *asked)))
 
 
@@ -154,10 +165,26 @@ def _blocks(attachments: Sequence[Attachment]) -> Iterator[dict[str, Any]]:
         yield {"type": kind, "source": source}
 
 
+def claim_line(request_id: str, workspace: Path, memory: str) -> bytes:
+    """Return the control request that gives a spare process its workspace and the memory of that workspace."""
+    request: dict[str, object] = {"subtype": "claim_session", "cwd": str(workspace), "include_initialize": False}
+    if memory:
+        request["append_system_prompt"] = memory
+    return _control_line(request_id, request)
+
+
+def model_line(request_id: str, model: str) -> bytes:
+    """Return the control request that sets the model of a session."""
+    return _control_line(request_id, {"subtype": "set_model", "model": model})
+
+
+def _control_line(request_id: str, request: Mapping[str, object]) -> bytes:
+    return json.dumps({"type": "control_request", "request_id": request_id, "request": request}).encode() + b"\n"
+
+
 def withdrawal_line(message_id: str) -> bytes:
     """Return the control request that takes a text back, unless the CLI has taken it."""
-    request = {"subtype": "cancel_async_message", "message_uuid": message_id}
-    return json.dumps({"type": "control_request", "request_id": message_id, "request": request}).encode() + b"\n"
+    return _control_line(message_id, {"subtype": "cancel_async_message", "message_uuid": message_id})
 
 
 # Texts that wait in the CLI for the next turn are dropped, which would run after the interrupt otherwise.

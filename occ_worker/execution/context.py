@@ -11,6 +11,7 @@ from occ_app.snapshots.store import Snapshots
 from occ_app.streams.doorbell import Doorbell, Ringer
 from occ_app.system.process_identity import ProcessIdentity
 from occ_worker.execution.child import Launcher
+from occ_worker.execution.spares import Spares
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ExecutionContext:
     readers: Ringer
     bell: Doorbell
     launcher: Launcher
+    spares: Spares
     wake: int
     stopping: Callable[[], bool]
     ring_queue: Callable[[], None]

@@ -13,39 +13,23 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from occ_app.errors import OCCError
 from occ_app.executions import parking
 from occ_app.executions.answers import Approval
-from occ_app.executions.parking import Parked
 from occ_app.executions.records import Execution
 from occ_app.executions.spent import Spent
 from occ_worker.execution import outcome
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.replies import Call, deferred, input_hash
+from occ_worker.execution.resumable import Resumable
 
 log = logging.getLogger("occ.deferral")
 
 RULES_SECONDS = 5.0  # for the CLI to list its rules, and to leave after it deferred a call
 _RULES_REQUEST = "occ-rules"
-
-
-@dataclass(frozen=True)
-class Resumable:
-    """What the process of an execution knows of parking.
-
-    `knows_defer`: its CLI asks again about a call that was deferred. `spent`: the figures of the processes before it.
-    `parked`: the call that this one resumes.
-    """
-
-    knows_defer: bool = False
-    spent: Spent = field(default_factory=Spent)
-    parked: Parked | None = None
-
-
-FRESH = Resumable()  # of a process that sends a prompt and parks nothing
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ from occ_worker.execution import servers, steering, verdicts
 from occ_worker.execution.child import READ_BYTES, Child, read
 from occ_worker.execution.child_input import ChildInput, first_lines
 from occ_worker.execution.context import ExecutionContext
-from occ_worker.execution.deferral import FRESH, Deferral, Resumable, Suspension
+from occ_worker.execution.deferral import Deferral, Suspension
 from occ_worker.execution.limits import Limits
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.permissions import Permissions
+from occ_worker.execution.resumable import Resumable
 from occ_worker.execution.steering import Steering
 from occ_worker.execution.termination import Termination
 from occ_worker.execution.translator import Translator
@@ -51,18 +52,19 @@ _REPORTS = (_CONTROL, steering.LINE)
 class Driver:
     """One CLI process: its prompt, its output, its limits and its end.
 
-    `resumable` may name a parked call: then there is no prompt, and the CLI asks about that call again.
+    `resumable` may name a parked call: then there is no prompt, and the CLI asks about that call again. `lines` may
+    have the beginning of its next line.
     """
 
     def __init__(
-        self, context: ExecutionContext, execution: Execution, child: Child, resumable: Resumable = FRESH
+        self, context: ExecutionContext, execution: Execution, child: Child, resumable: Resumable, lines: Lines
     ) -> None:
         self._context = context
         self._execution = execution
         self._child = child
         self._resumable = resumable
         self._translator = Translator(resumed=resumable.parked is not None)
-        self._lines = Lines()
+        self._lines = lines
         key = tail.execution_key(execution.number)
         self._recorder = Recorder(
             context.db, execution, context.config.max_output_bytes, lambda news: context.readers.ring(key, news)
@@ -103,7 +105,7 @@ class Driver:
                     key.data()
                 self._check_clock()
             # The rest of the pipe is the CLI's last output; once strays are swept no process adds to it.
-            sweep_children()
+            sweep_children(self._context.spares.processes)
             while self._read_output():
                 pass
             self._read_stderr()
@@ -215,6 +217,7 @@ class Driver:
     def _look(self) -> None:
         self._context.bell.hush()
         self._looked = time.monotonic()
+        self._context.spares.spare_memory()
         code = None
         with contextlib.suppress(OCCError):  # a held database is looked at again
             code = executions.cancel_code(self._context.db, self._execution.number)

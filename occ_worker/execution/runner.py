@@ -11,24 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from occ_app.claude import program as claude_cli
-from occ_app.claude import projects, sandbox
+from occ_app.claude import projects
 from occ_app.config.config import Config
 from occ_app.errors import OCCError
 from occ_app.executions import lifecycle, parking
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
-from occ_app.home import daemon, notes
+from occ_app.home import daemon
 from occ_app.streams import tail
 from occ_app.system import logs
 from occ_app.workspaces import folders, memory
 from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 from occ_worker import changes, rewinding
-from occ_worker.execution import command as claude
-from occ_worker.execution import servers, verdicts
+from occ_worker.execution import servers, verdicts, versions
 from occ_worker.execution.context import ExecutionContext
-from occ_worker.execution.deferral import Resumable, Suspension
+from occ_worker.execution.deferral import Suspension
 from occ_worker.execution.driver import Driver
+from occ_worker.execution.resumable import Resumable
+from occ_worker.execution.starting import Process, Program
 from occ_worker.recorder import RETRY_SECONDS
 
 log = logging.getLogger("occ.runner")
@@ -242,38 +243,29 @@ def _drive(
     *,
     trusted: bool,
 ) -> Outcome | Suspension:
-    argv = claude.command(path, execution, memory_file, context.config, resumable, trusted=trusted, servers=mcp.file)
-    readable = [file for file in (memory_file, mcp.file) if file is not None]
-    unset = () if _is_old(context, path) else (claude.ALL_ATTACHMENTS,)
-    child = context.launcher.start(
-        sandbox.wrapped(argv, workspace, context.config, readable),
-        workspace,
-        execution.execution_id,
-        (*unset, claude.NO_AUTO_MEMORY) if trusted else unset,
-        {} if resumable.parked is None else claude.RESUME_INTERRUPTED,
-    )
+    program = Program(path, workspace, trusted, memory_file, mcp.file, resumable)
+    process = Process(context, execution, program)
     try:
-        driver = Driver(context, execution, child, resumable)
+        # A CLI that loads is watched from here on, a spare once it has its workspace.
+        driver = None if process.is_claimed else Driver(context, execution, process.child, resumable, process.lines)
         log.info("execution %s started", execution.execution_id)
         if resumable.parked is None:
             # While the CLI loads: its prompt waits for this snapshot, it does not.
             snapshot.tree = changes.record_start(context.db, context.snapshots, execution, workspace, context.stopping)
         # The claim reaches the disk while the CLI loads, and before it has its prompt: no power cut makes it run twice.
+        process.note()
         context.db.sync()
+        process.ready()
+        driver = driver or Driver(context, execution, process.child, resumable, process.lines)
         outcome = driver.run()
         mcp.note(driver.init)
         return outcome
     except OCCError as error:
         return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")
     finally:
-        child.close()
+        process.close()
 
 
 def _is_old(context: ExecutionContext, path: str) -> bool:
     """Return whether the CLI is old, or not the file whose version was noted."""
-    try:
-        noted = notes.noted(context.db, "claude")
-    except OCCError:
-        return True
-    same = noted.get("path") == path and noted.get("file") == claude_cli.file_identity(path)
-    return not (same and claude_cli.knows_file_mentions(noted.get("version")))
+    return not claude_cli.knows_file_mentions(versions.noted(context.db, path))

@@ -1,0 +1,37 @@
+"""The operator's files that the CLI reads when it starts: settings, login, memory and extensions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from occ_app.claude.projects import claude_folder
+
+_MANAGED = Path("/etc/claude-code")
+_FILES = ("settings.json", "settings.local.json", "remote-settings.json", ".credentials.json", "CLAUDE.md")
+_FOLDERS = ("agents", "commands", "output-styles", "plugins", "rules", "skills", "workflows")
+
+State = tuple[tuple[int, int, int], ...]
+
+
+def state_of(environment: Mapping[str, str]) -> State:
+    """Return inode, size and change time of each file, zeros for a missing one, under the CLI's environment.
+
+    A folder counts by its entries, not by what those contain.
+    """
+    return tuple(_stamp(path) for path in _paths(claude_folder(environment)))
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    yield from (folder / name for name in (*_FILES, *_FOLDERS))
+    yield from (_MANAGED / name for name in ("managed-settings.json", "managed-mcp.json", "managed-settings.d"))
+    yield _MANAGED / "CLAUDE.md"
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,155 @@
+"""A spare process of the CLI, and how it is given its workspace.
+
+Until its prompt is written nothing of an execution depends on it: whatever goes wrong before, the execution starts
+another process instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from occ_app.claude.operator_files import State
+from occ_worker.execution import command
+from occ_worker.execution.child import Child
+from occ_worker.execution.lines import Lines
+
+_READ_BYTES = 1 << 16
+_STILL_SECONDS = 1.0  # without an answer and without using the processor, after which a spare counts as stuck
+_ANSWER_SECONDS = 10.0  # for one that still loads: another one would take as long on a machine so busy
+_LEAVE_SECONDS = 0.3  # for an unused one to exit after its input is closed
+_CLAIM, _MODEL = "occ-claim", "occ-model"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Everything that a spare read when it started. One serves an execution only while all of it is the same."""
+
+    argv: tuple[str, ...]
+    program: tuple[int, ...]
+    files: State
+
+
+class Spare:
+    """A process of the CLI that has no workspace yet. `mark` is in its environment."""
+
+    def __init__(self, child: Child, kind: Kind, mark: str) -> None:
+        self.child = child
+        self.kind = kind
+        self.mark = mark
+        self.started = time.monotonic()
+        self.lines = Lines()
+        self._input = b""
+        self._awaited: set[str] = set()
+        self._refused = False
+        self._workspace = Path()
+
+    @property
+    def alive(self) -> bool:
+        return self.child.returncode() is None
+
+    def claim(self, workspace: Path, memory: str, model: str | None) -> None:
+        """Give it a workspace, once ever, and the model if one is requested; `confirmed` returns its answer."""
+        self._workspace = workspace
+        self._input = command.claim_line(_CLAIM, workspace, memory)
+        self._awaited = {_CLAIM}
+        if model is not None:
+            self._input += command.model_line(_MODEL, model)
+            self._awaited.add(_MODEL)
+        self._write()
+
+    def confirmed(self, wake: int) -> bool:
+        """Wait for its answer. False when it refuses, exits or is stuck, or `wake` is readable."""
+        poller = select.poll()
+        poller.register(self.child.stdout, select.POLLIN)
+        poller.register(self.child.exited, select.POLLIN)
+        poller.register(wake, select.POLLIN)
+        if self._input:
+            poller.register(self.child.stdin, select.POLLOUT)
+        deadline, used = time.monotonic() + _ANSWER_SECONDS, _processor_use(self.child.pid)[1]
+        while self._awaited and not self._refused:
+            ready = {descriptor for descriptor, _ in poller.poll(1000 * _STILL_SECONDS)}
+            if not ready:
+                before, (waits, used) = used, _processor_use(self.child.pid)
+                if waits and used == before:
+                    return False
+            if ready & {self.child.exited, wake} or time.monotonic() > deadline:
+                return False
+            if self.child.stdin.fileno() in ready:
+                self._write()
+                if not self._input:
+                    poller.unregister(self.child.stdin)
+            if self.child.stdout.fileno() in ready:
+                self._read()
+        return not self._refused and self._is_there()
+
+    def leave(self) -> None:
+        """Have it exit by itself, soon: it then removes the files that name it."""
+        with contextlib.suppress(OSError):
+            self.child.stdin.close()
+
+    def await_exit(self) -> None:
+        """Wait for it to exit, for a moment."""
+        if self.alive:
+            poller = select.poll()
+            poller.register(self.child.exited, select.POLLIN)
+            poller.poll(1000 * _LEAVE_SECONDS)
+
+    def _write(self) -> None:
+        try:
+            self._input = self._input[os.write(self.child.stdin.fileno(), self._input) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._refused = True
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self.child.stdout.fileno(), _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._refused |= not data
+        for line in self.lines.feed(data):
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        """Look for the answers in a line of its output."""
+        try:
+            content: Any = json.loads(line)
+            if content["type"] == "result":  # it took something for a prompt
+                self._refused = True
+            answer = content["response"]
+            request_id, subtype = answer["request_id"], answer["subtype"]
+        except (ValueError, TypeError, KeyError):
+            return
+        if request_id not in self._awaited:
+            return
+        self._awaited.discard(request_id)
+        self._refused |= subtype != "success"
+
+    def _is_there(self) -> bool:
+        """Return whether it is in the workspace, as the kernel sees it."""
+        try:
+            return os.path.samefile(f"/proc/{self.child.pid}/cwd", self._workspace)
+        except OSError:
+            return False
+
+
+def _processor_use(pid: int) -> tuple[bool, int]:
+    """Return whether a process waits for something other than processor or disk, and the processor time it has used.
+
+    The time is in the kernel's ticks.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+    except (OSError, ValueError):
+        return True, 0
+    return state not in (b"R", b"D"), int(fields[10]) + int(fields[11])

@@ -1,0 +1,47 @@
+"""The spare processes of a daemon, as tests see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import Occ, command_line, wait_until
+
+
+def stand_in_with_claims(folder: Path, claim: str = "") -> Path:
+    """Return a stand-in CLI of a version that starts ahead, which takes its claim as `claim` says."""
+    program = folder / "claiming-claude"
+    version = 'if [ "$1" = --version ]; then echo "2.1.332 (a stand-in)"; exit; fi'
+    program.write_text(f'#!/bin/sh\n{version}\nFAKE_CLAUDE_CLAIM={claim} exec "{folder}/fake-claude" "$@"\n')
+    program.chmod(0o700)
+    return program
+
+
+def spares(occ: Occ) -> dict[int, psutil.Process]:
+    """Return the live spare processes of the daemon, used or not, by pid."""
+    found = {}
+    for worker in occ.processes():
+        try:
+            children = worker.children()
+        except psutil.NoSuchProcess:
+            continue
+        found |= {child.pid: child for child in children if "--await-claim" in command_line(child)}
+    return found
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended, whether or not its parent knows."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def one_spare(occ: Occ, *besides: int) -> psutil.Process:
+    """Wait for a spare process that is none of those `besides`, and return it."""
+
+    def found() -> list[psutil.Process]:
+        return [process for pid, process in spares(occ).items() if pid not in besides]
+
+    return wait_until(found, "a spare process")[0]

@@ -1,0 +1,141 @@
+"""Spare processes of the real Claude Code CLI, each release that can start ahead."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import real_cli
+from tests.conftest import Occ, names, occ_in, output
+from tests.model_api import FAKE_KEY, ModelApi
+from tests.spare_processes import is_gone, one_spare
+from tests.test_real_cli import reply
+
+pytestmark = pytest.mark.real_cli
+
+RELEASES = [version for version in real_cli.tested() if version != "2.1.197"]
+TOOLS = "Read,Edit,Write,Grep,Glob,Bash"
+
+
+@pytest.fixture(scope="session", params=RELEASES)
+def real_claude(request: pytest.FixtureRequest) -> Path:
+    try:
+        return real_cli.install(real_cli.default_cache(), request.param)
+    except real_cli.CliUnavailable as reason:
+        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
+
+
+@pytest.fixture
+def real(tmp_path: Path, real_claude: Path, model: ModelApi) -> Iterator[Occ]:
+    """An agent with Bash, but for one command, that may have one spare process, and a workspace."""
+    settings = {"OCC_WORKERS": "1", "OCC_WARM_PROCESSES": "1", "OCC_TOOLS": TOOLS, "OCC_DENY": "Bash(touch never)"}
+    reach = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+    with occ_in(tmp_path, program=real_claude, **settings, **reach) as occ:
+        occ.start()
+        occ.workspace("work", {"README.md": "A small project.\n", "CLAUDE.md": "Speak like a pirate.\n"})
+        yield occ
+
+
+def bash(command: str) -> dict[str, object]:
+    return {"name": "Bash", "input": {"command": command, "description": "d"}}
+
+
+def served(occ: Occ) -> int:
+    """How many executions a spare process has served."""
+    return (occ.home / "logs/worker.log").read_text().count("has the spare process")
+
+
+def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ, model: ModelApi) -> None:
+    spare = one_spare(real)
+    folder = real.home / "workspaces/work"
+    write = {"name": "Write", "input": {"file_path": str(folder / "made.txt"), "content": "made\n"}}
+    outside = {"name": "Write", "input": {"file_path": str(real.home / "run/warm/empty/out.txt"), "content": "x"}}
+    turns = ({"text": "W.", "tools": [write]}, {"text": "O.", "tools": [outside]}, {"text": "Done."})
+    events = real.run("Write. " + reply(*turns), executionId="e1", model="claude-haiku-4-5")
+    final = events[-1].data
+    assert (names(events)[-1], output(events)) == ("complete", "W.O.Done.")
+    assert (folder / "made.txt").read_text() == "made\n"
+    assert list((real.home / "run/warm/empty").iterdir()) == []
+    assert [denial["tool_name"] for denial in final["permissionDenials"]] == ["Write"]
+    assert next(event.data["sessionId"] for event in events if event.name == "started") == final["sessionId"]
+    asked = [request["body"] for request in model.requests() if request["path"] == "/v1/messages"]
+    assert {body["model"] for body in asked} == {"claude-haiku-4-5"}
+    assert "Speak like a pirate." in json.dumps(asked[0])
+    first_cost, usage = final["costUsd"], final["usage"]
+    assert usage["output_tokens"] > 0
+    assert served(real) == 1
+    assert is_gone(spare)
+
+    model.forget()
+    one_spare(real, spare.pid)
+    events = real.run("And now? " + reply({"text": "Again."}), executionId="e2", continues="e1")
+    assert output(events) == "Again."
+    assert events[-1].data["sessionId"] == final["sessionId"]
+    assert served(real) == 1  # a session that exists cannot have one
+    assert "Done." in json.dumps([request["body"] for request in model.requests()])
+    spent = real.client.usage()["total"]["costUsd"]
+    assert spent == pytest.approx(first_cost + events[-1].data["costUsd"])
+    assert events[-1].data["costUsd"] < first_cost  # its own cost, not that of the session
+
+
+def test_a_spare_sends_the_same_request_as_another_process_and_has_the_same_events(real: Occ, model: ModelApi) -> None:
+    results = []
+    for limits in ({}, {"maxTurns": 5}):  # a limit makes another process start
+        one_spare(real)
+        model.forget()
+        events = real.run("Hello. " + reply({"text": "Hello back.", "chunks": 3}), **limits)
+        final = events[-1].data
+        (asked,) = (request["body"] for request in model.requests() if request["path"] == "/v1/messages")
+        del asked["metadata"]  # the id of the session
+        results.append((asked, names(events), output(events), final["costUsd"], final["usage"], final["numTurns"]))
+    assert served(real) == 1
+    assert results[0] == results[1]
+
+
+def test_the_rules_hold_in_a_spare_process(real: Occ) -> None:
+    one_spare(real)
+    turns = ({"text": "a", "tools": [bash("touch never")]}, {"text": "b", "tools": [bash("touch often")]})
+    events = real.run("Touch. " + reply(*turns, {"text": "c"}))
+    assert events[-1].name == "complete"
+    results = [event.data["isError"] for event in events if event.name == "tool" and "isError" in event.data]
+    assert results == [True, False]
+    assert [path.name for path in (real.home / "workspaces/work").glob("*e*n*")] == ["often"]
+    assert served(real) == 1
+
+
+def test_a_cancel_ends_a_spare_process_that_runs(real: Occ) -> None:
+    spare = one_spare(real)
+    stream, _ = real.under_way("Wait. " + reply({"text": "on", "hang": "mid"}), "e1")
+    assert served(real) == 1
+    real.client.cancel("e1")
+    assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
+    assert is_gone(spare)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_execution_whose_spare_was_killed_or_stopped_runs_once(
+    real: Occ, model: ModelApi, number: signal.Signals
+) -> None:
+    spare = one_spare(real)
+    spare.send_signal(number)
+    events = real.run("Hello. " + reply({"text": "Hello back."}))
+    assert (names(events)[-1], output(events)) == ("complete", "Hello back.")
+    assert served(real) == 0
+    assert is_gone(spare)
+    assert len([request for request in model.requests() if request["path"] == "/v1/messages"]) == 1
+
+
+def test_two_workspaces_and_two_spares_do_not_meet(real: Occ, model: ModelApi) -> None:
+    for number in range(2):
+        real.workspace(f"w{number}", {"CLAUDE.md": f"The secret is {number}{number}{number}.\n"})
+        one_spare(real)
+        model.forget()
+        real.run("Hello. " + reply({"text": "hi"}), f"w{number}")
+        asked = json.dumps([request["body"] for request in model.requests()])
+        assert f"The secret is {number}{number}{number}." in asked
+        assert f"The secret is {1 - number}{1 - number}" not in asked
+    assert served(real) == 2
