@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+MOST_LINES = 300
 SOURCES = sorted([*ROOT.glob("occ_app/**/*.py"), *ROOT.glob("occ_worker/**/*.py")])
 LAYERS = [
     {"errors"},
@@ -207,6 +208,11 @@ def test_the_domain_knows_no_http_and_no_terminal() -> None:
     banned = {"flask", "click", "urllib3", "gunicorn", "werkzeug"}
     wrong = {name(path) for path in SOURCES if folder(path) in DOMAIN and banned & set(imported(path))}
     assert wrong == set()
+
+
+def test_no_module_is_longer_than_a_person_reads_at_once() -> None:
+    long = {name(path): lines for path in SOURCES if (lines := len(path.read_text().splitlines())) > MOST_LINES}
+    assert not long, long
 
 
 def test_no_import_does_work() -> None:
