@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from huey import Huey
+
 from occ_app.config import child_processes
 from occ_app.config import config as configuration
 from occ_app.config.config import Config
@@ -53,31 +55,7 @@ def run_executions(config: Config) -> None:
 
     @queue.on_startup()  # type: ignore[untyped-decorator]  # huey is untyped
     def open_context() -> None:
-        """In the forked worker: nothing that holds a file or a lock crosses the fork."""
-        become_subreaper()
-        environment = claude.environment(config)
-        launcher = Launcher(environment)
-        launcher.prepare()
-        database = db.Database(config.database)
-        with contextlib.suppress(OCCError):  # a held database; the first execution opens them then
-            database.prepare()
-        spares = Spares(config, database, launcher, environment, lambda: queue.stop.set)
-        queue.storage.idle = _never_failing(spares.keep)
-        contexts.append(
-            ExecutionContext(
-                config=config,
-                db=database,
-                identity=own_identity(),
-                readers=Ringer(config.run / "tail"),
-                bell=Doorbell(config.run / "worker"),
-                launcher=launcher,
-                spares=spares,
-                wake=queue.stop.descriptor,
-                stopping=lambda: queue.stop.set,
-                ring_queue=lambda: put(""),
-                snapshots=snapshots_of(config),
-            )
-        )
+        contexts.append(_context(config, queue, lambda: put("")))
 
     @queue.on_shutdown()  # type: ignore[untyped-decorator]  # huey is untyped
     def close_context() -> None:
@@ -98,6 +76,32 @@ def run_executions(config: Config) -> None:
     become_subreaper()
     gc.freeze()  # existing objects are shared by all workers, as long as no collection writes to them
     consumer.run()
+
+
+def _context(config: Config, queue: Huey, ring_queue: Callable[[], None]) -> ExecutionContext:
+    """Open the objects of a forked worker: nothing that holds a file or a lock crosses the fork."""
+    become_subreaper()
+    environment = claude.environment(config)
+    launcher = Launcher(environment)
+    launcher.prepare()
+    database = db.Database(config.database)
+    with contextlib.suppress(OCCError):  # a held database; the first execution opens them then
+        database.prepare()
+    spares = Spares(config, database, launcher, environment, lambda: queue.stop.set)
+    queue.storage.idle = _never_failing(spares.keep)
+    return ExecutionContext(
+        config=config,
+        db=database,
+        identity=own_identity(),
+        readers=Ringer(config.run / "tail"),
+        bell=Doorbell(config.run / "worker"),
+        launcher=launcher,
+        spares=spares,
+        wake=queue.stop.descriptor,
+        stopping=lambda: queue.stop.set,
+        ring_queue=ring_queue,
+        snapshots=snapshots_of(config),
+    )
 
 
 def _never_failing(keep: Callable[[], bool]) -> Callable[[], bool]:
