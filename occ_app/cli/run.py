@@ -14,6 +14,7 @@ import click
 from occ_app import errors
 from occ_app.cli import attached, output, output_failed, remote, remotes, run_end, run_target, run_watch, transcript
 from occ_app.cli.approval_prompts import asking
+from occ_app.cli.run_end import SentRun
 from occ_app.cli.run_target import Target
 from occ_app.client.sse import StreamEvent
 from occ_app.config.settings import PERMISSIONS
@@ -139,11 +140,7 @@ def run(
     """
     prompt, url = _prompt(prompt), remotes.LOCAL_HUB if hub and url is None else url
     run_target.check(folder, workspace, project, session, continued=continued, git=git)
-    if apply and (detach or project is not None):
-        why = "a project has its changes already" if project is not None else "it waits for the end; use occ pull later"
-        raise click.UsageError(
-            f"--apply cannot be used with {'--project' if project is not None else '--detach'}: {why}."
-        )
+    _check_apply(apply=apply, detach=detach, project=project)
     client, again = remote.chosen(url, token, pin), remote.again(url, token, pin)
     if agent or label or notify:
         run_target.check_hub(client)
@@ -152,36 +149,47 @@ def run(
         target = Target(run_target.existing(client, workspace, project), session, None)
     else:
         target = run_target.sent(client, place, folder, continued=continued, with_history=git)
-    execution_id = new_execution_id()
-    limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns}
-    settings: dict[str, Any] = {"sessionId": target.session, **limits}
-    settings |= {"permissions": permissions, "agent": agent, "labels": list(label) or None, "notify": notify or None}
-    settings |= {"attachments": attach or None, "deny": list(deny) or None, "approvalSeconds": answer_seconds}
-    options = {name: value for name, value in settings.items() if value is not None}
-    events = _announced(
-        client.execute(target.workspace, prompt, executionId=execution_id, **options), execution_id, target
-    )
-    events = asking(client, events, here=not as_json)
+    limits = {"model": model, "timeoutSeconds": timeout, "maxTurns": max_turns, "approvalSeconds": answer_seconds}
+    choices: dict[str, Any] = {"sessionId": target.session, "permissions": permissions, "agent": agent, **limits}
+    choices |= {"labels": list(label) or None, "notify": notify or None}
+    choices |= {"attachments": attach or None, "deny": list(deny) or None}
+    options = {name: value for name, value in choices.items() if value is not None}
+    sent = SentRun(client, new_execution_id(), target, again, place, folder, project is not None, apply, as_json)
+    return _watched(sent, client.execute(target.workspace, prompt, executionId=sent.execution_id, **options), detach)
+
+
+def _check_apply(*, apply: bool, detach: bool, project: str | None) -> None:
+    """Raises UsageError for --apply where there is nothing to write, or nobody who waits for it."""
+    if apply and project is not None:
+        raise click.UsageError("--apply cannot be used with --project: a project has its changes already.")
+    if apply and detach:
+        raise click.UsageError("--apply cannot be used with --detach: it waits for the end; use occ pull later.")
+
+
+def _watched(run: SentRun, stream: Iterator[StreamEvent], detach: bool) -> int:
+    """Print a run until its end, or its id alone where it is detached; returns the exit code."""
+    events = asking(run.client, _announced(stream, run.execution_id, run.target), here=not run.as_json)
     try:
         if detach:
-            return _detached(events, execution_id, again)
-        with run_watch.reporting_waits(client, execution_id):
-            final = transcript.print_events(events, as_json=as_json, waiting="waiting for the answer", again=again)
+            return _detached(events, run.execution_id, run.again)
+        with run_watch.reporting_waits(run.client, run.execution_id):
+            waiting = "waiting for the answer"
+            final = transcript.print_events(events, as_json=run.as_json, waiting=waiting, again=run.again)
     except errors.Lost:
-        run_watch.tell_it_goes_on(execution_id, again)
+        run_watch.tell_it_goes_on(run.execution_id, run.again)
         raise
     except errors.Refused:
-        if target.new:
-            run_watch.take_back(client, target.workspace, execution_id)
+        if run.target.new:
+            run_watch.take_back(run.client, run.target.workspace, run.execution_id)
         raise
     except OSError as error:  # nobody reads the output any more, or it cannot be written
         output_failed(error)
-        run_watch.tell_it_goes_on(execution_id, again)
+        run_watch.tell_it_goes_on(run.execution_id, run.again)
         return 1
     except KeyboardInterrupt:
-        return run_watch.interrupted(client, execution_id, target.workspace if target.new else None, again)
-    ending = run_end.Ending(client, execution_id, target, again, place, folder, project is not None, apply, as_json)
-    return run_end.report(ending, final)
+        made = run.target.workspace if run.target.new else None
+        return run_watch.interrupted(run.client, run.execution_id, made, run.again)
+    return run_end.report(run, final)
 
 
 def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> int:

@@ -19,8 +19,8 @@ from occ_app.client.sse import StreamEvent
 
 
 @dataclass(frozen=True)
-class Ending:
-    """A run that is over, and the options that count at its end; `again` are those by which commands reach its place.
+class SentRun:
+    """A run that was sent, and the options that count at its end; `again` are those by which commands reach its place.
 
     `folder` is the one that was named, None for the current one. `project`: the run was in a project.
     """
@@ -36,7 +36,7 @@ class Ending:
     as_json: bool
 
 
-def report(run: Ending, final: StreamEvent | None) -> int:
+def report(run: SentRun, final: StreamEvent | None) -> int:
     """Print the end of a run, and apply its changes where it succeeded; returns the exit code. Raises NotWritten."""
     succeeded = final is not None and final.name == "complete"
     applies, named = run.apply and succeeded, folders.option(run.folder)
@@ -74,7 +74,7 @@ def keep(sent: Sent) -> None:
         output.warn(f"{error} `occ run -c` does not continue from this run.")
 
 
-def _applied(run: Ending) -> int:
+def _applied(run: SentRun) -> int:
     """Write the changes of a run that succeeded into the folder. Raises NotWritten for conflicts."""
     folder = (run.folder or Path()).resolve()
     return bring(run.client, run.execution_id, folder, run.place, Choices(report=output.note))

@@ -14,6 +14,7 @@ import click
 from occ_app import errors
 from occ_app.cli import folders, output
 from occ_app.cli.folders import Sent
+from occ_app.cli.zip_names import acceptable, zip_name
 from occ_app.client.agent_client import AgentClient
 from occ_app.config import homes
 
@@ -35,7 +36,6 @@ def send(client: AgentClient, folder: Path, place: str, *, with_history: bool = 
     import tempfile
 
     from occ_app.cli import git_history
-    from occ_app.cli.zip_names import zip_name
 
     folder = _ready(folder)
     if with_history:
@@ -66,7 +66,6 @@ def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
 
     Raises NotWritten when the workspace changed, too.
     """
-    import tempfile
 
     folder = _ready(folder)
     paths = _paths(folder)
@@ -87,13 +86,28 @@ def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
         )
     if there not in (None, sent.snapshot):
         raise _both_changed(folder, sent)
-    from occ_app.cli.zip_names import zip_name
-
     names = set(changed)
+    edited = [path for path in paths if zip_name(path.relative_to(folder)) in names]
+    reply, files = _update(client, folder, sent, record, edited, removed)
+    output.note(f"sent your changes: {len(changed)} file{'' if len(changed) == 1 else 's'}, {len(removed)} removed")
+    _note_skipped(reply)
+    kept = {path: state for path, state in sent.files.items() if path not in removed}
+    return replace(sent, snapshot=reply.get("snapshot"), files=kept | files)
+
+
+def _update(
+    client: AgentClient, folder: Path, sent: Sent, record: Mapping[str, Any], paths: list[Path], removed: list[str]
+) -> tuple[dict[str, Any], dict[str, folders.State]]:
+    """Send changed files and deletions, based on the snapshot they were made from; returns the reply and the states.
+
+    Raises NotWritten when the workspace changed since.
+    """
+    import tempfile
+
     with tempfile.TemporaryFile() as archive:
         files = dict[str, folders.State]()
-        if changed:
-            _pack(folder, archive, [path for path in paths if zip_name(path.relative_to(folder)) in names])
+        if paths:
+            _pack(folder, archive, paths)
             files = folders.packed_states(archive)
         archive.seek(0)
         try:
@@ -105,10 +119,7 @@ def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
             if refusal.code == "WORKSPACE_CHANGED":
                 raise _both_changed(folder, sent) from None
             raise
-    output.note(f"sent your changes: {len(changed)} file{'' if len(changed) == 1 else 's'}, {len(removed)} removed")
-    _note_skipped(reply)
-    kept = {path: state for path, state in sent.files.items() if path not in removed}
-    return replace(sent, snapshot=reply.get("snapshot"), files=kept | files)
+    return reply, files
 
 
 def _both_changed(folder: Path, sent: Sent) -> errors.NotWritten:
@@ -142,7 +153,6 @@ def _note_skipped(reply: Mapping[str, Any]) -> None:
 def _paths(folder: Path) -> list[Path]:
     """Return the paths of a folder that are sent; the others are named on standard error."""
     from occ_app.cli.gitignore import files_to_send
-    from occ_app.cli.zip_names import acceptable
 
     left_out = dict[Path, str]()
     listed = files_to_send(folder, homes.secret_folders(), left_out.__setitem__)
@@ -167,7 +177,6 @@ def _pack(folder: Path, archive: IO[bytes], paths: Sequence[Path]) -> None:
 
 def _note_left_out(folder: Path, left_out: Mapping[Path, str]) -> None:
     """Name on standard error the paths that are left out, a line for each reason."""
-    from occ_app.cli.zip_names import zip_name
 
     for reason in dict.fromkeys(left_out.values()):
         paths = [path for path, why in left_out.items() if why == reason]
