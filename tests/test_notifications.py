@@ -21,7 +21,7 @@ from occ_app.errors import ConfigError, NotFound, Unreachable
 from occ_app.executions import answers, approvals, lifecycle
 from occ_app.executions.answers import Answer, Person
 from occ_app.executions.records import Execution, Outcome, Request
-from occ_app.hub import approval_rows, channels, deliveries
+from occ_app.hub import approval_rows, channels, deliveries, keys
 from occ_app.hub.channels import Channel
 from occ_app.hub.deliveries import Claimed, Delivery
 from occ_app.system.process_identity import own_identity
@@ -60,7 +60,7 @@ def server() -> Iterator[MailServer]:
 def owner_of(hub: HubApp, name: str) -> str:
     """The id of a new owner."""
     hub.key(name, "client")
-    return channels.owner_named(hub.database, name)
+    return keys.owner_named(hub.database, name)
 
 
 def run(
@@ -285,7 +285,7 @@ def logged_in(hub: HubApp, secret: str) -> tuple[Any, str]:
 
 def test_a_visible_page_makes_the_notification_of_its_run_needless(hub: HubApp, receiver: Receiver) -> None:
     secret = hub.key("ada", "client")
-    ada = channels.owner_named(hub.database, "ada")
+    ada = keys.owner_named(hub.database, "ada")
     browser, csrf = logged_in(hub, secret)
     channel(hub, receiver.url, ada)
     hub.workspace("another")
@@ -472,7 +472,7 @@ def test_the_commands_add_list_and_remove(hub: HubApp, monkeypatch: pytest.Monke
         ("email", "ada@example.com", None, ["needs-you"]),
     ]
     channel_id = added.stdout.strip()
-    end(hub, run(hub, "e1", channels.owner_named(hub.database, "ada")))
+    end(hub, run(hub, "e1", keys.owner_named(hub.database, "ada")))
     assert json.loads(invoke(commands, ["log", "--json"]).stdout)["notifications"][0]["webhookId"] == channel_id
     assert "ended" in invoke(commands, ["log"]).stdout
     assert invoke(commands, ["remove", channel_id]).exit_code == 0

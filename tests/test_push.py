@@ -80,7 +80,7 @@ def person(hub: HubApp, name: str) -> Person:
     assert browser.post("/login", data={"key": secret}, headers=FROM_PAGE).status_code == 303
     page = browser.get("/notifications").get_data(as_text=True)
     csrf = page.partition('name="csrf" value="')[2].partition('"')[0]
-    return Person(hub, channels.owner_named(hub.database, name), browser, csrf)
+    return Person(hub, keys.owner_named(hub.database, name), browser, csrf)
 
 
 # ---- The encryption

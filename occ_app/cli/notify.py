@@ -16,7 +16,7 @@ from occ_app.cli.remote import running_hub
 from occ_app.config import config as configuration
 from occ_app.config.settings import mail_address, secret
 from occ_app.database.database import Database
-from occ_app.hub import channels, deliveries, webhooks
+from occ_app.hub import channels, deliveries, keys, webhooks
 from occ_app.slack import tokens
 
 _TEST_SECONDS = 30.0
@@ -55,7 +55,7 @@ def add(kind: str, address: str, owner: str | None, only: str | None, name: str 
         raise click.UsageError("--token is for ntfy alone.")
     stored, shown = _address(kind, address, token)
     rows = job_store.hub_database()
-    owner_id = None if owner is None else channels.owner_named(rows, owner)
+    owner_id = None if owner is None else keys.owner_named(rows, owner)
     classes = channels.CLASSES if only is None else (only,)
     made = channels.add(rows, kind, name or shown, stored, owner_id=owner_id, classes=classes)
     output.echo(made.channel_id)

@@ -117,19 +117,6 @@ def remove(db: Database, channel_id: str, owner_id: str | None = None) -> None:
         )
 
 
-def owner_named(db: Database, name: str) -> str:
-    """Return the id of an owner, named or by the id itself. Raises NotFound."""
-    with db.read() as connection:
-        row = connection.execute(
-            "SELECT owner_id FROM owners WHERE owner_id = :name OR name = :name ORDER BY owner_id <> :name LIMIT 1",
-            {"name": name},
-        ).fetchone()
-    if row is None:
-        message = f"There is no owner called {name}; `occ hub keys list` names the owners."
-        raise NotFound("OWNER_NOT_FOUND", message, {"owner": name})
-    return str(row["owner_id"])
-
-
 def needless(
     connection: sqlite3.Connection, channel: Channel, event: str, execution: int | None, approval_id: str | None
 ) -> str | None:

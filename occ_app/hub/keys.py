@@ -249,6 +249,12 @@ def new_owner(connection: sqlite3.Connection, name: str) -> str:
     return new_id
 
 
+def owner_named(db: Database, owner: str) -> str:
+    """Return the id of an owner, named or by its id. Raises NotFound."""
+    with db.read() as connection:
+        return owner_id(connection, owner)
+
+
 def owner_id(connection: sqlite3.Connection, owner: str) -> str:
     """Return the id of an owner, named or by its id, inside the caller's transaction. Raises NotFound."""
     row = connection.execute(
