@@ -84,6 +84,15 @@ def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
         raise errors.InvalidRequest(f"Wrong or missing: {names}; see `details`.", details) from None
 
 
+def valid_filters(kind: type[Schema]) -> dict[str, Any]:
+    """Return the parameters of the address of a page as the schema reads them; an empty or wrong one is left out."""
+    try:
+        return dict(schema_of(kind).load({name: value for name, value in request.args.items() if value}))
+    except ValidationError as wrong:
+        valid: dict[str, Any] = wrong.valid_data  # type: ignore[assignment]  # a dict, since one object was loaded
+        return valid
+
+
 def _shortened(content: Any) -> Any:
     """Return the errors of a body, names and reasons cut: they echo the request."""
     if isinstance(content, dict):

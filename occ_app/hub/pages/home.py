@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from flask import Blueprint, Response, render_template, request
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, Schema, fields, validate
 
 from occ_app import errors
 from occ_app.api.services import services
@@ -60,14 +60,14 @@ class _Query(Schema):
 @bp.get("/")
 def show() -> str:
     """The whole page."""
-    query = _query()
+    query = web.valid_filters(_Query)
     return _page({"workspace": query.get("workspace", "")}, query)
 
 
 @bp.get("/lists")
 def lists() -> str:
     """The lists alone, for the script; with `older` the conversations alone."""
-    query = _query()
+    query = web.valid_filters(_Query)
     template = "_older.html" if "older" in request.args else "_lists.html"
     return render_template(template, **_lists(query))
 
@@ -219,12 +219,3 @@ def _place_of(execution: Execution) -> str:
     """Return the name of an execution's workspace for a person: a project's alias, else the id."""
     workspace = workspaces.numbered(services().db, execution.workspace_generation)
     return (workspace and workspace.alias) or execution.workspace_id
-
-
-def _query() -> dict[str, Any]:
-    """Return the filters in the address; a wrong value is ignored."""
-    try:
-        return dict(web.schema_of(_Query).load({name: value for name, value in request.args.items() if value}))
-    except ValidationError as wrong:
-        valid: dict[str, Any] = wrong.valid_data  # type: ignore[assignment]  # a dict, since one object was loaded
-        return valid

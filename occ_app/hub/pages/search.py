@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from flask import Blueprint, render_template, request
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from flask import Blueprint, render_template
+from marshmallow import EXCLUDE, Schema, fields, validate
 
 from occ_app.api.services import services
 from occ_app.executions import search
@@ -42,7 +41,7 @@ class _Query(Schema):
 @bp.get("/find")
 def show() -> str:
     """The form, and the runs that were found."""
-    query = _query()
+    query = web.valid_filters(_Query)
     words, visible_to = query.get("q", "").strip(), callers.caller().visible_to
     since = None
     if "days" in query:
@@ -68,11 +67,3 @@ def show() -> str:
         },
         spans=SPANS,
     )
-
-
-def _query() -> dict[str, Any]:
-    try:
-        return dict(web.schema_of(_Query).load({name: value for name, value in request.args.items() if value}))
-    except ValidationError as wrong:
-        valid: dict[str, Any] = wrong.valid_data  # type: ignore[assignment]  # a dict, since one object was loaded
-        return valid
