@@ -59,7 +59,8 @@ def test_an_update_changes_and_removes_files_and_keeps_the_rest(agent: Occ, made
     }
     assert not (root / "gone").exists()
     assert agent.client.workspace("mine")["snapshot"] == reply["snapshot"] != base
-    assert not list((agent.home / "workspaces").glob(".incoming-*"))
+    # The former tree is removed after the answer.
+    wait_until(lambda: not list((agent.home / "workspaces").glob(".incoming-*")), "no more to be there")
 
 
 def test_an_update_without_files_only_deletes(agent: Occ, made: dict[str, Any]) -> None:
