@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from occ_app.supervisor.processes import Part
+from occ_app.supervisor.supervisor import Supervisor
 from occ_app.system.strays import MARKER
 from occ_worker.execution.child import Child, Launcher
 from tests.conftest import wait_until
@@ -152,3 +154,25 @@ def test_a_part_that_dies_at_once_is_started_again_after_growing_pauses() -> Non
         wait_until(part.died, "the part to end")
         assert part.restart_at is not None
         assert before + pause <= part.restart_at <= time.monotonic() + pause
+
+
+def test_a_start_sleeps_until_the_web_process_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other parts are due all the while, and start only then."""
+    waits: list[float] = []
+    monkeypatch.setattr(selectors.DefaultSelector, "select", lambda _, seconds: waits.append(seconds) or [])
+    environment = dict(os.environ)
+    web, worker = (Part(name, "python -c pass", environment, None) for name in ("web", "worker"))
+    web.restart_at = None
+    supervisor = Supervisor.__new__(Supervisor)  # without its signal handlers
+    supervisor._parts = [web, worker]
+    (supervisor._wake, wake_end), (supervisor._ready, ready_end) = (os.pipe2(os.O_NONBLOCK) for _ in range(2))
+    try:
+        assert not supervisor._web_serves(web, time.monotonic() + 60)
+        os.write(ready_end, b"1")
+        assert supervisor._web_serves(web, time.monotonic() + 60)
+        supervisor._wait(supervisor._parts)
+    finally:
+        for descriptor in (supervisor._wake, wake_end, supervisor._ready, ready_end):
+            os.close(descriptor)
+    assert waits[0] > 0
+    assert waits[-1] == 0

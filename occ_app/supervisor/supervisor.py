@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -140,7 +140,7 @@ class Supervisor:
         moved = readiness.prepare_database(self._config, lambda: self._start_due(listener.fileno(), one=web))
         warnings = [*self._warnings, *moved, *self._prepare(self._config, listener.getsockname()[1])]
         deadline = time.monotonic() + START_SECONDS
-        while not self._stopping and not self._web_serves(deadline):
+        while not self._stopping and not self._web_serves(web, deadline):
             self._start_due(listener.fileno(), one=web)
             self._watch_children()
         if not self._stopping:
@@ -149,15 +149,15 @@ class Supervisor:
             self._notify(f"{READY}\nSTATUS=serving at {self._place.url}")
         while not self._stopping:
             self._start_due(listener.fileno())
-            self._wait()
+            self._wait(self._parts)
             self._watch_children()
         return 0
 
-    def _web_serves(self, deadline: float) -> bool:
+    def _web_serves(self, web: Part, deadline: float) -> bool:
         """Wait until the web process reports that it serves, or for a signal or a restart. Raises StartFailed."""
         if time.monotonic() > deadline:
             raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; see the logs in {self._config.logs}.")
-        self._wait(self._ready, START_SECONDS / 10)
+        self._wait([web], self._ready, START_SECONDS / 10)  # the others are due, and start once it serves
         with contextlib.suppress(BlockingIOError):
             return bool(os.read(self._ready, 1))
         return False
@@ -182,9 +182,9 @@ class Supervisor:
             log.warning("The files of OCC changed and a part ended: all parts are started again from the new files.")
             self._stopping = self.replaced = True
 
-    def _wait(self, ready: int | None = None, limit: float | None = None) -> None:
-        """Wait for a signal, for data on `ready`, or until the next part is due, at most `limit` seconds."""
-        due = [part.restart_at for part in self._parts if part.restart_at is not None and part.wanted()]
+    def _wait(self, parts: Sequence[Part], ready: int | None = None, limit: float | None = None) -> None:
+        """Wait for a signal, for data on `ready`, or until the next of `parts` is due, at most `limit` seconds."""
+        due = [part.restart_at for part in parts if part.restart_at is not None and part.wanted()]
         if limit is not None:
             due.append(time.monotonic() + limit)
         seconds = max(0.0, min(due) - time.monotonic()) if due else None
