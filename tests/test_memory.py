@@ -14,9 +14,8 @@ import pytest
 
 from occ_app.workspaces import memory
 from tests import real_cli
-from tests.conftest import Occ
 from tests.model_api import FAKE_KEY, ModelApi
-from tests.test_real_cli import reply
+from tests.test_real_cli import marks, reply
 
 # Each import is a file of that name, which holds a mark with its name.
 IMPORTS = """
@@ -103,10 +102,6 @@ def make(folder: Path, files: Mapping[str, str], links: Mapping[str, str] | None
     return folder
 
 
-def marks(text: str) -> set[str]:
-    return set(re.findall(r"MARK-[A-Za-z0-9-]+", text))
-
-
 @dataclass(frozen=True)
 class ByHand:
     """Returns the marks that reach the model when `claude -p` runs in a folder."""
@@ -140,29 +135,45 @@ def by_hand(request: pytest.FixtureRequest, tmp_path: Path, model: ModelApi) -> 
     return ByHand(claude, request.param, environment, model)
 
 
+# Of FILES, the marks that are part of the memory.
+READ = """
+agents bold cell deep1 deep2 deep3 deep4 dot em file-a file-b file-d frag head inDot lazy linktext list list2 list3
+local loop1 loop2 noext number plain quote rel root rule-a rule-all rule-b rule-empty rule-front rule-imp space table
+viaDot viaLocal
+"""
+# Files, links, and the marks that are part of the memory. `make test` runs the CLI on the first ones.
+CASES: list[tuple[Mapping[str, str], Mapping[str, str], str]] = [
+    (FILES, {}, READ),
+    ({"a.md": "MARK-root @x.md", "real/AGENTS.md": "MARK-linked @x.md",
+      "real/x.md": "MARK-beside", "x.md": "MARK-x"},
+     {"CLAUDE.md": "real/AGENTS.md", ".claude/rules/ln.md": "../../a.md", "CLAUDE.local.md": "/etc/hostname"},
+     "beside linked root x"),
+    ({"AGENTS.md": "MARK-agents @x.md", "x.md": "MARK-x"}, {}, "agents x"),
+    ({"CLAUDE.md": "\ufeff@AGENTS.md", "AGENTS.md": "MARK-agents"}, {}, "agents"),
+    ({"CLAUDE.md": "a\r\n@AGENTS.md\r\n", "AGENTS.md": "MARK-agents\r\n"}, {}, "agents"),
+    ({"AGENTS.md": "MARK-agents", "CLAUDE.md": ""}, {}, "agents"),
+    ({"AGENTS.md": "MARK-agents", "CLAUDE.md": "MARK-root"}, {}, "root"),
+    ({"AGENTS.md": "MARK-agents", "CLAUDE.local.md": "MARK-local"}, {}, "local"),
+    ({"AGENTS.md": "MARK-agents", ".claude/rules/a.md": "MARK-rule"}, {}, "agents rule"),
+    ({".claude/AGENTS.md": "MARK-agents"}, {}, "agents"),
+    ({".claude/CLAUDE.md": "MARK-dot"}, {}, "dot"),
+    ({"CLAUDE.md": "# T\n\n- Use\n    @a.md\n\n1. x\n\n   ```sh\n   @b.md\n   ```\n2. @c.md", **ABC}, {}, "a c"),
+    ({"CLAUDE.md": "a ` b\n\n@a.md ` c @b.md\n\n<b>@c.md</b>\n", **ABC}, {}, "a b c"),
+]  # fmt: skip
+RUN_BY_HAND = CASES if os.environ.get("TEST_ALL") else CASES[:3]
+
+
+@pytest.mark.parametrize(("files", "links", "read"), CASES)
+def test_the_memory_has_these_files(
+    tmp_path: Path, files: Mapping[str, str], links: Mapping[str, str], read: str
+) -> None:
+    assert marks(memory.read(make(tmp_path / "work", files, links))) == {f"MARK-{name}" for name in read.split()}
+
+
 @pytest.mark.real_cli
-@pytest.mark.parametrize(
-    ("files", "links"),
-    [
-        (FILES, {}),
-        ({"a.md": "MARK-root @x.md", "real/AGENTS.md": "MARK-linked @x.md",
-          "real/x.md": "MARK-beside", "x.md": "MARK-x"},
-         {"CLAUDE.md": "real/AGENTS.md", ".claude/rules/ln.md": "../../a.md", "CLAUDE.local.md": "/etc/hostname"}),
-        ({"CLAUDE.md": "\ufeff@AGENTS.md", "AGENTS.md": "MARK-agents"}, {}),
-        ({"CLAUDE.md": "a\r\n@AGENTS.md\r\n", "AGENTS.md": "MARK-agents\r\n"}, {}),
-        ({"AGENTS.md": "MARK-agents @x.md", "x.md": "MARK-x"}, {}),
-        ({"AGENTS.md": "MARK-agents", "CLAUDE.md": ""}, {}),
-        ({"AGENTS.md": "MARK-agents", "CLAUDE.md": "MARK-root"}, {}),
-        ({"AGENTS.md": "MARK-agents", "CLAUDE.local.md": "MARK-local"}, {}),
-        ({"AGENTS.md": "MARK-agents", ".claude/rules/a.md": "MARK-rule"}, {}),
-        ({".claude/AGENTS.md": "MARK-agents"}, {}),
-        ({".claude/CLAUDE.md": "MARK-dot"}, {}),
-        ({"CLAUDE.md": "# T\n\n- Use\n    @a.md\n\n1. x\n\n   ```sh\n   @b.md\n   ```\n2. @c.md", **ABC}, {}),
-        ({"CLAUDE.md": "a ` b\n\n@a.md ` c @b.md\n\n<b>@c.md</b>\n", **ABC}, {}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("files", "links", "read"), RUN_BY_HAND)
 def test_it_is_the_memory_that_the_cli_reads_by_hand(
-    tmp_path: Path, by_hand: ByHand, files: Mapping[str, str], links: Mapping[str, str]
+    tmp_path: Path, by_hand: ByHand, files: Mapping[str, str], links: Mapping[str, str], read: str
 ) -> None:
     folder = make(tmp_path / "work", files, links)
     if (
@@ -171,7 +182,7 @@ def test_it_is_the_memory_that_the_cli_reads_by_hand(
         and "@AGENTS.md" not in str(files.get("CLAUDE.md"))
     ):
         pytest.skip("2.1.197 reads no AGENTS.md by itself")
-    assert marks(memory.read(folder)) == by_hand(folder)
+    assert by_hand(folder) == {f"MARK-{name}" for name in read.split()}
 
 
 SUBFOLDERS = {
@@ -186,16 +197,30 @@ SUBFOLDERS = {
 }
 
 
+ROOTS = [{"CLAUDE.md": "MARK-root"}, {}]
+
+
+def named_in_subfolders(folder: Path, root: Mapping[str, str]) -> set[str]:
+    """The marks of the files that the memory of such a folder names."""
+    make(folder, {**root, **SUBFOLDERS, "src/deep/a.py": "x = 1"})
+    return {SUBFOLDERS[name] for name in memory.read(folder).rpartition("read its file: ")[2].split(", ")}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_it_names_these_files_of_subfolders(tmp_path: Path, root: Mapping[str, str]) -> None:
+    expected = {f"MARK-{name}" for name in ("src", "dot", "rule", "deep", "local")}
+    assert named_in_subfolders(tmp_path / "work", root) == expected
+
+
 @pytest.mark.real_cli
-@pytest.mark.parametrize("root", [{"CLAUDE.md": "MARK-root"}, {}])
+@pytest.mark.parametrize("root", ROOTS if os.environ.get("TEST_ALL") else ROOTS[:1])
 def test_it_names_the_files_of_subfolders_that_the_cli_reads_later_by_hand(
     tmp_path: Path, by_hand: ByHand, root: Mapping[str, str]
 ) -> None:
-    folder = make(tmp_path / "work", {**root, **SUBFOLDERS, "src/deep/a.py": "x = 1"})
+    folder = tmp_path / "work"
+    named = named_in_subfolders(folder, root)
     read = {"name": "Read", "input": {"file_path": str(folder / "src/deep/a.py")}}
-    read_by_hand = by_hand(folder, reply({"text": "x", "tools": [read]}, {"text": "y"}))
-    named = memory.read(folder).rpartition("read its file: ")[2].split(", ")
-    assert {SUBFOLDERS[name] for name in named} == read_by_hand - {"MARK-root"}
+    assert named == by_hand(folder, reply({"text": "x", "tools": [read]}, {"text": "y"})) - {"MARK-root"}
 
 
 def test_files_of_subfolders_are_named_only_where_they_are_the_workspaces(tmp_path: Path) -> None:
@@ -249,18 +274,3 @@ def test_a_rule_for_some_files_is_named_to_the_model(tmp_path: Path) -> None:
 def test_it_has_a_bound(tmp_path: Path) -> None:
     files = {f"{n}.md": "x" * 600_000 for n in range(4)} | {"CLAUDE.md": "@0.md @1.md @2.md @3.md"}
     assert len(memory.read(make(tmp_path, files))) < 1_100_000
-
-
-@pytest.mark.real_cli
-@pytest.mark.parametrize("arguments", [(), ("--sandbox", "bwrap")], ids=["plain", "sandbox"])
-def test_an_agent_passes_it_on_and_keeps_no_copy(
-    occ: Occ, real_claude: Path, model: ModelApi, arguments: tuple[str, ...]
-) -> None:
-    """Settings and hooks beside it stay unread; the file with the text is gone after the run."""
-    occ.start(*arguments, OCC_CLAUDE_BIN=str(real_claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
-    files = {"CLAUDE.md": "@AGENTS.md", "AGENTS.md": "MARK-agents", "CLAUDE.local.md": "MARK-local"}
-    occ.workspace("work", {**files, ".claude/rules/a.md": "MARK-rule", ".claude/CLAUDE.md": "MARK-dot"})
-    assert occ.run("hello")[-1].name == "complete"
-    sent = json.dumps([request["body"] for request in model.requests()])
-    assert marks(sent) == {"MARK-agents", "MARK-local", "MARK-rule", "MARK-dot"}
-    assert list((occ.home / "run/memory").iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,11 @@ def prompts(model: ModelApi) -> list[str]:
             if message["role"] == "user":
                 found.append("".join(block.get("text", "") for block in blocks if block["type"] == "text"))
     return found
+
+
+def marks(text: str) -> set[str]:
+    """The marks of files of memory in a text."""
+    return set(re.findall(r"MARK-[A-Za-z0-9-]+", text))
 
 
 def test_plain_text_streams_as_the_model_says_it(real: Occ, model: ModelApi) -> None:
@@ -265,10 +271,14 @@ def test_cancel_ends_it_within_the_first_step(real: Occ) -> None:
     assert (final["code"], final.get("signal")) == ("EXECUTION_CANCELLED", None), "the interrupt alone should end it"
 
 
-def test_the_project_s_memory_reaches_the_model_as_text(real: Occ, model: ModelApi) -> None:
-    real.run("hello")
-    systems = [json.dumps(request["body"].get("system")) for request in model.requests() if request["body"]]
-    assert any("Speak like a pirate." in system for system in systems)
+def test_the_project_s_memory_reaches_the_model_as_text_and_no_copy_is_kept(real: Occ, model: ModelApi) -> None:
+    files = {"CLAUDE.md": "@AGENTS.md", "AGENTS.md": "MARK-agents", "CLAUDE.local.md": "MARK-local"}
+    real.workspace("remembers", {**files, ".claude/rules/a.md": "MARK-rule", ".claude/CLAUDE.md": "MARK-dot"})
+    assert real.run("hello", "remembers")[-1].name == "complete"
+    sent = [request["body"] for request in model.requests() if request["body"]]
+    assert marks(json.dumps(sent)) == {"MARK-agents", "MARK-local", "MARK-rule", "MARK-dot"}
+    assert "MARK-agents" in json.dumps([body.get("system") for body in sent])
+    assert list((real.home / "run/memory").iterdir()) == []
 
 
 def test_settings_in_an_upload_run_nothing(real: Occ, model: ModelApi) -> None:

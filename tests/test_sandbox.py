@@ -17,7 +17,7 @@ from occ_app.config import config as configuration
 from tests.conftest import Occ, names, output, wait_until
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.promises import kill
-from tests.test_real_cli import reply
+from tests.test_real_cli import marks, reply
 
 SECRET = "made-up-secret-of-the-home"
 
@@ -309,13 +309,17 @@ def test_the_real_cli_works_in_the_sandbox_and_its_bash_sees_no_secret(
         ANTHROPIC_BASE_URL=model.url,
         ANTHROPIC_API_KEY=FAKE_KEY,
     )
-    occ.workspace("work", {"README.md": "A small project.\n"})
+    files = {"CLAUDE.md": "@AGENTS.md", "AGENTS.md": "MARK-agents", "CLAUDE.local.md": "MARK-local"}
+    occ.workspace("work", {**files, ".claude/rules/a.md": "MARK-rule", ".claude/CLAUDE.md": "MARK-dot"})
     look = {"name": "Bash", "input": {"command": f"cat {home}/secret.txt; echo here > in.txt", "description": "x"}}
     events = occ.run("Look. " + reply({"text": "a", "tools": [look]}, {"text": "done"}))
     assert names(events)[-1] == "complete", events[-1]
     assert SECRET not in str(events)
     assert "No such file" in str(events)
     assert (occ.home / "workspaces/work/in.txt").read_text() == "here\n"
+    sent = json.dumps([request["body"] for request in model.requests()])
+    assert marks(sent) == {"MARK-agents", "MARK-local", "MARK-rule", "MARK-dot"}
+    assert list((occ.home / "run/memory").iterdir()) == []
     session = events[-1].data["sessionId"]
     again = occ.run("And again. " + reply({"text": "more"}), sessionId=session)
     assert (output(again), again[-1].data["sessionId"]) == ("more", session)
