@@ -9,11 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from occ_app.home import state
 from tests.conftest import Occ
 from tests.real_hub import Hub
 
-EXAMPLES = "30" if os.environ.get("TEST_ALL") else "5"
+EXAMPLES = "30"
+only_in_test_all = pytest.mark.skipif(
+    not os.environ.get("TEST_ALL"), reason="schemathesis runs in `make test-all`; test_documented_answers.py in both"
+)
 # Whether an id exists or a zip is one cannot stand in a document.
 UNKNOWABLE = "positive_data_acceptance,missing_required_header,unsupported_method"
 

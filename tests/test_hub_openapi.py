@@ -9,8 +9,10 @@ import pytest
 
 from occ_app.home import state
 from tests.conftest import make_zip
-from tests.documented_calls import KNOWN, document_of, own_token, tried
+from tests.documented_calls import KNOWN, document_of, only_in_test_all, own_token, tried
 from tests.real_hub import Hub, hub_in
+
+pytestmark = only_in_test_all
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from occ_app.supervisor.processes import STEADY_SECONDS
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, prompt, serves
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3" if os.environ.get("TEST_ALL") else "2"))
 RECOVERY_SECONDS = 20.0  # on a machine that is busy with other tests, too
 
 HARMLESS = {"web", "control"}

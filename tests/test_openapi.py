@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Occ
-from tests.documented_calls import KNOWN, document_of, tried
+from tests.documented_calls import KNOWN, document_of, only_in_test_all, tried
+
+pytestmark = only_in_test_all
 
 
 @pytest.fixture
