@@ -1154,3 +1154,14 @@ def m037_process_marks(db: Database) -> None:
         "CREATE INDEX process_marks_of_execution ON process_marks (execution)",
     ):
         db.execute(statement)
+
+
+@occ()
+def m038_local_sharing(db: Database) -> None:
+    """Mark the executions that a machine shares with its hub, on the machine, and those that a hub got so, there."""
+    for statement in (
+        # On a machine pending, announced or refused; on a hub received; NULL: not shared.
+        "ALTER TABLE executions ADD COLUMN local_sharing TEXT",
+        "CREATE INDEX executions_to_announce ON executions (number) WHERE local_sharing = 'pending'",
+    ):
+        db.execute(statement)

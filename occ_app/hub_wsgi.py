@@ -25,6 +25,7 @@ from occ_app.hub import (
     health,
     inputs,
     keys,
+    local_api,
     measures,
     pages,
     placement,
@@ -91,6 +92,7 @@ def make_app(config: HubConfig) -> Flask:
     links = Links(config.run / "links", refused=partial(agent_lists.refused, agents))
     app.extensions["occ_hub"] = HubServices(config, agents, calls, links)
     app.register_blueprint(api.bp)
+    app.register_blueprint(local_api.bp)
     app.register_blueprint(rule_api.bp)
     app.register_blueprint(session_api.bp)
     app.extensions["occ_slack"] = slack = Ringer(config.run / "slack")

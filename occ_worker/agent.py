@@ -30,6 +30,7 @@ from occ_worker import tasks
 from occ_worker.consumers import ControlConsumer, ProcessesConsumer
 from occ_worker.control.agent import Control
 from occ_worker.control.heartbeat import Heartbeat
+from occ_worker.control.local_sharing import LocalSharing
 from occ_worker.execution import command as claude
 from occ_worker.execution import runner
 from occ_worker.execution.child import Launcher
@@ -136,6 +137,7 @@ def run_control(config: Config) -> None:
         queued=executions_queue.pending_count,
         ring=wake_worker,
         snapshots=snapshots_of(config),
+        sharing=LocalSharing(config, database, lambda url, seconds: _hub(config, url, seconds)),
     )
     tasks.control(queue, lambda: control)
     control.make_room_for_log()

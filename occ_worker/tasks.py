@@ -30,6 +30,10 @@ def control(queue: Huey, services: Callable[[], Control]) -> Callable[[int], Non
     def heartbeat() -> None:
         services().heartbeat()
 
+    @queue.periodic_task(_every(1, lambda: services().sharing_due()), name="share", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
+    def share() -> None:
+        services().share()
+
     @queue.periodic_task(_every(2, lambda: services().under_way()), name="reap", expires=2)  # type: ignore[untyped-decorator]  # huey is untyped
     def reap() -> None:
         services().reap()

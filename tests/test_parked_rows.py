@@ -237,6 +237,7 @@ def test_a_clock_that_jumps_expires_nothing(rows: Database, tmp_path: Path) -> N
         queued=lambda: 0,
         ring=lambda: rings.append(1),
         snapshots=snapshots_of(config),
+        sharing=None,  # type: ignore[arg-type]  # not asked
     )
     now = clock.Reading.now()
     kept = {"since_boot": now.since_boot, "boot": now.boot, "ahead": 0.0, "held": 0.0}

@@ -12,6 +12,7 @@ from flask import Blueprint, Flask, Response, g, request
 
 from occ_app import errors
 from occ_app.api.follow_ups import check_prompt_size
+from occ_app.api.local_sharing import local_sharing
 from occ_app.api.services import Services, services
 from occ_app.config.permission_rules import parsed
 from occ_app.config.settings import MAX_APPROVAL_SECONDS, PERMISSIONS
@@ -22,7 +23,7 @@ from occ_app.streams import followers as streams
 from occ_app.streams import tail
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
-from occ_app.web.contracts import FROM_HUB, RESUMES, STREAM, contract
+from occ_app.web.contracts import FROM_HUB, RELAYED, RESUMES, STREAM, contract
 from occ_app.web.event_stream import event_stream
 from occ_app.workspaces import workspace as workspaces
 
@@ -32,7 +33,7 @@ _LONGEST_LISTED = 1 << 16
 
 
 @bp.post("/execute")
-@contract(content=STREAM, headers={**RESUMES, **FROM_HUB})
+@contract(content=STREAM, headers={**RESUMES, **FROM_HUB, **RELAYED})
 def execute() -> Response:
     """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
     after = web.cursor(None)
@@ -116,6 +117,7 @@ def asked_for(body: Any) -> Request:
         notify=loaded.get("notify", False),
         fork=loaded.get("fork", False),
         rewind_to=loaded.get("rewind_to"),
+        local_sharing=local_sharing(),
         attachments=attachments.checked([(each["name"], each["data"]) for each in loaded.get("attachments", ())]),
     )
 

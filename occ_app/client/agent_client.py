@@ -21,7 +21,7 @@ from occ_app.client.event_checks import RawEvent
 from occ_app.client.pool_choice import choose_pool
 from occ_app.client.sse import StreamEvent
 from occ_app.errors import Refused, Unreachable, Untrusted
-from occ_app.system import proofs
+from occ_app.system import proofs, relayed
 from occ_app.system.short_ids import new_execution_id
 
 _CONNECT_SECONDS = 10.0
@@ -136,7 +136,7 @@ class AgentClient:
         With `new` one that exists already is refused, unless its reply repeats `headers`, further ones of the request.
         """
         if body is not None:
-            response = self._open_execute(body, after, _RELAYED_SILENCE_SECONDS, headers)
+            response = self._open_execute(body, after, _RELAYED_SILENCE_SECONDS, {**(headers or {}), **relayed.MARK})
             own = bool(headers) and all(response.headers.get(name) == value for name, value in (headers or {}).items())
             if new and not own and response.headers.get("OCC-Execution") == "existing":
                 response.close()

@@ -104,6 +104,13 @@ class HubClient:
         reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
         return "via" not in reply or reply["via"] is not None
 
+    def announce(self, agent_id: str, token: str, body: Mapping[str, Any]) -> bool:
+        """Announce a local execution. Returns whether the hub shows it.
+
+        Raises Refused, also by a hub that has no such endpoint, and Unreachable.
+        """
+        return self._post(f"/api/agents/{quote(agent_id, safe='')}/executions", token, body).get("shared") is True
+
     def echo(self, agent_id: str, token: str) -> Echo:
         """Have the hub call this agent. Raises Refused, also by a hub that has no such endpoint, and Unreachable."""
         reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/echo", token, {})

@@ -51,6 +51,7 @@ class Config:
     tls_key: str | None = None
     name: str = ""
     labels: tuple[str, ...] = ()
+    share_local: bool = False
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     claude_bin: str | None = None

@@ -50,6 +50,7 @@ AGENT_OPTIONS = (
     Option("tls_key", "Its key, PEM.", "FILE"),
     Option("name", "Name of this agent.  [default: the machine's]", "NAME"),
     Option("labels", "Label for placement; may be repeated.", "LABEL", "--label", repeated=True),
+    Option("share_local", "Show the hub the runs that are started on this machine itself.", switch=True),
     Option(
         "allowed_hosts", "Further Host name to answer to; may be repeated.", "HOST", "--allowed-host", repeated=True
     ),

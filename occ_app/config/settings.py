@@ -189,6 +189,8 @@ PERMISSIONS = ("plan", "edit", "ask", "full")
 """The permissions of a request, each above the one before: docs/protocol.md."""
 CAPABILITIES = ("permissions",)
 """The capabilities of an agent beyond version 1 of the protocol, which it lists at registration."""
+SHARES_LOCAL = "local-executions"
+"""The capability of an agent that shares its local executions with the hub."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ SETTINGS = (
     Setting("tls_key", _file, "its key, PEM"),
     Setting("name", _text, "name of this agent; the machine's name"),
     Setting("labels", _list, "comma-separated labels for placement"),
+    Setting("share_local", _yes_or_no, "show the hub the executions that are started on this machine itself"),
     Setting("allowed_hosts", _list, "comma-separated further Host names to answer to"),
     Setting("trusted_proxies", _networks, "comma-separated addresses or networks of proxies to believe"),
     Setting("claude_bin", _text, "path of the Claude Code CLI; `claude` on PATH"),

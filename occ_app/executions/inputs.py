@@ -231,6 +231,7 @@ def _request(found: Input, former: Execution, execution_id: str) -> Request:
         approval_seconds=former.approval_seconds,
         continues=former.execution_id,
         workspace_generation=former.workspace_generation,
+        local_sharing="pending" if former.local_sharing in ("pending", "announced") else None,
     )
 
 

@@ -258,7 +258,7 @@ def _finish(connection: sqlite3.Connection, number: int, outcome: Outcome, from_
         """,
         (
             outcome.state,
-            iso_now(),
+            outcome.finished_at or iso_now(),
             seq,
             data.get("exitCode"),
             data.get("signal"),

@@ -55,6 +55,7 @@ class Request:
     approval_seconds: float | None = None  # for a person to answer while it is parked
     fork: bool = False  # begin a conversation with the session of the one it continues
     rewind_to: str | None = None  # the turn of that conversation to continue after
+    local_sharing: str | None = None  # `pending` for one that an agent is to announce to its hub
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Execution:
     `failed`, or a `person` paused it.
     `start_tree` and `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON
     shows them, `changes_reason` the reason for none.
+    `local_sharing` is, on an agent, `pending`, `announced` or `refused` for one that it shares with its hub, and on a
+    hub `received` for one that its machine started and shares.
     """
 
     number: int
@@ -136,6 +139,12 @@ class Execution:
     parked_at: str | None = None
     parked_seconds: float = 0.0
     approval_seconds: float | None = None
+    local_sharing: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its machine started it and shares it with this hub."""
+        return self.local_sharing == "received"
 
     @property
     def why_no_changes(self) -> str | None:
@@ -182,6 +191,7 @@ class Outcome:
     data: Mapping[str, Any]
     usage: Any = None
     last_message: str | None = None  # the CLI's id of the model's last message
+    finished_at: str | None = None  # None: now
 
     @classmethod
     def failure(cls, code: str, message: str, **extra: Any) -> Outcome:

@@ -8,10 +8,10 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
-from occ_app.config.settings import http_url
+from occ_app.config.settings import PERMISSIONS, http_url
 from occ_app.hub.fields import Line
 from occ_app.web import schemas
-from occ_app.web.fields import Id, TrueOrFalse, WholeNumber, check_one_line
+from occ_app.web.fields import Id, Moment, Seconds, TrueOrFalse, WholeNumber, check_one_line, check_text
 from occ_app.workspaces.folders import MAX_PATH_CHARACTERS
 from occ_app.workspaces.projects import MAX_KEYS, MAX_PROJECTS
 
@@ -138,6 +138,33 @@ class Heartbeat(_FromAgent):
     executions = fields.List(Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
     projects = fields.List(fields.Nested(_Project), load_default=None, validate=validate.Length(max=MAX_PROJECTS))
     instance = Line(0, 64, allow_none=True, load_default=None)
+
+
+class LocalExecution(_FromAgent):
+    """The body of POST /api/agents/{id}/executions: an execution that the machine started itself.
+
+    `workspaceId`, its generation and `conversationId` are those on the machine.
+    """
+
+    execution_id = Id(data_key="executionId", required=True)
+    workspace_id = Id(data_key="workspaceId", required=True)
+    workspace_generation = WholeNumber(
+        data_key="workspaceGeneration", required=True, validate=validate.Range(1, schemas.LARGEST_GENERATION)
+    )
+    conversation_id = Id(data_key="conversationId", allow_none=True, load_default=None)
+    prompt = fields.String(required=True, validate=check_text)
+    permissions = fields.String(required=True, validate=validate.OneOf(PERMISSIONS))
+    model = Line(1, 256, allow_none=True, load_default=None)
+    timeout_seconds = Seconds(data_key="timeoutSeconds", required=True)
+    idle_timeout_seconds = Seconds(data_key="idleTimeoutSeconds", required=True)
+    created_at = Moment(data_key="createdAt", required=True)
+    started_at = Moment(data_key="startedAt", allow_none=True, load_default=None)
+
+
+class LocalReceived(Schema):
+    """The reply to an announcement; `shared` is false when the hub has another execution of this id."""
+
+    shared = fields.Boolean()
 
 
 class Heard(Schema):

@@ -37,7 +37,8 @@ FROM = f"SELECT {_COLUMNS} FROM agents a JOIN keys k ON k.key_id = a.key_id"  # 
 KEPT = """(
     a.last_seen_at > :forgotten
     OR a.agent_id IN (SELECT w.agent_id FROM workspaces w WHERE w.agent_id IS NOT NULL AND w.source = 'upload')
-    OR a.agent_id IN (SELECT x.agent_id FROM executions x WHERE x.state IN ('running', 'parked'))
+    OR a.agent_id IN (
+        SELECT x.agent_id FROM executions x WHERE x.state IN ('running', 'parked') AND x.local_sharing IS NULL)
 )"""
 
 

@@ -51,7 +51,7 @@ def _key_proof() -> None:
     g.proof = found[1]
 
 
-def _agent_token(agent_id: str) -> None:
+def agent_token(agent_id: str) -> None:
     """Require the token of a registered agent. Raises UNAUTHORIZED."""
     if not hub_services().agents.holds(agent_id, callers.bearer()):
         _end_link(agent_id)
@@ -100,7 +100,7 @@ def register(body: dict[str, Any]) -> Any:
 
 
 @bp.post("/api/agents/<agent_id>/heartbeat")
-@contract(authenticate=_agent_token, body=agent_schemas.Heartbeat, body_bytes=_LARGEST_BODY, reply=agent_schemas.Heard)
+@contract(authenticate=agent_token, body=agent_schemas.Heartbeat, body_bytes=_LARGEST_BODY, reply=agent_schemas.Heard)
 def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
     """Take an agent's sign of life."""
     said = body
@@ -118,7 +118,7 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
 
 
 @bp.post("/api/agents/<agent_id>/echo")
-@contract(authenticate=_agent_token, body=agent_schemas.EchoBody, reply=agent_schemas.EchoReply)
+@contract(authenticate=agent_token, body=agent_schemas.EchoBody, reply=agent_schemas.EchoReply)
 def echo(agent_id: str, body: dict[str, Any]) -> Any:  # noqa: ARG001 - its body is empty
     """Call the agent that asks, as an execution would."""
     agent = hub_services().agents.find(agent_id)

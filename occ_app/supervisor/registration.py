@@ -12,7 +12,7 @@ from occ_app import __version__
 from occ_app.claude import program as claude_cli
 from occ_app.claude.program import Cli
 from occ_app.config.config import Config
-from occ_app.config.settings import CAPABILITIES, is_loopback
+from occ_app.config.settings import CAPABILITIES, SHARES_LOCAL, is_loopback
 from occ_app.database.database import Database
 from occ_app.errors import Refused, Unreachable
 from occ_app.executions import lifecycle
@@ -244,7 +244,7 @@ def _body(config: Config, port: int, cli: Cli) -> dict[str, Any]:
         "tlsFingerprint": certificate.fingerprint if certificate else None,
         "workers": config.workers,
         "labels": list(config.labels),
-        "capabilities": list(CAPABILITIES),
+        "capabilities": [*CAPABILITIES, *([SHARES_LOCAL] if config.share_local else [])],
         "permissions": config.ceiling,
         "claudeVersion": cli.version,
     }

@@ -19,6 +19,7 @@ from typing import Any
 from flask import Response
 from marshmallow import Schema
 
+from occ_app.system import relayed
 from occ_app.web import callers, fields, requests, schemas
 from occ_app.workspaces import origin
 
@@ -32,6 +33,7 @@ STREAM = {"text/event-stream": {"schema": _EVENTS}}
 ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 RESUMES = {"Last-Event-ID": {"type": "string", "pattern": fields.CURSOR_PATTERN}}
 FROM_HUB = {origin.HEADER: {"type": "string", "pattern": origin.PATTERN}}
+RELAYED = {relayed.HEADER: {"type": "string", "const": "1"}}
 EXPECTS = {requests.GENERATION_HEADER: {"type": "string", "pattern": requests.GENERATION_PATTERN}}
 
 

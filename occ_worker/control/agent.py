@@ -27,6 +27,7 @@ from occ_app.system.strays import sweep_marked
 from occ_app.workspaces import archives, restores, upload_jobs, uploads
 from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
+from occ_worker.control.local_sharing import LocalSharing
 from occ_worker.control.snapshot_upkeep import SnapshotUpkeep
 from occ_worker.control.upkeep import Upkeep
 
@@ -48,6 +49,7 @@ class Control(Upkeep):
         queued: Callable[[], int],
         ring: Callable[[], None],
         snapshots: Snapshots,
+        sharing: LocalSharing,
     ) -> None:
         super().__init__(config, db)
         self._snapshots = snapshots
@@ -55,6 +57,7 @@ class Control(Upkeep):
         self._recording = threading.Lock()
         self._readers = readers
         self._heartbeat = heartbeat
+        self._sharing = sharing
         self._queued = queued
         self._ring = ring
         self._reaping = threading.Lock()
@@ -77,6 +80,12 @@ class Control(Upkeep):
 
     def heartbeat(self) -> None:
         self._heartbeat.beat()
+
+    def sharing_due(self) -> bool:
+        return self._sharing.due()
+
+    def share(self) -> None:
+        self._sharing.share()
 
     def last_heartbeat(self) -> None:
         self._heartbeat.last()

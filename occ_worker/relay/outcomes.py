@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from occ_app.client.event_checks import RawEvent
 from occ_app.executions.records import Execution, Outcome, countable
+from occ_app.system import timestamps
+from occ_app.system.timestamps import iso, iso_now
 
 _LAST_WITHOUT_TOTALS = (2, 1, 197)  # the newest release of the CLI measured whose cost is that of one process
 
@@ -22,7 +25,16 @@ def of_final(event: RawEvent, execution: Execution) -> Outcome:
     data = countable(json.loads(event.data))
     if data.get("costUsd") and "costExact" not in data:
         data["costExact"] = execution.resume_session_id is None or _reports_one_run(execution.claude_version)
-    return Outcome(_state(event, data), event.name, data, data.get("usage"))
+    ended = _ended(data.get("timestamp"), execution) if execution.is_local else None
+    return Outcome(_state(event, data), event.name, data, data.get("usage"), finished_at=ended)
+
+
+def _ended(milliseconds: Any, execution: Execution) -> str | None:
+    """Return when a local execution ended by its machine's clock, which may be long before the hub reads it."""
+    now = iso_now()
+    if not isinstance(milliseconds, int) or milliseconds > timestamps.milliseconds():
+        return now
+    return max(execution.started_at or now, iso(datetime.fromtimestamp(max(0, milliseconds) / 1000, UTC)))
 
 
 def _state(event: RawEvent, data: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from occ_worker.relay.relayed_rows import RelayedRows
 
 log = logging.getLogger("occ.relay")
 
+_DAY_SECONDS = 86400.0
 _FETCH_SECONDS = 20.0  # for a machine to record changes
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _MAX_FAULTS = 5  # of OCC's own, until an execution is given up
@@ -68,6 +69,15 @@ class Relay:
         return self._rows.parked
 
     @property
+    def needs_place(self) -> bool:
+        """Whether it counts among the relays of the hub: not while its execution is parked, and not a local one."""
+        return not (self.parked or self._is_local)
+
+    @property
+    def _is_local(self) -> bool:
+        return self._execution.is_local
+
+    @property
     def execution_id(self) -> str:
         return self._execution.execution_id
 
@@ -82,7 +92,7 @@ class Relay:
     def overdue(self, cancel_code: str | None) -> Outcome | None:
         """Return how the hub is to end the execution because its agent did not; None while the agent has time."""
         limit = self._execution.timeout_seconds or self._context.config.max_timeout_seconds
-        return self._patience.over(cancel_code, limit, self._is_full)
+        return self._patience.over(cancel_code, 0 if self._is_local else limit, self._is_full)
 
     def _is_full(self) -> bool:
         """Whether the agent's last heartbeat named as many other executions as it has workers."""
@@ -174,7 +184,8 @@ class Relay:
             lost = self._lost_since = self._lost_since or time.monotonic()
             if not self._prompt_sent and self._put_back(agent):
                 return None
-            seconds = self._context.config.reconnect_seconds
+            config = self._context.config
+            seconds = config.forget_agents_days * _DAY_SECONDS if self._is_local else config.reconnect_seconds
             if time.monotonic() - lost <= seconds or self.parked:
                 raise
             return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
@@ -190,7 +201,7 @@ class Relay:
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
         body, new = None, False
-        if self._rows.seq <= 1:  # nothing but `queued`: the agent may not have heard of it
+        if self._rows.seq <= 1 and not self._is_local:  # nothing but `queued`: the agent may not have heard of it
             if self._cancelled(client):
                 return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
             hindrance = sending.send_workspace(self._context, self._execution, agent, client)
@@ -212,7 +223,8 @@ class Relay:
                 return outcome
             if self._is_removed(agent, sign_of_life=not batch):
                 with contextlib.suppress(Unreachable, Refused):
-                    self._cancel(client)
+                    if not self._is_local:
+                        self._cancel(client)
                 return None
             if self._rows.over or self._context.stopping():
                 return None
@@ -259,7 +271,12 @@ class Relay:
         return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
 
     def _given_up(self, code: str, message: str) -> Outcome:
-        """Return the outcome of an execution that its agent may still run, and cancel it there once possible."""
+        """Return the outcome of an execution that its agent may still run, and cancel it there once possible.
+
+        A local one goes on: the hub only stops showing it.
+        """
+        if self._is_local:
+            return Outcome.failure(code, f"{message} It was started on its machine, and may still run there.")
         errands.cancel(self._context.db, self._execution.agent_id or "", self._execution.execution_id)
         return Outcome.failure(code, message)
 

@@ -42,7 +42,7 @@ class RelayPool:
         self._happened = threading.Condition()
         self._stopping = threading.Event()
         self._relays: set[Relay] = set()
-        self._without_place: set[Relay] = set()  # of parked executions
+        self._without_place: set[Relay] = set()  # of parked and of local executions
         self._removed: set[str] = set()
         self._cancels: set[str] = set()  # those being sent or sent, each by a separate thread
         self._noted: dict[str, float] = {}
@@ -129,13 +129,13 @@ class RelayPool:
                 self._leave(relay)
 
     def _lend_places(self) -> None:
-        """Give away the places of relays whose executions are parked, and take places again for those that go on."""
+        """Give away the places of relays that need none, and take places again for those that need one again."""
         with self._happened:
             for relay in self._relays:
-                if relay.parked and relay not in self._without_place:
+                if not relay.needs_place and relay not in self._without_place:
                     self._without_place.add(relay)
                     self._places.release()
-                elif not relay.parked and relay in self._without_place and self._places.acquire(blocking=False):
+                elif relay.needs_place and relay in self._without_place and self._places.acquire(blocking=False):
                     self._without_place.remove(relay)
 
     def _rest(self, seconds: float) -> None:

@@ -183,6 +183,7 @@ class ExecutionRecord(Schema):
     attachments = fields.List(fields.Nested(AttachmentRecord))
     waits_for = fields.String(data_key="waitsFor", allow_none=True)
     is_paused = fields.Boolean(data_key="paused")
+    is_local = fields.Boolean(data_key="local")
     changes = fields.Nested(ChangesSummary, allow_none=True)
     why_no_changes = fields.String(data_key="changesReason", allow_none=True)
 
