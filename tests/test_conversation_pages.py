@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
@@ -22,6 +23,8 @@ from occ_app.hub.pages import diffs, live, parts, pictures, terminal
 from occ_app.hub.pages.answer import Reader
 from occ_app.hub.pages.live import Drawn, PageFollower
 from occ_app.hub.pages.parts import Place
+from occ_worker.execution import images
+from occ_worker.execution.translator import Translator
 from tests import sentences
 from tests.hub_app import HubApp, hub_app
 
@@ -400,6 +403,104 @@ def test_a_picture_is_shown_only_if_its_content_is_one(name: str, content: bytes
     assert response.get_data() == content
     assert response.content_type == (kind or "application/octet-stream")
     assert ("attachment" in response.headers.get("Content-Disposition", "")) == (kind is None)
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 300  # more than one event holds
+
+
+def in_result(*images: bytes, text: str = "") -> list[dict[str, Any]]:
+    """The content of a tool's result as the CLI has it."""
+    data = [base64.b64encode(each).decode() for each in images]
+    parts = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": each}} for each in data]
+    return [*([{"type": "text", "text": text}] if text else []), *parts]
+
+
+def translated(name: str, content: object) -> list[tuple[str, dict[str, Any]]]:
+    """The events of a tool call of the CLI with this result."""
+    call = {"type": "tool_use", "id": "call-1", "name": name, "input": {"url": "page"}}
+    result = {"type": "tool_result", "tool_use_id": "call-1", "content": content}
+    lines = [
+        {"type": "assistant", "message": {"id": "m", "content": [call]}},
+        {"type": "user", "message": {"content": [result]}},
+    ]
+    translator = Translator()
+    found = [event for line in lines for event in translator.events(json.dumps(line).encode())]
+    assert all(len(data.encode()) < 64 * 1024 - 256 for _, data in found)
+    return [(event, json.loads(data)) for event, data in found]
+
+
+def pictures_of(browser: FlaskClient, execution_id: str) -> list[bytes]:
+    """The pictures in the page of an execution, as a browser loads them."""
+    sources = re.findall(r'<img src="(/runs/[^"]*)"', page(browser, f"/runs/{execution_id}"))
+    replies = [browser.get(source) for source in sources]
+    assert all(reply.status_code == 200 for reply in replies)
+    assert {reply.content_type for reply in replies} <= {"image/png", "image/gif"}
+    assert all(reply.headers["X-Content-Type-Options"] == "nosniff" for reply in replies)
+    return [reply.get_data() for reply in replies]
+
+
+def test_pictures_in_the_result_of_a_tool_are_shown_beside_its_text(hub: HubApp, browser: FlaskClient) -> None:
+    second = b"GIF89a" + bytes(1000)
+    happened = translated("mcp__browser__shot", in_result(PNG, second, text="Two pages"))
+    assert [name for name, _ in happened].count("image") > 2
+    add(hub, "shots", happened)
+    assert pictures_of(browser, "shots") == [PNG, second]
+    shown = page(browser, "/runs/shots")
+    assert "Two pages" in shown
+    assert "2 pictures" in shown
+    assert "[image]" not in shown
+    add(hub, "shot", translated("mcp__browser__shot", in_result(PNG)))
+    assert pictures_of(browser, "shot") == [PNG]
+    assert 'alt="browser · shot, picture 1"' in page(browser, "/runs/shot")
+    assert "(nothing)" not in page(browser, "/runs/shot")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mcp__browser__shot", in_result(b"<svg onload=alert(1)>")),
+        ("mcp__browser__shot", in_result(b"\x89PNG\r\n\x1a\n" + bytes(images.MAX_IMAGE_BYTES))),
+        ("mcp__browser__shot", [{"type": "image", "source": {"type": "url", "url": "https://elsewhere/a.png"}}]),
+        ("mcp__browser__shot", [{"type": "image", "source": {"type": "base64", "data": "no base64"}}]),
+        ("Read", in_result(PNG)),
+    ],
+    ids=["svg", "too large", "elsewhere", "broken", "a file"],
+)
+def test_an_image_that_is_not_safe_to_show_or_is_a_file_is_a_word(
+    hub: HubApp, browser: FlaskClient, request: pytest.FixtureRequest, name: str, content: object
+) -> None:
+    happened = translated(name, content)
+    assert [event for event, _ in happened] == ["tool", "tool"]
+    execution_id = f"word-{request.node.callspec.id.replace(' ', '-')}"
+    add(hub, execution_id, happened)
+    assert pictures_of(browser, execution_id) == []
+    assert "[image]" in page(browser, f"/runs/{execution_id}")
+
+
+def test_what_a_machine_sends_as_an_image_is_served_only_if_it_is_a_whole_picture(
+    hub: HubApp, browser: FlaskClient
+) -> None:
+    def image(content: bytes, **more: Any) -> tuple[str, dict[str, Any]]:
+        data = {"toolUseId": "c", "image": 0, "mediaType": "image/png", "part": 0, "parts": 1}
+        return "image", {**data, "data": base64.b64encode(content).decode(), **more}
+
+    happened = [
+        image(b"<svg onload=alert(1)>"),
+        image(PNG, parts=2),
+        image(PNG, part=1, parts=2),
+        image(PNG, data="no base64"),
+        image(PNG, part=-1),
+        ("output", {"chunk": "x"}),
+    ]
+    add(hub, "hostile-images", happened)
+    for seq in (0, *range(1, len(happened) + 3)):
+        assert browser.get(f"/runs/hostile-images/pictures/{seq}").status_code == 404, seq
+    page(browser, "/runs/hostile-images")
+    add(hub, "good-image", [image(PNG)])
+    assert browser.get("/runs/good-image/pictures/1").get_data() == PNG
+    reply = hub.call("POST", "/keys", json={"name": "curious", "for": "client"})
+    assert reply.json is not None
+    assert logged_in(hub, reply.json["key"]).get("/runs/good-image/pictures/1").status_code == 404
 
 
 def test_the_calls_of_a_sub_agent_are_folded_into_its_own(hub: HubApp, browser: FlaskClient) -> None:

@@ -17,6 +17,7 @@ from occ_app.system.timestamps import milliseconds
 MAX_SEQ = 1 << 53  # the largest whole number that every reader of JSON keeps
 MAX_EVENT_BYTES = 1 << 20
 MAX_MESSAGE_CHARACTERS = 64 * 1024
+MAX_IMAGE_PARTS = 200
 _MAX_NAME_CHARACTERS = 256
 _MAX_NUMBER = 1 << 53
 
@@ -127,6 +128,18 @@ def _result(content: Mapping[str, Any]) -> _Object:
         "numTurns": _positive(content.get("numTurns")),
         "durationMs": _positive(content.get("durationMs")),
         "usage": usage if isinstance(usage, dict) and len(to_json(usage)) <= MAX_MESSAGE_CHARACTERS else None,
+    }
+
+
+def _image(content: Mapping[str, Any]) -> _Object:
+    numbers = {name: _whole(content.get(name)) for name in ("image", "part", "parts")}
+    part, parts = numbers["part"], numbers["parts"]
+    if None in numbers.values() or part is None or parts is None or not 0 <= part < parts <= MAX_IMAGE_PARTS:
+        raise ValueError("no part of an image")
+    media_type = _text(content, "mediaType", _MAX_NAME_CHARACTERS)
+    return {"toolUseId": _text(content, "toolUseId", _MAX_NAME_CHARACTERS), "mediaType": media_type} | {
+        **numbers,
+        "data": _text(content, "data"),
     }
 
 
@@ -263,6 +276,7 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], _Object]] = {
     "output": lambda content: {"chunk": _text(content, "chunk")},
     "thinking": lambda content: {"chunk": _text(content, "chunk")},
     "tool": _tool,
+    "image": _image,
     "task": _task,
     "todo": _todo,
     "denial": _denial,

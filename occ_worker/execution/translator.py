@@ -15,7 +15,7 @@ from occ_app.executions.events import NewEvent
 from occ_app.executions.records import Outcome
 from occ_app.system.compact_json import escape_controls, to_json
 from occ_app.system.timestamps import milliseconds
-from occ_worker.execution import activity, texts
+from occ_worker.execution import activity, images, texts
 from occ_worker.execution import outcome as verdict
 
 _ParsedEvent = tuple[str, dict[str, Any]]
@@ -53,6 +53,7 @@ class Translator:
         self._streamed: set[str] = set()  # messages whose text came as deltas
         self._error = ""
         self._todo = activity.Todo()
+        self._images = images.Images()
 
     def events(self, line: bytes) -> list[NewEvent]:
         """The events one line means; unknown and unreadable lines mean none."""
@@ -154,6 +155,7 @@ class Translator:
                 if not content.get("parent_tool_use_id"):
                     self.open_tools.add(str(block["id"]))
                 self._todo.note_call(block["name"], block["id"], block.get("input"))
+                self._images.note_call(block["name"], block["id"])
         return events
 
     def _user(self, content: dict[str, Any]) -> list[_ParsedEvent]:
@@ -164,7 +166,7 @@ class Translator:
         for block in blocks:
             if block.get("type") == "tool_result":
                 self._calls.discard(str(block.get("tool_use_id")))
-                events.append(_tool_result(block, content.get("parent_tool_use_id")))
+                events += [*self._images.events(block), _tool_result(block, content.get("parent_tool_use_id"))]
                 self.open_tools.discard(str(block["tool_use_id"]))
                 events += self._todo_after(block, content.get("tool_use_result"))
         return events

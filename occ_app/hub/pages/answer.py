@@ -103,11 +103,11 @@ class Reader:
     """Puts events together to blocks, in their order. With `live` the last text can be shown at any time.
 
     `folder` is that of the workspace: paths in it are shown relative to it. `files` is the address of the workspace's
-    files; empty where there are none to show. `changed` are the places of the blocks that
-    have changed since a caller last cleared it.
+    files; empty where there are none to show. `run` is the id of the execution. `changed` are the places of the blocks
+    that have changed since a caller last cleared it.
     """
 
-    def __init__(self, after: int, folder: str, *, live: bool = False, files: str = "") -> None:
+    def __init__(self, after: int, folder: str, *, live: bool = False, files: str = "", run: str = "") -> None:
         self.blocks: list[Block] = []
         self.todo: Todo | None = None
         self.status = ""
@@ -118,6 +118,7 @@ class Reader:
         self._live = live
         self._folder = folder.rstrip("/") + "/"
         self._files = files
+        self._run = run
         self._open: dict[str, tuple[int, Call]] = {}  # calls without a result, by id: the places of the outermost
 
     @property
@@ -135,7 +136,7 @@ class Reader:
 
     def take(self, event: events.StoredEvent) -> None:
         """Add an event."""
-        self.bytes += len(event.data)
+        self.bytes += len(event.data) if event.name != "image" else 0  # the page has its address alone
         self.last = event.seq
         sound = checked(RawEvent(event.seq, event.name, event.data))
         if sound is None:
@@ -235,6 +236,12 @@ class Reader:
         call.cut = call.cut or bool(data.get("truncated"))
         self.changed.add(place)
 
+    def _picture(self, seq: int, data: dict[str, Any]) -> None:
+        """Add a picture to the call that has it in its result, which comes next."""
+        _, call = self._open.get(data["toolUseId"], (-1, None))
+        if call is not None and data["part"] == 0 and self._run:
+            call.pictures.append(f"/runs/{quote(self._run, safe='')}/pictures/{seq}")
+
     def _call(self, seq: int, data: dict[str, Any]) -> None:
         call = Call(
             seq, data["name"], data["input"], cut=bool(data.get("truncated")), folder=self._folder, files=self._files
@@ -266,6 +273,7 @@ def _status(data: dict[str, Any]) -> str:
 _TAKERS: dict[str, Callable[[Reader, int, dict[str, Any]], None]] = {
     "output": Reader._say,
     "tool": Reader._use,
+    "image": Reader._picture,
     "gap": Reader._gap,
     "thinking": Reader._think,
     "task": Reader._progress,

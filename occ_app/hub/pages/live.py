@@ -47,7 +47,9 @@ class PageFollower(Follower):
     ) -> None:
         super().__init__(app.extensions["occ"].db, tailing, execution, after, **follower)
         self._tailing = tailing
-        self._reader = Reader(after, folder, live=not execution.over, files=files_of(execution, folder))
+        self._reader = Reader(
+            after, folder, live=not execution.over, files=files_of(execution, folder), run=execution.execution_id
+        )
         self._drawn = Drawn(self._reader, app.jinja_env.get_template("blocks.html").module)
         self._open_pages: Callable[[], int] = lambda: app.extensions["occ"].streams.open
         self._push: Callable[[], None] = lambda: None

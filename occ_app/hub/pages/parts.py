@@ -39,7 +39,7 @@ def read(db: Database, execution: Execution, place: Place, folder: str = "", unt
     """Read about PART_BYTES of an execution's events from a place on, those before the place `until`."""
     last = execution.last_seq if until is None else until.seq - (until.skip == 0)
     ends = execution.over or until is not None  # else it is the newest part, which the page's stream continues
-    reader = Reader(place.seq - 1, folder, live=not ends, files=files_of(execution, folder))
+    reader = Reader(place.seq - 1, folder, live=not ends, files=files_of(execution, folder), run=execution.execution_id)
     for event in _from(db, execution.number, place, last):
         reader.take(event if until is None or event.seq < until.seq else _beginning(event, until.skip))
         if ends and reader.bytes > PART_BYTES and event.seq < last and (following := _end(reader, place)):

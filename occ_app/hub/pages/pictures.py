@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import binascii
+import json
 from collections.abc import Iterator
 from itertools import chain
 
 from flask import Response
 
+from occ_app import errors
 from occ_app.api import files as files_api
+from occ_app.client.event_checks import MAX_IMAGE_PARTS, RawEvent, checked
+from occ_app.database.database import Database
+from occ_app.executions import events
+from occ_app.executions.records import Execution
+from occ_app.system.picture_types import HEAD_BYTES, type_of
 
 _TYPES = {
     "png": "image/png",
@@ -17,8 +25,8 @@ _TYPES = {
     "webp": "image/webp",
     "avif": "image/avif",
 }
-_HEAD_BYTES = 12
 _MAX_BYTES = 20_000_000
+_EVENTS_PER_READ = 20
 
 
 def is_picture(path: str) -> bool:
@@ -29,24 +37,57 @@ def is_picture(path: str) -> bool:
 def sent(content: Iterator[bytes], size: int | None, path: str) -> Response:
     """Send a file of `size` bytes: a picture to be shown, anything else to be saved."""
     head = b""
-    while len(head) < _HEAD_BYTES and (piece := next(content, b"")):
+    while len(head) < HEAD_BYTES and (piece := next(content, b"")):
         head += piece
     kind = _TYPES[path.rpartition(".")[2].lower()] if is_picture(path) else None
-    shown = kind is not None and kind == _type_of(head) and (size is None or size <= _MAX_BYTES)
+    shown = kind is not None and kind == type_of(head) and (size is None or size <= _MAX_BYTES)
     response = Response(chain([head], content), content_type=kind if shown else "application/octet-stream")
     if size is not None:
         response.content_length = size
     return response if shown else files_api.as_attachment(response, path)
 
 
-def _type_of(head: bytes) -> str | None:
-    """Return the type that the first bytes of a file say; None if they are of no picture."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "image/webp"
-    return "image/avif" if head[4:12] in (b"ftypavif", b"ftypavis") else None
+def of_result(db: Database, execution: Execution, seq: int) -> Response:
+    """Send the picture of a tool's result whose first `image` event has this number. Raises NotFound."""
+    content = _decoded("".join(_parts(db, execution.number, seq)))
+    kind = type_of(content)
+    if kind is not None:
+        return Response(content, content_type=kind)
+    message = "There is no such picture; retention may have removed it, or its machine sent something else."
+    raise errors.NotFound("FILE_NOT_FOUND", message, {"executionId": execution.execution_id})
+
+
+def _parts(db: Database, number: int, seq: int) -> list[str]:
+    """Return the parts of an image, beginning with the event `seq`; none if one is missing."""
+    parts, image = list[str](), None
+    for event in _image_events(db, number, seq):
+        data = json.loads(event.data)
+        image = image or (data["toolUseId"], data["image"])
+        if image != (data["toolUseId"], data["image"]):
+            continue
+        if data["part"] != len(parts):
+            return []
+        parts.append(data["data"])
+        if len(parts) == data["parts"]:
+            return parts
+    return []
+
+
+def _image_events(db: Database, number: int, seq: int) -> Iterator[RawEvent]:
+    """Yield the sound `image` events among those from one on, which is the first, to as many as an image has."""
+    after = seq - 1
+    while after < seq + MAX_IMAGE_PARTS and (batch := events.after(db, number, after, _EVENTS_PER_READ)):
+        for event in batch:
+            sound = checked(RawEvent(event.seq, event.name, event.data)) if event.name == "image" else None
+            if event.seq == seq and sound is None:
+                return
+            if sound is not None:
+                yield sound
+        after = batch[-1].seq
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return binascii.a2b_base64(text, strict_mode=True) if text else b""
+    except ValueError:
+        return b""

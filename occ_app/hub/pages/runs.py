@@ -16,7 +16,7 @@ from occ_app.api.services import services
 from occ_app.executions import follow_ups, overview
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
-from occ_app.hub.pages import asked, conversation, live
+from occ_app.hub.pages import asked, conversation, live, pictures
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.composer import new_run
 from occ_app.hub.pages.parts import Place
@@ -63,6 +63,12 @@ def events(execution_id: str) -> Response:
     with open_streams.place(caller.key_id) as place:
         follower: streams.Follower = live.PageFollower(app, services().tail, execution, after, folder, refused=refused)
         return event_stream(services().tail, follower, place, follow=True)
+
+
+@bp.get("/pictures/<int:seq>")
+def picture(execution_id: str, seq: int) -> Response:
+    """A picture of a tool's result, by the number of its first event."""
+    return pictures.of_result(services().db, _execution(execution_id), seq)
 
 
 @bp.get("/files")

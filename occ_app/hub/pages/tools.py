@@ -20,6 +20,7 @@ from occ_app.hub.pages.pictures import is_picture
 _SUBJECTS = ("file_path", "notebook_path", "command", "pattern", "path", "url", "query", "description", "prompt")
 _REMARK, _REMARK_END = "<system-reminder>", "</system-reminder>"
 _EXIT = re.compile(r"(?:Error: )?Exit code (\d{1,3})\b\s*")
+_IMAGE = re.compile(r"^\[image\]\n?", re.MULTILINE)
 _PROMPT = Markup('<span class="prompt-sign">$ </span>')
 _LISTS = ("TodoWrite", "TaskCreate", "TaskUpdate", "TaskList", "TaskGet")
 
@@ -36,6 +37,7 @@ class View:
     html: Markup
     diff: Diff | None = None
     source: str = ""
+    caption: str = ""
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Call:
     ended: int = 0
     progress: str = ""
     inner: list[Call] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)  # the addresses of those in its result
     folder: str = ""
     files: str = ""  # the address of the workspace's files
     over: bool = False  # the execution is, so that no result will come
@@ -92,6 +95,8 @@ class Call:
         if self.result is None:
             return (beginning(self.progress, 80) or ("no result" if self.over else "running"),)
         found = [*self._failure(), *(_FACTS[self.name](self) if self.name in _FACTS else ())]
+        if self.pictures:
+            found.append("picture" if len(self.pictures) == 1 else f"{len(self.pictures)} pictures")
         seconds = (self.ended - self.began) / 1000 if self.began and self.ended else 0
         if seconds >= 1 and self.name not in ("Read", "Edit", "Write"):
             found.append(f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min")
@@ -122,6 +127,8 @@ class Call:
     def shown(self) -> str:
         """The result without the CLI's words to the model alone."""
         text = _without_remarks(self.result or "").strip("\n")
+        for _ in self.pictures:  # each has this word in its place
+            text = _IMAGE.sub("", text, count=1).strip("\n")
         return _EXIT.sub("", text, count=1) if self.is_error and self.name == "Bash" else text
 
     @property
@@ -132,14 +139,20 @@ class Call:
             views = [View("diff", "change", Markup(), diff)]
             return [*views, View("code", "result", escape(terminal.plain(self.shown)))] if self.is_error else views
         if self.picture:
-            return [View("picture", self.subject, Markup(), source=self.picture)]
+            return [View("picture", self.subject, Markup(), source=self.picture, caption="The file as it is now")]
         views = [*_MAKERS.get(self.name, _inputs)(self)]
         if self.result is not None and self.name != "Bash" and (self.shown or not self.is_error):
             language = highlight.language_of(self.subject) if self.name == "Read" and not self.is_error else ""
             text = terminal.plain(self.shown)
             html = highlight.code(text, language) if language else terminal.coloured(self.shown)
-            views.append(View("code", "result", html or escape("(nothing)")))
-        return views
+            if text or not self.pictures:
+                views.append(View("code", "result", html or escape("(nothing)")))
+        return [*views, *self._pictures]
+
+    @property
+    def _pictures(self) -> list[View]:
+        named = enumerate(self.pictures, 1)
+        return [View("picture", f"{self.title}, picture {number}", Markup(), source=each) for number, each in named]
 
 
 def _without_remarks(text: str) -> str:
