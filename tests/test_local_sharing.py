@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from occ_app import wsgi
-from occ_app.api.local_sharing import local_sharing
+from occ_app.api.request_terms import local_sharing
 from occ_app.client.event_checks import RawEvent
 from occ_app.client.hub_client import HubClient
 from occ_app.config import config as configuration

@@ -12,10 +12,10 @@ from flask import Blueprint, Flask, Response, g, request
 
 from occ_app import errors
 from occ_app.api.follow_ups import check_prompt_size
-from occ_app.api.local_sharing import local_sharing
+from occ_app.api.request_terms import local_sharing, permitted
 from occ_app.api.services import Services, services
 from occ_app.config.permission_rules import parsed
-from occ_app.config.settings import MAX_APPROVAL_SECONDS, PERMISSIONS
+from occ_app.config.settings import MAX_APPROVAL_SECONDS
 from occ_app.executions import acceptance, attachments, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
@@ -106,7 +106,7 @@ def asked_for(body: Any) -> Request:
         key_id=callers.caller().key_id,
         owner_id=callers.caller().owner_id,
         approval_seconds=loaded.get("approval_seconds"),
-        permissions=_permitted(loaded.get("permissions")),
+        permissions=permitted(loaded.get("permissions")),
         permissions_named="permissions" in loaded,
         rules=tuple(parsed(text, decision) for decision in ("deny", "ask") for text in loaded.get(decision, ())),
         continues=loaded.get("continues"),
@@ -120,20 +120,6 @@ def asked_for(body: Any) -> Request:
         local_sharing=local_sharing(),
         attachments=attachments.checked([(each["name"], each["data"]) for each in loaded.get("attachments", ())]),
     )
-
-
-def _permitted(wanted: str | None) -> str:
-    """Return the permissions of a request, at most `edit` by default. Raises RequestError above the ceiling."""
-    ceiling = services().config.ceiling
-    if wanted is None:
-        return min(ceiling, "edit", key=PERMISSIONS.index)
-    if PERMISSIONS.index(wanted) > PERMISSIONS.index(ceiling):
-        raise errors.RequestError(
-            "PERMISSION_CEILING",
-            f"This agent allows no more than {ceiling}; ask for that, or raise OCC_PERMISSIONS on its machine.",
-            {"permissions": wanted, "ceiling": ceiling},
-        )
-    return wanted
 
 
 def stream(execution: Execution, after: int, place: contextlib.ExitStack, *, follow: bool) -> Response:
