@@ -1165,3 +1165,9 @@ def m038_local_sharing(db: Database) -> None:
         "CREATE INDEX executions_to_announce ON executions (number) WHERE local_sharing = 'pending'",
     ):
         db.execute(statement)
+
+
+@occ()
+def m039_problems_of_machines(db: Database) -> None:
+    """Keep the reasons why a machine is degraded, as its last heartbeat has them."""
+    db.execute("ALTER TABLE agents ADD COLUMN problems TEXT NOT NULL DEFAULT '[]'")

@@ -125,7 +125,7 @@ def test_it_beats_each_interval_with_rising_numbers(beating: tuple[Occ, Hub]) ->
     beat = hub.beats[0]
     assert (beat.agent_id, beat.token) == ("agent-1", occ.token)
     assert beat.body["workers"] == {"total": 2, "busy": 0}
-    assert {"timestamp", "status", "version", "uptime", "queue", "executions"} <= set(beat.body)
+    assert {"timestamp", "status", "version", "uptime", "queue", "executions", "problems"} <= set(beat.body)
 
 
 def test_it_keeps_its_beat_while_every_worker_is_busy(beating: tuple[Occ, Hub], tmp_path: Path) -> None:

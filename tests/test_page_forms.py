@@ -10,7 +10,9 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from occ_app.home import health
 from occ_app.hub import webhooks
+from occ_app.hub.pages import filters
 from tests.hub_app import HubApp, hub_app
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -188,6 +190,51 @@ def test_a_paired_admin_pairs_and_its_devices_end_with_it(hub: HubApp) -> None:
     (session,) = [each["id"] for each in sessions["sessions"] if each["device"] == "first"]
     assert hub.call("DELETE", f"/sessions/{session}").status_code == 200
     assert second.get("/settings").status_code == 303
+
+
+def beat(hub: HubApp, agent: dict[str, str], **more: object) -> None:
+    body = {"seqNum": 1, "version": "9", **more}
+    path = f"/api/agents/{agent['agentId']}/heartbeat"
+    assert hub.call("POST", path, agent["token"], json=body).status_code == 200
+
+
+def test_a_degraded_machine_says_why(hub: HubApp, admin: FlaskClient) -> None:
+    reply = hub.register(hub.key("key of ill", "agent"), "ill")
+    assert reply.json is not None
+    beat(hub, reply.json, status="degraded", problems=["There is no git on PATH.", EVIL])
+    page = admin.get("/machines").text
+    assert "There is no git on PATH." in page
+    assert EVIL not in page
+    assert html.escape(EVIL) in page
+    assert 'title="There is no git on PATH.' in admin.get("/").text
+    record = hub.call("GET", f"/agents/{reply.json['agentId']}").json
+    assert record is not None
+    assert record["problems"] == ["There is no git on PATH.", EVIL]
+    beat(hub, reply.json, status="degraded")  # an older OCC
+    assert "occ status" in admin.get("/machines").text
+    beat(hub, reply.json, status="healthy")
+    assert "no git on PATH" not in admin.get("/machines").text
+
+
+def test_the_problems_of_a_heartbeat_are_lines_of_bounded_length() -> None:
+    told = health.for_heartbeat(["two\nlines\x1b[2J", "x" * 1000, *["more"] * 30])
+    assert told[0].isprintable()
+    assert (len(told[1]), len(told)) == (health.MAX_PROBLEM, health.MAX_PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 0 s"),
+        (1008, "16 min 48 s"),
+        (3599.96, "1 h 0 min"),
+        (3725, "1 h 2 min"),
+    ],
+)
+def test_a_duration_does_not_read_like_a_clock(seconds: float, words: str) -> None:
+    assert filters.duration(seconds) == words
 
 
 def test_a_hostile_name_of_a_machine_is_text(hub: HubApp, admin: FlaskClient) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from occ_app.database.database import Database
 from occ_app.executions import queries as executions
 from occ_app.home import certificate, clock, daemon, machine
 from occ_app.home.notes import REFUSED, UNREADABLE, note, noted
+from occ_app.system.foreign_text import visible_line
 
 FAILURES_TO_MENTION = 2
 LARGE_LOG_BYTES = 64_000_000  # that no checkpoint moves: a reader holds them
+MAX_PROBLEMS, MAX_PROBLEM = 20, 500  # sentences in a heartbeat, and characters of one
 _MENTIONED_SECONDS = 86_400.0  # since a thing that a problem is about
 
 
@@ -37,6 +40,11 @@ def unreached(db: Database) -> int:
     """Return the number of heartbeats in a row to which the hub replied that it cannot call this agent."""
     count: int = noted(db, "heartbeat").get("unreached", 0)
     return count
+
+
+def for_heartbeat(problems: Sequence[str]) -> list[str]:
+    """Return the sentences of `problems` as a heartbeat has them: each one line of bounded length."""
+    return [visible_line(sentence)[:MAX_PROBLEM] for sentence in problems[:MAX_PROBLEMS]]
 
 
 def health(config: Config, db: Database) -> dict[str, Any]:

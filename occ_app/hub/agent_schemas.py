@@ -9,6 +9,7 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from occ_app.config.settings import PERMISSIONS, http_url
+from occ_app.home.health import MAX_PROBLEM, MAX_PROBLEMS
 from occ_app.hub.fields import Line
 from occ_app.web import schemas
 from occ_app.web.fields import Id, Moment, Seconds, TrueOrFalse, WholeNumber, check_one_line, check_text
@@ -138,6 +139,7 @@ class Heartbeat(_FromAgent):
     executions = fields.List(Line(0, 128), load_default=list, validate=validate.Length(max=10_000))
     projects = fields.List(fields.Nested(_Project), load_default=None, validate=validate.Length(max=MAX_PROJECTS))
     instance = Line(0, 64, allow_none=True, load_default=None)
+    problems = fields.List(Line(0, MAX_PROBLEM), load_default=list, validate=validate.Length(max=MAX_PROBLEMS))
 
 
 class LocalExecution(_FromAgent):
@@ -215,6 +217,7 @@ class AgentRecord(Schema):
     claude_version = fields.String(data_key="claudeVersion", allow_none=True)
     capabilities = fields.List(fields.String())
     permissions = fields.String(allow_none=True)
+    problems = fields.List(fields.String())
     registered_at = fields.String(data_key="registeredAt")
     last_seen_at = fields.String(data_key="lastSeenAt")
     projects = fields.List(fields.Nested(AgentProject))
@@ -238,7 +241,7 @@ def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, st
     """An agent's row as its record is made of, with the projects that the caller may use."""
     return {
         **{name: getattr(agent, name) for name in ("agent_id", "name", "labels", "state", "status", "version")},
-        **{name: getattr(agent, name) for name in ("capabilities", "permissions")},
+        **{name: getattr(agent, name) for name in ("capabilities", "permissions", "problems")},
         **{name: getattr(agent, name) for name in ("platform", "claude_version", "registered_at", "last_seen_at")},
         "via": via,
         "projects": projects,

@@ -48,7 +48,8 @@ class Agent:
 
     `machine_id` and `verifier` identify the machine, and `instance` the start of its daemon that registered; they are
     None for an agent that sends no proof, as one of 0.1.0. `copied_at` is when a copy of its home was last refused.
-    `capabilities` and `permissions`, the most that it allows, are those of its registration.
+    `capabilities` and `permissions`, the most that it allows, are those of its registration, `problems` the sentences
+    of its last beat.
     """
 
     agent_id: str
@@ -81,6 +82,7 @@ class Agent:
     copied_at: str | None
     capabilities: tuple[str, ...]
     permissions: str | None
+    problems: tuple[str, ...]
     online: bool
     placed: int
 
@@ -138,7 +140,8 @@ class Agents:
                 connection.execute(
                     """
                     UPDATE agents SET status = :status, busy = :busy, waiting = :waiting, running = :running,
-                        version = :version, last_seen_at = :now, heard_boot_id = :boot, heard = :heard
+                        problems = :problems, version = :version, last_seen_at = :now,
+                        heard_boot_id = :boot, heard = :heard
                     WHERE agent_id = :agent_id AND token = :token AND (:instance IS NULL OR instance IS :instance)
                     AND key_id IN
                         (SELECT key_id FROM keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :now))
@@ -150,6 +153,7 @@ class Agents:
                         "busy": said["workers"].get("busy", 0),
                         "waiting": said["queue"].get("depth", 0),
                         "running": to_json(said["executions"]),
+                        "problems": to_json(said["problems"]),
                         "version": said["version"],
                         "instance": said["instance"],
                         "now": iso_now(),
@@ -251,7 +255,7 @@ class Agents:
 def agent_of(row: sqlite3.Row) -> Agent:
     """A row of FROM as an Agent."""
     values = {name: row[name] for name in _NAMES}
-    for name in ("labels", "running", "capabilities"):
+    for name in ("labels", "running", "capabilities", "problems"):
         values[name] = rows.texts(values[name])
     for name in ("draining", "online", "direct"):
         values[name] = bool(values[name])

@@ -210,8 +210,8 @@ def _update(connection: sqlite3.Connection, row: Mapping[str, Any]) -> bool:
             UPDATE agents SET key_id = :key_id, name = :name, token = :token, url = :url, address = :address,
                 port = :port, direct = :direct, tls_fingerprint = :tls_fingerprint, workers = :workers,
                 labels = :labels, version = :version, platform = :platform, claude_version = :claude_version,
-                registered_at = :now, status = 'healthy', busy = 0, waiting = 0, running = '[]', last_seen_at = :now,
-                heard_boot_id = :boot, heard = :heard, reachable = NULL, machine_id = :machine_id,
+                registered_at = :now, status = 'healthy', busy = 0, waiting = 0, running = '[]', problems = '[]',
+                last_seen_at = :now, heard_boot_id = :boot, heard = :heard, reachable = NULL, machine_id = :machine_id,
                 verifier = :verifier, instance = :instance, capabilities = :capabilities, permissions = :permissions
             WHERE agent_id = :agent_id AND token = :former_token
             """,

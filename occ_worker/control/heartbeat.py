@@ -163,7 +163,8 @@ class Heartbeat:
             running = [execution.execution_id for execution in executions.running(self._db)]
             reported = {"projects": projects.report(self._db)}
         except OCCError:  # a locked database must not cost a beat
-            report, running = {"status": "degraded", "uptime": 0, "workers": {}, "queue": {}, "version": ""}, []
+            report, running = {"status": "degraded", "uptime": 0, "version": "", "problems": []}, []
+            report |= {"workers": {}, "queue": {}}
         return {
             "seqNum": sequence,
             "timestamp": iso_now(),
@@ -173,6 +174,7 @@ class Heartbeat:
             "workers": report["workers"],
             "queue": report["queue"],
             "executions": running,
+            "problems": health.for_heartbeat(report["problems"]),
             **reported,
             "instance": machine.instance(self._config) if identity.hub_id else None,
         }

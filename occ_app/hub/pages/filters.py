@@ -24,12 +24,12 @@ def moment(moment: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As a clock shows it: 4.2 s, 12:05, 1:02:03. talk.js counts on in the same way."""
-    if seconds < 60:
+    """4.2 s, 12 min 5 s, 1 h 2 min: never like the time of a day. talk.js counts on in the same way."""
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(int(seconds + 0.05), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def money(dollars: float) -> str:

@@ -2,10 +2,10 @@
 "use strict";
 
 function clockText(seconds) {
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  const two = (number) => String(Math.floor(number)).padStart(2, "0");
-  const minutes = Math.floor(seconds / 60) % 60;
-  return seconds < 3600 ? `${minutes}:${two(seconds % 60)}` : `${Math.floor(seconds / 3600)}:${two(minutes)}:${two(seconds % 60)}`;
+  if (Number(seconds.toFixed(1)) < 60) return `${seconds.toFixed(1)} s`;
+  const whole = Math.floor(seconds + 0.05);
+  const minutes = Math.floor(whole / 60) % 60;
+  return whole < 3600 ? `${minutes} min ${whole % 60} s` : `${Math.floor(whole / 3600)} h ${minutes} min`;
 }
 
 const STEADY = 400; // milliseconds that a page must not have changed its height before a tap answers a question
