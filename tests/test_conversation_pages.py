@@ -372,6 +372,19 @@ def test_an_edit_opens_as_a_diff_with_colours_and_a_command_as_a_terminal(hub: H
     assert "evil" not in shown
 
 
+def test_a_path_outside_of_the_workspace_is_shown_whole_also_where_that_is_not_known(
+    hub: HubApp, browser: FlaskClient
+) -> None:
+    number = add(hub, "paths", called("Read", {"file_path": "/etc/passwd"}, "x"), state="running")
+    ask(hub, number, "approval-path", "tool", "Edit", {"file_path": "/etc/hosts", "old_string": "a", "new_string": "b"})
+    with hub.database.write() as connection:
+        connection.execute("UPDATE workspaces SET path = '' WHERE workspace_id = 'work'")
+    assert "Claude wants to edit /etc/hosts" in page(browser, "/")
+    shown = page(browser, "/runs/paths")
+    assert "Claude wants to edit /etc/hosts" in shown
+    assert '<span class="subject">/etc/passwd</span>' in shown
+
+
 def test_a_picture_that_was_read_is_shown_from_the_workspace(hub: HubApp, browser: FlaskClient) -> None:
     with hub.database.write() as connection:
         connection.execute("UPDATE workspaces SET path = '/far/work' WHERE workspace_id = 'work'")

@@ -15,7 +15,7 @@ from occ_app.executions import events
 from occ_app.executions.records import Execution
 from occ_app.hub.pages import markdown, terminal
 from occ_app.hub.pages.live_text import LiveText
-from occ_app.hub.pages.tools import Call
+from occ_app.hub.pages.tools import Call, prefix
 
 _MAX_TODO_ITEMS = 100
 
@@ -116,7 +116,7 @@ class Reader:
         self.over = False
         self.changed = set[int]()
         self._live = live
-        self._folder = folder.rstrip("/") + "/"
+        self._folder = prefix(folder)
         self._files = files
         self._run = run
         self._open: dict[str, tuple[int, Call]] = {}  # calls without a result, by id: the places of the outermost

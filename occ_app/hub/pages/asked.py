@@ -14,7 +14,7 @@ from occ_app.api.services import services
 from occ_app.executions.answers import Answer, Approval
 from occ_app.hub import approvals as hub_approvals
 from occ_app.hub.pages import markdown, terminal
-from occ_app.hub.pages.tools import Call, View
+from occ_app.hub.pages.tools import Call, View, prefix
 from occ_app.web import callers
 
 _MAX_QUESTIONS, _MAX_OPTIONS = 10, 20
@@ -41,7 +41,7 @@ class Asked:
     @property
     def call(self) -> Call:
         """The call as a tool's block; it has no result."""
-        return Call(0, self.approval.tool, self.approval.input, folder=self.folder.rstrip("/") + "/", over=True)
+        return Call(0, self.approval.tool, self.approval.input, folder=prefix(self.folder), over=True)
 
     @property
     def heading(self) -> str:

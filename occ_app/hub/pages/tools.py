@@ -155,6 +155,11 @@ class Call:
         return [View("picture", f"{self.title}, picture {number}", Markup(), source=each) for number, each in named]
 
 
+def prefix(folder: str) -> str:
+    """Return what is left out of paths in a workspace's folder; nothing where the folder is not known."""
+    return folder.rstrip("/") + "/" if folder else ""
+
+
 def _without_remarks(text: str) -> str:
     kept, place = list[str](), 0
     while (begin := text.find(_REMARK, place)) >= 0 and (end := text.find(_REMARK_END, begin)) >= 0:
