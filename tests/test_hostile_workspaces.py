@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import model_api, real_cli
+from tests import model_api, real_cli, sentences
 from tests.conftest import Occ, names
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.spare_processes import one_spare
@@ -132,7 +132,7 @@ def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process(
     used = {one_spare(real).pid}
     used.add(one_spare(real, *used).pid)
     nothing_runs_or_redirects(real, model, attacker, tmp_path)
-    assert "has the spare process" in (real.home / "logs/worker.log").read_text()
+    assert sentences.HAS_THE_SPARE_PROCESS in (real.home / "logs/worker.log").read_text()
 
 
 def nothing_runs_or_redirects(real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import real_cli
+from tests import real_cli, sentences
 from tests.conftest import Occ, names, occ_in, output
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.spare_processes import is_gone, one_spare
@@ -46,7 +46,7 @@ def bash(command: str) -> dict[str, object]:
 
 def served(occ: Occ) -> int:
     """How many executions a spare process has served."""
-    return (occ.home / "logs/worker.log").read_text().count("has the spare process")
+    return (occ.home / "logs/worker.log").read_text().count(sentences.HAS_THE_SPARE_PROCESS)
 
 
 def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ, model: ModelApi) -> None:
