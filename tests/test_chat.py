@@ -6,14 +6,18 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from occ_app.cli import chat_input
 from occ_app.cli.chat_session import Chat
+from occ_app.client.agent_client import AgentClient
+from occ_app.client.sse import StreamEvent
+from occ_app.errors import Refused
 from occ_app.executions import queries as executions
 from tests import sentences
 from tests.conftest import Occ, make_zip, occ_in, steps
@@ -206,6 +210,24 @@ def test_a_call_is_approved_in_the_chat(tmp_path: Path, real_claude: Path) -> No
             terminal.type("/quit")
             assert terminal.wait() == 0
         assert not (occ.home / "workspaces" / "work" / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "shown"), [("plan", sentences.ONLY_PLANS_ARE_ALLOWED), ("edit", sentences.ONLY_THE_EDITING_OF_FILES)]
+)
+def test_a_chat_says_what_it_may_do_where_it_may_ask_for_nothing(
+    ceiling: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Client:
+        def execute(self, workspace: str, text: str, **options: Any) -> Iterator[StreamEvent]:
+            if options["permissions"] == "ask":
+                raise Refused("no", 403, "PERMISSION_CEILING", details={"ceiling": ceiling})
+            yield StreamEvent(1, "complete", {"permissions": options["permissions"]})
+
+    session = Chat(cast("AgentClient", Client()), Script(), Here(), {})
+    (event,) = session._begun("work", "hello", {})
+    assert event.data["permissions"] == ceiling
+    assert capsys.readouterr().err.startswith(shown)
 
 
 def test_a_chat_asks_for_no_more_than_the_agent_allows(tmp_path: Path, fake_claude: Path) -> None:

@@ -20,6 +20,10 @@ from occ_app.client.sse import StreamEvent
 from occ_app.system.foreign_text import visible_line
 from occ_app.system.short_ids import new_execution_id
 
+_LOWER = {  # the permissions that a chat gets where `ask` is not allowed
+    "plan": "only plans are allowed here: Claude reads, changes nothing, and asks you about its plan",
+    "edit": "only the editing of files is allowed here: Claude asks you about no other tool",
+}
 _WORKING = "Claude goes on. Send it a text, or /cancel, /queue TEXT, /quit; an empty line watches on."
 
 
@@ -149,7 +153,7 @@ class Chat:
                 elif "permissions" not in refusal.details:
                     raise
             self._lowers = False
-            output.note("no tool asks you here: more than the editing of files is not allowed")
+            output.note(_LOWER.get(self._options.get("permissions", ""), _LOWER["edit"]))
         yield from self._started(self._client.execute(workspace, text, **names, **self._options))
 
     def _started(self, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
