@@ -1171,3 +1171,9 @@ def m038_local_sharing(db: Database) -> None:
 def m039_problems_of_machines(db: Database) -> None:
     """Keep the reasons why a machine is degraded, as its last heartbeat has them."""
     db.execute("ALTER TABLE agents ADD COLUMN problems TEXT NOT NULL DEFAULT '[]'")
+
+
+@occ()
+def m040_unnamed_permissions(db: Database) -> None:
+    """Tell the permissions that a request named from those that it got for naming none."""
+    db.execute("ALTER TABLE executions ADD COLUMN permissions_named INTEGER NOT NULL DEFAULT 1")

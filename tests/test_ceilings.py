@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flask.testing import FlaskClient
 
 from occ_app.claude.program import Cli
 from occ_app.config import config
@@ -17,6 +21,7 @@ from occ_app.hub import ceilings, placement
 from occ_app.hub.agents import Agents
 from occ_app.supervisor import registration
 from occ_app.system.process_identity import own_identity
+from occ_worker.relay import sending
 from tests import sentences
 from tests.hub_app import HubApp, hub_app
 from tests.test_ownership import on_hub
@@ -39,7 +44,7 @@ def agents(hub: HubApp) -> Agents:
 
 def refusal(agents: Agents, workspace_id: str = "a", **places: object) -> RequestError:
     with pytest.raises(RequestError) as refused:
-        on(agents, "refused", workspace_id, **places)
+        on(agents, "refused", workspace_id, **({"permissions_named": True} | places))
     assert refused.value.code == "PERMISSION_CEILING"
     return refused.value
 
@@ -96,7 +101,7 @@ def test_it_waits_for_an_offline_machine_that_allows_it_and_the_reason_says_so(h
     rig = machine(hub.database, agents, "rig", ceiling="ask")
     with hub.database.write() as connection:
         connection.execute("UPDATE agents SET heard = heard - 10000 WHERE agent_id = :id", {"id": rig})
-    on(agents, "waits", "a", permissions="ask")
+    on(agents, "waits", "a", permissions="ask", permissions_named=True)
     machine(hub.database, agents, "box", ceiling="edit")
     assert claimed(agents) is None
     assert (
@@ -120,3 +125,83 @@ def test_an_agent_lists_its_capabilities_and_its_ceiling(hub: HubApp, tmp_path: 
         agent_id = hub.call("POST", "/api/agents/register", key, json=body).get_json()["agentId"]
         record = hub.call("GET", f"/agents/{agent_id}").get_json()
         assert (record["capabilities"], record["permissions"]) == (list(CAPABILITIES), ceiling)
+
+
+def offline(rows: Database, agent_id: str) -> None:
+    with rows.write() as connection:
+        connection.execute("UPDATE agents SET heard = heard - 10000 WHERE agent_id = :id", {"id": agent_id})
+
+
+def test_a_run_that_names_no_permissions_gets_what_its_machine_allows(hub: HubApp, agents: Agents) -> None:
+    rig = machine(hub.database, agents, "rig", ceiling="plan")
+    assert refusal(agents, permissions="edit", permissions_named=True).details["ceiling"] == "plan"
+    accepted = on(agents, "unnamed", "a")
+    assert claimed(agents) == "rig"
+    agent = agents.find(rig)
+    assert agent is not None
+    context: Any = type("Context", (), {"db": hub.database})()
+    permissions = sending.permissions_on(context, accepted, agent)
+    assert permissions == "plan"
+    placement.mark_prompt_sent(hub.database, accepted, permissions)
+    placed = queries.get(hub.database, "unnamed")
+    assert placed.permissions == "plan"
+    # A relay that begins again after it died sends the same body, or the machine would refuse it.
+    former = sending.request_body(context, accepted, permissions)
+    assert former["permissions"] == "plan"
+    assert sending.request_body(context, placed, sending.permissions_on(context, placed, agent)) == former
+
+
+def test_a_run_that_names_no_permissions_goes_to_a_machine_that_lets_it_edit(hub: HubApp, agents: Agents) -> None:
+    machine(hub.database, agents, "rig", ceiling="plan")
+    box = machine(hub.database, agents, "box", ceiling="edit")
+    for number in range(3):
+        on_hub(hub.database, f"w{number}", "")
+        on(agents, f"unnamed-{number}", f"w{number}")
+    assert claimed(agents) == "box"
+    assert claimed(agents) is None  # box is busy, and rig would only plan
+    assert sentences.THAT_ALLOWS in (queries.get(hub.database, "unnamed-1").waits_for or "")
+    offline(hub.database, box)
+    assert claimed(agents) == "rig"
+    on(agents, "named", "b", permissions="plan", permissions_named=True, agent="box")
+    assert queries.get(hub.database, "unnamed-2").permissions == "edit"  # it may still be placed on box
+
+
+def test_a_run_that_waits_gets_what_a_machine_that_comes_later_allows(hub: HubApp, agents: Agents) -> None:
+    on(agents, "unnamed", "a")
+    on(agents, "named", "b", permissions="edit", permissions_named=True)
+    assert claimed(agents) is None
+    machine(hub.database, agents, "rig", ceiling="plan")
+    assert claimed(agents) == "rig"
+    assert claimed(agents) is None
+    waits_for = queries.get(hub.database, "named").waits_for
+    assert waits_for is not None
+    assert waits_for.startswith(f"an agent {sentences.TO_ALLOW} edit")
+
+
+def logged_in(hub: HubApp) -> tuple[FlaskClient, str]:
+    """A browser of an admin, and the token of its login for forms."""
+    browser = hub.browser()
+    assert browser.post("/login", data={"key": hub.key("admin", "client", role="admin")}).status_code == 303
+    csrf = re.search(r'name="csrf" value="([^"]+)"', browser.get("/settings").text)
+    assert csrf is not None
+    return browser, csrf[1]
+
+
+def test_a_request_or_form_that_names_no_permissions_is_accepted_where_only_plans_are_allowed(
+    hub: HubApp, agents: Agents
+) -> None:
+    for workspace_id in ("a", "b"):
+        put(hub.database, workspace_id, machine(hub.database, agents, f"rig-{workspace_id}", ceiling="plan"))
+    here = {"gunicorn.socket": None}  # only the stored events are read
+    body = {"executionId": "by-api", "workspaceId": "a", "prompt": "x"}
+    with contextlib.closing(hub.call("POST", "/execute", json=body, environ_overrides=here)) as reply:
+        assert reply.status_code == 200, reply.text
+    refused = hub.call("POST", "/execute", json=body | {"executionId": "named", "permissions": "edit"})
+    assert (refused.status_code, refused.get_json()["code"]) == (403, "PERMISSION_CEILING")
+    browser, csrf = logged_in(hub)
+    form = {"csrf": csrf, "run": "page-0123456789ab", "prompt": "x", "workspace": "b"}
+    assert browser.post("/runs", data=form | {"permissions": "edit"}).status_code == 403
+    # A reply names none: it has those of the run before, which was accepted when more was allowed.
+    assert browser.post("/runs", data=form | {"former_permissions": "ask"}).status_code == 303
+    stored = queries.get(hub.database, "page-0123456789ab")
+    assert (stored.permissions, stored.permissions_named) == ("ask", False)

@@ -503,7 +503,7 @@ def test_a_request_s_rules_reach_the_machine(setting: Setting) -> None:
     setting.hub.call("POST", "/execute", json=body, environ_overrides=here).close()
     accepted = queries.get(setting.hub.database, f"{workspace}-narrow")
     context = cast("RelayContext", type("Context", (), {"db": setting.hub.database})())
-    sent = request_body(context, accepted)
+    sent = request_body(context, accepted, accepted.permissions)
     reply = setting.machine.app.test_client().post(
         "/execute", json=sent, headers=token(setting.machine.app), environ_overrides=here
     )

@@ -113,7 +113,7 @@ def ended(app: HubApp) -> Callable[[], Execution]:
     lifecycle.create(app.database, Request("e1", "w", "x", 9, 9, None, None, None, None, ""), max_queue=9)
     execution = lifecycle.claim(app.database, own_identity())
     assert execution is not None
-    placement.mark_prompt_sent(app.database, execution)
+    placement.mark_prompt_sent(app.database, execution, "edit")
     lifecycle.finish(app.database, execution.number, Outcome("succeeded", "complete", {"exitCode": 0}))
     return lambda: executions.get(app.database, "e1")
 

@@ -147,10 +147,12 @@ def test_a_hub_knows_the_ceiling_of_a_project_and_refuses_more(hub: HubApp) -> N
 
 def test_a_hub_sends_an_execution_with_what_its_workspace_allows_now(hub: HubApp) -> None:
     agents: Agents = hub.app.extensions["occ_hub"].agents
-    machine(hub.database, agents, "rig", ceiling="full")
+    rig = agents.find(machine(hub.database, agents, "rig", ceiling="full"))
+    assert rig is not None
     on_hub(hub.database, "work", "")
     accepted = accept(hub.database, "work", "full")
     context: Any = type("Context", (), {"db": hub.database})()
-    assert sending.request_body(context, accepted)["permissions"] == "full"
+    assert sending.permissions_on(context, accepted, rig) == "full"
+    assert sending.request_body(context, accepted, "full")["permissions"] == "full"
     ceilings.limit(hub.database, "work", "plan")
-    assert sending.request_body(context, accepted)["permissions"] == "plan"
+    assert sending.permissions_on(context, accepted, rig) == "plan"

@@ -40,12 +40,12 @@ def insert(
         INSERT INTO executions (execution_id, workspace_id, workspace_generation, state, request_hash, prompt,
             timeout_seconds, idle_timeout_seconds, requested_model, max_turns, max_budget_usd, resume_session_id,
             created_at, key_id, owner_id, permissions, wanted_agent, wanted_labels, conversation,
-            continues, notify, attachments, approval_seconds, fork, rewind_to, local_sharing)
+            continues, notify, attachments, approval_seconds, fork, rewind_to, local_sharing, permissions_named)
         VALUES (:execution_id, :workspace_id, :generation, 'queued', :hash, :prompt,
             :timeout_seconds, :idle_timeout_seconds, :model, :max_turns, :max_budget_usd, :session_id,
             :created_at, :key_id, :owner_id, :permissions, :agent_id, :wanted_labels, :conversation,
             :former, :notify, :attachments, :approval_seconds,
-            :fork, :rewound_turn, :local_sharing)
+            :fork, :rewound_turn, :local_sharing, :permissions_named)
         RETURNING *, 1 AS newest_seq
         """,
         {

@@ -223,6 +223,7 @@ def from_row(row: sqlite3.Row) -> Execution:
     values["wanted_labels"] = rows.texts(values["wanted_labels"])
     values["cost_exact"] = bool(values["cost_exact"])
     values["fork"] = bool(values["fork"])
+    values["permissions_named"] = bool(values["permissions_named"])
     values["changes"] = _usage(values["changes"])
     values["attachments"] = _list(values["attachments"])
     # A row of an earlier version may hold unchecked data of a machine or a CLI.

@@ -64,6 +64,7 @@ class Execution:
 
     `usage` is JSON as the CLI gave it.
     `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
+    `permissions_named`: its request asked for them by name; otherwise its machine may give it less.
     `cancel_code` is the error code that it is to end with, once it was cancelled.
     `parked_at` is set while it waits for a person without a process, `parked_seconds` the time it did so before.
     Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
@@ -140,6 +141,7 @@ class Execution:
     parked_seconds: float = 0.0
     approval_seconds: float | None = None
     local_sharing: str | None = None
+    permissions_named: bool = True
 
     @property
     def is_local(self) -> bool:

@@ -21,12 +21,24 @@ def allows(agent: Agent, permissions: str) -> bool:
     return ceiling in PERMISSIONS and PERMISSIONS.index(permissions) <= PERMISSIONS.index(ceiling)
 
 
+def level(suitable: Sequence[Agent], permissions: str, *, named: bool) -> str:
+    """Return the permissions that a request gets on the machines that it may run on.
+
+    Those that it names, or else at most `permissions`: the highest that one of these machines allows.
+    """
+    known = _known(suitable)
+    if named or not known:
+        return permissions
+    lower = reversed(PERMISSIONS[: PERMISSIONS.index(permissions) + 1])
+    return next((each for each in lower if any(allows(agent, each) for agent in known)), permissions)
+
+
 def check(suitable: Sequence[Agent], permissions: str) -> None:
     """Raise RequestError unless one of the machines that a request may run on allows these permissions.
 
-    Those that are offline count only while all are; a request without any known machine waits for one.
+    A request without any known machine waits for one.
     """
-    known = [agent for agent in suitable if agent.online] or list(suitable)
+    known = _known(suitable)
     if not known or any(allows(agent, permissions) for agent in known):
         return
     named = ", ".join(f"{agent.name} allows {_ceiling(agent)}" for agent in known[:_NAMED])
@@ -38,6 +50,11 @@ def check(suitable: Sequence[Agent], permissions: str) -> None:
         f" or start the machine with OCC_PERMISSIONS={permissions}.",
         {"permissions": permissions, "ceiling": max((_ceiling(agent) for agent in known), key=PERMISSIONS.index)},
     )
+
+
+def _known(suitable: Sequence[Agent]) -> Sequence[Agent]:
+    """Return the machines that count: those that are offline only while all are."""
+    return [agent for agent in suitable if agent.online] or suitable
 
 
 def _ceiling(agent: Agent) -> str:

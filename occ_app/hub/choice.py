@@ -34,10 +34,11 @@ def choose(
                 return f"{what} to have the labels {', '.join(execution.wanted_labels)}"
         elif execution.wanted_labels:
             what = f"an agent with the labels {', '.join(execution.wanted_labels)}"
-    allowing = [agent for agent in suitable if ceilings.allows(agent, execution.permissions)]
+    permissions = ceilings.level(suitable, execution.permissions, named=execution.permissions_named)
+    allowing = [agent for agent in suitable if ceilings.allows(agent, permissions)]
     if suitable and not allowing:
-        return f"{what} to allow {execution.permissions} (OCC_PERMISSIONS there)"
-    what += f" that allows {execution.permissions}" if len(allowing) < len(suitable) else ""
+        return f"{what} to allow {permissions} (OCC_PERMISSIONS there)"
+    what += f" that allows {permissions}" if len(allowing) < len(suitable) else ""
     ready = [agent for agent in allowing if agent.online and not agent.draining]
     if not ready:
         drained = any(agent.online for agent in allowing)

@@ -82,8 +82,9 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
         for agent in machines
         if (agent.agent_id == home.agent_id if home is not None else suits(agent, wanted, request.labels))
     ]
-    ceilings.check(suitable, request.permissions)
-    ready = (agent for agent in suitable if agent.state == "online" and ceilings.allows(agent, request.permissions))
+    permissions = ceilings.level(suitable, request.permissions, named=request.permissions_named)
+    ceilings.check(suitable, permissions)
+    ready = (agent for agent in suitable if agent.state == "online" and ceilings.allows(agent, permissions))
     return Admission(wanted, sum(max(0, free(agent, foreign)) for agent in ready))
 
 
@@ -180,11 +181,15 @@ def _columns(owner: ProcessIdentity | None) -> tuple[str | None, int | None, int
     return (None, None, None) if owner is None else (owner.boot_id, owner.pid, owner.start)
 
 
-def mark_prompt_sent(db: Database, execution: Execution) -> None:
-    """Note that its agent may have the prompt from now on; on the disk when this returns."""
+def mark_prompt_sent(db: Database, execution: Execution, permissions: str) -> None:
+    """Note that its agent may have the prompt, with these permissions; on the disk when this returns."""
     with db.write() as connection:
         connection.execute(
-            "UPDATE executions SET offered = 1, changes_reason = 'pending' WHERE number = ?", (execution.number,)
+            """
+            UPDATE executions SET offered = 1, changes_reason = 'pending', permissions = :permissions
+            WHERE number = :number
+            """,
+            {"permissions": permissions, "number": execution.number},
         )
 
 

@@ -207,12 +207,13 @@ class Relay:
             hindrance = sending.send_workspace(self._context, self._execution, agent, client)
             if hindrance is not None:
                 return hindrance
-            body, new = sending.request_body(self._context, self._execution), not self._prompt_sent
+            permissions = sending.permissions_on(self._context, self._execution, agent)
+            body, new = sending.request_body(self._context, self._execution, permissions), not self._prompt_sent
             # Marked first: the agent gets no prompt that a power cut could place elsewhere, and an execution of this
             # id that it has before the mark is somebody else's.
             if self._rows.over:
                 return None
-            placement.mark_prompt_sent(self._context.db, self._execution)
+            placement.mark_prompt_sent(self._context.db, self._execution, permissions)
             self._prompt_sent = True
             self._patience.prompt_sent()
         headers = sending.owner(self._context, self._execution)

@@ -173,13 +173,22 @@ def _rewound(context: RelayContext, execution: Execution) -> str | None:
         return executions.numbered(connection, execution.rewind_to).execution_id
 
 
-def request_body(context: RelayContext, execution: Execution) -> dict[str, Any]:
+def permissions_on(context: RelayContext, execution: Execution, agent: Agent) -> str:
+    """Return the permissions with which an agent gets an execution: no more than its workspace allows by now.
+
+    An execution that named none gets no more than the agent allows either.
+    """
+    workspace = workspaces.numbered(context.db, execution.workspace_generation)
+    allowed = lowest(execution.permissions, None if workspace is None else workspace.permissions)
+    return ceilings.level([agent], allowed, named=execution.permissions_named)
+
+
+def request_body(context: RelayContext, execution: Execution, permissions: str) -> dict[str, Any]:
     """Return the body of the agent's POST /execute; the agent decides the values that the client left open.
 
     It names the workspace's number, so the prompt never runs in a later workspace of that id.
     """
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
-    permissions = lowest(execution.permissions, None if workspace is None else workspace.permissions)
     options = {
         "timeoutSeconds": execution.timeout_seconds,
         "idleTimeoutSeconds": execution.idle_timeout_seconds,

@@ -138,6 +138,8 @@ def _create(hub: SlackHub, found: Incoming, person: Person, task: Task, owner_id
         key_id=person.key_id,
         owner_id=owner_id,
         permissions=task.permissions,
+        # The form has chosen the default until a person chooses another.
+        permissions_named=task.permissions != dialogs.DEFAULT_LEVEL,
         continues=task.continues,
         visible_to=person.visible_to,
         agent=task.agent,

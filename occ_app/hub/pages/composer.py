@@ -8,6 +8,7 @@ import re
 import uuid
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -53,7 +54,10 @@ def start(values: dict[str, str]) -> str:
     name = PurePath((upload.filename if upload else None) or "workspace").stem
     # The same form sent twice names the same workspace.
     workspace_id = values.get("workspace", "") if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
-    request_of_form = executions_api.asked_for(_body(values, run_id, workspace_id))
+    request_of_form = replace(
+        executions_api.asked_for(_body(values, run_id, workspace_id)),
+        permissions_named=bool(values.get("permissions")),
+    )
     sent = executions.find(services().db, run_id, callers.caller().visible_to)
     if sent is not None:
         if sent.request_hash == request_of_form.hash and (upload is None or _is_zip_of(workspace_id, upload)):
@@ -114,7 +118,8 @@ def _body(values: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str
         "labels": labels,
         "model": values.get("model", "").strip(),
         "continues": values.get("continues"),
-        "permissions": values.get("permissions"),
+        # A reply has the permissions of the run before it, which may be more than is allowed by now.
+        "permissions": values.get("permissions") or values.get("former_permissions"),
         "workspaceId": workspace_id,
     }
     body = {"executionId": run_id, "prompt": values.get("prompt", "")}
