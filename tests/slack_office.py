@@ -127,7 +127,7 @@ class Office:
 @contextlib.contextmanager
 def office_in(folder: Path, slack: FakeSlack) -> Iterator[Office]:
     """An office whose hub has its home in `folder`, and Ada, who owns the workspace `work`."""
-    with hub_app(folder, public_url="https://hub.example.com") as hub:
+    with hub_app(folder, public_url="https://hub.example.com", slack_approval_seconds=7200) as hub:
         hub.workspace("work")
         connected = Tokens("xapp-1", "xoxb-1", "T1", "Acme", "UBOT", slack.api)
         tokens.save(hub.config, connected)

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from flask import Flask
 
 from occ_app import errors, wsgi
-from occ_app.cli import remote, run_target
+from occ_app.cli import chat_input, remote, run_target
 from occ_app.cli.commands import occ
 from occ_app.config import config
 from occ_app.database.database import Database
@@ -142,4 +142,10 @@ def test_a_run_names_its_permissions_to_a_hub(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(run_target, "sent", lambda *_, **__: target)
         client.execute = lambda _, __, **options: iter(sent.append(options) or ())  # type: ignore[attr-defined]
         command("run", "--permissions", "ask", "--answer-within", "2d", "--dir", str(tmp_path), "hi")
-        assert [(options["permissions"], options["approvalSeconds"]) for options in sent] == [("ask", 172800)]
+        prompts = iter(["hello"])
+        monkeypatch.setattr(chat_input.Reader, "text", lambda *_: next(prompts, None))
+        monkeypatch.setattr(run_target, "existing", lambda *_: "work")
+        command("chat", "--answer-within", "12h", "--workspace", "work")
+        assert [(options["permissions"], options["approvalSeconds"]) for options in sent] == [
+            *(("ask", 172800), ("ask", 43200)),
+        ]

@@ -178,6 +178,21 @@ def test_a_run_that_waits_gets_what_a_machine_that_comes_later_allows(hub: HubAp
     assert waits_for.startswith(f"an agent {sentences.TO_ALLOW} edit")
 
 
+def test_the_time_for_an_answer_is_that_of_the_request_or_of_its_surface(tmp_path: Path) -> None:
+    settings = {"api_approval_seconds": 3600.0, "pages_approval_seconds": 7200.0}
+    here = {"gunicorn.socket": None}  # only the stored events are read
+    with hub_app(tmp_path, **settings) as hub:
+        on_hub(hub.database, "a", "")
+        for name, more in (("by-api", {}), ("named", {"approvalSeconds": 60})):
+            body = {"executionId": name, "workspaceId": "a", "prompt": "x", **more}
+            hub.call("POST", "/execute", json=body, environ_overrides=here).close()
+        browser, csrf = logged_in(hub)
+        form = {"csrf": csrf, "run": "page-0123456789ab", "prompt": "x", "workspace": "a"}
+        assert browser.post("/runs", data=form).status_code == 303
+        stored = [queries.get(hub.database, name).approval_seconds for name in ("by-api", "named", "page-0123456789ab")]
+        assert stored == [3600, 60, 7200]
+
+
 def logged_in(hub: HubApp) -> tuple[FlaskClient, str]:
     """A browser of an admin, and the token of its login for forms."""
     browser = hub.browser()

@@ -116,6 +116,16 @@ def test_a_time_limit_above_the_maximum_is_told(environ: dict[str, str]) -> None
         config.load(environ | {"OCC_TIMEOUT_SECONDS": "100", "OCC_MAX_TIMEOUT_SECONDS": "50"})
 
 
+def test_the_time_for_an_answer_is_set_for_each_surface_of_a_hub(environ: dict[str, str]) -> None:
+    hub = environ | {"OCC_HUB_HOME": environ["OCC_HOME"]}
+    assert config.load_hub(hub).default_approval_seconds is None  # as the machine says
+    for number, surface in enumerate(("api", "pages", "slack"), 1):
+        loaded = config.load_hub(hub | {f"OCC_HUB_{surface.upper()}_APPROVAL_SECONDS": str(number * 3600)})
+        assert getattr(loaded, f"{surface}_approval_seconds") == number * 3600
+        with pytest.raises(ConfigError):
+            config.load_hub(hub | {f"OCC_HUB_{surface.upper()}_APPROVAL_SECONDS": "1900000"})
+
+
 def test_config_toml_takes_lists_and_numbers(environ: dict[str, str]) -> None:
     text = 'workers = 3\nlabels = ["gpu", "eu"]\ntools = "Read,Bash"\ntimeout_seconds = 12.5\n'
     (Path(environ["OCC_HOME"]) / "config.toml").write_text(text)

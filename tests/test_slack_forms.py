@@ -38,7 +38,7 @@ def test_the_form_offers_what_its_owner_may_use_and_its_run_begins_a_thread(offi
     (run,) = office.runs()
     assert (run.prompt, run.workspace_id, run.requested_model) == ("fix <it>\nnow", "work", "opus")
     assert (run.permissions, run.owner_id) == ("edit", office.owners["UADA"])
-    assert run.permissions_named is False
+    assert (run.permissions_named, run.approval_seconds) == (False, 7200)  # of the setting for Slack
     assert run.wanted_agent == office.hub.call("GET", "/agents").json["agents"][0]["agentId"]  # type: ignore[index]
     opening, message = office.slack.shown("C1")
     assert "thread_ts" not in opening

@@ -105,7 +105,7 @@ def asked_for(body: Any) -> Request:
         hash=acceptance.request_hash(body),
         key_id=callers.caller().key_id,
         owner_id=callers.caller().owner_id,
-        approval_seconds=loaded.get("approval_seconds"),
+        approval_seconds=loaded.get("approval_seconds", config.default_approval_seconds),
         permissions=permitted(loaded.get("permissions")),
         permissions_named="permissions" in loaded,
         rules=tuple(parsed(text, decision) for decision in ("deny", "ask") for text in loaded.get(decision, ())),

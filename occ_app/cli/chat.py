@@ -12,7 +12,7 @@ from occ_app.cli import folders, output, remote, remotes, run_end, run_target
 from occ_app.cli.chat_conversation import HELP
 from occ_app.cli.chat_input import Reader
 from occ_app.cli.chat_session import Chat
-from occ_app.cli.run import Limit
+from occ_app.cli.run import Limit, answer_within
 from occ_app.cli.run_target import Target
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.results import Changes
@@ -32,6 +32,7 @@ from occ_app.executions.records import FINAL_STATES
 @click.option("--project", metavar="NAME", help="Chat in this project of the machine; on a hub NAME@MACHINE.")
 @click.option("--model", metavar="MODEL", help="Model to use.")
 @click.option("--timeout", type=Limit(), metavar="SECONDS", help="Time limit of each turn: 300, 90s, 5m, 2h.")
+@answer_within
 @click.option(
     "--permissions",
     type=click.Choice(PERMISSIONS),
@@ -54,6 +55,7 @@ def chat(
     project: str | None,
     model: str | None,
     timeout: float | None,
+    answer_seconds: float | None,
     permissions: str | None,
     continued: bool,
     hub: bool,
@@ -80,7 +82,7 @@ def chat(
     if agent or label:
         run_target.check_hub(client)
     place = remote.place_name(url, token, pin)
-    options = {"model": model, "timeoutSeconds": timeout, "permissions": permissions}
+    options = {"model": model, "timeoutSeconds": timeout, "approvalSeconds": answer_seconds, "permissions": permissions}
     options = {name: value for name, value in options.items() if value is not None}
     where = _Where(client, place, folder, workspace, project)
     last = where.newest() if continued else None

@@ -44,6 +44,15 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
     raise click.UsageError(f"The prompt must be one argument; put it in quotes: occ run {example}", context)
 
 
+answer_within = click.option(
+    "--answer-within",
+    "answer_seconds",
+    type=Limit(),
+    metavar="SECONDS",
+    help="Time for a person to answer while the run is parked: 12h, 2d.  [default: OCC_APPROVAL_SECONDS there]",
+)
+
+
 @click.command()
 @click.argument("prompt", nargs=-1, required=True, callback=_one_prompt)
 @click.option(
@@ -63,13 +72,7 @@ def _one_prompt(context: click.Context, parameter: click.Parameter, words: tuple
     help="Time limit, counted from the start of Claude Code: 300, 90s, 5m, 2h. On a hub the wait for a machine is"
     " limited by OCC_HUB_WAIT_SECONDS.",
 )
-@click.option(
-    "--answer-within",
-    "answer_seconds",
-    type=Limit(),
-    metavar="SECONDS",
-    help="Time for a person to answer while the run is parked: 12h, 2d.  [default: OCC_APPROVAL_SECONDS there]",
-)
+@answer_within
 @click.option(
     "--permissions",
     type=click.Choice(PERMISSIONS),

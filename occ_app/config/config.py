@@ -91,6 +91,11 @@ class Config:
             return self.permissions
         return "ask" if self.remote_url is None and is_loopback(self.bind_address) else "edit"
 
+    @property
+    def default_approval_seconds(self) -> float | None:
+        """How long a person may take to answer the run of a request to the API; None: as its agent says."""
+        return None
+
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
         """The operator's rules on tool calls. A tool in OCC_TOOLS beyond the usual ones is allowed."""
@@ -174,6 +179,9 @@ class HubConfig(Config):
     reconnect_seconds: float = 3600
     forget_agents_days: float = 30
     max_diff_bytes: int = 10_000_000
+    api_approval_seconds: float | None = None
+    pages_approval_seconds: float | None = None
+    slack_approval_seconds: float | None = None
     smtp_url: str | None = field(default=None, repr=False)
     mail_from: str | None = None
     push_hosts: tuple[str, ...] = PUSH_HOSTS
@@ -182,6 +190,10 @@ class HubConfig(Config):
     def ceiling(self) -> str:
         """A hub refuses no permissions itself: each of its machines has a ceiling."""
         return "full"
+
+    @property
+    def default_approval_seconds(self) -> float | None:
+        return self.api_approval_seconds
 
     @property
     def zips(self) -> Path:

@@ -140,6 +140,7 @@ def _create(hub: SlackHub, found: Incoming, person: Person, task: Task, owner_id
         permissions=task.permissions,
         # The form has chosen the default until a person chooses another.
         permissions_named=task.permissions != dialogs.DEFAULT_LEVEL,
+        approval_seconds=config.slack_approval_seconds,
         continues=task.continues,
         visible_to=person.visible_to,
         agent=task.agent,

@@ -21,6 +21,7 @@ from occ_app.api import workspaces as workspaces_api
 from occ_app.api.services import services
 from occ_app.executions import queries as executions
 from occ_app.hub.pages import filters as shown
+from occ_app.hub.services import hub_services
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.workspaces import workspace as workspaces
@@ -56,6 +57,7 @@ def start(values: dict[str, str]) -> str:
     workspace_id = values.get("workspace", "") if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
     request_of_form = replace(
         executions_api.asked_for(_body(values, run_id, workspace_id)),
+        approval_seconds=hub_services().config.pages_approval_seconds,
         permissions_named=bool(values.get("permissions")),
     )
     sent = executions.find(services().db, run_id, callers.caller().visible_to)
