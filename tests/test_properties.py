@@ -20,6 +20,7 @@ from occ_app.client.event_checks import RawEvent, checked
 from occ_app.errors import ArchiveError
 from occ_app.web import fields
 from occ_app.workspaces.archives import Limits, unpack
+from occ_worker.execution import lines as lines_module
 from occ_worker.execution.lines import Lines
 from occ_worker.execution.translator import Translator
 
@@ -160,3 +161,18 @@ def test_lines_come_out_as_they_went_in_however_they_are_cut(pieces: list[bytes]
     *whole, rest = b"".join(pieces).split(b"\n")
     assert found == [line for line in whole if line]
     assert lines.rest() == rest
+
+
+@EXAMPLES
+@given(
+    st.lists(st.one_of(st.binary(max_size=9), st.sampled_from([b"\n", b"1234567\n", b"12345678\n", b"123456789\n"])))
+)
+def test_a_line_over_the_limit_is_noted_and_never_returned(pieces: list[bytes]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lines_module, "LONGEST_LINE", 8)
+        lines = Lines()
+        found = [line for piece in pieces for line in lines.feed(piece)]
+    *whole, rest = b"".join(pieces).split(b"\n")
+    assert found == [line for line in whole if 0 < len(line) <= 8]
+    assert lines.too_long == any(len(line) > 8 for line in [*whole, rest])
+    assert lines.rest() == rest[:9]

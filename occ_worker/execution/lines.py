@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 LONGEST_LINE = 16 * 1024 * 1024
 
 
@@ -14,17 +12,25 @@ class Lines:
         self._rest = bytearray()
         self.too_long = False
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        first, *others = data.split(b"\n")
-        self._rest += first
-        for following in others:
-            if self._rest and len(self._rest) <= LONGEST_LINE:
-                yield bytes(self._rest)
-            self.too_long |= len(self._rest) > LONGEST_LINE
-            self._rest = bytearray(following)
-        if len(self._rest) > LONGEST_LINE:
-            self.too_long = True
-            self._rest = bytearray(self._rest[: LONGEST_LINE + 1])
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that end in `data`, without line breaks and without empty ones."""
+        *whole, rest = data.split(b"\n")
+        may_be_long = len(self._rest) + len(data) > LONGEST_LINE
+        if whole:
+            whole[0] = bytes(self._rest) + whole[0]
+            self._rest = bytearray(rest)
+        else:
+            self._rest += rest
+        if may_be_long:
+            whole = self._without_long(whole)
+        return [line for line in whole if line]
+
+    def _without_long(self, whole: list[bytes]) -> list[bytes]:
+        """Count the lines over the limit, and hold no more of an unfinished one than shows that it is."""
+        kept = [line for line in whole if len(line) <= LONGEST_LINE]
+        self.too_long |= len(kept) < len(whole) or len(self._rest) > LONGEST_LINE
+        del self._rest[LONGEST_LINE + 1 :]
+        return kept
 
     def rest(self) -> bytes:
         """Return the data after the last line break."""

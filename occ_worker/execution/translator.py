@@ -23,11 +23,12 @@ _ParsedEvent = tuple[str, dict[str, Any]]
 # Almost every line of a long answer matches this. Its text is JSON already and goes into the event unchanged; any line
 # that differs, even by a numeric escape, goes through the parser. The fields after the event are flat and differ
 # between versions of the CLI, so any are accepted, except a parent: a sub-agent's text is no output.
-_PLAIN = rb'[^"\\\x00-\x1f]*'
+# No part of it can match in two ways, so it never goes back.
+_PLAIN = rb'[^"\\\x00-\x1f\x7f]*+'
 _TEXT_DELTA = re.compile(
-    rb'\{"type":"stream_event","event":\{"type":"content_block_delta","index":\d+,'
-    rb'"delta":\{"type":"text_delta","text":"(' + _PLAIN + rb'(?:\\["\\/bfnrt]' + _PLAIN + rb')*)"\}\}'
-    rb'(?:,"(?:parent_tool_use_id":null|(?!parent_tool_use_id"|type"|event")[a-z_]+":(?:"[ !#-\[\]-~]*"|null)))*\}'
+    rb'\{"type":"stream_event","event":\{"type":"content_block_delta","index":\d++,'
+    rb'"delta":\{"type":"text_delta","text":"(' + _PLAIN + rb'(?:\\["\\/bfnrt]' + _PLAIN + rb')*+)"\}\}'
+    rb'(?:,"(?:parent_tool_use_id":null|(?!parent_tool_use_id"|type"|event")[a-z_]++":(?:"[ !#-\[\]-~]*+"|null)))*+\}'
 )
 
 
@@ -58,16 +59,19 @@ class Translator:
     def events(self, line: bytes) -> list[NewEvent]:
         """The events one line means; unknown and unreadable lines mean none."""
         delta = _TEXT_DELTA.fullmatch(line)
-        if delta is not None and not self._surrogate and 0 < len(delta[1]) <= texts.CHUNK_BYTES:
-            try:
-                text = escape_controls(delta[1].decode())
-            except UnicodeDecodeError:
-                return self._other(line)
+        chunk = b"" if delta is None else delta[1]
+        if not 0 < len(chunk) <= texts.CHUNK_BYTES or self._surrogate:
+            return self._other(line)
+        try:
+            text = chunk.decode()
+        except UnicodeDecodeError:
+            return self._other(line)
+        if not text.isascii():
+            text = escape_controls(text)
             if len(text) > texts.CHUNK_BYTES // 6 and len(text.encode()) > texts.CHUNK_BYTES:
                 return self._other(line)
-            self._streamed.add(self._message_id)
-            return [("output", f'{{"chunk":"{text}","timestamp":{milliseconds()}}}')]
-        return self._other(line)
+        self._streamed.add(self._message_id)
+        return [("output", f'{{"chunk":"{text}","timestamp":{milliseconds()}}}')]
 
     def _other(self, line: bytes) -> list[NewEvent]:
         try:
