@@ -189,10 +189,13 @@ def _output(connection: sqlite3.Connection, number: int) -> tuple[str, int]:
     ):
         try:
             chunk = object_of(data)["chunk"]
+        except (ValueError, KeyError, TypeError):
+            chunk = None
+        if isinstance(chunk, str):
             characters += len(chunk)
-            chunks.append(search_terms.cleaned(chunk))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            chunks.append(chunk)
+        else:
             unreadable += 1  # a row of an earlier version; the others are searched all the same
         if characters >= MAX_INDEXED_CHARACTERS:
             break
-    return "".join(chunks)[:MAX_INDEXED_CHARACTERS], unreadable
+    return search_terms.cleaned("".join(chunks)[:MAX_INDEXED_CHARACTERS]), unreadable
