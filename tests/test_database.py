@@ -238,6 +238,18 @@ def with_events(path: Path, last: int) -> Database:
     return Database(path)
 
 
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 32, 50])
+def test_events_are_stored_in_order_however_many_come_at_once(tmp_path: Path, count: int) -> None:
+    rows = with_events(tmp_path / "many.db", 0)
+    added = [("output" if seq % 3 else "tool", f'{{"number":{seq}}}') for seq in range(5, 5 + count)]
+    with rows.write(durable=False) as connection:
+        events.insert(connection, 3, 5, added)
+    stored = events.after(rows, 3, 0)
+    assert [(event.seq, event.name, event.data) for event in stored] == [
+        (seq, *event) for seq, event in enumerate(added, 5)
+    ]
+
+
 def test_the_tail_tells_no_end_that_is_not_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = with_events(tmp_path / "tail.db", 2)
     with rows.write(durable=False) as connection:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 from occ_app.database.database import Database
@@ -19,6 +19,12 @@ MAX_EVENTS_PER_RING = 50  # a ring with more carries none: readers fetch a burst
 
 _ROW_BYTES = 100
 
+# Rows of a burst are inserted in groups: a statement for each row takes half as long again.
+_GROUP = 16
+_INSERT_GROUP = "INSERT INTO events (execution, seq, event, data) VALUES " + ", ".join(  # noqa: S608 - made of numbers
+    f"(?1, ?2 + {row}, ?{3 + 2 * row}, ?{4 + 2 * row})" for row in range(_GROUP)
+)
+
 NewEvent = tuple[str, str]
 """An event before it has a number: its name, and its data, a JSON object as text."""
 
@@ -28,19 +34,26 @@ _BREAK = re.compile("[\x00-\x1f\x7f]")
 _RAW = re.compile("[\x80-\x9f\u2028\u2029]")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StoredEvent:
-    """One event as stored: `data` is one JSON object, as text."""
+    """One event as stored: `data` is one JSON object, as text.
+
+    Nothing changes one. It is not frozen because a frozen one takes twice as long to make.
+    """
 
     seq: int
     name: str
     data: str
+    _sse: bytes = field(default=b"", init=False, repr=False, compare=False)
 
-    @cached_property
+    @property
     def sse(self) -> bytes:
         """The event as a server-sent event; built once however many readers it has."""
-        event = self.sound
-        return f"id: {event.seq}\nevent: {event.name}\ndata: {event.data}\n\n".encode(errors="replace")
+        if not self._sse:
+            event = self.sound
+            frame = f"id: {event.seq}\nevent: {event.name}\ndata: {event.data}\n\n"
+            self._sse = frame.encode(errors="replace")
+        return self._sse
 
     @property
     def frame(self) -> str:
@@ -206,9 +219,13 @@ def gap(after: int, following: StoredEvent) -> StoredEvent | None:
 
 def insert(connection: sqlite3.Connection, number: int, first_seq: int, events: Sequence[NewEvent]) -> None:
     """Write events, each a name and its data as text, inside the caller's transaction."""
+    grouped = len(events) - len(events) % _GROUP
+    for begin in range(0, grouped, _GROUP):
+        group = itertools.chain.from_iterable(events[begin : begin + _GROUP])
+        connection.execute(_INSERT_GROUP, (number, first_seq + begin, *group))
     connection.executemany(
         "INSERT INTO events (execution, seq, event, data) VALUES (?, ?, ?, ?)",
-        [(number, seq, name, data) for seq, (name, data) in enumerate(events, first_seq)],
+        [(number, seq, name, data) for seq, (name, data) in enumerate(events[grouped:], first_seq + grouped)],
     )
 
 

@@ -105,7 +105,7 @@ class LiveStream:
     def _take(self) -> None:
         batch = self._follower.ready()
         if batch:
-            self._unsent = memoryview(self._frame(b"".join(event.sse for event in batch)))
+            self._unsent = memoryview(self._frame(b"".join([event.sse for event in batch])))
             self._over = batch[-1].final
         elif self._tail.closed:
             self._over = True
@@ -154,7 +154,7 @@ def event_stream(tailing: Tail, follower: Follower, place: contextlib.ExitStack,
         over = follower.repeated_final() if follow else None
         begun = _GREETING + (over.sse if over else b"")
         for batch in follower.stored():
-            yield begun + b"".join(event.sse for event in batch)
+            yield begun + b"".join([event.sse for event in batch])
             begun, over = b"", batch[-1] if batch[-1].final else None
         if begun:
             yield begun
