@@ -379,9 +379,9 @@ def test_a_path_outside_of_the_workspace_is_shown_whole_also_where_that_is_not_k
     ask(hub, number, "approval-path", "tool", "Edit", {"file_path": "/etc/hosts", "old_string": "a", "new_string": "b"})
     with hub.database.write() as connection:
         connection.execute("UPDATE workspaces SET path = '' WHERE workspace_id = 'work'")
-    assert "Claude wants to edit /etc/hosts" in page(browser, "/")
+    assert f"{sentences.CLAUDE_WANTS_TO} edit /etc/hosts" in page(browser, "/")
     shown = page(browser, "/runs/paths")
-    assert "Claude wants to edit /etc/hosts" in shown
+    assert f"{sentences.CLAUDE_WANTS_TO} edit /etc/hosts" in shown
     assert '<span class="subject">/etc/passwd</span>' in shown
 
 

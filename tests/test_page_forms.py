@@ -201,19 +201,19 @@ def beat(hub: HubApp, agent: dict[str, str], **more: object) -> None:
 def test_a_degraded_machine_says_why(hub: HubApp, admin: FlaskClient) -> None:
     reply = hub.register(hub.key("key of ill", "agent"), "ill")
     assert reply.json is not None
-    beat(hub, reply.json, status="degraded", problems=["There is no git on PATH.", EVIL])
+    beat(hub, reply.json, status="degraded", problems=["Its fan is loud.", EVIL])
     page = admin.get("/machines").text
-    assert "There is no git on PATH." in page
+    assert "Its fan is loud." in page
     assert EVIL not in page
     assert html.escape(EVIL) in page
-    assert 'title="There is no git on PATH.' in admin.get("/").text
+    assert 'title="Its fan is loud.' in admin.get("/").text
     record = hub.call("GET", f"/agents/{reply.json['agentId']}").json
     assert record is not None
-    assert record["problems"] == ["There is no git on PATH.", EVIL]
+    assert record["problems"] == ["Its fan is loud.", EVIL]
     beat(hub, reply.json, status="degraded")  # an older OCC
     assert "occ status" in admin.get("/machines").text
     beat(hub, reply.json, status="healthy")
-    assert "no git on PATH" not in admin.get("/machines").text
+    assert "fan is loud" not in admin.get("/machines").text
 
 
 def test_the_problems_of_a_heartbeat_are_lines_of_bounded_length() -> None:
