@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from tests import sentences
@@ -17,7 +18,7 @@ TABLE = {name: value for name, value in vars(sentences).items() if name.isupper(
 
 
 def test_every_sentence_of_the_table_is_one_that_occ_prints() -> None:
-    sources = [text for path in _sources() for text in _strings(ast.parse(path.read_text()))]
+    sources = [text for path in _sources() for text in _strings(_tree(path))]
     pages = (ROOT / "occ_app/hub").rglob("*.*")
     sources += [path.read_text() for path in pages if path.suffix in (".html", ".js")]
     printed = {value.replace("{}", "\0") for value in TABLE.values()}
@@ -30,18 +31,18 @@ def test_no_test_asserts_the_words_of_an_error_outside_the_table() -> None:
     asserted = [
         f"{path.name}:{constant.lineno}: {constant.value}"
         for path in sorted((ROOT / "tests").glob("test_*.py"))
-        for constant in _asserted(ast.parse(path.read_text()))
+        for constant in _asserted(_tree(path))
         if len(constant.value.split()) >= 3 and any(constant.value.strip() in sentence for sentence in raised)
     ]
     assert not asserted, "\n".join(asserted)
 
 
 def test_no_test_asserts_words_that_occ_prints_outside_the_table() -> None:
-    printed = {piece.strip() for path in _sources() for piece in _printed(ast.parse(path.read_text()))}
+    printed = {piece.strip() for path in _sources() for piece in _printed(_tree(path))}
     asserted = {
         f"{path.name}:{constant.lineno}: {constant.value}"
         for path in sorted((ROOT / "tests").glob("test_*.py"))
-        for constant in _compared(ast.parse(path.read_text()))
+        for constant in _compared(_tree(path))
         if any(constant.value.strip() in piece or piece in constant.value for piece in printed)
     }
     assert not asserted, "\n".join(sorted(asserted))
@@ -52,6 +53,11 @@ def test_the_words_of_a_command_or_of_html_are_no_sentence() -> None:
     assert _is_sentence("; look at it with `occ jobs tail --follow ")
     assert not _is_sentence("occ service install")
     assert not _is_sentence('<a rel="noopener noreferrer nofollow" target="_blank">')
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def _sources() -> Iterator[Path]:
@@ -69,7 +75,7 @@ def _strings(tree: ast.AST) -> Iterator[str]:
 
 
 def _raises(path: Path) -> Iterator[ast.Raise]:
-    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise))
+    return (node for node in ast.walk(_tree(path)) if isinstance(node, ast.Raise))
 
 
 def _asserted(tree: ast.AST) -> Iterator[ast.Constant]:
