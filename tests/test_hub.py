@@ -299,21 +299,17 @@ def test_what_an_agent_has_of_its_own_is_neither_taken_for_the_hub_s_nor_overwri
 
 
 def test_names_are_unique_and_never_look_like_ids(hub: Hub) -> None:
-    first = hub.agent("one", OCC_NAME="same")
-    second = hub.agent("two", OCC_NAME="same")
-    with beating(hub, "agent-0123456789ab") as third:
-        listed = {agent["name"] for agent in hub.client.call("GET", "/agents")["agents"]}
-        assert listed == {"same", "same-2", "agent-0123456789ab-2"}
-        assert hub.seen("agent-0123456789ab-2")["agentId"] == third
-    second.stop()
-    assert "calls this one same-2" in second.command("start").stderr
-    for machine in (second, first):  # neither takes the other's name when it registers again
-        machine.stop()
-        machine.start()
-        assert json.loads(machine.command("status", "--json").stdout)["agentId"] in (
-            hub.seen("same")["agentId"],
-            hub.seen("same-2")["agentId"],
-        )
+    with beating(hub, "same") as first, beating(hub, "agent-0123456789ab") as third:
+        box = hub.agent("two", OCC_NAME="same")
+        second = hub.seen("same-2")["agentId"]
+        listed = {agent["name"]: agent["agentId"] for agent in hub.client.call("GET", "/agents")["agents"]}
+        assert listed == {"same": first, "same-2": second, "agent-0123456789ab-2": third}
+    box.stop()
+    assert "calls this one same-2" in box.command("start").stderr
+    body = {"protocol": 1, "agentId": first, "name": "same", "version": "1", "port": 9, "workers": 1, "direct": False}
+    again = hub.request("POST", "/api/agents/register", json_body=body, token=hub.agent_key).json()
+    assert (again["agentId"], again["name"]) == (first, "same")  # neither takes the other's name
+    assert json.loads(box.command("status", "--json").stdout)["agentId"] == hub.seen("same-2")["agentId"] == second
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     run(hub.client, "hello", executionId="e1", agent="same-2")
     assert hub.client.execution("e1")["agentId"] == hub.seen("same-2")["agentId"]

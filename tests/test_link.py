@@ -34,6 +34,8 @@ from tests.test_tls import make_certificate
 # The test's own questions to a hub with TLS; the agent's are what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 
+UNREAD_BYTES = 60_000_000 if os.environ.get("TEST_ALL") else 15_000_000  # of an answer; the sockets hold less
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LinkHub]:
@@ -162,7 +164,7 @@ def test_streams_and_a_large_upload_go_beside_each_other(linked: tuple[Occ, Link
 def test_a_caller_that_reads_nothing_costs_little_and_stops_nobody(linked: tuple[Occ, LinkHub]) -> None:
     occ, hub = linked
     client = hub.client()
-    client.upload("large", incompressible(60_000_000))
+    client.upload("large", incompressible(UNREAD_BYTES))
     before = hub.server.memory_info().rss
     with contextlib.ExitStack() as open_calls:
         for _ in range(5):
@@ -172,7 +174,7 @@ def test_a_caller_that_reads_nothing_costs_little_and_stops_nobody(linked: tuple
             pool.request("GET", "http://127.0.0.1/workspaces/large/archive", headers=headers, preload_content=False)
         for _ in range(20):
             assert client.health()["workers"]["total"] == 2
-        assert hub.server.memory_info().rss < before + 30_000_000
+        assert hub.server.memory_info().rss < before + 30_000_000  # less than half of those five
     client.close()
 
 
