@@ -50,12 +50,6 @@ def web_seconds(agent: Occ) -> float:
     return times.user + times.system
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with hub_in(tmp_path) as hub:
-        yield hub.start()
-
-
 @pytest.mark.parametrize(
     "body",
     [
@@ -281,7 +275,8 @@ def test_a_key_takes_at_most_half_of_the_streams() -> None:
     StreamLimit(1).place("only")
 
 
-def test_slow_log_ins_take_no_place_of_others(hub: Hub) -> None:
+def test_slow_log_ins_take_no_place_of_others(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     hub.agent("box")
     host, port = hub.url.removeprefix("http://").split(":")
     start = (
@@ -302,22 +297,25 @@ def test_slow_log_ins_take_no_place_of_others(hub: Hub) -> None:
             one.close()
 
 
-def test_a_wrong_agent_key_or_token_is_logged_and_slow(hub: Hub) -> None:
+def test_a_wrong_agent_key_or_token_is_logged_and_slow(tmp_path: Path) -> None:
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
     upgrade["Sec_WebSocket_Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
-    for method, path, headers in (
-        ("POST", "/api/agents/register", {}),
-        ("POST", "/api/agents/agent-0/heartbeat", {}),
-        ("GET", "/api/agents/agent-0/link", upgrade),
-    ):
-        logged = (hub.home / "logs/web.log").read_text().count("wrong token")
-        begun = time.monotonic()
-        assert hub.request(method, path, token="made-up", **headers).status == 401
-        assert time.monotonic() - begun >= 0.1
-        assert (hub.home / "logs/web.log").read_text().count("wrong token") == logged + 1
+    with hub_in(tmp_path) as hub:
+        hub.start()
+        for method, path, headers in (
+            ("POST", "/api/agents/register", {}),
+            ("POST", "/api/agents/agent-0/heartbeat", {}),
+            ("GET", "/api/agents/agent-0/link", upgrade),
+        ):
+            logged = (hub.home / "logs/web.log").read_text().count("wrong token")
+            begun = time.monotonic()
+            assert hub.request(method, path, token="made-up", **headers).status == 401
+            assert time.monotonic() - begun >= 0.1
+            assert (hub.home / "logs/web.log").read_text().count("wrong token") == logged + 1
 
 
-def test_an_expired_key_s_streams_end(hub: Hub) -> None:
+def test_an_expired_key_s_streams_end(hub_with_box: Hub) -> None:
+    hub = hub_with_box
     hub.agent("box")
     client = hub.client_with(hub.key("brief", "client"))
     client.upload("work", make_zip({"a.txt": "a"}))
