@@ -1,8 +1,9 @@
 """The patterns of .gitignore files, read and matched as git does, without git.
 
 Names and patterns are bytes, as they are for git. `Rules.of` follows `add_patterns_from_buffer` of git's dir.c, `_glob`
-its wildmatch.c. A pattern that git cannot read matches nothing. No pattern takes more time than its length times that
-of the name: one with many stars is matched by an automaton, where a regular expression would try all ways.
+its wildmatch.c, as git's manual has them: `a**/b` is `a*/b`. Releases before 2.52 read `a` and then `**/b`.
+A pattern that git cannot read matches nothing. No pattern takes more time than its length times that of the name: one
+with many stars is matched by an automaton, where a regular expression would try all ways.
 """
 
 from __future__ import annotations
@@ -75,10 +76,7 @@ class Pattern:
 
     @cached_property
     def _steps(self) -> list[_Step]:
-        # git compares the part before the first special byte apart, so that "a**/b" is "a" and then "**/b".
-        plain = next((index for index, byte in enumerate(self.text) if byte in _SPECIAL), len(self.text))
-        begin = plain if self.by_path else 0
-        return [_Step(frozenset([byte])) for byte in self.text[:begin]] + _glob(self.text[begin:], paths=self.by_path)
+        return _glob(self.text, paths=self.by_path)
 
     @cached_property
     def _regex(self) -> re.Pattern[bytes]:
