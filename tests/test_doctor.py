@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -14,20 +16,29 @@ from typing import Any
 
 import pytest
 
-from occ_app.cli.doctor import checks
+from occ_app import __version__
+from occ_app.claude import program
+from occ_app.cli.doctor import _print, checks
+from occ_app.client.agent_client import AgentClient
 from occ_app.client.hub_client import Echo
 from occ_app.config.config import Config, HubConfig
 from occ_app.database import schema
+from occ_app.database.database import Database
 from occ_app.doctor import findings, home, hub, programs, running
 from occ_app.doctor.findings import NOTE, OK, WRONG, Check, Finding
 from occ_app.errors import ConfigError
 from occ_app.home import daemon, machine
+from occ_app.home import state as home_state
+from occ_app.home.health import health
+from occ_app.home.notes import note
 from occ_app.service.systemd import Machine
 from occ_app.system.process_identity import ProcessIdentity, own_identity
 from tests.conftest import FAKE_CLAUDE, Occ, stand_in, wait_until
 from tests.databases import make_database
 from tests.hub_app import hub_app
 from tests.real_hub import Hub
+
+MAJOR, MINOR = (int(number) for number in re.findall(r"\d+", __version__)[:2])
 
 
 @pytest.fixture
@@ -181,13 +192,17 @@ def test_what_a_killed_daemon_left(config: Config) -> None:
 def test_a_hub_that_does_not_answer(config: Config, free_port: int) -> None:
     away = replace(config, remote_url=f"http://127.0.0.1:{free_port}", api_key="key")
     assert states(hub.hub(away)) == {"hub": WRONG, "echo": NOTE}
+    known = replace(home_state.ensure(away.state), agent_id="agent-1", remote_url=away.remote_url)
+    home_state.save(away.state, known)
+    assert states(hub.hub(away)) == {"hub": WRONG}  # an echo would fail for the same cause
+    away.state.unlink()
     without_key = replace(away, api_key=None)  # the next start refuses it
     assert states(hub.hub(without_key)) == {"hub": WRONG, "echo": NOTE}
 
 
 def echo(**fields: Any) -> Echo:
     now = datetime.now(UTC).isoformat()
-    return replace(Echo("link", 3.0, None, None, "0.1.0", now), **fields)
+    return replace(Echo("link", 3.0, None, None, __version__, now), **fields)
 
 
 @pytest.mark.parametrize(("seconds", "state"), [(0, OK), (-100, NOTE), (-400, WRONG), (400, WRONG)])
@@ -198,7 +213,15 @@ def test_a_clock_that_differs_from_the_hub_s(seconds: int, state: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "state"), [("0.0.9", OK), ("0.1.5", OK), ("0.2.0", OK), ("0.3.0", WRONG), ("1.1.0", WRONG), ("x", OK)]
+    ("version", "state"),
+    [
+        (f"{MAJOR}.{MINOR - 1}.9", OK),
+        (f"{MAJOR}.{MINOR}.5", OK),
+        (f"{MAJOR}.{MINOR + 1}.0", OK),
+        (f"{MAJOR}.{MINOR + 2}.0", WRONG),
+        (f"{MAJOR + 1}.{MINOR}.0", WRONG),
+        ("x", OK),
+    ],
 )
 def test_versions_of_both_sides(version: str, state: str) -> None:
     assert hub._versions(version).state == state
@@ -241,6 +264,39 @@ def test_a_check_that_fails_itself_stops_no_other() -> None:
     found = findings.findings([Check("a", fails), Check("b", refuses), Check("c", lambda: [findings.ok("c", "fine")])])
     assert states(found) == {"a": WRONG, "b": WRONG, "c": OK}
     assert "/secret" in found[0].finding
+
+
+def served_problems(config: Config, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+    """The findings on the problems that a daemon with these settings and this home serves."""
+    with contextlib.closing(Database(config.database)) as database:
+        body = health(config, database)
+    identity = own_identity()
+    daemon.write(config, daemon.Daemon(identity.boot_id, identity.pid, identity.start, "", 1, "http://127.0.0.1:1"))
+    monkeypatch.setattr(AgentClient, "health", lambda *_: body)
+    return [finding for finding in running.running(config) if finding.check == "problem"]
+
+
+def test_a_cause_is_one_line_though_the_daemon_names_it_too(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = replace(config, claude_bin="/no/claude", cli_environment={"PATH": "/nowhere"})
+    monkeypatch.setattr("occ_app.home.certificate.expires_at", lambda _: datetime.now(UTC) - timedelta(days=1))
+    broken = replace(certificate(alone, 1), remote_url="http://127.0.0.1:1", api_key="key")
+    with contextlib.closing(Database(config.database)) as database:
+        note(database, "claude", {"path": None, "version": None, "problem": program.missing(broken)})
+        note(database, "heartbeat", {"consecutiveFailures": 3, "unreached": 3})
+        note(database, "registration", {"registered": False, "problem": "It was refused."})
+    problems = served_problems(broken, monkeypatch)
+    assert sorted(finding.cause for finding in problems) == ["claude", "echo", "git", "hub", "hub", "tls"]
+    causes = [findings.wrong(name, "it is broken", "mend it") for name in ("claude", "echo", "git", "hub", "tls")]
+    assert findings.findings([Check("causes", lambda: causes), Check("problems", lambda: problems)]) == causes
+    fine = [findings.ok(finding.check, "fine") for finding in causes]  # then the daemon has settings of its own
+    assert findings.findings([Check("causes", lambda: fine), Check("problems", lambda: problems)]) == fine + problems
+
+
+def test_findings_of_the_same_words_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    twice = [findings.note(name, "it may be gone", "do this") for name in ("logout", "reboot")]
+    _print([findings.ok("git", "fine"), *twice], 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [["ok", "git"], ["note", "logout,"], ["->", "do"]]
 
 
 def test_an_agent_and_a_hub_have_the_checks_that_they_need(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from occ_app.config.config import Config
 
+NOT_FOUND = "Claude Code was not found"  # as the sentence for it begins
 _PROBE_SECONDS = 10
 _KNOWS_FILE_MENTIONS = (2, 1, 330)  # the first release measured that obeys CLAUDE_CODE_DISABLE_FILE_MENTIONS
 _UNKNOWN = (3,)  # releases from here on may have another meaning for an undocumented flag
@@ -78,7 +79,7 @@ def missing(config: Config) -> str:
     wanted = (
         f"OCC_CLAUDE_BIN={config.claude_bin} is not a program" if config.claude_bin else "there is no `claude` on PATH"
     )
-    return f"Claude Code was not found: {wanted}; install it or set OCC_CLAUDE_BIN to its path."
+    return f"{NOT_FOUND}: {wanted}; install it or set OCC_CLAUDE_BIN to its path."
 
 
 def _numbers(version: str | None) -> tuple[int, ...]:

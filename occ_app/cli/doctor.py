@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import click
@@ -39,7 +39,7 @@ def doctor(of_hub: bool, as_json: bool) -> int:
     found = settings + findings.findings(checks(config, Machine()))
     wrong = sum(finding.state == findings.WRONG for finding in found)
     if as_json:
-        output.echo(json.dumps({"checks": [asdict(finding) for finding in found], "wrong": wrong}))
+        output.echo(json.dumps({"checks": [_fields(finding) for finding in found], "wrong": wrong}))
     else:
         _print(found, wrong)
     return 1 if wrong else 0
@@ -81,9 +81,20 @@ def _settings(of_hub: bool) -> tuple[Config, list[Finding]]:
     return config, found or [findings.ok("settings", f"valid; the checks below use those {source}")]
 
 
+def _fields(finding: Finding) -> dict[str, str]:
+    return {name: value for name, value in asdict(finding).items() if name != "cause"}
+
+
 def _print(found: list[Finding], wrong: int) -> None:
-    width = max(len(finding.check) for finding in found)
+    """Print the findings; those of one kind and with the same words, one after the other, are one line."""
+    lines = list[Finding]()
     for finding in found:
+        if lines and replace(lines[-1], check=finding.check) == finding:
+            lines[-1] = replace(finding, check=f"{lines[-1].check}, {finding.check}")
+        else:
+            lines.append(finding)
+    width = max(len(finding.check) for finding in lines)
+    for finding in lines:
         output.echo(f"{finding.state:5}  {finding.check:{width}}  {visible_line(finding.finding)}")
         if finding.action:
             output.echo(f"{'':5}  {'':{width}}  -> {visible_line(finding.action)}")

@@ -12,12 +12,16 @@ OK, NOTE, WRONG = "ok", "note", "wrong"
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: `state` is ok, note or wrong; `action` is the next step, empty when there is none."""
+    """The result of one check: `state` is ok, note or wrong; `action` is the next step, empty when there is none.
+
+    `cause` is the check that finds the same cause, if it finds something wrong.
+    """
 
     check: str
     state: str
     finding: str
     action: str = ""
+    cause: str = ""
 
 
 def ok(check: str, finding: str) -> Finding:
@@ -28,8 +32,8 @@ def note(check: str, finding: str, action: str = "") -> Finding:
     return Finding(check, NOTE, finding, action)
 
 
-def wrong(check: str, finding: str, action: str) -> Finding:
-    return Finding(check, WRONG, finding, action)
+def wrong(check: str, finding: str, action: str, cause: str = "") -> Finding:
+    return Finding(check, WRONG, finding, action, cause)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class Check:
 
 
 def findings(checks: Iterable[Check]) -> list[Finding]:
-    """Run all checks; one that cannot be made is a finding itself and stops no other."""
+    """Run all checks; one that cannot be made is a finding itself and stops no other.
+
+    A finding is left out when the check of its cause found it.
+    """
     found = list[Finding]()
     for check in checks:
         try:
@@ -50,4 +57,5 @@ def findings(checks: Iterable[Check]) -> list[Finding]:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             found.append(wrong(check.name, f"This could not be checked: {place}{reason}", "Correct that, then retry."))
-    return found
+    causes = {finding.check for finding in found if finding.state == WRONG and not finding.cause}
+    return [finding for finding in found if finding.cause not in causes]

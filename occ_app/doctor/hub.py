@@ -26,13 +26,16 @@ def hub(config: Config) -> Iterator[Finding]:
         return
     identity = state.load(config.state)
     first, *others = state.hub_urls(identity, config.remote_urls)
-    yield from _reachable(HubClient(first, pin=config.remote_pin), config)
+    reached = list(_reachable(HubClient(first, pin=config.remote_pin), config))
+    yield from reached
     for url in others:  # where the hub may be later
         found = _reachable(HubClient(url, pin=config.remote_pin), config)
         yield from (replace(finding, state=NOTE if finding.state == WRONG else finding.state) for finding in found)
     if identity is None or identity.agent_id is None or identity.remote_url not in config.remote_urls:
         yield note("echo", "This agent is not registered with the hub yet", "`occ start` registers it.")
         return
+    if identity.remote_url == first and any(finding.state == WRONG for finding in reached):
+        return  # an echo fails for the same cause
     begun = datetime.now(UTC)
     client = HubClient(identity.remote_url, pin=config.remote_pin)
     try:

@@ -10,6 +10,7 @@ from occ_app.config.config import Config
 from occ_app.doctor.findings import Finding, note, ok, wrong
 from occ_app.errors import Refused, Unreachable
 from occ_app.home import daemon, state
+from occ_app.home import health as health_of_home
 from occ_app.service.persistence import persistence
 from occ_app.service.systemd import Machine
 
@@ -42,7 +43,8 @@ def running(config: Config) -> Iterator[Finding]:
         )
     for problem in health["problems"]:
         what, _, step = problem.partition("; ")
-        yield wrong("problem", what.rstrip("."), step or "`occ logs` has more.")
+        cause = next((check for beginning, check in health_of_home.CHECKS.items() if problem.startswith(beginning)), "")
+        yield wrong("problem", what.rstrip("."), step or "`occ logs` has more.", cause)
 
 
 def service(config: Config, machine: Machine) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from occ_app.config.config import Config
 from occ_app.errors import StartFailed
 from occ_app.home.certificate_dates import expires_at, first_certificate
 
+EXPIRED = "The TLS certificate"  # as the sentence for it begins
 _OPENSSL_SECONDS = 30
 _DAYS = 3650  # a client that pins it trusts this very certificate, so an expiry would only be a surprise
 
@@ -85,7 +86,7 @@ def problems(config: Config) -> list[str]:
     if end is None or end > datetime.now(UTC):
         return []
     return [
-        f"The TLS certificate {chain} expired on {end:%Y-%m-%d}: clients refuse it. Renew it; the new one is served"
+        f"{EXPIRED} {chain} expired on {end:%Y-%m-%d}: clients refuse it. Renew it; the new one is served"
         " without a restart."
     ]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from occ_app import __version__
+from occ_app.claude import program
 from occ_app.config.config import Config
 from occ_app.database import rows
 from occ_app.database.database import Database
@@ -24,6 +25,20 @@ FAILURES_TO_MENTION = 2
 LARGE_LOG_BYTES = 64_000_000  # that no checkpoint moves: a reader holds them
 MAX_PROBLEMS, MAX_PROBLEM = 20, 500  # sentences in a heartbeat, and characters of one
 _MENTIONED_SECONDS = 86_400.0  # since a thing that a problem is about
+
+# Where problems begin whose cause a check of `occ doctor` finds, too, and the check.
+_NO_GIT = "There is no git on PATH"
+_NOT_TAKEN = "The hub did not take"
+_NOT_CALLED = "The hub cannot call this agent"
+_NOT_REGISTERED = "Not registered with the hub"
+CHECKS = {
+    program.NOT_FOUND: "claude",
+    _NO_GIT: "git",
+    _NOT_TAKEN: "hub",
+    _NOT_REGISTERED: "hub",
+    _NOT_CALLED: "echo",
+    certificate.EXPIRED: "tls",
+}
 
 
 def heartbeat(config: Config, db: Database) -> dict[str, Any]:
@@ -56,17 +71,15 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     if claude and claude["path"] is None:
         problems.append(claude["problem"])
     if beat["consecutiveFailures"] >= FAILURES_TO_MENTION:
-        problems.append(
-            f"The hub did not take {beat['consecutiveFailures']} heartbeats in a row; see logs/control.log."
-        )
+        problems.append(f"{_NOT_TAKEN} {beat['consecutiveFailures']} heartbeats in a row; see logs/control.log.")
     if config.remote_url and unreached(db) >= FAILURES_TO_MENTION:
         problems.append(
-            "The hub cannot call this agent, so it places no work here: the link is not connected. Let WebSockets pass"
+            f"{_NOT_CALLED}, so it places no work here: the link is not connected. Let WebSockets pass"
             " in any proxy between them, or start with --public-url; logs/control.log has the reason."
         )
     registration = noted(db, "registration")
     if config.remote_url and registration and not registration["registered"]:
-        problems.append(f"Not registered with the hub: {registration.get('problem', 'it was not tried yet')}")
+        problems.append(f"{_NOT_REGISTERED}: {registration.get('problem', 'it was not tried yet')}")
     copy = noted(db, "copy")
     if config.remote_url and copy and copy["instance"] == machine.instance(config):
         problems.append(copy["problem"])
@@ -78,7 +91,7 @@ def health(config: Config, db: Database) -> dict[str, Any]:
     problems += skipped_problems(db)
     git = shutil.which("git", path=config.cli_environment.get("PATH", os.defpath)) is not None
     if not git:
-        problems.append("There is no git on PATH, so the changes of executions are not recorded; install git.")
+        problems.append(f"{_NO_GIT}, so the changes of executions are not recorded; install git.")
     return {
         "status": "degraded" if problems else "healthy",
         "version": __version__,
