@@ -38,17 +38,18 @@ bench: $(VENV)/.installed-dev
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak 600
 
-# make release VERSION=0.2.0: check, build, commit and tag. It publishes nothing; CONTRIBUTING.md has the command for that.
+# make release VERSION=0.2.0: check, build, commit (unless the version is in the tree already) and tag. It publishes
+# nothing; CONTRIBUTING.md has the command for that.
 release: check
 	@echo "$(VERSION)" | grep -Eqx '[0-9]+\.[0-9]+\.[0-9]+' || { echo "Name the version: make release VERSION=0.2.0"; exit 1; }
 	@test -z "$$(git status --porcelain)" || { echo "Commit or remove your changes first; git status lists them."; exit 1; }
 	@! git rev-parse -q --verify "refs/tags/v$(VERSION)" >/dev/null || { echo "v$(VERSION) is tagged already."; exit 1; }
 	sed -i 's/^__version__ = .*/__version__ = "$(VERSION)"/' occ_app/__init__.py
-	sed -i "s/^## Unreleased$$/## Unreleased\n\n## $(VERSION) - $$(date -u +%F)/" CHANGELOG.md
+	grep -q "^## $(VERSION) - " CHANGELOG.md || sed -i "s/^## Unreleased$$/## Unreleased\n\n## $(VERSION) - $$(date -u +%F)/" CHANGELOG.md
 	rm -rf dist
 	{ $(BIN)/python -m build --outdir dist . && $(BIN)/python -m twine check --strict dist/*; } \
 	  || { git checkout -q -- occ_app/__init__.py CHANGELOG.md; exit 1; }
-	git commit -q -m "Release $(VERSION)" occ_app/__init__.py CHANGELOG.md
+	git diff --quiet || git commit -q -m "Release $(VERSION)" occ_app/__init__.py CHANGELOG.md
 	git tag -a -m "OCC $(VERSION)" "v$(VERSION)"
 
 clean:
