@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import urllib3
 
-from occ_app import errors
+from occ_app import __version__, errors
 from occ_app.client.hub_client import HubClient
 from occ_app.config.config import Config
 from occ_app.database import schema
@@ -100,7 +101,7 @@ def test_a_daemon_whose_files_changed_serves_its_own_pages_and_says_so(installed
     assert before["problems"] == []
     installed.upgrade()
     after = installed.status()
-    assert any("version 0.1.0" in problem for problem in after["problems"]), after
+    assert any(f"version {__version__}" in problem for problem in after["problems"]), after
     with urllib3.PoolManager(retries=False) as pool:
         assert pool.request("GET", before["url"] + "/login").status == 200
         assert pool.request("GET", before["url"] + "/static/hub.css").status == 200
@@ -144,7 +145,7 @@ def test_a_foreground_daemon_keeps_its_code_until_a_part_ends_then_stops_as_a_wh
         )
         before = copied.status()
         copied.upgrade()
-        assert any("version 0.1.0" in problem for problem in copied.status()["problems"])
+        assert any(f"version {__version__}" in problem for problem in copied.status()["problems"])
         with urllib3.PoolManager(retries=False) as pool:
             assert pool.request("GET", before["url"] + "/login").status == 200
         control = control_process(before["pid"])
@@ -236,8 +237,9 @@ def test_a_daemon_of_a_newer_version_is_found(tmp_path: Path) -> None:
     assert found.pid == own.pid
 
 
-OLDER = {"protocol": 1, "agentId": None, "name": "box", "version": "0.1.0", "port": 1, "workers": 1}
-NEWER = {**OLDER, "version": "0.2.9", "ofANewerVersion": {"a": [1]}}
+MAJOR, MINOR = (int(number) for number in re.findall(r"\d+", __version__)[:2])
+OLDER = {"protocol": 1, "agentId": None, "name": "box", "version": f"{MAJOR}.{MINOR - 1}.9", "port": 1, "workers": 1}
+NEWER = {**OLDER, "version": f"{MAJOR}.{MINOR + 1}.9", "ofANewerVersion": {"a": [1]}}
 
 
 @pytest.mark.parametrize("said", [OLDER, NEWER], ids=["older", "newer"])
@@ -252,9 +254,9 @@ def test_a_hub_speaks_with_agents_one_minor_version_older_and_newer(tmp_path: Pa
 
 def test_a_hub_names_an_agent_that_is_further_away(tmp_path: Path) -> None:
     with hub_app(tmp_path) as hub:
-        body = {**OLDER, "version": "0.9.0"}
+        body = {**OLDER, "version": f"{MAJOR}.{MINOR + 2}.0"}
         assert hub.call("POST", "/api/agents/register", hub.key("machines", "agent"), json=body).status_code == 201
-        assert "0.9.0" in str((hub.call("GET", "/health").json or {})["problems"])
+        assert body["version"] in str((hub.call("GET", "/health").json or {})["problems"])
 
 
 def test_an_agent_reads_the_replies_of_a_newer_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,19 @@ import sysconfig
 import venv
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from occ_app.config.config import Config
+from occ_app.cli import upgrading
+from occ_app.config.config import Config, HubConfig
 from occ_app.database.schema import SCHEMA_VERSION
 from occ_app.errors import ConfigError
 from occ_app.home import daemon, state
 from occ_app.supervisor import startup
 from occ_app.system.process_identity import ProcessIdentity, own_identity
-from occ_app.upgrade import installation
+from occ_app.upgrade import daemons, installation
 from tests import sentences
 from tests.conftest import Occ, output, processes_with
 from tests.hub_app import HubApp, hub_app
@@ -95,12 +97,12 @@ def test_an_agent_is_upgraded_and_one_that_does_not_start_is_undone(old: tuple[O
     one_more = {
         "occ_app/database/schema.py": (f"SCHEMA_VERSION = {SCHEMA_VERSION}", f"SCHEMA_VERSION = {SCHEMA_VERSION + 1}")
     }
-    printed = command(agent, program, "upgrade", str(later(wheel, "0.2.0", {})))
-    assert printed.index("Changes:") < printed.index("Stopping OCC")
+    printed = command(agent, program, "upgrade", str(later(wheel, "98.0.0", {})))
+    assert printed.index("Changes:") < printed.index("Stopping the agent")
     health = agent.client.health()  # at the same port, with the same token
-    assert (health["version"], health["status"]) == ("0.2.0", "healthy"), health["problems"]
+    assert (health["version"], health["status"]) == ("98.0.0", "healthy"), health["problems"]
     assert output(agent.run("after")) == "You said: after"
-    assert "0.2.0" in command(agent, program, "--version")
+    assert "98.0.0" in command(agent, program, "--version")
     used = daemon.environment(Config(home=agent.home))
     assert used is not None
     assert used["OCC_NAME"] == "a box"  # a flag of its start
@@ -109,14 +111,14 @@ def test_an_agent_is_upgraded_and_one_that_does_not_start_is_undone(old: tuple[O
         **one_more,
         "occ_app/wsgi.py": ("def main() -> None:\n", "def main() -> None:\n    raise SystemExit(9)\n"),
     }
-    printed = command(agent, program, "upgrade", str(later(wheel, "0.3.0", broken)), code=1)
+    printed = command(agent, program, "upgrade", str(later(wheel, "99.0.0", broken)), code=1)
     assert sentences.THE_FORMER_VERSION_IS_BACK in printed
     health = agent.client.health()
-    assert (health["version"], health["status"]) == ("0.2.0", "healthy"), health["problems"]
+    assert (health["version"], health["status"]) == ("98.0.0", "healthy"), health["problems"]
     assert agent.client.execution("run-before")["state"] == "succeeded"
     assert output(agent.run("again")) == "You said: again"
     printed = command(agent, program, "upgrade", "/no/such.whl", code=1)
-    assert agent.client.health()["version"] == "0.2.0"
+    assert agent.client.health()["version"] == "98.0.0"
     assert not list(program.parent.parent.glob("lib/*/.occ-*"))
 
 
@@ -125,6 +127,23 @@ def test_a_dry_run_of_an_upgrade_changes_nothing(old: tuple[Occ, Path], wheel: P
     pid = json.loads(command(agent, program, "status", "--json"))["pid"]
     assert "Changes:" in command(agent, program, "upgrade", "--dry-run", str(wheel))
     assert json.loads(command(agent, program, "status", "--json"))["pid"] == pid
+
+
+def test_an_agent_stops_before_its_hub_and_starts_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it takes leave, and the hub takes it back at once; otherwise the hub waits for the instance of before."""
+    steps = list[str]()
+    running = daemon.Daemon("boot", 1, 1, "", 1, "http://127.0.0.1:1")
+    configs = (HubConfig(home=tmp_path / "hub"), Config(home=tmp_path / "agent"))
+    targets = [daemons.Target(config, running, {}, None) for config in configs]
+    for name in ("stop", "start"):
+        record = partial(lambda step, target: steps.append(f"{step} {target.name}"), name)
+        monkeypatch.setattr(daemons, name, record)
+    for owner, name in ((daemons, "check"), (daemon, "hold"), (daemon, "let_go"), (installation, "run")):
+        monkeypatch.setattr(owner, name, lambda *_: None)
+    monkeypatch.setattr(upgrading, "_version", lambda: "9.0.0")
+    existing = installation.Installation("venv", tmp_path, "x")
+    assert upgrading.upgrade(existing, targets, "x", wait=False) == 0
+    assert steps == ["stop the agent", "stop the hub", "start the hub", "start the agent"]
 
 
 def test_a_checkout_is_upgraded_by_hand(occ: Occ) -> None:

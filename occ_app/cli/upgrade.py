@@ -33,7 +33,7 @@ def upgrade(source: str | None, now: bool, dry_run: bool) -> int:
     source = installation.absolute(source or existing.source)
     targets = daemons.targets(Machine(), of_these_files=True)
     output.echo(f"OCC {__version__} is installed {existing.description}. Changes:")
-    for target in targets:
+    for target in reversed(targets):
         waiting = " once its runs have ended" if not now and target.config.program.kind == "agent" else ""
         output.echo(f"  stop {target.name}{waiting}, and copy its database to {target.copy}")
     output.echo(f"  {' '.join(existing.command(source))}")

@@ -38,7 +38,7 @@ def upgrade(existing: Installation, targets: list[Target], source: str, *, wait:
         if wait and target.config.program.kind == "agent":
             drain(target.config)
     try:
-        for target in targets:
+        for target in reversed(targets):  # so that the agent takes leave of the hub, which then takes it back at once
             daemon.hold(target.config)
             output.echo(f"Stopping {target.name}")
             daemons.stop(target)
@@ -79,7 +79,7 @@ def _version() -> str:
 def _go_back(existing: Installation, targets: list[Target]) -> None:
     """Put the former files and databases back and start the daemons from them; nothing was accepted meanwhile."""
     output.echo("Going back to the former version", err=True)
-    for target in targets:
+    for target in reversed(targets):
         daemons.stop(target)
     existing.restore()
     for target in targets:

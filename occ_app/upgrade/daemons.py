@@ -34,7 +34,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        return self.config.program.name
+        return f"the {self.config.program.kind}"
 
     @property
     def copy(self) -> Path:
@@ -43,7 +43,7 @@ class Target:
 
 
 def targets(machine: Machine, *, of_these_files: bool) -> list[Target]:
-    """Return the daemons of this user.
+    """Return the daemons of this user, a hub before its agent.
 
     With `of_these_files` raises ConfigError for one that was started from other files than those of this process.
     """
@@ -90,7 +90,7 @@ def start(target: Target) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise StartFailed(f"{target.name} does not start: {' '.join(done.stderr.split())}")
+        raise StartFailed(f"{target.config.program.name} does not start: {' '.join(done.stderr.split())}")
 
 
 def clean(variables: Mapping[str, str]) -> dict[str, str]:
@@ -116,7 +116,7 @@ def check(target: Target, version: str | None) -> None:
             finally:
                 client.close()
         time.sleep(_PAUSE_SECONDS)
-    raise StartFailed(f"{target.name} is not healthy as version {version}: {problem}")
+    raise StartFailed(f"{target.config.program.name} is not healthy as version {version}: {problem}")
 
 
 def keep_database(target: Target) -> None:
