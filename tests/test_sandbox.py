@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from occ_app.claude import projects, sandbox
 from occ_app.config import config as configuration
-from tests.conftest import Occ, names, output, wait_until
+from occ_app.errors import Refused
+from tests.conftest import Occ, names, occ_in, output, wait_until
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.promises import kill
 from tests.test_real_cli import marks, reply
@@ -42,30 +46,56 @@ def _bubblewrap() -> None:
         pytest.skip(f"THE SANDBOX IS NOT TESTED: {done.stderr.strip()}")
 
 
-@pytest.fixture
-def prying(occ: Occ) -> Occ:
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
     """A running agent whose sandboxed CLI does what pry.sh in its workspace says."""
-    home = Path(occ.environment["HOME"])
-    (home / "bin").mkdir()
+    folder = tmp_path_factory.mktemp("prying")
+    home = folder / "user"
+    for name in ("bin", ".claude"):
+        (home / name).mkdir(parents=True)
     program = home / "bin/claude"
     program.write_text(PRYING)
     program.chmod(0o700)
     (home / "secret.txt").write_text(SECRET)
-    (home / ".claude").mkdir()
-    (home / ".claude/settings.json").write_text("{}")
-    occ.start("--sandbox", "bwrap", OCC_CLAUDE_BIN=str(program))
-    occ.workspace("other", {"secret.txt": SECRET})
-    return occ
+    with occ_in(folder, home=folder / "occ-home", program=program, HOME=str(home)) as occ:
+        occ.start("--sandbox", "bwrap")
+        yield occ
+
+
+@pytest.fixture
+def prying(kept: Occ) -> Iterator[Occ]:
+    """That agent with a workspace beside `work`; what a test makes in both and in the user's ~/.claude is removed."""
+    claude = Path(kept.environment["HOME"], ".claude")
+    (claude / "settings.json").write_text("{}")
+    kept.workspace("other", {"secret.txt": SECRET})
+    yield kept
+    for name in [workspace["workspaceId"] for workspace in kept.client.workspaces()]:
+        wait_until(lambda name=name: _deleted(kept, name), "the workspace to be removed")
+    for path in (*claude.iterdir(), claude.parent / ".claude.json"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _deleted(occ: Occ, workspace: str) -> bool:
+    """Delete a workspace; False while it is held by what ran in it."""
+    with contextlib.suppress(Refused):
+        occ.client.delete_workspace(workspace)
+        return True
+    return False
+
+
+def work_folder(occ: Occ) -> Path:
+    """The folder of `work`: its name differs where the CLI has conversations of a former one."""
+    return Path(occ.client.workspace("work")["path"])
 
 
 def pry(occ: Occ, *lines: str) -> str:
     occ.workspace("work", {"pry.sh": "\n".join(lines) + "\n"})
     assert names(occ.run("pry"))[-1] == "complete", occ.logs()
-    return (occ.home / "workspaces/work/report").read_text()
+    return (work_folder(occ) / "report").read_text()
 
 
 def test_the_sandbox_shows_the_workspace_and_nothing_else_of_the_home(prying: Occ) -> None:
-    home, work = Path(prying.environment["HOME"]), prying.home / "workspaces/work"
+    home = Path(prying.environment["HOME"])
     told = pry(
         prying,
         "pwd",
@@ -81,15 +111,18 @@ def test_the_sandbox_shows_the_workspace_and_nothing_else_of_the_home(prying: Oc
         "touch /tmp/mine && echo private tmp",
         "ls -d /proc/[0-9]* | wc -l",
     )
+    work, *others = sorted(
+        (Path(each["path"]) for each in prying.client.workspaces()), key=lambda path: "other" in path.name
+    )
     assert told.startswith(f"{work}\nwritten\n")
     assert SECRET not in told
     assert prying.token not in told
     assert "WROTE" not in told
     assert "private tmp" in told
     assert int(told.split()[-1]) < 10
-    assert sorted(path.name for path in (prying.home / "workspaces").iterdir()) == ["other", "work"]
+    assert sorted((prying.home / "workspaces").iterdir()) == sorted([*others, work])
     listed = told.split(f"{prying.home}/workspaces:")[1].split("\n\n")[0].split("cat:")[0].split()
-    assert listed == ["work"]
+    assert listed == [work.name]
     assert not Path("/tmp/mine").exists()
 
 
@@ -105,6 +138,7 @@ def test_a_project_is_there_to_write_in_the_sandbox_and_its_neighbours_are_not(p
     assert SECRET not in told
     assert "secret.txt" not in told
     assert (folder / "in.txt").read_text() == "written\n"
+    prying.command("projects", "remove", "app")
 
 
 def test_the_sandbox_shows_nothing_of_other_conversations(prying: Occ) -> None:
