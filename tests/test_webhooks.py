@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from occ_app.hub import forbidden_addresses as addresses
 from occ_worker.control import delivery
 from tests import sentences
 from tests.conftest import make_zip, steps, wait_until
-from tests.real_hub import hub_in
+from tests.real_hub import Hub, hub_in
 from tests.webhook_receiver import Control, Receiver, receiving
 
 DOCS = (Path(__file__).parents[1] / "docs" / "webhooks.md").read_text()
@@ -50,43 +51,61 @@ def verifier(name: str = "verifier") -> Callable[..., bool]:
 
 
 def test_a_finished_execution_is_told_with_a_signature_that_the_documented_verifier_takes(
-    tmp_path: Path, receiver: Receiver
+    hub_with_box: Hub, receiver: Receiver
 ) -> None:
-    verify = verifier()
-    with hub_in(tmp_path) as hub:
-        hub.start().agent("box")
-        told = hub.command("webhooks", "add", receiver.url).stdout.split()
-        webhook_id, secret = told[1], told[3]
-        hub.client.upload("work", make_zip({"a.txt": "a"}))
-        assert [*hub.client.execute("work", steps({"say": "hi"}), executionId="e1")][-1].name == "complete"
-        (call,) = receiver.came(1)
-        assert call.content["execution"] == hub.client.execution("e1")
-        assert {name: call.content[name] for name in ("event", "deliveryId", "webhookId")} == {
-            "event": "execution.finished",
-            "deliveryId": call.headers["OCC-Delivery"],
-            "webhookId": webhook_id,
-        }
-        assert call.headers["Content-Type"] == "application/json"
-        assert call.headers["User-Agent"].startswith("occ/")
-        headers = {name.lower(): value for name, value in call.headers.items()}
-        assert headers["webhook-id"] == call.headers["OCC-Delivery"]
-        assert verifier("standard-verifier")(secret, headers, call.body)
-        assert not verifier("standard-verifier")(secret, headers, call.body + b" ")
-        signature = call.headers["OCC-Signature"]
-        assert verify(secret, signature, call.body)
-        assert not verify(secret, signature, call.body + b" ")
-        assert not verify("another", signature, call.body)
-        assert not verify(secret, signature, call.body, seconds=-1)
-        assert not verify(secret, "nonsense", call.body)
+    hub, verify = hub_with_box, verifier()
+    hub.agent("box")
+    webhook_id, secret = added(hub, receiver.url)
+    hub.client.upload("work", make_zip({"a.txt": "a"}))
+    assert [*hub.client.execute("work", steps({"say": "hi"}), executionId="e1")][-1].name == "complete"
+    (call,) = receiver.came(1)
+    assert call.content["execution"] == hub.client.execution("e1")
+    assert {name: call.content[name] for name in ("event", "deliveryId", "webhookId")} == {
+        "event": "execution.finished",
+        "deliveryId": call.headers["OCC-Delivery"],
+        "webhookId": webhook_id,
+    }
+    assert call.headers["Content-Type"] == "application/json"
+    assert call.headers["User-Agent"].startswith("occ/")
+    headers = {name.lower(): value for name, value in call.headers.items()}
+    assert headers["webhook-id"] == call.headers["OCC-Delivery"]
+    assert verifier("standard-verifier")(secret, headers, call.body)
+    assert not verifier("standard-verifier")(secret, headers, call.body + b" ")
+    signature = call.headers["OCC-Signature"]
+    assert verify(secret, signature, call.body)
+    assert not verify(secret, signature, call.body + b" ")
+    assert not verify("another", signature, call.body)
+    assert not verify(secret, signature, call.body, seconds=-1)
+    assert not verify(secret, "nonsense", call.body)
+    wait_until(lambda: logged(hub)[0]["state"] == "delivered", "it is noted")
+    assert secret not in hub.logs()
 
-        def logged() -> list[dict[str, object]]:
-            return json.loads(hub.command("webhooks", "log", "--json").stdout)["deliveries"]
 
-        wait_until(lambda: logged()[0]["state"] == "delivered", "it is noted")
-        hub.stop()  # the commands work on the database
-        assert [(d["executionId"], d["attempts"], d["status"], d["nextAt"]) for d in logged()] == [("e1", 1, 200, None)]
+def added(hub: Hub, url: str) -> list[str]:
+    """Add a webhook by the command; returns its id and its secret."""
+    words = hub.command("webhooks", "add", url).stdout.split()
+    return [words[1], words[3]]
+
+
+def logged(hub: Hub) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(hub.command("webhooks", "log", "--json").stdout)["deliveries"]
+    return found
+
+
+def test_the_commands_work_on_the_database_without_a_hub_and_show_no_secret(
+    control: Control, receiver: Receiver, tmp_path: Path
+) -> None:
+    with hub_in(tmp_path) as hub:  # of the same home, and not started
+        webhook_id, secret = added(hub, receiver.url)
+        control.start()
+        control.finish("e1")
+        control.finished(1)
+        control.end()
+        assert [(d["executionId"], d["attempts"], d["status"], d["nextAt"]) for d in logged(hub)] == [
+            ("e1", 1, 200, None)
+        ]
         shown = hub.command("webhooks", "list").stdout + hub.command("webhooks", "list", "--json").stdout
-        shown += hub.command("webhooks", "log").stdout + json.dumps(logged()) + hub.logs()
+        shown += hub.command("webhooks", "log").stdout + json.dumps(logged(hub)) + control.log()
         assert webhook_id in shown
         assert secret not in shown
         hub.command("webhooks", "remove", webhook_id)
@@ -208,9 +227,10 @@ def test_receivers_that_hang_do_not_delay_the_others(control: Control, receiver:
         wait_until(lambda: min(len(hanging.calls) for hanging in (first, second, third)) >= 2, "each has its turn", 30)
 
 
-def test_the_other_jobs_of_control_are_done_while_receivers_hang(tmp_path: Path, receiver: Receiver) -> None:
-    with hub_in(tmp_path) as hub, receiving() as other:
-        hub.start().agent("box")
+def test_the_other_jobs_of_control_are_done_while_receivers_hang(hub_with_box: Hub, receiver: Receiver) -> None:
+    hub = hub_with_box
+    with receiving() as other:
+        hub.agent("box")
         for hanging in (receiver, other):
             hanging.answer = hanging.hang
             hub.command("webhooks", "add", hanging.url)
