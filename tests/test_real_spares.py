@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import real_cli, sentences
+from tests import model_api, real_cli, sentences
 from tests.conftest import Occ, names, occ_in, output
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.spare_processes import is_gone, one_spare
@@ -21,23 +22,41 @@ RELEASES = [version for version in real_cli.tested() if version != "2.1.197"]
 TOOLS = "Read,Edit,Write,Grep,Glob,Bash"
 
 
-@pytest.fixture(scope="session", params=RELEASES)
-def real_claude(request: pytest.FixtureRequest) -> Path:
-    try:
-        return real_cli.install(real_cli.default_cache(), request.param)
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"CLAUDE {request.param} IS NOT TESTED: {reason}")
+@pytest.fixture(scope="module", params=RELEASES)
+def release(request: pytest.FixtureRequest) -> Path:
+    return real_cli.require(request.param)
+
+
+@pytest.fixture(scope="module")
+def served_model() -> Iterator[ModelApi]:
+    with model_api.serve() as api:
+        yield api
 
 
 @pytest.fixture
-def real(tmp_path: Path, real_claude: Path, model: ModelApi) -> Iterator[Occ]:
-    """An agent with Bash, but for one command, that may have one spare process, and a workspace."""
+def model(served_model: ModelApi) -> ModelApi:
+    """A stand-in for the model's API on loopback, which nobody has called yet."""
+    served_model.forget()
+    return served_model
+
+
+def agent_in(folder: Path, release: Path, model: ModelApi) -> contextlib.AbstractContextManager[Occ]:
     settings = {"OCC_WORKERS": "1", "OCC_WARM_PROCESSES": "1", "OCC_TOOLS": TOOLS, "OCC_DENY": "Bash(touch never)"}
     reach = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
-    with occ_in(tmp_path, program=real_claude, **settings, **reach) as occ:
-        occ.start()
-        occ.workspace("work", {"README.md": "A small project.\n", "CLAUDE.md": "Speak like a pirate.\n"})
-        yield occ
+    return occ_in(folder, program=release, **settings, **reach)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, release: Path, served_model: ModelApi) -> Iterator[Occ]:
+    with agent_in(tmp_path_factory.mktemp("shared"), release, served_model) as occ:
+        yield occ.start()
+
+
+@pytest.fixture
+def real(shared: Occ, model: ModelApi) -> Occ:
+    """An agent with Bash, but for one command, that may have one spare process, and a workspace; others use it, too."""
+    shared.workspace("work", {"README.md": "A small project.\n", "CLAUDE.md": "Speak like a pirate.\n"})
+    return shared
 
 
 def bash(command: str) -> dict[str, object]:
@@ -50,7 +69,7 @@ def served(occ: Occ) -> int:
 
 
 def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ, model: ModelApi) -> None:
-    spare = one_spare(real)
+    spare, before, spent = one_spare(real), served(real), real.client.usage()["total"]["costUsd"]
     folder = real.home / "workspaces/work"
     write = {"name": "Write", "input": {"file_path": str(folder / "made.txt"), "content": "made\n"}}
     outside = {"name": "Write", "input": {"file_path": str(real.home / "run/warm/empty/out.txt"), "content": "x"}}
@@ -67,7 +86,7 @@ def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ
     assert "Speak like a pirate." in json.dumps(asked[0])
     first_cost, usage = final["costUsd"], final["usage"]
     assert usage["output_tokens"] > 0
-    assert served(real) == 1
+    assert served(real) == before + 1
     assert is_gone(spare)
 
     model.forget()
@@ -75,15 +94,15 @@ def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ
     events = real.run("And now? " + reply({"text": "Again."}), executionId="e2", continues="e1")
     assert output(events) == "Again."
     assert events[-1].data["sessionId"] == final["sessionId"]
-    assert served(real) == 1  # a session that exists cannot have one
+    assert served(real) == before + 1  # a session that exists cannot have one
     assert "Done." in json.dumps([request["body"] for request in model.requests()])
-    spent = real.client.usage()["total"]["costUsd"]
+    spent = real.client.usage()["total"]["costUsd"] - spent
     assert spent == pytest.approx(first_cost + events[-1].data["costUsd"])
     assert events[-1].data["costUsd"] < first_cost  # its own cost, not that of the session
 
 
 def test_a_spare_sends_the_same_request_as_another_process_and_has_the_same_events(real: Occ, model: ModelApi) -> None:
-    results = []
+    results, before = [], served(real)
     for limits in ({}, {"maxTurns": 5}):  # a limit makes another process start
         one_spare(real)
         model.forget()
@@ -92,11 +111,12 @@ def test_a_spare_sends_the_same_request_as_another_process_and_has_the_same_even
         (asked,) = (request["body"] for request in model.requests() if request["path"] == "/v1/messages")
         del asked["metadata"]  # the id of the session
         results.append((asked, names(events), output(events), final["costUsd"], final["usage"], final["numTurns"]))
-    assert served(real) == 1
+    assert served(real) == before + 1
     assert results[0] == results[1]
 
 
 def test_the_rules_hold_in_a_spare_process(real: Occ) -> None:
+    before = served(real)
     one_spare(real)
     turns = ({"text": "a", "tools": [bash("touch never")]}, {"text": "b", "tools": [bash("touch often")]})
     events = real.run("Touch. " + reply(*turns, {"text": "c"}))
@@ -104,32 +124,43 @@ def test_the_rules_hold_in_a_spare_process(real: Occ) -> None:
     results = [event.data["isError"] for event in events if event.name == "tool" and "isError" in event.data]
     assert results == [True, False]
     assert [path.name for path in (real.home / "workspaces/work").glob("*e*n*")] == ["often"]
-    assert served(real) == 1
+    assert served(real) == before + 1
 
 
 def test_a_cancel_ends_a_spare_process_that_runs(real: Occ) -> None:
-    spare = one_spare(real)
-    stream, _ = real.under_way("Wait. " + reply({"text": "on", "hang": "mid"}), "e1")
-    assert served(real) == 1
-    real.client.cancel("e1")
+    spare, before = one_spare(real), served(real)
+    stream, _ = real.under_way("Wait. " + reply({"text": "on", "hang": "mid"}), "cancelled")
+    assert served(real) == before + 1
+    real.client.cancel("cancelled")
     assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
     assert is_gone(spare)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_execution_whose_spare_was_killed_or_stopped_runs_once(
-    real: Occ, model: ModelApi, number: signal.Signals
-) -> None:
-    spare = one_spare(real)
+def runs_once_in_another(occ: Occ, model: ModelApi, number: signal.Signals) -> None:
+    """Send a signal to the spare process, and run an execution."""
+    spare, before = one_spare(occ), served(occ)
     spare.send_signal(number)
-    events = real.run("Hello. " + reply({"text": "Hello back."}))
+    events = occ.run("Hello. " + reply({"text": "Hello back."}))
     assert (names(events)[-1], output(events)) == ("complete", "Hello back.")
-    assert served(real) == 0
+    assert served(occ) == before
     assert is_gone(spare)
     assert len([request for request in model.requests() if request["path"] == "/v1/messages"]) == 1
 
 
+def test_an_execution_whose_spare_was_killed_runs_once(real: Occ, model: ModelApi) -> None:
+    runs_once_in_another(real, model, signal.SIGKILL)
+
+
+def test_an_execution_whose_spare_was_stopped_runs_once(tmp_path: Path, release: Path, model: ModelApi) -> None:
+    """After this failure the worker has no spare process for a while."""
+    with agent_in(tmp_path, release, model) as occ:
+        occ.start()
+        occ.workspace()
+        runs_once_in_another(occ, model, signal.SIGSTOP)
+
+
 def test_two_workspaces_and_two_spares_do_not_meet(real: Occ, model: ModelApi) -> None:
+    before = served(real)
     for number in range(2):
         real.workspace(f"w{number}", {"CLAUDE.md": f"The secret is {number}{number}{number}.\n"})
         one_spare(real)
@@ -138,4 +169,4 @@ def test_two_workspaces_and_two_spares_do_not_meet(real: Occ, model: ModelApi) -
         asked = json.dumps([request["body"] for request in model.requests()])
         assert f"The secret is {number}{number}{number}." in asked
         assert f"The secret is {1 - number}{1 - number}" not in asked
-    assert served(real) == 2
+    assert served(real) == before + 2

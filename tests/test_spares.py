@@ -97,12 +97,14 @@ def test_only_new_conversations_at_the_default_permissions_have_a_spare(tmp_path
         assert marks(occ)[4].startswith("spare-")
 
 
-@pytest.mark.parametrize("victim", ["a worker", "its whole group", "the supervisor"])
-def test_a_spare_process_dies_with_the_daemon(tmp_path: Path, victim: str) -> None:
+def test_a_spare_process_dies_with_the_daemon(tmp_path: Path) -> None:
+    former: list[int] = []
     with started(tmp_path) as occ:
-        spare = one_spare(occ)
-        wait_until(lambda: kill(occ, victim), "it to be killed")
-        wait_until(lambda: is_gone(spare), "the spare to end")
+        for victim in ("a worker", "its whole group", "the supervisor"):
+            spare = one_spare(occ, *former)
+            wait_until(lambda victim=victim: kill(occ, victim), "it to be killed")
+            wait_until(lambda spare=spare: is_gone(spare), "the spare to end")
+            former.append(spare.pid)
 
 
 def test_strays_of_a_spare_process_are_ended_by_the_next_start(tmp_path: Path) -> None:

@@ -107,13 +107,19 @@ def test_a_stop_while_it_starts_leaves_nothing(occ: Occ) -> None:
 
 def test_a_worker_that_is_told_to_leave_leaves_and_is_replaced(promises: Promises) -> None:
     occ = promises.occ
-    parts = psutil.Process(supervisor(occ)).children()
-    consumer = next(part for part in parts if command_line(part)[-1:] == ["executions"])
-    workers = {child.pid for child in consumer.children()}
-    told = min(workers)
+    count = int(occ.environment["OCC_WORKERS"])
+
+    def workers() -> list[int]:
+        """Those of the consumer of executions, which starts once the daemon serves."""
+        parts = psutil.Process(supervisor(occ)).children()
+        consumers = [part for part in parts if command_line(part)[-1:] == ["executions"]]
+        return [child.pid for consumer in consumers for child in consumer.children()]
+
+    wait_until(lambda: len(workers()) == count, "all workers to start")
+    told = min(workers())
     os.kill(told, signal.SIGTERM)
     wait_until(lambda: not psutil.pid_exists(told), "it to leave")
-    wait_until(lambda: len({child.pid for child in consumer.children()}) == len(workers), "another to come")
+    wait_until(lambda: len(workers()) == count, "another to come")
     promises.check()
 
 
