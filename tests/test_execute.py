@@ -268,6 +268,8 @@ def test_silence_ends_an_execution(agent: Occ) -> None:
         ([{"result": {"is_error": True, "subtype": "error_max_turns"}}], "MAX_TURNS", {}),
         ([{"result": {"is_error": True, "subtype": "error_max_budget_usd"}}], "MAX_BUDGET", {}),
         ([{"result": {"is_error": True, "api_error_status": 401, "result": "bad key"}}], "CLAUDE_AUTH", {}),
+        ([{"result": {"is_error": True, "api_error_status": 403, "result": "no"}}], "CLAUDE_AUTH", {}),
+        ([{"result": {"is_error": True, "api_error_status": 400, "result": "no"}}], "CLAUDE_ERROR", {}),
         ([{"result": {"is_error": True, "api_error_status": 429, "result": "slow down"}}], "RATE_LIMITED", {}),
         ([{"result": {"is_error": True, "api_error_status": 529, "result": "Overloaded"}}], "API_UNAVAILABLE", {}),
         ([{"result": {"is_error": True, "result": "who knows"}}], "CLAUDE_ERROR", {}),

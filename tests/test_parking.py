@@ -97,10 +97,20 @@ def test_a_parked_execution_has_no_process_and_goes_on_in_the_same_stream(machin
     assert done["usage"]["input_tokens"] == pytest.approx(unparked["usage"]["input_tokens"], rel=0.1)
 
 
-def test_a_parked_call_that_is_denied_never_runs_and_the_run_goes_on(machine: Machine) -> None:
+def test_a_parked_call_that_is_denied_never_runs_whatever_is_granted_meanwhile_and_the_run_goes_on(
+    machine: Machine,
+) -> None:
     run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
-    run.answer(parked(run), "deny", message="Use the other tool.")
-    events = run.end()
+    question = parked(run)
+    settings = Path(machine.occ.environment["HOME"]) / ".claude" / "settings.json"
+    settings.parent.mkdir(exist_ok=True)
+    granted = {"allow": ["Bash"], "defaultMode": "bypassPermissions"}
+    settings.write_text(json.dumps({"permissions": granted, "disableAllHooks": True}))
+    try:
+        run.answer(question, "deny", message="Use the other tool.")
+        events = run.end()
+    finally:
+        settings.unlink()
     ((text, is_error),) = results(events)
     assert is_error
     assert "Use the other tool." in text
@@ -108,7 +118,7 @@ def test_a_parked_call_that_is_denied_never_runs_and_the_run_goes_on(machine: Ma
     assert ran(run) == 0
 
 
-@pytest.mark.parametrize("ceiling", ["edit", "plan"])
+@pytest.mark.parametrize("ceiling", ["edit", "plan"] if os.environ.get("TEST_ALL") else ["edit"])
 def test_a_parked_call_meets_a_ceiling_that_was_lowered(machine: Machine, ceiling: str) -> None:
     run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
     question = parked(run)
@@ -121,10 +131,14 @@ def test_a_parked_call_meets_a_ceiling_that_was_lowered(machine: Machine, ceilin
     assert row(machine.occ, run)["delivered_at"] is not None
 
 
-def test_a_parked_call_that_is_edited_runs_as_it_was_edited_and_the_next_one_is_asked(machine: Machine) -> None:
+def test_a_parked_call_that_is_edited_runs_as_it_was_edited_and_later_ones_are_asked_once_each(
+    machine: Machine,
+) -> None:
     target = machine.occ.home / "workspaces" / f"work-{machine.runs + 1}" / "b.txt"
     write = {"name": "Write", "input": {"file_path": str(target), "content": "x\n"}}
-    run = machine.begin({"tools": [COUNT]}, {"tools": [write]}, {"tools": [COUNT]}, {"text": "Done."})
+    run = machine.begin(
+        {"tools": [COUNT]}, {"tools": [write]}, {"tools": [COUNT]}, {"tools": [COUNT]}, {"text": "Done."}
+    )
     question = parked(run)
     run.answer(question, "allow", updatedInput={"command": "echo ran >> edited", "description": "d"})
     second = parked(run)
@@ -133,17 +147,11 @@ def test_a_parked_call_that_is_edited_runs_as_it_was_edited_and_the_next_one_is_
     assert ran(run) == 0
     assert second["approvalId"] != question["approvalId"]
     run.answer(second, "allow")
-    assert run.end()[-1].name == "complete"
-    assert ran(run) == 1
-
-
-def test_calls_after_a_resume_are_asked_once_each(machine: Machine) -> None:
-    run = machine.begin({"tools": [COUNT]}, {"tools": [COUNT]}, {"text": "Done."})
-    run.answer(parked(run), "allow")
     run.answer(run.question(), "allow")
     events = run.end()
     assert "approval" not in names(events)
     assert results(events)[-1] == ("done", False)
+    assert events[-1].name == "complete"
     assert ran(run) == 2
 
 
@@ -200,21 +208,6 @@ def test_a_granted_tool_is_not_parked(machine: Machine) -> None:
         settings.unlink()
     assert [event.data["state"] for event in events if event.name == "approval_resolved"] == ["expired"]
     assert "parked" not in names(events)
-    assert ran(run) == 0
-
-
-def test_a_grant_that_comes_while_it_is_parked_does_not_let_it_run_unasked(machine: Machine) -> None:
-    run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
-    question = parked(run)
-    settings = Path(machine.occ.environment["HOME"]) / ".claude" / "settings.json"
-    settings.parent.mkdir(exist_ok=True)
-    granted = {"allow": ["Bash"], "defaultMode": "bypassPermissions"}
-    settings.write_text(json.dumps({"permissions": granted, "disableAllHooks": True}))
-    try:
-        run.answer(question, "deny")
-        run.end()
-    finally:
-        settings.unlink()
     assert ran(run) == 0
 
 

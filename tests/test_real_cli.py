@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -114,33 +115,34 @@ def test_a_tool_really_writes_into_the_workspace(real: Occ) -> None:
     assert events[-1].data["numTurns"] == 2
 
 
-def test_a_write_outside_the_workspace_is_denied_and_told(real: Occ, tmp_path: Path) -> None:
+def test_a_write_outside_the_workspace_is_denied_and_a_tool_that_is_not_on_the_list_does_not_exist(
+    real: Occ, tmp_path: Path
+) -> None:
     target = tmp_path / "outside.txt"
-    events = real.run(
-        "Write it. "
-        + reply(
-            {"text": "W.", "tools": [{"name": "Write", "input": {"file_path": str(target), "content": "made\n"}}]},
-            {"text": "Could not."},
-        )
-    )
+    write = {"name": "Write", "input": {"file_path": str(target), "content": "made\n"}}
+    run_it = {"name": "Bash", "input": {"command": "touch made-by-bash", "description": "x"}}
+    turns = ({"text": "W.", "tools": [write]}, {"text": "R.", "tools": [run_it]}, {"text": "Could not."})
+    events = real.run("Write it, and run it. " + reply(*turns))
     assert not target.exists()
+    assert not (folder(real) / "made-by-bash").exists()
     assert events[-1].name == "complete"
     assert [denial["tool_name"] for denial in events[-1].data["permissionDenials"]] == ["Write"]
+    assert [event.data["isError"] for event in events if "isError" in event.data] == [True, True]
 
 
-def test_a_tool_that_is_not_on_the_list_does_not_exist(real: Occ) -> None:
-    run_it = {"name": "Bash", "input": {"command": "touch made-by-bash", "description": "x"}}
-    events = real.run("Run it. " + reply({"text": "R.", "tools": [run_it]}, {"text": "Done."}))
-    assert not (folder(real) / "made-by-bash").exists()
-    assert [event.data["isError"] for event in events if "isError" in event.data] == [True]
-
-
-def test_tools_beyond_the_default_ones_are_granted(occ: Occ, real_claude: Path, model: ModelApi) -> None:
+def test_tools_beyond_the_default_ones_are_granted_and_the_cli_has_the_variables_that_the_operator_listed(
+    occ: Occ, real_claude: Path, model: ModelApi
+) -> None:
+    """BUN_OPTIONS would run a program inside the CLI; it is not on the list of what passes."""
+    canary = occ.home.parent / "preloaded"
+    script = occ.home.parent / "preload.js"
+    script.write_text(f"require('fs').writeFileSync({json.dumps(str(canary))}, 'x')")
     occ.start(
         OCC_CLAUDE_BIN=str(real_claude),
         ANTHROPIC_BASE_URL=model.url,
         ANTHROPIC_API_KEY=FAKE_KEY,
         OCC_TOOLS="Read,Bash",
+        BUN_OPTIONS=f"--preload={script}",
     )
     occ.workspace()
     wait_until(lambda: occ.client.health()["claude"]["version"], "the version to be probed")
@@ -156,18 +158,21 @@ def test_tools_beyond_the_default_ones_are_granted(occ: Occ, real_claude: Path, 
     assert {line.partition("=")[0] for line in seen.splitlines() if line.startswith("OCC_")} == {"OCC_EXECUTION_ID"}
     assert "CLAUDE_CODE_DISABLE_ATTACHMENTS=" not in seen  # this version knows the narrower variable
     assert "CLAUDE_CODE_DISABLE_FILE_MENTIONS=1" in seen
+    assert "BUN_OPTIONS" not in seen
+    assert not canary.exists()
 
 
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (401, "CLAUDE_AUTH"),
-        (403, "CLAUDE_AUTH"),
-        (429, "RATE_LIMITED"),
-        (529, "API_UNAVAILABLE"),
-        (400, "CLAUDE_ERROR"),
-    ],
-)
+# Each status with the stand-in CLI: test_execute.py.
+_ERRORS = [
+    (401, "CLAUDE_AUTH"),
+    (529, "API_UNAVAILABLE"),
+    (403, "CLAUDE_AUTH"),
+    (429, "RATE_LIMITED"),
+    (400, "CLAUDE_ERROR"),
+]
+
+
+@pytest.mark.parametrize(("status", "code"), _ERRORS if os.environ.get("TEST_ALL") else _ERRORS[:2])
 def test_an_error_of_the_api_has_its_code(real: Occ, status: int, code: str) -> None:
     events = real.run("Fail. " + reply({"error": status, "message": "no"}))
     assert events[-1].data["code"] == code, events[-1]
@@ -204,7 +209,10 @@ def test_a_prompt_that_looks_like_a_flag_is_text(real: Occ, model: ModelApi) -> 
     assert any(prompt in text for text in prompts(model))
 
 
-@pytest.mark.parametrize("command", ["/help", "/clear", "/nosuch thing", "/etc/hosts is a file"])
+_COMMANDS = ["/clear", "/nosuch thing", "/help", "/etc/hosts is a file"]
+
+
+@pytest.mark.parametrize("command", _COMMANDS if os.environ.get("TEST_ALL") else _COMMANDS[:2])
 def test_a_prompt_that_looks_like_a_command_reaches_the_model(real: Occ, model: ModelApi, command: str) -> None:
     prompt = f"{command} {reply({'text': 'It reached me.'})}"
     events = real.run(prompt)
@@ -292,20 +300,4 @@ def test_settings_in_an_upload_run_nothing(real: Occ, model: ModelApi) -> None:
     (folder / ".claude").mkdir()
     (folder / ".claude/settings.json").write_text(settings)
     assert real.run("hello", "hostile")[-1].name == "complete"
-    assert not canary.exists()
-
-
-def test_what_reaches_the_model_is_what_the_operator_listed(occ: Occ, real_claude: Path, model: ModelApi) -> None:
-    """BUN_OPTIONS would run a program inside the CLI; it is not on the list of what passes."""
-    canary = occ.home.parent / "preloaded"
-    script = occ.home.parent / "preload.js"
-    script.write_text(f"require('fs').writeFileSync({json.dumps(str(canary))}, 'x')")
-    occ.start(
-        OCC_CLAUDE_BIN=str(real_claude),
-        ANTHROPIC_BASE_URL=model.url,
-        ANTHROPIC_API_KEY=FAKE_KEY,
-        BUN_OPTIONS=f"--preload={script}",
-    )
-    occ.workspace()
-    assert occ.run("hello")[-1].name == "complete"
     assert not canary.exists()
