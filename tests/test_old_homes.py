@@ -46,7 +46,7 @@ def hub(homes: Path) -> Iterator[Hub]:
         yield hub.start()
 
 
-def test_an_old_agent_keeps_its_token_executions_and_workspaces(alone: Occ, homes: Path) -> None:
+def test_an_old_agent_keeps_its_token_executions_and_workspaces_and_goes_on_in_them(alone: Occ, homes: Path) -> None:
     assert alone.token == json.loads((homes / "alone" / "state.json").read_text())["token"]
     listed = alone.client.executions()["executions"]
     assert [(each["executionId"], each["state"]) for each in listed] == [
@@ -59,19 +59,13 @@ def test_an_old_agent_keeps_its_token_executions_and_workspaces(alone: Occ, home
     assert {each["workspaceId"] for each in alone.client.call("GET", "/workspaces")["workspaces"]} == {"work", "other"}
     assert alone.client.call("GET", "/search?q=milk")["results"][0]["execution"]["executionId"] == "exec-1"
     assert alone.client.call("GET", "/usage?by=workspace")["total"]["executions"] == 4
-
-
-def test_an_old_agent_runs_in_its_old_workspaces_and_sessions(alone: Occ) -> None:
+    again = list(alone.client.execute("work", "is there milk?", executionId="exec-1"))
+    assert [event.seq for event in again] == [1, 2, 3, 4]  # it is not run again
     session = alone.client.execution("exec-1")["sessionId"]
     assert output(alone.run("once more", sessionId=session)) == "You said: once more"
     assert names(alone.run("hello", "other"))[-1] == "complete"
     alone.client.upload("other", make_zip({"y.txt": "y"}))
     assert names(alone.run("hello", "other"))[-1] == "complete"
-
-
-def test_an_old_execution_is_not_run_again(alone: Occ) -> None:
-    again = list(alone.client.execute("work", "is there milk?", executionId="exec-1"))
-    assert [event.seq for event in again] == [1, 2, 3, 4]
 
 
 def test_an_old_hub_and_its_agent_find_each_other_and_go_on(hub: Hub) -> None:

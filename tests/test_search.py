@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from tests.conftest import Occ, shared_agent, steps, wait_until
 from tests.databases import database_with
 
 SECONDS = 30.0
+EXAMPLES = 300 if os.environ.get("TEST_ALL") else 100
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_many_are_indexed_in_short_transactions(rows: Database) -> None:
     assert not search.waiting(rows)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=st.text(max_size=60) | st.text(alphabet='ab"*^:+-(){} \tANDORNTE,.\\é\0', max_size=40))
 def test_no_query_is_a_mistake(rows: Database, query: str) -> None:
     if not executions.counts(rows)[0]:

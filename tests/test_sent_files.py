@@ -18,7 +18,7 @@ from occ_app.cli import gitignore, upload
 from occ_app.system import ignore_patterns
 from occ_app.workspaces.archives import Limits, unpack
 
-TREES = 700
+TREES = 700 if os.environ.get("TEST_ALL") else 200
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def test_everything_works_over_tls(secure: Occ, tmp_path: Path) -> None:
     assert (tmp_path / "back.zip").stat().st_size > 3_000_000
 
 
-def test_it_shows_the_certificate_it_told_and_keeps_it(occ: Occ) -> None:
+def test_it_shows_the_certificate_it_told_and_keeps_it_and_two_agents_share_no_secret(occ: Occ, secure: Occ) -> None:
     told = occ.command("start", "--tls", "self-signed", "--bind-address", "0.0.0.0")
     occ.attach()
     assert occ.pin is not None
@@ -91,16 +91,12 @@ def test_it_shows_the_certificate_it_told_and_keeps_it(occ: Occ) -> None:
     shown = ssl.get_server_certificate(address(occ))
     assert hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown)).digest().hex(":").upper() == occ.pin
     assert (occ.home / "tls.pem").stat().st_mode & 0o777 == 0o600
+    assert occ.pin != secure.pin
+    assert occ.token != secure.token
     first = occ.pin
     occ.stop()
     occ.start("--tls", "self-signed")
     assert occ.pin == first
-
-
-def test_two_agents_never_share_a_secret(occ: Occ, secure: Occ) -> None:
-    occ.start("--tls", "self-signed")
-    assert occ.pin != secure.pin
-    assert occ.token != secure.token
 
 
 def test_run_trusts_the_pinned_certificate_and_no_other(secure: Occ) -> None:

@@ -22,7 +22,7 @@ from occ_app.system import kernel
 from occ_app.workspaces import archives, updates, upload_jobs, uploads
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.databases import make_database
-from tests.real_hub import hub_in
+from tests.real_hub import Hub
 
 FILES: dict[str, str | bytes] = {"kept": "k\n", "edited": "old\n", "gone/only": "g\n", ".gitignore": "build/\n"}
 
@@ -144,34 +144,31 @@ def test_a_run_between_the_copy_and_the_exchange_is_noticed(agent: Occ, made: di
         updates.check(connection, "mine", made["snapshot"], seen)
 
 
-def test_a_hub_updates_the_machine_and_its_stored_zip(tmp_path: Path) -> None:
-    with hub_in(tmp_path) as hub:
-        hub.start()
-        box = hub.agent("box")
-        client = AgentClient(hub.url, hub.key("me", "client"))
-        client.upload("mine", make_zip({"top/a": "a\n", "top/sub/gone": "g\n"}), strip_root=True)
-        with pytest.raises(Refused) as refused:  # no machine has it yet
-            client.upload("mine", make_zip({"a": "x"}), base="0" * 40)
-        assert refused.value.code == "WORKSPACE_CHANGED"
-        list(client.execute("mine", steps({"write": "made", "text": "m\n"}), executionId="first"))
-        base = box.client.call("GET", "/executions/first/changes")["result"]
-        with pytest.raises(Refused) as refused:
-            client.upload("mine", make_zip({"a": "x"}), base="0" * 40)
-        assert (refused.value.status, refused.value.code) == (409, "WORKSPACE_CHANGED")
-        reply = client.upload("mine", make_zip({"a": "mine\n", "b": "b\n"}), base=base, deletions=["sub/gone"])
-        assert reply["snapshot"] == box.client.workspace("mine")["snapshot"] != base
-        assert content(box) == {"a": b"mine\n", "b": b"b\n", "made": b"m\n"}
-        newest = max(hub.home.glob("zips/*.zip"), key=lambda path: path.stat().st_mtime_ns)
-        assert zipfile.ZipFile(newest).namelist() == ["a", "b"]
-        list(client.execute("mine", steps({"say": "x"}), executionId="second"))
-        assert content(box) == {"a": b"mine\n", "b": b"b\n", "made": b"m\n"}, (
-            "the machine has the newest upload already"
-        )
-        box.client.call("GET", "/executions/second/changes")
-        again = client.upload("mine", io.BytesIO(), base=reply["snapshot"], deletions=["a"])
-        assert again["snapshot"]
-        assert content(box) == {"b": b"b\n", "made": b"m\n"}
-        client.close()
+def test_a_hub_updates_the_machine_and_its_stored_zip(hub_with_box: Hub) -> None:
+    hub = hub_with_box
+    box = hub.agent("box")
+    client = AgentClient(hub.url, hub.key("me", "client"))
+    client.upload("mine", make_zip({"top/a": "a\n", "top/sub/gone": "g\n"}), strip_root=True)
+    with pytest.raises(Refused) as refused:  # no machine has it yet
+        client.upload("mine", make_zip({"a": "x"}), base="0" * 40)
+    assert refused.value.code == "WORKSPACE_CHANGED"
+    list(client.execute("mine", steps({"write": "made", "text": "m\n"}), executionId="first"))
+    base = box.client.call("GET", "/executions/first/changes")["result"]
+    with pytest.raises(Refused) as refused:
+        client.upload("mine", make_zip({"a": "x"}), base="0" * 40)
+    assert (refused.value.status, refused.value.code) == (409, "WORKSPACE_CHANGED")
+    reply = client.upload("mine", make_zip({"a": "mine\n", "b": "b\n"}), base=base, deletions=["sub/gone"])
+    assert reply["snapshot"] == box.client.workspace("mine")["snapshot"] != base
+    assert content(box) == {"a": b"mine\n", "b": b"b\n", "made": b"m\n"}
+    newest = max(hub.home.glob("zips/*.zip"), key=lambda path: path.stat().st_mtime_ns)
+    assert zipfile.ZipFile(newest).namelist() == ["a", "b"]
+    list(client.execute("mine", steps({"say": "x"}), executionId="second"))
+    assert content(box) == {"a": b"mine\n", "b": b"b\n", "made": b"m\n"}, "the machine has the newest upload already"
+    box.client.call("GET", "/executions/second/changes")
+    again = client.upload("mine", io.BytesIO(), base=reply["snapshot"], deletions=["a"])
+    assert again["snapshot"]
+    assert content(box) == {"b": b"b\n", "made": b"m\n"}
+    client.close()
 
 
 def test_an_update_that_is_killed_at_any_point_is_undone_or_done(tmp_path: Path) -> None:
