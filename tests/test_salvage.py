@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Occ
+from tests.conftest import Occ, occ_in
 
 DAMAGE = {
     "empty": b"",
@@ -16,6 +17,24 @@ DAMAGE = {
     "wrong type": b"[1, 2, 3]\n",
     "folder": None,
 }
+
+
+@pytest.fixture(scope="module")
+def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of an agent that ran something and was stopped."""
+    with occ_in(tmp_path_factory.mktemp("former")) as occ:
+        occ.start()
+        occ.workspace()
+        occ.run("before")
+        occ.stop()
+    return occ.home
+
+
+@pytest.fixture
+def stopped(occ: Occ, former: Path) -> Occ:
+    """An agent with a copy of that home."""
+    shutil.copytree(former, occ.home, ignore=shutil.ignore_patterns("queue"))  # the pipes in run
+    return occ
 
 
 def damage(path: Path, how: str) -> None:
@@ -29,11 +48,8 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_files_are_put_aside_and_the_agent_starts(occ: Occ, how: str) -> None:
-    occ.start()
-    occ.workspace()
-    occ.run("before")
-    occ.stop()
+def test_damaged_files_are_put_aside_and_the_agent_starts(stopped: Occ, how: str) -> None:
+    occ = stopped
     names = ["state.json", "daemon.pid", "run/daemon.json", "run/parts.json", "occ.db", "queue.db"]
     for name in names:
         (occ.home / name).touch()
@@ -71,18 +87,14 @@ def test_a_database_cut_in_half_is_put_aside_whole(occ: Occ) -> None:
     assert aside.read_bytes() == half
 
 
-def test_an_unreadable_state_is_told_by_commands_that_only_read(occ: Occ) -> None:
-    occ.start()
-    occ.stop()
-    (occ.home / "state.json").write_text("{")
-    told = occ.command("token", check=False)
+def test_an_unreadable_state_is_told_by_commands_that_only_read(stopped: Occ) -> None:
+    (stopped.home / "state.json").write_text("{")
+    told = stopped.command("token", check=False)
     assert told.returncode == 1
     assert "state.json" in told.stderr
 
 
-def test_a_state_of_another_shape_is_not_trusted(occ: Occ) -> None:
-    occ.start()
-    occ.stop()
-    (occ.home / "state.json").write_text(json.dumps({"token": 5}))
-    started = occ.command("start")
+def test_a_state_of_another_shape_is_not_trusted(stopped: Occ) -> None:
+    (stopped.home / "state.json").write_text(json.dumps({"token": 5}))
+    started = stopped.command("start")
     assert "new token" in started.stderr
