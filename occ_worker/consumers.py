@@ -14,6 +14,8 @@ from huey.consumer import Worker as HueyWorker
 from occ_app.system.kernel import die_with_parent
 from occ_app.system.strays import sweep_children
 
+CONTROL_THREADS = 4  # of the control process of an agent or a hub
+
 
 class _Stop:
     """Set by SIGTERM in a worker; `descriptor` becomes readable, so that every waiter wakes."""

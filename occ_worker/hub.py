@@ -24,8 +24,7 @@ from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import allow_many_files
 from occ_app.system.logs import log_to_stderr
 from occ_worker import tasks
-from occ_worker.agent import CONTROL_THREADS
-from occ_worker.consumers import ControlConsumer, ThreadsConsumer
+from occ_worker.consumers import CONTROL_THREADS, ControlConsumer, ThreadsConsumer
 from occ_worker.control.deliveries import MAX_DELIVERIES_AT_ONCE, Deliveries
 from occ_worker.control.delivery import PATIENCE, Patience
 from occ_worker.control.hub import HubControl

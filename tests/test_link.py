@@ -360,5 +360,6 @@ def test_a_hub_that_hangs_does_not_hold_up_a_stop(occ: Occ, hub: LinkHub) -> Non
 
 
 def test_a_standalone_agent_does_without_the_memory_of_websockets() -> None:
-    program = "import sys, occ_worker.agent; sys.exit('wsproto' in sys.modules or 'urllib3' in sys.modules)"
+    programs = "occ_worker.agent, occ_worker.control.process, occ_worker.execution.process"
+    program = f"import sys, {programs}; sys.exit('wsproto' in sys.modules or 'urllib3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 MOST_LINES = 300
 SOURCES = sorted([*ROOT.glob("occ_app/**/*.py"), *ROOT.glob("occ_worker/**/*.py")])
@@ -258,3 +260,16 @@ def test_every_suppressed_rule_carries_its_reason() -> None:
         if re.search(r"# noqa: [A-Z0-9, ]+$", line) or re.search(r"# type: ignore\[[a-z-]+\]$", line)
     ]
     assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("program", "unneeded"),
+    [
+        ("occ_worker.control.process", "occ_worker.execution"),
+        ("occ_worker.execution.process", "occ_worker.control"),
+        ("occ_worker.agent", "huey"),
+    ],
+)
+def test_a_process_of_an_agent_loads_no_modules_of_another_one(program: str, unneeded: str) -> None:
+    code = f"import sys, {program}; sys.exit({unneeded!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

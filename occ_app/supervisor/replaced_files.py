@@ -28,7 +28,10 @@ class RunningFiles:
 
 def _loads() -> bool:
     """Whether the installed files can be loaded; during an upgrade some are missing for a moment."""
-    programs = "import occ_app.supervisor.supervisor, occ_app.wsgi, occ_app.hub_wsgi, occ_worker.agent, occ_worker.hub"
+    programs = (
+        "import occ_app.supervisor.supervisor, occ_app.wsgi, occ_app.hub_wsgi, occ_worker.agent, occ_worker.hub,"
+        " occ_worker.control.process, occ_worker.execution.process"
+    )
     tried = subprocess.run(
         interpreter.command("-c", programs), stdin=subprocess.DEVNULL, capture_output=True, check=False
     )

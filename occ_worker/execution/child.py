@@ -89,7 +89,7 @@ class Child:
         """Start it. Raises OSError when the machine has no room for another process."""
         # Python can start it without copying itself only when nothing of Python runs in between: a copy takes longer
         # than all else between a prompt and its CLI, and after it every page of the worker is slow to touch once.
-        mortal, parent = _setpriv(), os.getpid()
+        mortal, parent = find_setpriv(), os.getpid()
         self._process = subprocess.Popen(
             # `read` takes no byte beyond the line: the rest of stdin is the program's.
             [*mortal, "/bin/sh", "-c", 'IFS= read -r line && eval "$line"'],
@@ -161,7 +161,7 @@ class Child:
 
 
 @cache
-def _setpriv() -> list[str]:
+def find_setpriv() -> list[str]:
     """What sets PR_SET_PDEATHSIG before a program without any Python: util-linux' setpriv. Empty where it cannot.
 
     Should the parent die before that, the shell finds its input ended.
