@@ -1,3 +1,3 @@
 """OCC: a machine's Claude Code, driven from anywhere. occ_app is OCC and its HTTP API; occ_worker does the work."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 
+from occ_app import __version__
 from occ_app.cli.commands import occ as occ_command
 from occ_app.config import claude_environment as cli_environment
 from occ_app.config import config
@@ -428,4 +429,5 @@ def test_the_changelog_has_the_form_of_keep_a_changelog() -> None:
     assert kinds <= {f"### {kind}" for kind in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")}
     versions = [line for line in lines if line.startswith("## ")]
     assert versions[0] == "## Unreleased"
+    assert versions[1].startswith(f"## {__version__} - ")
     assert all(re.fullmatch(r"## \d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", line) for line in versions[1:])
