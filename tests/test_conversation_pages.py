@@ -708,6 +708,28 @@ def test_a_message_for_a_long_text_is_as_long_as_what_is_new(hub: HubApp) -> Non
     assert statistics.median(sizes) < 400
 
 
+def test_the_first_words_of_a_text_do_not_wait_for_the_time_of_the_next_message(
+    hub: HubApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_SHORTEST", 1000.0)
+    monkeypatch.setattr(live, "_LONGEST", 1000.0)
+    number = add(hub, "first-words", [("queued", {"position": 0}), ("started", {})], state="running")
+    tail = hub.app.extensions["occ"].tail
+
+    def happens(seq: int, chunk: str) -> None:
+        event = ("output", json.dumps({"chunk": chunk, "timestamp": 1}))
+        with hub.database.write() as connection:
+            events.insert(connection, number, seq, [event])
+        tail._advance(True)
+
+    with PageFollower(hub.app, tail, executions.get(hub.database, "first-words"), 0, "") as follower:
+        list(follower.stored())
+        happens(3, "Hello")
+        assert [b"Hello" in message.sse for message in follower.ready()] == [True]
+        happens(4, " there")
+        assert follower.ready() == []
+
+
 def test_a_stream_without_news_says_that_it_is_alive(
     hub: HubApp, browser: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ class PageFollower(Follower):
         self._push: Callable[[], None] = lambda: None
         self._news = False
         self._due = 0.0
+        self._hurried_at = float("-inf")
         self._beat_at = time.monotonic() + BEAT_SECONDS
         self._waits = False  # for the time of the next message
 
@@ -80,12 +81,22 @@ class PageFollower(Follower):
         now = time.monotonic()
         if not self._reader.changed and not self._news and not self._drawn.differs:
             return self._beat(now)
-        if now < self._due and not self._reader.over:
+        if now < self._due and not self._reader.over and not self._hurries(now):
             if not self._waits:
                 self._waits = True
                 self._tailing.at(self._due, self._wake)
             return []
         return [self._made()]
+
+    def _hurries(self, now: float) -> bool:
+        """Whether the next message is sent before its time, for the first words of a text; twice a second at most.
+
+        They often come right after another event, such as the start of the turn, whose message has just been sent.
+        """
+        if now < self._hurried_at + _LONGEST or not self._drawn.begins:
+            return False
+        self._hurried_at = now
+        return True
 
     def _beat(self, now: float) -> list[Any]:
         if now < self._beat_at:
@@ -107,14 +118,14 @@ class PageFollower(Follower):
         return self._made()
 
     def _made(self) -> Message:
-        began = time.monotonic()
+        began = time.thread_time()  # what others take of the processor is no reason to wait longer
         content = self._drawn.changes() | ({"parts": True} if self._news else {})
         over, self._news = self._reader.over, False
         if over:
             content["over"] = True
-        took = time.monotonic() - began
-        self._beat_at = began + BEAT_SECONDS
-        self._due = began + took + max(_SHARE * took, min(_LONGEST, max(_SHORTEST, _EACH * self._open_pages())))
+        took, now = time.thread_time() - began, time.monotonic()
+        self._beat_at = now + BEAT_SECONDS
+        self._due = now + max(_SHARE * took, min(_LONGEST, max(_SHORTEST, _EACH * self._open_pages())))
         head = f"id: {self._reader.stable}\nevent: page\n"
         return Message(f"{head}data: {to_json(content)}\n\n".encode(errors="replace"), over)
 
@@ -132,6 +143,12 @@ class Drawn:
     def differs(self) -> bool:
         """Whether the status or the todo list is another than the page shows."""
         return self._reader.status != self._others.get("status", "") or self._todo() != self._others.get("todo", "")
+
+    @property
+    def begins(self) -> bool:
+        """Whether a text has changed of which the page shows nothing yet."""
+        changed = (self._reader.blocks[place] for place in self._reader.changed)
+        return any(isinstance(block, Text) and not self._texts.get(block.first) for block in changed)
 
     def changes(self) -> dict[str, Any]:
         """Return the changes since the last call."""
