@@ -63,6 +63,7 @@ _SENTENCES = {
     "NOT_FOUND": "There is no page at this address.",
     "METHOD_NOT_ALLOWED": "This address does not take that.",
     "EXECUTION_NOT_FOUND": "There is no such run, or it belongs to another owner.",
+    "FILE_NOT_FOUND": "There is no such file or folder here, or it was removed.",
     "INTERNAL": "Internal error. See logs/web.log on the hub's machine.",
     "WRONG_HOST": "This hub does not answer to that host name; use its address, or start it with --allowed-host.",
 }
