@@ -14,14 +14,24 @@ let SILENCE = 12000; // milliseconds without a message after which a stream is d
 /** A tap is meant for what was there when the finger set out: parts that arrive can put Deny where Allow was. */
 function guardTaps() {
   let moved = performance.now();
-  new ResizeObserver(() => { moved = performance.now(); }).observe(document.body);
+  const observer = new ResizeObserver(() => { moved = performance.now(); });
+  const observed = new WeakSet();
   addEventListener("click", (event) => {
     const byPointer = event.detail > 0;
     if (byPointer && performance.now() - moved < STEADY && event.target.closest(".approval button")) event.preventDefault();
   }, true);
+  // The page itself keeps its height as long as all fits on the screen; what is in it does not.
+  return () => {
+    for (const one of document.querySelectorAll("body, .talk-head, .turn")) {
+      if (observed.has(one)) continue;
+      observed.add(one);
+      observer.observe(one);
+    }
+  };
 }
 
 function converse(talk) {
+  const guard = guardTaps();
   const said = byId("said");
   const latest = byId("latest");
   const ends = new Map(); // of each growing text: its number of elements, and the last as HTML
@@ -180,6 +190,7 @@ function converse(talk) {
 
   const handled = new WeakSet();
   function ready() {
+    guard();
     for (const form of talk.querySelectorAll("form[data-follow]")) {
       if (handled.has(form)) continue;
       handled.add(form);
@@ -233,7 +244,6 @@ function converse(talk) {
   startClock();
   ready();
   resume();
-  guardTaps();
   const chosen = byId(`turn-${talk.dataset.chosen}`);
   const question = talk.querySelector(".approval form");
   if (question && !location.hash) question.closest(".approval").scrollIntoView({ block: "center" });
