@@ -19,7 +19,7 @@ from occ_app.hub.remote_files import RemoteFiles
 from occ_app.system.process_identity import own_identity
 from tests.conftest import make_zip, steps, wait_until
 from tests.hub_app import HubApp, hub_app
-from tests.real_hub import Hub, hub_in
+from tests.real_hub import Hub
 from tests.test_ownership import on_hub
 
 SUMS = {"files": 1, "additions": 1, "deletions": 1, "truncated": False, "exact": True}
@@ -28,12 +28,6 @@ ENTRY = {
     **{"binary": False, "size": 4, "mode": "100644", "oldMode": "100644"},
 }
 CHANGES = {"executionId": "e1", "workspaceId": "w", **SUMS, "entries": [ENTRY], "base": "a" * 40, "result": "b" * 40}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with hub_in(tmp_path) as hub:
-        yield hub.start()
 
 
 def test_changes_are_read_on_the_hub_while_the_machine_is_off(hub: Hub, tmp_path: Path) -> None:
