@@ -1177,3 +1177,9 @@ def m039_problems_of_machines(db: Database) -> None:
 def m040_unnamed_permissions(db: Database) -> None:
     """Tell the permissions that a request named from those that it got for naming none."""
     db.execute("ALTER TABLE executions ADD COLUMN permissions_named INTEGER NOT NULL DEFAULT 1")
+
+
+@occ()
+def m041_held_calls(db: Database) -> None:
+    """Name the call that a process holds, so that its execution may be parked if the process dies."""
+    db.execute("ALTER TABLE parkings ADD COLUMN held INTEGER NOT NULL DEFAULT 0")

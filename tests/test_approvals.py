@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -353,18 +350,3 @@ def test_the_last_worker_is_not_held_while_others_wait(tmp_path: Path, real_clau
         if closed == "open":
             run.answer(question, "deny")
         assert run.end()[-1].name == "complete"
-
-
-def test_a_worker_that_dies_while_a_person_is_asked_runs_nothing(tmp_path: Path, real_claude: Path) -> None:
-    with serve() as model, occ_in(tmp_path, HOME=str(tmp_path), OCC_WORKERS="1") as occ:
-        settings = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
-        occ.start(**settings)
-        machine = Machine(occ, model)
-        run = machine.begin({"tools": [BASH]}, {"text": "Done."})
-        question = run.question()
-        with contextlib.closing(occ.database) as database, database.read() as connection:
-            worker = connection.execute("SELECT owner_pid FROM executions WHERE state = 'running'").fetchone()[0]
-        os.kill(worker, signal.SIGKILL)
-        assert run.end()[-1].data["code"] == "WORKER_LOST"
-        assert machine.call("GET", f"/approvals/{question['approvalId']}")["state"] == "withdrawn"
-        assert not (run.folder / "made-by-bash").exists()

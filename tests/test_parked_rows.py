@@ -11,7 +11,7 @@ import pytest
 from occ_app.config import config as configuration
 from occ_app.database.database import Database
 from occ_app.errors import Conflict
-from occ_app.executions import answers, approvals, events, lifecycle, parking, queries, tally, usage
+from occ_app.executions import answers, approvals, events, holding, inputs, lifecycle, parking, queries, tally, usage
 from occ_app.executions.answers import Answer, Approval, Person
 from occ_app.executions.records import Execution, Outcome
 from occ_app.executions.spent import Spent
@@ -54,7 +54,7 @@ def park(rows: Database, name: str) -> tuple[Execution, Approval]:
     execution = begin(rows)
     assert execution.execution_id == name
     approval = asked(rows, execution)
-    assert parking.intend(rows, execution.number, approval.approval_id, f"call-{name}", SPENT)
+    assert holding.intend(rows, execution.number, approval.approval_id, f"call-{name}", SPENT)
     assert parking.park(rows, execution.number, SPENT, 7 * DAY)
     return execution, approval
 
@@ -111,14 +111,14 @@ def test_a_parked_execution_holds_its_workspace_and_is_counted_apart(rows: Datab
 
 
 def test_no_more_than_the_limit_are_parked(rows: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parking, "MAX_PARKED", 3)
-    for number in range(parking.MAX_PARKED):
+    monkeypatch.setattr(holding, "MAX_PARKED", 3)
+    for number in range(holding.MAX_PARKED):
         park(rows, f"p{number}")
     on_hub(rows, "more", "")
     accept(rows, "more", "more")
     execution = begin(rows)
     approval = asked(rows, execution)
-    assert not parking.intend(rows, execution.number, approval.approval_id, "call", SPENT)
+    assert not holding.intend(rows, execution.number, approval.approval_id, "call", SPENT)
     assert not parking.park(rows, execution.number, SPENT, DAY)
     assert state(rows, "more") == "running"
 
@@ -129,12 +129,48 @@ def test_only_an_open_call_of_a_running_execution_is_parked(rows: Database) -> N
     execution = begin(rows)
     approval = asked(rows, execution)
     answer(rows, approval)
-    assert not parking.intend(rows, execution.number, approval.approval_id, "call", SPENT)
+    assert not holding.intend(rows, execution.number, approval.approval_id, "call", SPENT)
     second = asked(rows, execution)
-    assert parking.intend(rows, execution.number, second.approval_id, "call", SPENT)
+    assert holding.intend(rows, execution.number, second.approval_id, "call", SPENT)
     lifecycle.cancel(rows, "a", "EXECUTION_CANCELLED", "x")  # by its worker
-    assert not parking.intend(rows, execution.number, second.approval_id, "call", SPENT)
+    assert not holding.intend(rows, execution.number, second.approval_id, "call", SPENT)
     assert not parking.park(rows, execution.number, SPENT, DAY)
+
+
+def test_a_call_that_a_process_held_is_parked_once_its_transcript_was_found_whole(rows: Database) -> None:
+    on_hub(rows, "a", "")
+    accept(rows, "a", "a")
+    execution = begin(rows)
+    approval = asked(rows, execution)
+    assert holding.hold(rows, execution.number, approval.approval_id, "call-a", SPENT)
+    assert holding.held(rows, execution.number) == "call-a"
+    text = inputs.accept(rows, "a", inputs.Given("text-1", "Also this.", "steer"), max_queue=9)
+    assert inputs.mark_sent(rows, text.number)
+    assert holding.held(rows, execution.number) is None  # the process may have the text
+    assert inputs.settle(rows, text.number, "delivered")
+    answer(rows, approval)
+    assert holding.held(rows, execution.number) == "call-a"
+    assert not parking.park(rows, execution.number, None, DAY)
+    holding.confirm(rows, execution.number)
+    assert parking.park(rows, execution.number, None, DAY)
+    assert begin(rows).execution_id == "a"
+    assert parking.spent(rows, execution.number) == SPENT
+    parked = parking.of(rows, execution.number)
+    assert parked is not None
+    assert parked.tool_use_id == "call-a"
+
+
+def test_a_held_call_whose_answer_is_about_to_be_delivered_is_never_parked(rows: Database) -> None:
+    on_hub(rows, "a", "")
+    accept(rows, "a", "a")
+    execution = begin(rows)
+    approval = asked(rows, execution)
+    assert holding.hold(rows, execution.number, approval.approval_id, "call-a", SPENT)
+    answer(rows, approval)
+    assert parking.deliver(rows, approval.approval_id)
+    assert holding.held(rows, execution.number) is None
+    holding.confirm(rows, execution.number)
+    assert not parking.park(rows, execution.number, None, DAY)
 
 
 def test_an_answer_is_delivered_once_and_no_process_is_replaced_afterwards(rows: Database) -> None:

@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from occ_app.claude import transcripts
 from occ_app.errors import Refused
+from occ_app.executions import holding, queries
 from tests import real_cli, sentences
 from tests.conftest import Occ, names, occ_in, wait_until
 from tests.model_api import FAKE_KEY, serve
 from tests.promises import kill
 from tests.test_approvals import Machine, Running, results
+from tests.test_hostile_workspaces import Canaries, poison
 from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
@@ -211,6 +215,19 @@ def test_a_granted_tool_is_not_parked(machine: Machine) -> None:
     assert ran(run) == 0
 
 
+def test_nothing_in_a_workspace_runs_or_lets_a_parked_call_run(machine: Machine, tmp_path: Path) -> None:
+    run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
+    question = parked(run)
+    canaries = Canaries(tmp_path / "canaries")
+    with serve() as attacker:
+        poison(run.folder, canaries, attacker)  # as a run that edits might, or a person
+        run.answer(question, "deny")
+        assert run.end()[-1].name == "complete"
+        assert attacker.requests() == []
+    assert canaries.sung == []
+    assert ran(run) == 0
+
+
 def test_a_parked_run_keeps_its_workspace_until_it_is_cancelled(machine: Machine) -> None:
     run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
     question = parked(run)
@@ -361,14 +378,110 @@ def test_a_parked_run_survives_the_death_of_everything(killable: Machine) -> Non
         assert ran(run) <= 1
 
 
-def allow_to_the_end(run: Running) -> str:
-    """Allow every call of an execution until it is over, and return how it ended."""
+@pytest.fixture(scope="module", params=DEFERS)
+def holder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """An agent that holds each call to the end of the test."""
+    folder = tmp_path_factory.mktemp("holder")
+    with started(folder, real_cli.require(request.param), OCC_HOLD_SECONDS="600") as machine:
+        yield machine
+
+
+def held(run: Running) -> Path:
+    """Wait until a killed worker's execution would be parked, and return its transcript."""
+    occ = run.machine.occ
+    claude = Path(occ.environment["HOME"]) / ".claude"
+
+    def whole() -> bool:
+        with contextlib.closing(occ.database) as database:
+            found = queries.get(database, run.execution_id)
+            call = holding.held(database, found.number)
+        return bool(call and transcripts.waits_for(claude, run.folder, found.session_id or "", call))
+
+    wait_until(whole, "the call to be in the transcript")
+    (transcript,) = claude.glob(f"projects/*/{record(run)['sessionId']}.jsonl")
+    return transcript
+
+
+ONE = {"name": "Bash", "input": {"command": "echo ran >> one", "description": "d"}}
+
+
+def test_a_worker_killed_while_a_call_is_held_is_replaced_and_the_call_asked_again(holder: Machine) -> None:
+    run = holder.begin({"tools": [ONE]}, {"tools": [COUNT]}, {"text": "Done."})
+    run.answer(run.question(), "allow")
+    question = run.question()
+    held(run)
+    worker = psutil.Process(row(holder.occ, run)["owner_pid"])
+    for child in worker.children(recursive=True):
+        child.suspend()  # else the CLI may note, before it dies, that its input was closed: then the run is lost
+    worker.kill()
+    assert next(event for event in run.events if event.name in ("parked", "complete", "error")).name == "parked"
+    assert ran(run) == 0
+    run.answer(question, "allow")
+    again = run.question()  # the model was asked again, and the answer was for the call of before
+    assert again["approvalId"] != question["approvalId"]
+    assert ran(run) == 0
+    run.answer(again, "allow")
+    events = run.end()
+    assert events[-1].name == "complete", events[-1]
+    assert ran(run) == 1
+    assert (run.folder / "one").read_text() == "ran\n"
+    stored = list(holder.occ.client.events(run.execution_id))
+    assert [event.seq for event in stored] == list(range(1, len(stored) + 1))
+
+
+def test_a_worker_killed_before_the_transcript_is_whole_ends_the_run_and_runs_nothing(holder: Machine) -> None:
+    run = holder.begin({"tools": [ONE]}, {"tools": [COUNT]}, {"text": "Done."})
+    run.answer(run.question(), "allow")
+    question = run.question()
+    transcript = held(run)
+    lines = transcript.read_bytes().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if b"tool_result" in line)
+    transcript.write_bytes(b"".join(lines[:last]))  # as it is a moment after the question
+    os.kill(row(holder.occ, run)["owner_pid"], signal.SIGKILL)
+    assert run.end()[-1].data["code"] == "WORKER_LOST"
+    assert holder.call("GET", f"/approvals/{question['approvalId']}")["state"] == "withdrawn"
+    assert ran(run) == 0
+    assert (run.folder / "one").read_text() == "ran\n"
+
+
+def test_kills_at_random_instants_of_the_hold_run_nothing_unasked_and_nothing_twice(holder: Machine) -> None:
+    ends = Counter[tuple[str, str]]()
+    for number in range(ROUNDS):
+        run = holder.begin({"tools": [ONE]}, {"tools": [COUNT]}, {"text": "Done."})
+        run.answer(run.question(), "allow")
+        question = run.question()
+        threading.Event().wait(random.choice((0.0, random.uniform(0, 0.1), random.uniform(0, 1.0))))  # noqa: S311 - any instant
+        if number % 4 == 0 and kill(holder.occ, "everything"):
+            wait_until(lambda: not holder.occ.processes(), "nothing of the daemon to be left")
+            holder.occ.start()
+        else:
+            os.kill(row(holder.occ, run)["owner_pid"], signal.SIGKILL)
+        after = lambda: row(holder.occ, run)["state"] not in ("running",)  # noqa: B023, E731 - called in this round
+        wait_until(after, "the execution to be looked at")
+        assert ran(run) == 0
+        answers = Counter[str]()
+        end = allow_to_the_end(run, answers)
+        ends[end, "asked again" if answers.total() > 1 else "asked once"] += 1
+        assert (run.folder / "one").read_text() == "ran\n"
+        assert ran(run) == (1 if end == "succeeded" else 0)
+        if end != "succeeded":
+            assert holder.call("GET", f"/approvals/{question['approvalId']}")["state"] == "withdrawn"
+        stored = list(holder.occ.client.events(run.execution_id))
+        assert [event.seq for event in stored] == list(range(1, len(stored) + 1))
+    print(f"\n{ROUNDS} kills: {dict(ends)}")
+    assert {end for end, _ in ends} <= {"succeeded", "WORKER_LOST"}
+
+
+def allow_to_the_end(run: Running, answered: Counter[str] | None = None) -> str:
+    """Allow every call of an execution until it is over, and return how it ended. `answered` counts the answers."""
 
     def over() -> bool:
         for question in run.machine.call("GET", "/approvals?state=open")["approvals"]:
             if question["executionId"] == run.execution_id:
                 with contextlib.suppress(Refused):  # it was withdrawn meanwhile
                     run.answer(question, "allow")
+                    if answered is not None:
+                        answered[question["approvalId"]] += 1
         return record(run)["state"] not in ("queued", "running", "parked")
 
     wait_until(over, "it to be over", 60)

@@ -162,6 +162,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "inputs",
                 "lifecycle",
                 "overview",
+                "holding",
                 "parking",
                 "process_marks",
                 "queries",

@@ -25,7 +25,6 @@ from occ_app.system.compact_json import to_json
 from occ_app.system.process_identity import ProcessIdentity, boot_id
 from occ_app.system.timestamps import iso, iso_now, milliseconds
 
-MAX_PARKED = 200
 EXPIRED = Outcome.failure("APPROVAL_EXPIRED", "Nobody answered in time; send the prompt again if you still need it.")
 
 # An answered execution that is parked can go on.
@@ -42,34 +41,6 @@ class Parked:
     approval: Approval
     tool_use_id: str
     spent: Spent
-
-
-def intend(db: Database, number: int, approval_id: str, tool_use_id: str, spent: Spent) -> bool:
-    """Record, on the disk, that the open call of a running execution is about to be deferred.
-
-    False when it is not open any more, when the execution is to be cancelled, or when MAX_PARKED are parked.
-    """
-    with db.write() as connection:
-        won = connection.execute(
-            """
-            INSERT INTO parkings (execution, approval_id, tool_use_id, spent)
-            SELECT :number, :approval_id, :tool_use_id, :spent
-            WHERE EXISTS (SELECT 1 FROM executions
-                          WHERE number = :number AND state = 'running' AND stop_requested IS NULL)
-              AND EXISTS (SELECT 1 FROM approvals WHERE approval_id = :approval_id AND state = 'open')
-              AND (SELECT count(*) FROM executions WHERE state = 'parked') < :most
-            ON CONFLICT (execution) DO UPDATE SET approval_id = excluded.approval_id,
-                tool_use_id = excluded.tool_use_id, spent = excluded.spent
-            """,
-            {
-                "number": number,
-                "approval_id": approval_id,
-                "tool_use_id": tool_use_id,
-                "spent": to_json(asdict(spent)),
-                "most": MAX_PARKED,
-            },
-        ).rowcount
-    return won > 0
 
 
 def settle(db: Database, number: int) -> None:
@@ -215,7 +186,7 @@ def _park(connection: sqlite3.Connection, number: int, default_seconds: float, s
         """
         SELECT a.approval_id, a.tool, a.kind, x.approval_seconds
         FROM parkings p JOIN approvals a ON a.approval_id = p.approval_id JOIN executions x ON x.number = p.execution
-        WHERE p.execution = :number AND a.delivered_at IS NULL
+        WHERE p.execution = :number AND NOT p.held AND a.delivered_at IS NULL
             AND a.state IN ('open', 'allowed', 'denied', 'answered')
         """,
         {"number": number},

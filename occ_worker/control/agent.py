@@ -9,12 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from occ_app.claude import program as claude_cli
-from occ_app.claude import projects
+from occ_app.claude import projects, transcripts
 from occ_app.config.config import Config
 from occ_app.database.database import Database
-from occ_app.executions import approvals, lifecycle, parking, process_marks, retention
+from occ_app.executions import approvals, holding, lifecycle, parking, process_marks, retention
 from occ_app.executions import changes as rows
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Outcome
@@ -25,6 +26,7 @@ from occ_app.streams.doorbell import Ringer
 from occ_app.system.process_identity import boot_id
 from occ_app.system.strays import sweep_marked
 from occ_app.workspaces import archives, restores, upload_jobs, uploads
+from occ_app.workspaces import workspace as workspaces
 from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
 from occ_worker.control.local_sharing import LocalSharing
@@ -168,6 +170,8 @@ class Control(Upkeep):
         # Nothing of it may live on once it is called over.
         for mark in (execution.execution_id, *process_marks.of(self._db, execution.number)):
             sweep_marked(mark, self._config.home)
+        if self._was_held(execution):
+            holding.confirm(self._db, execution.number)
         if parking.park(self._db, execution.number, None, self._config.approval_seconds):
             log.warning("execution %s: its process died before it had an answer; it is parked", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))
@@ -178,6 +182,16 @@ class Control(Upkeep):
         if lifecycle.finish(self._db, execution.number, outcome):
             log.warning("execution %s was lost with its worker", execution.execution_id)
             self._readers.ring(tail.execution_key(execution.number))
+
+    def _was_held(self, execution: Execution) -> bool:
+        """Whether its dead process held a call, and another one can ask the model again without a call run twice."""
+        call, workspace = holding.held(self._db, execution.number), None
+        if call is not None:
+            workspace = workspaces.numbered(self._db, execution.workspace_generation)
+        if call is None or workspace is None or execution.session_id is None:
+            return False
+        claude = projects.claude_folder(self._config.cli_environment)
+        return transcripts.waits_for(claude, Path(workspace.path), execution.session_id, call)
 
     def _lost(self, execution: Execution) -> Outcome:
         tool = approvals.delivered_tool(self._db, execution.number)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from occ_app.errors import OCCError
-from occ_app.executions import parking
+from occ_app.executions import holding, parking
 from occ_app.executions.answers import Approval
 from occ_app.executions.records import Execution
 from occ_app.executions.spent import Spent
@@ -30,6 +30,7 @@ log = logging.getLogger("occ.deferral")
 
 RULES_SECONDS = 5.0  # for the CLI to list its rules, and to leave after it deferred a call
 _RULES_REQUEST = "occ-rules"
+_HELD_REQUEST = "occ-rules-held"  # the same list, asked for when a call begins to wait
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Suspension:
 class Deferral:
     """The parking of the calls of one process. Used by the driver's thread alone.
 
-    `is_alone` returns whether a call is the only one that its message left open, `spent` the figures so far.
+    `is_alone` returns whether a call is the only one that its message left open, `spent` the figures of this process
+    and those before it.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Deferral:
         self._granted: dict[str, str] = {}  # the hashes of the inputs of allowed calls, by the id of the call
         self._checking: tuple[str, Call] | None = None
         self._checked_until = 0.0
+        self._held: tuple[str, Call] | None = None  # until the CLI lists its rules
         self._refused: set[str] = set()  # approvals whose calls cannot be parked
         self.deferred: str | None = None  # the id of the call that the CLI was asked to defer
 
@@ -128,9 +131,14 @@ class Deferral:
         if others or self._checking is not None or approval_id in self._refused or not self._can_defer(call, kind):
             return False
         self._checking, self._checked_until = (approval_id, call), time.monotonic() + RULES_SECONDS
-        request = {"type": "control_request", "request_id": _RULES_REQUEST}
-        self._send(json.dumps({**request, "request": {"subtype": "list_permission_rules"}}).encode() + b"\n")
+        self._list_rules(_RULES_REQUEST)
         return True
+
+    def hold(self, approval_id: str, call: Call, kind: str) -> None:
+        """Note a call that begins to wait, for the case that this process dies; the transcript shows if it is alone."""
+        if self._may_defer(call, kind):
+            self._held = (approval_id, call)
+            self._list_rules(_HELD_REQUEST)
 
     def deadline(self, approval_id: str) -> float | None:
         """Return until when the CLI has time to list its rules because of this call; None when it was not asked."""
@@ -144,7 +152,10 @@ class Deferral:
 
     def take(self, content: Mapping[str, Any]) -> str | None:
         """Handle a response of the CLI; returns the approval of the call that is deferred now, None without one."""
-        if self._checking is None or content["response"].get("request_id") != _RULES_REQUEST:
+        request_id = content["response"].get("request_id")
+        if request_id == _HELD_REQUEST:
+            self._note_held(content["response"].get("response"))
+        if self._checking is None or request_id != _RULES_REQUEST:
             return None
         approval_id, call = self._checking
         if grants(call.tool, content["response"].get("response")) or not self._intend(approval_id, call):
@@ -155,6 +166,19 @@ class Deferral:
         self._send(deferred(call))
         return approval_id
 
+    def _list_rules(self, request_id: str) -> None:
+        request = {"type": "control_request", "request_id": request_id, "request": {"subtype": "list_permission_rules"}}
+        self._send(json.dumps(request).encode() + b"\n")
+
+    def _note_held(self, listed: object) -> None:
+        if self._held is None:
+            return
+        (approval_id, call), self._held = self._held, None
+        if not grants(call.tool, listed):
+            with contextlib.suppress(OCCError):  # a held database; then a death of this process ends the execution
+                number, tool_use_id = self._execution.number, call.tool_use_id or ""
+                holding.hold(self._context.db, number, approval_id, tool_use_id, self._spent())
+
     def _refuse(self, approval_id: str) -> None:
         self._checking = None
         self._refused.add(approval_id)
@@ -162,16 +186,19 @@ class Deferral:
     def _intend(self, approval_id: str, call: Call) -> bool:
         try:
             number, tool_use_id = self._execution.number, call.tool_use_id or ""
-            return parking.intend(self._context.db, number, approval_id, tool_use_id, self._spent())
+            return holding.intend(self._context.db, number, approval_id, tool_use_id, self._spent())
         except OCCError as error:
             log.error("execution %s cannot be parked: %s", self._execution.execution_id, error)
             return False
 
     def _can_defer(self, call: Call, kind: str) -> bool:
+        return self._may_defer(call, kind) and self._is_alone(call.tool_use_id or "")
+
+    def _may_defer(self, call: Call, kind: str) -> bool:
         if not (self._resumable.knows_defer and call.by_hook and call.tool_use_id) or self.deferred is not None:
             return False
         # The CLI shows the text of a plan only in a question that cannot be deferred.
-        if call.subagent is not None or kind == "plan" or not self._is_alone(call.tool_use_id):
+        if call.subagent is not None or kind == "plan":
             return False
         limit = self._execution.max_turns
         return limit is None or self._spent().turns < limit

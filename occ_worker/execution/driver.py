@@ -74,7 +74,7 @@ class Driver:
         self._input = ChildInput(child, first_lines(context, execution, resumable, hooked=hooked))
         send = self._input.send
         self._steering = Steering(context, execution, self._translator, send, self._store)
-        self._deferral = Deferral(context, execution, resumable, send, self._is_alone, self._spent)
+        self._deferral = Deferral(context, execution, resumable, send, self._is_alone, self._spent_in_all)
         self._permissions = Permissions(context, execution, self._deferral, send, self._store) if hooked else None
         self._termination = Termination(child, self._input, self._deferral)
         self._leaving_since: float | None = None  # since its result, or since it closed its output
@@ -140,6 +140,9 @@ class Driver:
     def _spent(self) -> Spent:
         """Return the running time, and the requests to the model, of this process."""
         return Spent(seconds=self._limits.running_seconds, turns=self._translator.messages)
+
+    def _spent_in_all(self) -> Spent:
+        return self._resumable.spent.plus(self._spent())
 
     def _outcome(self, returncode: int) -> Outcome:
         if self._termination.reason is not None:

@@ -260,6 +260,7 @@ class Permissions:
             self._send(denied(call, f"OCC could not store the question, so this did not run: {error}"))
             return
         self._open[approval.approval_id] = call
+        self._deferral.hold(approval.approval_id, call, kind)
         value, truncated = texts.cut(shown)
         data = {
             "approvalId": approval.approval_id,
