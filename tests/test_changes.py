@@ -425,3 +425,22 @@ def test_random_trees_are_recorded_as_git_records_them(snapshots: Snapshots, tmp
         git(work, "init", "-q")
         git(work, "add", "-A")
         assert git(work, "write-tree").decode().strip() == taken.tree, work
+
+
+def test_large_files_are_whole_for_git_whether_they_shrink_or_not(snapshots: Snapshots, work: Path) -> None:
+    noise = random.Random(1).randbytes(600_000)  # noqa: S311 - the same bytes each time
+    files: dict[str, str | bytes] = {
+        "noise": noise,
+        "text": b"a line\n" * 100_000,
+        "text, then noise": b"a line\n" * 50_000 + noise,
+        "noise, then text": noise + b"a line\n" * 100_000,
+    }
+    write(work, files)
+    tree = start(snapshots, work).tree
+    for name, expected in files.items():
+        assert content(snapshots, tree, name) == expected
+        assert snapshots.git(1).output(["cat-file", "blob", f"{tree}:{name}"], SECONDS) == expected
+    entry = snapshots.objects(1).entry(tree, b"text")
+    assert entry is not None
+    stored = snapshots.directory(1) / "objects" / entry.oid[:2] / entry.oid[2:]
+    assert stored.stat().st_size < 20_000

@@ -19,6 +19,7 @@ from typing import IO
 
 _PIECE = 1 << 18
 _LEVEL = 1
+_SAMPLE, _SHRUNK = 1 << 15, 0.97
 _TEMPORARY = "tmp_obj_"
 FOLDER_MODE, LINK_MODE, FILE_MODE, PROGRAM_MODE = 0o040000, 0o120000, 0o100644, 0o100755
 OID_PATTERN = r"[0-9a-f]{40}"
@@ -76,10 +77,12 @@ class Objects:
                 raise ChangedFile
             return self.put("blob", content)
         head = b"blob %d\0" % size
-        digest, packer, left = hashlib.sha1(head, usedforsecurity=False), zlib.compressobj(_LEVEL), size
+        pieces = _pieces(descriptor, size + 1)
+        first = next(pieces, b"")
+        digest, packer, left = hashlib.sha1(head, usedforsecurity=False), zlib.compressobj(_level_for(first)), size
         with self._new_file() as output:
             output.write(packer.compress(head))
-            for piece in _pieces(descriptor, size + 1):
+            for piece in itertools.chain([first], pieces):
                 left -= len(piece)
                 digest.update(piece)
                 output.write(packer.compress(piece))
@@ -208,6 +211,15 @@ class Objects:
             raise MissingObject(oid) from None
         if not unpacker.eof:
             raise MissingObject(oid)
+
+
+def _level_for(piece: bytes) -> int:
+    """Return the level for a large file: none if the end of its first piece does not shrink, as a picture's or a zip's.
+
+    To compress such a file takes ten times as long as all else that a snapshot does with it.
+    """
+    sample = piece[-_SAMPLE:]
+    return _LEVEL if len(zlib.compress(sample, _LEVEL)) < _SHRUNK * len(sample) else 0
 
 
 def blob_id(descriptor: int, size: int) -> str:
