@@ -111,6 +111,12 @@ def test_a_machine_with_nothing_on_it(occ: Occ) -> None:
     assert [found[check]["state"] for check in ("database", "daemon", "reboot")] == [NOTE] * 3
 
 
+def test_a_wrong_setting_hides_no_claude(occ: Occ) -> None:
+    occ.environment |= {"OCC_HTTP_PORT": "many"}
+    found = report(occ)
+    assert [found[check]["state"] for check in ("settings", "claude")] == [WRONG, OK]
+
+
 def test_a_login_that_is_missing(config: Config, tmp_path: Path) -> None:
     assert states(programs.claude(config)) == {"claude": OK, "login": OK}
     program = tmp_path / "logged-out"
@@ -191,13 +197,13 @@ def test_what_a_killed_daemon_left(config: Config) -> None:
 
 def test_a_hub_that_does_not_answer(config: Config, free_port: int) -> None:
     away = replace(config, remote_url=f"http://127.0.0.1:{free_port}", api_key="key")
-    assert states(hub.hub(away)) == {"hub": WRONG, "echo": NOTE}
+    assert states(hub.hub(away)) == {"hub": WRONG}
     known = replace(home_state.ensure(away.state), agent_id="agent-1", remote_url=away.remote_url)
     home_state.save(away.state, known)
-    assert states(hub.hub(away)) == {"hub": WRONG}  # an echo would fail for the same cause
+    assert states(hub.hub(away)) == {"hub": WRONG}
     away.state.unlink()
     without_key = replace(away, api_key=None)  # the next start refuses it
-    assert states(hub.hub(without_key)) == {"hub": WRONG, "echo": NOTE}
+    assert states(hub.hub(without_key)) == {"hub": WRONG}
 
 
 def echo(**fields: Any) -> Echo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
@@ -62,11 +63,14 @@ def checks(config: Config, machine: Machine) -> list[Check]:
 def _settings(of_hub: bool) -> tuple[Config, list[Finding]]:
     """Return the settings, those of the running daemon or of its next start, and the findings on them.
 
-    Where they are wrong the settings are the defaults for the right home.
+    Where they are wrong the settings are the defaults for the right home and Claude Code.
     """
     kind = HubConfig if of_hub else Config
     home_folder = homes.home_folder(program=kind.program)
-    config: Config = kind(home=home_folder, cli_environment=configuration.cli_variables(home_folder))
+    variables = configuration.cli_variables(home_folder)
+    config: Config = kind(
+        home=home_folder, cli_environment=variables, claude_bin=os.environ.get("OCC_CLAUDE_BIN") or None
+    )
     step = "Correct its name or unset it; docs/configuration.md has them all."
     found = [findings.wrong("settings", sentence, step) for sentence in configuration.unknown_variables()]
     try:

@@ -31,11 +31,11 @@ def hub(config: Config) -> Iterator[Finding]:
     for url in others:  # where the hub may be later
         found = _reachable(HubClient(url, pin=config.remote_pin), config)
         yield from (replace(finding, state=NOTE if finding.state == WRONG else finding.state) for finding in found)
+    if any(finding.state == WRONG for finding in reached):
+        return  # a registration or an echo would fail for the same cause
     if identity is None or identity.agent_id is None or identity.remote_url not in config.remote_urls:
         yield note("echo", "This agent is not registered with the hub yet", "`occ start` registers it.")
         return
-    if identity.remote_url == first and any(finding.state == WRONG for finding in reached):
-        return  # an echo fails for the same cause
     begun = datetime.now(UTC)
     client = HubClient(identity.remote_url, pin=config.remote_pin)
     try:
