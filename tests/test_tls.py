@@ -20,6 +20,7 @@ from simple_websocket import Client, ConnectionClosed
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused, Unreachable
+from tests import sentences
 from tests.conftest import Occ, make_zip, occ_in, output, steps, wait_until
 from tests.promises import HEALTH_SECONDS, counted, prompt
 
@@ -265,7 +266,7 @@ def test_a_certificate_that_cannot_be_used_is_told_before_anything_runs(occ: Occ
     assert "belong together" in refused(chain, other)
     assert "passphrase" in refused(chain, locked)
     assert "PEM" in refused(tmp_path / "text", key)
-    assert "no such file" in refused(tmp_path / "missing", key)
+    assert sentences.NO_SUCH_FILE in refused(tmp_path / "missing", key)
 
 
 @pytest.mark.parametrize(

@@ -131,19 +131,19 @@ def test_a_dry_run_of_an_upgrade_changes_nothing(old: tuple[Occ, Path], wheel: P
 
 def test_an_agent_stops_before_its_hub_and_starts_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it takes leave, and the hub takes it back at once; otherwise the hub waits for the instance of before."""
-    steps = list[str]()
+    steps = list[tuple[str, str]]()
     running = daemon.Daemon("boot", 1, 1, "", 1, "http://127.0.0.1:1")
     configs = (HubConfig(home=tmp_path / "hub"), Config(home=tmp_path / "agent"))
     targets = [daemons.Target(config, running, {}, None) for config in configs]
     for name in ("stop", "start"):
-        record = partial(lambda step, target: steps.append(f"{step} {target.name}"), name)
+        record = partial(lambda step, target: steps.append((step, target.name)), name)
         monkeypatch.setattr(daemons, name, record)
     for owner, name in ((daemons, "check"), (daemon, "hold"), (daemon, "let_go"), (installation, "run")):
         monkeypatch.setattr(owner, name, lambda *_: None)
     monkeypatch.setattr(upgrading, "_version", lambda: "9.0.0")
     existing = installation.Installation("venv", tmp_path, "x")
     assert upgrading.upgrade(existing, targets, "x", wait=False) == 0
-    assert steps == ["stop the agent", "stop the hub", "start the hub", "start the agent"]
+    assert steps == [("stop", "the agent"), ("stop", "the hub"), ("start", "the hub"), ("start", "the agent")]
 
 
 def test_a_checkout_is_upgraded_by_hand(occ: Occ) -> None:
