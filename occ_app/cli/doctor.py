@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,8 +11,8 @@ from functools import partial
 import click
 
 from occ_app.cli import output
+from occ_app.config import client_variables, homes
 from occ_app.config import config as configuration
-from occ_app.config import homes
 from occ_app.config.config import Config, HubConfig
 from occ_app.doctor import findings, home, hub, programs, running
 from occ_app.doctor.findings import Check, Finding
@@ -68,9 +67,7 @@ def _settings(of_hub: bool) -> tuple[Config, list[Finding]]:
     kind = HubConfig if of_hub else Config
     home_folder = homes.home_folder(program=kind.program)
     variables = configuration.cli_variables(home_folder)
-    config: Config = kind(
-        home=home_folder, cli_environment=variables, claude_bin=os.environ.get("OCC_CLAUDE_BIN") or None
-    )
+    config: Config = kind(home=home_folder, cli_environment=variables, claude_bin=client_variables.claude_program())
     step = "Correct its name or unset it; docs/configuration.md has them all."
     found = [findings.wrong("settings", sentence, step) for sentence in configuration.unknown_variables()]
     try:

@@ -39,3 +39,8 @@ def read_secret(value: str, source: str) -> str:
         return secret(value)
     except ValueError as error:
         raise ConfigError(f"{source} cannot be used: {error}.") from None
+
+
+def claude_program() -> str | None:
+    """Return OCC_CLAUDE_BIN of this process, also where other settings are wrong; None when it is not set."""
+    return os.environ.get("OCC_CLAUDE_BIN") or None
