@@ -83,15 +83,15 @@ def test_the_same_request_again_follows_the_same_execution_on_hub_and_agent(hub_
 def test_a_machine_is_online_while_it_beats_and_keeps_its_id_when_it_returns(hub: Hub) -> None:
     box = hub.agent("box", "--label", "gpu")
     seen = hub.seen("box")
-    assert (seen["state"], seen["via"], seen["labels"], seen["workers"]["total"]) == ("online", "link", ["gpu"], 2)
+    assert (seen["via"], seen["labels"], seen["workers"]["total"]) == ("link", ["gpu"], 2)
+    wait_until(lambda: hub.seen("box")["state"] == "online", "it to beat")
     box.stop()
     # Its last beat says so, unless the hub took too long to answer it; test_machines.py has that beat by itself.
     wait_until(lambda: hub.seen("box")["state"] == "offline", "it to be offline")
     box.start()
     wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")
     assert hub.seen("box")["agentId"] == seen["agentId"]
-    box.kill("control")  # it would send a last heartbeat
-    assert hub.seen("box")["state"] == "online"
+    box.kill("control")  # it would send a last heartbeat; when a silence counts is in test_machines.py
     wait_until(lambda: hub.seen("box")["state"] == "offline", "two beats were missed")
     box.start()
     wait_until(lambda: hub.seen("box")["state"] == "online", "it is back")

@@ -21,6 +21,7 @@ from occ_app.client.hub_client import HubClient
 from occ_app.config.config import Config
 from occ_app.errors import Refused, StartFailed, Unreachable
 from occ_app.home import machine, quarantine, state
+from occ_app.hub.agents import boottime
 from occ_app.supervisor import registration, startup
 from occ_app.supervisor.registration import Registered
 from occ_app.system import proofs
@@ -409,6 +410,19 @@ def test_the_last_beat_of_a_machine_makes_it_offline_at_once(hub: HubApp, box: B
     stopping = beat | {"seqNum": 2, "status": "stopping"}
     assert hub.call("POST", f"/api/agents/{box.agent_id}/heartbeat", known.token, json=stopping).status_code == 200
     assert hub.call("GET", "/agents/box").json["state"] == "offline"  # type: ignore[index]
+
+
+def test_a_machine_is_offline_once_two_beats_were_missed(hub: HubApp, box: Box) -> None:
+    beat = {"seqNum": 1, "status": "healthy", "instance": machine.instance(box.config())}
+    known = state.load(box.config().state)
+    assert known is not None
+    assert hub.call("POST", f"/api/agents/{box.agent_id}/heartbeat", known.token, json=beat).status_code == 200
+    for beats, shown in ((1.5, "online"), (2.5, "offline")):
+        with hub.database.write() as connection:
+            connection.execute(
+                "UPDATE agents SET heard = :heard", {"heard": boottime() - beats * hub.config.heartbeat_seconds}
+            )
+        assert hub.call("GET", "/agents/box").json["state"] == shown  # type: ignore[index]
 
 
 def test_a_damaged_secret_is_put_aside_and_one_that_others_can_read_stops_a_start(tmp_path: Path) -> None:
