@@ -116,13 +116,14 @@ class Promises:
         self.checked["replays alike"] += 1
 
     def strays(self, ids: set[str]) -> list[int]:
-        """Processes that carry the mark of an execution of ours."""
+        """Processes that carry the mark of an execution of ours; other agents of this machine have the same ids."""
         marks = {f"OCC_EXECUTION_ID={execution_id}".encode() for execution_id in ids}
+        home = f"HOME={self.occ.environment['HOME']}".encode()
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
                 environ = set(Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"))
-                if environ & marks and process.status() != psutil.STATUS_ZOMBIE:
+                if environ & marks and home in environ and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process.pid)
         return found
 
