@@ -219,7 +219,7 @@ def test_a_body_at_the_minimum_rate_is_read_to_its_end(monkeypatch: pytest.Monke
 def _worker(accept: Callable[[], Any], waiting: int = 0) -> Any:
     worker = admission.AdmittingWorker.__new__(admission.AdmittingWorker)
     worker.cfg = SimpleNamespace(worker_connections=100)
-    worker.nr_conns, worker._highest, worker.sockets, worker._accepting = waiting, 1000, [], True
+    worker.nr_conns, worker._highest, worker.sockets, worker._accepting = waiting, 1 << 20, [], True
     closed: list[str] = []
     worker.closed = closed
 
@@ -230,7 +230,7 @@ def _worker(accept: Callable[[], Any], waiting: int = 0) -> Any:
     worker.pending_conns = admission.deque(map(connection, range(waiting)))
     worker.keepalived_conns = admission.deque()
     worker.poller = SimpleNamespace(unregister=lambda _: None)
-    worker.listener = SimpleNamespace(accept=accept)
+    worker.listener = SimpleNamespace(accept=accept, fileno=lambda: 0)
     return worker
 
 
@@ -256,3 +256,13 @@ def test_the_oldest_of_the_address_with_most_makes_room() -> None:
     assert worker.closed == ["203.0.113.1 1"]
     assert worker._accepting
     assert worker.nr_conns == 9
+
+
+def test_a_connection_waits_in_the_queue_while_no_other_one_can_make_room() -> None:
+    def accept() -> Any:
+        pytest.fail("it was accepted")
+
+    worker = _worker(accept)  # every connection has a request
+    worker._highest = 0  # of the numbers for connections none is free
+    worker.accept(worker.listener)
+    assert not worker._accepting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import time
 from collections import Counter, deque
 from typing import Any
@@ -30,8 +31,11 @@ class AdmittingWorker(gthread.ThreadWorker):
         super().init_process()
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection; the oldest one without a request makes room when there are too many."""
-        if self.nr_conns >= self.cfg.worker_connections - 1 and not self._make_room():
+        """Accept a connection; the oldest one without a request makes room when there are too many.
+
+        Where none can make room, it stays in the listener's queue until one can.
+        """
+        if (self.nr_conns >= self.cfg.worker_connections - 1 or self._is_full(listener)) and not self._make_room():
             self._rest()
             return
         try:
@@ -43,31 +47,24 @@ class AdmittingWorker(gthread.ThreadWorker):
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO):
                 raise
             return
-        connection = self._below_highest(connection)
-        if connection is None:
-            self._rest()
-            return
         self.nr_conns += 1
         conn = gthread.TConn(self.cfg, PacedSocket.of(connection), address, listener.getsockname())
         conn.occ_arriving, conn.occ_gone, conn.occ_new = Arriving(), False, True
         self.enqueue_req(conn)
 
-    def _below_highest(self, connection: Any) -> Any:
-        """Give a connection a number below the highest, making room for it; None, and it is closed, without room.
+    def _is_full(self, listener: Any) -> bool:
+        """Return whether a connection would get a number among those that are kept for the files of requests.
 
-        Making room alone would let every second connection keep a number above, until no file is left.
+        Another thread may take the last number below them at once: then a connection has one of them, until it ends.
         """
-        while connection.fileno() >= self._highest:
-            with connection:
-                if not self._make_room():
-                    return None
-                try:
-                    connection = connection.dup()  # takes the lowest number that is free
-                except OSError as error:
-                    if error.errno not in OUT_OF_FILES:
-                        raise
-                    return None  # another thread has opened a file
-        return connection
+        try:
+            number = os.dup(listener.fileno())  # the lowest that is free
+        except OSError as error:
+            if error.errno not in OUT_OF_FILES:
+                raise
+            return True
+        os.close(number)
+        return number >= self._highest
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled and time.monotonic() >= self._resting_until)
