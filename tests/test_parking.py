@@ -276,13 +276,14 @@ def gated(folder: Path, claude: Path) -> Path:
 
 
 def row(occ: Occ, run: Running) -> sqlite3.Row:
-    """Return the state of an execution, its worker, and what is known of its parked call."""
+    """Return the state of an execution, its worker, and its call that is deferred, not one that is held only."""
     with contextlib.closing(occ.database) as database, database.read() as connection:
         found: sqlite3.Row = connection.execute(
             """
             SELECT x.state, x.owner_pid, p.approval_id,
                 (SELECT max(delivered_at) FROM approvals a WHERE a.execution = x.number) AS delivered_at
-            FROM executions x LEFT JOIN parkings p ON p.execution = x.number WHERE x.execution_id = ?
+            FROM executions x LEFT JOIN parkings p ON p.execution = x.number AND NOT p.held
+            WHERE x.execution_id = ?
             """,
             (run.execution_id,),
         ).fetchone()
