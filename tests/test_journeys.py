@@ -30,8 +30,13 @@ _ID = "location.pathname.split('/')[2]"
 _IGNORED = """(async () => {
   document.body.style.paddingTop = `${Math.random() * 9}px`;
   await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
-  return !document.querySelector(".approval button.main").dispatchEvent(
-    new MouseEvent("click", { detail: 1, bubbles: true, cancelable: true }));
+  const button = document.querySelector(".approval button.main");
+  let taken = false;
+  const look = (event) => { taken = !event.defaultPrevented; event.preventDefault(); };  // never an answer itself
+  button.addEventListener("click", look);
+  button.dispatchEvent(new MouseEvent("click", { detail: 1, bubbles: true, cancelable: true }));
+  button.removeEventListener("click", look);
+  return !taken;
 })()"""
 
 
