@@ -90,8 +90,8 @@ def test_what_a_parent_hands_down_reaches_neither_the_daemon_nor_the_cli(
 ) -> None:
     program = tmp_path / "claude"
     program.write_text(
-        f"#!/bin/sh\ncat /proc/self/status > {tmp_path}/status; pwd > {tmp_path}/pwd; ulimit -f > {tmp_path}/fsize\n"
-        f'exec "{tmp_path}/fake-claude" "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *stream-json*) cat /proc/self/status > {tmp_path}/status; pwd > {tmp_path}/pwd\n'
+        f'ulimit -f > {tmp_path}/fsize;; esac\nexec "{tmp_path}/fake-claude" "$@"\n'
     )
     program.chmod(0o755)
     folder = tmp_path / "gone"
