@@ -33,7 +33,7 @@ STREAM = {"text/event-stream": {"schema": _EVENTS}}
 ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 RESUMES = {"Last-Event-ID": {"type": "string", "pattern": fields.CURSOR_PATTERN}}
 FROM_HUB = {origin.HEADER: {"type": "string", "pattern": origin.PATTERN}}
-RELAYED = {relayed.HEADER: {"type": "string", "const": "1"}}
+RELAYED = {relayed.HEADER: {"type": "string"}}
 EXPECTS = {requests.GENERATION_HEADER: {"type": "string", "pattern": requests.GENERATION_PATTERN}}
 
 
