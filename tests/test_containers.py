@@ -118,3 +118,10 @@ def test_a_service_of_compose_is_stopped_gently_and_not_open_to_the_network(name
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
     assert "no-new-privileges:true" in service["security_opt"]
     assert set(COMPOSE["volumes"]) >= {volume.split(":")[0] for volume in service["volumes"]}
+
+
+def test_the_hub_of_compose_starts_before_there_is_a_key() -> None:
+    """Compose reads all variables before each command, so a required one of the agent would stop the hub, too."""
+    for service in COMPOSE["services"].values():
+        for value in map(str, service["environment"].values()):
+            assert not re.search(r"\$\{\w+:?\?", value), value
