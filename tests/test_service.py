@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from occ_app.cli import service as command
 from occ_app.cli.commands import occ as occ_command
 from occ_app.config.config import Config
+from occ_app.errors import NotRunning
 from occ_app.home import daemon
 from occ_app.service.persistence import persistence
 from occ_app.service.systemd import Machine, user_name
@@ -224,6 +225,24 @@ def test_a_service_of_the_system_stops_before_root(stage: Stage, monkeypatch: py
     assert result.return_value == 1
     assert "sudo rm" in result.output
     assert (stage.machine.system_units / "occ.service").exists()
+    found = persistence(Config.program, stage.machine)
+    assert found.action.startswith("`sudo systemctl enable")
+
+
+def test_the_files_of_a_service_of_the_system_go_after_its_unit(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET)
+    stage.run("install", "--system", "--completion", "bash")
+    stage.machine.system_units.mkdir()
+    unit = stage.machine.system_units / "occ.service"
+    shutil.copy(stage.user / ".occ" / "occ.service", unit)
+    commands = [line.strip() for line in stage.run("uninstall").output.splitlines()[1:]]
+    assert commands[-1].endswith("uninstall")
+    assert (stage.user / ".occ" / "service.env").exists(), "the service may start again before root removed it"
+    unit.unlink()
+    assert stage.run("uninstall").return_value == 0
+    assert stage.files() == {}
+    assert isinstance(stage.run("uninstall").exception, NotRunning)
 
 
 def test_without_systemd_there_is_a_line_for_crontab(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,11 +185,15 @@ def root_commands(plan: Plan) -> list[str]:
 def uninstall(config: Config, machine: Machine) -> list[str]:
     """Undo an installation; returns the changes, or for a service of the system the commands for an administrator.
 
-    Raises NotRunning without a service, and ConfigError for a unit that OCC did not write.
+    An administrator has removed a service of the system by its commands; then a second call removes the files of OCC.
+    Raises NotRunning without a service or files of one, and ConfigError for a unit that OCC did not write.
     """
     unit = installed(config.program, machine)
     if unit is None:
-        raise NotRunning(f"No service of {config.program.name} is installed.")
+        changes = _remove_files(config)
+        if not changes:
+            raise NotRunning(f"No service of {config.program.name} is installed.")
+        return changes
     if not _is_ours(unit.path):
         raise ConfigError(f"{unit.path} was not written by OCC; remove it yourself.")
     if unit.system and os.geteuid() != 0:
@@ -197,26 +201,32 @@ def uninstall(config: Config, machine: Machine) -> list[str]:
             f"sudo systemctl disable --now {unit.name}",
             f"sudo rm {unit.path}",
             "sudo systemctl daemon-reload",
+            f"occ service uninstall{' --hub' if config.program.kind == 'hub' else ''}",
         ]
-    folders, completion = _recorded(config).get("folders", ()), _recorded(config).get("completion")
     if unit.is_managed():
         unit.call("disable", "--now", unit.name)
     unit.path.unlink()
     if unit.is_managed():
         unit.call("daemon-reload")
-    (config.home / unit.name).unlink(missing_ok=True)  # a draft for an administrator
-    changes = [f"stopped and removed {unit.path}"]
-    for folder in folders:  # that the installation made, the deepest first
+    return [f"stopped and removed {unit.path}", *_remove_files(config), *_linger_no_more(machine)]
+
+
+def _remove_files(config: Config) -> list[str]:
+    """Remove the files and folders that an installation made beside the unit; returns the changes."""
+    recorded = _recorded(config)
+    for folder in recorded.get("folders", ()):  # the deepest first
         _remove_folder(Path(folder))
-    if completion is not None:
-        Path(completion).unlink(missing_ok=True)
-        changes.append(f"removed {completion}")
+    files = [config.home / unit_name(config.program)]  # a draft for an administrator
+    if recorded.get("completion") is not None:
+        files.append(Path(recorded["completion"]))
     variables = config.home / "service.env"
     if _is_ours(variables):
-        variables.unlink()
-        changes.append(f"removed {variables}")
+        files.append(variables)
+    changes = [f"removed {path}" for path in files if path.exists()]
+    for path in files:
+        path.unlink(missing_ok=True)
     _record_path(config).unlink(missing_ok=True)
-    return changes + _linger_no_more(machine)
+    return changes
 
 
 def _remove_folder(folder: Path) -> None:

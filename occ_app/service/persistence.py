@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from occ_app.config.homes import Program
@@ -49,7 +50,8 @@ def persistence(program: Program, machine: Machine) -> Persistence:
         return Persistence(
             unit, active, False, why, False, why, f"`sudo loginctl enable-linger {user_name()}` changes that."
         )
-    starts = " ".join(unit.command("enable", "--now", unit.name))
+    sudo = ["sudo"] if unit.system and os.geteuid() != 0 else []
+    starts = " ".join([*sudo, *unit.command("enable", "--now", unit.name)])
     return Persistence(
         unit,
         active,
