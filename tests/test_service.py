@@ -245,6 +245,14 @@ def test_the_files_of_a_service_of_the_system_go_after_its_unit(stage: Stage, mo
     assert isinstance(stage.run("uninstall").exception, NotRunning)
 
 
+def test_an_installation_names_the_variables_that_it_drops(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCC_WORKERS", "3")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET)
+    stage.run("install")
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    assert "drop ANTHROPIC_API_KEY" in stage.run("install", "--dry-run").output
+
+
 def test_without_systemd_there_is_a_line_for_crontab(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "MACHINE", Machine(stage.state / "none"))
     monkeypatch.setenv("OCC_HOME", str(stage.user / "my %home"))

@@ -55,7 +55,9 @@ class Plan:
         if self.variables and self.keeps_variables:
             yield f"keep your {self.service.variables}; add {names} to it by hand if the service needs them"
         elif self.variables:
-            yield f"write {self.service.variables}, readable by you alone, with {names}"
+            lost = ", ".join(sorted(_names(self.service.variables) - set(self.variables)))
+            dropped = f"; drop {lost}, not set in this shell" if lost else ""
+            yield f"write {self.service.variables}, readable by you alone, with {names}{dropped}"
         yield f"{'replace' if self.unit.installed else 'write'} {self.unit.path}"
         if not self.unit.system and not self.lingers:
             yield f"let the services of {user_name()} run without a session: loginctl enable-linger {user_name()}"
@@ -263,6 +265,15 @@ def _linger() -> str:
 
 def _journal(unit: Unit) -> str:
     return f"journalctl {'' if unit.system else '--user '}-u {unit.name}"
+
+
+def _names(path: Path) -> set[str]:
+    """The names in a file of variables; a missing file has none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return set()
+    return {line.partition("=")[0] for line in lines if not line.startswith("#")}
 
 
 def _is_ours(path: Path) -> bool:
