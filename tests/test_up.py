@@ -132,5 +132,9 @@ def test_on_a_network_it_prints_a_qr_code_and_the_fingerprint(tmp_path: Path) ->
             occ.command("stop")
             refused = occ.command("up", check=False)  # the hub is still open to others
             assert (refused.returncode, "--permissions" in refused.stderr) == (2, True)
+            occ.start()  # standalone, although it registered with this hub before
+            refused = occ.command("up", check=False)
+            assert (refused.returncode, "occ stop" in refused.stderr) == (3, True)
+            assert "keeps running" in occ.command("down").stderr
         finally:
             occ.command("down")

@@ -191,7 +191,10 @@ def _is_exposed(host: str, public_url: str | None) -> bool:
 
 
 def _is_joined(hub: HubConfig, agent: Config) -> bool:
-    """Whether the agent of this home registered with the hub of this home last."""
+    """Whether the agent of this home registered with the hub of this home last, and does not run standalone now."""
+    used = daemon.environment(agent)
+    if used is not None and not used.get("OCC_REMOTE_URL"):
+        return False
     known = state.load(agent.state)
     if known is None or known.hub_id is None or not hub.database.exists():
         return False
