@@ -40,11 +40,14 @@ def show_patch(client: AgentClient, execution_id: str) -> None:
     """Print the changes of an execution as a patch, on a terminal coloured and by the pager."""
     patch = io.BytesIO()
     results.diff(client, execution_id, patch)
+    if not patch.getvalue():
+        output.note(output.changes_text({"files": 0}))
+        return
     if not sys.stdout.isatty():
         sys.stdout.buffer.write(patch.getvalue())
         sys.stdout.flush()
         return
-    click.echo_via_pager(_coloured(patch.getvalue().decode(errors="replace").split("\n")))
+    output.page(_coloured(patch.getvalue().decode(errors="replace").split("\n")))
 
 
 def meant(client: AgentClient, given: str | None, *, last: bool) -> str:

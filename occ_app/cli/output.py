@@ -136,6 +136,12 @@ def table(rows: Sequence[Sequence[str]], *, state: int | None = None) -> None:
         click.echo(line)
 
 
+def page(text: Iterable[str]) -> None:
+    """Show a text in the pager of the user; `less` prints one that fits on the screen, as git lets it do."""
+    os.environ.setdefault("LESS", "FRX")
+    click.echo_via_pager(text)
+
+
 def printable(text: str) -> str:
     """One line of text that a terminal only shows."""
     return visible_line(" ".join(text.split()))
