@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from occ_app import errors
-from occ_app.cli import commands, diff, folders, gitignore, merging, remote, tree_files, tree_update
+from occ_app.cli import commands, diff, folders, gitignore, merging, output, remote, tree_files, tree_update
 from occ_app.cli.merging import Plan
 from occ_app.cli.tree_update import WORK, TreeUpdate
 from occ_app.client.agent_client import AgentClient
@@ -442,6 +442,17 @@ def test_a_restore_is_undone_by_the_command_that_it_prints(agent: Occ, folder: P
     unknown = agent.command("restore", "restore-0123456789ab", check=False)
     assert unknown.returncode == 4
     assert "restore-0123456789ab" in unknown.stderr
+
+
+def test_the_patch_of_a_run_without_changes_is_empty_and_says_so(agent: Occ, folder: Path) -> None:
+    (folder / "a").write_text("a\n")
+    assert sentences.NO_FILES_CHANGED in agent.command("run", "--dir", str(folder), steps({"say": "done"})).stderr
+    shown = agent.command("diff")
+    assert (shown.stdout, sentences.NO_FILES_CHANGED in shown.stderr) == ("", True)
+
+
+def test_a_number_comes_with_its_noun() -> None:
+    assert [output.counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
 
 
 def test_the_commands_at_the_end_of_a_run_name_its_folder(agent: Occ, folder: Path) -> None:

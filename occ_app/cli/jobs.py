@@ -231,7 +231,8 @@ def prune(older_than: str) -> None:
     database = schema.opened(job_store.existing(config))
     clock.require(database)
     done = retention.prune(database, older_than, math.inf)
-    output.echo(f"Forgot the output of {done.executions} executions ({done.events} events).")
+    executions, events = output.counted(done.executions, "execution"), output.counted(done.events, "event")
+    output.echo(f"Forgot the output of {executions} ({events}).")
 
 
 for _command in (follow_ups.edit, follow_ups.move, follow_ups.pause, follow_ups.resume):

@@ -93,14 +93,17 @@ def plain() -> bool:
     return bool(os.environ.get("NO_COLOR"))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as in "1 file" and "2 files"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def changes_text(changes: Mapping[str, Any]) -> str:
     """Return the sums of an execution's changes, as in "3 files changed"."""
     files: int = changes["files"]
     if files == 0:
         return "no files changed"
-    return (
-        f"{files} file{'s' if files > 1 else ''} changed (+{changes['additions']} \N{MINUS SIGN}{changes['deletions']})"
-    )
+    return f"{counted(files, 'file')} changed (+{changes['additions']} \N{MINUS SIGN}{changes['deletions']})"
 
 
 def duration(seconds: float) -> str:
@@ -187,8 +190,7 @@ def summary(final: StreamEvent | None, record: Mapping[str, Any] | None) -> None
     if data.get("costUsd") is not None:
         parts.append(f"${data['costUsd']:.4f}")
     if data.get("numTurns"):
-        parts.append(f"{data['numTurns']} turn" + ("s" if data["numTurns"] != 1 else ""))
+        parts.append(counted(data["numTurns"], "turn"))
     if data.get("permissionDenials"):
-        count = len(data["permissionDenials"])
-        parts.append(f"{count} tool call{'' if count == 1 else 's'} denied")
+        parts.append(f"{counted(len(data['permissionDenials']), 'tool call')} denied")
     note("done" + (": " + ", ".join(parts) if parts else ""))

@@ -47,7 +47,7 @@ def restore(
         refuse_running(client, meant)
         found = iter((str(client.execution(meant)["workspaceId"]),))
     workspace, reply = _restored(client, found, {"executionId": meant, "to": to, "force": force})
-    output.echo(f"Workspace {workspace}: {reply['files']} files restored.")
+    output.echo(f"Workspace {workspace}: {output.counted(reply['files'], 'file')} restored.")
     if reply.get("restoreId"):
         output.note(f"undo this with: occ restore {reply['restoreId']}{remote.again(url, token, pin)}")
 
