@@ -77,8 +77,8 @@ answer_within = click.option(
     "--permissions",
     type=click.Choice(PERMISSIONS),
     help="plan: read and plan; edit: edit files; ask: ask you about all other tools; full: ask about none. A call that"
-    " is asked about waits for OCC_HOLD_SECONDS (120) and is then denied. A hub takes a machine that allows it."
-    "  [default: edit]",
+    " is asked about waits for OCC_HOLD_SECONDS (120); then the run is parked, or the call denied if it cannot be."
+    " A hub takes a machine that allows it.  [default: edit]",
 )
 @click.option(
     "--deny",
