@@ -234,6 +234,15 @@ def test_without_a_terminal_nothing_is_cut() -> None:
     assert "…" not in "".join(tables.lines(WIDE, None))
 
 
+def test_a_table_without_room_leaves_empty_columns_out_first() -> None:
+    rows = [("ID", "LABELS", "STATE", "VERSIONS"), ("agent-1", "", "online", "0.2.0"), ("agent-2", "", "", "0.2.0")]
+    assert tables.lines(rows, 40, 2)[0].split() == list(rows[0])
+    narrow = tables.lines(rows, 28, 2)
+    assert [line.split()[0] for line in narrow] == ["ID", "agent-1", "agent-2"]
+    assert narrow[0].split() == ["ID", "STATE", "VERSIONS"]
+    assert tables.coloured("online") in narrow[1]
+
+
 def test_states_have_a_colour_and_their_columns_stay_aligned() -> None:
     plain, coloured = tables.lines(WIDE, 100), tables.lines(WIDE, 100, 1)
     assert [click.unstyle(line) for line in coloured] == plain

@@ -25,12 +25,17 @@ _COLOURS = {
 def lines(rows: Sequence[Sequence[str]], width: int | None, state: int | None = None) -> list[str]:
     """Return the lines of a table whose first row is its head; `width` None is no limit.
 
-    The widest columns give way first, the one of the ids, the first, last. `state` is the column of a state, which gets
-    a colour, or None.
+    Where it is too wide, empty columns are left out first. Then the widest ones give way, the one of the ids, the
+    first, last. `state` is the column of a state, which gets a colour, or None.
     """
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    if width is not None:
-        widths = _fitted(widths, width)
+    if width is not None and _total(widths) > width:
+        filled = [
+            column for column in range(len(widths)) if column in (0, state) or any(row[column] for row in rows[1:])
+        ]
+        state = None if state is None else filled.index(state)
+        rows = [[row[column] for column in filled] for row in rows]
+        widths = _fitted([widths[column] for column in filled], width)
     result = []
     for number, row in enumerate(rows):
         cells = [_padded(_cut(cell, size), size) for cell, size in zip(row, widths, strict=True)]
@@ -47,9 +52,13 @@ def coloured(text: str) -> str:
     return text if colour is None else click.style(text, fg=colour)
 
 
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
 def _fitted(widths: Sequence[int], width: int) -> list[int]:
     fitted = list(widths)
-    while sum(fitted) + _GAP * (len(fitted) - 1) > width:
+    while _total(fitted) > width:
         # The ids, which a person copies, are cut only when nothing else can be.
         candidates = [column for column in range(1, len(fitted)) if fitted[column] > _LEAST]
         if not candidates:
