@@ -72,7 +72,7 @@ def _report(samples: Mapping[str, list[float]]) -> None:
     named = {
         "new": ("POST /execute → first text, new conversation, with a spare process", "≤ 0.40"),
         "cold": ("the same with OCC_WARM_PROCESSES=0", ""),
-        "next": ("POST /execute → first text, next turn of a conversation", ""),
+        "next": ("POST /execute → first text, next turn of a conversation", "≤ 0.20"),
         "run": ("`occ run` called → first text on the terminal", ""),
     }
     rows = [
@@ -100,7 +100,7 @@ def _cpu_seconds(measured: Sequence[psutil.Process]) -> float:
 
 
 def _await_spares(occ: Occ) -> list[psutil.Process]:
-    """Wait until all spare processes are there and have loaded, and return them."""
+    """Wait until all processes that wait for work are there and have loaded, and return them."""
     before: dict[int, float] = {}
     while True:
         spares = [process for process in occ.processes() if _is_spare(process)]
@@ -113,7 +113,7 @@ def _await_spares(occ: Occ) -> list[psutil.Process]:
 
 def _is_spare(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "--await-claim" in process.cmdline()
+        return "--input-format" in process.cmdline()
     return False
 
 

@@ -1183,3 +1183,24 @@ def m040_unnamed_permissions(db: Database) -> None:
 def m041_held_calls(db: Database) -> None:
     """Name the call that a process holds, so that its execution may be parked if the process dies."""
     db.execute("ALTER TABLE parkings ADD COLUMN held INTEGER NOT NULL DEFAULT 0")
+
+
+@occ()
+def m042_kept_processes(db: Database) -> None:
+    """Note the processes that are kept for the next turn of a conversation."""
+    db.execute(
+        """
+        CREATE TABLE kept_processes (
+            generation  INTEGER PRIMARY KEY,  -- of the workspace
+            session_id  TEXT NOT NULL,
+            mark        TEXT NOT NULL,
+            boot_id     TEXT NOT NULL,
+            pid         INTEGER NOT NULL,
+            start       INTEGER NOT NULL,
+            owner_pid   INTEGER NOT NULL,     -- its worker
+            owner_start INTEGER NOT NULL,
+            kept_at     REAL NOT NULL,        -- in seconds since the boot
+            revoked     INTEGER NOT NULL DEFAULT 0
+        )
+        """
+    )

@@ -40,6 +40,7 @@ class DoorbellStorage(SqliteStorage):
         self._thread = threading.local()
         self.wake: int | None = None
         self.idle: Callable[[], bool] | None = None  # called before each wait; True lets others be woken first
+        self.called: tuple[int, Callable[[], object]] | None = None  # what to do when a descriptor is readable
         with contextlib.suppress(FileExistsError):
             os.mkfifo(bell, 0o600)
         super().__init__(name, filename=filename, **options)
@@ -69,8 +70,12 @@ class DoorbellStorage(SqliteStorage):
             # Those that wait are woken in the order in which they registered.
             poller.unregister(bell)
             poller.register(bell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        if bell not in dict(poller.poll(_REREAD_SECONDS)):
+        ready = dict(poller.poll(_REREAD_SECONDS))
+        if bell not in ready:
+            if self.called is not None and self.called[0] in ready:
+                self.called[1]()
             return None
+        # A ring wakes no other worker: it is heard before anything else that may take long.
         try:
             os.read(bell, 1)  # one byte is one job, so each ring wakes one worker
         except BlockingIOError:
@@ -99,6 +104,8 @@ class DoorbellStorage(SqliteStorage):
             poller.register(bell, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             if self.wake is not None:
                 poller.register(self.wake, select.EPOLLIN)
+            if self.called is not None:
+                poller.register(self.called[0], select.EPOLLIN)
             self._thread.bell, self._thread.poller = (self._pid, bell), poller
         existing: select.epoll = self._thread.poller
         return existing

@@ -63,6 +63,7 @@ _LONGEST = tuple(
         "journeys",
         "search",
         "real_cli",
+        "kept",
         "approvals",
         "costs",
         "docs",

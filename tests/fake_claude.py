@@ -19,6 +19,9 @@ The prompt is a JSON list of steps, run in order; anything else gets a short ans
 With --await-claim it first waits for a workspace, and takes it as FAKE_CLAUDE_CLAIM says: `refuse`, `exit`, `hang`,
 `elsewhere` for an answer from the wrong folder, or as asked.
 
+A prompt after the result begins another turn in the same process, once a request to set the mode was answered; with
+the file FAKE_CLAUDE_NEXT that request ends it (`exit`), is refused (`refuse`) or has no answer (`hang`).
+
 A text that comes while a tool waits for a PATH is reported as taken after the tool's result.
 
 Without a result, an exit or a kill among the steps a successful result is the last one.
@@ -27,6 +30,7 @@ Without a result, an exit or a kill among the steps a successful result is the l
 import binascii
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -60,14 +64,28 @@ def main():
     while content.get("type") != "user":  # before it a control request may register a hook, which is never called
         content = json.loads(sys.stdin.buffer.readline())
     prompt = content["message"]["content"]
+    threading.Thread(target=obey_interrupts, daemon=True).start()
+    while prompt is not None:
+        prompt = take_turn(prompt)
+
+
+def take_turn(prompt):
+    """Follow a prompt. Returns the next one; None at the end of the input."""
     steps = script(prompt)
     say({"type": "system", "subtype": "init", "session_id": SESSION, "model": "fake", "claude_code_version": VERSION})
-    threading.Thread(target=obey_interrupts, daemon=True).start()
-    for step in steps:
-        run(step)
     ends = [step for step in steps if "tool" not in step]
     if not any(key in step for step in ends for key in ("result", "exit", "kill")):
-        run({"result": {}})
+        steps.append({"result": {}})
+    try:
+        for step in steps:
+            run(step)
+    except NextTurn as turn:
+        return turn.args[0]
+    return None
+
+
+class NextTurn(Exception):
+    """Another prompt came after the result."""
 
 
 def be_claimed(how):
@@ -94,7 +112,8 @@ def script(prompt):
 
 stubborn = False
 queued = []  # ids of texts that came after the prompt
-ended = threading.Event()
+prompts = queue.SimpleQueue()  # those after the result, then None
+over = threading.Event()  # set from a result to the next prompt
 
 
 def obey_interrupts():
@@ -102,17 +121,37 @@ def obey_interrupts():
     for line in sys.stdin.buffer:
         content = json.loads(line)
         asked = content.get("request", {})
-        if content.get("type") == "user":
+        if content.get("type") == "user" and "uuid" not in content:
+            over.clear()
+            prompts.put(content["message"]["content"])
+        elif content.get("type") == "user":
             queued.append(content["uuid"])
             report(content["uuid"], "queued")
         elif asked.get("subtype") == "cancel_async_message" and asked["message_uuid"] in queued:
             queued.remove(asked["message_uuid"])
             report(asked["message_uuid"], "cancelled")
+        elif asked.get("subtype") == "set_permission_mode" and over.is_set():
+            answer_next(content, said_in(os.environ.get("FAKE_CLAUDE_NEXT")))
         if b"interrupt" in line and not stubborn:
             say(result({"is_error": True, "subtype": "error_during_execution", "terminal_reason": "aborted_streaming"}))
             sys.stdin.buffer.read()
             os._exit(0)
-    ended.set()
+    prompts.put(None)
+
+
+def said_in(path):
+    if not path or not os.path.exists(path):
+        return ""
+    with open(path) as file:
+        return file.read()
+
+
+def answer_next(content, how):
+    if how == "exit":
+        os._exit(1)
+    if how != "hang":
+        kind = "error" if how == "refuse" else "success"
+        say({"type": "control_response", "response": {"subtype": kind, "request_id": content["request_id"]}})
 
 
 def run(step):
@@ -167,8 +206,11 @@ def run(step):
     elif "close_stdout" in step:
         os.close(1)
     elif "result" in step:
+        over.set()
         say(result(step["result"]))
-        ended.wait()
+        prompt = prompts.get()
+        if prompt is not None:
+            raise NextTurn(prompt)
     elif "exit" in step:
         os._exit(step["exit"])
     elif "kill" in step:

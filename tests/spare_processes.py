@@ -9,11 +9,15 @@ import psutil
 from tests.conftest import Occ, command_line, wait_until
 
 
-def stand_in_with_claims(folder: Path, claim: str = "") -> Path:
-    """Return a stand-in CLI of a version that starts ahead, which takes its claim as `claim` says."""
+def stand_in_with_claims(folder: Path, claim: str = "", following: Path | None = None) -> Path:
+    """Return a stand-in CLI of a version that starts ahead.
+
+    It takes its claim as `claim` says, and the next turn of a session as the file `following` says.
+    """
     program = folder / "claiming-claude"
     version = 'if [ "$1" = --version ]; then echo "2.1.332 (a stand-in)"; exit; fi'
-    program.write_text(f'#!/bin/sh\n{version}\nFAKE_CLAUDE_CLAIM={claim} exec "{folder}/fake-claude" "$@"\n')
+    how = f"FAKE_CLAUDE_CLAIM={claim} FAKE_CLAUDE_NEXT='{following or ''}'"
+    program.write_text(f'#!/bin/sh\n{version}\n{how} exec "{folder}/fake-claude" "$@"\n')
     program.chmod(0o700)
     return program
 

@@ -20,9 +20,11 @@ from occ_app.config.config import Config
 from occ_app.database import database as db
 from occ_app.home import notes
 from occ_app.queue import open_queue
+from occ_app.system.process_identity import own_identity
 from occ_worker.execution import command
 from occ_worker.execution.child import Launcher
-from occ_worker.execution.spares import LEAST_MEMORY_BYTES, Spares
+from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept
+from occ_worker.execution.spares import Spares
 from tests.conftest import Occ, names, occ_in, output, steps, wait_until
 from tests.databases import make_database
 from tests.promises import kill
@@ -129,8 +131,15 @@ class Held:
         self.stopping = False
         self.config = config
         self.database = db.Database(config.database)
+        kept = Kept(config, self.database, own_identity(), lambda: None, lambda: self.stopping, lambda: self.memory)
         self.spares = Spares(
-            config, self.database, launcher, command.environment(config), lambda: self.stopping, lambda: self.memory
+            config,
+            self.database,
+            launcher,
+            command.environment(config),
+            kept,
+            lambda: self.stopping,
+            lambda: self.memory,
         )
 
     @property

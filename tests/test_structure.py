@@ -160,6 +160,7 @@ def test_sql_stands_in_its_few_modules() -> None:
                 "events",
                 "follow_ups",
                 "inputs",
+                "kept",
                 "lifecycle",
                 "overview",
                 "holding",

@@ -121,6 +121,7 @@ def _await_job(number: int) -> dict[str, Any]:
         raise errors.RequestError(result["code"], result["message"], result["details"])
     # Its rows are seen here as soon as control has committed them, which may still be waiting for the disk.
     services().db.sync()
+    services().workers.ring(result["workspaceId"])  # the one that keeps a process in the former folder ends it
     return result
 
 
@@ -144,6 +145,7 @@ def delete(workspace_id: str, query: dict[str, Any]) -> Response:
     """Remove a workspace and its files and end its queued executions, unless one runs in it."""
     for number in services().delete_workspace(workspace_id, callers.caller().visible_to, query.get("generation")):
         services().readers.ring(tail.execution_key(number))
+    services().workers.ring(workspace_id)  # the one that keeps a process there ends it
     return web.json_response({"status": "success"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,3 +36,21 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     except OSError:
         return 0, 0, 0
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def run_more_at_start(environment: Mapping[str, str]) -> bool:
+    """Return whether settings of the operator's may name hooks or plugins, which run when a process starts or ends."""
+    folder = claude_folder(environment)
+    more = sorted((_MANAGED / "managed-settings.d").glob("*.json"))
+    names = ("settings.json", "settings.local.json", "remote-settings.json")
+    return any(map(_names_programs, (*(folder / name for name in names), _MANAGED / "managed-settings.json", *more)))
+
+
+def _names_programs(path: Path) -> bool:
+    try:
+        settings = json.loads(path.read_bytes())
+        return bool(settings.get("hooks") or settings.get("enabledPlugins"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, AttributeError):
+        return True

@@ -23,7 +23,6 @@ from occ_app.errors import ConfigError
 
 DEFAULT_TOOLS = ("Read", "Edit", "Write", "Grep", "Glob")
 DEFAULT_ASK_TOOLS = ("Bash", "WebFetch", "WebSearch", "Agent", "AskUserQuestion", "ExitPlanMode")
-
 PUSH_HOSTS = ("fcm.googleapis.com", "*.push.services.mozilla.com", "*.push.apple.com", "*.notify.windows.com")
 
 # Variables of OCC that are no settings of a daemon.
@@ -63,6 +62,7 @@ class Config:
     hold_seconds: float = 120
     approval_seconds: float = 7 * 86400
     warm_processes: int = 2
+    keep_seconds: int = 300
     env_pass: tuple[str, ...] = ()
     trust_workspaces: bool = False
     sandbox: str | None = None

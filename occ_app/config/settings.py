@@ -243,9 +243,8 @@ SETTINGS = (
     Setting("deny", _rules("deny"), "comma-separated rules on calls that never run, as in Bash(git push *)"),
     Setting("hold_seconds", _number, "how long a tool call waits for a person"),
     Setting("approval_seconds", _approval_seconds, "how long a parked execution waits for a person, at most 21 days"),
-    Setting(
-        "warm_processes", _whole(0, 64), "processes of Claude Code that start ahead of their execution; 0 for none"
-    ),
+    Setting("warm_processes", _whole(0, 64), "Claude Code processes that start ahead or wait for a turn; 0 for none"),
+    Setting("keep_seconds", _whole(0, 86400), "how long a process waits for its next turn; 0 for none"),
     Setting("env_pass", _names, "comma-separated further variables that reach the CLI"),
     Setting("trust_workspaces", _yes_or_no, "let uploads bring settings, hooks and MCP servers"),
     Setting("sandbox", _only("bwrap"), "bwrap: the CLI sees its workspace, its state, and the system read-only"),

@@ -17,7 +17,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database, connect, translated
 from occ_app.system.packaged import packaged
 
-SCHEMA_VERSION = 41
+SCHEMA_VERSION = 42
 
 
 def ensure_schema(

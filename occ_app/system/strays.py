@@ -55,6 +55,22 @@ def children_of_this() -> list[int]:
         return [child.pid for child in psutil.Process().children()]
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, of all its threads; none when it is gone."""
+    try:
+        return [int(child) for tasks in Path(f"/proc/{pid}/task").iterdir() for child in _children(tasks)]
+    except FileNotFoundError:
+        return []
+
+
+def _children(task: Path) -> list[str]:
+    """Return the children of a thread; none when it is gone."""
+    try:
+        return (task / "children").read_text().split()
+    except ProcessLookupError:
+        return []
+
+
 def sweep_marked(execution_id: str, home: Path) -> bool:
     """Kill every process that carries an execution's marker in its environment, until a look finds none.
 

@@ -159,6 +159,11 @@ def _begin(
 ) -> _Restore:
     with db.write() as connection:
         workspaces.refuse_busy(connection, workspace.workspace_id, workspace.generation, held_by)
+        # A process that waits for its next turn knows the files as they were.
+        connection.execute(
+            "UPDATE kept_processes SET revoked = 1 WHERE generation = :generation",
+            {"generation": workspace.generation},
+        )
         row = connection.execute(
             """
             INSERT INTO restores (restore_id, workspace_generation, execution_id, state, from_tree, to_tree,

@@ -147,11 +147,22 @@ class Child:
 
         Every other child of this process is ended too, but those `spared`.
         """
+        self._kill()
+        if not sweep_children(spared):
+            log.warning("something that process %d left behind cannot be ended; `ps -ef` shows it", self.pid)
+        self._release()
+
+    def close_alone(self) -> None:
+        """End it and its process group, and release its pipes; no other child of this process is touched."""
+        self._kill()
+        self._release()
+
+    def _kill(self) -> None:
         if self._process.poll() is None:
             self.signal_group(signal.SIGKILL)
             self._process.wait()
-        if not sweep_children(spared):
-            log.warning("something that process %d left behind cannot be ended; `ps -ef` shows it", self.pid)
+
+    def _release(self) -> None:
         for pipe in (self.stdin, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 pipe.close()

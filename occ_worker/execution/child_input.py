@@ -71,9 +71,9 @@ class ChildInput:
                 self._selector.unregister(self._pipe)
 
 
-def first_lines(context: ExecutionContext, execution: Execution, resumable: Resumable, *, hooked: bool) -> bytes:
+def first_lines(context: ExecutionContext, execution: Execution, resumable: Resumable, *, initialize: bool) -> bytes:
     """Return the first input of the CLI: the request to ask about calls, and the prompt unless a call is resumed."""
-    first = permissions.initialize_line() if hooked else b""
+    first = permissions.initialize_line() if initialize else b""
     if resumable.parked is not None:
         return first
     files = attachments.of_execution(context.db, execution.number) if execution.attachments else ()

@@ -1,4 +1,4 @@
-"""A spare process of the CLI, and how it is given its workspace.
+"""A process of the CLI that waits for input: a spare without a workspace, or one that is kept for its next turn.
 
 Until its prompt is written nothing of an execution depends on it: whatever goes wrong before, the execution starts
 another process instead.
@@ -11,6 +11,7 @@ import json
 import os
 import select
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ _READ_BYTES = 1 << 16
 _STILL_SECONDS = 1.0  # without an answer and without using the processor, after which a spare counts as stuck
 _ANSWER_SECONDS = 10.0  # for one that still loads: another one would take as long on a machine so busy
 _LEAVE_SECONDS = 0.3  # for an unused one to exit after its input is closed
-_CLAIM, _MODEL = "occ-claim", "occ-model"
+_CLAIM, _MODEL, _MODE = "occ-claim", "occ-model", "occ-mode"
+_OF_A_TURN = ("assistant", "user", "stream_event", "control_request", "result")
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,13 @@ class Kind:
     files: State
 
 
-class Spare:
-    """A process of the CLI that has no workspace yet. `mark` is in its environment."""
+class Waiting:
+    """A process of the CLI that waits for input. `mark` is in its environment, `lines` cuts its output."""
 
-    def __init__(self, child: Child, kind: Kind, mark: str) -> None:
+    def __init__(self, child: Child, mark: str, lines: Lines | None = None) -> None:
         self.child = child
-        self.kind = kind
         self.mark = mark
-        self.started = time.monotonic()
-        self.lines = Lines()
+        self.lines = lines or Lines()
         self._input = b""
         self._awaited: set[str] = set()
         self._refused = False
@@ -54,14 +54,13 @@ class Spare:
     def alive(self) -> bool:
         return self.child.returncode() is None
 
-    def claim(self, workspace: Path, memory: str, model: str | None) -> None:
-        """Give it a workspace, once ever, and the model if one is requested; `confirmed` returns its answer."""
+    def ask_again(self, workspace: Path) -> None:
+        """Set the mode in which its next turn begins; `confirmed` returns its answer."""
+        self._ask(workspace, {_MODE: command.mode_line(_MODE)})
+
+    def _ask(self, workspace: Path, lines: Mapping[str, bytes]) -> None:
         self._workspace = workspace
-        self._input = command.claim_line(_CLAIM, workspace, memory)
-        self._awaited = {_CLAIM}
-        if model is not None:
-            self._input += command.model_line(_MODEL, model)
-            self._awaited.add(_MODEL)
+        self._awaited, self._input = set(lines), b"".join(lines.values())
         self._write()
 
     def confirmed(self, wake: int) -> bool:
@@ -87,19 +86,19 @@ class Spare:
                     poller.unregister(self.child.stdin)
             if self.child.stdout.fileno() in ready:
                 self._read()
-        return not self._refused and self._is_there()
+        return not self._refused and self.is_in(self._workspace)
 
     def leave(self) -> None:
         """Have it exit by itself, soon: it then removes the files that name it."""
         with contextlib.suppress(OSError):
             self.child.stdin.close()
 
-    def await_exit(self) -> None:
+    def await_exit(self, seconds: float = _LEAVE_SECONDS) -> None:
         """Wait for it to exit, for a moment."""
         if self.alive:
             poller = select.poll()
             poller.register(self.child.exited, select.POLLIN)
-            poller.poll(1000 * _LEAVE_SECONDS)
+            poller.poll(1000 * seconds)
 
     def _write(self) -> None:
         try:
@@ -124,7 +123,7 @@ class Spare:
         """Look for the answers in a line of its output."""
         try:
             content: Any = json.loads(line)
-            if content["type"] == "result":  # it took something for a prompt
+            if content["type"] in _OF_A_TURN:  # it took something for a prompt
                 self._refused = True
             answer = content["response"]
             request_id, subtype = answer["request_id"], answer["subtype"]
@@ -135,12 +134,26 @@ class Spare:
         self._awaited.discard(request_id)
         self._refused |= subtype != "success"
 
-    def _is_there(self) -> bool:
-        """Return whether it is in the workspace, as the kernel sees it."""
+    def is_in(self, workspace: Path) -> bool:
+        """Return whether it is in a workspace, as the kernel sees it; one that was exchanged is another."""
         try:
-            return os.path.samefile(f"/proc/{self.child.pid}/cwd", self._workspace)
+            return os.path.samefile(f"/proc/{self.child.pid}/cwd", workspace)
         except OSError:
             return False
+
+
+class Spare(Waiting):
+    """A process of the CLI that has no workspace yet."""
+
+    def __init__(self, child: Child, kind: Kind, mark: str) -> None:
+        super().__init__(child, mark)
+        self.kind = kind
+        self.started = time.monotonic()
+
+    def claim(self, workspace: Path, memory: str, model: str | None) -> None:
+        """Give it a workspace, once ever, and the model if one is requested; `confirmed` returns its answer."""
+        lines = {_CLAIM: command.claim_line(_CLAIM, workspace, memory)}
+        self._ask(workspace, lines if model is None else lines | {_MODEL: command.model_line(_MODEL, model)})
 
 
 def _processor_use(pid: int) -> tuple[bool, int]:

@@ -178,6 +178,11 @@ def model_line(request_id: str, model: str) -> bytes:
     return _control_line(request_id, {"subtype": "set_model", "model": model})
 
 
+def mode_line(request_id: str) -> bytes:
+    """Return the control request that sets the mode in which a run begins that may edit."""
+    return _control_line(request_id, {"subtype": "set_permission_mode", "mode": "acceptEdits"})
+
+
 def _control_line(request_id: str, request: Mapping[str, object]) -> bytes:
     return json.dumps({"type": "control_request", "request_id": request_id, "request": request}).encode() + b"\n"
 

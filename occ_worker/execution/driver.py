@@ -24,14 +24,14 @@ from occ_app.streams import tail
 from occ_app.system.strays import sweep_children
 from occ_worker.execution import outcome as verdict
 from occ_worker.execution import servers, steering, verdicts
-from occ_worker.execution.child import READ_BYTES, Child, read
+from occ_worker.execution.child import READ_BYTES, read
 from occ_worker.execution.child_input import ChildInput, first_lines
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.deferral import Deferral, Suspension
 from occ_worker.execution.limits import Limits
-from occ_worker.execution.lines import Lines
 from occ_worker.execution.permissions import Permissions
 from occ_worker.execution.resumable import Resumable
+from occ_worker.execution.starting import Process
 from occ_worker.execution.steering import Steering
 from occ_worker.execution.termination import Termination
 from occ_worker.execution.translator import Translator
@@ -52,26 +52,23 @@ _REPORTS = (_CONTROL, steering.LINE)
 class Driver:
     """One CLI process: its prompt, its output, its limits and its end.
 
-    `resumable` may name a parked call: then there is no prompt, and the CLI asks about that call again. `lines` may
-    have the beginning of its next line.
+    `resumable` may name a parked call: then there is no prompt, and the CLI asks about that call again.
     """
 
-    def __init__(
-        self, context: ExecutionContext, execution: Execution, child: Child, resumable: Resumable, lines: Lines
-    ) -> None:
-        self._context = context
-        self._execution = execution
+    def __init__(self, context: ExecutionContext, execution: Execution, process: Process, resumable: Resumable) -> None:
+        self._context, self._execution, self._process = context, execution, process
+        self._lines, child = process.lines, process.child
         self._child = child
         self._resumable = resumable
         self._translator = Translator(resumed=resumable.parked is not None)
-        self._lines = lines
         key = tail.execution_key(execution.number)
         self._recorder = Recorder(
             context.db, execution, context.config.max_output_bytes, lambda news: context.readers.ring(key, news)
         )
         self._stderr = b""
         hooked = resumable.parked is not None or verdicts.hooked(context.db, context.config, execution)
-        self._input = ChildInput(child, first_lines(context, execution, resumable, hooked=hooked))
+        initialize = hooked and not process.is_kept
+        self._input = ChildInput(child, first_lines(context, execution, resumable, initialize=initialize))
         send = self._input.send
         self._steering = Steering(context, execution, self._translator, send, self._store)
         self._deferral = Deferral(context, execution, resumable, send, self._is_alone, self._spent_in_all)
@@ -79,7 +76,7 @@ class Driver:
         self._termination = Termination(child, self._input, self._deferral)
         self._leaving_since: float | None = None  # since its result, or since it closed its output
         self._overstayed = False
-        self._exited = False
+        self._exited = self._kept = False
         self._limits = Limits(execution, resumable.spent.seconds)
         self._stop_seen: float | None = None
         self._looked = time.monotonic()
@@ -100,21 +97,22 @@ class Driver:
         """Send the CLI its prompt, store its events until it is gone, and return how it ended or that it is parked."""
         with self._selector:
             self._input.write()  # before anything else: the CLI may have loaded, and wait for its prompt
-            while not self._exited:
+            while not (self._exited or self._kept):
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 self._check_clock()
-            # The rest of the pipe is the CLI's last output; once strays are swept no process adds to it.
-            sweep_children(self._context.spares.processes)
-            while self._read_output():
-                pass
+            if not self._kept:
+                # The rest of the pipe is the CLI's last output; once strays are swept no process adds to it.
+                sweep_children(self._context.spares.processes)
+                while self._read_output():
+                    pass
             self._read_stderr()
             self._store(self._translator.events(self._lines.rest()))
             self._steering.end()
             while self._recorder.retry_at is not None and not self._context.stopping():
                 select.select([self._context.wake], [], [], RETRY_SECONDS)
                 self._store([])
-        returncode = self._child.returncode()
+        returncode = 0 if self._kept else self._child.returncode()
         assert returncode is not None  # noqa: S101 - the loop above ends only then
         if self._translator.unreadable:
             log.warning("execution %s: %d unreadable lines", self._execution.execution_id, self._translator.unreadable)
@@ -187,7 +185,10 @@ class Driver:
             self._leaving_since = self._leaving_since or time.monotonic()
             if self._steering.unconfirmed:
                 return taken > 0  # the CLI says whether it begins another turn
-            self._input.close()
+            left = (self._termination.reason, self._recorder.overflow, self._lines.rest(), not self._input.is_written)
+            self._kept = not any(left) and self._process.keep(self._translator.outcome(), self._translator.tools)
+            if not self._kept:
+                self._input.close()
         return taken > 0
 
     def _is_report(self, line: bytes) -> bool:
@@ -197,9 +198,8 @@ class Driver:
         return self._steering.unconfirmed
 
     def _take_report(self, line: bytes) -> None:
-        if line.startswith(_CONTROL):
-            if self._permissions is not None:
-                self._permissions.take(line)
+        if line.startswith(_CONTROL) and self._permissions is not None:
+            self._permissions.take(line)
             return
         self._steering.take(line)
         if self._translator.result is None:

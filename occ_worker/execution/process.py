@@ -24,6 +24,7 @@ from occ_worker.execution import command as claude
 from occ_worker.execution.child import Launcher
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.driver import GRACE_SECONDS
+from occ_worker.execution.kept import Kept
 from occ_worker.execution.spares import Spares
 
 log = logging.getLogger("occ.worker")
@@ -70,14 +71,16 @@ def _context(config: Config, queue: Huey, ring_queue: Callable[[], None]) -> Exe
     database = db.Database(config.database)
     with contextlib.suppress(OCCError):  # a held database; the first execution opens them then
         database.prepare()
-    spares = Spares(config, database, launcher, environment, lambda: queue.stop.set)
+    identity, workers, bell = own_identity(), Ringer(config.run / "worker"), Doorbell(config.run / "worker")
+    kept = Kept(config, database, identity, lambda: workers.ring("kept"), lambda: queue.stop.set)
+    spares = Spares(config, database, launcher, environment, kept, lambda: queue.stop.set)
     queue.storage.idle = _never_failing(spares.keep)
-    return ExecutionContext(
+    context = ExecutionContext(
         config=config,
         db=database,
-        identity=own_identity(),
+        identity=identity,
         readers=Ringer(config.run / "tail"),
-        bell=Doorbell(config.run / "worker"),
+        bell=bell,
         launcher=launcher,
         spares=spares,
         wake=queue.stop.descriptor,
@@ -85,6 +88,8 @@ def _context(config: Config, queue: Huey, ring_queue: Callable[[], None]) -> Exe
         ring_queue=ring_queue,
         snapshots=snapshots_of(config),
     )
+    queue.storage.called = (bell.fileno(), lambda: runner.run_called(context))
+    return context
 
 
 def _never_failing(keep: Callable[[], bool]) -> Callable[[], bool]:

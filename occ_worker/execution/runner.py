@@ -28,8 +28,9 @@ from occ_worker.execution import servers, verdicts, versions
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.deferral import Suspension
 from occ_worker.execution.driver import Driver
+from occ_worker.execution.program import Program
 from occ_worker.execution.resumable import Resumable
-from occ_worker.execution.starting import Process, Program
+from occ_worker.execution.starting import Process
 from occ_worker.recorder import RETRY_SECONDS
 
 log = logging.getLogger("occ.runner")
@@ -39,19 +40,32 @@ def run_next(context: ExecutionContext) -> bool:
     """Claim the oldest execution that can run and run it to its end. False when there was none."""
     if context.stopping() or not daemon.takes_work(context.config):
         return False
+    kept = context.spares.kept
+    with contextlib.suppress(OCCError):  # a held database: the claim ends the process of its conversation
+        kept.let_owner_claim(context.wake)
     execution = lifecycle.claim(context.db, context.identity)
     if execution is None:
         return False
     with logs.execution(execution.execution_id):
-        _run_to_end(context, execution)
+        try:
+            _run_to_end(context, execution)
+        finally:
+            kept.release()
     return True
+
+
+def run_called(context: ExecutionContext) -> None:
+    """Run the turn that waits for the process of this worker, which runs nothing, when its bell rang."""
+    context.bell.hush()
+    if context.spares.kept.waits:
+        run_next(context)
 
 
 def _run_to_end(context: ExecutionContext, execution: Execution) -> None:
     """Run a claimed execution and write its outcome down."""
     snapshot = _StartSnapshot(execution.start_tree)
     try:
-        outcome = _run(context, execution, snapshot)
+        outcome = _settled(context, execution) or _run(context, execution, snapshot)
         if isinstance(outcome, Suspension):
             parked = _park(context, execution, outcome)
             if parked is None:
@@ -145,6 +159,15 @@ def _record_changes(context: ExecutionContext, execution: Execution, snapshot: _
         select.select([context.wake], [], [], RETRY_SECONDS)
     context.readers.ring(tail.execution_key(execution.number))
     _wake_next(context)
+
+
+def _settled(context: ExecutionContext, execution: Execution) -> Outcome | None:
+    """End the process of the turn before, or have it ready. Returns how the execution fails, if so."""
+    try:
+        context.spares.kept.settle(execution)
+    except OCCError as error:
+        return Outcome.failure("INTERNAL", f"The process of the last turn could not be ended: {error}")
+    return None
 
 
 def _run(context: ExecutionContext, execution: Execution, snapshot: _StartSnapshot) -> Outcome | Suspension:
@@ -247,7 +270,7 @@ def _drive(
     process = Process(context, execution, program)
     try:
         # A CLI that loads is watched from here on, a spare once it has its workspace.
-        driver = None if process.is_claimed else Driver(context, execution, process.child, resumable, process.lines)
+        driver = None if process.is_claimed else Driver(context, execution, process, resumable)
         log.info("execution %s started", execution.execution_id)
         if resumable.parked is None:
             # While the CLI loads: its prompt waits for this snapshot, it does not.
@@ -256,9 +279,10 @@ def _drive(
         process.note()
         context.db.sync()
         process.ready()
-        driver = driver or Driver(context, execution, process.child, resumable, process.lines)
+        driver = driver or Driver(context, execution, process, resumable)
         outcome = driver.run()
         mcp.note(driver.init)
+        process.is_over = True
         return outcome
     except OCCError as error:
         return Outcome.failure("INTERNAL", f"The claim could not be written, so the prompt was not sent: {error}")

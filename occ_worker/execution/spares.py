@@ -7,6 +7,7 @@ Locks of files bound how many there are in all workers.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -19,20 +20,24 @@ from occ_app.claude import operator_files
 from occ_app.claude import program as claude_cli
 from occ_app.config.config import Config
 from occ_app.database.database import Database
+from occ_app.errors import OCCError
 from occ_app.system.available_memory import available_bytes
 from occ_worker.execution import command, versions
 from occ_worker.execution.child import Child, Launcher
 from occ_worker.execution.claims import Kind, Spare
+from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept
 
 log = logging.getLogger("occ.spares")
 
-LEAST_MEMORY_BYTES = 2_000_000_000  # available to the machine, below which there is no spare
 _OLDEST_SECONDS = 1800.0  # then a spare is replaced: it has read more files of the operator's than OCC looks at
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds after a spare that failed, doubled with each in a row
 
 
 class Spares:
-    """At most one spare process, of the worker that calls this. `stopping` returns whether the daemon stops."""
+    """At most one spare process, of the worker that calls this, and the one that is `kept`.
+
+    `stopping` returns whether the daemon stops.
+    """
 
     def __init__(
         self,
@@ -40,11 +45,13 @@ class Spares:
         db: Database,
         launcher: Launcher,
         environment: Mapping[str, str],
+        kept: Kept,
         stopping: Callable[[], bool],
         memory: Callable[[], int] = available_bytes,
     ) -> None:
         self._config = config
         self._db = db
+        self.kept = kept
         self._launcher = launcher
         # Only releases that know CLAUDE_CODE_DISABLE_FILE_MENTIONS start ahead.
         self._environment = {name: value for name, value in environment.items() if name != command.ALL_ATTACHMENTS}
@@ -53,17 +60,18 @@ class Spares:
         self._folder = config.run / "warm"
         self._spare: Spare | None = None
         self._leaving: list[Spare] = []
-        self._slot = -1
+        self._slot, self._place = -1, 0
         self._failures = 0
         self._not_before = 0.0
         untouched = config.sandbox is None and not config.trust_workspaces and config.ceiling != "plan"
-        self._limit = config.warm_processes if untouched else 0
+        self._limit = self._room = config.warm_processes if untouched else 0
 
     @property
     def processes(self) -> set[int]:
-        """The pids of the live processes that wait for an execution: the spare, and the one of the launcher."""
+        """The pids of the live processes that wait for an execution: spare, kept, and the one of the launcher."""
         spares = [*self._leaving, *([] if self._spare is None else [self._spare])]
-        return {spare.child.pid for spare in spares if spare.alive} | self._launcher.processes
+        waiting = {spare.child.pid for spare in spares if spare.alive}
+        return waiting | self.kept.processes | self._launcher.processes
 
     def keep(self) -> bool:
         """Start, replace or end the spare. Returns whether the workers that have one are to be woken before this one.
@@ -73,6 +81,10 @@ class Spares:
         if self._limit == 0:
             return False
         self._reap()
+        self.kept.look()
+        self._room = self._limit - self.kept.count()
+        if self._spare is not None and self._place >= self._room:
+            self._end()
         if self._spare is not None and not self._spare.alive:
             self._fail("the spare process exited")
         if self._spare is None and (self._stopping() or time.monotonic() < self._not_before):
@@ -89,7 +101,9 @@ class Spares:
         return False
 
     def spare_memory(self) -> None:
-        """Have the spare exit if memory is short; for a worker with an execution, which does not call `keep`."""
+        """End processes in the way of other work; for a worker with an execution, which does not call `keep`."""
+        with contextlib.suppress(OCCError):  # a held database is looked at again
+            self.kept.look()
         if self._spare is not None and self._memory() < LEAST_MEMORY_BYTES:
             self._end()
 
@@ -117,8 +131,9 @@ class Spares:
         self._pause(reason)
 
     def close(self) -> None:
-        """End the spare."""
+        """End the spare, and the process that is kept."""
         self._end()
+        self.kept.close()
         for spare in self._leaving:
             spare.await_exit()
         self._reap()
@@ -181,7 +196,7 @@ class Spares:
         """Take one of the places that all workers share; the kernel frees that of a killed worker."""
         if self._slot >= 0:
             return True
-        for number in range(self._limit):
+        for number in range(self._room):
             try:
                 slot = os.open(self._slot_path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError:
@@ -191,7 +206,7 @@ class Spares:
             except OSError:
                 os.close(slot)
                 continue
-            self._slot = slot
+            self._slot, self._place = slot, number
             return True
         return False
 

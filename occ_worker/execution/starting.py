@@ -3,84 +3,119 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
 from occ_app.claude import program as claude_cli
 from occ_app.claude import sandbox
 from occ_app.errors import OCCError
 from occ_app.executions import process_marks
-from occ_app.executions.records import Execution
-from occ_worker.execution import command, versions
+from occ_app.executions.records import Execution, Outcome
+from occ_app.system import strays
+from occ_worker.execution import command, keeping, versions
 from occ_worker.execution.child import Child
-from occ_worker.execution.claims import Spare
+from occ_worker.execution.claims import Spare, Waiting
 from occ_worker.execution.context import ExecutionContext
 from occ_worker.execution.lines import Lines
-from occ_worker.execution.resumable import Resumable
+from occ_worker.execution.program import Program
 
 log = logging.getLogger("occ.starting")
-
-
-@dataclass(frozen=True)
-class Program:
-    """The CLI as one execution needs it: `path`, in `workspace`, with files that name its memory and its servers."""
-
-    path: str
-    workspace: Path
-    trusted: bool
-    memory: Path | None
-    servers: Path | None
-    resumable: Resumable
 
 
 class Process:
     """A process of the CLI for one execution, which loads or is claimed from here on; `ready` comes before the prompt.
 
-    After `ready`, `lines` has the beginning of a line that was read of its output.
+    After `ready`, `lines` has the beginning of a line that was read of its output. `is_over` is set once the execution
+    has ended without an error of OCC's: a process that is kept stays then.
     """
 
     def __init__(self, context: ExecutionContext, execution: Execution, program: Program) -> None:
         self._context = context
         self._execution = execution
         self._program = program
-        self._spare = self._claimed()
+        self._terms = keeping.terms(context, execution, program)  # before it starts: it reads all that later
+        self._former = context.spares.kept.take(execution, self._terms, program.workspace)
+        self._spare = self._claimed() if self._former is None else None
+        self._kept = self.is_over = False
         self.lines = Lines()
-        self.child = self._started() if self._spare is None else self._spare.child
+        waiting = self._waiting
+        self.mark = execution.execution_id if waiting is None else waiting.mark
+        self.child = self._started() if waiting is None else waiting.child
 
     @property
     def is_claimed(self) -> bool:
-        """Whether a spare serves the execution, as far as is known."""
-        return self._spare is not None
+        """Whether a process that was there before serves the execution, as far as is known."""
+        return self._waiting is not None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it served the turn before, as far as is known."""
+        return self._former is not None
+
+    @property
+    def _waiting(self) -> Waiting | None:
+        return self._former or self._spare
 
     def note(self) -> None:
-        """Map the mark of a spare to the execution, for the caller's next `db.sync()`."""
-        if self._spare is not None:
+        """Map the mark of a process that was there before to the execution, for the caller's next `db.sync()`."""
+        if self.is_claimed:
             try:
-                process_marks.note(self._context.db, self._spare.mark, self._execution.number)
+                process_marks.note(self._context.db, self.mark, self._execution.number)
             except OCCError as error:
-                self._replace(f"the mark of a spare process could not be stored: {error}")
+                self._replace(f"the mark of its process could not be stored: {error}")
 
     def ready(self) -> None:
-        """Wait until a spare has its workspace; one that does not answer is replaced by a process that starts now."""
-        if self._spare is None:
+        """Wait until its process answers; one that does not is replaced by a process that starts now."""
+        waiting = self._waiting
+        if waiting is None:
             return
-        if self._spare.confirmed(self._context.wake):
-            self._context.spares.served()
-            self.lines = self._spare.lines
-            log.info("execution %s has the spare process %d", self._execution.execution_id, self.child.pid)
+        if waiting.confirmed(self._context.wake):
+            self.lines = waiting.lines
+            if self.is_kept:
+                log.info("execution %s has the kept process %d", self._execution.execution_id, self.child.pid)
+            else:
+                self._context.spares.served()
+                log.info("execution %s has the spare process %d", self._execution.execution_id, self.child.pid)
         else:
-            self._replace("a spare process did not take its workspace")
+            self._replace("its process did not answer")
+
+    def keep(self, outcome: Outcome | None, tools: Set[str]) -> bool:
+        """Keep the process for the next turn; False when it is to end with this one, which called these tools."""
+        session_id = None if outcome is None else outcome.data.get("sessionId")
+        succeeded = outcome is not None and outcome.state == "succeeded"
+        if self._terms is None or not succeeded or session_id is None:
+            return False
+        if not tools <= keeping.STATELESS_TOOLS or self._left_something():
+            return False
+        process = self._waiting or Waiting(self.child, self.mark, self.lines)
+        kept = self._context.spares.kept
+        self._kept = kept.keep(process, self._terms, self._execution, session_id, self._program.workspace)
+        return self._kept
 
     def close(self) -> None:
-        """End it and all processes it started; harmless when repeated."""
-        self.child.close(self._context.spares.processes)
+        """End it and all processes it started, unless it is kept."""
+        if self._kept and self.is_over:
+            return
+        if self._kept:
+            self._context.spares.kept.drop()
+        else:
+            self.child.close(self._context.spares.processes)
+
+    def _left_something(self) -> bool:
+        """Return whether a process of this turn is left: one that the CLI started, or that became the worker's."""
+        known = self._context.spares.processes | {self.child.pid}
+        return bool(strays.children_of(self.child.pid)) or not known.issuperset(strays.children_of_this())
 
     def _replace(self, reason: str) -> None:
-        spare, self._spare = self._spare, None
-        if spare is not None:
+        former, spare = self._former, self._spare
+        self._former = self._spare = None
+        if former is not None:
+            log.warning("execution %s starts a process: %s", self._execution.execution_id, reason)
+            former.child.close_alone()
+        elif spare is not None:
             self._context.spares.reject(spare, reason)
-            self.child = self._started()
+        self.mark = self._execution.execution_id
+        self.child = self._started()
 
     def _claimed(self) -> Spare | None:
         """Return a spare that this execution may use, with its claim written; None when there is none.

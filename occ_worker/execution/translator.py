@@ -46,6 +46,7 @@ class Translator:
         self._whole = False  # whether that message is known to its end
         self.unreadable = 0
         self.messages = 0  # of the model that have begun, without those of sub-agents
+        self.tools: set[str] = set()  # names of those that were called, by sub-agents too
         self.open_tools: set[str] = set()  # calls without a result, without those of sub-agents
         self.last_message: str | None = None  # the id of the model's last one, without those of sub-agents
         self._earlier: list[dict[str, Any]] = []  # results of turns before the current one
@@ -156,6 +157,7 @@ class Translator:
                     events += self._text(block["text"]) + self._take_rest()
             elif block["type"] == "tool_use":
                 events.append(_tool_use(block, content.get("parent_tool_use_id")))
+                self.tools.add(str(block["name"]))
                 if not content.get("parent_tool_use_id"):
                     self.open_tools.add(str(block["id"]))
                 self._todo.note_call(block["name"], block["id"], block.get("input"))
