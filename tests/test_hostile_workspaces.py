@@ -128,11 +128,15 @@ def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process(
 ) -> None:
     if real_claude.is_relative_to(real_cli.default_cache() / "claude-2.1.197"):
         pytest.skip("this release cannot start ahead")
-    real = running(occ, real_claude, model, OCC_WARM_PROCESSES="2", OCC_WORKERS="2")
-    used = {one_spare(real).pid}
-    used.add(one_spare(real, *used).pid)
+    real = running(occ, real_claude, model, OCC_WARM_PROCESSES="2", OCC_WORKERS="1")
+    one_spare(real)
+    real.workspace("first")
+    assert real.run("Hello. " + reply({"text": "hi"}), "first")[-1].name == "complete"  # it makes folders of its own
+    one_spare(real)
     nothing_runs_or_redirects(real, model, attacker, tmp_path)
-    assert sentences.HAS_THE_SPARE_PROCESS in (real.home / "logs/worker.log").read_text()
+    log = (real.home / "logs/worker.log").read_text()
+    assert sentences.HAS_THE_SPARE_PROCESS in log
+    assert sentences.HAS_THE_KEPT_PROCESS in log
 
 
 def nothing_runs_or_redirects(real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path) -> None:
@@ -149,6 +153,9 @@ def nothing_runs_or_redirects(real: Occ, model: ModelApi, attacker: ModelApi, tm
         events = real.run("Do it. " + reply(*turns, {"text": "done"}))
         assert names(events)[-1] == "complete", events[-1]
         assert real.run("/go")[-1].final
+        assert real.run("Hello. " + reply({"text": "hi"}), executionId="hello")[-1].name == "complete"
+        again = real.run("Do it again. " + reply(*turns[1:], {"text": "done"}), continues="hello")
+        assert again[-1].name == "complete", again[-1]
         assert canaries.sung == []
         assert attacker.requests() == []
         assert SCHEDULED not in json.dumps([request["body"] for request in model.requests()])
