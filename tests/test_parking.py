@@ -526,6 +526,7 @@ def test_a_stop_parks_what_waits_for_a_person(tmp_path: Path, real_claude: Path)
         occ = machine.occ
         run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
         question = run.question()
+        held(run)  # a stop waits 1.5 s for Claude Code, which is busy before
         occ.command("stop")
         occ.start()
         # A process that did not leave in time is parked by the recovery, just after the start.
@@ -535,6 +536,7 @@ def test_a_stop_parks_what_waits_for_a_person(tmp_path: Path, real_claude: Path)
         assert ran(run) == 1
         run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
         question = run.question()
+        held(run)  # a stop waits 1.5 s for Claude Code, which is busy before
         occ.command("stop", "--drain")
         occ.start()
         # A process that did not leave in time is parked by the recovery, just after the start.
