@@ -17,8 +17,9 @@ def allows(agent: Agent, permissions: str) -> bool:
     """Return whether an agent takes an execution with these permissions; one of an older OCC only edits."""
     if CAPABILITY not in agent.capabilities:
         return permissions == DEFAULT
-    ceiling = agent.permissions
-    return ceiling in PERMISSIONS and PERMISSIONS.index(permissions) <= PERMISSIONS.index(ceiling)
+    if permissions not in PERMISSIONS or agent.permissions not in PERMISSIONS:
+        return False
+    return PERMISSIONS.index(permissions) <= PERMISSIONS.index(agent.permissions)
 
 
 def level(suitable: Sequence[Agent], permissions: str, *, named: bool) -> str:
@@ -27,7 +28,7 @@ def level(suitable: Sequence[Agent], permissions: str, *, named: bool) -> str:
     Those that it names, or else at most `permissions`: the highest that one of these machines allows.
     """
     known = _known(suitable)
-    if named or not known:
+    if named or not known or permissions not in PERMISSIONS:  # a damaged row waits for ever, and stops nobody
         return permissions
     lower = reversed(PERMISSIONS[: PERMISSIONS.index(permissions) + 1])
     return next((each for each in lower if any(allows(agent, each) for agent in known)), permissions)
