@@ -362,6 +362,7 @@ def test_a_kept_process_dies_with_the_daemon(tmp_path: Path) -> None:
             (process,) = kept(talk.occ)
             wait_until(lambda victim=victim: kill(talk.occ, victim), "it to be killed")
             wait_until(lambda process=process: is_gone(process), "the process to end")
+        wait_until(lambda: not talk.occ.processes(), "nothing of the daemon to be left")
 
 
 def test_strays_of_a_kept_process_are_ended_by_the_next_start(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_a_spare_process_dies_with_the_daemon(tmp_path: Path) -> None:
             wait_until(lambda victim=victim: kill(occ, victim), "it to be killed")
             wait_until(lambda spare=spare: is_gone(spare), "the spare to end")
             former.append(spare.pid)
+        wait_until(lambda: not occ.processes(), "nothing of the daemon to be left")
 
 
 def test_strays_of_a_spare_process_are_ended_by_the_next_start(tmp_path: Path) -> None:
