@@ -41,7 +41,7 @@ TURN = steps({"sh": "echo $OCC_EXECUTION_ID >> marks"}, {"say": "done"})
 
 @dataclass
 class Talk:
-    """A conversation in a workspace of its own, of an agent whose CLI does as the file `following` says."""
+    """A conversation in its own workspace, of an agent whose CLI does as the file `following` says."""
 
     occ: Occ
     workspace: str

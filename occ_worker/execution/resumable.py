@@ -1,4 +1,4 @@
-"""What a process of the CLI resumes, and what the processes before it took."""
+"""The parked call that a process of the CLI resumes, and the figures of the processes before it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from occ_app.executions.spent import Spent
 
 @dataclass(frozen=True)
 class Resumable:
-    """What the process of an execution knows of parking.
+    """The state of parking when the process of an execution starts.
 
     `knows_defer`: its CLI asks again about a call that was deferred. `spent`: the figures of the processes before it.
     `parked`: the call that this one resumes.
