@@ -116,6 +116,34 @@ def test_prompts_that_wait_are_watched_listed_dropped_and_resumed(
     assert "2 paused" in printed.err
 
 
+def test_a_follow_up_that_ended_before_the_list_was_read_is_shown(
+    agent: Occ, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = agent.under_way(steps({"say": "one"}, {"wait": "go"}, {"say": "end"}), "first")
+    for name in ("short", "shorter"):
+        body = {"inputId": name, "text": f"the {name}", "delivery": "queue"}
+        agent.client.call("POST", "/executions/first/input", body)
+
+    class Late(AgentClient):
+        """A client that lists the turns once all of them ended, after the first began to be watched."""
+
+        def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[StreamEvent]:
+            (work / "go").write_text("")
+            return super().events(execution_id, after=after, follow=follow)
+
+        def call(self, method: str, path: str, *given: Any, **options: Any) -> dict[str, Any]:
+            if (work / "go").exists() and path.startswith("/conversations/"):
+                list(agent.client.events("shorter"))
+            return super().call(method, path, *given, **options)
+
+    client = Late(agent.url, agent.token)
+    Chat(client, Script(), Here(), {"permissions": "edit"}, "first").run()
+    list(first)
+    printed = capsys.readouterr().out
+    assert printed.index("end") < printed.index("You said: the short\n") < printed.index("You said: the shorter")
+    assert printed.count("You said:") == 2
+
+
 def test_a_prompt_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO('one\\\ntwo\n"""\nthree\n\n  """\n"""\nfour\n'))
     reader = chat_input.Reader()

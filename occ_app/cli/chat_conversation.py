@@ -63,6 +63,26 @@ class Conversation:
         ]
         return found
 
+    def newest_over(self) -> str | None:
+        """Return the newest turn that ended; None when there is none."""
+        return next((turn["executionId"] for turn in reversed(self.turns()) if turn["finishedAt"]), None)
+
+    def following(self, past: str | None) -> tuple[list[dict[str, Any]], int]:
+        """Return the turns to watch after the turn `past`, in their order, and the number of paused ones.
+
+        A short turn can begin and end before this list is read, so those that ended after `past` are in it. Without
+        `past` all turns are.
+        """
+        turns = self.turns()
+        ids = [turn["executionId"] for turn in turns]
+        if past is None or past in ids:
+            new = turns[ids.index(past) + 1 if past else 0 :]
+        else:  # retention removed it
+            new = [turn for turn in turns if not turn["finishedAt"]]
+        kept = [turn for turn in new if turn["state"] != "cancelled" or turn["startedAt"]]
+        unpaused = [turn for turn in kept if not turn.get("paused")]
+        return sorted(unpaused, key=lambda turn: turn["state"] == "queued"), len(kept) - len(unpaused)
+
     def load_undoable(self) -> None:
         """Take the turns that changed files from the conversation as it is stored."""
         self.undoable = [turn["executionId"] for turn in self.turns() if (turn.get("changes") or {}).get("files")]

@@ -76,6 +76,7 @@ class Chat:
         self._conversation = conversation = Conversation(client, last)
         self._lowers = "permissions" not in options  # nobody chose them
         self._seen = 0  # the newest event that was printed
+        self._past: str | None = None  # the newest turn that needs no watching any more
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: output.echo(HELP),
             "/attach": conversation.attach,
@@ -101,6 +102,7 @@ class Chat:
         with contextlib.suppress(Left):
             if self._conversation.last is not None:
                 self._conversation.load_undoable()
+                self._past = self._conversation.newest_over()
                 self._watch_waiting()
             while True:
                 try:
@@ -190,6 +192,7 @@ class Chat:
         self._conversation.last = execution_id
 
     def _end(self, execution_id: str, final: StreamEvent | None) -> None:
+        self._past = execution_id
         succeeded = final is not None and final.name == "complete"
         changes = changes_of(self._client, execution_id, succeeded=succeeded)
         self._place.ended(final, changes)
@@ -257,16 +260,14 @@ class Chat:
     # -- prompts that wait
 
     def _watch_waiting(self) -> None:
-        """Watch the turns that run or wait, one after the other; those that are paused are named."""
+        """Watch the turns that run, wait or ended meanwhile, one after the other; those that are paused are named."""
         while True:
-            turns = self._conversation.turns()
-            following = [turn for turn in turns if not turn["finishedAt"] and not turn.get("paused")]
+            following, paused = self._conversation.following(self._past)
             if not following:
-                paused = [turn for turn in turns if turn.get("paused")]
                 if paused:
-                    output.note(f"{len(paused)} paused: /resume lets them run, /queue lists them")
+                    output.note(f"{paused} paused: /resume lets them run, /queue lists them")
                 return
-            turn = min(following, key=lambda turn: turn["state"] == "queued")
+            turn = following[0]
             output.note(f"> {short(turn['prompt'])}")
             self._seen = 0
             self._watch(turn["executionId"], self._client.events(turn["executionId"]))
