@@ -41,27 +41,30 @@ class OCCError(Exception):
 
 
 class ConfigError(OCCError):
-    """Raised when a flag, an environment variable or config.toml has a value OCC cannot use."""
+    """A flag, an environment variable or config.toml has an unusable value."""
 
 
 class AlreadyRunning(OCCError):
-    """Raised when another daemon holds the lock of this home."""
+    """Another daemon holds the lock of this home."""
 
 
 class NotRunning(OCCError):
-    """Raised when a command needs the daemon of this home and it does not run."""
+    """A command needs the daemon of this home, and it does not run."""
 
 
 class StartFailed(OCCError):
-    """Raised when the daemon cannot start: port in use, unwritable home, a part that ends again and again."""
+    """The daemon cannot start.
+
+    The port is in use, the home cannot be written, or a part ends again and again.
+    """
 
 
 class SchemaTooNew(StartFailed):
-    """Raised when a newer OCC wrote occ.db."""
+    """A newer OCC wrote occ.db."""
 
 
 class NotWritten(OCCError):
-    """Raised when the file that a command should write exists already or cannot be written."""
+    """The file that a command should write exists already or cannot be written."""
 
 
 class Unreachable(OCCError):
@@ -69,11 +72,17 @@ class Unreachable(OCCError):
 
 
 class Untrusted(Unreachable):
-    """Raised when an agent shows a certificate that is not trusted or not the pinned one; a retry cannot help."""
+    """An agent's certificate is not trusted, or is not the pinned one.
+
+    A retry cannot help.
+    """
 
 
 class Lost(Unreachable):
-    """Raised when the stream of an execution cannot be resumed; the execution continues without its reader."""
+    """The stream of an execution cannot be resumed.
+
+    The execution continues without its reader.
+    """
 
 
 class Refused(OCCError):
@@ -100,7 +109,10 @@ class Refused(OCCError):
 
 
 class RequestError(OCCError):
-    """The base class of errors for callers of the API: a `code` of the wire contract, a sentence and details."""
+    """The base class of errors for callers of the API.
+
+    It has a `code` of the wire contract, a sentence and details.
+    """
 
     def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -130,7 +142,10 @@ class Forbidden(RequestError):
 
 
 class NotFound(RequestError):
-    """Raised when a workspace, an execution, an agent or a key does not exist or is not visible to the caller."""
+    """A workspace, an execution, an agent or a key does not exist.
+
+    An object that the caller may not see counts as missing.
+    """
 
 
 class Conflict(RequestError):
@@ -225,7 +240,10 @@ def file_not_found(path: str, why: str = "it does not exist") -> NotFound:
 
 
 def workspace_not_found(workspace_id: str, generation: int | None = None) -> NotFound:
-    """Return the error for an unknown id, or one that no longer names the workspace with the number `generation`."""
+    """Return the error for an unknown workspace.
+
+    With `generation`, its id may name another workspace by now.
+    """
     which = "" if generation is None else f" with the number {generation}"
     return NotFound(
         "WORKSPACE_NOT_FOUND",
@@ -235,7 +253,10 @@ def workspace_not_found(workspace_id: str, generation: int | None = None) -> Not
 
 
 def workspace_changed(workspace_id: str, expected: int, found: int | None) -> Conflict:
-    """Return the error for an upload that names another state of its id; a number of 0 or None is no workspace."""
+    """Return the error for an upload that expects another state of its id.
+
+    0 or None stands for no workspace.
+    """
     wanted = f"the workspace with the number {expected}" if expected else "no workspace"
     there = f"a workspace with the number {found}" if found else "none"
     return Conflict(

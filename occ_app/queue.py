@@ -1,7 +1,8 @@
-"""The two Huey queues, and the doorbell that wakes a worker the moment a job is put in.
+"""The two Huey queues, and the doorbell that wakes a worker for a new job.
 
-Huey's SQLite storage polls; with this storage `dequeue` waits on a FIFO instead: a put commits, then writes one byte,
-which wakes one worker. Jobs are JSON and carry ids only; occ.db is the truth, so this file may be lost.
+Huey's SQLite storage polls. With this storage `dequeue` waits on a FIFO instead: `enqueue` commits, then writes one
+byte, which wakes one worker. Jobs are JSON and carry ids only. The rows of occ.db are authoritative, so this file may
+be lost.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _REREAD_SECONDS = 3.0  # a ring is lost only with a worker that was killed betwe
 
 
 class DoorbellStorage(SqliteStorage):
-    """SqliteStorage whose `dequeue` blocks until a job is there, a re-read is due, or `wake` becomes readable."""
+    """SqliteStorage with a `dequeue` that blocks.
+
+    It returns when there is a job, a re-read is due, or `wake` becomes readable.
+    """
 
     blocking = True
 
@@ -118,14 +122,20 @@ class DoorbellStorage(SqliteStorage):
         return self._descriptor
 
     def read_schedule(self, _: Any) -> list[bytes]:
-        """The jobs that are due by now: none was ever put in for later, and Huey asks each second, exclusively."""
+        """Return no scheduled jobs.
+
+        OCC schedules none, and Huey would ask every second, in an exclusive transaction.
+        """
         return []
 
     def add_to_schedule(self, *_: Any) -> None:
         raise NotImplementedError("later work is in rows; see read_schedule")
 
     def peek_many(self, _: Any) -> dict[str, bytes]:
-        """What Huey keeps of revoked jobs: nothing, for a cancelled execution is a row's matter."""
+        """Return no revoked jobs.
+
+        A cancelled execution is marked in its row.
+        """
         return {}
 
     def delete_data(self, _: Any) -> bool:
@@ -133,10 +143,13 @@ class DoorbellStorage(SqliteStorage):
 
 
 class _PatientConnection(sqlite3.Connection):
-    """A connection whose statements wait for the database as OCC's own transactions do."""
+    """A connection that waits for locks as OCC's own transactions do."""
 
     def __del__(self) -> None:
-        """Close with the thread that used it; from Python 3.13 on, SQLite's finalizer would warn."""
+        """Close the connection with its thread.
+
+        From Python 3.13 on, SQLite's finalizer would warn.
+        """
         with contextlib.suppress(sqlite3.Error):  # it could not be opened
             self.close()
 
@@ -151,7 +164,10 @@ class _PatientCursor(sqlite3.Cursor):
 
 
 class JsonSerializer(Serializer):
-    """Jobs as JSON: readable in the sqlite3 shell, and unlike pickles no way to run code by writing a row."""
+    """Jobs as JSON.
+
+    They are readable in the sqlite3 shell and, unlike pickles, cannot run code.
+    """
 
     def _serialize(self, data: Any) -> bytes:
         if isinstance(data, Message):
@@ -177,7 +193,10 @@ def _never_run(_: Any) -> None:
 
 
 def open_queue(config: Config, name: str) -> Huey:
-    """The queue `executions` or `control`. Results are not kept: the effects of a job are in occ.db."""
+    """Return the queue `executions` or `control`.
+
+    Results are not stored: the effects of a job are in occ.db.
+    """
     return Huey(
         name,
         results=False,
@@ -191,10 +210,10 @@ def open_queue(config: Config, name: str) -> Huey:
 
 
 def task_of(queue: Huey, name: str, run: Callable[[Any], object] = _never_run) -> Callable[[Any], None]:
-    """Define the task `name` and return the function that enqueues it with its one argument.
+    """Define the task `name` and return the function that enqueues it.
 
-    A process that only enqueues leaves `run` out. The function raises Unavailable or NoSpace when the queue file
-    cannot be written.
+    The function takes the one argument of the task. A process that only enqueues leaves `run` out. The function raises
+    Unavailable or NoSpace when the queue file cannot be written.
     """
 
     @queue.task(name=name)  # type: ignore[untyped-decorator]  # huey is untyped
@@ -211,11 +230,17 @@ def task_of(queue: Huey, name: str, run: Callable[[Any], object] = _never_run) -
 
 
 def waker(config: Config) -> Callable[[], None]:
-    """Return the function that wakes a worker: it runs the oldest execution that can run."""
+    """Return the function that wakes a worker.
+
+    The worker runs the oldest execution that can run.
+    """
     enqueue = task_of(open_queue(config, "executions"), "execute")
     return lambda: enqueue("")
 
 
 def upload_enqueuer(config: Config) -> Callable[[int], None]:
-    """Return the function that has the control process unpack the upload with this number."""
+    """Return the function that enqueues the unpacking of an upload.
+
+    Its argument is the upload's number; the control process does the work.
+    """
     return task_of(open_queue(config, "control"), "unpack_upload")

@@ -21,7 +21,10 @@ LARGEST_MESSAGE = _HEAD.size + LARGEST_PAYLOAD
 
 
 class Violation(Exception):
-    """Raised when the other side breaks the protocol; its text says how. The link is closed for it."""
+    """The other side broke the protocol; the text says how.
+
+    The link is closed.
+    """
 
 
 class Frame(NamedTuple):
@@ -37,7 +40,7 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(message: bytes) -> Frame:
-    """The frame of one message. Raises Violation."""
+    """Return the frame of one message. Raises Violation."""
     if not _HEAD.size <= len(message) <= LARGEST_MESSAGE:
         raise Violation(f"a frame of {len(message)} bytes")
     stream, kind = _HEAD.unpack_from(message)

@@ -1,8 +1,8 @@
-"""A link: many byte streams over one WebSocket, between an agent and its hub. Both ends are this class.
+"""A link: many byte streams over one WebSocket between an agent and its hub.
 
-Each stream has a local socket. Its data travels as `data`, its end of file as `end`, its breaking as
-`reset`; a stream may have only so much under way as its window says, so that one nobody reads stops alone. Streams take
-turns by the frame. The hub opens them; on the agent `dial` makes the local connection.
+Both ends are this class. Each stream has a local socket. Its data travels as `data`, its end of file as `end`, an
+error as `reset`. The unacknowledged data of a stream is limited by its window, so that a stream that nobody reads
+stops alone. Streams take turns by the frame. The hub opens them; on the agent `dial` makes the local connection.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ NORMAL, GOING_AWAY, PROTOCOL_ERROR, FAULT = 1000, 1001, 1002, 1011
 
 
 class Link:
-    """One end of a link, in the thread of `loop`. `ended` is called once with the reason when it is over.
+    """One end of a link, in the thread of `loop`.
 
-    With `dial` it takes the streams that the other side opens, without it opens them itself.
+    `ended` is called once, with the reason, when the link is over. With `dial` it accepts the streams that the other
+    side opens; without it, it opens them itself.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Link:
             self._step(self._add, self._newest, local)
 
     def finish(self, reason: str) -> None:
-        """End the link when all its streams have ended here and the peer has received their data.
+        """End the link once its streams have ended and the peer has their data.
 
         Data that a caller does not read into its socket is lost, as with any end of a link.
         """

@@ -1,4 +1,4 @@
-"""One stream of a link: a local socket, and how many bytes either side may still send."""
+"""One stream of a link: a local socket, and the bytes each side may still send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _MAX_CREDIT = 2**31
 
 
 class Stream:
-    """`emit` sends a frame. Methods raise OSError when the local socket is broken, Violation when the peer is."""
+    """One stream; `emit` sends a frame of it.
+
+    Methods raise OSError for a fault of the local socket, Violation for one of the peer.
+    """
 
     __slots__ = ("_credit", "_emit", "_finished", "_muted", "_owed", "_room", "_unwritten", "ended", "local", "number")
 
@@ -35,7 +38,10 @@ class Stream:
 
     @property
     def wants(self) -> int | None:
-        """What to wait for on the local socket, as epoll has it; None: not even its hang-up."""
+        """Return the epoll mask to wait for on the local socket.
+
+        None: not even its hang-up.
+        """
         if self._muted:
             return None
         reading = select.EPOLLIN if self._may_read else 0
@@ -70,7 +76,7 @@ class Stream:
             self._emit(Frame(self.number, END))
 
     def grant(self, increment: int) -> None:
-        """The peer takes so many bytes more."""
+        """Allow this many more bytes to the peer."""
         self._credit += increment
         self._muted = False
         if self._credit > _MAX_CREDIT:
@@ -86,7 +92,7 @@ class Stream:
             self._write()
 
     def finish(self) -> None:
-        """The peer sends no more."""
+        """Note that the peer sends no more."""
         self._finished = True
         if not self._unwritten:
             self._shut()

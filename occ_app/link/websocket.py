@@ -1,6 +1,7 @@
-"""The WebSocket of a link on a socket that never blocks: messages in and out, and the unsent rest.
+"""The WebSocket of a link on a socket that never blocks.
 
-simple_websocket would take a thread for each and lets two threads send at once; here its protocol library works alone.
+It has the messages in both directions and the unsent rest. simple_websocket would use a thread for each and lets two
+threads send at once; here only its protocol library is used.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class Framing(Protocol):
 
 
 class LinkSocket:
-    """One side of a link's WebSocket. `heard` is when something last came, on the monotonic clock.
+    """One side of a link's WebSocket.
 
-    Methods raise ConnectionError when the connection is over and Violation when the other side breaks the protocol.
+    `heard` is the time of the last data received, on the monotonic clock. Methods raise ConnectionError when the
+    connection is over and Violation when the other side breaks the protocol.
     """
 
     def __init__(self, connection: socket.socket, framing: Framing) -> None:
@@ -64,7 +66,10 @@ class LinkSocket:
         return len(self._unsent) >= _FULL_BYTES
 
     def give_up_after(self, seconds: float) -> None:
-        """Have the kernel break the connection when sent data is not acknowledged for so long."""
+        """Have the kernel close the connection if sent data stays unacknowledged.
+
+        `seconds` is the limit.
+        """
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
@@ -86,7 +91,7 @@ class LinkSocket:
             del self._unsent[:sent]
 
     def receive(self) -> Iterator[bytes]:
-        """The messages that came, after one look at the connection; those before its end are there."""
+        """Read once and yield the messages; those before an end of the connection, too."""
         try:
             data = self._socket.recv(_PIECE_BYTES)
             while data and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
@@ -100,7 +105,7 @@ class LinkSocket:
         return self.received()
 
     def received(self) -> Iterator[bytes]:
-        """The messages that are there already."""
+        """Yield the messages received so far."""
         return (message for event in self._framing.events() if (message := self._understood(event)) is not None)
 
     def say_goodbye(self, code: int, reason: str) -> None:

@@ -1,8 +1,8 @@
-"""Rings between processes: a datagram to every listener in a folder, sent after a commit.
+"""Rings between processes: datagrams to every listener in a folder.
 
-A ring carries a short key and, if they are few, the committed events, which saves the listener a query. The rows
-remain the truth, and every listener re-reads them from time to time: a lost ring costs a little time and never an
-event, and a sender never waits.
+A ring is sent after a commit. It carries a short key and, if they are few, the committed events, which saves the
+listener a query. The rows remain authoritative, and every listener re-reads them from time to time: a lost ring delays
+an event and never loses one. A sender never waits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ class Doorbell:
         return self._socket.fileno()
 
     def rings(self) -> tuple[list[tuple[str, bytes]], bool]:
-        """The keys rung for since the last call, each with its news, and whether that were all; never waits."""
+        """Return the keys that rang since the last call, and whether these are all.
+
+        Each key comes with its events. Never waits.
+        """
         rung = list[tuple[str, bytes]]()
         while True:
             try:
@@ -52,7 +55,10 @@ class Doorbell:
 
 
 class Ringer:
-    """The sending side: rings every listener in `folder`. Safe to use from several threads."""
+    """The sending side: it rings every listener in `folder`.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,7 +67,10 @@ class Ringer:
         self._lock = threading.Lock()
 
     def ring(self, key: str, news: bytes = b"") -> None:
-        """Tell every listener about `key`; a full or dead one is passed over, and so are news that are too long."""
+        """Ring every listener for `key`.
+
+        A listener that is full or dead is skipped; `news` that are too long are left out.
+        """
         ring = key.encode() + b"\n" + news
         if len(ring) > _LONGEST:
             ring = key.encode()
@@ -87,7 +96,10 @@ class Ringer:
         self._listeners = {}
 
     def _connected(self) -> dict[str, socket.socket]:
-        """All current listeners, each through one connected socket, so that no ring looks up a path."""
+        """Return a connected socket for each current listener.
+
+        With it, a ring does not resolve a path.
+        """
         listeners = {}
         with short_path(self._folder) as short:
             for name in os.listdir(self._folder):

@@ -1,4 +1,7 @@
-"""Who reads executions: how many may at once, and where each is, over any transport, however they come and go."""
+"""The readers of executions: their number and their positions.
+
+A reader may use any transport.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ KEEPALIVE_SECONDS = 15.0
 
 
 class StreamLimit:
-    """Counts the streams that are open, so that they never take the last thread from everybody else."""
+    """A limit on open streams, so that they never use the last thread."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -28,7 +31,10 @@ class StreamLimit:
         self._lock = threading.Lock()
 
     def refuse(self, key_id: str) -> None:
-        """End the streams that this key opened so far, within a second or, for a WebSocket, fifteen."""
+        """End the streams that this key has open.
+
+        They end within a second; a WebSocket within 15.
+        """
         self._refused[key_id] = time.monotonic()
 
     def refuses(self, key_id: str | None, since: float) -> bool:
@@ -36,9 +42,9 @@ class StreamLimit:
         return key_id is not None and self._refused.get(key_id, float("-inf")) >= since
 
     def place(self, key_id: str | None = None) -> ExitStack:
-        """Take a place, which is free again when the returned stack closes; `pop_all` hands it over.
+        """Take a place until the returned stack closes; `pop_all` hands it over.
 
-        A key may have half of the places, the server's own token all. Raises Unavailable when there is none.
+        One key may use half of the places, the server's own token all. Raises Unavailable when there is none.
         """
         with self._lock:
             share = self._limit if key_id is None else max(1, self._limit // 2)
@@ -66,9 +72,10 @@ class StreamLimit:
 
 
 class Follower:
-    """One reader of one execution, over any transport: events in order from a cursor to the final one.
+    """One reader of one execution, over any transport.
 
-    Use it as a context manager; `batches` yields lists of events, and an empty list where a keep-alive is due.
+    It gets the events in order from a cursor to the final one. Use it as a context manager; `batches` yields lists of
+    events, and an empty list where a keep-alive is due.
     """
 
     def __init__(
@@ -123,7 +130,7 @@ class Follower:
                 return  # that was all; asking would say so, and costs a look into the table
 
     def ready(self) -> list[events.StoredEvent]:
-        """The next events, at once; empty when there are none yet."""
+        """Return the next events at once; empty when there are none yet."""
         batch = self._tail.next_events(self._channel, self._execution.number, self._after)
         return self._with_gap(batch) if batch else []
 
@@ -147,13 +154,16 @@ class Follower:
                 yield []
 
     def repeated_final(self) -> events.StoredEvent | None:
-        """The final event for a reader that has it already, or claims to: it is always sent."""
+        """Return the final event for a reader whose cursor is at or after it.
+
+        It is always sent.
+        """
         if self._execution.over and self._after >= self._execution.last_seq:
             return events.final(self._db, self._execution.number)
         return None
 
     def _with_gap(self, batch: list[events.StoredEvent]) -> list[events.StoredEvent]:
-        """A batch as the reader gets it: with a `gap` before it where retention removed events."""
+        """Return a batch with a `gap` before it where retention removed events."""
         missing = events.gap(self._after, batch[0])
         self._after = batch[-1].seq
         return batch if missing is None else [missing, *batch]

@@ -1,10 +1,11 @@
-"""Follows executions for every reader in this process: one thread hears the rings and reads each new event once.
+"""The tail: one thread that follows executions for every reader in this process.
 
-Each reader has a cursor. The events it needs are either among the newest events of the channel, framed once for all
-readers, or read from the table; so a slow reader costs nobody anything, and late, live and returning readers are one.
+It receives the rings and reads each new event once. Each reader has a cursor. The events it needs are either among the
+newest events of the channel, framed once for all readers, or read from the table; so a slow reader delays nobody, and
+late, live and returning readers use the same code.
 
-That thread also serves the connections of those who follow live: waking a thread for each of them costs more than
-sending. Others that wait for a key wait in their own threads.
+That thread also serves the connections of live readers: waking a thread for each of them costs more than sending.
+Other readers wait for a key in their own threads.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ class Channel:
 
 
 class Tail:
-    """The listening thread and its channels; `start` it once in a process, `close` it to let every reader go."""
+    """The listening thread and its channels.
+
+    Call `start` once in a process, and `close` to release every reader.
+    """
 
     def __init__(self, db: Database, folder: Path) -> None:
         self._db = db
@@ -84,7 +88,10 @@ class Tail:
         self._thread.join(_LAST_WORDS_SECONDS + 1)
 
     def subscribe(self, key: str, newest: int = 0) -> Channel:
-        """Begin to follow `key`, whose newest stored event is `newest` or later; must be paired with `unsubscribe`."""
+        """Begin to follow `key`, whose newest stored event is `newest` or later.
+
+        Pair it with `unsubscribe`.
+        """
         with self._lock:
             channel = self._channels.get(key)
             if channel is None:
@@ -100,9 +107,10 @@ class Tail:
                 del self._channels[key]
 
     def next_events(self, channel: Channel, number: int, after: int) -> list[events.StoredEvent]:
-        """The next events of execution `number` above `after`, at once; empty when there are none yet.
+        """Return the next events of execution `number` above `after`, at once.
 
-        The final one is sent for any `after`: a reader may have events that a power cut took from the table.
+        Empty when there are none yet. The final one is sent for any `after`: a reader may have events that a power cut
+        removed from the table.
         """
         with channel.changed:
             if channel.over:
@@ -113,15 +121,18 @@ class Tail:
         return events.sendable(self._db, number, after, channel.newest)
 
     def wait(self, channel: Channel, ready: Callable[[], bool], seconds: float) -> bool:
-        """Wait until `ready` holds, checked at each ring, at most `seconds`. False when the time ran out."""
+        """Wait at most `seconds` until `ready` holds, checked at each ring.
+
+        False when the time ran out.
+        """
         with channel.changed:
             return channel.changed.wait_for(lambda: self.closed or ready(), seconds)
 
     def when_gone(self, connection: socket.socket, gone: Callable[[], None]) -> Callable[[], None]:
-        """Have the tail's thread call `gone` once when the peer closes; returns a function that ends the watch.
+        """Have the tail's thread call `gone` once when the peer closes.
 
-        Callable from any thread.
-        Raises OSError for a connection that is closed here.
+        Returns a function that ends the watch; any thread may call it. Raises OSError for a connection that is closed
+        here.
         """
         # The owner may close the connection at any time, and its number be reused; this duplicate is ours.
         descriptor = os.dup(connection.fileno())
@@ -142,13 +153,16 @@ class Tail:
         self._advance(not heard_all)
 
     def _reread(self) -> None:
-        """Read everything followed, once a second: a lost ring costs a second then, and no event."""
+        """Read everything that is followed, once a second.
+
+        A lost ring then delays an event by a second.
+        """
         self._loop.at(time.monotonic() + _REREAD_SECONDS, self._reread)
         if self._channels:
             self._advance(True)
 
     def _say_last_words(self, deadline: float) -> None:
-        """Let every thread that waits see `closed`, and every connection get the stored events."""
+        """Let every waiting thread see `closed`, and send the stored events."""
         self._advance(True)
         if self._rung or (self._any_live() and time.monotonic() < deadline):
             self._loop.at(time.monotonic() + _LOOK_SECONDS, lambda: self._say_last_words(deadline))

@@ -10,7 +10,10 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
-    """Return the bytes that are available to this process: of the machine, or of its control group if that has less."""
+    """Return the bytes of memory that are available to this process.
+
+    These are the bytes of the machine, or of the control group if it has less.
+    """
     with contextlib.suppress(OSError, ValueError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         if found is not None:
@@ -19,7 +22,10 @@ def available_bytes() -> int:
 
 
 def _left_in_group() -> list[int]:
-    """Return the bytes left under the limit of the control group; empty without a limit. Page cache counts as free."""
+    """Return the bytes left under the limit of the control group.
+
+    Empty without a limit. Page cache counts as free.
+    """
     try:
         own = Path("/proc/self/cgroup").read_text().strip().rpartition("0::/")[2]
         folder = _GROUPS / own

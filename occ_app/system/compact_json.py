@@ -13,12 +13,18 @@ _RAW = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def to_json(value: Any) -> str:
-    """Return the value as JSON without spaces and without raw control characters. Raises ValueError, RecursionError."""
+    """Return the value as JSON without spaces and raw control characters.
+
+    Raises ValueError, RecursionError.
+    """
     return escape_controls(_encode(value))
 
 
 def escape_controls(text: str) -> str:
-    """Escape DEL, C1 and the Unicode line separators in text that is JSON, where they occur inside strings only."""
+    """Escape DEL, C1 and the Unicode line separators in JSON text.
+
+    In JSON they occur inside strings only.
+    """
     if text.isascii() and "\x7f" not in text:
         return text
     return _RAW.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -1,4 +1,7 @@
-"""A thread that waits for many sockets at once and calls their handlers, which must not block."""
+"""A thread that waits for many sockets at once.
+
+It calls their handlers, which must not block.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,20 @@ class Loop:
         self.watch(self._alarm, select.EPOLLIN, lambda _: self._alarm_heard())
 
     def watch(self, descriptor: int, mask: int, happened: Callable[[int], None]) -> None:
-        """Call this when epoll reports `mask`, a hang-up or an error; replaces an earlier watch.
+        """Call `happened` when epoll reports `mask`, a hang-up or an error.
 
-        It may be called when nothing happened, where a descriptor was closed and its number used again.
+        Replaces an earlier watch. `happened` may be called without an event: a descriptor may be closed and its number
+        reused.
         """
         watched = descriptor in self._happened
         self._happened[descriptor] = happened
         (self._poll.modify if watched else self._poll.register)(descriptor, mask)
 
     def forget(self, descriptor: int) -> None:
-        """The end of `watch`, before the descriptor is closed; harmless when it was not watched."""
+        """Stop watching a descriptor, before it is closed.
+
+        Harmless when it is not watched.
+        """
         if self._happened.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
 

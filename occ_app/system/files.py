@@ -14,9 +14,10 @@ from occ_app.errors import NotWritten
 
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[IO[bytes]]:
-    """The yielded file becomes `target`, readable by its owner alone, when the block ends without an error.
+    """Yield a file that becomes `target` when the block ends without an error.
 
-    Raises NotWritten when `target` exists already or cannot be written, and when the block could not read a file.
+    Only its owner can read it. Raises NotWritten when `target` exists already or cannot be written, and when the block
+    could not read a file.
     """
     folder = target.absolute().parent
     try:
@@ -45,7 +46,10 @@ def write_file(path: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def short_path(folder: Path) -> Iterator[str]:
-    """A path to `folder` short enough for a socket address, which holds 107 bytes however deep the home is."""
+    """Yield a path to `folder` that is short enough for a socket address.
+
+    Such an address holds 107 bytes, however deep the home is.
+    """
     descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}"

@@ -1,7 +1,7 @@
-"""Text that comes from elsewhere: made storable, and made visible before a terminal or a log shows it.
+"""Text from elsewhere, made storable and safe to show.
 
-A machine, a hub, a client, a model and a file name may all hold characters that a terminal obeys. `visible` is the one
-function that every such text passes on its way to a terminal or a log; stored output keeps the characters.
+A machine, a hub, a client, a model and a file name may all contain characters that a terminal obeys. Every such text
+passes through `visible` on its way to a terminal or a log; stored output keeps the characters.
 """
 
 from __future__ import annotations
@@ -19,19 +19,25 @@ MAX_DEPTH = 200
 
 
 def visible(text: object) -> str:
-    r"""Return text with each character that a terminal obeys escaped: \x1b, \u202e. Tabs and newlines stay."""
+    r"""Return text with each character that a terminal obeys escaped.
+
+    Examples are \x1b and \u202e. Tabs and newlines stay.
+    """
     return _OBEYED.sub(_escape, str(text))
 
 
 def visible_line(text: object) -> str:
-    r"""Return text as `visible` does, with tabs and newlines escaped too, so that it is one line."""
+    r"""Return text as `visible` does, with tabs and newlines escaped.
+
+    The result is one line.
+    """
     return _BREAKS.sub(_escape, visible(text))
 
 
 def revealed(text: object) -> str:
-    r"""Return text as `visible` does, with each character that shows nothing escaped too: \u200b, \xa0, \u3164.
+    r"""Return text as `visible` does, with invisible characters escaped.
 
-    For text that a person decides on: it must not look like another one.
+    Examples are \u200b, \xa0 and \u3164. For text that a person decides on: it must not look like another one.
     """
     shown = visible(text)
     if shown.isascii():
@@ -42,7 +48,10 @@ def revealed(text: object) -> str:
 
 
 def revealed_line(text: object) -> str:
-    r"""Return text as `revealed` does, with tabs and newlines escaped too, so that it is one line."""
+    r"""Return text as `revealed` does, with tabs and newlines escaped.
+
+    The result is one line.
+    """
     return _BREAKS.sub(_escape, revealed(text))
 
 
@@ -58,16 +67,16 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """Return text whose surrogate pairs are joined and whose lone surrogates are U+FFFD."""
+    """Return text with surrogate pairs joined and lone surrogates as U+FFFD."""
     if text.isascii() or not _LONE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def storable(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """Return the same JSON value with no lone surrogate in any text of it: no database and no strict client takes one.
+    """Return the same JSON value without lone surrogates in its texts.
 
-    Raises ValueError for a value nested deeper than `depth`.
+    No database and no strict client accepts one. Raises ValueError for a value nested deeper than `depth`.
     """
     if isinstance(value, str):
         return whole_characters(value)

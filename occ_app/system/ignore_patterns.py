@@ -47,7 +47,10 @@ class _Step:
 
 @dataclass(frozen=True)
 class Pattern:
-    """One line of an ignore file; it matches a base name, or with `by_path` a path from the file's folder."""
+    """One line of an ignore file.
+
+    It matches a base name, or with `by_path` a path from the file's folder.
+    """
 
     negated: bool
     folders_only: bool
@@ -99,7 +102,10 @@ def _expression(step: _Step) -> bytes:
 
 
 class _Automaton:
-    """All ways through the steps of a glob at once: bit n of a number says that node n may come next."""
+    """The states of a glob that are active at the same time.
+
+    Bit n of a number says that node n may come next.
+    """
 
     def __init__(self, steps: Sequence[_Step]) -> None:
         self._stay, self._leave = [0] * 256, [0] * 256
@@ -140,20 +146,29 @@ class _Automaton:
 
 @dataclass(frozen=True)
 class Rules:
-    """The patterns of one ignore file, which apply below the folder `base`: a path with `/` at its end, or empty."""
+    """The patterns of one ignore file.
+
+    They apply below the folder `base`: a path with `/` at its end, or empty.
+    """
 
     base: bytes
     patterns: Sequence[Pattern]
 
     @classmethod
     def of(cls, content: bytes, base: bytes) -> Rules:
-        """Read an ignore file: lines end with a line feed, which one carriage return may precede."""
+        """Read an ignore file.
+
+        Lines end with a line feed; one carriage return may precede it.
+        """
         lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         read = [_pattern(line.removesuffix(b"\r").partition(b"\0")[0]) for line in lines if not line.startswith(b"#")]
         return cls(base, [pattern for pattern in read if pattern is not None])
 
     def verdict(self, path: bytes, *, folder: bool) -> bool | None:
-        """Return whether the last pattern that matches says to ignore a path; None when none matches."""
+        """Return whether the last matching pattern ignores a path.
+
+        None when no pattern matches.
+        """
         name = path.rpartition(b"/")[2]
         below = path[len(self.base) :]
         for pattern in reversed(self.patterns):
@@ -164,7 +179,10 @@ class Rules:
 
 
 def ignored(rules: Sequence[Rules], path: bytes, *, folder: bool) -> bool:
-    """Return whether git ignores a path whose parent folders it does not ignore; the last rules win."""
+    """Return whether git ignores a path whose parent folders are not ignored.
+
+    The last rules win.
+    """
     for each in reversed(rules):
         verdict = each.verdict(path, folder=folder)
         if verdict is not None:
@@ -234,7 +252,10 @@ def _glob(text: bytes, *, paths: bool) -> list[_Step]:
 
 
 def _bracket(text: bytes, index: int, *, paths: bool) -> tuple[frozenset[int], int]:
-    """Return the bytes of the set that begins after `[`, none if git cannot read it, and the index after its `]`."""
+    """Return the bytes of the set after `[` and the index after its `]`.
+
+    The set is empty if git cannot read it.
+    """
     negated = text[index : index + 1] in (b"!", b"^")
     try:
         matched, end = _members(text, index + negated)
@@ -245,7 +266,10 @@ def _bracket(text: bytes, index: int, *, paths: bool) -> tuple[frozenset[int], i
 
 
 def _members(text: bytes, index: int) -> tuple[set[int], int]:
-    """Return the bytes that a set names, and the index after its `]`. Raises LookupError when git cannot read it."""
+    """Return the bytes that a set names, and the index after its `]`.
+
+    Raises LookupError when git cannot read it.
+    """
     matched = set[int]()
     previous = 0  # the byte before a "-"; 0 where no range can begin
     begin = index
@@ -269,6 +293,9 @@ def _members(text: bytes, index: int) -> tuple[set[int], int]:
 
 
 def _closes_class(text: bytes, index: int) -> bool:
-    """Return whether the name of a class that begins at `index` ends with `:]`; otherwise `[` is a plain member."""
+    """Return whether the class name that begins at `index` ends with `:]`.
+
+    Otherwise `[` is a plain member.
+    """
     end = text.find(b"]", index)
     return end > index and text[end - 1 : end] == b":"

@@ -1,4 +1,7 @@
-"""The process state that a parent hands down, set for OCC; docs/reliability.md lists all of it."""
+"""The process state that a parent hands down, set for OCC.
+
+docs/reliability.md lists all of it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def open_standard_descriptors() -> None:
-    """Open descriptors 0 to 2 where they are closed; otherwise a file or a socket would take their numbers.
+    """Open descriptors 0 to 2 where they are closed.
 
-    Reading from 0 and writing to 1 fail then, as they would on a closed descriptor. Output to 2 is discarded.
+    Otherwise a file or a socket would take their numbers. Reading from 0 and writing to 1 then fail, as they would on
+    a closed descriptor. Output to 2 is discarded.
     """
     for number, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -36,9 +40,10 @@ def open_standard_descriptors() -> None:
 
 
 def prepare_command() -> None:
-    """Set the state for a command: descriptors, umask, a signal mask that blocks nothing, and children to wait for.
+    """Set the process state for a command.
 
-    A lower soft limit on open files is raised to 4,096, or to the hard limit.
+    This covers descriptors, the umask, a signal mask that blocks nothing, and children to wait for. A lower soft limit
+    on open files is raised to 4,096, or to the hard limit.
 
     Signals that `nohup` or a shell ignores for a background job stay ignored.
     """
@@ -51,9 +56,10 @@ def prepare_command() -> None:
 
 
 def prepare_daemon() -> None:
-    """Set the state for a daemon's process: as `prepare_command`, and default actions for all ignored signals.
+    """Set the process state for a daemon.
 
-    Soft limits on processor time and file size are raised to the hard limits.
+    As `prepare_command`, and with default actions for all ignored signals. Soft limits on processor time and file size
+    are raised to the hard limits.
     """
     prepare_command()
     for number in signal.valid_signals() - {*_PYTHONS_OWN, signal.SIGKILL, signal.SIGSTOP}:
@@ -65,10 +71,10 @@ def prepare_daemon() -> None:
 
 
 def leave_strangers() -> None:
-    """Continue in a child when this process has, or may get, children that OCC did not start.
+    """Continue in a child if this process may get children that OCC did not start.
 
-    That is so for the first process of a container and for one that a shell became by exec. Orphans of strangers then
-    come to the original process, which reaps them, forwards signals to the child and exits as the child does.
+    That is so for the first process of a container, and for one that replaced a shell by exec. Orphans of others then
+    come to the original process, which reaps them, forwards signals to the child and exits with the child's status.
     """
     if os.getpid() != 1 and not children_of_this():
         return
@@ -84,7 +90,10 @@ def leave_strangers() -> None:
 
 
 def _await(child: int) -> int:
-    """Reap all children and forward signals until `child` ends. Returns its exit code, 128 + N for signal N."""
+    """Reap all children and forward signals until `child` ends.
+
+    Returns its exit code, or 128 + N for signal N.
+    """
     while True:
         number = signal.sigwait([*_FORWARDED, signal.SIGCHLD])
         if number != signal.SIGCHLD:

@@ -1,4 +1,7 @@
-"""Which files of OCC are installed: a daemon compares them with those that it was started from."""
+"""The installed files of OCC.
+
+A daemon compares them with the files that it was started from.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ _PACKAGES = Path(__file__).parents[2]
 
 
 def fingerprint() -> str:
-    """Return a digest of the paths, sizes and times of all files of OCC. It takes about a millisecond."""
+    """Return a digest of the paths, sizes and times of all files of OCC.
+
+    It takes about a millisecond.
+    """
     digest = hashlib.sha256()
     for root in (_PACKAGES / "occ_app", _PACKAGES / "occ_worker", packaged("migrations")):
         for folder, folders, files in os.walk(root):

@@ -20,9 +20,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Ask for `number` to be sent to this process when `parent`, its parent, dies; leave at once if it is dead.
+    """Have the kernel send `number` to this process when `parent` dies.
 
-    Stays in force across exec. The parent's thread that forked counts, so fork from a main thread.
+    `parent` is its parent; if that is dead already, this process exits at once. The setting survives exec. It refers
+    to the parent's thread that forked, so fork from a main thread.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
@@ -35,7 +36,10 @@ def become_subreaper() -> None:
 
 
 def allow_many_files(limit: int = 65536) -> None:
-    """Let this process open as many files as it may, up to `limit`; the usual 1,024 are few for a server."""
+    """Raise this process's limit on open files, at most to `limit`.
+
+    The usual 1,024 are too few for a server.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -43,13 +47,19 @@ def allow_many_files(limit: int = 65536) -> None:
 
 
 def max_open_files() -> int:
-    """Return how many open files connections may take; the rest is for the database, uploads and libraries."""
+    """Return the number of open files that connections may use.
+
+    The rest is for the database, uploads and libraries.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft - max(64, soft // 4)
 
 
 def sync_filesystem(path: Path) -> None:
-    """Have everything below `path` on the disk, in one step for its whole file system. Raises OSError."""
+    """Write everything below `path` to the disk.
+
+    One call covers its whole file system. Raises OSError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _libc.syncfs(descriptor) != 0:
@@ -76,7 +86,10 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system; glibc keeps it for later, which for a daemon may be never."""
+    """Return freed memory to the system.
+
+    glibc keeps it for later, which for a daemon may be never.
+    """
     trim = getattr(_libc, "malloc_trim", None)  # musl has none, and keeps less
     if trim is not None:
         trim(0)

@@ -1,4 +1,7 @@
-"""Reading the logs of a daemon: records of several files in the order of their times, and those that are added."""
+"""Reading a daemon's logs.
+
+Records of several files are merged in the order of their times, and new ones can be followed.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,20 @@ _TAIL_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Record:
-    """A record as it is in the file, its traceback included; `time` is ISO 8601 in UTC, empty when it has none."""
+    """A record as it is in the file, with its traceback.
+
+    `time` is ISO 8601 in UTC, empty when the record has none.
+    """
 
     time: str
     execution: str
     text: str
 
     def matches(self, since: str | None, execution: str | None) -> bool:
-        """Whether it is as new as `since` and of an execution whose id begins with `execution`."""
+        """Return whether the record is as new as `since` and of `execution`.
+
+        `execution` is the beginning of an execution's id.
+        """
         new = since is None or self.time >= since
         return new and (execution is None or self.execution.startswith(execution))
 
@@ -78,14 +87,17 @@ class Logs:
         self._rests = dict.fromkeys(self._files, b"")
 
     def read(self, *, whole: bool) -> Iterator[Record]:
-        """Yield the records up to now by time; those of the last megabyte of each log, unless `whole`."""
+        """Yield the stored records by time.
+
+        Without `whole` these are the records of the last megabyte of each log.
+        """
         logs = (records(_lines(path, file, whole)) for path, file in self._files.items())
         yield from heapq.merge(*logs, key=lambda record: record.time)
 
     def added(self, show: Callable[[str], None]) -> bool:
-        """Call `show` with each whole line that was added since the last call; returns whether there was one.
+        """Call `show` with each whole line that was added since the last call.
 
-        A log that was put aside and begun again is followed.
+        Returns whether there was one. A log that was rotated is followed.
         """
         some = False
         for path, file in self._files.items():
@@ -123,7 +135,10 @@ def _open_at_end(path: Path) -> IO[bytes] | None:
 
 
 def _lines(path: Path, current: IO[bytes] | None, whole: bool) -> Iterator[str]:
-    """Yield the lines of a log up to the position of `current`, the open file, after those of its old files."""
+    """Yield the lines of a log, those of its rotated files first.
+
+    Ends at the position of `current`, the open file.
+    """
     end = 0 if current is None else current.tell()
     here = None if current is None else os.fstat(current.fileno())
     for number in range(OLD_FILES, 0, -1):

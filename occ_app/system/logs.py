@@ -1,7 +1,8 @@
-"""How OCC's processes log: a line for each record, in a file of bounded size for each part of the daemon.
+"""Logging of OCC's processes: one line for each record, in files of bounded size.
 
-A line has the time in UTC, the level, the part, the execution (or -), the logger and the message; with the format
-`json` it is one object with these fields. Indented lines below a record are its traceback.
+Each part of the daemon has a file. A line has the time in UTC, the level, the part, the execution (or -), the logger
+and the message; with the format `json` it is one object with these fields. Indented lines below a record are its
+traceback.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ def execution(execution_id: str) -> Iterator[None]:
 
 
 def set_execution(execution_id: str | None) -> None:
-    """Name this execution in each record that this thread logs from now on; none with None."""
+    """Name this execution in each record that this thread logs from now on.
+
+    With None, records name no execution.
+    """
     _execution.set(execution_id or "-")
 
 
 class RecordFormatter(logging.Formatter):
-    """Formats a record so that nothing in it commands a terminal or looks like the start of another record."""
+    """A formatter whose records cannot command a terminal or imitate another record."""
 
     def __init__(self, part: str) -> None:
         super().__init__()
@@ -86,9 +90,9 @@ class JsonFormatter(RecordFormatter):
 
 
 class RotatingHandler(logging.StreamHandler):  # type: ignore[type-arg]  # a plain class at run time
-    """Logs to the file at `path`, open as `descriptor`; a full file is put aside, and a replaced one followed.
+    """A handler that rotates the file at `path`, open as `descriptor`.
 
-    Several processes of a part share a file: the one that finds it full renames it, and the others see that at their
+    Several processes of a part share a file: the one that finds it full renames it, and the others notice at their
     next record. When the descriptor is standard error, the interpreter's own messages move to the new file, too.
     """
 
@@ -126,9 +130,9 @@ def open_log(path: Path) -> int:
 
 
 def put_aside(path: Path, max_bytes: int = MAX_BYTES) -> bool:
-    """Rename a log that is full to NAME.log.1 and older ones to the next number; False when it is not full.
+    """Rename a full log to NAME.log.1, and older ones to the next number.
 
-    Of several processes that do this at once, one does. Raises OSError.
+    False when it is not full. Of several processes that call this at once, one renames. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError), path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -143,12 +147,15 @@ def put_aside(path: Path, max_bytes: int = MAX_BYTES) -> bool:
 
 
 def old_log(path: Path, number: int) -> Path:
-    """The place of a log that was put aside, 1 for the newest."""
+    """Return the number of a rotated log, 1 for the newest."""
     return path.with_name(f"{path.name}.{number}")
 
 
 def formatter(part: str, shape: str) -> RecordFormatter:
-    """Return the formatter of every handler in a part's processes, those of libraries included."""
+    """Return the formatter of every handler in a part's processes.
+
+    Handlers of libraries use it, too.
+    """
     return JsonFormatter(part) if shape == "json" else RecordFormatter(part)
 
 
@@ -171,7 +178,10 @@ def log_to_file_too(part: str, shape: str, path: Path) -> None:
 
 
 def _is_stderr(path: Path) -> bool:
-    """Whether standard error is the log at `path`, or one that was there when this process was started."""
+    """Return whether standard error is the log at `path`.
+
+    A log that was at `path` when this process started counts, too.
+    """
     try:
         opened = os.readlink(f"/proc/self/fd/{_STDERR}")
     except OSError:
@@ -180,7 +190,10 @@ def _is_stderr(path: Path) -> bool:
 
 
 def handler() -> logging.Handler:
-    """Return the handler that `log_to_stderr` has made, for the loggers of libraries that do not use it."""
+    """Return the handler made by `log_to_stderr`.
+
+    For the loggers of libraries that do not use it by themselves.
+    """
     return logging.getLogger().handlers[0]
 
 

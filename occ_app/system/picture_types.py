@@ -1,4 +1,7 @@
-"""The formats of pictures that a browser shows without running anything of them, by the first bytes of a file."""
+"""Formats of pictures that a browser shows without running code in them.
+
+They are recognised by the first bytes of a file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ HEAD_BYTES = 12
 
 
 def type_of(content: bytes) -> str | None:
-    """Return the media type that the first HEAD_BYTES of a content say; None if they are of no such picture."""
+    """Return the media type that the first HEAD_BYTES of a content show.
+
+    None if they belong to no such picture.
+    """
     head = content[:HEAD_BYTES]
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"

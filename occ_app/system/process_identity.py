@@ -1,4 +1,4 @@
-"""Which process a record speaks of, so that a recycled pid or a reboot is never taken for it."""
+"""The identity of a process across recycled pids and reboots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process of one boot: `start` is field 22 of /proc/PID/stat, ticks since boot, which no clock change moves."""
+    """One process of one boot.
+
+    `start` is field 22 of /proc/PID/stat, in ticks since boot; no clock change moves it.
+    """
 
     boot_id: str
     pid: int
@@ -27,7 +30,10 @@ def boot_id() -> str:
 
 
 def process_start(pid: int) -> int | None:
-    """When process `pid` started, in ticks since boot; None when there is none or it is a zombie."""
+    """Return when process `pid` started, in ticks since boot.
+
+    None when there is no such process or it is a zombie.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

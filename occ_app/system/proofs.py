@@ -1,8 +1,8 @@
-"""Proof that two sides hold one secret, without sending it: an HMAC-SHA256 over a nonce of the other side.
+"""Proofs that two sides hold one secret, without sending it.
 
-The caller proves itself with its question, so an agent or a hub answers nobody who does not hold the secret. A machine
-proves to a hub that it is the one that registered before: the hub knows a value that the machine derives from its own
-secret and the hub's id, and never the secret.
+A proof is an HMAC-SHA256 over a nonce of the other side. The caller proves itself with its request, so an agent or a
+hub answers only callers that hold the secret. A machine proves to a hub that it is the one that registered before: the
+hub knows a value that the machine derives from its secret and the hub's id, and never the secret.
 """
 
 from __future__ import annotations
@@ -44,32 +44,50 @@ def asked(header: str, token: str) -> str | None:
 
 
 def of_key(api_key: str) -> str:
-    """Return the secret that both sides of an API key know: a hub keeps no more than the key's SHA-256."""
+    """Return the secret that both sides of an API key know.
+
+    It is the key's SHA-256, because a hub stores no more than that.
+    """
     return hashlib.sha256(api_key.encode()).hexdigest()
 
 
 def verifier(secret: str, hub_id: str) -> str:
-    """Return the value by which one hub knows a machine; another hub's differs, and `secret` cannot be derived."""
+    """Return the value by which one hub knows a machine.
+
+    Another hub's differs, and `secret` cannot be derived from it.
+    """
     return _hmac(secret, f"occ-machine.1 hub {hub_id}")
 
 
 def machine_id(verifier: str) -> str:
-    """Return the name of a machine on the hub of this verifier, of which it reveals nothing."""
+    """Return the id of a machine on the hub of this verifier.
+
+    It reveals nothing of the verifier.
+    """
     return _hmac(verifier, "occ-machine.1 id")[:32]
 
 
 def of_machine(verifier: str, nonce: str, instance: str) -> str:
-    """Return the proof of a machine that registers as this instance, over the hub's nonce."""
+    """Return a machine's proof for registering as this instance.
+
+    It covers the hub's nonce.
+    """
     return _hmac(verifier, f"occ-machine.1 register {nonce} {instance}")
 
 
 def of_former(token: str, nonce: str) -> str:
-    """Return the proof that a machine holds the token of an earlier registration, over the hub's nonce."""
+    """Return the proof that a machine holds the token of an earlier registration.
+
+    It covers the hub's nonce.
+    """
     return _hmac(token, f"occ-machine.1 former {nonce}")
 
 
 def same(given: str, right: str) -> bool:
-    """Return whether two proofs are equal, in a time that does not depend on where they differ."""
+    """Return whether two proofs are equal.
+
+    The time taken does not depend on where they differ.
+    """
     return hmac.compare_digest(given.encode(), right.encode())
 
 

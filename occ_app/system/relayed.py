@@ -1,4 +1,7 @@
-"""The header by which a hub marks the executions that it sends to an agent; any other execution there is local."""
+"""The header by which a hub marks the executions that it sends to an agent.
+
+Any other execution of that agent is local.
+"""
 
 from __future__ import annotations
 

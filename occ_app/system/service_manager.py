@@ -9,7 +9,10 @@ READY, STOPPING = "READY=1", "STOPPING=1"
 
 
 def notify(address: str | None, state: str) -> None:
-    """Report a state to the service manager at `address`; without an address, or one that is gone, do nothing."""
+    """Report a state to the service manager at `address`.
+
+    Without an address, or when nothing listens there, nothing is sent.
+    """
     if not address:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:

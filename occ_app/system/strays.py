@@ -22,9 +22,10 @@ MARKER = "OCC_EXECUTION_ID"
 
 
 def sweep_children(spared: Collection[int] = ()) -> bool:
-    """Kill every child of this process but the spared, and theirs as they become ours, until a look finds none.
+    """Kill every child of this process except the spared ones.
 
-    False: some stayed, as one does that became another user's, with sudo.
+    Orphans that become its children are killed, too, until none is left. False when some are left, such as one that
+    changed to another user by sudo.
     """
     deadline = time.monotonic() + SWEEP_SECONDS
     untouchable = set(spared)
@@ -45,7 +46,7 @@ def sweep_children(spared: Collection[int] = ()) -> bool:
 
 
 def children_of_this() -> list[int]:
-    """The children of this process, those it adopted among them."""
+    """Return the children of this process, adopted ones included."""
     pid = os.getpid()
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -72,10 +73,10 @@ def _children(task: Path) -> list[str]:
 
 
 def sweep_marked(execution_id: str, home: Path) -> bool:
-    """Kill every process that carries an execution's marker in its environment, until a look finds none.
+    """Kill every process with an execution's marker in its environment.
 
-    For what outlived its worker. Another home's agent may run an execution of the same id: what descends from its
-    processes is spared. False: some were still there after the time limit.
+    For processes that outlived their worker. An agent of another home may run an execution of the same id; descendants
+    of its processes are spared. False when some are still alive after the time limit.
     """
     import psutil
 
@@ -100,7 +101,10 @@ def _environ(pid: int) -> list[bytes]:
 
 
 def _of_another_home(pid: int, home: Path) -> bool:
-    """Whether it descends from an agent's process with another OCC_HOME: a worker that lives keeps all it started."""
+    """Return whether a process descends from an agent with another OCC_HOME.
+
+    A living worker keeps all that it started.
+    """
     import psutil
 
     marker = b"OCC_HOME=" + os.fsencode(home)

@@ -1,4 +1,7 @@
-"""Timestamps in rows and on the wire: UTC in ISO 8601 with milliseconds, text that sorts as time."""
+"""Timestamps in rows and on the wire.
+
+They are UTC in ISO 8601 with milliseconds: text that sorts by time.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from datetime import UTC, datetime
 
 
 def iso(moment: datetime) -> str:
-    """A moment of UTC as text."""
+    """Return a moment of UTC as text."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

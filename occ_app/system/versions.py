@@ -6,7 +6,7 @@ import re
 
 
 def compatible(one: str, other: str) -> bool:
-    """Whether a hub and an agent of these versions are at most one minor version apart.
+    """Return whether a hub and an agent are at most one minor version apart.
 
     A version that cannot be read is compatible with every other.
     """
