@@ -1,6 +1,7 @@
-"""The hub's pages for people with a browser, made on the server; the scripts only spare reloading them.
+"""The hub's pages for people with a browser, rendered on the server.
 
-Pages have separate addresses and require a cookie that opens nothing else; the API accepts no cookie.
+The pages work without their scripts, which only save reloads. Pages have their own addresses and require a cookie that
+opens nothing else; the API accepts no cookie.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ for room in (
 bp.register_blueprint(folders.archives)
 
 _HEADERS = {
-    # No script and no style but the hub's files, nothing from elsewhere, in nobody's frame.
+    # Only the hub's own scripts and styles, nothing from other hosts, and no framing.
     "Content-Security-Policy": "default-src 'self'; worker-src 'self'; manifest-src 'self'; object-src 'none';"
     " base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    # Not `no-referrer`: with it browsers say `Origin: null` even to the page's own host, and Origin is checked.
+    # Not `no-referrer`: with it browsers send `Origin: null` even to the page's own host, and Origin is checked.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
@@ -77,7 +78,7 @@ def add_pages(app: Flask) -> None:
     app.add_template_filter(terminal.plain, "plain")
     refusals.answer_errors(app, _refusal_outside)
     app.jinja_env.bytecode_cache = CompiledTemplates()
-    # Read now: an upgrade replaces these files while the code of this version runs.
+    # Read now, because an upgrade replaces these files while this version is running.
     for name in app.jinja_env.list_templates():
         app.jinja_env.get_template(name)
     files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.is_file()}
@@ -85,7 +86,7 @@ def add_pages(app: Flask) -> None:
 
 
 def asked_for() -> bool:
-    """Whether the request is for a page, and so comes with a cookie if with anything."""
+    """Return whether the request is for a page, and so authenticates with a cookie."""
     return bp.name in request.blueprints
 
 
@@ -112,7 +113,7 @@ def common() -> dict[str, object]:
 
 @bp.get("/static/<filename>", endpoint="static")
 def static_file(filename: str) -> Response:
-    """A style, a script or an icon, as it was when the hub started."""
+    """Send a style, a script or an icon, as it was when the hub started."""
     content = current_app.extensions["occ_static"].get(filename)
     if content is None:
         raise NotFound
@@ -123,12 +124,16 @@ def static_file(filename: str) -> Response:
 
 @bp.route("/runs/<path:_>", methods=["GET", "POST"])
 def nowhere(_: str) -> Response:
-    """What looks like an address of an execution and is none."""
+    """Answer 404 at an address that looks like a run's and is not."""
     return error_page("NOT_FOUND", "")
 
 
 def error_page(code: str, message: str, _: object = None, status: int | None = None) -> Response:
-    """A refusal as a page; who asks for a whole page without being logged in is sent to where one logs in."""
+    """Return an error as a page.
+
+    A visitor without a login who requests a whole page is redirected to the log-in page. A prompt that was sent
+    without a login is shown again, so that it is not lost.
+    """
     g.refusal = code  # for the metrics
     status = status or refusals.status_of(code)
     if code == "UNAUTHORIZED" and request.endpoint in door.LEAD_BACK:
@@ -143,7 +148,11 @@ def error_page(code: str, message: str, _: object = None, status: int | None = N
 
 
 def _written() -> str | None:
-    """The prompt in a form that came without a login; nobody sends much before a key is shown."""
+    """Return the prompt of a form that was sent without a login.
+
+    Returns None when the request is longer than _MAX_KEPT_BYTES: a client that has not authenticated cannot make the
+    hub read more.
+    """
     if (request.content_length or 0) > _MAX_KEPT_BYTES:
         return None
     return request.form.get("prompt")
@@ -152,10 +161,15 @@ def _written() -> str | None:
 def _refusal_outside(
     code: str, message: str, details: Mapping[str, Any] | None = None, status: int | None = None
 ) -> Response:
-    """A refusal of anything that is no page: as the API says it, but for a browser at an address that is nobody's."""
+    """Return an error for a request that is not for a page.
+
+    The error has the API's form, except for a browser at an address that does not exist: that gets a page.
+    """
     if request.endpoint is not None or "text/html" not in request.headers.get("Accept", ""):
         return refusals.error_response(code, message, details, status)
-    door.visitor(services().db)  # a visitor with a login goes to the first page, others to the log-in page
+    door.visitor(
+        services().db
+    )  # sets the login: with one the page links to the first page, otherwise to the log-in page
     return add_headers(error_page("NOT_FOUND" if code == "UNAUTHORIZED" else code, message))
 
 

@@ -1,4 +1,4 @@
-"""The next steps of a person with an execution that failed, by the code of its error."""
+"""The next steps for a person whose run failed, by error code."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ _ADVICE = {
 
 
 def of(code: str | None) -> str:
-    """Return the advice for the code of an error."""
+    """Return the advice for an error code."""
     return _ADVICE.get(code or "", "Run this again, or reply to continue from here.")

@@ -1,4 +1,7 @@
-"""An execution's events as blocks of a page: texts, tool calls and notes in order, and the todo list."""
+"""An execution's events as the blocks of a page.
+
+Blocks are texts, tool calls, thinking and notes, in order. The todo list is kept beside them.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,15 @@ _MAX_TODO_ITEMS = 100
 
 @dataclass
 class Text:
-    """Uninterrupted text; `first` is the number of its first event. It grows by pieces of HTML."""
+    """Uninterrupted text of an answer.
+
+    `first` is the number of its first event. It grows as chunks of text are added.
+    """
 
     first: int
     pieces: list[str] = field(default_factory=list)
     live: LiveText | None = None
-    places: list[tuple[int, int]] = field(default_factory=list)  # numbers of events, and where their texts begin
+    places: list[tuple[int, int]] = field(default_factory=list)  # event numbers, and the offsets of their texts
     size: int = 0
 
     kind = "text"
@@ -41,12 +47,12 @@ class Text:
 
     @property
     def text(self) -> str:
-        """All of it, without escape sequences."""
+        """Return the whole text without escape sequences."""
         return terminal.plain("".join(self.pieces))
 
     @property
     def blocks(self) -> list[str]:
-        """It as HTML, an element for each block at the top level."""
+        """Return the text as HTML, one element for each block at the top level."""
         if self.live is None:
             return markdown.blocks(self.text)
         return [*self.live.closed, *self.live.open]
@@ -58,7 +64,7 @@ class Text:
 
 @dataclass
 class Thinking:
-    """The model's thinking without interruption, which is folded."""
+    """Uninterrupted thinking of the model, collapsed on the page."""
 
     first: int
     text: str
@@ -68,7 +74,7 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence about an event without a block of another kind."""
+    """A sentence about an event that has no block of another kind."""
 
     first: int
     text: str
@@ -95,16 +101,19 @@ Block = Text | Call | Thinking | Note
 
 
 def files_of(execution: Execution, folder: str) -> str:
-    """Return the address of the files of an execution's workspace; empty when its folder is gone."""
+    """Return the address of the files of an execution's workspace.
+
+    Returns an empty string when the workspace no longer exists.
+    """
     return f"/files/{quote(execution.workspace_id, safe='')}" if folder else ""
 
 
 class Reader:
-    """Puts events together to blocks, in their order. With `live` the last text can be shown at any time.
+    """Builder of the blocks of an answer from its events, in order.
 
-    `folder` is that of the workspace: paths in it are shown relative to it. `files` is the address of the workspace's
-    files; empty where there are none to show. `run` is the id of the execution. `changed` are the places of the blocks
-    that have changed since a caller last cleared it.
+    With `live` the last text can be rendered at any time. `folder` is the workspace's: paths in it are shown relative
+    to it. `files` is the address of the workspace's files, empty where there are none to show. `run` is the id of the
+    execution. `changed` holds the indexes of the blocks that have changed since a caller last cleared it.
     """
 
     def __init__(self, after: int, folder: str, *, live: bool = False, files: str = "", run: str = "") -> None:
@@ -119,11 +128,13 @@ class Reader:
         self._folder = prefix(folder)
         self._files = files
         self._run = run
-        self._open: dict[str, tuple[int, Call]] = {}  # calls without a result, by id: the places of the outermost
+        self._open: dict[
+            str, tuple[int, Call]
+        ] = {}  # calls without a result, by id, with the index of the outermost call
 
     @property
     def stable(self) -> int:
-        """The number of the last event before all blocks that may still change."""
+        """Return the number of the last event before all blocks that may still change."""
         unfinished = [self.blocks[place].first for place, _ in self._open.values()]
         if self.blocks and isinstance(self.blocks[-1], (Text, Thinking)):
             unfinished.append(self.blocks[-1].first)
@@ -131,12 +142,12 @@ class Reader:
 
     @property
     def waits(self) -> bool:
-        """Whether a call is still without its result."""
+        """Return whether a call has no result yet."""
         return bool(self._open)
 
     def take(self, event: events.StoredEvent) -> None:
         """Add an event."""
-        self.bytes += len(event.data) if event.name != "image" else 0  # the page has its address alone
+        self.bytes += len(event.data) if event.name != "image" else 0  # the page holds only its address
         self.last = event.seq
         sound = checked(RawEvent(event.seq, event.name, event.data))
         if sound is None:
@@ -171,7 +182,7 @@ class Reader:
         if not self.blocks or not isinstance(self.blocks[-1], Text):
             self._add(Text(seq, live=LiveText() if self._live else None))
         last = self.blocks[-1]
-        assert isinstance(last, Text)  # noqa: S101 - it was put there above
+        assert isinstance(last, Text)  # noqa: S101 - added above
         last.add(seq, data["chunk"])
         self.changed.add(len(self.blocks) - 1)
 
@@ -192,7 +203,7 @@ class Reader:
         self.todo = Todo(items)
 
     def _progress(self, _: int, data: dict[str, Any]) -> None:
-        """Note the progress of a sub-agent in the call that started it, while that is open."""
+        """Record a subagent's progress in the open call that started it."""
         place, call = self._open.get(data.get("toolUseId") or "", (-1, None))
         if call is None:
             return
@@ -216,7 +227,7 @@ class Reader:
         self._add(Note(seq, f"{ended}{f' by {actor}' if actor else ''}{f': {message}' if message else '.'}"))
 
     def _input(self, seq: int, data: dict[str, Any]) -> None:
-        """Show a text that a person sent to the running turn, once."""
+        """Show text that a person sent to the running turn, once."""
         text = data.get("text")
         if data.get("state") in ("sent", "queued") and isinstance(text, str) and text:
             self._add(Note(seq, f"Sent while it ran: {terminal.plain(text)}"))
@@ -226,7 +237,7 @@ class Reader:
             self._call(seq, data)
             return
         place, call = self._open.pop(data["toolUseId"], (-1, None))
-        if call is None:  # its call is not among the events any more
+        if call is None:  # retention removed the event of its call
             call = Call(seq, "Tool")
             self._add(call)
             place = len(self.blocks) - 1
@@ -237,7 +248,7 @@ class Reader:
         self.changed.add(place)
 
     def _picture(self, seq: int, data: dict[str, Any]) -> None:
-        """Add a picture to the call that has it in its result, which comes next."""
+        """Add a picture to the call whose result contains it and comes next."""
         _, call = self._open.get(data["toolUseId"], (-1, None))
         if call is not None and data["part"] == 0 and self._run:
             call.pictures.append(f"/runs/{quote(self._run, safe='')}/pictures/{seq}")

@@ -1,4 +1,4 @@
-"""The files with which a browser installs the pages as an app: the manifest and the service worker."""
+"""The manifest and the service worker, which let a browser install the pages."""
 
 from __future__ import annotations
 
@@ -35,5 +35,8 @@ def manifest() -> Response:
 
 @bp.get("/service-worker.js")
 def service_worker() -> Response:
-    """The script that shows notifications; at the root, so that it belongs to all pages."""
+    """Send the script that shows notifications.
+
+    Its address is at the root, because a service worker controls only the pages below its address.
+    """
     return Response(current_app.extensions["occ_static"]["service-worker.js"], content_type="text/javascript")

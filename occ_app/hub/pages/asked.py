@@ -1,4 +1,7 @@
-"""The questions to a person on a page: a tool call, questions or a plan, and the form with the answer."""
+"""Approvals on a page, each with the form for the answer.
+
+An approval is about a tool call, questions or a plan.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ _MAX_MESSAGE_CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its options, each a label and a description; `several` may be chosen."""
+    """A question with its options, each a label and a description.
+
+    With `several` more than one option may be chosen.
+    """
 
     number: int
     text: str
@@ -40,12 +46,12 @@ class Asked:
 
     @property
     def call(self) -> Call:
-        """The call as a tool's block; it has no result."""
+        """Return the call as a tool's block, which has no result."""
         return Call(0, self.approval.tool, self.approval.input, folder=prefix(self.folder), over=True)
 
     @property
     def heading(self) -> str:
-        """The question as one line."""
+        """Return the approval as one line."""
         if self.approval.kind == "question":
             return "Claude asks you"
         if self.approval.kind == "plan":
@@ -57,19 +63,19 @@ class Asked:
 
     @property
     def views(self) -> list[View]:
-        """The whole input."""
+        """Return the whole input."""
         return self.call.views
 
     @property
     def plan(self) -> Markup | None:
-        """The plan as HTML; None when it is in the answer above."""
+        """Return the plan as HTML; None when it is in the answer above."""
         given = self.approval.input
         text = given.get("plan") if isinstance(given, Mapping) else None
         return markdown.html(terminal.plain(text)) if isinstance(text, str) and text.strip() else None
 
     @property
     def questions(self) -> list[Question]:
-        """The questions of a call that asks some."""
+        """Return the questions; empty for an approval of another kind."""
         given = self.approval.input
         found = given.get("questions") if isinstance(given, Mapping) else None
         if self.approval.kind != "question" or not isinstance(found, list):
@@ -86,20 +92,29 @@ def _question(number: int, given: Mapping[str, Any]) -> Question:
 
 
 def of_execution(execution_id: str, folder: str) -> list[Asked]:
-    """Return the open approvals of an execution that the caller may see, each with its whole input."""
+    """Return the open approvals of an execution that the caller may see.
+
+    Each has its whole input.
+    """
     known, visible_to = services().approvals, callers.caller().visible_to
     open_ones = [each for each in known.listing("open", visible_to) if each.execution_id == execution_id]
     return [Asked(known.get(each.approval_id, visible_to), folder) for each in open_ones]
 
 
 def waiting() -> list[Asked]:
-    """Return the approvals that wait for an answer of the caller's, oldest first; long inputs are cut."""
+    """Return the open approvals that the caller may answer, oldest first.
+
+    Long inputs are cut.
+    """
     listed = services().approvals.listing("open", callers.caller().visible_to)
     return [Asked(each) for each in listed if each.pending is None]
 
 
 def answer(approval_id: str, form: MultiDict[str, str]) -> Approval:
-    """Answer an approval as a form says. Raises what HubApprovals.answer does."""
+    """Answer an approval with the values of a form.
+
+    Raises InvalidRequest when the form has no decision or lacks an answer, and the errors of HubApprovals.answer.
+    """
     known, caller = services().approvals, callers.caller()
     approval = known.get(approval_id, caller.visible_to)
     decision = form.get("decision", "")
@@ -118,7 +133,10 @@ def answer(approval_id: str, form: MultiDict[str, str]) -> Approval:
 
 
 def _answers(asked: Asked, form: MultiDict[str, str]) -> dict[str, str]:
-    """Return the answers by the texts of their questions. Raises InvalidRequest when one is missing."""
+    """Return the answers, keyed by the texts of their questions.
+
+    Raises InvalidRequest when one is missing.
+    """
     found = dict[str, str]()
     for question in asked.questions:
         chosen = [*form.getlist(f"answer-{question.number}"), form.get(f"other-{question.number}", "").strip()]

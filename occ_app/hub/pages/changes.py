@@ -1,4 +1,7 @@
-"""The changes of a run and of a conversation: files, patches in two views, whole files, pictures, and their undoing."""
+"""The changed files of a run or a conversation, and undoing them.
+
+The pages show patches in two views, whole files and pictures.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ bp = Blueprint("changes", __name__)
 bp.before_request(files_api.enter)
 bp.teardown_request(files_api.leave)
 
-_MAX_FILES = 300  # of a page
+_MAX_FILES = 300  # on a page
 _MAX_LINES, _MAX_LINES_OF_FILE, _MAX_LINES_ALONE = 6_000, 600, 20_000
 _MAX_PATCH_BYTES, _MAX_SHOWN_BYTES = 20_000_000, 2_000_000
 _MAX_TURNS = 50
@@ -44,7 +47,10 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class ChangedFile:
-    """A file that a run changed, as its machine listed it, and its patch as far as the page shows it."""
+    """A file that a run changed, as its machine listed it.
+
+    `patch` holds the lines that the page shows.
+    """
 
     number: int
     entry: Mapping[str, Any]
@@ -69,7 +75,10 @@ class ChangedFile:
 
 @dataclass(frozen=True)
 class Turn:
-    """A run and its changed files; `files` are those of the page, `total` counts all, `why` is the reason for none."""
+    """A run and its changed files.
+
+    `files` are those on the page and `total` counts all. `why` is the reason when there are none.
+    """
 
     execution: Execution
     files: tuple[ChangedFile, ...] = ()
@@ -88,7 +97,7 @@ class Turn:
 
 @bp.get("/runs/<execution_id>/changes")
 def show(execution_id: str) -> str:
-    """Show the changes of one run, or of one file of it."""
+    """Show the changes of one run, or of one file in it."""
     execution = executions.get(services().db, execution_id, callers.caller().visible_to)
     return _page(execution, [_turn(execution, request.args.get("path"), _MAX_LINES)])
 
@@ -109,13 +118,16 @@ def conversation(conversation_id: str) -> str:
 
 @bp.get("/runs/<execution_id>/changes.patch")
 def patch(execution_id: str) -> Response:
-    """The changes as a patch for git."""
+    """Send the changes as a patch for git."""
     return files_api.as_attachment(files_api.diff(execution_id=execution_id), f"{execution_id}.patch")
 
 
 @bp.get("/runs/<execution_id>/file")
 def file(execution_id: str) -> Response:
-    """A file as a run found or left it: a picture to be shown, anything else to be saved."""
+    """Send a file as a run found or left it.
+
+    A browser shows a picture and saves anything else.
+    """
     path, at = _path(), _side()
     found = files_api.files().stored(files_api.recorded(execution_id), path, at)
     return pictures.sent(found.content, found.size, path)
@@ -123,7 +135,7 @@ def file(execution_id: str) -> Response:
 
 @bp.get("/runs/<execution_id>/whole")
 def whole(execution_id: str) -> str:
-    """A whole file as a run found or left it."""
+    """Show a whole file as a run found or left it."""
     path, at = _path(), _side()
     execution = files_api.recorded(execution_id)
     found = files_api.files().stored(execution, path, at)
@@ -140,14 +152,14 @@ def whole(execution_id: str) -> str:
 
 @bp.get("/runs/<execution_id>/undo")
 def ask(execution_id: str) -> str:
-    """Ask whether to undo a run, or with `to=end` whether to make its changes again."""
+    """Ask whether to undo a run, or with `to=end` whether to redo its changes."""
     execution = executions.get(services().db, execution_id, callers.caller().visible_to)
     return _confirmation(execution, _target(request.args.get("to")))
 
 
 @bp.post("/runs/<execution_id>/undo")
 def undo(execution_id: str) -> Response:
-    """Put the files that a run changed back as it found them, or again as it left them."""
+    """Restore the files that a run changed as it found them or as it left them."""
     services().refuse_when_stopping()
     visible_to = callers.caller().visible_to
     execution = executions.get(services().db, execution_id, visible_to)
@@ -165,7 +177,7 @@ def undo(execution_id: str) -> Response:
 
 
 def read_text(content: Iterator[bytes], size: int) -> str | None:
-    """Read a text that is not too long for a page; None for anything else."""
+    """Read a text that is short enough for a page; None for anything else."""
     if size > _MAX_SHOWN_BYTES:
         return None
     data = b"".join(content)
@@ -191,9 +203,10 @@ def _page(execution: Execution, turns: Sequence[Turn], turns_of: str | None = No
 
 
 def _turn(execution: Execution, only: str | None, lines: int, share: int = 1) -> Turn:
-    """Return the changes of a run, with at most so many lines; `only` names the one file to show.
+    """Return the changes of a run, with at most `lines` lines.
 
-    A page of several turns has a `share` of the colours for each.
+    `only` names the one file to show. On a page with several turns `share` is their number: each gets an equal part of
+    the characters that may have syntax colours.
     """
     if execution.why_no_changes is not None:
         why = execution.why_no_changes
@@ -242,7 +255,7 @@ def _workspace(execution: Execution) -> Workspace | None:
 
 def _path() -> str:
     path = request.args.get("path", "")
-    open_files.plain_parts(path)  # one with dots would lead to another address of the machine
+    open_files.plain_parts(path)  # a path with dots would address something else on the machine
     return path
 
 

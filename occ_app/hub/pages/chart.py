@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 WIDTH, HEIGHT = 720.0, 160.0
-_GAP = 0.2  # of a bar
+_GAP = 0.2  # part of a bar's step
 
 
 @dataclass(frozen=True)

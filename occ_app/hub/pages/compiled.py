@@ -1,4 +1,7 @@
-"""Compiled templates, stored beside the compiled modules: compiling them takes half of a hub's start."""
+"""Compiled templates, stored beside the compiled modules.
+
+Compiling them takes half of a hub's start.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,16 @@ _PATTERN = f"%s.{sys.implementation.cache_tag}-jinja-{jinja2.__version__}"
 
 
 class CompiledTemplates(jinja2.FileSystemBytecodeCache):
-    """Loads a template from `folder` when its source has not changed; where no file can be written, none is stored."""
+    """A cache of compiled templates in `folder`.
+
+    A template is loaded from it while its source is unchanged. Nothing is stored when the folder is not writable.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(str(folder or Path(importlib.util.cache_from_source(__file__)).parent), _PATTERN)
 
     def dump_bytecode(self, bucket: Bucket) -> None:
-        """Store a template, as Python stores a module."""
+        """Store a template, unless Python itself stores no compiled modules."""
         if not sys.dont_write_bytecode:
             with contextlib.suppress(OSError):
                 super().dump_bytecode(bucket)

@@ -1,4 +1,7 @@
-"""The form that starts a task or continues a conversation: its fields as a request, and the reasons of a refusal."""
+"""The form that starts a task or continues a conversation.
+
+Converts its fields to a request, and the errors to sentences.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,10 @@ _FIELDS = {
 
 
 def start(values: dict[str, str]) -> str:
-    """Start the run that a form describes, once however often it is sent; returns the execution's id.
+    """Start the run that a form describes, and return the execution's id.
 
-    A workspace that was made for it is in `values` afterwards. Raises RequestError.
+    A form that is sent again starts no second run. The id of a workspace made from an upload is stored in `values`.
+    Raises RequestError.
     """
     run_id = _loaded_id(values.get("run", ""))
     upload = _upload(values)
@@ -77,7 +81,10 @@ def start(values: dict[str, str]) -> str:
 
 
 def _upload(values: dict[str, str]) -> FileStorage | None:
-    """Return the zip in the form, or an empty one where a workspace without files is asked for."""
+    """Return the zip in the form.
+
+    Returns an empty zip when the form asks for a workspace without files, and None when it has no zip.
+    """
     if values.get("workspace") == EMPTY_WORKSPACE:
         values["workspace"] = ""
         content = io.BytesIO()
@@ -89,7 +96,7 @@ def _upload(values: dict[str, str]) -> FileStorage | None:
 
 
 def _is_zip_of(workspace_id: str, upload: FileStorage) -> bool:
-    """Whether a workspace was made of this very zip."""
+    """Return whether a workspace was made from this zip."""
     digest = hashlib.file_digest(upload.stream, "sha256").hexdigest()  # type: ignore[arg-type]  # werkzeug types its stream loosely
     upload.stream.seek(0)
     try:
@@ -113,14 +120,14 @@ def _plain(name: str) -> str:
 
 
 def _body(values: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str, Any]:
-    """The form as the body of POST /execute."""
+    """Return the form as the body of POST /execute."""
     labels = [label.strip() for label in values.get("labels", "").split(",") if label.strip()]
     optional = {
         "agent": values.get("agent"),
         "labels": labels,
         "model": values.get("model", "").strip(),
         "continues": values.get("continues"),
-        # A reply has the permissions of the run before it, which may be more than is allowed by now.
+        # A reply keeps the permissions of the run before it, which may exceed those now allowed.
         "permissions": values.get("permissions") or values.get("former_permissions"),
         "workspaceId": workspace_id,
     }
@@ -135,7 +142,7 @@ def _loaded_id(run_id: str) -> str:
 
 
 def sentences(error: errors.RequestError) -> list[str]:
-    """Return the errors as sentences for a person in front of the form."""
+    """Return an error as sentences for the person who sent the form."""
     if error.code != "INVALID_REQUEST" or not error.details:
         return [str(error)]
     problems = []
@@ -147,5 +154,5 @@ def sentences(error: errors.RequestError) -> list[str]:
 
 
 def new_run() -> str:
-    """The id under which a form starts its execution, however often it is sent."""
+    """Return a new execution id for a form, which keeps it when it is sent again."""
     return f"page-{uuid.uuid4().hex[:12]}"

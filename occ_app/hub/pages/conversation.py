@@ -34,19 +34,22 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn: its execution, and the part of its answer that the page has, or None where that is loaded later."""
+    """A turn: its execution, and the part of its answer that is on the page.
+
+    `part` is None where the page loads the answer later.
+    """
 
     execution: Execution
     part: Part | None
-    begins: Place  # of the answer that the page has
+    begins: Place  # where the page's part of the answer begins
     machine: str | None
-    asked: Sequence[Asked] = ()  # the questions to a person
-    moves_up: str | None = None  # of a follow-up that waits: the one to move it before
-    moves_down: str | None = None  # and the one that moves before it
+    asked: Sequence[Asked] = ()  # the open approvals
+    moves_up: str | None = None  # for a waiting follow-up: the turn to move it before
+    moves_down: str | None = None  # the turn to move before it
 
     @property
     def word(self) -> str:
-        """The state as a word."""
+        """Return the state as a word."""
         if self.execution.cancel_code and not self.execution.over:
             return "Cancelling"
         return (
@@ -55,7 +58,7 @@ class Turn:
 
     @property
     def seconds(self) -> float:
-        """How long it has run, or waited."""
+        """Return how long the turn has run, or waited if it has not started."""
         one = self.execution
         if one.started_at is None:
             return shown.since(one.created_at, one.finished_at) or 0.0
@@ -63,19 +66,22 @@ class Turn:
 
     @property
     def advice(self) -> str:
-        """What to do about its failure."""
+        """Return the next step after its failure."""
         return advice.of(self.execution.error_code)
 
     @property
     def changes(self) -> Mapping[str, Any] | None:
-        """The sums of its changes, if there are any."""
+        """Return the totals of its changes, or None if it changed no files."""
         found = self.execution.changes
         return found if isinstance(found, Mapping) and found.get("files") else None
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A conversation as a page shows it; `mode` is what its form does: `send`, `queue`, `fresh`, or `none`."""
+    """A conversation as a page shows it.
+
+    `mode` is the action of its form: `send`, `queue`, `fresh` or `none`.
+    """
 
     title: str
     turns: list[Turn]
@@ -92,14 +98,14 @@ class Shown:
 
     @property
     def running(self) -> Turn | None:
-        """The turn that runs, or the first that waits."""
+        """Return the first turn that is running or waiting."""
         return next((turn for turn in self.turns if not turn.execution.over), None)
 
 
 def read(execution_id: str, *, answers: bool, place: Place | None = None) -> Shown:
-    """Return the conversation of an execution, with its newest answers if they are asked for.
+    """Return the conversation of an execution, with its newest answers on request.
 
-    `place` is where the answer of the execution begins. Raises NotFound.
+    `answers` includes the newest answers. `place` is where the answer of the execution begins. Raises NotFound.
     """
     db, visible_to = services().db, callers.caller().visible_to
     chosen = queries.get(db, execution_id, visible_to)
@@ -171,7 +177,7 @@ def part(execution_id: str, place: Place, until: Place | None) -> Part:
 
 
 def blocking(turn: Turn) -> Execution | None:
-    """Return the execution that runs in the workspace of a turn that waits."""
+    """Return the execution that is running in the workspace of a waiting turn."""
     one = turn.execution
     if one.state != "queued" or one.paused:
         return None
@@ -186,13 +192,19 @@ def blocking(turn: Turn) -> Execution | None:
 
 
 def agent_folder(execution: Execution) -> str:
-    """Return the path of an execution's workspace; empty when that is gone or another owner's."""
+    """Return the path of an execution's workspace.
+
+    Returns an empty string when the workspace no longer exists or belongs to another owner.
+    """
     workspace = workspaces.numbered(services().db, execution.workspace_generation, callers.caller().visible_to)
     return workspace.path if workspace else ""
 
 
 def workspace_of(execution: Execution) -> Workspace:
-    """Return the workspace of an execution. Raises NotFound once that is deleted, or if it is another owner's."""
+    """Return the workspace of an execution.
+
+    Raises NotFound when it has been deleted or belongs to another owner.
+    """
     found = workspaces.numbered(services().db, execution.workspace_generation, callers.caller().visible_to)
     if found is None:
         raise errors.workspace_not_found(execution.workspace_id)

@@ -1,4 +1,7 @@
-"""The page of usage: money, tokens and time by day, project, machine and owner, with one chart."""
+"""The page of usage: cost, tokens and time, with one chart.
+
+Usage is grouped by day, project, machine, key or owner.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _MAX_ROWS = 200
 
 @bp.get("/costs")
 def show() -> str:
-    """The sums of a span of days, its chart, and a table by one of the groups."""
+    """Show the totals of a span of days, their chart, and a table by one group."""
     visible_to = callers.caller().visible_to
     days = request.args.get("days", "30")
     days = days if days in _SPANS else "30"

@@ -1,4 +1,4 @@
-"""The difference of two texts as lines with their signs and syntax colours."""
+"""The difference of two texts as lines with signs and syntax colours."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from markupsafe import Markup
 
 from occ_app.hub.pages import highlight
 
-_MAX_LINES = 600  # beyond, comparing takes long: all old lines are shown as removed and all new ones as added
+_MAX_LINES = 600  # comparing more takes long: then all old lines are shown as removed and all new ones as added
 _CONTEXT = 3
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Lines as pairs of a sign (`+`, `-`, a space, or `@` where lines are skipped) and HTML, with the sums."""
+    """Lines as pairs of a sign and HTML, with the numbers of changed lines.
+
+    A sign is `+`, `-`, a space, or `@` where lines are left out.
+    """
 
     rows: tuple[tuple[str, Markup], ...]
     additions: int
@@ -37,7 +40,7 @@ def of(old: str, new: str, language: str) -> Diff:
 
 
 def added(new: str, language: str) -> Diff:
-    """Return a text that is new as a whole."""
+    """Return a text as a difference that consists of added lines only."""
     html = highlight.lines(new.removesuffix("\n"), language)
     return Diff(tuple(("+", line) for line in html), len(html), 0)
 

@@ -1,4 +1,7 @@
-"""The files of a workspace as they are now: folders, texts and pictures, to look at and to download."""
+"""The current files of a workspace: folders, texts and pictures.
+
+They can be viewed and downloaded.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from occ_app.workspaces import workspace as workspaces
 from occ_app.workspaces.workspace import Workspace
 
 bp = Blueprint("folders", __name__, url_prefix="/files/<workspace_id>")
-archives = Blueprint("archives", __name__, url_prefix="/files/<workspace_id>")  # they take a place themselves
+archives = Blueprint("archives", __name__, url_prefix="/files/<workspace_id>")  # its views take a place themselves
 bp.before_request(files_api.enter)
 bp.teardown_request(files_api.leave)
 
@@ -30,7 +33,7 @@ _PIECE = 1 << 16
 
 @bp.get("")
 def show(workspace_id: str) -> str:
-    """The entries of a folder, folders first."""
+    """Show the entries of a folder, folders first."""
     workspace, path = _workspace(workspace_id), request.args.get("path", "")
     if path:
         open_files.plain_parts(path)
@@ -49,7 +52,7 @@ def show(workspace_id: str) -> str:
 
 @bp.get("/view")
 def view(workspace_id: str) -> str:
-    """One file: a text with its lines and colours, or a picture."""
+    """Show one file: a text with line numbers and colours, or a picture."""
     workspace, path = _workspace(workspace_id), _path()
     response = files_api.files().file(workspace, path)
     size, picture = response.content_length or 0, pictures.is_picture(path)
@@ -75,7 +78,10 @@ def view(workspace_id: str) -> str:
 
 @bp.get("/content")
 def file(workspace_id: str) -> Response:
-    """One file: a picture to be shown, anything else to be saved."""
+    """Send one file.
+
+    A browser shows a picture and saves anything else.
+    """
     path = _path()
     found = files_api.files().file(_workspace(workspace_id), path)
     response = pictures.sent(found.iter_encoded(), found.content_length, path)
@@ -85,7 +91,7 @@ def file(workspace_id: str) -> Response:
 
 @archives.get("/zip")
 def pack(workspace_id: str) -> Response:
-    """The workspace, or one folder of it, as a zip."""
+    """Send the workspace, or one folder of it, as a zip."""
     path = request.args.get("path", "")
     whole = workspaces_api.packed(workspace_id)
     if not path:
@@ -103,7 +109,10 @@ def pack(workspace_id: str) -> Response:
 
 
 def _copy_folder(everything: IO[bytes], output: IO[bytes], path: str) -> None:
-    """Write the entries of a zip that are in a folder into another zip. Raises NotFound if there are none."""
+    """Copy the entries of one folder from a zip to another zip.
+
+    Raises NotFound if there are none.
+    """
     prefix = f"{path}/"
     with zipfile.ZipFile(everything) as source, zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as made:
         members = [each for each in source.infolist() if each.filename.startswith(prefix)]
@@ -134,7 +143,7 @@ def _path() -> str:
 
 
 def _above(path: str) -> Iterator[tuple[str, str]]:
-    """The names of the folders of a path, each with the path to it."""
+    """Yield the name of each folder of a path, with the path to it."""
     parts = path.split("/") if path else []
     for index, part in enumerate(parts):
         yield part, "/".join(parts[: index + 1])

@@ -1,4 +1,7 @@
-"""Syntax colours for code on the pages, made on the server: five classes, which the stylesheet gives their colours."""
+"""Syntax colours for code on the pages, made on the server.
+
+Code is marked with five classes; the stylesheet defines their colours.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String, Tok
 from pygments.util import ClassNotFound
 
 _MAX_CHARACTERS = 20_000  # a lexer takes about 2 ms for each 1,000
-_LONGEST_LINE = 2_000  # some lexers take the square of it
+_LONGEST_LINE = 2_000  # some lexers take quadratic time
 
-# Names of languages in fences and endings of files, with the lexers for them. Others stay without colours: a lexer
-# is a program with regular expressions, and a name comes from outside.
+# The lexers for the language names of fences and for file extensions. Others get no colours: a lexer runs regular
+# expressions, and the name is untrusted.
 _LANGUAGES = {
     **dict.fromkeys(("py", "python", "pyi", "python3"), "python"),
     **dict.fromkeys(("js", "javascript", "mjs", "cjs", "jsx"), "javascript"),
@@ -60,19 +63,22 @@ _CLASSES: tuple[tuple[_TokenType, str], ...] = (
 
 
 def language_of(path: str) -> str:
-    """Return the name of the language of a file by its name; empty when it is none of those known."""
+    """Return the language of a file by its name; empty when it is not known."""
     name = PurePosixPath(path).name.lower()
     found = name if name in _LANGUAGES else name.rpartition(".")[2]
     return found if found in _LANGUAGES else ""
 
 
 def code(text: str, language: str) -> Markup:
-    """Return code as HTML with the colours of its language, as far as that is known."""
+    """Return code as HTML, with the colours of its language if that is known."""
     return Markup("\n").join(lines(text, language))
 
 
 def lines(text: str, language: str) -> list[Markup]:
-    """Return the lines of code as HTML, each whole by itself, so that a diff can put them into any order."""
+    """Return the lines of code as HTML.
+
+    Each line is complete HTML, so that a diff can put the lines in any order.
+    """
     lexer = _lexer(_LANGUAGES.get(language.lower(), ""))
     if lexer is None or len(text) > _MAX_CHARACTERS or re.search(rf"[^\n]{{{_LONGEST_LINE}}}", text):
         return [escape(line) for line in text.split("\n")]

@@ -1,4 +1,7 @@
-"""The first page: the form for a new task, runs that need a person, current runs, recent conversations, machines."""
+"""The first page: the form for a new task, and lists of runs and machines.
+
+The lists are runs that need a person, current runs, recent conversations and machines.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ _FILTERS = (("", "All"), ("running", "Running"), ("queued", "Waiting"), ("failed
 
 @dataclass(frozen=True)
 class Active:
-    """An execution that runs or waits, with its last line."""
+    """An execution that is running or waiting, with its last line of output."""
 
     execution: Execution
     last: str
@@ -47,7 +50,7 @@ class Active:
 
 
 class _Query(Schema):
-    """What narrows the list of conversations; anything else in the address is passed over."""
+    """Filters of the list of conversations; unknown parameters are ignored."""
 
     class Meta:
         unknown = EXCLUDE
@@ -59,14 +62,14 @@ class _Query(Schema):
 
 @bp.get("/")
 def show() -> str:
-    """The whole page."""
+    """Show the whole page."""
     query = web.valid_filters(_Query)
     return _page({"workspace": query.get("workspace", "")}, query)
 
 
 @bp.get("/lists")
 def lists() -> str:
-    """The lists alone, for the script; with `older` the conversations alone."""
+    """Return the lists alone, for the script; with `older`, only conversations."""
     query = web.valid_filters(_Query)
     template = "_older.html" if "older" in request.args else "_lists.html"
     return render_template(template, **_lists(query))
@@ -74,13 +77,16 @@ def lists() -> str:
 
 @bp.get("/runs")
 def back() -> Response:
-    """Where the address of a refused form leads when it is opened again."""
+    """Redirect to the first page when the address of a refused form is reloaded."""
     return door.go("/")
 
 
 @bp.post("/runs")
 def start() -> Response:
-    """Start the run that the form describes; the same form again: the same execution."""
+    """Start the run that the form describes.
+
+    A form that is sent again leads to the same execution.
+    """
     values = {name: value.replace("\r\n", "\n") for name, value in request.form.items()}
     try:
         door.check_csrf()
@@ -106,7 +112,10 @@ def _page(form: Mapping[str, str], query: Mapping[str, Any], problems: list[str]
 
 
 def _places() -> dict[str, Any]:
-    """Return the workspaces and projects to choose from, and the states of the projects' machines."""
+    """Return the workspaces and projects to choose from.
+
+    Also returns the states of the projects' machines.
+    """
     found = workspaces.listing(services().db, callers.caller().visible_to)
     folders = sorted((each for each in found if each.is_project), key=lambda each: each.alias or "")
     machines = hub_services().agents.listing() if folders else []
@@ -164,7 +173,10 @@ def _lists(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _needs(workspace_id: str | None) -> list[Row]:
-    """Return the conversations that a person has to look at: paused ones, and failures nobody has seen."""
+    """Return the conversations that need a person.
+
+    They are those with a parked run or a paused follow-up, and failures that nobody has seen.
+    """
     db, visible_to = services().db, callers.caller().visible_to
     found = dict[str, Row]()
     for narrowed in ({"states": ("parked",)}, {"states": ("queued",), "paused": True}, {"unseen": True}):
@@ -180,7 +192,7 @@ def _needs(workspace_id: str | None) -> list[Row]:
 
 
 def _active(workspace_id: str | None) -> list[Active]:
-    """Return current runs, and the conversations that wait and do not run."""
+    """Return running executions, and waiting ones whose conversation is idle."""
     db, visible_to = services().db, callers.caller().visible_to
     running, _ = executions.listing(
         db, state="running", workspace_id=workspace_id, owner_id=visible_to, limit=_MOST_NOW
@@ -205,7 +217,10 @@ def _last_line(execution: Execution) -> str:
 
 
 def _groups(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
-    """Return conversations by project, the project with the newest first: its name, its id, and the conversations."""
+    """Return conversations grouped by workspace, most recent workspace first.
+
+    Each group is the workspace's name, its id, and its conversations.
+    """
     order = dict[str, int]()
     for row in rows:
         order.setdefault(row.newest.workspace_id, len(order))
@@ -216,6 +231,6 @@ def _groups(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
 
 
 def _place_of(execution: Execution) -> str:
-    """Return the name of an execution's workspace for a person: a project's alias, else the id."""
+    """Return the name of an execution's workspace: a project's alias, else the id."""
     workspace = workspaces.numbered(services().db, execution.workspace_generation)
     return (workspace and workspace.alias) or execution.workspace_id

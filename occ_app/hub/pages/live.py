@@ -1,11 +1,11 @@
-"""The stream of an execution's page: its changes, as HTML of whole blocks and as the ends of the growing text.
+"""The stream of an execution's page: its changes as HTML.
 
-Each message is one JSON object with `items`, in order: a block as a whole (`seq`, `html`), or of a text (`seq`) that
-its first `keep` elements stay, and the elements behind them; the first of those begins with `at` characters of the
-element that was there. `parts` asks the page to fetch its other parts, `over` ends the stream.
-The id of a message is the event after which a reader that comes back has to begin.
+Each message is one JSON object with `items`, in order. An item is either a whole block (`seq`, `html`) or a change of
+a text (`seq`): its first `keep` elements are unchanged, and `blocks` are the elements after them. The first of
+`blocks` continues the element at its place after `at` characters. `parts` asks the page to fetch its other parts;
+`over` ends the stream. The id of a message is the event after which a client that reconnects resumes.
 
-A stream without news sends the event `beat`, so that the page notices a connection that has died without an end.
+An idle stream sends the event `beat`, so that the page notices a connection that was lost without being closed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NEWS = ("started", "approval", "approval_resolved", "complete", "error")  # eve
 _SHORTEST, _EACH, _LONGEST = 0.06, 0.006, 0.5  # seconds between two messages: at least, for each open page, at most
 BEAT_SECONDS = 5.0
 _BEAT = b"event: beat\ndata: {}\n\n"
-_SHARE = 12  # of the time between two messages, the part that making one may take
+_SHARE = 12  # making a message takes at most one part in so many of the time between two messages
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Message:
 
 
 class PageFollower(Follower):
-    """A reader of an execution that gets its page's changes instead of its events."""
+    """A reader of an execution that receives its page's changes, not its events."""
 
     def __init__(
         self, app: Flask, tailing: Tail, execution: Execution, after: int, folder: str, **follower: Any
@@ -57,7 +57,7 @@ class PageFollower(Follower):
         self._due = 0.0
         self._hurried_at = float("-inf")
         self._beat_at = time.monotonic() + BEAT_SECONDS
-        self._waits = False  # for the time of the next message
+        self._waits = False  # whether a wake-up is set for the next message
 
     def attach(self, reader: Live) -> None:
         self._push = reader.push
@@ -68,13 +68,13 @@ class PageFollower(Follower):
         return None if final is None else self._message([final])
 
     def stored(self) -> Iterator[list[Any]]:
-        """Yield one message for all events stored by now, after those that the page has."""
+        """Yield one message for all events stored so far that the page does not have."""
         for batch in super().stored():
             self._take(batch)
         yield [self._made()]
 
     def ready(self) -> list[Any]:
-        """Return the next message, if there is something to say and it is time for it."""
+        """Return the next message if there are changes and it is due."""
         batch = super().ready()
         if batch:
             self._take(batch)
@@ -89,9 +89,10 @@ class PageFollower(Follower):
         return [self._made()]
 
     def _hurries(self, now: float) -> bool:
-        """Whether the next message is sent before its time, for the first words of a text; twice a second at most.
+        """Return whether to send the next message early, for the first words of a text.
 
-        They often come right after another event, such as the start of the turn, whose message has just been sent.
+        It does so at most twice a second. The first words often come right after another event, such as the start of
+        the turn, whose message has just been sent.
         """
         if now < self._hurried_at + _LONGEST or not self._drawn.begins:
             return False
@@ -118,7 +119,7 @@ class PageFollower(Follower):
         return self._made()
 
     def _made(self) -> Message:
-        began = time.thread_time()  # what others take of the processor is no reason to wait longer
+        began = time.thread_time()  # CPU time of this thread: load from others must not delay the next message
         content = self._drawn.changes() | ({"parts": True} if self._news else {})
         over, self._news = self._reader.over, False
         if over:
@@ -131,22 +132,22 @@ class PageFollower(Follower):
 
 
 class Drawn:
-    """The blocks as a page has them by now."""
+    """The blocks as the page currently shows them."""
 
     def __init__(self, reader: Reader, macros: Any) -> None:
         self._reader = reader
         self._macros = macros
-        self._texts: dict[int, list[str]] = {}  # by the number of its first event: the elements of a text
+        self._texts: dict[int, list[str]] = {}  # the elements of each text, by the number of its first event
         self._others: dict[str, str] = {}
 
     @property
     def differs(self) -> bool:
-        """Whether the status or the todo list is another than the page shows."""
+        """Return whether the status or the todo list differs from the page's."""
         return self._reader.status != self._others.get("status", "") or self._todo() != self._others.get("todo", "")
 
     @property
     def begins(self) -> bool:
-        """Whether a text has changed of which the page shows nothing yet."""
+        """Return whether a text has changed that the page does not show yet."""
         changed = (self._reader.blocks[place] for place in self._reader.changed)
         return any(isinstance(block, Text) and not self._texts.get(block.first) for block in changed)
 
@@ -175,14 +176,16 @@ class Drawn:
         at = 0
         if added and keep == len(old) - 1:
             same = _common(old[keep], added[0])
-            at = len(added[0][:same].encode("utf-16-le", "surrogatepass")) // 2  # as the browser counts
+            at = (
+                len(added[0][:same].encode("utf-16-le", "surrogatepass")) // 2
+            )  # in UTF-16 units, as the browser counts
             added[0] = added[0][same:]
         self._texts[block.first] = new
         return {"seq": block.first, "keep": keep, "at": at, "blocks": added}
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many elements two sequences have in common at their beginning."""
+    """Return how many elements two sequences share at the start."""
     if one == other[: len(one)]:
         return len(one)
     return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))

@@ -1,8 +1,10 @@
-"""Markdown while it is being written: never its raw marks, and never a text in a block that it will leave again.
+"""Markdown while it is being written.
 
-Blocks at the top level are closed as soon as another one begins on a whole line behind them, and are rendered once. Of
-the open one the end is shown as if its emphasis, code and links were closed; a line that may yet become a heading, a
-list, a fence or a table is held back until that is decided.
+It never shows raw marks, and never shows text in a block that the text will leave again.
+
+A block at the top level is closed, and rendered once, when another one begins on a complete line after it. The end of
+the open block is shown as if its emphasis, code and links were closed. A line that may yet become a heading, a list, a
+fence or a table is held back until that is decided.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from markdown_it.token import Token
 
 from occ_app.hub.pages import markdown, terminal
 
-_CONTEXT = 2_000  # characters before the end that are looked at: the patterns may take the square of them
+_CONTEXT = 2_000  # characters before the end that are examined: the patterns may take quadratic time
 _MOST_MARKS, _LONGEST_MARK = 20, 200
-_MOST_HELD = 3  # lines: a table's head, the row below it, and the one that is being written
+_MOST_HELD = 3  # lines: a table's head, its delimiter row, and the line that is being written
 
 _UNDECIDED_LINE = re.compile(r"[\s>*+#=_~`0-9.)-]*(?:\[[ xX]?\]?[ \t]*)?\Z")
 _UNDECIDED_END = re.compile(r"(?:[*_~`#|\\\[\]!<&+=>-]+|&\w{1,10}|<[^\s>]*|\x1b[^a-zA-Z]*)\Z")
@@ -27,11 +29,11 @@ _FENCE_END = re.compile(r"[ \t>]*(`{1,}|~{1,})[ \t]*\Z")
 
 
 class LiveText:
-    """A text that grows: `feed` it, and take `closed` and `open`, which are its elements as HTML."""
+    """A growing text, whose elements `closed` and `open` are HTML."""
 
     def __init__(self) -> None:
         self._closed = list[str]()
-        self._lines = ""  # whole lines of the open block
+        self._lines = ""  # complete lines of the open block
         self._partial = ""  # the line that is being written
 
     def feed(self, text: str) -> None:
@@ -44,13 +46,16 @@ class LiveText:
 
     @property
     def closed(self) -> list[str]:
-        """The blocks that will not change any more, as HTML."""
+        """Return the blocks that will not change any more, as HTML."""
         self._close()
         return self._closed
 
     @property
     def open(self) -> list[str]:
-        """The open block as HTML, or the last whole one and that; empty when nothing can be shown yet."""
+        """Return the open block as HTML, with the last complete one before it.
+
+        Returns an empty list when nothing can be shown yet.
+        """
         self._close()
         text = self._lines + terminal.plain(self._partial)
         shown, closing = visible(text)
@@ -70,7 +75,10 @@ def _begins(token: Token) -> bool:
 
 
 def visible(text: str) -> tuple[str, str]:
-    """Return the part of an open block that can be shown, and the Markdown that closes its open blocks."""
+    """Return the part of an open block that can be shown, and its closing Markdown.
+
+    The closing Markdown ends the code, emphasis and links that are still open.
+    """
     tokens = [token for token in markdown.leaves(text) if token.type in ("inline", "fence", "code_block")]
     if tokens and tokens[-1].type != "inline" and _reaches_end(tokens[-1], text):
         return _in_code(text), ""
@@ -81,7 +89,7 @@ def visible(text: str) -> tuple[str, str]:
     shown = "\n".join(lines)
     if not shown.strip():
         return "", ""
-    # The marks of a paragraph may have begun on an earlier line of it.
+    # The marks of a paragraph may begin on one of its earlier lines.
     leaf = next((token for token in reversed(markdown.leaves(shown)) if token.type == "inline" and token.content), None)
     return _balanced(shown, leaf.content if leaf else "")
 
@@ -91,13 +99,16 @@ def _reaches_end(token: Token, text: str) -> bool:
 
 
 def _in_code(text: str) -> str:
-    """Return a text that ends in a code block without a line that may become the end of its fence."""
+    """Return a text that ends in a code block, without an undecided last line.
+
+    A last line is undecided when it may become the end of the block's fence.
+    """
     before, line_break, last = text.rpartition("\n")
     return before + line_break if _FENCE_END.match(last) and line_break else text
 
 
 def _is_undecided(lines: list[str]) -> bool:
-    """Return whether the last line may still become a part of something else than the text it looks like."""
+    """Return whether the last line may still become something other than text."""
     last = lines[-1]
     if not last.strip():
         return len(lines) > 1 and "|" in lines[-2] and not _in_table(lines)
@@ -108,7 +119,7 @@ def _is_undecided(lines: list[str]) -> bool:
 
 
 def _in_table(lines: list[str]) -> bool:
-    """Return whether the last line is in a table, below the row that makes it one."""
+    """Return whether the last line is in a table, below its delimiter row."""
     tokens = markdown.leaves("\n".join(lines))
     last = next((token for token in reversed(tokens) if token.type in ("table_open", "paragraph_open")), None)
     if last is None or last.map is None or last.type != "table_open":
@@ -117,7 +128,11 @@ def _in_table(lines: list[str]) -> bool:
 
 
 def _balanced(text: str, inline: str) -> tuple[str, str]:
-    """Return a text without marks at its end that mean nothing yet, and the marks that close the open ones."""
+    """Return a text without ambiguous marks at its end, and the closing marks.
+
+    Marks at the end are ambiguous when the next characters decide their meaning. The closing marks end the code and
+    emphasis that are still open.
+    """
     head, line_break, last = text.rpartition("\n")
     if not last.strip() or _RULE_ROW.match(last):
         return _after_line(text, inline)
@@ -140,7 +155,7 @@ def _balanced(text: str, inline: str) -> tuple[str, str]:
 
 
 def _after_line(text: str, inline: str) -> tuple[str, str]:
-    """Return the same of a text that ends with a whole line."""
+    """Return the same as `_balanced` for a text that ends with a complete line."""
     lines = text.rstrip("\n").split("\n")
     if not inline or _FENCE_END.match(lines[-1]) or _RULE_ROW.match(lines[-1]):
         return text.rstrip("\n") + "\n\n", ""
@@ -148,11 +163,11 @@ def _after_line(text: str, inline: str) -> tuple[str, str]:
 
 
 def _ends(inline: str, marks: str) -> bool:
-    """Return whether the marks at the end of an inline text close the marks before them."""
+    """Return whether the marks at the end of an inline text close earlier marks."""
     if _CODE_SPAN.search(inline) and _without_code(inline).endswith("x" * len(marks)):
         return True
     before = inline[: len(inline) - len(marks)]
-    # An underscore with a letter behind it closes nothing, and the place of the next words counts as one.
+    # An underscore before a letter closes nothing, and the next words may begin with a letter.
     return (
         before[-1:].strip() != ""
         and marks[0] != "_"
@@ -165,7 +180,7 @@ def _without_code(text: str) -> str:
 
 
 def _open_marks(inline: str) -> list[str]:
-    """Return the marks that close the code and the emphasis open at the end of an inline text, the innermost first."""
+    """Return the marks that close the code and emphasis still open, innermost first."""
     rest = _without_code(inline)
     ticks = re.search(r"(?<!\\)(`+)", rest)
     if ticks:

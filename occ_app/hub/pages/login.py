@@ -1,4 +1,4 @@
-"""Logging in to the hub's pages with a client's key, the cookie that represents it, and logging out."""
+"""Login to the hub's pages with a client's key, the session cookie, and logout."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ _NO_COOKIE = (
 
 
 def visitor(db: Database) -> Caller | None:
-    """Who asks for a page, by the cookie; None without a valid one. Where none is needed: somebody without rights."""
+    """Return the caller that the cookie identifies; None without a valid cookie.
+
+    At an endpoint that needs no login, return a caller without rights.
+    """
     if request.endpoint in OPEN:
         return Caller(key_id="", admin=False, known=False)
     login = next((login for name in _names() if (login := logins.find(db, request.cookies.get(name, "")))), None)
@@ -74,7 +77,7 @@ def visitor(db: Database) -> Caller | None:
 
 
 def check_csrf() -> None:
-    """Raises Forbidden unless the form carries the token of this login."""
+    """Raise Forbidden unless the form has the CSRF token of this login."""
     login: Login = g.login
     if not callers.same_secret(request.form.get("csrf", ""), login.csrf):
         raise errors.Forbidden(
@@ -84,7 +87,7 @@ def check_csrf() -> None:
 
 
 def go_and_log_in() -> Response:
-    """Redirect to the log-in page, and from there back to the requested page."""
+    """Redirect to the log-in page, which leads back to the requested page."""
     path = request.full_path.rstrip("?")
     query = {"next": path} if path != "/" and re.fullmatch(_NEXT, path) else {}
     if _has_just_logged_in():
@@ -93,14 +96,17 @@ def go_and_log_in() -> Response:
 
 
 def _has_just_logged_in() -> bool:
-    """Whether this is where logging in led to, so that the cookie ought to have come."""
+    """Return whether the request follows a login, so that a cookie was expected."""
     moment = _recent().get(request.remote_addr or "", 0.0)
     from_login = urlsplit(request.headers.get("Referer", "")).path == "/login"
     return from_login and time.monotonic() < moment + _RETURN_SECONDS
 
 
 def _recent() -> dict[str, float]:
-    """When each address last logged in, on the monotonic clock; only the last few."""
+    """Return the time of each address's last login, on the monotonic clock.
+
+    Only the last _RECENT are kept.
+    """
     logins_of_app: dict[str, float] = current_app.extensions.setdefault("occ_recent_logins", {})
     while len(logins_of_app) > _RECENT:
         logins_of_app.pop(next(iter(logins_of_app)), None)
@@ -116,8 +122,8 @@ def show() -> str:
 
 @bp.post("/login")
 def log_in() -> Response:
-    """Take a key and give the cookie for it."""
-    request.max_content_length = FORM_BYTES  # nobody has shown a key yet
+    """Check a key and set the session cookie."""
+    request.max_content_length = FORM_BYTES  # the client has not authenticated yet
     after = request.form.get("next", "/")
     key = keys.find(services().db, request.form.get("key", "").strip(), "client")
     if key is None:
@@ -129,7 +135,7 @@ def log_in() -> Response:
 
 
 def logged_in(cookie: str, after: str) -> Response:
-    """Redirect a browser that has just logged in, with the cookie of its session."""
+    """Redirect a browser that has just logged in, and set its session cookie."""
     _recent()[request.remote_addr or ""] = time.monotonic()
     response = go(after)
     response.set_cookie(
@@ -138,14 +144,14 @@ def logged_in(cookie: str, after: str) -> Response:
         max_age=logins.DAYS * 86400,
         secure=_secure(),
         httponly=True,
-        samesite="Lax",  # so that a link somebody sent leads to the page; forms have their token
+        samesite="Lax",  # links from elsewhere open the page; forms carry a CSRF token
     )
     return response
 
 
 @bp.get("/logout")
 def stay() -> Response:
-    """Logging out is a form; a link does not log out."""
+    """Redirect to the first page: only the form logs out, a link does not."""
     return go("/")
 
 
@@ -165,12 +171,15 @@ def log_out() -> Response:
 def go(address: str) -> Response:
     """Redirect the browser to a page with GET."""
     response: AnyResponse = redirect(address, 303, Response)
-    assert isinstance(response, Response)  # noqa: S101 - it was asked for
+    assert isinstance(response, Response)  # noqa: S101 - the class requested above
     return response
 
 
 def _secure() -> bool:
-    """Whether the browser speaks TLS: as the page's own origin says, else as far as the request shows."""
+    """Return whether the browser uses TLS.
+
+    The page's own origin decides; without it, the request and the public URL.
+    """
     origin = request.headers.get("Origin", "")
     if origin.startswith(("http:", "https:")):
         return origin.startswith("https:")
@@ -182,11 +191,14 @@ def _secure() -> bool:
 def _name(*, secure: bool) -> str:
     name: str = current_app.extensions.setdefault("occ_cookie", "") or logins.cookie_name(services().db)
     current_app.extensions["occ_cookie"] = name
-    # With the prefix a browser takes it from this very host and over TLS alone.
+    # A browser accepts a cookie with the prefix from this host only, and only over TLS.
     return f"{_BOUND}{name}" if secure else name
 
 
 def _names() -> list[str]:
-    """The cookies that may carry the login, the best first: where the browser speaks TLS, none that others can set."""
-    bound = [_name(secure=True), f"{_BOUND}occ"]  # the second: of versions that had one name for all hubs
+    """Return the cookies that may carry the login, in order of preference.
+
+    Where the browser uses TLS, the names have the prefix that keeps other hosts from setting them.
+    """
+    bound = [_name(secure=True), f"{_BOUND}occ"]  # the second is from versions that had one name for all hubs
     return bound if _secure() else [*bound, _name(secure=False), "occ"]

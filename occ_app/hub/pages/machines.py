@@ -1,4 +1,7 @@
-"""The page of the machines: state, load, versions, last errors; drain, resume, remove, and how to add one."""
+"""The page of machines: state, load, versions and last errors.
+
+Admins can drain, resume, remove and add machines on it.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,19 @@ _MAX_MACHINES, _MAX_ERRORS = 100, 3
 
 @bp.get("")
 def show() -> str:
-    """All machines, by name."""
+    """Show all machines, by name."""
     return _page()
 
 
 @bp.get("/list")
 def fragment() -> str:
-    """The machines alone, for the script."""
+    """Return the machines alone, for the script."""
     return render_template("_machines.html", **_machines())
 
 
 @bp.post("/<agent_id>/drain")
 def drain(agent_id: str) -> Response:
-    """Place nothing more on a machine."""
+    """Place no more runs on a machine."""
     api.drain(agent_id=agent_id)
     return door.go("/machines")
 
@@ -63,7 +66,10 @@ def remove(agent_id: str) -> Response:
 
 @bp.post("/add")
 def add() -> Response:
-    """Make a key for a new machine of the caller's owner, and show the command that uses it, once."""
+    """Create a key for a new machine, and show the command that uses it, once.
+
+    The key belongs to the caller's owner.
+    """
     callers.require_admin()
     name = device_name(request.form.get("name", "")) or "machine"
     try:
@@ -74,7 +80,7 @@ def add() -> Response:
 
 
 def join() -> dict[str, str | None]:
-    """Return this hub's address and the pin for the `occ start` line of a new machine."""
+    """Return this hub's address and the pin for a new machine's `occ start`."""
     running = daemon.find(services().config)
     public = running.public_url if running else None
     return {"hub_url": public or request.host_url.rstrip("/"), "hub_pin": running.pin if running else None}
@@ -98,7 +104,7 @@ def _machines() -> dict[str, object]:
 
 
 def _failures(machine: Agent, visible_to: str | None) -> list[Execution]:
-    """Return the last runs that failed there, of those that the caller may see."""
+    """Return the last failed runs of a machine that the caller may see."""
     rows, _ = executions.listing(
         services().db, agent_id=machine.agent_id, state="failed", owner_id=visible_to, limit=_MAX_ERRORS
     )

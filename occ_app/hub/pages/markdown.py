@@ -1,6 +1,7 @@
-"""Claude's Markdown as HTML that cannot inject: no HTML, no images, and only links to the web and to mail.
+"""Claude's Markdown as HTML that cannot inject anything.
 
-This is the only place where a text becomes markup; a browser gets its output, also while it streams.
+It has no raw HTML, no images, and links only to the web and to mail. This is the only module that turns a text into
+markup; a browser receives its output, also while the text streams.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from markupsafe import Markup
 
 from occ_app.hub.pages import highlight
 
-_CUT_BYTES = 8_000  # from here on a block at the top level begins a new piece,
-_PLAIN_BYTES = 32_000  # and a piece over this is shown as it is: a few constructs take the square of their length
+_CUT_BYTES = 8_000  # after so many characters a block at the top level begins a new piece
+_PLAIN_BYTES = 32_000  # a longer piece is shown as plain text: some constructs take quadratic time
 _MAX_BYTES = 250_000
 _MAX_CELLS, _MAX_BRACKETS = 5_000, 2_000
-_TABLE = re.compile(r"[-:][ \t]*\||\|[ \t]*[-:]")  # a part of the line below a table's head
+_TABLE = re.compile(r"[-:][ \t]*\||\|[ \t]*[-:]")  # part of a table's delimiter row
 
 COPY = '<button type="button" class="copy">Copy</button>'
 """The button that copies the text before it; without the script it is not shown."""
 
-_TAIL = "\ue0f0"  # of the private use area; removed from the input
+_TAIL = "\ue0f0"  # a private-use character; removed from the input
 _TAIL_HTML = '<span class="tail"></span>'
 _SAFE_LINK = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
 
@@ -41,7 +42,7 @@ def html(text: str) -> Markup:
 
 
 def blocks(text: str) -> list[str]:
-    """Return a text as HTML in pieces: one element for each block at the top level."""
+    """Return a text as HTML, one element for each block at the top level."""
     if len(text) > _MAX_BYTES:
         return [_plain(text)]
     pieces, references = _pieces(text)
@@ -49,19 +50,19 @@ def blocks(text: str) -> list[str]:
 
 
 def open_blocks(text: str, closing: str) -> list[str]:
-    """Return a text that is being written as `blocks` does, with an element of class `tail` where it will grow.
+    """Return an unfinished text as `blocks` does, marked where it will grow.
 
-    `closing` is Markdown that ends the open blocks.
+    An element of class `tail` marks the place. `closing` is Markdown that ends the open blocks.
     """
     return [str(finished(block)) for block in blocks(text.replace(_TAIL, "") + _TAIL + closing)]
 
 
 def finished(html: str) -> Markup:
-    """Mark HTML that was made here as such."""
-    return Markup(html.replace(_TAIL, ""))  # noqa: S704 - made by the rules below, which escape every text
+    """Return HTML made by this module as Markup."""
+    return Markup(html.replace(_TAIL, ""))  # noqa: S704 - made by the rules below, which escape all text
 
 
-@lru_cache(maxsize=64)  # while a long answer streams only its last piece is new
+@lru_cache(maxsize=64)  # only the last piece of a streaming answer is new
 def _one(piece: str, references: _References) -> tuple[str, ...]:
     if len(piece) > _PLAIN_BYTES or _is_costly(piece):
         return (_plain(piece),)
@@ -78,7 +79,10 @@ def _one(piece: str, references: _References) -> tuple[str, ...]:
 
 
 def _is_costly(piece: str) -> bool:
-    """Whether rendering takes long: a table that is filled up with empty cells, or many brackets without an end."""
+    """Return whether rendering takes long.
+
+    It does for a table padded with many empty cells, and for many unclosed brackets.
+    """
     widest = max((line.count("|") for line in piece.split("\n")), default=0)
     cells = widest * piece.count("\n") if _TABLE.search(piece) else 0
     return cells > _MAX_CELLS or piece.count("[") > _MAX_BRACKETS
@@ -89,9 +93,9 @@ def _plain(text: str) -> str:
 
 
 def _pieces(text: str) -> tuple[list[str], _References]:
-    """The text cut where the renderer is at the top level, so that the time to render it grows no faster than it does.
+    """Return a text cut at the top level, and the links its pieces may refer to.
 
-    Returns the pieces and the links that any of them may refer to. The rest after a very long block is one piece.
+    Cutting keeps the time to render a text proportional to its length. The rest after a very long block is one piece.
     """
     if len(text) < _CUT_BYTES:
         return [text], ()
@@ -111,16 +115,19 @@ def _pieces(text: str) -> tuple[list[str], _References]:
             size *= 2
 
 
-@lru_cache(maxsize=64)  # while a long answer streams only its last part is new
+@lru_cache(maxsize=64)  # only the last part of a streaming answer is new
 def _cuts(text: str) -> tuple[list[int], _References]:
-    """Return the lengths of pieces of enough characters that each end at the top level, and the links of all."""
+    """Return the lengths of pieces that end at the top level, and all links.
+
+    Each piece has at least _CUT_BYTES characters.
+    """
     environment: dict[str, Any] = {}
     blocks = _block_parser().parse(text, environment)
     starts = {block.map[0] for block in blocks if block.level == 0 and block.map and block.nesting >= 0}
     links = tuple((label, link["href"], link["title"]) for label, link in environment.get("references", {}).items())
     cuts, length, lines = list[int](), 0, text.split("\n")
     for number, line in enumerate(lines):
-        # The last line may be half of one.
+        # The last line may be incomplete.
         if length >= _CUT_BYTES and number in starts and number < len(lines) - 1:
             cuts.append(length)
             length = 0
@@ -129,7 +136,7 @@ def _cuts(text: str) -> tuple[list[int], _References]:
 
 
 def last_cut(text: str) -> int:
-    """Return where the last piece of a long text begins, 0 for a text of one piece."""
+    """Return where the last piece of a long text begins; 0 for a single piece."""
     pieces, _ = _pieces(text.replace("\r\n", " \n").replace("\r", "\n"))
     return len(text) - len(pieces[-1])
 
@@ -142,14 +149,17 @@ def ends_in_code(text: str) -> bool:
 
 @cache
 def _block_parser() -> MarkdownIt:
-    """The renderer's own block rules alone. Without tables, which are cut nowhere else than a paragraph is."""
+    """Return a parser with the renderer's block rules only.
+
+    It has no tables: a text is cut there as in a paragraph, never inside.
+    """
     parser = MarkdownIt("commonmark", {"html": False, "linkify": False})
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser
 
 
 def leaves(text: str) -> list[Token]:
-    """Return the block tokens of a text: those with content, and those around them."""
+    """Return the block tokens of a text: those with content, and their parents."""
     return _leaf_parser().parse(text)
 
 
@@ -182,7 +192,7 @@ def _code_inline(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any)
 
 def _code(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
     content, language = tokens[index].content, (tokens[index].info.split() or [""])[0]
-    # The colours come when the block is whole: half a string would colour all behind it.
+    # Colours are added when the block is complete: an unclosed string would colour everything after it.
     inner = _escaped(content) if _TAIL in content or _TAIL in language else highlight.code(content, language)
     return f'<div class="code"><pre tabindex="0"><code>{inner}</code></pre>{COPY}</div>'
 
@@ -192,7 +202,7 @@ def _link_open(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -
 
 
 def _link_close(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
-    # The one that opened it is the nearest before: links are not nested.
+    # The nearest opening tag before it is its own, because links are not nested.
     opened = next(token for token in reversed(tokens[:index]) if token.type == "link_open")
     return _closing(str(opened.attrGet("href") or ""))
 
@@ -203,7 +213,7 @@ def _image(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> st
 
 
 def _opening(target: str) -> str:
-    """The start of a link; of plain emphasis where the target is a file or worse."""
+    """Return the start of a link, or of plain emphasis for an unsafe target."""
     if not _SAFE_LINK.match(target):
         return "<em>"
     return f'<a href="{escapeHtml(target)}" rel="noopener noreferrer nofollow" target="_blank">'
@@ -215,7 +225,7 @@ def _closing(target: str) -> str:
 
 def _heading(closing: str) -> _Rule:
     def rule(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
-        # The page has headings above these, and an answer begins with a first or a second level.
+        # The page has higher headings, and an answer starts with a heading of level 1 or 2.
         level = min(max(int(tokens[index].tag[1:]) + 1, 3), 6)
         return f"<{closing}h{level}>"
 
@@ -224,7 +234,7 @@ def _heading(closing: str) -> _Rule:
 
 def _cell(name: str) -> _Rule:
     def rule(_: RendererHTML, tokens: Sequence[Token], index: int, *__: Any) -> str:
-        # Alignment comes as a style, which the pages' policy forbids.
+        # The renderer sets alignment as an inline style, which the pages' policy forbids.
         side = re.search(r"text-align:(right|center)", str(tokens[index].attrGet("style") or ""))
         return f'<{name} class="{side[1]}">' if side else f"<{name}>"
 

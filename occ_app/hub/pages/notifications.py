@@ -1,4 +1,7 @@
-"""The page on which a person subscribes a browser to notifications, and removes and tests channels."""
+"""The page of notifications: subscribing a browser, and the owner's channels.
+
+Channels can be removed and tested on it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _LOGGED = 20
 
 @bp.get("")
 def show() -> str:
-    """List the owner's channels and their latest notifications, and offer to subscribe this browser."""
+    """List the owner's channels and their latest notifications.
+
+    The page also offers to subscribe this browser.
+    """
     owned = channels.listing(services().db, g.login.owner_id)
     ids = {one.channel_id: one.name for one in owned}
     sent = [one for one in deliveries.log(services().db, 1000, of_channels=True) if one.webhook_id in ids]
@@ -34,7 +40,7 @@ def show() -> str:
 
 @bp.post("/browsers")
 def subscribe() -> Response:
-    """Notify in the browser that sent this form."""
+    """Subscribe the browser that sent this form to notifications."""
     form = request.form
     address = push.checked_subscription(
         _config(), form.get("endpoint", ""), form.get("p256dh", ""), form.get("auth", "")
@@ -53,7 +59,7 @@ def remove(channel_id: str) -> Response:
 
 @bp.post("/<channel_id>/test")
 def test(channel_id: str) -> Response:
-    """Send a test notification by a channel of the owner."""
+    """Send a test notification through a channel of the owner."""
     deliveries.add_test(services().db, channel_id, g.login.owner_id)
     return door.go("/notifications")
 

@@ -20,14 +20,17 @@ _WRONG = (
 
 @bp.get("/pair")
 def show() -> str:
-    """Ask for the code; the script takes it from behind the # of the address. Nothing is redeemed by opening a page."""
+    """Ask for the code; opening the page redeems nothing.
+
+    The script reads the code from the fragment of the address.
+    """
     return _page(None)
 
 
 @bp.post("/pair")
 def redeem() -> Response:
-    """Open a session with the code, and give the cookie for it."""
-    request.max_content_length = door.FORM_BYTES  # nobody has shown a secret yet
+    """Open a session with the code, and set its cookie."""
+    request.max_content_length = door.FORM_BYTES  # the client has not authenticated yet
     device = device_name(request.form.get("device", "")) or device_of(request.headers.get("User-Agent", ""))
     cookie = pairings.redeem(services().db, request.form.get("code", ""), device)
     if cookie is None:

@@ -1,4 +1,7 @@
-"""Long answers in parts: each ends where a block does, and says where the next one begins."""
+"""Long answers in parts, each of which ends at the end of a block.
+
+A part has the place where the next one begins.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ from occ_app.hub.pages.answer import Reader, Text, files_of
 from occ_app.system.compact_json import to_json
 
 PART_BYTES = 100_000
-WINDOW_BYTES = 300_000  # of a running execution: the newest events are shown
+WINDOW_BYTES = 300_000  # of the newest events, which are shown of a running execution
 _FENCE = "```\n"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part begins: an event, and how many characters of its text are before it; `code`: inside a code block."""
+    """The place where a part begins.
+
+    `seq` is an event, and `skip` is the number of characters of its text that come before the place. `code` is true
+    inside a code block.
+    """
 
     seq: int = 1
     skip: int = 0
@@ -29,16 +36,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an answer, with the place of the next part, or None."""
+    """A part of an answer, and the place of the next part, if there is one."""
 
     reader: Reader
     next: Place | None = None
 
 
 def read(db: Database, execution: Execution, place: Place, folder: str = "", until: Place | None = None) -> Part:
-    """Read about PART_BYTES of an execution's events from a place on, those before the place `until`."""
+    """Read about PART_BYTES of an execution's events from a place.
+
+    With `until`, read only the events before that place.
+    """
     last = execution.last_seq if until is None else until.seq - (until.skip == 0)
-    ends = execution.over or until is not None  # else it is the newest part, which the page's stream continues
+    ends = execution.over or until is not None  # otherwise it is the newest part, which the page's stream continues
     reader = Reader(place.seq - 1, folder, live=not ends, files=files_of(execution, folder), run=execution.execution_id)
     for event in _from(db, execution.number, place, last):
         reader.take(event if until is None or event.seq < until.seq else _beginning(event, until.skip))
@@ -48,7 +58,10 @@ def read(db: Database, execution: Execution, place: Place, folder: str = "", unt
 
 
 def window(db: Database, execution: Execution) -> Place:
-    """Return where the newest part of a running execution begins: at a block, if there is one to begin at."""
+    """Return where the newest part of a running execution begins.
+
+    That is at the start of a block where one can be found.
+    """
     start = events.newest_from(db, execution.number, WINDOW_BYTES)
     if start == 1:
         return Place()
@@ -64,7 +77,10 @@ def window(db: Database, execution: Execution) -> Place:
 
 
 def _from(db: Database, number: int, place: Place, last: int) -> Iterator[events.StoredEvent]:
-    """Yield the events from a place to the event `last`, with a `gap` where retention removed some."""
+    """Yield the events from a place to the event `last`.
+
+    A `gap` replaces events that retention removed.
+    """
     after = place.seq - 1
     while batch := events.after(db, number, after):
         missing = events.gap(after, batch[0])
@@ -91,7 +107,7 @@ def _beginning(event: events.StoredEvent, length: int) -> events.StoredEvent:
 
 
 def _end(reader: Reader, start: Place) -> Place | None:
-    """End a part here, if that is possible; returns where the next one begins."""
+    """End the part here if possible, and return where the next one begins."""
     last = reader.blocks[-1] if reader.blocks else None
     if not isinstance(last, Text):
         return Place(reader.last + 1) if not reader.waits or reader.bytes > 3 * PART_BYTES else None
@@ -100,7 +116,7 @@ def _end(reader: Reader, start: Place) -> Place | None:
     if not cut:
         if last.size < 2 * PART_BYTES:
             return None
-        cut = text.rfind("\n") + 1 or len(text)  # of one very long block
+        cut = text.rfind("\n") + 1 or len(text)  # one very long block
         code = markdown.ends_in_code(text[:cut])
     seq, begin = next((seq, begin) for seq, begin in reversed(last.places) if begin <= cut)
     last.pieces = [text[:cut]]

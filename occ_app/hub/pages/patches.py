@@ -1,4 +1,7 @@
-"""A patch of git as rows of a page: lines with their numbers, signs and syntax colours, file by file."""
+"""A git patch as rows of a page, file by file.
+
+Rows are lines with numbers, signs and syntax colours.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from occ_app.hub.pages import highlight
 _HUNK = re.compile(r"@@ -(\d{1,9})(?:,\d{1,9})? \+(\d{1,9})(?:,\d{1,9})? @@ ?(.*)")
 _FILE = re.compile(rb"^(?=diff --git )", re.MULTILINE)
 _LONGEST_LINE = 5_000
-MAX_COLOURED = 40_000  # characters of a page: a lexer takes 2 ms for each 1,000, and others wait for it
-# Signs for characters that nobody sees, or that change the order of others.
+MAX_COLOURED = 40_000  # characters of a page: a lexer takes 2 ms for each 1,000, and blocks other requests
+# Visible signs for invisible characters, and for those that change the order of others.
 _SHOWN = {
     **{number: f"^{chr(number + 64)}" for number in range(32) if number not in (9, 10)},
     0x7F: "^?",
@@ -37,9 +40,10 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a file: its numbers before and after, None where it is not there, and HTML.
+    """A line of a file as HTML, with its numbers before and after.
 
-    `sign` is `+`, `-` or a space. `cut` is true for a line that is shown in part.
+    A number is None where that version does not have the line. `sign` is `+`, `-` or a space. `cut` is true for a line
+    that is shown in part.
     """
 
     sign: str
@@ -51,14 +55,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Hunk:
-    """Lines that follow each other; `head` is the code around them, as git found it."""
+    """Consecutive lines; `head` is the surrounding code as git found it."""
 
     head: str
     lines: tuple[Line, ...]
 
     @property
     def pairs(self) -> Iterator[tuple[Line | None, Line | None]]:
-        """The lines before beside the lines after: each removed line next to the one that replaces it."""
+        """Yield the lines before beside the lines after.
+
+        Each removed line is paired with the line that replaces it.
+        """
         removed, added = list[Line](), list[Line]()
         for line in (*self.lines, None):
             if line is not None and line.sign == "-" and not added:
@@ -76,7 +83,10 @@ class Hunk:
 
 @dataclass(frozen=True)
 class FilePatch:
-    """The hunks of one file; `omitted` counts the lines that are not among them, `coloured` the coloured characters."""
+    """The hunks of one file.
+
+    `omitted` counts the lines that are left out, `coloured` the characters with syntax colours.
+    """
 
     hunks: tuple[Hunk, ...]
     omitted: int = 0
@@ -84,17 +94,18 @@ class FilePatch:
 
 
 def split(patch: bytes, entries: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """Return the part of a patch for each changed file, empty where there is none."""
+    """Return the part of a patch for each changed file; empty where it has none."""
     parts = [part for part in _FILE.split(patch) if part.startswith(b"diff --git ")]
     if len(parts) == len(entries):
-        return parts  # both in git's order
+        return parts  # both are in git's order
     by_head = {part.partition(b"\n")[0]: part for part in parts}
     return [by_head.get(_head(entry), b"") for entry in entries]
 
 
 def parse(part: bytes, path: str, limit: int, colours: int = MAX_COLOURED) -> FilePatch:
-    """Return a file's part of a patch as hunks, of at most so many lines in all; the first `colours` characters have
-    syntax colours, hunk by hunk.
+    """Return a file's part of a patch as hunks, with at most `limit` lines.
+
+    Hunks get syntax colours one by one while their characters sum to at most `colours`.
     """
     language, coloured = highlight.language_of(path), 0
     hunks, shown, omitted = list[Hunk](), 0, 0
@@ -123,7 +134,7 @@ def whole(text: str, path: str, limit: int) -> FilePatch:
 def _hunks_of(part: bytes) -> Iterator[tuple[str, tuple[int, int], list[tuple[str, str]]]]:
     """Yield the head, the first numbers and the signed lines of each hunk."""
     head, start, rows = "", (0, 0), list[tuple[str, str]]()
-    # Not splitlines: a line of a file may have other characters that end a line for Python.
+    # Not splitlines: a line may contain other characters that Python treats as line ends.
     for line in part.decode(errors="replace").removesuffix("\n").split("\n"):
         found = _HUNK.fullmatch(line)
         if found is not None:
@@ -137,7 +148,10 @@ def _hunks_of(part: bytes) -> Iterator[tuple[str, tuple[int, int], list[tuple[st
 
 
 def _hunk(head: str, start: tuple[int, int], rows: list[tuple[str, str]], language: str) -> Hunk:
-    """Colour each side by itself: a removed line and the one that replaces it are no code together."""
+    """Build a hunk, with syntax colours for each side separately.
+
+    A removed line and its replacement together are not valid code.
+    """
     before = iter(_coloured([text for sign, text in rows if sign != "+"], language))
     after = iter(_coloured([text for sign, text in rows if sign != "-"], language))
     old, new, lines = *start, list[Line]()
@@ -160,7 +174,10 @@ def _coloured(lines: list[str], language: str) -> list[Markup]:
 
 
 def visible(text: str) -> str:
-    """Return text of a file with a sign for each control character, and for each that reorders the text beside it."""
+    """Return text with each control character replaced by a visible sign.
+
+    The same applies to characters that change the order of the text beside them.
+    """
     return text.translate(_SHOWN)
 
 

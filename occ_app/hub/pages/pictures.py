@@ -1,4 +1,7 @@
-"""Pictures on a page: the formats that a browser shows without running anything of them, checked by their content."""
+"""Pictures on a page, checked by their content.
+
+Only formats are shown that a browser displays without running anything in them.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,15 @@ _EVENTS_PER_READ = 20
 
 
 def is_picture(path: str) -> bool:
-    """Whether the name of a file is that of a picture."""
+    """Return whether a file's name is that of a picture."""
     return path.rpartition(".")[2].lower() in _TYPES
 
 
 def sent(content: Iterator[bytes], size: int | None, path: str) -> Response:
-    """Send a file of `size` bytes: a picture to be shown, anything else to be saved."""
+    """Return a response with a file of `size` bytes.
+
+    A browser shows a picture of at most _MAX_BYTES and saves anything else.
+    """
     head = b""
     while len(head) < HEAD_BYTES and (piece := next(content, b"")):
         head += piece
@@ -48,7 +54,10 @@ def sent(content: Iterator[bytes], size: int | None, path: str) -> Response:
 
 
 def of_result(db: Database, execution: Execution, seq: int) -> Response:
-    """Send the picture of a tool's result whose first `image` event has this number. Raises NotFound."""
+    """Send the picture of a tool's result.
+
+    `seq` is the number of its first `image` event. Raises NotFound.
+    """
     content = _decoded("".join(_parts(db, execution.number, seq)))
     kind = type_of(content)
     if kind is not None:
@@ -58,7 +67,7 @@ def of_result(db: Database, execution: Execution, seq: int) -> Response:
 
 
 def _parts(db: Database, number: int, seq: int) -> list[str]:
-    """Return the parts of an image, beginning with the event `seq`; none if one is missing."""
+    """Return the parts of an image from the event `seq`; none if one is missing."""
     parts, image = list[str](), None
     for event in _image_events(db, number, seq):
         data = json.loads(event.data)
@@ -74,7 +83,10 @@ def _parts(db: Database, number: int, seq: int) -> list[str]:
 
 
 def _image_events(db: Database, number: int, seq: int) -> Iterator[RawEvent]:
-    """Yield the sound `image` events among those from one on, which is the first, to as many as an image has."""
+    """Yield the valid `image` events from the event `seq`, which must be the first.
+
+    At most as many events are read as an image may have.
+    """
     after = seq - 1
     while after < seq + MAX_IMAGE_PARTS and (batch := events.after(db, number, after, _EVENTS_PER_READ)):
         for event in batch:

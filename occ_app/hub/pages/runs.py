@@ -1,4 +1,7 @@
-"""The page of a conversation: its turns, live output, cancel, replies, and the turns that wait."""
+"""The page of a conversation: its turns, live output and replies.
+
+Turns can be cancelled, and waiting turns changed.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,10 @@ bp = Blueprint("runs", __name__, url_prefix="/runs/<execution_id>")
 
 @bp.get("")
 def show(execution_id: str) -> str:
-    """The conversation with all there is now; without the script it loads itself again while something runs.
+    """Show the conversation in its current state.
 
-    `parts` leaves out the answers: the script has them by their stream.
+    Without the script the page reloads itself while a turn runs. `parts` leaves out the answers, which the script
+    receives by their stream.
     """
     place = _place() if "from" in request.args else None
     overview.see(services().db, _execution(execution_id).conversation, callers.caller().owner_id)
@@ -42,7 +46,7 @@ def show(execution_id: str) -> str:
 
 @bp.get("/part")
 def part(execution_id: str) -> str:
-    """One part of an answer, for the script."""
+    """Return one part of an answer, for the script."""
     until = Place(_number("until"), _number("cut")) if "until" in request.args else None
     found = conversation.part(execution_id, _place(), until)
     return render_template("_part.html", run=execution_id, part=found, until=until)
@@ -67,13 +71,13 @@ def events(execution_id: str) -> Response:
 
 @bp.get("/pictures/<int:seq>")
 def picture(execution_id: str, seq: int) -> Response:
-    """A picture of a tool's result, by the number of its first event."""
+    """Send a picture of a tool's result, by the number of its first event."""
     return pictures.of_result(services().db, _execution(execution_id), seq)
 
 
 @bp.get("/files")
 def files(execution_id: str) -> Response:
-    """The files of its workspace as they are now, as a zip."""
+    """Send the current files of the run's workspace as a zip."""
     execution = _execution(execution_id)
     conversation.workspace_of(execution)
     return workspaces_api.packed(execution.workspace_id, execution.workspace_generation)
@@ -81,20 +85,23 @@ def files(execution_id: str) -> Response:
 
 @bp.post("/cancel")
 def cancel(execution_id: str) -> Response:
-    """End it."""
+    """Cancel the run."""
     return _back(executions_api.cancel_execution(execution_id).execution_id)
 
 
 @bp.post("/approvals/<approval_id>")
 def decide(execution_id: str, approval_id: str) -> Response:
-    """Store the answer of a person."""
+    """Store a person's answer to an approval."""
     asked.answer(approval_id, request.form)
     return _back(_execution(execution_id).execution_id)
 
 
 @bp.post("/input")
 def steer(execution_id: str) -> Response:
-    """Send the text of the form to the running turn; where that has no place for it, it is the next prompt."""
+    """Send the text of the form to the running turn.
+
+    If the turn cannot accept it, the text becomes the next prompt.
+    """
     body = {"inputId": request.form.get("run", ""), "text": request.form.get("prompt", "").replace("\r\n", "\n")}
     sent = inputs_api.deliver(execution_id, web.loaded(schemas.InputBody, body))
     return _back(sent.follow_up or execution_id)
@@ -102,7 +109,7 @@ def steer(execution_id: str) -> Response:
 
 @bp.post("/change")
 def change(execution_id: str) -> Response:
-    """Change a turn that waits: its prompt, its place among the others, or whether it is paused."""
+    """Change a waiting turn: its prompt, its position, or whether it is paused."""
     form, changes = request.form, dict[str, Any]()
     if "prompt" in form:
         changes["prompt"] = form["prompt"].replace("\r\n", "\n")
@@ -113,7 +120,7 @@ def change(execution_id: str) -> Response:
         changes["before"] = form["before"] or None
     if form.get("paused") in ("yes", "no"):
         changes["paused"] = form["paused"] == "yes"
-    moved = form.get("move") or execution_id  # moving one down is moving the next one up
+    moved = form.get("move") or execution_id  # moving a turn down is moving the next one up
     changed = follow_ups.change(services().db, moved, changes, callers.caller().visible_to)
     if changes.get("paused") is False:
         wake_worker()

@@ -25,7 +25,7 @@ SPANS = {"1": "last day", "7": "last 7 days", "30": "last 30 days"}
 
 
 class _Query(Schema):
-    """The words and what narrows them; a wrong value is passed over."""
+    """The words and filters of a search; invalid values are ignored."""
 
     class Meta:
         unknown = EXCLUDE
@@ -40,7 +40,7 @@ class _Query(Schema):
 
 @bp.get("/find")
 def show() -> str:
-    """The form, and the runs that were found."""
+    """Show the form and the runs found."""
     query = web.valid_filters(_Query)
     words, visible_to = query.get("q", "").strip(), callers.caller().visible_to
     since = None

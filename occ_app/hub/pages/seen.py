@@ -1,4 +1,4 @@
-"""Which runs somebody is looking at: a notification of such a run is needless."""
+"""The runs that somebody is looking at, which need no notification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ bp = Blueprint("seen", __name__, url_prefix="/runs/<execution_id>/seen")
 
 @bp.post("")
 def report(execution_id: str) -> Response:
-    """Note that this run's page is visible, or is not any more, from the page's script."""
+    """Record whether a page of this run is visible, as its script reports."""
     page, state = request.form.get("page", ""), request.form.get("state", "")
     if not re.fullmatch(r"[0-9a-f]{32}", page) or state not in ("visible", "hidden"):
         raise errors.InvalidRequest("`page` must be 32 hexadecimal digits, and `state` visible or hidden.")

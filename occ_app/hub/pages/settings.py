@@ -1,4 +1,7 @@
-"""The page of settings: devices that are logged in, and for admins keys, owners and webhooks."""
+"""The page of settings: logged-in devices.
+
+Admins also see keys, owners and webhooks.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ _LOGGED = 10
 
 @bp.get("")
 def show() -> str:
-    """All sections that the visitor may see."""
+    """Show all sections that the visitor may see."""
     return _page()
 
 
 @bp.post("/pair")
 def pair() -> Response:
-    """Make a one-time code for another device, and show it as a link and a QR code."""
+    """Create a one-time code for another device, and show it as a link and QR code."""
     if not g.login.may_pair:
         raise Forbidden("This session may not open sessions on other devices; ask an admin, or use `occ hub pair`.")
     role = request.form.get("role", "owner")
@@ -53,7 +56,7 @@ def revoke_session(session_id: str) -> Response:
 
 @bp.post("/keys")
 def create_key() -> Response:
-    """Make a key, and show it once."""
+    """Create a key, and show it once."""
     callers.require_admin()
     form = request.form
     kind, role = form.get("for", "client"), form.get("role", "owner")
@@ -85,14 +88,14 @@ def rotate_key(key_id: str) -> Response:
 
 @bp.post("/keys/<key_id>/revoke")
 def revoke_key(key_id: str) -> Response:
-    """Refuse a key from now on."""
+    """Revoke a key."""
     api.revoke_key(name=key_id)
     return door.go("/settings#keys")
 
 
 @bp.post("/webhooks")
 def add_webhook() -> Response:
-    """Send the chosen events to an address, and show the signing secret once."""
+    """Add a webhook for the chosen events, and show its signing secret once."""
     callers.require_admin()
     form = request.form
     events = [event for event in webhooks.EVENTS if event in form.getlist("event")] or [webhooks.FINISHED]
@@ -140,8 +143,8 @@ def _owners(known: Sequence[Key]) -> list[dict[str, Any]]:
 
 
 def _qr(link: str) -> Markup:
-    """Return a QR code as SVG that takes its size from the stylesheet."""
+    """Return a QR code as SVG that the stylesheet scales."""
     import segno
 
     made = segno.make(link, micro=False).svg_inline(scale=1, border=2, omitsize=True)
-    return Markup(made)  # noqa: S704 - segno draws it: paths and numbers alone
+    return Markup(made)  # noqa: S704 - made by segno from paths and numbers only

@@ -1,4 +1,7 @@
-"""The page on which an owner confirms that a Slack user is them. Nothing is redeemed by opening it."""
+"""The page on which an owner confirms that a Slack user is theirs.
+
+Opening it redeems nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ _WRONG = (
 
 @bp.get("")
 def show() -> str:
-    """Ask for the code; the script takes it from behind the # of the address."""
+    """Ask for the code; the script reads it from the fragment of the address."""
     return _page()
 
 
 @bp.post("")
 def look() -> Response:
-    """Show whom the code would link, and ask for a confirmation."""
+    """Show which Slack user the code would link, and ask for confirmation."""
     code = request.form.get("code", "")
     asked = people.asked_with(services().db, code)
     if asked is None:

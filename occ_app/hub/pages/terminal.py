@@ -1,4 +1,7 @@
-"""Text for a terminal as a page shows it: progress lines in their last state, and no escape sequence but colours."""
+"""Terminal output as a page shows it.
+
+Progress lines have their last state, and no escape sequences remain except colours.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,24 @@ _ESCAPE = re.compile(
 )
 _CONTROL = re.compile("[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _COLOUR = re.compile(r"(?:\x1b\[|\x9b)([0-9;:]*)m")
-_FIRST, _KEPT = 0xE200, 128  # of the private use area: the places of colours while the rest is made plain
+_FIRST, _KEPT = 0xE200, 128  # private-use characters that mark colours while the rest is made plain
 _MARK = re.compile(f"[{chr(_FIRST)}-{chr(_FIRST + _KEPT - 1)}]")
 _BACKSPACE = re.compile(r"[^\x08\n]\x08")
 
 
 def plain(text: str) -> str:
-    """The text as a terminal would leave it, without colours. A lone carriage return begins its line again."""
+    """Return the text as a terminal would leave it, without colours.
+
+    A carriage return without a line feed restarts its line.
+    """
     if "\x1b" not in text and "\r" not in text and not _CONTROL.search(text) and "\x08" not in text:
         return text
     text = _ESCAPE.sub("", text).replace("\r\n", "\n")
     if "\r" in text:
         text = "\n".join(map(_last_state, text.split("\n"))) if "\n" in text else text.replace("\r", "\n")
-    for _ in range(text.count("\x08") and 100):  # each pass removes one of a row; more are no overstriking
+    for _ in range(
+        text.count("\x08") and 100
+    ):  # each pass removes one of a run of backspaces; a longer run is not overstriking
         text, count = _BACKSPACE.subn("", text)
         if not count:
             break
@@ -35,7 +43,10 @@ def plain(text: str) -> str:
 
 
 def coloured(text: str) -> Markup:
-    """Return the text as HTML with its colours as classes: `c1` to `c6`, `c8` for grey, `cb` for bold."""
+    """Return the text as HTML with its colours as classes.
+
+    The classes are `c1` to `c6`, `c8` for grey and `cb` for bold.
+    """
     text = _MARK.sub("", text)
     text = plain(_COLOUR.sub(lambda found: chr(_FIRST + _style(found[1])), text))
     made, style = list[Markup](), 0
@@ -47,11 +58,14 @@ def coloured(text: str) -> Markup:
     return Markup("").join(made)
 
 
-_BOLD, _KEEP, _THIN, _PLAIN = 16, 32, 64, 15  # of a style: bold; only adds to the one before; not bold; no colour
+_BOLD, _KEEP, _THIN, _PLAIN = 16, 32, 64, 15  # bits of a style: bold; adds to the style before; not bold; no colour
 
 
 def _style(parameters: str) -> int:
-    """Return the change of style of a sequence, as a number below _KEPT: 0 is a reset, the low bits a colour."""
+    """Return the style change of an escape sequence as a number below _KEPT.
+
+    0 is a reset; the low four bits are a colour.
+    """
     codes = [int(code or "0") if len(code) < 4 else 0 for code in re.split("[;:]", parameters)]
     colour, bold, reset = 0, 0, False
     while codes:
@@ -72,7 +86,10 @@ def _style(parameters: str) -> int:
 
 
 def _extended(codes: list[int]) -> tuple[int, list[int]]:
-    """Return the nearest of the simple colours to one of 256 or of 16 million, and the codes behind it."""
+    """Return the nearest basic colour to an extended one, and the codes after it.
+
+    An extended colour is one of 256 or of 16 million.
+    """
     if codes[:1] == [5] and len(codes) > 1:
         number = codes[1]
         if number < 16:
@@ -105,5 +122,5 @@ def _classes(style: int) -> str:
 
 
 def _last_state(line: str) -> str:
-    """The last that was written on a line which was begun again and again."""
+    """Return the last text written on a line that was restarted repeatedly."""
     return next((state for state in reversed(line.split("\r")) if _MARK.sub("", state).strip()), "")

@@ -1,4 +1,4 @@
-"""Tool calls on a page: one line of what matters about each, and its input and result as a person reads them."""
+"""Tool calls on a page: one summary line each, with readable input and result."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _LISTS = ("TodoWrite", "TaskCreate", "TaskUpdate", "TaskList", "TaskGet")
 
 @dataclass(frozen=True)
 class View:
-    """A part of an opened call: its `kind` (`diff`, `terminal`, `code`, `prose`, `picture`), a name, and its content.
+    """A part of an opened call: its kind, a name, and its content.
 
-    The content is HTML, a diff, or the address of a picture.
+    `kind` is `diff`, `terminal`, `code`, `prose` or `picture`. The content is HTML, a diff, or the address of a
+    picture.
     """
 
     kind: str
@@ -42,7 +43,10 @@ class View:
 
 @dataclass
 class Call:
-    """A tool call as its events tell: `first` is the number of its first event, times are in milliseconds."""
+    """A tool call, as its events describe it.
+
+    `first` is the number of its first event. Times are in milliseconds.
+    """
 
     first: int
     name: str
@@ -55,27 +59,27 @@ class Call:
     ended: int = 0
     progress: str = ""
     inner: list[Call] = field(default_factory=list)
-    pictures: list[str] = field(default_factory=list)  # the addresses of those in its result
+    pictures: list[str] = field(default_factory=list)  # the addresses of the pictures in its result
     folder: str = ""
     files: str = ""  # the address of the workspace's files
-    over: bool = False  # the execution is, so that no result will come
+    over: bool = False  # whether the execution is over, so that no result will come
 
     kind = "tool"
 
     @property
     def hidden(self) -> bool:
-        """Whether the pinned todo list shows all there is about this call."""
+        """Return whether the pinned todo list shows everything about this call."""
         return self.name in _LISTS and not self.is_error
 
     @property
     def title(self) -> str:
-        """The name of the tool; of an MCP server's tool without the prefix."""
+        """Return the tool's name, without the prefix for a tool of an MCP server."""
         name = terminal.plain(self.name)
         return " · ".join(name.split("__")[1:]) if name.startswith("mcp__") and name.count("__") > 1 else name
 
     @property
     def subject(self) -> str:
-        """The part of the input that identifies its target, as one line."""
+        """Return the part of the input that identifies its target, as one line."""
         if isinstance(self.given, Mapping):
             for name in _SUBJECTS:
                 if isinstance(self.given.get(name), str):
@@ -84,14 +88,14 @@ class Call:
 
     @property
     def state(self) -> str:
-        """`busy`, `wrong`, `done`, or `lost` when the execution ended before its result."""
+        """Return `busy`, `wrong` or `done`; `lost` when the run ended without a result."""
         if self.result is None:
             return "lost" if self.over else "busy"
         return "wrong" if self.is_error else "done"
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """Short words about how it went."""
+        """Return short phrases about the outcome."""
         if self.result is None:
             return (beginning(self.progress, 80) or ("no result" if self.over else "running"),)
         found = [*self._failure(), *(_FACTS[self.name](self) if self.name in _FACTS else ())]
@@ -110,13 +114,19 @@ class Call:
 
     @cached_property
     def diff(self) -> Diff | None:
-        """The change that an editing tool asked for; None of another tool, or where it cannot be read."""
+        """Return the change that an editing tool requested.
+
+        Returns None for another tool, or for input that cannot be read.
+        """
         make = _DIFFS.get(self.name)
         return make(self.given) if make is not None and isinstance(self.given, Mapping) else None
 
     @property
     def picture(self) -> str:
-        """The address of the picture in the workspace that this call has read; empty for any other call."""
+        """Return the address of the workspace's picture that this call has read.
+
+        Returns an empty string for any other call.
+        """
         path = self.given.get("file_path") if isinstance(self.given, Mapping) else None
         if self.name != "Read" or self.shown != "[image]" or not self.files or not isinstance(path, str):
             return ""
@@ -125,15 +135,15 @@ class Call:
 
     @property
     def shown(self) -> str:
-        """The result without the CLI's words to the model alone."""
+        """Return the result without the CLI's remarks to the model."""
         text = _without_remarks(self.result or "").strip("\n")
-        for _ in self.pictures:  # each has this word in its place
+        for _ in self.pictures:  # the result has this word in place of each picture
             text = _IMAGE.sub("", text, count=1).strip("\n")
         return _EXIT.sub("", text, count=1) if self.is_error and self.name == "Bash" else text
 
     @property
     def views(self) -> list[View]:
-        """The parts that are shown when it is opened."""
+        """Return the parts shown when the call is opened."""
         diff = self.diff
         if diff is not None:
             views = [View("diff", "change", Markup(), diff)]
@@ -156,7 +166,10 @@ class Call:
 
 
 def prefix(folder: str) -> str:
-    """Return what is left out of paths in a workspace's folder; nothing where the folder is not known."""
+    """Return the prefix to strip from paths in a workspace's folder.
+
+    Returns an empty string when the folder is not known.
+    """
     return folder.rstrip("/") + "/" if folder else ""
 
 
@@ -184,7 +197,7 @@ def _nothing(_: Call) -> list[View]:
 
 
 def _inputs(call: Call) -> list[View]:
-    """Return every argument, so that nothing of a call is hidden."""
+    """Return every argument, so that the page hides nothing of a call."""
     given = call.given if isinstance(call.given, Mapping) else {"input": call.given}
     return [
         View("code", terminal.plain(str(name)), escape(_text(value)))
