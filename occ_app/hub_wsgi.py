@@ -111,9 +111,10 @@ def make_app(config: HubConfig) -> Flask:
 
 
 def _identify(database: db.Database, token_file: TokenFile) -> Callable[[str], Caller | None]:
-    """Who calls: a client's key, or a program that reads the hub's token; for a page, whose cookie it is.
+    """Return the function that identifies a caller.
 
-    Endpoints for agents check an agent's credentials themselves; one that forgot to is closed to agents.
+    It accepts a client's key, the hub's token for programs that can read it, and the cookie of a page. Endpoints for
+    agents check an agent's credentials themselves; one without that check is closed to agents.
     """
 
     def identify(secret: str) -> Caller | None:
@@ -142,7 +143,10 @@ def _admit_link(agents: Agents, agent_id: str) -> None:
 
 
 def _pack(config: HubConfig, agents: Agents, calls: Calls, workspace: Workspace, output: IO[bytes]) -> None:
-    """Write an uploaded workspace as it is now: its agent's files, or the stored zip while no agent has it."""
+    """Write an uploaded workspace as it is now.
+
+    These are its agent's files, or the stored zip while no agent has it.
+    """
     where = workspace.placement
     if where is None or not where.is_current:
         with hub_workspaces.zip_path(config, workspace).open("rb") as stored:

@@ -44,7 +44,10 @@ from occ_app.workspaces.workspace import Workspace
 
 
 def make_app(config: Config) -> Flask:
-    """The agent's application with everything it works with, tailing and ready to serve."""
+    """Return the agent's application, ready to serve.
+
+    Its tail runs.
+    """
     database = db.Database(config.database)
     tail = Tail(database, config.run / "tail")
     tail.start()
@@ -88,14 +91,17 @@ def _holder_of(token: TokenFile) -> Callable[[str], Caller | None]:
 
 
 def _admit(config: Config, connection: sqlite3.Connection, asked: Request) -> lifecycle.Admission:
-    """Refuse an execution of a hub in a workspace that another hub, or another of its keys, sent."""
+    """Refuse a hub's execution in a workspace of another hub or key."""
     held = workspaces.origin_of(connection, asked.workspace_id)
     origins.refuse_execution(asked.workspace_id, held, web.origin())
     return lifecycle.Admission(free_workers=config.workers - queries.running_count(connection))
 
 
 def _delete(config: Config, database: db.Database, workspace_id: str, generation: int | None) -> list[int]:
-    """Remove a workspace, its files and its snapshots; returns the numbers of the executions it ended."""
+    """Remove a workspace, its files and its snapshots.
+
+    Returns the numbers of the executions that it ended.
+    """
     number = workspaces.get(database, workspace_id, generation=generation).generation
     cli = projects.cli_folders(config.cli_environment)
     ended = workspaces.delete(database, workspace_id, config.workspaces, lifecycle.end_waiting, number, cli)

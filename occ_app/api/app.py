@@ -1,4 +1,4 @@
-"""The agent's HTTP API: one module a resource, wired here to the services that arrive as an argument."""
+"""The agent's HTTP API: one module for each resource, wired to the services here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _BESIDE_PROMPT = 1 << 20  # bytes of the other fields of a JSON body
 
 class _Application(Flask):
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the view unchanged: none is asynchronous, and Flask would check that at every request."""
+        """Return the view unchanged.
+
+        No view is asynchronous, and Flask would check that at every request.
+        """
         return func
 
 
@@ -81,7 +84,10 @@ def create_app(services: Services) -> Flask:
 
 
 def _name_execution() -> None:
-    """Name the execution that a request is about in the records of its thread, up to the thread's next request."""
+    """Name the request's execution in the log records of its thread.
+
+    The name stays until the thread's next request.
+    """
     logs.set_execution((request.view_args or {}).get("execution_id"))
 
 
@@ -99,7 +105,10 @@ def _for_browsers(response: Response) -> Response:
 
 def _request_class(uploads: Path) -> type[Request]:
     class UploadRequest(Request):
-        """A request whose file parts go straight to the agent's own disk, and are gone when the request is."""
+        """A request whose file parts are stored on the agent's own disk.
+
+        They are deleted with the request.
+        """
 
         def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
             uploads.mkdir(mode=0o700, parents=True, exist_ok=True)  # something may have cleaned up

@@ -1,7 +1,7 @@
-"""Approvals: the tool calls, questions and plans of running executions that a person decides on.
+"""Approvals: tool calls, questions and plans that a person decides on.
 
-`services().approvals` are those of an agent's own rows (LocalApprovals), or on a hub those of its machines
-(HubApprovals in occ_app/hub/approvals.py). Both have `listing`, `get`, `answer` and `person`.
+They are of running executions. `services().approvals` are those of an agent's own rows (LocalApprovals), or on a hub
+those of its machines (HubApprovals in occ_app/hub/approvals.py). Both have `listing`, `get`, `answer` and `person`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def show(approval_id: str) -> Approval:
     accepted="Of a hub: the answer is stored, and not delivered to the machine yet",
 )
 def answer(approval_id: str, body: dict[str, Any]) -> Response:
-    """Answer an open approval; the first answer counts, and the same again changes nothing."""
+    """Answer an open approval.
+
+    The first answer counts, and the same again changes nothing.
+    """
     known = services().approvals
     person = known.person(callers.caller(), body.pop("surface", "api"), body.pop("actor", None))
     decided = known.answer(approval_id, Answer(**body), person)

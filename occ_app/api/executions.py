@@ -35,7 +35,10 @@ _LONGEST_LISTED = 1 << 16
 @bp.post("/execute")
 @contract(content=STREAM, headers={**RESUMES, **FROM_HUB, **RELAYED})
 def execute() -> Response:
-    """Run a prompt in a workspace and stream its events; the same id and body again follows the existing execution."""
+    """Run a prompt in a workspace and stream its events.
+
+    The same id and body again follow the existing execution.
+    """
     after = web.cursor(None)
     web.origin()  # refused here when it is malformed, and looked at when the execution is admitted
     wanted = asked_for(web.json_body(web.largest_body_with_prompt() + 2 * attachments.MAX_BYTES))
@@ -50,9 +53,9 @@ def execute() -> Response:
 
 
 def start(wanted: Request) -> tuple[Execution, bool]:
-    """Accept an execution and wake a worker; it is on the disk when this returns. Returns it and whether it is new.
+    """Accept an execution and wake a worker; returns it and whether it is new.
 
-    Raises what lifecycle.create does.
+    It is on the disk when this returns. Raises the errors of lifecycle.create.
     """
     wiring = services()
     execution, created = _create(wiring, wanted)
@@ -79,7 +82,10 @@ def _create(wiring: Services, wanted: Request) -> tuple[Execution, bool]:
 
 
 def asked_for(body: Any) -> Request:
-    """The body as a request, with the configured limits filled in. Raises InvalidRequest and TooLarge."""
+    """Return the body as a request with the configured limits.
+
+    Raises InvalidRequest and TooLarge.
+    """
     wiring = services()
     loaded, config = web.loaded(wiring.execute_body, body), wiring.config
     check_prompt_size(loaded["prompt"])
@@ -123,12 +129,12 @@ def asked_for(body: Any) -> Request:
 
 
 def stream(execution: Execution, after: int, place: contextlib.ExitStack, *, follow: bool) -> Response:
-    """Return the events of an execution as server-sent events; the response takes `place` over."""
+    """Return an execution's events as server-sent events; the response owns `place`."""
     return event_stream(services().tail, follower(execution, after), place, follow=follow)
 
 
 def follower(execution: Execution, after: int) -> streams.Follower:
-    """The caller as a reader of an execution."""
+    """Return the caller as a reader of an execution."""
     open_streams, caller, since = services().streams, callers.caller(), callers.asked_at()
 
     def refused() -> bool:
@@ -140,7 +146,7 @@ def follower(execution: Execution, after: int) -> streams.Follower:
 @bp.get("/executions")
 @contract(query=schemas.ListQuery, reply=schemas.ExecutionList)
 def listing(query: dict[str, Any]) -> Response:
-    """Executions, newest first."""
+    """List executions, newest first."""
     rows, following = executions.listing(services().db, owner_id=callers.caller().visible_to, **query)
     return web.json_response(page(rows, following))
 
@@ -173,7 +179,10 @@ def show(execution_id: str, query: dict[str, Any]) -> Any:
     empty="Last-Event-ID is the id of the final event: there is nothing to reconnect for",
 )
 def events(execution_id: str, query: dict[str, Any]) -> Response:
-    """An execution's events, from the first or after Last-Event-ID, to its end or with follow=0 to the stored ones."""
+    """Stream an execution's events.
+
+    From the first or after Last-Event-ID, to its end, or with follow=0 to the stored ones.
+    """
     after = web.cursor(query.get("after"))
     execution = executions.get(services().db, execution_id, callers.caller().visible_to)
     if _has_all(execution, after):
@@ -187,9 +196,10 @@ _LOW_ENDS = ("WORKER_LOST", "AGENT_LOST", "INTERNAL")
 
 
 def _has_all(execution: Execution, after: int) -> bool:
-    """Return whether the reader's Last-Event-ID shows that it has the final event: an EventSource reconnects until 204.
+    """Return whether the reader's Last-Event-ID is that of the final event.
 
-    The cursor of the query does not count, and no end that may have replaced another event.
+    An EventSource reconnects until 204. The cursor of the query does not count, nor an end that may have replaced
+    another event.
     """
     if "Last-Event-ID" not in request.headers or not execution.over or execution.error_code in _LOW_ENDS:
         return False
@@ -238,13 +248,13 @@ def add_websocket(app: Flask) -> None:
 
 @cache
 def _websocket_view() -> Callable[[], Any]:
-    """What speaks WebSocket, loaded when somebody first does: a tenth of the web process's memory and start."""
+    """Load the WebSocket view at its first use: a tenth of the process's memory."""
     from flask_sock import Sock
 
     routes = dict[str, Callable[[], Any]]()
 
     class Keeper:
-        """Takes the view flask-sock makes, which the application has under an address already."""
+        """A holder of the view that flask-sock makes; its address is registered already."""
 
         def route(self, path: str, **_: Any) -> Callable[[Callable[[], Any]], None]:
             return lambda view: routes.update({path: view})
@@ -278,7 +288,7 @@ def _send_events(connection: Any, services: Services, follower: streams.Follower
 
 
 def _sent(connection: Any, frame: str) -> bool:
-    """Send one message; False if the client closed the WebSocket or dropped the connection under it."""
+    """Send one message; False if the client closed or dropped the connection."""
     from simple_websocket import ConnectionClosed
 
     try:

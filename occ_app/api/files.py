@@ -1,4 +1,4 @@
-"""The files of workspaces, and what executions changed: changes, diffs, single files, restores."""
+"""Files of workspaces and changes of executions: diffs, single files, restores."""
 
 from __future__ import annotations
 
@@ -38,10 +38,16 @@ class SentFile:
 
 
 class Files(Protocol):
-    """The files of an agent's workspaces, or of those on a hub's machines. Paths are text, with slashes."""
+    """The files of an agent's workspaces, or of those on a hub's machines.
+
+    Paths are text, with slashes.
+    """
 
     def changes(self, execution: Execution) -> dict[str, Any]:
-        """Return the reply of GET /executions/{id}/changes. Raises NotFound and Unavailable, as all of these do."""
+        """Return the reply of GET /executions/{id}/changes.
+
+        Raises NotFound and Unavailable, as all methods here.
+        """
 
     def diff(self, execution: Execution, path: str | None) -> Iterator[bytes]:
         """Return the patch of an execution, or of one file."""
@@ -56,7 +62,10 @@ class Files(Protocol):
         """Return a file of a workspace, or the range that the request asks for."""
 
     def restore(self, workspace: Workspace, execution_id: str, to: str, *, force: bool) -> dict[str, Any]:
-        """Undo the changes of an execution or a restore, or make them again. Raises Conflict."""
+        """Undo the changes of an execution or a restore, or make them again.
+
+        Raises Conflict.
+        """
 
 
 def files() -> Files:
@@ -67,7 +76,10 @@ def files() -> Files:
 
 @bp.before_request
 def enter() -> None:
-    """Take a place for the thread of this request, which may wait for a snapshot or, on a hub, for a machine."""
+    """Take a place for the thread of this request.
+
+    It may wait for a snapshot or, on a hub, for a machine.
+    """
     g.file_read = services().file_reads.place(callers.caller().key_id)
 
 
@@ -82,14 +94,17 @@ def leave(_: object) -> None:
 @bp.get("/executions/<execution_id>/changes")
 @contract(reply=schemas.Changes)
 def changes(execution_id: str) -> Any:
-    """The files that an execution changed. Waits a while for those of one that is just over."""
+    """Return the files that an execution changed.
+
+    Waits a while for those of one that has just ended.
+    """
     return files().changes(recorded(execution_id))
 
 
 @bp.get("/executions/<execution_id>/diff")
 @contract(query=schemas.DiffQuery, content=_PATCH)
 def diff(execution_id: str, query: dict[str, Any]) -> Response:
-    """The changes of an execution as a patch that `git apply --binary` takes."""
+    """Return the changes of an execution as a patch that `git apply --binary` takes."""
     content = files().diff(recorded(execution_id), query.get("path"))
     return Response(content, content_type="text/x-diff; charset=utf-8")
 
@@ -97,7 +112,7 @@ def diff(execution_id: str, query: dict[str, Any]) -> Response:
 @bp.get("/executions/<execution_id>/files/<path:path>")
 @contract(query=schemas.SideQuery, content=_BYTES)
 def stored(execution_id: str, path: str, query: dict[str, Any]) -> Response:
-    """A file as an execution found or left it."""
+    """Return a file as it was at the start or the end of an execution."""
     open_files.plain_parts(path)  # a hub's call with dots would lead to another address of its machine
     found = files().stored(recorded(execution_id), path, query["at"])
     response = Response(found.content, content_type="application/octet-stream")
@@ -109,14 +124,14 @@ def stored(execution_id: str, path: str, query: dict[str, Any]) -> Response:
 @bp.get("/workspaces/<workspace_id>/files")
 @contract(query=schemas.FolderQuery, reply=schemas.FolderContent)
 def folder(workspace_id: str, query: dict[str, Any]) -> Any:
-    """The entries of a folder of a workspace, by name."""
+    """List the entries of a folder of a workspace by name."""
     return files().folder(_workspace(workspace_id, query.get("generation")), query["path"])
 
 
 @bp.get("/workspaces/<workspace_id>/files/<path:path>")
 @contract(query=schemas.GenerationQuery, content=_BYTES)
 def file(workspace_id: str, path: str, query: dict[str, Any]) -> Response:
-    """A file of a workspace as it is now, or the range that the header Range asks for."""
+    """Return a file of a workspace as it is now, or the range of the header Range."""
     open_files.plain_parts(path)
     return as_attachment(files().file(_workspace(workspace_id, query.get("generation")), path), path)
 
@@ -124,7 +139,10 @@ def file(workspace_id: str, path: str, query: dict[str, Any]) -> Response:
 @bp.post("/workspaces/<workspace_id>/restore")
 @contract(query=schemas.GenerationQuery, body=schemas.RestoreBody, reply=schemas.Restored)
 def restore(workspace_id: str, query: dict[str, Any], body: dict[str, Any]) -> Any:
-    """Put the files that an execution changed back as they were at its start, or again as they were at its end."""
+    """Restore the files that an execution changed.
+
+    They are restored to its start, or again to its end.
+    """
     services().refuse_when_stopping()
     workspace = _workspace(workspace_id, query.get("generation"))
     return files().restore(workspace, body["execution_id"], body["to"], force=body["force"])
@@ -143,7 +161,10 @@ def _workspace(workspace_id: str, generation: int | None = None) -> Workspace:
 
 
 def recorded(execution_id: str) -> Execution:
-    """Return an execution of the caller's whose changes are known. Raises NotFound with the reason."""
+    """Return an execution of the caller whose changes are known.
+
+    Raises NotFound with the reason.
+    """
     own, visible_to = services(), callers.caller().visible_to
     execution = executions.get(own.db, execution_id, visible_to)
     if execution.over and execution.why_no_changes == "pending":

@@ -1,4 +1,4 @@
-"""Executions that wait: their prompts, and the order and the pauses of a conversation's follow-ups."""
+"""Executions that wait: their prompts, order and pauses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ bp = Blueprint("follow_ups", __name__)
 @bp.patch("/executions/<execution_id>")
 @contract(body=schemas.ExecutionChange, body_bytes=None, reply=schemas.ExecutionRecord)
 def change(execution_id: str, body: dict[str, Any]) -> Execution:
-    """Change an execution that waits: its prompt, and of a follow-up whether it is paused and its place."""
+    """Change an execution that waits.
+
+    Its prompt can be changed; a follow-up can also be paused and moved.
+    """
     check_prompt_size(body.get("prompt", ""))
     changed = follow_ups.change(services().db, execution_id, body, callers.caller().visible_to)
     if body.get("paused") is False:
@@ -41,7 +44,7 @@ def resume(conversation_id: str) -> Any:
 
 
 def check_prompt_size(prompt: str) -> None:
-    """Raises TooLarge for a prompt above the configured size."""
+    """Raise TooLarge for a prompt above the configured size."""
     limit = services().config.max_prompt_bytes
     if len(prompt.encode()) > limit:
         raise errors.TooLarge(f"The prompt is over {limit} bytes; put the text into a file.")

@@ -1,4 +1,4 @@
-"""Inputs: texts of a person for an execution, which steer the running turn or become follow-ups."""
+"""Inputs: texts of a person that steer the running turn or become follow-ups."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ _DECISION_SECONDS = 5.0  # for the worker to send a text or make a follow-up of 
 @bp.post("/executions/<execution_id>/input")
 @contract(body=schemas.InputBody, body_bytes=None, reply=schemas.InputRecord, status=202)
 def send(execution_id: str, body: dict[str, Any]) -> Input:
-    """Send a text to an execution: to the running turn while a tool runs, else as a follow-up."""
+    """Send a text to an execution.
+
+    It goes to the running turn while a tool runs, else it becomes a follow-up.
+    """
     return deliver(execution_id, body)
 
 
 def deliver(execution_id: str, body: dict[str, Any]) -> Input:
-    """Deliver a text of the caller's, as InputBody reads it. Raises NotFound, Conflict, TooLarge and QueueFull."""
+    """Deliver a text of the caller, as InputBody reads it.
+
+    Raises NotFound, Conflict, TooLarge and QueueFull.
+    """
     check_prompt_size(body["text"])
     own, caller = services(), callers.caller()
     own.refuse_when_stopping()

@@ -1,6 +1,7 @@
-"""Measurements of an agent or a hub, as plain values; GET /metrics writes them for Prometheus.
+"""Measurements of an agent or a hub, as plain values.
 
-A measure is a function that returns metrics; further ones are added to the list.
+GET /metrics writes them for Prometheus. A measure is a function that returns metrics; further ones are added to the
+list.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from occ_app.streams.followers import StreamLimit
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric with its values by the values of its labels; without labels there is one, under ().
+    """One metric with its values by the values of its labels.
 
-    A counter's name lacks the `_total` that it has on the wire.
+    Without labels there is one value, under (). A counter's name lacks the `_total` that it has on the wire.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Refusals:
 
 
 def common(db: Database, streams: StreamLimit, refusals: Refusals) -> Measure:
-    """The measure of what agents and hubs have in common."""
+    """Return the measure that agents and hubs share."""
     tally = Tally(db)
 
     def measure() -> Iterable[Metric | Histogram]:
@@ -112,7 +113,7 @@ def of_agent(config: Config, db: Database) -> Measure:
 
 
 def gauge(name: str, meaning: str, value: float) -> Metric:
-    """A metric of one value."""
+    """Return a metric of one value."""
     return Metric(name, meaning, {(): value})
 
 

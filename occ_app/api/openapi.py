@@ -21,7 +21,7 @@ bp = Blueprint("openapi", __name__)
 @bp.get("/openapi.json")
 @contract(content={"application/json": {"schema": {"type": "object"}}})
 def openapi() -> Response:
-    """This document."""
+    """Return this document."""
     described = current_app.extensions.get("occ_openapi")
     if described is None:  # making it takes a tenth of a second, which a caller could ask for again and again
         described = current_app.extensions["occ_openapi"] = document(current_app, services())
@@ -29,7 +29,7 @@ def openapi() -> Response:
 
 
 def document(app: Flask, services: Services) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of an agent or a hub."""
+    """Return the OpenAPI 3.1 document of an agent or a hub."""
     from apispec import APISpec
     from apispec.ext.marshmallow import MarshmallowPlugin
 
@@ -54,7 +54,10 @@ def document(app: Flask, services: Services) -> dict[str, Any]:
 
 
 def _open_replies(described: dict[str, Any]) -> None:
-    """Let objects have fields that the document does not name, but not the bodies of requests: replies may grow."""
+    """Allow objects of replies to have fields that the document does not name.
+
+    Bodies of requests may not have them: only replies may grow.
+    """
     closed = set[str]()
     for operations in described["paths"].values():
         for operation in operations.values():

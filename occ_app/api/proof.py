@@ -1,4 +1,7 @@
-"""GET /proof: an agent proves to a caller that holds its token that it holds the token, too."""
+"""GET /proof: an agent proves that it holds the caller's token.
+
+The caller proves it with the request.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,17 @@ bp = Blueprint("proof", __name__)
 
 
 class Proof(Schema):
-    """The agent's proof, an HMAC in hexadecimal, and the id of this start of its daemon."""
+    """The agent's proof, an HMAC in hexadecimal, and the id of this start."""
 
     proof = fields.String()
     instance = fields.String()
 
 
 def identify(token: str) -> Caller | None:
-    """Return the caller of GET /proof, who proves with the request that it holds the token; None for others."""
+    """Return the caller of GET /proof; None for a caller without a valid proof.
+
+    The request proves that its sender holds the token.
+    """
     nonce = proofs.asked(request.headers.get("Authorization", ""), token)
     if nonce is None:
         return None

@@ -1,4 +1,7 @@
-"""The terms of a request that depend on the settings: its permissions, and whether its execution is shared."""
+"""The terms of a request that depend on the settings.
+
+They are its permissions, and whether its execution is shared.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,19 @@ from occ_app.web import requests as web
 
 
 def local_sharing() -> str | None:
-    """Return `pending` for an execution that is to be announced to the hub, as its row has it; else None."""
+    """Return `pending` for an execution that the hub is to show, else None.
+
+    This is the value of its row.
+    """
     sent_by_hub = relayed.HEADER in request.headers or web.origin() is not None
     return "pending" if services().config.share_local and not sent_by_hub else None
 
 
 def permitted(wanted: str | None) -> str:
-    """Return the permissions of a request, at most `edit` by default. Raises RequestError above the ceiling."""
+    """Return the permissions of a request, by default at most `edit`.
+
+    Raises RequestError above the ceiling.
+    """
     ceiling = services().config.ceiling
     if wanted is None:
         return min(ceiling, "edit", key=PERMISSIONS.index)

@@ -1,4 +1,4 @@
-"""Rules: the tool calls that run unasked, are asked about or never run, as people set them."""
+"""Rules of people: tool calls that run unasked, are asked about or never run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def listing() -> Any:
 @bp.post("/rules")
 @contract(body=schemas.RuleBody, reply=schemas.RuleRecord, status=201)
 def add(body: dict[str, Any]) -> Any:
-    """Add a rule for a workspace, a conversation or an execution, or without any for the agent."""
+    """Add a rule.
+
+    It is for a workspace, a conversation or an execution, or without any for the agent.
+    """
     caller = callers.caller()
     rule = _read(body["rule"], body["decision"])
     with services().db.write() as connection:

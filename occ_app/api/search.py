@@ -19,6 +19,9 @@ bp = Blueprint("search", __name__)
 @bp.get("/search")
 @contract(query=schemas.SearchQuery, reply=schemas.SearchResults)
 def find(query: dict[str, Any]) -> Any:
-    """Executions that are over and have all these words in prompt or output, newest first."""
+    """Find finished executions by words, newest first.
+
+    All words are in the prompt or the output.
+    """
     matches = search.find(services().db, query["q"], callers.caller().visible_to, query["limit"], query.get("before"))
     return replace(matches, results=[replace(result, execution=listed(result.execution)) for result in matches.results])

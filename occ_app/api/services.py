@@ -65,7 +65,7 @@ class Services:
     file_reads: Shares = field(default_factory=file_reads)
 
     def refuse_when_stopping(self) -> None:
-        """Raises Unavailable once `occ stop` has begun, with --drain too."""
+        """Raise Unavailable once `occ stop` has begun, with --drain too."""
         if not daemon.takes_work(self.config):
             raise Unavailable("STOPPING", "It accepts no new work while it stops or drains; try again when it is back.")
 

@@ -17,5 +17,8 @@ bp = Blueprint("usage", __name__)
 @bp.get("/usage")
 @contract(query=schemas.UsageQuery, reply=schemas.UsageReport)
 def report(query: dict[str, Any]) -> Any:
-    """What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
+    """Report the usage of executions by day or by owner.
+
+    It has numbers, outcomes, money, tokens, turns and time.
+    """
     return usage.report(services().db, visible_to=callers.caller().visible_to, **query)

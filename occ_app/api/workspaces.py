@@ -50,10 +50,11 @@ def init() -> Response:
 def make(
     form: Mapping[str, Any], upload: FileStorage | None, expected: int | None = None, origin: Origin | None = None
 ) -> dict[str, Any]:
-    """Make or update a workspace from a file part; `form` is as InitForm reads it. Returns the reply.
+    """Create or update a workspace from a file part; returns the reply.
 
-    With `expected` the workspace must have that number, with 0 there must be none. Raises RequestError for a wrong zip,
-    Conflict for a project or another workspace than the expected one, Unavailable when it took too long.
+    `form` is as InitForm reads it. With `expected` the workspace must have that number; with 0 there must be none.
+    Raises RequestError for a wrong zip, Conflict for a project or another workspace than the expected one, Unavailable
+    when it took too long.
     """
     deleted, base, policy = updates.deletions(form.get("deletions", "[]")), form.get("base"), form["process_policy"]
     updates.check_form(policy, base, deleted, strip_root=form["strip_root"], has_zip=upload is not None)
@@ -142,7 +143,10 @@ def show(workspace_id: str) -> Any:
 @bp.delete("/workspaces/<workspace_id>")
 @contract(query=schemas.GenerationQuery, reply=schemas.Deleted)
 def delete(workspace_id: str, query: dict[str, Any]) -> Response:
-    """Remove a workspace and its files and end its queued executions, unless one runs in it."""
+    """Remove a workspace and its files and end its queued executions.
+
+    Refused while one runs in it.
+    """
     for number in services().delete_workspace(workspace_id, callers.caller().visible_to, query.get("generation")):
         services().readers.ring(tail.execution_key(number))
     services().workers.ring(workspace_id)  # the one that keeps a process there ends it
@@ -152,12 +156,15 @@ def delete(workspace_id: str, query: dict[str, Any]) -> Response:
 @bp.get("/workspaces/<workspace_id>/archive")
 @contract(query=schemas.GenerationQuery, content=ZIP)
 def archive(workspace_id: str, query: dict[str, Any]) -> Response:
-    """The workspace as it is now, as a zip."""
+    """Return the workspace as it is now, as a zip."""
     return packed(workspace_id, query.get("generation"))
 
 
 def packed(workspace_id: str, generation: int | None = None) -> Response:
-    """Return the caller's workspace as it is now, as a zip. Raises NotFound, Conflict, Unavailable or NoSpace."""
+    """Return the caller's workspace as it is now, as a zip.
+
+    Raises NotFound, Conflict, Unavailable or NoSpace.
+    """
     workspace = workspaces.get(services().db, workspace_id, callers.caller().visible_to, generation)
     workspaces.refuse_folder(workspace_id, workspace.source)  # the zip would hold all of it, `.env` and `.git` included
     folder = services().config.run / "uploads"

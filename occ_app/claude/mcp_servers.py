@@ -1,6 +1,7 @@
-"""The operator's MCP servers: kept in mcp-servers.json in the home, and given to the CLI in a file for each run.
+"""The operator's MCP servers.
 
-The file holds secrets: it is readable by its owner alone, and none of them reaches the API or a command line.
+They are stored in mcp-servers.json in the home, and passed to the CLI in a file for each run. The file holds secrets:
+only its owner can read it, and none of them reaches the API or a command line.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ def checked_name(name: str) -> str:
 
 
 def chosen(servers: Collection[Server], permissions: str, rules: Collection[Rule]) -> list[Server]:
-    """Return the servers for a run: all where people are asked, else those of which a rule allows a tool."""
+    """Return the servers for a run.
+
+    All where people are asked, else those with a tool that a rule allows.
+    """
     if permissions in ("ask", "full"):
         return list(servers)
     if permissions == "plan":
@@ -86,12 +90,18 @@ def chosen(servers: Collection[Server], permissions: str, rules: Collection[Rule
 
 
 def answering(servers: Collection[Server], failures: Mapping[str, Any], now: float) -> list[Server]:
-    """Return the servers that did not fail lately: `failures` has the fingerprint and time of each one's last."""
+    """Return the servers that did not fail lately.
+
+    `failures` has the fingerprint and time of each server's last failure.
+    """
     return [server for server in servers if not failed_lately(server, failures, now)]
 
 
 def failed_lately(server: Server, failures: Mapping[str, Any], now: float) -> bool:
-    """Return whether a server, as it is now, did not answer within the last RETRY_SECONDS."""
+    """Return whether a server failed to answer within the last RETRY_SECONDS.
+
+    A server that was changed since counts as new.
+    """
     failure = failures.get(server.name)
     if not isinstance(failure, Mapping) or failure.get("fingerprint") != server.fingerprint:
         return False
@@ -102,7 +112,10 @@ def failed_lately(server: Server, failures: Mapping[str, Any], now: float) -> bo
 def failures_after(
     servers: Collection[Server], init: Mapping[str, Any] | None, before: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """Return the failures after a run whose CLI began with these servers and printed `init`."""
+    """Return the failures after a run.
+
+    Its CLI began with these servers and printed `init`.
+    """
     listed = init.get("mcp_servers") if init is not None else None
     states = {each.get("name"): each.get("status") for each in listed or () if isinstance(each, dict)}
     after = dict(before)
@@ -116,7 +129,10 @@ def failures_after(
 
 @contextlib.contextmanager
 def given(config: Config, number: int, servers: Collection[Server]) -> Iterator[Path | None]:
-    """Write the file for the CLI of an execution, for as long as it runs; None without servers. Raises OSError."""
+    """Write the file for the CLI of an execution, for as long as it runs.
+
+    None without servers. Raises OSError.
+    """
     if not servers:
         yield None
         return
@@ -132,7 +148,10 @@ def given(config: Config, number: int, servers: Collection[Server]) -> Iterator[
 
 
 def secrets(config: Config) -> dict[str, str]:
-    """Return the values of variables and headers, named as secrets; none of a file that cannot be read."""
+    """Return the values of variables and headers, named as secrets.
+
+    Empty for a file that cannot be read.
+    """
     with contextlib.suppress(ConfigError):
         values = [value for server in load(config) for value in (*server.env.values(), *server.headers.values())]
         return {f"MCP_SECRET_{number}": value for number, value in enumerate(values)}

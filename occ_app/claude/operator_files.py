@@ -1,4 +1,7 @@
-"""The operator's files that the CLI reads when it starts: settings, login, memory and extensions."""
+"""The operator's files that the CLI reads when it starts.
+
+They are settings, login, memory and extensions.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ State = tuple[tuple[int, int, int], ...]
 
 
 def state_of(environment: Mapping[str, str]) -> State:
-    """Return inode, size and change time of each file, zeros for a missing one, under the CLI's environment.
+    """Return inode, size and change time of each file.
 
-    A folder counts by its entries, not by what those contain.
+    Zeros for a missing one. The CLI's environment decides on the places. A folder counts by its entries, not by their
+    content.
     """
     return tuple(_stamp(path) for path in _paths(claude_folder(environment)))
 
@@ -39,7 +43,10 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def run_more_at_start(environment: Mapping[str, str]) -> bool:
-    """Return whether settings of the operator's may name hooks or plugins, which run when a process starts or ends."""
+    """Return whether the operator's settings may name hooks or plugins.
+
+    These run when a process starts or ends.
+    """
     folder = claude_folder(environment)
     more = sorted((_MANAGED / "managed-settings.d").glob("*.json"))
     names = ("settings.json", "settings.local.json", "remote-settings.json")

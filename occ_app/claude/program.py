@@ -18,14 +18,20 @@ _UNKNOWN = (3,)  # releases from here on may have another meaning for an undocum
 
 @dataclass(frozen=True)
 class Cli:
-    """The CLI an agent uses: `path` None when there is none, `version` None when it did not say."""
+    """The CLI that an agent uses.
+
+    `path` is None when there is none, `version` None when it printed none.
+    """
 
     path: str | None
     version: str | None
 
 
 def find(config: Config) -> str | None:
-    """The path of the CLI: OCC_CLAUDE_BIN, else `claude` on PATH; None when that is no program."""
+    """Return the path of the CLI: OCC_CLAUDE_BIN, else `claude` on PATH.
+
+    None when that is no program.
+    """
     search = config.cli_environment.get("PATH", os.defpath)
     return shutil.which(os.path.expanduser(config.claude_bin or "claude"), path=search)
 
@@ -41,7 +47,10 @@ def probe(config: Config) -> Cli:
 
 
 def file_identity(path: str) -> list[int]:
-    """Return inode, size and change time of the program at `path`, links followed; empty when there is none."""
+    """Return inode, size and change time of the program at `path`.
+
+    Links are followed. Empty when there is none.
+    """
     try:
         status = os.stat(path)
     except OSError:
@@ -50,32 +59,41 @@ def file_identity(path: str) -> list[int]:
 
 
 def knows_file_mentions(version: str | None) -> bool:
-    """Return whether this version can leave `@file` alone without switching off all attachments."""
+    """Return whether this version can ignore `@file` and keep other attachments."""
     return _numbers(version) >= _KNOWS_FILE_MENTIONS
 
 
 def confirms_inputs(version: str | None) -> bool:
-    """Return whether this version reports when it takes a text that is sent during a turn, and can give it back."""
+    """Return whether this version confirms texts that are sent during a turn.
+
+    It can also return them.
+    """
     return knows_file_mentions(version)  # both came with 2.1.330
 
 
 def defers_calls(version: str | None) -> bool:
-    """Return whether this version can defer a tool call and ask about it again once its session is resumed."""
+    """Return whether this version can defer a tool call.
+
+    It asks about the call again once its session is resumed.
+    """
     return knows_file_mentions(version)  # both came with the same release, as far as releases were measured
 
 
 def waits_for_claim(version: str | None) -> bool:
-    """Return whether this version can start ahead of its execution, with the undocumented flag --await-claim."""
+    """Return whether this version can start ahead of its execution.
+
+    It does so with the undocumented flag --await-claim.
+    """
     return _KNOWS_FILE_MENTIONS <= _numbers(version) < _UNKNOWN  # it came with the same release, as far as measured
 
 
 def logged_in(path: str, config: Config) -> bool:
-    """Whether the CLI knows a way to reach a model, as far as it can tell without asking one."""
+    """Return whether the CLI can reach a model, as far as it knows unasked."""
     return _answer([path, "auth", "status"], config) is not None
 
 
 def missing(config: Config) -> str:
-    """The sentence for a CLI that is not there."""
+    """Return the sentence for a missing CLI."""
     wanted = (
         f"OCC_CLAUDE_BIN={config.claude_bin} is not a program" if config.claude_bin else "there is no `claude` on PATH"
     )
@@ -87,7 +105,10 @@ def _numbers(version: str | None) -> tuple[int, ...]:
 
 
 def _answer(argv: list[str], config: Config) -> str | None:
-    """Return the output of a short call of the CLI, None when it failed; it is killed after a few seconds."""
+    """Return the output of a short call of the CLI; None when it failed.
+
+    It is killed after a few seconds.
+    """
     try:
         done = subprocess.run(
             argv,

@@ -1,7 +1,8 @@
-"""Where the CLI keeps the conversations of a folder: `projects/NAME` in its own folder.
+"""The folders in which the CLI stores the conversations of a workspace.
 
-NAME is the folder's path with a dash for everything but ASCII letters and digits, so different paths can share it. More
-of a conversation is kept elsewhere, by the id of its session; docs/claude-cli.md lists these places.
+A conversation is in `projects/NAME` of the CLI's own folder. NAME is the workspace's path with a dash for everything
+but ASCII letters and digits, so different paths can share it. More of a conversation is stored elsewhere, by the id of
+its session; docs/claude-cli.md lists these places.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _OF_SESSION = (
 
 @dataclass(frozen=True)
 class CliFolders:
-    """The folders in which the CLI keeps the state of all its sessions, and their temporary files."""
+    """The folders of the CLI's session state and temporary files."""
 
     state: Path
     temporary: Path
@@ -49,7 +50,10 @@ def claude_folder(environment: Mapping[str, str]) -> Path:
 
 
 def encoded(path: str) -> str:
-    """Return a path, or a part of one, as it is in the name of the CLI's folder before that is shortened."""
+    """Return a path as in the name of the CLI's folder.
+
+    The CLI shortens long names afterwards.
+    """
     # JavaScript counts a character beyond the basic plane as two.
     return "".join(char if char.isascii() and char.isalnum() else "-" * (1 + (ord(char) > 0xFFFF)) for char in path)
 
@@ -61,7 +65,10 @@ def name_of(path: str) -> str:
 
 
 def folders(claude: Path, workspace: Path) -> list[Path]:
-    """Return the CLI's folders for a workspace: by its path as given, and with links resolved."""
+    """Return the CLI's folders for a workspace.
+
+    One is by its path as given, one by the path with links resolved.
+    """
     paths = dict.fromkeys((str(workspace), os.path.realpath(workspace)))
     return [claude / "projects" / name_of(path) for path in paths]
 
@@ -80,7 +87,10 @@ def fits(workspace: Path) -> bool:
 
 
 def remove(cli: CliFolders, workspace: Path, sessions: Collection[str] = ()) -> None:
-    """Delete all that the CLI keeps of a workspace and of its sessions; nothing of other sessions."""
+    """Delete all that the CLI stores of a workspace and of its sessions.
+
+    Nothing of other sessions is deleted.
+    """
     kept = folders(cli.state, workspace)
     others = (private(cli.state, workspace), *_temporary(cli.temporary, kept))
     for path in (*_of_sessions(cli.state, sessions), *others, *kept):
@@ -99,7 +109,10 @@ def _of_sessions(state: Path, sessions: Collection[str]) -> Iterator[Path]:
 
 
 def _temporary(temporary: Path, kept: Collection[Path]) -> Iterator[Path]:
-    """Return the temporary folders of a workspace, unless another user made the folder that they are in."""
+    """Yield the temporary folders of a workspace.
+
+    None when another user made the folder that they are in.
+    """
     with contextlib.suppress(OSError):
         status = temporary.lstat()
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():

@@ -1,7 +1,7 @@
-"""The view of the CLI under `--sandbox bwrap`: its workspace, its state, and the system read-only.
+"""The file system that the CLI sees under `--sandbox bwrap`.
 
-bubblewrap builds a view of the file system out of mounts, without root where the kernel allows user namespaces. The
-network stays: the model is reached through it.
+It has the workspace, the CLI's state, and the system read-only. bubblewrap builds it out of mounts, without root where
+the kernel allows user namespaces. The network stays available: the CLI needs it to reach the model.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def check(config: Config) -> None:
 
 
 def wrapped(argv: Sequence[str], workspace: Path, config: Config, readable: Sequence[Path] = ()) -> list[str]:
-    """Return the argv that runs `argv` in the configured sandbox, in the folder `workspace`; `argv` itself without one.
+    """Return the argv that runs `argv` in the configured sandbox.
 
-    The files `readable` can be read in it, wherever they lie.
+    It runs in the folder `workspace`, and can read the files `readable` wherever they are. `argv` itself without a
+    sandbox.
     """
     if config.sandbox is None:
         return list(argv)
@@ -99,7 +100,10 @@ def _hidden(config: Config) -> Iterator[Path]:
 
 
 def _read(program: str, config: Config) -> Iterator[Path]:
-    """Return the hidden files that the CLI needs, and those it reads of its configuration folder."""
+    """Yield the hidden files that the CLI needs.
+
+    Those that it reads of its configuration folder are among them.
+    """
     real = Path(program).resolve()
     yield from (Path(path) for path in _RESOLVERS if os.path.isdir(path))
     folder = Path(program).parent
@@ -114,7 +118,7 @@ def _read(program: str, config: Config) -> Iterator[Path]:
 
 
 def _state(workspace: Path, config: Config) -> Iterator[tuple[Path, Path]]:
-    """Yield the files that the CLI keeps between executions, each with its place in the view.
+    """Yield the files that the CLI keeps between executions, with their places.
 
     These are its sessions of this workspace with their files, its login, and a copy of its settings.
     """
@@ -136,7 +140,10 @@ def _state(workspace: Path, config: Config) -> Iterator[tuple[Path, Path]]:
 
 
 def _copy(settings: Path, copy: Path) -> Path:
-    """Write the CLI's own settings for a sandbox, without those about other folders; returns the copy."""
+    """Write the CLI's settings for a sandbox; returns the copy.
+
+    It lacks the settings of other folders.
+    """
     try:
         content = json.loads(settings.read_bytes())
         content = {name: value for name, value in content.items() if name not in _NOT_PASSED_ON}

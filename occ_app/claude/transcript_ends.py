@@ -1,4 +1,7 @@
-"""The end of a session's transcript, to see whether another process has added turns to it."""
+"""The end of a session's transcript.
+
+It shows whether another process has added turns.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def end(claude: Path, workspace: Path, session_id: str) -> End | None:
 
 
 def has_grown(former: End) -> bool:
-    """Return whether turns came after a former end, or the file is another one or cannot be read."""
+    """Return whether turns were added after a former end.
+
+    Also True when the file is another one or cannot be read.
+    """
     try:
         with former.path.open("rb") as file:
             status = os.fstat(file.fileno())

@@ -1,7 +1,8 @@
-"""The CLI's transcript of a session, as far as OCC reads it: is a call the only one without a result?
+"""The CLI's transcript of a session, as far as OCC reads it.
 
-The CLI writes a transcript after its output, line by line, so that of a process that was killed may lack its end. Each
-line names the one before it. docs/claude-cli.md has what was measured.
+It shows whether a call is the only one without a result. The CLI writes a transcript after its output, line by line,
+so the transcript of a killed process may lack its end. Each line names the one before it. docs/claude-cli.md has the
+measurements.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ _LARGEST = 1 << 28  # bytes of a transcript that is read
 
 
 def waits_for(claude: Path, workspace: Path, session_id: str, tool_use_id: str) -> bool:
-    """Return whether a transcript is whole up to a call, and this is the only call in it without a result.
+    """Return whether a call is the end of a whole transcript, and alone unanswered.
 
     Only then may a process that resumes the session ask the model again: it sees the results of all calls that ran.
-    False for a transcript that is not there, or is not of the form that OCC knows.
+    False for a transcript that is missing or has an unknown form.
     """
     paths = [folder / f"{session_id}.jsonl" for folder in folders(claude, workspace)]
     path = next((path for path in paths if path.is_file()), None)
@@ -35,7 +36,10 @@ def waits_for(claude: Path, workspace: Path, session_id: str, tool_use_id: str) 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a transcript: its id, that of the line before it in the conversation, its calls and its results."""
+    """A line of a transcript, with its calls and results.
+
+    It has an id and that of the line before it in the conversation.
+    """
 
     line_id: str | None
     before: str | None

@@ -1,4 +1,4 @@
-"""The variables and descriptors that a daemon hands to its processes, and how these read them."""
+"""The variables and descriptors that a daemon passes to its processes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _INTERPRETER = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PY
 
 
 def child_environment(config: Config, *, secrets: bool) -> dict[str, str]:
-    """The environment of a daemon's process: all settings as resolved, and the CLI's variables.
+    """Return the environment of a daemon's process.
 
-    The API key and the mail server's password go only where `secrets` is true: to the control process.
+    It has all settings as resolved, and the CLI's variables. The API key and the mail server's password go only where
+    `secrets` is true: to the control process.
     """
     environ = dict(config.cli_environment)
     environ[config.program.home_variable] = str(config.home)
@@ -36,23 +37,29 @@ def own_variables() -> dict[str, str]:
 
 
 def interpreter_variables() -> dict[str, str]:
-    """What OCC's own Python processes need of this process's environment to load."""
+    """Return the variables that OCC's Python processes need to load."""
     return {name: os.environ[name] for name in _INTERPRETER if name in os.environ}
 
 
 def notify_socket() -> str | None:
-    """The socket on which systemd waits for news of this service, or None under anything else."""
+    """Return the socket on which systemd waits for messages of this service.
+
+    None under anything else.
+    """
     return os.environ.get("NOTIFY_SOCKET") or None
 
 
 def inherited_socket() -> int | None:
-    """The file descriptor of the listening socket that the supervisor bound, or None under a plain Procfile runner."""
+    """Return the descriptor of the listening socket that the supervisor bound.
+
+    None under a plain Procfile runner.
+    """
     value = os.environ.get("OCC_LISTEN_FD")
     return int(value) if value else None
 
 
 def report_ready() -> None:
-    """Write one byte to the descriptor that the supervisor waits on, if this process was started with one."""
+    """Write one byte to the descriptor that the supervisor waits on, if any."""
     value = os.environ.pop("OCC_READY_FD", None)
     if value:
         with contextlib.suppress(OSError), open(int(value), "wb", buffering=0) as ready:
@@ -60,5 +67,8 @@ def report_ready() -> None:
 
 
 def listening_port() -> int:
-    """The port that the supervisor bound, or the configured one under a plain Procfile runner."""
+    """Return the port that the supervisor bound.
+
+    Under a plain Procfile runner it is the configured one.
+    """
     return int(os.environ.get("OCC_LISTEN_PORT") or load().http_port)

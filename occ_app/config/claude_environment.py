@@ -1,4 +1,7 @@
-"""Which of the operator's variables reach the Claude Code CLI. What reads the environment is config.py."""
+"""The operator's variables that reach the Claude Code CLI.
+
+config.py reads the environment.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ PREFIXES = (
 
 
 def chosen(environ: Mapping[str, str], more: Collection[str], home: Path) -> dict[str, str]:
-    """The variables of `environ` that reach the CLI, those named in `more` included.
+    """Return the variables of `environ` that reach the CLI, with those in `more`.
 
     Without HOME, and for a user whom the user database does not know, as in containers, HOME is `home`.
     """

@@ -1,4 +1,7 @@
-"""The variables that commands read to call an agent or a hub: OCC_TOKEN, OCC_URL, OCC_PIN."""
+"""The variables of commands that call an agent or a hub.
+
+They are OCC_TOKEN, OCC_URL and OCC_PIN.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,29 @@ from occ_app.errors import ConfigError
 
 
 def client_token() -> str | None:
-    """The token for another agent: OCC_TOKEN, or @FILE in it. Raises ConfigError when it cannot be read."""
+    """Return the token for another agent: OCC_TOKEN, or the file of its @FILE.
+
+    Raises ConfigError when it cannot be read.
+    """
     value = os.environ.get("OCC_TOKEN")
     return read_secret(value, "OCC_TOKEN") if value else None
 
 
 def client_url() -> str | None:
-    """The agent or hub that commands use when they name none: OCC_URL."""
+    """Return the agent or hub that commands use by default: OCC_URL."""
     return os.environ.get("OCC_URL") or None
 
 
 def client_pin() -> str | None:
-    """The fingerprint of the certificate of that agent or hub: OCC_PIN."""
+    """Return the fingerprint of its certificate: OCC_PIN."""
     return os.environ.get("OCC_PIN") or None
 
 
 def read_line(path: str, source: str) -> str:
-    """The first line of a file that holds a secret. Raises ConfigError naming `source`."""
+    """Return the first line of a file that holds a secret.
+
+    Raises ConfigError naming `source`.
+    """
     try:
         return Path(path).expanduser().read_text(encoding="utf-8").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
@@ -34,7 +43,10 @@ def read_line(path: str, source: str) -> str:
 
 
 def read_secret(value: str, source: str) -> str:
-    """A secret as the person gave it: itself or @FILE. Raises ConfigError naming `source`."""
+    """Return a secret that is given as itself or as @FILE.
+
+    Raises ConfigError naming `source`.
+    """
     try:
         return secret(value)
     except ValueError as error:
@@ -42,5 +54,8 @@ def read_secret(value: str, source: str) -> str:
 
 
 def claude_program() -> str | None:
-    """Return OCC_CLAUDE_BIN of this process, also where other settings are wrong; None when it is not set."""
+    """Return OCC_CLAUDE_BIN of this process; None when it is not set.
+
+    It is readable when other settings are wrong, too.
+    """
     return os.environ.get("OCC_CLAUDE_BIN") or None

@@ -1,6 +1,6 @@
-"""The configuration of one home, an agent's or a hub's, and the only place that reads it from the environment.
+"""The configuration of one home; only this module reads it from the environment.
 
-A flag wins over an environment variable, that over `config.toml` in the home, that over the default.
+The home is an agent's or a hub's. A flag overrides an environment variable, which overrides `config.toml` in the home.
 """
 
 from __future__ import annotations
@@ -86,19 +86,19 @@ class Config:
 
     @property
     def ceiling(self) -> str:
-        """The most that a request may do, one of PERMISSIONS: on loopback for its own user alone, a person is asked."""
+        """Return the most that a request may do; by default `ask` on loopback alone."""
         if self.permissions is not None:
             return self.permissions
         return "ask" if self.remote_url is None and is_loopback(self.bind_address) else "edit"
 
     @property
     def default_approval_seconds(self) -> float | None:
-        """How long a person may take to answer the run of a request to the API; None: as its agent says."""
+        """Return the default time for answers to API requests; None: as the agent says."""
         return None
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
-        """The operator's rules on tool calls. A tool in OCC_TOOLS beyond the usual ones is allowed."""
+        """Return the operator's rules on tool calls, OCC_TOOLS among them."""
         granted = (Rule("allow", tool) for tool in self.tools if tool not in DEFAULT_TOOLS)
         named = (parsed(text, decision) for decision in ("allow", "deny") for text in getattr(self, decision))
         return (*granted, *named)
@@ -136,7 +136,7 @@ class Config:
 
     @cached_property
     def run(self) -> Path:
-        """What lives only as long as the daemon: doorbells, uploads under way, daemon.json."""
+        """The folder of files that live as long as the daemon, such as doorbells."""
         return self.home / "run"
 
     @cached_property  # asked for at each execution
@@ -166,7 +166,7 @@ class Config:
 
 @dataclass(frozen=True)
 class HubConfig(Config):
-    """All settings of a hub, checked. Limits of 0 on an execution's time leave it to the agent that runs it."""
+    """All settings of a hub, checked; time limits of 0 are left to the agent."""
 
     program: ClassVar[Program] = HUB
 
@@ -207,7 +207,7 @@ class HubConfig(Config):
 
 
 def load(environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Config:
-    """Read all settings of an agent. `flags` maps names of settings to values of the command line (None: not given).
+    """Read all settings of an agent; `flags` are values of the command line by name.
 
     Raises ConfigError naming the flag, the variable or the line of config.toml that is wrong.
     """
@@ -280,7 +280,7 @@ def _checked(config: C) -> C:
 
 
 def unknown_variables() -> list[str]:
-    """Return a sentence for each variable that looks like a setting of OCC and is none."""
+    """Return a sentence for each variable that looks like a setting and is none."""
     names = set(_VARIABLES) | {setting.variable for setting in (*SETTINGS, *HUB_SETTINGS)}
     unknown = sorted(name for name in os.environ if name.startswith("OCC_") and name not in names)
     if not unknown:
@@ -295,6 +295,6 @@ def unknown_variables() -> list[str]:
 
 
 def _paths(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that a hub's processes need: they run no CLI and reach no model."""
+    """Return the variables that a hub's processes need: they run no CLI."""
     names = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
     return {name: environ[name] for name in names if name in environ}

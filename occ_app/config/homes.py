@@ -1,4 +1,7 @@
-"""The two programs of OCC, agent and hub, and the folders that they and the commands keep their files in."""
+"""The two programs of OCC, agent and hub, and the folders of their files.
+
+The folders of the commands are here, too.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ HUB = Program("hub", "The hub", "occ hub", "OCC_HUB_HOME", "~/.occ-hub", "Procfi
 
 
 def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGENT) -> Path:
-    """The folder that holds everything a daemon keeps: OCC_HOME, or ~/.occ; a hub's OCC_HUB_HOME, or ~/.occ-hub."""
+    """Return the folder that holds all files of a daemon.
+
+    It is OCC_HOME, or ~/.occ; for a hub OCC_HUB_HOME, or ~/.occ-hub.
+    """
     environ = os.environ if environ is None else environ
     try:
         return Path(environ.get(program.home_variable) or program.home).expanduser().absolute()
@@ -42,7 +48,10 @@ def home_folder(environ: Mapping[str, str] | None = None, program: Program = AGE
 
 
 def secret_folders() -> list[Path]:
-    """Where an agent, a hub and the commands keep their secrets; one that nothing names is left out."""
+    """Return the folders in which an agent, a hub and the commands keep secrets.
+
+    A folder that no variable names and no home has is left out.
+    """
     folders = []
     for program in (AGENT, HUB):
         with contextlib.suppress(ConfigError):
@@ -62,7 +71,10 @@ def default_homes() -> list[Path]:
 
 
 def user_folder() -> Path:
-    """The folder for the files that commands keep for this user: XDG_STATE_HOME/occ, or ~/.local/state/occ."""
+    """Return the folder of the files that commands keep for this user.
+
+    It is XDG_STATE_HOME/occ, or ~/.local/state/occ.
+    """
     named = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(named):  # others are to be ignored, says the specification
         return Path(named, "occ")

@@ -1,4 +1,7 @@
-"""The command-line options of settings: `occ start` and `occ hub start` take one for each entry."""
+"""The command-line options of settings.
+
+`occ start` and `occ hub start` have one for each entry.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Option:
-    """The option of one setting. A `repeated` one may be given several times; a `switch` takes no value."""
+    """The option of one setting.
+
+    A `repeated` one may be given several times; a `switch` takes no value.
+    """
 
     setting: str
     help: str
@@ -23,7 +29,10 @@ class Option:
         return self.flag or f"--{self.setting.replace('_', '-')}"
 
     def text(self, value: Any) -> str | None:
-        """Return a value that a command line gave as a variable would hold it; None when none was given."""
+        """Return a value of the command line as a variable would hold it.
+
+        None when none was given.
+        """
         if self.switch:
             return "true" if value else None
         return (",".join(value) or None) if self.repeated else value
@@ -84,5 +93,8 @@ def flag_of(setting: str) -> str:
 
 
 def values(options: tuple[Option, ...], parsed: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the settings that a command line gives, by name; `parsed` has its options' values by setting."""
+    """Return the settings that a command line gives, by name.
+
+    `parsed` has the values of its options by setting.
+    """
     return {option.setting: option.text(parsed[option.setting]) for option in options}

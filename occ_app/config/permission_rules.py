@@ -40,7 +40,10 @@ class Rule:
         return self.tool if self.pattern is None else f"{self.tool}({self.pattern})"
 
     def matches(self, tool: str, given: Mapping[str, Any]) -> bool:
-        """Return whether a call falls under this rule: for `allow` certainly, for `deny` and `ask` possibly."""
+        """Return whether a call matches this rule.
+
+        For `allow` it certainly does, for `deny` and `ask` it may.
+        """
         if not _is_tool(tool, self.tool, broadly=self.decision != "allow"):
             return False
         if self.pattern is None:
@@ -77,9 +80,10 @@ def split(text: str) -> list[str]:
 
 
 def decide(rules: Iterable[Rule], tool: str, given: Mapping[str, Any]) -> Rule | None:
-    """Return the rule that decides on a call: a denying one first, then one that asks, then one that allows.
+    """Return the rule that decides on a call; None when no rule matches.
 
-    None when no rule matches. Each command of a Bash line must have a rule that allows it.
+    A denying rule comes first, then one that asks, then one that allows. Each command of a Bash line must have a rule
+    that allows it.
     """
     rules = list(rules)
     for decision in ("deny", "ask"):
@@ -94,7 +98,10 @@ def decide(rules: Iterable[Rule], tool: str, given: Mapping[str, Any]) -> Rule |
 
 
 def remembered(tool: str, given: Any) -> list[Rule]:
-    """Return the rules that "always" writes for a call; none for one that must be asked about each time."""
+    """Return the rules that "always" stores for a call.
+
+    There are none for a call that must be asked about each time.
+    """
     tool = _RENAMED.get(tool, tool)
     if not isinstance(given, Mapping):
         return []
@@ -164,7 +171,10 @@ def _reads_back(rule: Rule) -> bool:
 
 
 def _site(given: Mapping[str, Any]) -> str | None:
-    """Return the host that a call of WebFetch asks, None for an address that clients may read differently."""
+    """Return the host that a call of WebFetch requests.
+
+    None for an address that clients may read differently.
+    """
     url = given.get("url")
     if not isinstance(url, str) or not re.fullmatch(r"[A-Za-z0-9:/?#@!$&'()*+,;=._~%-]+", url):
         return None

@@ -1,4 +1,7 @@
-"""The variables of this shell that a service needs, since it inherits none of them."""
+"""The variables of this shell that a service needs.
+
+A service inherits none of them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ _NOT_COPIED = frozenset({"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR"})
 
 
 def service_variables(config: Config) -> dict[str, str]:
-    """Return the set variables that are settings of this program or reach the CLI, secrets among them."""
+    """Return the variables that are settings of this program or reach the CLI.
+
+    Secrets are among them.
+    """
     settings = {setting.variable for setting in config.program.settings}
     named = {name: value for name, value in os.environ.items() if name in settings and value}
     of_cli = {name: value for name, value in config.cli_environment.items() if name in os.environ}

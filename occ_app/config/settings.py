@@ -43,7 +43,7 @@ def _number(value: str) -> float:
 
 
 def http_url(value: str) -> str:
-    """An address to call, without a slash at its end. Raises ValueError with the accepted form."""
+    """Return an address without a slash at its end. Raises ValueError."""
     parts = urlsplit(_text(value))
     try:
         parts.port  # noqa: B018 - reading it is the check: urlsplit raises for a port that is no number
@@ -55,7 +55,7 @@ def http_url(value: str) -> str:
 
 
 def http_urls(value: str) -> str:
-    """Addresses to call, separated by commas, without those given twice. Raises ValueError."""
+    """Return comma-separated addresses, each once. Raises ValueError."""
     urls = [http_url(part) for part in value.split(",") if part.strip()]
     if not urls:
         raise ValueError("it must look like https://hub.example.com")
@@ -63,7 +63,7 @@ def http_urls(value: str) -> str:
 
 
 def http_origin(value: str) -> str:
-    """An address without a path. Raises ValueError with the accepted form."""
+    """Return an address without a path. Raises ValueError with the accepted form."""
     url = http_url(value)
     if urlsplit(url).path:
         raise ValueError(
@@ -133,7 +133,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def smtp_url(value: str) -> str:
-    """Return smtp://[USER:PASSWORD@]HOST[:PORT] or smtps://…, given as it is or as @FILE. Raises ValueError."""
+    """Return smtp://[USER:PASSWORD@]HOST[:PORT], smtps:// or @FILE. Raises ValueError."""
     url = secret(value)
     parts = urlsplit(url)
     try:
@@ -173,7 +173,7 @@ def _yes_or_no(value: str) -> bool:
 
 
 def secret(value: str) -> str:
-    """A secret, or @FILE: the secret is the file's first line."""
+    """Return a secret; of @FILE, the file's first line."""
     if value.startswith("@"):
         try:
             value = _expanded(value[1:]).read_text(encoding="utf-8").partition("\n")[0]
@@ -195,7 +195,7 @@ SHARES_LOCAL = "local-executions"
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its name in config.toml, reader, meaning; its variable is the prefix and the name in capitals."""
+    """One setting; its variable is the prefix and its name in capitals."""
 
     name: str
     parse: Callable[[str], Any]

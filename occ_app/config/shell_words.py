@@ -1,8 +1,8 @@
-"""Reading a Bash line: exactly for rules that allow, and broadly for rules that deny or ask.
+"""Reading a Bash line: exactly for rules that allow, broadly for deny and ask.
 
 `plain_commands` understands only lines whose words mean the same in every shell, and returns None for all others, so
 that nothing runs that it did not list. `may_run` errs the other way: it returns True where a part of the line could be
-the command. Neither looks into the programs and scripts that a line starts.
+the command. Neither reads the programs and scripts that a line starts.
 """
 
 from __future__ import annotations
@@ -56,19 +56,22 @@ _UNKNOWN = "\0"
 
 
 def plain_commands(line: str) -> list[list[str]] | None:
-    """Return the words of each command of a line; None unless the line consists of plain words alone.
+    """Return the words of each command of a line of plain words; None for others.
 
     Plain are letters, digits, `_@%+=:,./-` and quoted printable text without `$`, backticks or backslashes. Commands
     may be joined by `;`, `&&`, `||`, `|` and newlines. Everything else returns None: redirections, `&`, substitutions,
-    globs, assignments, comments, and the commands that run other commands or change the shell (`env`, `xargs`,
-    `bash -c`, `find -exec`, `git -c`, `export` and their kind).
+    globs, assignments, comments, and the commands that run other commands or change the shell (`env`, `xargs`, `bash
+    -c`, `find -exec`, `git -c`, `export` and their kind).
     """
     commands = _scanned(line, _PLAIN_WORD)
     return commands if commands and all(map(is_plain, commands)) else None
 
 
 def pattern_words(pattern: str) -> list[str] | None:
-    """Return the words of a pattern: one command, in which `*` may be anywhere; None when it is something else."""
+    """Return the words of a pattern; None unless it is one command.
+
+    `*` may be anywhere in it.
+    """
     commands = _scanned(pattern, _PATTERN_WORD)
     return commands[0] if commands and len(commands) == 1 and all(word.isprintable() for word in commands[0]) else None
 
@@ -94,7 +97,10 @@ def is_plain(words: Sequence[str]) -> bool:
 
 
 def matches(words: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a command has the words of a pattern. A last word `*` matches any further words, or none."""
+    """Return whether a command has the words of a pattern.
+
+    A last word `*` matches any further words, or none.
+    """
     if pattern and pattern[-1] == "*":
         pattern = pattern[:-1]
         words = words[: len(pattern)]
@@ -102,10 +108,11 @@ def matches(words: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def may_run(line: str, pattern: Sequence[str]) -> bool:
-    """Return whether any part of a line may be the command with these words, or a longer one.
+    """Return whether any part of a line may be the command with these words.
 
-    The words of a pattern count wherever they are in a command, quoted ones too, with others between them. A line that
-    cannot be read for certain, or whose commands are known only when it runs, may run anything.
+    A longer command counts, too. The words of a pattern count wherever they are in a command, quoted ones too, with
+    others between them. A line that cannot be read for certain, or whose commands are known only when it runs, may run
+    anything.
     """
     wanted = [word for word in pattern if word.strip("*")]
     commands = None if len(line) > MAX_CHARACTERS else _broad_commands(line)
@@ -123,7 +130,7 @@ def may_run(line: str, pattern: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Word:
-    """A word of a line: `text` has a NUL for each part that is known only when the line runs.
+    """A word of a line, with a NUL for each part that is known only at run time.
 
     It may become several words when such a part `splits`.
     """
@@ -137,7 +144,10 @@ def _quoted(word: str) -> str:
 
 
 def _scanned(line: str, form: re.Pattern[str]) -> list[list[str]] | None:
-    """Return the words of each command of a line, unquoted; None unless all words have the form."""
+    """Return the words of each command of a line, unquoted.
+
+    None unless all words have the form.
+    """
     if len(line) > MAX_CHARACTERS:
         return None
     commands, words, position = list[list[str]](), list[str](), 0
@@ -183,10 +193,10 @@ def _name(word: str) -> str:
 
 
 def _broad_commands(line: str) -> list[list[_Word]] | None:
-    """Return the words of each command, without redirections; None for a line that cannot be read for certain.
+    """Return the words of each command, without redirections.
 
-    That is one with substitutions, here-documents, groups, functions, comments or backslashes, or with a command whose
-    name is known only when it runs.
+    None for a line that cannot be read for certain: one with substitutions, here-documents, groups, functions,
+    comments or backslashes, or with a command whose name is known only when it runs.
     """
     commands, words, position = list[list[_Word]](), list[_Word](), 0
     line = line.strip(" \t\n")
@@ -209,7 +219,10 @@ def _broad_commands(line: str) -> list[list[_Word]] | None:
 
 
 def _without_prefix(words: Sequence[_Word]) -> Iterator[_Word]:
-    """Yield the words from the name of the command on, without keywords and assignments."""
+    """Yield the words from a command's name on.
+
+    Keywords and assignments before it are skipped.
+    """
     rest = iter(words)
     for word in rest:
         if word.text not in _KEYWORDS and not re.match(r"\w+\+?=", word.text):
@@ -233,7 +246,10 @@ def _may_be(words: Sequence[_Word], wanted: Sequence[str]) -> bool:
 
 
 def _pieces(word: _Word) -> Iterator[_Word]:
-    """Yield a word and the words that are in it: in a quoted script, or behind an option's `=`."""
+    """Yield a word and the words in it.
+
+    These are in a quoted script, or after an option's `=`.
+    """
     yield word
     inner = re.split(r"[^\w@%+:./\0-]+", word.text)
     if len(inner) > 1:
@@ -241,7 +257,10 @@ def _pieces(word: _Word) -> Iterator[_Word]:
 
 
 def _may_match(word: _Word, wanted: str) -> bool:
-    """Return whether a word may be the wanted one, which may have `*`; so may its last part behind a slash."""
+    """Return whether a word, or its part after the last slash, may be the wanted one.
+
+    The wanted word may contain `*`.
+    """
     if word.splits:
         return True
     known = re.compile(".*".join(map(re.escape, word.text.casefold().split(_UNKNOWN))), re.DOTALL)

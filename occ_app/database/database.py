@@ -1,4 +1,7 @@
-"""SQLite as OCC uses it: one file, short transactions, pooled connections, a schema that only the daemon changes."""
+"""SQLite as OCC uses it.
+
+One file, short transactions, pooled connections, and a schema that only the daemon changes.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ class Connection(sqlite3.Connection):
         return cursor
 
     def __del__(self) -> None:
-        """Close with the pool that held it; from Python 3.13 on, the finalizer of SQLite's connection would warn."""
+        """Close the connection with the pool that held it.
+
+        From Python 3.13 on, the finalizer of SQLite's connection would warn.
+        """
         with contextlib.suppress(sqlite3.Error):  # it could not be opened
             self.close()
 
@@ -48,10 +54,10 @@ class Connection(sqlite3.Connection):
 
 
 class Database:
-    """A SQLite file opened as often as it is used at once; safe to share between threads.
+    """A pool of connections to one SQLite file; safe to share between threads.
 
-    Connections are lent for one read or one transaction, so that a thousand waiting streams hold none. After a
-    fork the child starts with an empty pool: a connection must not cross a fork.
+    A connection is lent for one read or one transaction, so that a thousand waiting streams hold none. After a fork
+    the child starts with an empty pool: a connection must not cross a fork.
     """
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
@@ -67,7 +73,10 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A connection for SELECTs. Raises Unavailable (BUSY) or NoSpace as SQLite reports them."""
+        """Lend a connection for SELECTs.
+
+        Raises Unavailable (BUSY) or NoSpace as SQLite reports them.
+        """
         connection = self._take(writing=False)
         try:
             yield connection
@@ -78,11 +87,11 @@ class Database:
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction, committed at the end of the block, rolled back when the block raises.
+        """Open one transaction; commit at the end of the block, roll back on an error.
 
-        `durable` waits for the disk then. Without it a power cut may lose the newest commits, never their order;
-        measured, a cut lost 231 of 1,830 commits that did not wait, and none that did. Others write meanwhile: as a
-        part of the commit, which is SQLite's synchronous=FULL, the wait would be everybody's.
+        With `durable` the commit waits for the disk. Without it a power cut may lose the newest commits, never their
+        order; measured, a cut lost 231 of 1,830 commits that did not wait, and none that did. The wait is outside the
+        transaction, so others can write meanwhile; with SQLite's synchronous=FULL it would block them.
         """
         deadline = time.monotonic() + BUSY_SECONDS
         if not self._turn.acquire(timeout=BUSY_SECONDS):
@@ -128,15 +137,18 @@ class Database:
             self._syncs_done = self._syncs_begun
 
     def prepare(self) -> None:
-        """Have a connection of each kind open, which takes the first who needs one some milliseconds."""
+        """Open a connection of each kind in advance.
+
+        Otherwise the first user waits some milliseconds.
+        """
         with self.read(), self.write(durable=False):
             pass
 
     def make_room_for_log(self, size: int) -> None:
-        """Let the write-ahead log be `size` bytes long from the start, filled with zeros, which SQLite passes over.
+        """Make the write-ahead log `size` bytes long from the start.
 
-        A sync of a file that has grown waits for the file system's journal too; one of a file that has not takes
-        half of that.
+        It is filled with zeros, which SQLite skips. A sync of a file that has grown also waits for the file system's
+        journal, and takes twice as long.
         """
         with self.write(durable=False), Path(self._log).open("ab", buffering=0) as log:
             # Nobody else adds to it during a transaction.
@@ -144,12 +156,18 @@ class Database:
         self.sync()
 
     def disk_is_full(self) -> bool:
-        """Whether its disk has no byte left; the log has room for a while, but later writes have not."""
+        """Return whether the disk has no byte left.
+
+        The log has room for a while, but later writes do not.
+        """
         disk = os.statvfs(self._folder)
         return disk.f_blocks > 0 and disk.f_bavail == 0  # a tmpfs without a limit has none
 
     def used_bytes(self) -> int:
-        """The bytes of the file that hold something; the rest is used again before the file grows."""
+        """Return how many bytes of the file hold data.
+
+        The rest is reused before the file grows.
+        """
         with self.read() as connection:
             pages, free, size = (
                 connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -188,10 +206,11 @@ class Database:
 
 
 def begin(statement: Callable[[], object], deadline: float | None = None) -> None:
-    """Execute the BEGIN of a transaction that writes, waiting up to BUSY_SECONDS, or `deadline`, for others that do.
+    """Execute the BEGIN of a write transaction, waiting for other writers.
 
-    SQLite's own way of waiting sleeps longer and longer, 1 ms at first and 100 ms at last, and a later writer
-    overtakes; but a transaction of OCC takes a tenth of a millisecond. There is nothing to wait on, so this asks often.
+    Waits up to BUSY_SECONDS, or until `deadline`. SQLite's own busy handler sleeps longer and longer, 1 ms at first
+    and 100 ms at last, and a later writer overtakes; but a transaction of OCC takes a tenth of a millisecond. There is
+    nothing to wait on, so this retries often.
     """
     deadline, pause = deadline or time.monotonic() + BUSY_SECONDS, _SHORTEST_PAUSE
     while True:
@@ -206,7 +225,10 @@ def begin(statement: Callable[[], object], deadline: float | None = None) -> Non
 
 
 def connect(path: Path, *, readonly: bool = False) -> Connection:
-    """Open one connection with OCC's settings; a missing file is created unless `readonly`."""
+    """Open one connection with OCC's settings.
+
+    A missing file is created unless `readonly`.
+    """
     mode = "ro" if readonly else "rwc"
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
@@ -229,7 +251,10 @@ def connect(path: Path, *, readonly: bool = False) -> Connection:
 
 
 def translated(error: sqlite3.Error) -> errors.OCCError:
-    """Return the error that a SQLite failure means to a caller; a programming error is returned unchanged."""
+    """Return the error that callers get for a SQLite failure.
+
+    A programming error is returned unchanged.
+    """
     if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
         raise error
     text = str(error)

@@ -1,8 +1,7 @@
-"""Rows as values of their dataclass, also those that an earlier version stored unchecked.
+"""Rows as dataclasses, including rows that an earlier version stored unchecked.
 
-SQLite keeps any value in any column, and earlier versions stored unchecked words of machines and CLIs. One row that
-cannot be read as it is must not stop a list, a page or a queue for everybody: each wrong value is replaced, and the row
-is counted for `/health`.
+SQLite stores any value in any column, and earlier versions stored words of machines and CLIs unchecked. One unreadable
+row must not break a list, a page or a queue: each wrong value is replaced, and the row is counted for `/health`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,18 @@ _unreadable = set[tuple[str, str]]()
 
 
 def unreadable() -> int:
-    """Return how many rows this process has met that hold a value of a wrong kind; at most 1,000 are counted."""
+    """Return how many rows with a wrong value this process has read.
+
+    At most 1,000 are counted.
+    """
     return len(_unreadable)
 
 
 def sound(kind: type[Any], values: dict[str, Any], key: object) -> dict[str, Any]:
-    """Return the values of a row for a dataclass, those of a wrong kind replaced; `key` names the row.
+    """Return the values of a row for a dataclass, with wrong ones replaced.
 
-    Bytes and numbers become texts; anything that is no number becomes null or 0; anything that is no time, the epoch.
+    `key` names the row. Bytes and numbers become texts; a value that is no number becomes null or 0; one that is no
+    time, the epoch.
     """
     replaced = False
     found = {}
@@ -61,7 +64,10 @@ def texts(value: Any) -> tuple[str, ...]:
 
 
 def objects(value: Any, names: Collection[str]) -> list[dict[str, str]]:
-    """Return the objects of a JSON list, each with these names as texts; none for anything else."""
+    """Return the objects of a JSON list, each with these names as texts.
+
+    Empty for anything else.
+    """
     try:
         content = json.loads(value) if isinstance(value, (str, bytes)) else ()
     except (ValueError, RecursionError):
@@ -104,7 +110,10 @@ def _moment(value: Any) -> str:
 
 @cache
 def _checks(kind: Hashable) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    """Return the names of a dataclass's fields, each with the function that makes a value of its type."""
+    """Return the field names of a dataclass, each with its converter.
+
+    The converter makes a value of the field's type.
+    """
     return tuple((field.name, _check(field.name, str(field.type))) for field in fields(cast("Any", kind)))
 
 

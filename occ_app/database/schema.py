@@ -23,11 +23,11 @@ SCHEMA_VERSION = 42
 def ensure_schema(
     path: Path, lock: Path, meanwhile: Callable[[], None] = lambda: None, reconcile: Callable[[], None] = lambda: None
 ) -> None:
-    """Bring occ.db to the schema of this version; done once, under a lock, by the process that starts first.
+    """Bring occ.db to the schema of this version.
 
-    sqlite-utils' migrations are not safe to apply from several processes at once, hence the lock. `meanwhile` is done
-    first, to start what loads for as long as this takes; `reconcile` last, before any other process goes on. Raises
-    SchemaTooNew when a newer OCC wrote the file.
+    It is done once, under a lock, by the process that starts first: sqlite-utils' migrations are not safe to apply
+    from several processes at once. `meanwhile` is called first, to start work that takes as long as this; `reconcile`
+    last, before any other process continues. Raises SchemaTooNew when a newer OCC wrote the file.
     """
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -38,7 +38,10 @@ def ensure_schema(
 
 
 def prepare_schema(config: Config) -> None:
-    """Check the schema in a process of a daemon; without a supervisor, which migrates, bring it up to date."""
+    """Check the schema in a process of a daemon.
+
+    Without a supervisor, which migrates, bring it up to date.
+    """
     lock = config.home / "lock" / "migrate"
     if inherited_socket() is None:
         ensure_schema(config.database, lock)
@@ -47,9 +50,10 @@ def prepare_schema(config: Config) -> None:
 
 
 def check_schema(path: Path, lock: Path) -> None:
-    """Wait until the supervisor has migrated occ.db, and raise StartFailed if its schema is not this version's.
+    """Wait until the supervisor has migrated occ.db.
 
-    A process of a daemon never migrates: the other processes may still run the code of another version.
+    Raises StartFailed if its schema is not this version's. A process of a daemon never migrates: the other processes
+    may still run the code of another version.
     """
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_SH)
@@ -68,9 +72,10 @@ def opened(path: Path, *, readonly: bool = False) -> Database:
 
 
 def opened_to_write(config: Config, *, running: bool) -> Database:
-    """Open occ.db for a command that changes it; without a running daemon it is made or migrated first.
+    """Open occ.db for a command that changes it.
 
-    Raises SchemaTooNew when a newer OCC wrote it, and StartFailed when the daemon is of an older one.
+    Without a running daemon it is created or migrated first. Raises SchemaTooNew when a newer OCC wrote it, and
+    StartFailed when the daemon is of an older one.
     """
     if not running:
         config.make_folders()
@@ -103,9 +108,9 @@ def _known_version(path: Path, *, readonly: bool = False) -> int:
 
 
 def _migrate_apart(path: Path) -> None:
-    """Migrate in a separate process: modules loaded for it would stay in a daemon's memory for months.
+    """Migrate in a separate process.
 
-    Raises StartFailed when that fails; the reason is on stderr.
+    Modules loaded for it would stay in a daemon's memory. Raises StartFailed when it fails; the reason is on stderr.
     """
     pid = os.fork()
     if pid == 0:

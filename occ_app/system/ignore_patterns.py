@@ -252,10 +252,7 @@ def _glob(text: bytes, *, paths: bool) -> list[_Step]:
 
 
 def _bracket(text: bytes, index: int, *, paths: bool) -> tuple[frozenset[int], int]:
-    """Return the bytes of the set after `[` and the index after its `]`.
-
-    The set is empty if git cannot read it.
-    """
+    """Return the bytes of the set after `[`, or none, and the index after its `]`."""
     negated = text[index : index + 1] in (b"!", b"^")
     try:
         matched, end = _members(text, index + negated)
