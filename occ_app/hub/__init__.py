@@ -1,1 +1,1 @@
-"""The hub: one place to drive every machine from."""
+"""The hub: one place from which to run work on all machines."""

@@ -1,8 +1,11 @@
-"""How the hub calls its agents: at their address when that answers, otherwise through the link they hold.
+"""Clients with which the hub calls its agents, directly or through their links.
 
-One HTTP client serves both. An address is an agent's own word, so some are never called: those of the hub's machine and
-link-local ones, where clouds keep their secrets. Every connection is checked once it is open, because a name may
-resolve to another address by then. An agent on the hub's own machine is called through its link.
+An agent is called at its address when that answers, and otherwise through the link that it holds. One HTTP client
+serves both.
+
+An agent chooses the address that it reports, so some are never called: those of the hub's own machine, and link-local
+addresses, where clouds serve their secrets. Every connection is checked again once it is open, because by then the
+name may resolve to another address. An agent on the hub's own machine is called through its link.
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ log = logging.getLogger("occ.hub")
 _CLIENTS = 500
 _PROBE_SECONDS = 3.0
 _AVOID_SECONDS = 30.0
-_HOLDER_SECONDS = 3.0  # for the holder of a registration to answer
-_HOLDER_PAUSE_SECONDS = 0.1  # between two looks for its link
-_SETTLE_SECONDS = 10.0  # for links to be made after a registration or a start of the hub
+_HOLDER_SECONDS = 3.0  # for the instance that holds a registration to answer
+_HOLDER_PAUSE_SECONDS = 0.1  # between two checks for its link
+_SETTLE_SECONDS = 10.0  # for links to connect after a registration or a start of the hub
 
 
 class Calls:
-    """The clients of one process; `links` is the folder of the sockets through which links are used."""
+    """The agent clients of one process.
+
+    `links` is the folder of the links' sockets.
+    """
 
     def __init__(self, agents: Agents, links: Path) -> None:
         self._agents = agents
@@ -39,23 +45,26 @@ class Calls:
         self._avoided: dict[str, float] = {}  # until when, on the monotonic clock, by the token of the registration
 
     def via(self, agent: Agent) -> str | None:
-        """How an agent would be called now: direct, link, or None."""
+        """Return how an agent would be called now: `direct`, `link`, or None."""
         if agent.reachable == "direct":
             return "direct"
         return "link" if (self._links / agent.agent_id).exists() else None
 
     def reached(self, agent: Agent) -> bool:
-        """Return whether there is a way to an agent that did not fail just now, so that work can be placed on it."""
+        """Return whether an agent can be called, so that work can be placed on it.
+
+        A way that failed a moment ago does not count (see `avoid`).
+        """
         return self.via(agent) is not None and time.monotonic() >= self._avoided.get(agent.token, 0.0)
 
     def avoid(self, agent: Agent) -> None:
-        """Place nothing on an agent for a while, because calls to it fail."""
+        """Place nothing on an agent for _AVOID_SECONDS, because calls to it fail."""
         now = time.monotonic()
         self._avoided = {token: end for token, end in self._avoided.items() if end > now}
         self._avoided[agent.token] = now + _AVOID_SECONDS
 
     def client(self, agent: Agent) -> AgentClient:
-        """A client of this agent. Raises Unreachable when there is no way to it."""
+        """Return a client for this agent. Raises Unreachable when it cannot be called."""
         via = self.via(agent)
         if via is None:
             raise Unreachable(f"Agent {agent.name} cannot be reached: its address does not answer and it has no link.")
@@ -72,10 +81,11 @@ class Calls:
         return self._clients[key]
 
     def answers(self, agent: Agent) -> bool | None:
-        """Return whether the very instance that holds this registration answers, within about three seconds.
+        """Return whether the instance that holds this registration answers.
 
-        One whose link may not be there yet, because it or this hub has just started, is waited for. None when that is
-        not known: this hub started a moment ago, and the instance was heard before that.
+        Takes at most about three seconds. The link of an instance may not be connected yet because the instance or
+        this hub has just started; then it is awaited. Returns None when the answer is not known: this hub has just
+        started, and the instance's last heartbeat came before that.
         """
         deadline = time.monotonic() + _HOLDER_SECONDS
         recent = iso(datetime.now(UTC) - timedelta(seconds=_SETTLE_SECONDS)) < agent.registered_at
@@ -97,7 +107,7 @@ class Calls:
         if self.via(agent) is None or (agent.instance is None and self.via(agent) == "direct"):
             return False
         try:
-            if agent.instance is None:  # an agent of 0.1.0 has no instance, and its link ends with it
+            if agent.instance is None:  # version 0.1.0 has no instance, and its link ends with the agent
                 self.client(agent).health(seconds)
                 return True
             return self.client(agent).instance(seconds) == agent.instance
@@ -106,16 +116,22 @@ class Calls:
             return False
 
     def echo(self, agent: Agent) -> str:
-        """Call an agent within about three seconds; returns the id of the instance that answers. Raises OCCError."""
+        """Call an agent, and return the id of the instance that answers.
+
+        Takes at most about three seconds. Raises OCCError.
+        """
         return self.client(agent).instance(_HOLDER_SECONDS)
 
     def broke(self, agent: Agent) -> None:
-        """Note that a call failed: the next one looks for another way, until the address is found to answer again."""
+        """Record that a call failed, so that the next one does not use the address.
+
+        The address is used again once a probe succeeds.
+        """
         if agent.reachable == "direct":
             self._agents.set_reachable(agent, None)
 
     def probe(self, agent: Agent) -> bool:
-        """Return whether the agent's address answers as this very agent, and record it in the row."""
+        """Return whether this agent answers at its address, and record it if so."""
         try:
             url = address(agent)
             check_address(url)
@@ -132,7 +148,7 @@ class Calls:
 
 
 def address(agent: Agent) -> str:
-    """The URL at which an agent says it can be called, or the one its registration came from."""
+    """Return the URL that an agent reports, or the one it registered from."""
     if agent.url is not None:
         return agent.url
     host = f"[{agent.address}]" if ":" in agent.address else agent.address
@@ -140,7 +156,10 @@ def address(agent: Agent) -> str:
 
 
 def check_address(url: str) -> None:
-    """Raise Unreachable for a URL whose host has an address that must not be called for an agent."""
+    """Raise Unreachable when an agent must not be called at a URL.
+
+    Every address that the host resolves to is checked.
+    """
     for target in addresses.resolved(url):
         addresses.check_target(target)
 

@@ -1,4 +1,4 @@
-"""Lists of a hub's machines that have an end, and all SQL on them."""
+"""Lists of a hub's machines with a limited length, and all SQL for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from occ_app.system.timestamps import iso_now
 
 
 def page(agents: Agents, limit: int, after: str | None = None) -> tuple[list[Agent], str | None]:
-    """At most `limit` agents by name, those after the one with the id `after`, and the next page's `after`."""
+    """Return a page of at most `limit` agents by name, and the next page's `after`.
+
+    `after` is the id of the agent before the page.
+    """
     with agents.db.read() as connection:
         rows = connection.execute(
             f"""
@@ -27,7 +30,10 @@ def page(agents: Agents, limit: int, after: str | None = None) -> tuple[list[Age
 
 
 def of_interest(agents: Agents, online: int, offline: int) -> tuple[list[Agent], int]:
-    """So many machines that are online and so many that were heard last, and how many there are in all."""
+    """Return online and recently seen offline machines, and the number of all.
+
+    At most `online` and `offline` machines are returned, those with the latest heartbeats.
+    """
     with agents.db.read() as connection:
         rows = connection.execute(
             f"""
@@ -47,12 +53,12 @@ def of_interest(agents: Agents, online: int, offline: int) -> tuple[list[Agent],
 
 
 def names(agents: Agents, agent_ids: Iterable[str | None]) -> dict[str, str]:
-    """The names of these agents, forgotten ones too, by id."""
+    """Return the names of these agents, including forgotten ones, by id."""
     return names_in(agents.db, agent_ids)
 
 
 def names_in(db: Database, agent_ids: Iterable[str | None]) -> dict[str, str]:
-    """The same, from a hub's database."""
+    """Return the same as `names`, from a hub's database."""
     with db.read() as connection:
         rows = connection.execute(
             "SELECT agent_id, name FROM agents WHERE agent_id IN (SELECT value FROM json_each(:ids))",
@@ -62,7 +68,10 @@ def names_in(db: Database, agent_ids: Iterable[str | None]) -> dict[str, str]:
 
 
 def refused(agents: Agents, agent_ids: Iterable[str]) -> set[str]:
-    """Those of these agents that are removed, or whose key has expired or is revoked."""
+    """Return those of these agents that may not connect any more.
+
+    They were removed, or their key has expired or is revoked.
+    """
     asked = set(agent_ids)
     with agents.db.read() as connection:
         rows = connection.execute(
@@ -77,14 +86,17 @@ def refused(agents: Agents, agent_ids: Iterable[str]) -> set[str]:
 
 
 def of_key(agents: Agents, key_id: str) -> list[str]:
-    """The ids of all machines that registered with a key."""
+    """Return the ids of all machines registered with a key."""
     with agents.db.read() as connection:
         rows = connection.execute("SELECT agent_id FROM agents WHERE key_id = :key", {"key": key_id}).fetchall()
     return [row["agent_id"] for row in rows]
 
 
 def remove_forgotten_projects(agents: Agents) -> list[int]:
-    """Remove the projects of forgotten machines; returns the numbers of the executions that waited for one."""
+    """Remove the projects of forgotten machines.
+
+    Returns the numbers of the executions that were waiting for one of the projects and have ended.
+    """
     with agents.db.read() as connection:
         rows = connection.execute(
             f"SELECT a.agent_id FROM agents a WHERE coalesce(a.projects, '[]') != '[]' AND NOT {KEPT}",  # noqa: S608 - literals

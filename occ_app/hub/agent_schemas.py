@@ -1,4 +1,7 @@
-"""Bodies of the hub's API for machines: registrations, heartbeats, and the lists of machines that people read."""
+"""Bodies of the hub's API for machines.
+
+They are registrations, heartbeats, and the lists of machines for people.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,14 @@ def _check_fingerprint(value: str) -> None:
 
 
 class _FromAgent(Schema):
-    """A body of an agent; a newer one may have more fields."""
+    """A body sent by an agent; a newer agent's may have more fields."""
 
     class Meta:
         unknown = EXCLUDE
 
 
 class _HexDigits(fields.String):
-    """So many hexadecimal digits."""
+    """A string of exactly `digits` hexadecimal digits."""
 
     def __init__(self, digits: int, **kwargs: Any) -> None:
         pattern = f"^[0-9a-f]{{{digits}}}$"
@@ -47,7 +50,7 @@ class _HexDigits(fields.String):
 
 
 class MachineProof(_FromAgent):
-    """The proof of a machine over the nonce of a challenge."""
+    """A machine's proof over the nonce of a challenge."""
 
     id = _HexDigits(32, required=True)
     nonce = _HexDigits(32, required=True)
@@ -58,7 +61,10 @@ class MachineProof(_FromAgent):
 
 
 class Challenge(Schema):
-    """The hub's id, a nonce for one registration, and the hub's proof over the nonce of the question."""
+    """The hub's id and proof, and a nonce for one registration.
+
+    The proof is over the nonce of the request.
+    """
 
     hub_id = fields.String(data_key="hubId")
     nonce = fields.String()
@@ -66,9 +72,10 @@ class Challenge(Schema):
 
 
 class _Project(_FromAgent):
-    """A project of a machine; `keys` names the client keys that may use it besides the admins'.
+    """A project of a machine.
 
-    `permissions` is the most that runs in it may do, null for all that its machine allows.
+    `keys` names the client keys that may use it besides the admins'. `permissions` is the most that runs in it may do,
+    null for everything that its machine allows.
     """
 
     name = Id(required=True)
@@ -111,7 +118,7 @@ class Registration(_FromAgent):
 
 
 class Registered(Schema):
-    """The answer to a registration."""
+    """The reply to a registration."""
 
     agent_id = fields.String(data_key="agentId")
     token = fields.String()
@@ -143,9 +150,10 @@ class Heartbeat(_FromAgent):
 
 
 class LocalExecution(_FromAgent):
-    """The body of POST /api/agents/{id}/executions: an execution that the machine started itself.
+    """The body of POST /api/agents/{id}/executions.
 
-    `workspaceId`, its generation and `conversationId` are those on the machine.
+    It announces an execution that the machine started itself. `workspaceId`, its generation and `conversationId` are
+    those on the machine.
     """
 
     execution_id = Id(data_key="executionId", required=True)
@@ -164,13 +172,19 @@ class LocalExecution(_FromAgent):
 
 
 class LocalReceived(Schema):
-    """The reply to an announcement; `shared` is false when the hub has another execution of this id."""
+    """The reply to an announcement.
+
+    `shared` is false when the hub has another execution with this id.
+    """
 
     shared = fields.Boolean()
 
 
 class Heard(Schema):
-    """The reply to a heartbeat. `via` is how the hub calls this agent: direct, link, or null while it cannot."""
+    """The reply to a heartbeat.
+
+    `via` is how the hub calls this agent: `direct`, `link`, or null while it cannot.
+    """
 
     via = fields.String(allow_none=True, validate=validate.OneOf(["direct", "link"]))
 
@@ -180,9 +194,10 @@ class EchoBody(_FromAgent):
 
 
 class EchoReply(Schema):
-    """The result of a call of the agent by the hub, and the hub's version and time.
+    """The result of a call from the hub to the agent.
 
-    `instance` is the id of the start of the daemon that answered; `problem` is the reason why none did.
+    `instance` is the id of the daemon's start that answered; `problem` is the reason why none did. `version` and
+    `time` are the hub's.
     """
 
     via = fields.String(allow_none=True, validate=validate.OneOf(["direct", "link"]))
@@ -194,7 +209,10 @@ class EchoReply(Schema):
 
 
 class AgentProject(Schema):
-    """A project on a machine that the caller may use; `workspaceId` is its id on this hub."""
+    """A project on a machine that the caller may use.
+
+    `workspaceId` is its id on this hub.
+    """
 
     name = fields.String()
     workspace_id = fields.String(data_key="workspaceId")
@@ -202,7 +220,10 @@ class AgentProject(Schema):
 
 
 class AgentRecord(Schema):
-    """The record of a machine. `via` is how the hub reaches it: direct, link, or null while it cannot."""
+    """The record of a machine.
+
+    `via` is how the hub reaches it: `direct`, `link`, or null while it cannot.
+    """
 
     agent_id = fields.String(data_key="agentId")
     name = fields.String()
@@ -224,7 +245,7 @@ class AgentRecord(Schema):
 
 
 class AgentQuery(Schema):
-    """The query of GET /agents. `after` is the `next` of the page before."""
+    """The query of GET /agents; `after` is the `next` of the previous page."""
 
     limit = fields.Integer(load_default=1000, validate=validate.Range(1, 1000))
     after = fields.String(load_default=None, validate=[validate.Length(1, 128), check_one_line])
@@ -238,7 +259,10 @@ class AgentList(Schema):
 
 
 def agent_record(agent: Any, via: str | None, projects: Sequence[Mapping[str, str | None]] = ()) -> dict[str, Any]:
-    """An agent's row as its record is made of, with the projects that the caller may use."""
+    """Return the values of an agent's record.
+
+    `projects` are those that the caller may use.
+    """
     return {
         **{name: getattr(agent, name) for name in ("agent_id", "name", "labels", "state", "status", "version")},
         **{name: getattr(agent, name) for name in ("capabilities", "permissions", "problems")},

@@ -1,7 +1,8 @@
-"""The machines of a hub, and all SQL on them: who is registered, who lives, who can take how much.
+"""The machines of a hub: registrations, leases and capacity, and all SQL on them.
 
-An agent is online while its lease lasts: two heartbeats may be missed. That is computed whenever somebody asks, on the
-clock that counts from the hub's boot, and never remembered: nothing can look alive that has fallen silent.
+An agent is online while its lease lasts, which allows for two missed heartbeats. The state is computed on each read,
+on the clock that counts from the boot of the hub's machine, and is never stored: a silent machine cannot appear to be
+online.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from occ_app.system.process_identity import boot_id
 from occ_app.system.timestamps import iso, iso_now
 
 PROTOCOL = 1
-_SLACK_SECONDS = 2.0  # beyond two intervals, for a beat on its way
+_SLACK_SECONDS = 2.0  # beyond two intervals, for a heartbeat in transit
 
 ONLINE = """
     (a.heard_boot_id = :boot AND :now - a.heard <= :lease AND a.status != 'stopping'
@@ -33,7 +34,7 @@ _COLUMNS = f"""
     (SELECT count(*) FROM executions x WHERE x.agent_id = a.agent_id AND x.state = 'running') AS placed
 """  # noqa: S608 - literals
 FROM = f"SELECT {_COLUMNS} FROM agents a JOIN keys k ON k.key_id = a.key_id"  # noqa: S608 - literals
-# A machine that has not been heard for the set days is forgotten, unless something is on it: no list or count has it.
+# A machine without a heartbeat for the set days and with nothing placed on it is forgotten: no list or count has it.
 KEPT = """(
     a.last_seen_at > :forgotten
     OR a.agent_id IN (SELECT w.agent_id FROM workspaces w WHERE w.agent_id IS NOT NULL AND w.source = 'upload')
@@ -44,12 +45,12 @@ KEPT = """(
 
 @dataclass(frozen=True)
 class Agent:
-    """A row of `agents`. `placed` counts the hub's executions on it, `busy` is what its last beat said.
+    """A row of `agents`.
 
-    `machine_id` and `verifier` identify the machine, and `instance` the start of its daemon that registered; they are
-    None for an agent that sends no proof, as one of 0.1.0. `copied_at` is when a copy of its home was last refused.
-    `capabilities` and `permissions`, the most that it allows, are those of its registration, `problems` the sentences
-    of its last beat.
+    `placed` counts the hub's executions on it; `busy` is from its last heartbeat. `machine_id` and `verifier` identify
+    the machine, and `instance` the daemon start that registered; they are None for an agent that sends no proof, such
+    as version 0.1.0. `copied_at` is when a copy of its home was last refused. `capabilities` and `permissions` (the
+    most that it allows) are from its registration, `problems` are the sentences of its last heartbeat.
     """
 
     agent_id: str
@@ -88,14 +89,17 @@ class Agent:
 
     @property
     def state(self) -> str:
-        """offline, draining or online, in that order of weight."""
+        """Return `offline`, `draining` or `online`; the first that applies."""
         if not self.online:
             return "offline"
         return "draining" if self.draining else "online"
 
     @property
     def silent_seconds(self) -> float:
-        """Since it was last heard; infinite when that was before the hub's machine started."""
+        """Return the seconds since its last heartbeat.
+
+        Returns infinity when that was before the boot of the hub's machine.
+        """
         return boottime() - self.heard if self.heard_boot_id == boot_id() else float("inf")
 
 
@@ -109,15 +113,16 @@ def unknown_agent(name: str, count: int = 0) -> errors.NotFound:
 
 
 def boottime() -> float:
-    """Seconds since this machine's boot, those it slept through included."""
+    """Return the seconds since this machine's boot, including time asleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Agents:
-    """The rows of one hub.
+    """The machines of one hub.
 
-    `interval` is the seconds between heartbeats that it asks of its agents. A machine that is silent for
-    `forget_days` with nothing on it is forgotten: its row stays, and it is back with its next heartbeat.
+    `interval` is the number of seconds between heartbeats that the hub asks of its agents. A machine that has been
+    silent for `forget_days` and has nothing placed on it is forgotten: its row stays, and its next heartbeat lists it
+    again.
     """
 
     def __init__(self, db: Database, interval: float, forget_days: float = 30) -> None:
@@ -127,13 +132,14 @@ class Agents:
 
     @property
     def lease_seconds(self) -> float:
-        """How long an agent counts as online after it was heard."""
+        """Return how long an agent counts as online after a heartbeat."""
         return 2 * self.interval + _SLACK_SECONDS
 
     def beat(self, agent_id: str, token: str, said: Mapping[str, Any]) -> bool:
-        """Take a heartbeat in. False when this agent is not registered with this token, or its key is revoked.
+        """Record a heartbeat, and return whether it was accepted.
 
-        False also for a copy of its home, which has the token but is another instance.
+        Returns False when the agent is not registered with this token or its key is not valid. Returns False also for
+        a copy of the agent's home, which has the token but is another instance.
         """
         with self.db.write(durable=False) as connection:
             return bool(
@@ -164,7 +170,7 @@ class Agents:
             )
 
     def holds(self, agent_id: str, token: str) -> bool:
-        """Whether this token is that agent's, and its key valid."""
+        """Return whether this token is the agent's and its key is valid."""
         with self.db.read() as connection:
             return (
                 connection.execute(
@@ -180,17 +186,23 @@ class Agents:
             return self.known(connection, agent_id)
 
     def known(self, connection: sqlite3.Connection, agent_id: str | None) -> Agent | None:
-        """The agent with this id, inside the caller's transaction."""
+        """Return the agent with this id, inside the caller's transaction."""
         row = connection.execute(f"{FROM} WHERE a.agent_id = :id", self.times(id=agent_id)).fetchone()
         return None if row is None else agent_of(row)
 
     def named(self, name: str) -> Agent:
-        """The agent with this id or this name. Raises NotFound, also when several have the name."""
+        """Return the agent with this id or name.
+
+        Raises NotFound when there is none, or several have the name.
+        """
         with self.db.read() as connection:
             return self.meant(connection, name)
 
     def meant(self, connection: sqlite3.Connection, name: str) -> Agent:
-        """The same, inside the caller's transaction; a forgotten machine is meant where no other has the name."""
+        """Return the same as `named`, inside the caller's transaction.
+
+        A forgotten machine is found only when no other has the name.
+        """
         rows = connection.execute(
             f"""
             SELECT *, a.agent_id = :name AS exact, {KEPT} AS kept FROM ({FROM}) a
@@ -204,28 +216,34 @@ class Agents:
         return agent_of(found[0])
 
     def newest(self) -> str | None:
-        """When the newest registration came; tells whether there is one that was not seen."""
+        """Return the time of the newest registration.
+
+        A caller that compares it with an earlier value learns whether an agent registered in between.
+        """
         with self.db.read() as connection:
             newest: str | None = connection.execute("SELECT max(registered_at) FROM agents").fetchone()[0]
         return newest
 
     def listing(self) -> list[Agent]:
-        """All agents that are not forgotten, by name."""
+        """Return all agents that are not forgotten, by name."""
         with self.db.read() as connection:
             return self.listed(connection)
 
     def listed(self, connection: sqlite3.Connection) -> list[Agent]:
-        """The same, inside the caller's transaction."""
+        """Return the same as `listing`, inside the caller's transaction."""
         rows = connection.execute(f"{FROM} WHERE {KEPT} ORDER BY a.name, a.agent_id", self.times()).fetchall()
         return [agent_of(row) for row in rows]
 
     def set_draining(self, agent_id: str, *, draining: bool) -> None:
-        """Place nothing more on an agent, or place on it again."""
+        """Stop or resume placing executions on an agent."""
         with self.db.write() as connection:
             connection.execute("UPDATE agents SET draining = ? WHERE agent_id = ?", (draining, agent_id))
 
     def set_reachable(self, agent: Agent, how: str | None) -> None:
-        """Note whether the address of this registration answers; a later registration is not touched."""
+        """Record whether the address of this registration answers.
+
+        A later registration is not changed.
+        """
         with self.db.write(durable=False) as connection:
             connection.execute(
                 "UPDATE agents SET reachable = ? WHERE agent_id = ? AND token = ? AND reachable IS NOT ?",
@@ -233,9 +251,10 @@ class Agents:
             )
 
     def remove(self, agent_id: str) -> list[int]:
-        """Remove an agent and its projects: its token is refused, its workspaces are placed again from their zips.
+        """Remove an agent and its projects.
 
-        Returns the numbers of the executions that waited for one of its projects; they are over.
+        Its token is refused from now on, and its workspaces are placed again from their zips. Returns the numbers of
+        the executions that were waiting for one of its projects and have ended.
         """
         with self.db.write() as connection:
             ended = projects.remove_of(connection, agent_id)
@@ -245,7 +264,7 @@ class Agents:
             return ended
 
     def times(self, **more: Any) -> dict[str, Any]:
-        """The parameters of FROM, ONLINE and KEPT, and `more`."""
+        """Return the parameters of FROM, ONLINE and KEPT, and those in `more`."""
         lease = self.lease_seconds
         forgotten = iso(datetime.now(UTC) - timedelta(days=self._forget_days))
         times = {"boot": boot_id(), "now": boottime(), "lease": lease, "today": iso_now(), "forgotten": forgotten}
@@ -253,7 +272,7 @@ class Agents:
 
 
 def agent_of(row: sqlite3.Row) -> Agent:
-    """A row of FROM as an Agent."""
+    """Return a row of FROM as an Agent."""
     values = {name: row[name] for name in _NAMES}
     for name in ("labels", "running", "capabilities", "problems"):
         values[name] = rows.texts(values[name])

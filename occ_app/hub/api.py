@@ -1,4 +1,7 @@
-"""The hub's HTTP API beyond an agent's: registration and heartbeats of agents, machines and keys."""
+"""The hub's HTTP API beyond an agent's.
+
+It has the registrations and heartbeats of agents, and the management of machines and keys.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ bp = Blueprint("hub", __name__)
 
 FROM_AGENTS = "/api/agents/"
 _LARGEST_BODY = 1 << 20
-_CANCEL_SECONDS = 3.0  # for a removed machine to hear over its link that its runs are cancelled
+_CANCEL_SECONDS = 3.0  # for cancellations to reach a removed machine over its link
 
 
 def _agent_key() -> None:
-    """Require an agent key, and keep it for the view. Raises UNAUTHORIZED."""
+    """Require an agent key, and store it for the view. Raises UNAUTHORIZED."""
     key = keys.find(services().db, callers.bearer(), "agent")
     if key is None:
         callers.slow_down()
@@ -41,7 +44,10 @@ def _agent_key() -> None:
 
 
 def _key_proof() -> None:
-    """Require the proof of an agent key, and keep the hub's proof for the view. Raises UNAUTHORIZED."""
+    """Require a proof of an agent key, and store the hub's proof for the view.
+
+    Raises UNAUTHORIZED.
+    """
     found = keys.find_proven(services().db, request.headers.get("Authorization", ""))
     if found is None:
         callers.slow_down()
@@ -62,7 +68,7 @@ def agent_token(agent_id: str) -> None:
 @bp.get("/api/agents/challenge")
 @contract(authenticate=_key_proof, reply=agent_schemas.Challenge)
 def challenge() -> Any:
-    """Prove that this hub knows the caller's key, and give it a nonce to sign in its registration."""
+    """Prove that the hub knows the caller's key, and issue a nonce to sign."""
     nonce = hub_services().nonces.issue()
     return {"hub_id": registrations.hub_id(services().db), "nonce": nonce, "proof": g.proof}
 
@@ -76,7 +82,7 @@ def challenge() -> Any:
     status=201,
 )
 def register(body: dict[str, Any]) -> Any:
-    """Take an agent in that shows an agent's key, or a known one back; a new token for both sides."""
+    """Register an agent, or a known agent again, with a new token."""
     key: keys.Key = g.agent_key
     services().refuse_when_stopping()
     said = body
@@ -102,11 +108,11 @@ def register(body: dict[str, Any]) -> Any:
 @bp.post("/api/agents/<agent_id>/heartbeat")
 @contract(authenticate=agent_token, body=agent_schemas.Heartbeat, body_bytes=_LARGEST_BODY, reply=agent_schemas.Heard)
 def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
-    """Take an agent's sign of life."""
+    """Record an agent's heartbeat."""
     said = body
     if not hub_services().agents.beat(agent_id, callers.bearer(), said):
         raise not_registered()
-    if said["projects"] is not None:  # an agent whose database was held, or an older one
+    if said["projects"] is not None:  # None from an agent whose database was locked, or an older one
         _note_projects(agent_id, callers.bearer(), said["projects"])
     room = (said["status"], said["workers"].get("busy"))
     if hub_services().room.get(agent_id) != room:
@@ -120,7 +126,7 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
 @bp.post("/api/agents/<agent_id>/echo")
 @contract(authenticate=agent_token, body=agent_schemas.EchoBody, reply=agent_schemas.EchoReply)
 def echo(agent_id: str, body: dict[str, Any]) -> Any:  # noqa: ARG001 - its body is empty
-    """Call the agent that asks, as an execution would."""
+    """Call the requesting agent back, as an execution would."""
     agent = hub_services().agents.find(agent_id)
     if agent is None:
         raise not_registered()
@@ -143,7 +149,7 @@ def echo(agent_id: str, body: dict[str, Any]) -> Any:  # noqa: ARG001 - its body
 @bp.get("/agents")
 @contract(query=agent_schemas.AgentQuery, reply=agent_schemas.AgentList)
 def listing(query: dict[str, Any]) -> Any:
-    """The machines, by name, without those that are forgotten."""
+    """List machines by name, without forgotten ones."""
     rows, following = agent_lists.page(hub_services().agents, **query)
     return {"agents": _records(rows), "next": following}
 
@@ -151,14 +157,14 @@ def listing(query: dict[str, Any]) -> Any:
 @bp.get("/agents/<agent_id>")
 @contract(reply=agent_schemas.AgentRecord)
 def show(agent_id: str) -> Any:
-    """One machine, by its id or its name."""
+    """Show one machine, by its id or name."""
     return _record(hub_services().agents.named(agent_id))
 
 
 @bp.post("/agents/<agent_id>/drain")
 @contract(reply=agent_schemas.AgentRecord, admin=True)
 def drain(agent_id: str) -> Any:
-    """Place nothing more on a machine; current executions continue."""
+    """Place no more executions on a machine; current ones continue."""
     return _set_draining(agent_id, draining=True)
 
 
@@ -172,7 +178,7 @@ def resume(agent_id: str) -> Any:
 @bp.delete("/agents/<agent_id>")
 @contract(reply=schemas.Deleted, admin=True)
 def remove(agent_id: str) -> Response:
-    """Remove a machine: its token is refused, its executions are lost, its workspaces are placed again."""
+    """Remove a machine; its executions are lost, its workspaces placed elsewhere."""
     agent = hub_services().agents.named(agent_id)
     _ring_ended(hub_services().agents.remove(agent.agent_id))
     services().workers.ring(agent.agent_id)
@@ -184,14 +190,14 @@ def remove(agent_id: str) -> Response:
 @bp.get("/keys")
 @contract(reply=client_schemas.KeyList, admin=True)
 def list_keys() -> Any:
-    """All keys, without their secrets."""
+    """List all keys. Secrets are not shown."""
     return {"keys": keys.listing(services().db)}
 
 
 @bp.post("/keys")
 @contract(body=client_schemas.KeyBody, reply=client_schemas.KeyMade, status=201, admin=True)
 def create_key(body: dict[str, Any]) -> Any:
-    """Make a key; the answer is the only one that has its secret."""
+    """Create a key; the secret is shown only in this reply."""
     admin = body.pop("admin")
     role = body.setdefault("role", "admin" if admin else "owner")
     if admin not in (None, role == "admin"):
@@ -211,7 +217,7 @@ def create_key(body: dict[str, Any]) -> Any:
 @bp.post("/keys/<name>/rotate")
 @contract(body=client_schemas.KeyRotation, reply=client_schemas.KeyMade, admin=True)
 def rotate_key(name: str, body: dict[str, Any]) -> Any:
-    """Replace the secret of a key; everything the key owns stays, and the old secret is refused at once."""
+    """Replace the secret of a key, which keeps everything it owns."""
     key, secret = keys.rotate(services().db, name, **body)
     end_streams(key.key_id)
     return _with_secret(key, secret)
@@ -220,7 +226,7 @@ def rotate_key(name: str, body: dict[str, Any]) -> Any:
 @bp.post("/keys/<name>/revoke")
 @contract(reply=client_schemas.KeyRecord, admin=True)
 def revoke_key(name: str) -> Any:
-    """Refuse a key from now on, and the machines registered with it."""
+    """Revoke a key, and disconnect the machines registered with it."""
     key = keys.revoke(services().db, name)
     end_streams(key.key_id)
     for agent_id in agent_lists.of_key(hub_services().agents, key.key_id):
@@ -229,20 +235,23 @@ def revoke_key(name: str) -> Any:
 
 
 def end_streams(key_id: str) -> None:
-    """End the streams that a key opened, and those of the sessions that it paired."""
+    """End the streams opened with a key and with the sessions that it paired."""
     for each in (key_id, *keys.paired(services().db, key_id)):
         services().streams.refuse(each)
 
 
 def _end_link(agent_id: str) -> None:
-    """End the link of an agent whose token is right and whose key has expired or is revoked."""
+    """End the link of an agent whose token is right but whose key is not valid."""
     agent = hub_services().agents.find(agent_id)
     if agent is not None and callers.same_secret(callers.bearer(), agent.token):
         hub_services().links.drop(agent_id)
 
 
 def authenticates_agents() -> bool:
-    """Whether the endpoint of this request checks an agent's credentials itself; all others require a client's."""
+    """Return whether the endpoint checks an agent's credentials itself.
+
+    All other endpoints require a client's credentials.
+    """
     agreed = contract_of(current_app.view_functions.get(request.endpoint or "", services))
     return request.endpoint == LINK_ENDPOINT or (agreed is not None and agreed.authenticate is not None)
 
@@ -259,7 +268,7 @@ def _set_draining(agent_id: str, *, draining: bool) -> Any:
 
 
 def _look_for_work() -> None:
-    """Wake a relay when something waits that may find an agent now."""
+    """Wake a relay when a waiting execution may now find an agent."""
     if executions.counts(services().db)[1]:
         services().wake_worker()
 
@@ -269,7 +278,7 @@ def _note_projects(agent_id: str, token: str, reported: Sequence[Mapping[str, An
 
 
 def _ring_ended(numbers: Iterable[int]) -> None:
-    """Wake the followers of executions that ended because their project is gone."""
+    """Wake the followers of executions that ended because their project was removed."""
     for number in numbers:
         services().readers.ring(tail.execution_key(number))
 

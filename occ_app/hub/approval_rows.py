@@ -1,7 +1,7 @@
-"""The approvals of a hub's machines as the hub keeps them, and all SQL on them.
+"""The hub's rows of its machines' approvals, and all SQL on them.
 
-A row copies what its machine reported. It is closed only by a report of that machine, or with its execution. The answer
-that a person gave here is kept beside it, as `pending`, until the machine has replied.
+A row copies the machine's report. Only a report of that machine, or the end of its execution, closes it. An answer
+given on the hub is stored beside it as `pending` until the machine has replied.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from occ_app.system.timestamps import iso, iso_now
 
 log = logging.getLogger("occ.approvals")
 
-_MAX_OPEN = 100  # of one execution; a machine asks a few at once
+_MAX_OPEN = 100  # of one execution; a machine has a few open at once
 _MAX_MESSAGE_CHARACTERS = 4000
 
 
 def note_asked(db: Database, execution: int, data: Mapping[str, Any]) -> Approval | None:
-    """Store the approval that a machine reported for one of its executions; `data` is the checked event.
+    """Store an approval that a machine reported for one of its executions.
 
-    Returns None when the hub keeps no row of it: its kind is unknown, its id is that of another execution's approval,
-    or too many of the execution are open.
+    `data` is the checked event. Returns None when the hub stores no row: the kind is unknown, the id belongs to
+    another execution's approval, or too many approvals of the execution are open.
     """
     if data["kind"] not in answers.KINDS:
         return None
@@ -70,7 +70,10 @@ def note_asked(db: Database, execution: int, data: Mapping[str, Any]) -> Approva
 
 
 def note_resolved(db: Database, execution: int, data: Mapping[str, Any]) -> None:
-    """Close the approval that a machine reports as closed, if it is one of that execution's and open."""
+    """Close an approval that its machine reports as closed.
+
+    Nothing happens unless it is an open approval of this execution.
+    """
     if data["state"] not in answers.STATES or data["state"] == "open":
         return
     with db.write() as connection:
@@ -85,9 +88,10 @@ def note_resolved(db: Database, execution: int, data: Mapping[str, Any]) -> None
 
 
 def settle(db: Database, approval_id: str, reply: Mapping[str, Any], *, taken: bool) -> Approval:
-    """Close an approval as its machine replied to a delivery: `state`, `actor`, `message`.
+    """Close an approval with its machine's reply to a delivered answer.
 
-    `taken` is whether the machine took the pending answer, or had exactly this one. Raises NotFound.
+    `reply` has `state`, `actor` and `message`. `taken` is whether the machine accepted the pending answer or already
+    had the same one. Raises NotFound.
     """
     with db.write() as connection:
         row = approvals.one(connection, approval_id)
@@ -100,10 +104,10 @@ def settle(db: Database, approval_id: str, reply: Mapping[str, Any], *, taken: b
 
 
 def keep_answer(db: Database, approval_id: str, answer: Answer, person: Person) -> Approval:
-    """Store the answer of a person for the machine; the first wins, and the same again changes nothing.
+    """Store a person's answer for the machine; the first answer wins.
 
-    Raises NotFound, Forbidden for a viewer, InvalidRequest for an answer that does not fit, and Conflict after another
-    answer.
+    The same answer again changes nothing. Raises NotFound, Forbidden for a viewer, InvalidRequest for an answer that
+    does not fit, and Conflict after another answer.
     """
     with db.write() as connection:
         row = approvals.one(connection, approval_id, person.visible_to)
@@ -129,7 +133,10 @@ def keep_answer(db: Database, approval_id: str, answer: Answer, person: Person) 
 
 
 def drop_answer(db: Database, approval: Approval, code: str, message: str) -> Approval:
-    """Take back the pending answer that a machine refused, so that another one can be given. Raises NotFound."""
+    """Remove a pending answer that was refused, so that another can be given.
+
+    `code` and `message` are the reason. Raises NotFound.
+    """
     with db.write() as connection:
         connection.execute(
             """
@@ -147,7 +154,7 @@ def drop_answer(db: Database, approval: Approval, code: str, message: str) -> Ap
 
 
 def complete(db: Database, approval_id: str, whole: object, *, redacted: bool) -> None:
-    """Store the whole input of an approval whose event had its beginning alone."""
+    """Store the whole input of an approval whose event was truncated."""
     with db.write() as connection:
         connection.execute(
             """
@@ -159,7 +166,7 @@ def complete(db: Database, approval_id: str, whole: object, *, redacted: bool) -
 
 
 def asked(db: Database, execution: int) -> bool:
-    """Return whether an approval of an execution is open."""
+    """Return whether an execution has an open approval."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT 1 FROM approvals WHERE execution = :execution AND state = 'open' LIMIT 1", {"execution": execution}
@@ -168,7 +175,10 @@ def asked(db: Database, execution: int) -> bool:
 
 
 def undelivered(db: Database, agent_ids: Iterable[str], limit: int = 100) -> list[Approval]:
-    """Open approvals of these machines that have an answer for them, in the order in which they were asked."""
+    """Return open approvals of these machines whose answer is not delivered.
+
+    They are ordered by when they were asked.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"""
@@ -182,7 +192,7 @@ def undelivered(db: Database, agent_ids: Iterable[str], limit: int = 100) -> lis
 
 
 def any_undelivered(db: Database) -> bool:
-    """Return whether an answer waits for a machine."""
+    """Return whether any answer waits for its machine."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT 1 FROM approvals WHERE state = 'open' AND pending IS NOT NULL LIMIT 1"
@@ -191,7 +201,10 @@ def any_undelivered(db: Database) -> bool:
 
 
 def _close(connection: sqlite3.Connection, approval: Approval, reply: Mapping[str, Any], *, taken: bool) -> None:
-    """Close an open approval; a pending answer is either the one that closed it, or has come too late."""
+    """Close an open approval with its machine's reply.
+
+    A pending answer either closed it or came too late; in the second case the row records that as its problem.
+    """
     state, actor, pending = reply["state"], _text(reply.get("actor"), 200), approval.pending
     surface = reply.get("surface") if reply.get("surface") in answers.SURFACES else None
     answer, problem = None, None
@@ -225,7 +238,7 @@ def _close(connection: sqlite3.Connection, approval: Approval, reply: Mapping[st
 
 
 def _refuse_another(approval: Approval, answer: Answer) -> None:
-    """Raise Conflict unless an approval has exactly this answer already."""
+    """Raise Conflict unless the approval already has exactly this answer."""
     pending = approval.pending
     same = answers.answer_of(answers.stored(answer))
     if approval.state != "open":
@@ -255,7 +268,10 @@ def _text(value: object, limit: int) -> str | None:
 
 
 def moment(value: object) -> str:
-    """Return a machine's ISO time in the format of the rows; now for anything else."""
+    """Return a machine's ISO time in the format of the rows.
+
+    Returns the current time for anything else.
+    """
     try:
         return iso(datetime.fromisoformat(str(value)).astimezone(UTC))
     except (ValueError, OverflowError):

@@ -1,7 +1,7 @@
-"""Approvals on a hub, for its API, its pages and Slack: list those that a person may see, show one, answer one.
+"""Approvals on a hub, for its API, its pages and Slack.
 
-A hub stores the answer first and delivers it then; the machine decides whether it counts. While the machine cannot be
-reached, the answer waits, and the control process delivers it once the machine is back.
+The hub first stores an answer and then delivers it; the machine decides whether it counts. While the machine cannot be
+reached the answer waits, and the control process delivers it when the machine is back.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ from occ_app.web.refusals import STATUS
 
 log = logging.getLogger("occ.approvals")
 
-OPERATOR = "operator"  # who has the hub's own token
-_API_SURFACES = ("api", "terminal")  # that a client of the API may name
+OPERATOR = "operator"  # the caller with the hub's own token
+_API_SURFACES = ("api", "terminal")  # those that a client of the API may name
 _SECONDS = 5.0
 _CALLS = 8
 _MAX_SENTENCE_CHARACTERS = 4000
-_MAX_INPUT_BYTES = 2 << 20  # of an input's JSON, escaped
-_FINAL = (403, 404, 409, 413, 422)  # statuses that refuse the answer itself; after others it is delivered again
+_MAX_INPUT_BYTES = 2 << 20  # of an input as escaped JSON
+_FINAL = (403, 404, 409, 413, 422)  # statuses that refuse the answer itself; after others the delivery is retried
 
 
 @dataclass(frozen=True)
 class HubApprovals:
-    """See occ_app/api/approvals.py. Used by any process of a hub.
+    """A hub's implementation of the approvals in occ_app/api/approvals.py.
 
-    `places` are for calls at once that somebody waits for; an answer without a place is delivered a moment later.
+    Any process of a hub may use it. `places` limits the concurrent calls that somebody waits for; an answer that gets
+    no place is delivered a moment later.
     """
 
     db: Database
@@ -54,7 +55,10 @@ class HubApprovals:
     )
 
     def person(self, caller: Caller, surface: str, actor: str | None = None) -> Person:
-        """Return who answers through the API. Raises InvalidRequest for a client that names another person."""
+        """Return the person who answers through the API.
+
+        Raises InvalidRequest for a client that names another person or another surface.
+        """
         if actor is not None:
             message = "`actor` is the owner of your key; leave it out."
             raise InvalidRequest(message, {"actor": ["Not for a client of a hub."]})
@@ -64,20 +68,32 @@ class HubApprovals:
         return person_of(self.db, caller, surface)
 
     def listing(self, state: str | None, visible_to: str | None) -> list[Approval]:
-        """Return the newest approvals of the owner `visible_to`, or of all, oldest first; long inputs are cut."""
+        """Return the newest approvals of an owner, oldest first.
+
+        `visible_to` is the owner, or None for all. Long inputs are cut.
+        """
         return approvals.listing(self.db, state, visible_to)
 
     def waiting(self, visible_to: str | None) -> list[Approval]:
-        """Return the open approvals that nobody has answered here, oldest first; long inputs are cut."""
+        """Return the open approvals without an answer on the hub, oldest first.
+
+        Long inputs are cut.
+        """
         return [each for each in approvals.listing(self.db, "open", visible_to) if each.pending is None]
 
     def get(self, approval_id: str, visible_to: str | None) -> Approval:
-        """Return one approval, with its whole input if that is here or the machine answers. Raises NotFound."""
+        """Return one approval.
+
+        Its input is whole if the hub has it or the machine sends it. Raises NotFound.
+        """
         found = approvals.get(self.db, approval_id, visible_to)
         return self._called(self.completed, found) if found.truncated else found
 
     def completed(self, approval: Approval) -> Approval:
-        """Return an approval with its whole input, asked of its machine; as it is when that does not answer."""
+        """Return an approval with its whole input, requested from its machine.
+
+        Returns it unchanged when the machine does not answer.
+        """
         agent = self.agents.find(approval.agent_id or "")
         try:
             if agent is None:
@@ -92,11 +108,11 @@ class HubApprovals:
         return approvals.get(self.db, approval.approval_id)
 
     def answer(self, approval_id: str, answer: Answer, person: Person) -> Approval:
-        """Answer an approval; returns its row, with `pending` while the machine does not have the answer.
+        """Answer an approval, and return its row.
 
-        Raises NotFound for one that the person may not see, Forbidden for a viewer, InvalidRequest for an answer that
-        does not fit, Conflict with the name of the winner after another answer, and Unavailable to allow an input
-        that the hub cannot show whole.
+        The row has `pending` while the machine does not have the answer. Raises NotFound for an approval that the
+        person may not see, Forbidden for a viewer, InvalidRequest for an answer that does not fit, Conflict with the
+        name of the winner after another answer, and Unavailable for allowing an input that the hub cannot show whole.
         """
         if answer.decision == "allow" and self.get(approval_id, person.visible_to).truncated:
             raise Unavailable(
@@ -111,7 +127,10 @@ class HubApprovals:
         return approval
 
     def _called(self, call: Callable[[Approval], Approval], approval: Approval) -> Approval:
-        """Call an approval's machine while somebody waits; without a place for that the approval stays as it is."""
+        """Run a call to an approval's machine for somebody who waits.
+
+        Returns the approval unchanged when no place is free.
+        """
         if not self.places.acquire(blocking=False):
             return approval
         try:
@@ -120,7 +139,10 @@ class HubApprovals:
             self.places.release()
 
     def deliver(self, approval: Approval) -> Approval:
-        """Give the machine the pending answer of an approval, and store the reply; returns the row as it is then."""
+        """Send the machine an approval's pending answer, and store the reply.
+
+        Returns the row in its new state.
+        """
         agent, pending = self.agents.find(approval.agent_id or ""), approval.pending
         if agent is None or pending is None:
             return approval
@@ -160,7 +182,7 @@ class HubApprovals:
 
 
 def person_of(db: Database, caller: Caller, surface: str) -> Person:
-    """Return the person behind a key or a login, who answers on this surface."""
+    """Return the person behind a key or a login, answering on this surface."""
     name = keys.owner_name(db, caller.owner_id) or OPERATOR
     return Person(name, caller.visible_to, surface, caller.viewer, caller.key_id)
 

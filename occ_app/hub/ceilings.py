@@ -1,4 +1,7 @@
-"""The permissions that each machine allows, as it said when it registered: its ceiling, and whether it knows levels."""
+"""The permissions that each machine allows, from its registration.
+
+A machine has a ceiling, and an older one does not know levels of permissions.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ _NAMED = 5
 
 
 def allows(agent: Agent, permissions: str) -> bool:
-    """Return whether an agent takes an execution with these permissions; one of an older OCC only edits."""
+    """Return whether an agent accepts an execution with these permissions.
+
+    An agent with an older OCC allows only `edit`.
+    """
     if CAPABILITY not in agent.capabilities:
         return permissions == DEFAULT
     if permissions not in PERMISSIONS or agent.permissions not in PERMISSIONS:
@@ -23,21 +29,22 @@ def allows(agent: Agent, permissions: str) -> bool:
 
 
 def level(suitable: Sequence[Agent], permissions: str, *, named: bool) -> str:
-    """Return the permissions that a request gets on the machines that it may run on.
+    """Return the permissions of a request on the machines that may run it.
 
-    Those that it names, or else at most `permissions`: the highest that one of these machines allows.
+    With `named` they are the requested ones. Otherwise they are the highest level, up to `permissions`, that one of
+    these machines allows.
     """
     known = _known(suitable)
-    if named or not known or permissions not in PERMISSIONS:  # a damaged row waits for ever, and stops nobody
+    if named or not known or permissions not in PERMISSIONS:  # a damaged row waits forever and blocks no other
         return permissions
     lower = reversed(PERMISSIONS[: PERMISSIONS.index(permissions) + 1])
     return next((each for each in lower if any(allows(agent, each) for agent in known)), permissions)
 
 
 def check(suitable: Sequence[Agent], permissions: str) -> None:
-    """Raise RequestError unless one of the machines that a request may run on allows these permissions.
+    """Raise RequestError unless a suitable machine allows these permissions.
 
-    A request without any known machine waits for one.
+    A request without any known machine passes, and waits for one.
     """
     known = _known(suitable)
     if not known or any(allows(agent, permissions) for agent in known):
@@ -54,7 +61,7 @@ def check(suitable: Sequence[Agent], permissions: str) -> None:
 
 
 def _known(suitable: Sequence[Agent]) -> Sequence[Agent]:
-    """Return the machines that count: those that are offline only while all are."""
+    """Return the machines to consider: the online ones, or all if none is online."""
     return [agent for agent in suitable if agent.online] or suitable
 
 

@@ -1,7 +1,8 @@
-"""The channels by which owners are notified, and the pages that make it needless, with all SQL on them.
+"""Notification channels of owners, and pages open now, with all SQL on them.
 
-A notification is a delivery (occ_app/hub/deliveries.py) whose receiver is a channel. Triggers make one for each channel
-of the owner, in the transaction in which an approval is opened or an execution ends.
+A notification is a delivery (occ_app/hub/deliveries.py) whose receiver is a channel. Triggers create one for each
+channel of the owner, in the transaction that opens an approval or ends an execution. An open page that shows the run
+makes the notification unnecessary.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ SEEN_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class Channel:
-    """A row of `channels`. `address` depends on the kind and may hold secrets; `name` is shown in its place.
+    """A row of `channels`.
 
-    It is for the executions of the owner `owner_id`, called `owner`; None: for all.
+    `address` depends on the kind and may hold secrets; `name` is shown in its place. It receives notifications about
+    the executions of the owner `owner_id`, named `owner`; None means all.
     """
 
     channel_id: str
@@ -58,7 +60,7 @@ def add(
     owner_id: str | None,
     classes: Sequence[str] = CLASSES,
 ) -> Channel:
-    """Notify by this channel from now on of the executions of an owner, or of all (None)."""
+    """Add a channel for the executions of an owner, or of all (None)."""
     channel_id = f"channel-{secrets.token_hex(6)}"
     with db.write() as connection:
         connection.execute(
@@ -80,7 +82,7 @@ def add(
 
 
 def listing(db: Database, owner_id: str | None = None) -> list[Channel]:
-    """The channels of an owner, or all, oldest first."""
+    """Return the channels of an owner, or all, oldest first."""
     with db.read() as connection:
         rows = connection.execute(
             f"{_SELECT} WHERE (:owner_id IS NULL OR c.owner_id = :owner_id) ORDER BY c.created_at, c.channel_id",
@@ -90,13 +92,13 @@ def listing(db: Database, owner_id: str | None = None) -> list[Channel]:
 
 
 def find(connection: sqlite3.Connection, channel_id: str) -> Channel | None:
-    """One channel; None for an unknown one."""
+    """Return one channel; None for an unknown id."""
     row = connection.execute(f"{_SELECT} WHERE c.channel_id = :channel_id", {"channel_id": channel_id}).fetchone()
     return None if row is None else _channel(row)
 
 
 def require(connection: sqlite3.Connection, channel_id: str, owner_id: str | None = None) -> Channel:
-    """One channel, of this owner if one is given. Raises NotFound."""
+    """Return one channel, of this owner if one is given. Raises NotFound."""
     channel = find(connection, channel_id)
     if channel is None or owner_id not in (None, channel.owner_id):
         raise NotFound(
@@ -108,7 +110,10 @@ def require(connection: sqlite3.Connection, channel_id: str, owner_id: str | Non
 
 
 def remove(db: Database, channel_id: str, owner_id: str | None = None) -> None:
-    """Remove a channel, of this owner if one is given, and its pending deliveries. Raises NotFound."""
+    """Remove a channel and its pending deliveries.
+
+    With `owner_id` it must be that owner's. Raises NotFound.
+    """
     with db.write() as connection:
         require(connection, channel_id, owner_id)
         connection.execute("DELETE FROM channels WHERE channel_id = :channel_id", {"channel_id": channel_id})
@@ -120,7 +125,7 @@ def remove(db: Database, channel_id: str, owner_id: str | None = None) -> None:
 def needless(
     connection: sqlite3.Connection, channel: Channel, event: str, execution: int | None, approval_id: str | None
 ) -> str | None:
-    """Return why a notification is not needed any more; None when it is."""
+    """Return why a notification is no longer needed; None when it is needed."""
     if event == NEEDS_YOU and approval_id is not None:
         still_open = connection.execute(
             "SELECT 1 FROM approvals WHERE approval_id = :approval_id AND state = 'open' AND pending IS NULL",
@@ -138,7 +143,10 @@ def needless(
 
 
 def _has_valid_key(connection: sqlite3.Connection, channel: Channel) -> bool:
-    """Whether the key with which a browser was logged in when it was subscribed is still valid."""
+    """Return whether a browser's key is still valid.
+
+    It is the key with which the browser was logged in when it subscribed.
+    """
     found = connection.execute(
         """
         SELECT 1 FROM keys
@@ -150,9 +158,10 @@ def _has_valid_key(connection: sqlite3.Connection, channel: Channel) -> bool:
 
 
 def subscribe(db: Database, name: str, address: Mapping[str, Any], owner_id: str) -> Channel:
-    """Add a browser of an owner; one that is subscribed at this endpoint already is replaced. Raises InvalidRequest.
+    """Add a browser of an owner, and return its channel.
 
-    `address` has the endpoint, the browser's keys and the id of the key that the browser is logged in with.
+    Replaces a browser already subscribed at this endpoint. `address` has the endpoint, the browser's keys and the id
+    of the key that the browser is logged in with. Raises InvalidRequest when the owner has MAX_BROWSERS.
     """
     browsers = [one for one in listing(db, owner_id) if one.kind == PUSH]
     former = [one for one in browsers if one.address.get("endpoint") == address["endpoint"]]
@@ -165,9 +174,9 @@ def subscribe(db: Database, name: str, address: Mapping[str, Any], owner_id: str
 
 
 def note_page(db: Database, page: str, owner_id: str, execution: int, *, seen: bool) -> None:
-    """Note that a page with this execution is visible to its owner, or is not any more.
+    """Record whether a page with this execution is visible to its owner.
 
-    `page` is the page's own random id. A page that is not heard of for SEEN_SECONDS counts as gone.
+    `page` is the page's own random id. A page that has not reported for SEEN_SECONDS counts as closed.
     """
     until = iso(datetime.now(UTC) + timedelta(seconds=SEEN_SECONDS))
     with db.write(durable=False) as connection:
@@ -192,7 +201,10 @@ def name_of_place(connection: sqlite3.Connection, generation: int) -> str | None
 
 
 def _address(text: Any) -> Mapping[str, Any]:
-    """Return the address in a row; nothing for a damaged one, so that its deliveries fail alone."""
+    """Return the address in a row.
+
+    Returns an empty address for a damaged row, so that only its deliveries fail.
+    """
     try:
         loaded = json.loads(text)
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""The choice of a machine for an execution that waits."""
+"""The choice of a machine for a waiting execution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def choose(
 ) -> Agent | str:
     """Return the agent to run an execution on, or the reason why it waits.
 
-    `home` is the id of the agent its workspace lives on, `foreign` counts by id an agent's executions for others.
+    `home` is the id of the agent that has its workspace. `foreign` counts, by agent id, the executions that others
+    placed there.
     """
     if home is not None:
         suitable = [agent for agent in agents if agent.agent_id == home]

@@ -1,4 +1,7 @@
-"""The bodies of keys, one-time codes and sessions, and those of calls that need more on a hub than on an agent."""
+"""Bodies of keys, one-time codes and sessions, and a hub's additions to others.
+
+The additions are for calls that need more fields on a hub than on an agent.
+"""
 
 from __future__ import annotations
 
@@ -57,20 +60,26 @@ class KeyMade(KeyRecord):
 
 
 class KeyList(Schema):
-    """All keys, the revoked ones too."""
+    """All keys, including revoked ones."""
 
     keys = fields.List(fields.Nested(KeyRecord))
 
 
 class PairingBody(Schema):
-    """The body of POST /pairings, which may be empty. Without `owner`: the caller's, or the operator's."""
+    """The body of POST /pairings, which may be empty.
+
+    Without `owner` the session is for the caller's owner, or the operator's.
+    """
 
     role = fields.String(load_default="owner", validate=validate.OneOf(ROLES))
     owner = Line(1, 100, load_default=None, allow_none=True)
 
 
 class PairingMade(Schema):
-    """A one-time code; `path` is the address that takes it on this hub, with the code behind a #."""
+    """A one-time code.
+
+    `path` is the address on this hub that redeems it, with the code in the fragment.
+    """
 
     code = fields.String()
     path = fields.String()
@@ -81,7 +90,10 @@ class PairingMade(Schema):
 
 
 class SessionRecord(Schema):
-    """A session of the hub's pages. `key` names the key that opened it; null for a one-time code."""
+    """A session of the hub's pages.
+
+    `key` names the key that opened it; null for a one-time code.
+    """
 
     id = fields.String()
     device = fields.String()
@@ -95,13 +107,13 @@ class SessionRecord(Schema):
 
 
 class SessionList(Schema):
-    """The valid sessions, the last used first."""
+    """The valid sessions, most recently used first."""
 
     sessions = fields.List(fields.Nested(SessionRecord))
 
 
 class _WorkspaceName(fields.String):
-    """The id of a workspace, or the alias of a project, NAME@MACHINE."""
+    """The id of a workspace, or the alias of a project: NAME@MACHINE."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(validate=_check_workspace, metadata={"pattern": _WORKSPACE_PATTERN}, **kwargs)
@@ -114,7 +126,10 @@ def _check_workspace(value: str) -> None:
 
 
 class HubExecuteBody(schemas.ExecuteBody):
-    """The body of POST /execute on a hub: an agent's, and where to run. `workspaceId` may be a project's alias."""
+    """The body of POST /execute on a hub: an agent's, and where to run.
+
+    `workspaceId` may be a project's alias.
+    """
 
     workspace_id = _WorkspaceName(data_key="workspaceId")
 
@@ -124,7 +139,10 @@ class HubExecuteBody(schemas.ExecuteBody):
 
 
 class RulesQuery(schemas.RequestSchema):
-    """The query of GET and DELETE of rules on a hub: the workspace, whose machine keeps them."""
+    """The query of GET and DELETE of rules on a hub.
+
+    It names the workspace whose machine keeps the rules.
+    """
 
     workspace_id = Id(data_key="workspaceId", required=True)
 

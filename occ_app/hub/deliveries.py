@@ -1,8 +1,8 @@
-"""The outbox of a hub, with all SQL on it: what webhooks and channels of notification are still to be sent.
+"""The outbox of a hub's webhooks and notification channels, and all SQL on it.
 
-A trigger makes a delivery in the very transaction that starts or ends an execution, or that opens or answers an
-approval, so none is forgotten. A delivery is claimed by one UPDATE for as long as the attempt may take; if the
-claiming process dies it becomes due again. So it is made at least once, each time under the same id.
+A trigger creates a delivery in the same transaction that starts or ends an execution, or opens or answers an approval,
+so none is lost. One UPDATE claims a delivery for as long as the attempt may take; if the claiming process dies, it
+becomes due again. Each delivery is therefore made at least once, always under the same id.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from occ_app.hub.channels import Channel
 from occ_app.system.timestamps import iso_now
 
 TEST = "notify.test"
-_AGAIN = " again"  # at the end of `once`: the repetition
+_AGAIN = " again"  # suffix of `once` that marks a repetition
 
 
 @dataclass(frozen=True)
 class SignedUrl:
-    """The receiver of a webhook."""
+    """The receiver of a webhook's deliveries."""
 
     url: str
     secret: str = field(repr=False)
@@ -34,10 +34,10 @@ class SignedUrl:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A delivery that is about to be made; `attempts` counts this attempt.
+    """A claimed delivery; `attempts` includes the current attempt.
 
-    `execution` is None for a test. `approval` is the row that the event is about; None when it was deleted since.
-    `place` is the name of the execution's workspace.
+    `execution` is None for a test. `approval` is the row that the event is about, None if it has been deleted. `place`
+    is the name of the execution's workspace.
     """
 
     number: int
@@ -49,12 +49,15 @@ class Claimed:
     approval: Approval | None
     place: str | None
     repeats: bool  # whether this is the repetition of an earlier notification
-    delivery_id: str  # by which a receiver knows it, however often it is made
+    delivery_id: str  # the same for all attempts, so that a receiver can drop duplicates
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A row of `deliveries` as a person looks at it. `status` and `problem` are those of the last attempt."""
+    """A row of `deliveries` for people to read.
+
+    `status` and `problem` are those of the last attempt.
+    """
 
     number: int
     delivery_id: str
@@ -71,7 +74,7 @@ class Delivery:
 
 
 def log(db: Database, limit: int, *, of_channels: bool = False) -> list[Delivery]:
-    """The newest deliveries to webhooks, or to channels of notification, newest first."""
+    """Return the latest deliveries to webhooks or to channels, newest first."""
     with db.read() as connection:
         rows = connection.execute(
             """
@@ -86,12 +89,15 @@ def log(db: Database, limit: int, *, of_channels: bool = False) -> list[Delivery
 
 
 def find(db: Database, delivery_id: str) -> Delivery | None:
-    """One delivery to a channel; None once it is forgotten."""
+    """Return one delivery to a channel; None once it is deleted."""
     return next((one for one in log(db, 1000, of_channels=True) if one.delivery_id == delivery_id), None)
 
 
 def add_test(db: Database, channel_id: str, owner_id: str | None = None) -> str:
-    """Put in a test notification for a channel, of this owner if one is given; returns its id. Raises NotFound."""
+    """Add a test notification for a channel, and return its delivery's id.
+
+    With `owner_id` the channel must be that owner's. Raises NotFound.
+    """
     delivery_id = f"delivery-{secrets.token_hex(12)}"
     with db.write() as connection:
         channels.require(connection, channel_id, owner_id)
@@ -106,9 +112,10 @@ def add_test(db: Database, channel_id: str, owner_id: str | None = None) -> str:
 
 
 def due(db: Database, now: str, latest: str) -> list[tuple[str, int]]:
-    """Return each receiver with a delivery due at `now`, an ISO time, and the number of its first due delivery.
+    """Return each receiver with a due delivery, and that delivery's number.
 
-    A plan for later than `latest` was made before the clock was set back, so it is due, too.
+    A receiver's first due delivery is returned. `now` and `latest` are ISO times. A delivery planned for after
+    `latest` was planned before the clock was set back, so it is due, too.
     """
     with db.read() as connection:
         rows = connection.execute(
@@ -120,10 +127,11 @@ def due(db: Database, now: str, latest: str) -> list[tuple[str, int]]:
 
 
 def claim(db: Database, number: int, now: str, until: str, latest: str, repeat_at: str | None = None) -> Claimed | None:
-    """Take a delivery that is due, as `due` has it, for an attempt that lasts no longer than to `until`, an ISO time.
+    """Claim a due delivery for an attempt that ends by `until`, an ISO time.
 
-    None when somebody else has it, it was made already, its receiver was removed, or nobody needs the notification any
-    more. One that an open page makes needless now is repeated at `repeat_at`.
+    `now` and `latest` are those of `due`. Returns None when another process has claimed it, it was already made, its
+    receiver was removed, or the notification is no longer needed. A notification that an open page makes unnecessary
+    now is repeated at `repeat_at`.
     """
     with db.write(durable=False) as connection:
         row = connection.execute(
@@ -134,7 +142,7 @@ def claim(db: Database, number: int, now: str, until: str, latest: str, repeat_a
         if row is None:
             return None
         receiver = _receiver(connection, row["webhook_id"])
-        if receiver is None:  # removed without its deliveries, or another name in a damaged row
+        if receiver is None:  # removed without its deliveries, or a damaged row
             _end_unsent(connection, row, "failed", "its webhook is gone")
             return None
         if isinstance(receiver, Channel):
@@ -161,20 +169,24 @@ def claim(db: Database, number: int, now: str, until: str, latest: str, repeat_a
 
 
 def delivered(db: Database, claimed: Claimed, status: int | None, repeat_at: str | None = None) -> bool:
-    """Write down that it arrived; a notification that needs a person is repeated at `repeat_at`, an ISO time.
+    """Record that a delivery arrived, and return whether this attempt counts.
 
-    False when it is not this attempt's to say any more.
+    A notification that needs a person is repeated at `repeat_at`, an ISO time. Returns False when another attempt has
+    claimed the delivery since.
     """
     return _finish_attempt(db, claimed, "delivered", status, None, None, repeat_at)
 
 
 def failed(db: Database, claimed: Claimed, status: int | None, problem: str, next_at: str | None) -> bool:
-    """Write down that it did not arrive: it is tried again at `next_at`, an ISO time, or never (None)."""
+    """Record that a delivery failed, and return whether this attempt counts.
+
+    It is tried again at `next_at`, an ISO time, or never (None).
+    """
     return _finish_attempt(db, claimed, "failed" if next_at is None else "waiting", status, problem, next_at)
 
 
 def forget(db: Database, before: str) -> int:
-    """Forget deliveries that were over before `before`, an ISO time; returns how many."""
+    """Delete deliveries that ended before `before`, an ISO time; return how many."""
     with db.write(durable=False) as connection:
         return connection.execute(
             "DELETE FROM deliveries WHERE state != 'waiting' AND finished_at < ?", (before,)
@@ -187,7 +199,7 @@ def _receiver(connection: sqlite3.Connection, receiver_id: str) -> SignedUrl | C
 
 
 def _end_unsent(connection: sqlite3.Connection, row: sqlite3.Row, state: str, problem: str) -> None:
-    """End a claimed delivery that is not sent."""
+    """End a claimed delivery without sending it."""
     connection.execute(
         """
         UPDATE deliveries SET state = :state, problem = :problem, next_at = NULL, finished_at = :now
@@ -198,7 +210,10 @@ def _end_unsent(connection: sqlite3.Connection, row: sqlite3.Row, state: str, pr
 
 
 def _repeat(connection: sqlite3.Connection, row: sqlite3.Row, at: str) -> None:
-    """Put in the repetition of a notification that needs a person; a repetition is not repeated."""
+    """Add a repetition of a notification that needs a person.
+
+    A repetition is not repeated.
+    """
     if row["event"] != channels.NEEDS_YOU or row["approval_id"] is None or str(row["once"]).endswith(_AGAIN):
         return
     connection.execute(

@@ -1,6 +1,7 @@
-"""What executions changed, fetched from their machines at the end and kept, so that it can be read while those are off.
+"""Changes of executions, fetched from their machines and stored on the hub.
 
-Everything that a machine sends is checked: numbers, texts, sizes.
+They are fetched when an execution ends, so that they can be read while its machine is off. Everything that a machine
+sends is checked: numbers, texts and sizes.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ class _Changes(_Sums):
 
 
 class _TooLarge(Exception):
-    """Raised for a diff over the limit."""
+    """A diff over the limit."""
 
 
 class _Limited(io.BytesIO):
-    """A buffer that takes at most so many bytes."""
+    """A buffer that holds at most `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -89,21 +90,25 @@ class _Limited(io.BytesIO):
 
 
 def checked(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a machine's reply of changes as the schema has it. Raises ValidationError or ValueError."""
+    """Return a machine's reply about changes, loaded by its schema.
+
+    Raises ValidationError or ValueError.
+    """
     return _loaded(_Changes, reply)
 
 
 def fetch(db: Database, client: AgentClient, execution: Execution, limit: int) -> bool:
-    """Fetch the changes of an execution that is over, with a diff of at most so many bytes, and store it.
+    """Fetch and store the changes of an execution that is over.
 
-    False when its machine is still recording it. Raises Unreachable, and Refused when the machine cannot say now.
+    A diff over `limit` bytes is not stored. Returns False while the machine is still recording the changes. Raises
+    Unreachable, and Refused when the machine cannot answer now.
     """
     workspace = workspaces.numbered(db, execution.workspace_generation)
     if workspace is None:
         _give_up(db, execution.number, "lost")
         return True
     path = f"/executions/{quote(execution.execution_id, safe='')}"
-    # By the workspace's number: an execution of this id that the machine had before is not the hub's.
+    # With the workspace's number: an earlier execution with this id on the machine is not the hub's.
     number = "" if workspace.agent_generation is None else f"?generation={workspace.agent_generation}"
     try:
         record = client.call("GET", path + number, seconds=_CALL_SECONDS)
@@ -126,7 +131,10 @@ def fetch(db: Database, client: AgentClient, execution: Execution, limit: int) -
 
 
 def kept(db: Database, number: int) -> dict[str, Any] | None:
-    """Return the changes of an execution as its machine listed them; None when they were not fetched."""
+    """Return an execution's changes as its machine listed them.
+
+    Returns None when they were not fetched.
+    """
     with db.read() as connection:
         row = connection.execute(
             "SELECT changes FROM fetched_changes WHERE execution = :number", {"number": number}
@@ -135,7 +143,10 @@ def kept(db: Database, number: int) -> dict[str, Any] | None:
 
 
 def kept_patch(db: Database, number: int) -> bytes | None:
-    """Return the diff of an execution; None when it was not fetched, or was over the limit."""
+    """Return the diff of an execution.
+
+    Returns None when it was not fetched or was over the limit.
+    """
     with db.read() as connection:
         row = connection.execute(
             "SELECT patch FROM fetched_changes WHERE execution = :number", {"number": number}
@@ -144,14 +155,14 @@ def kept_patch(db: Database, number: int) -> bytes | None:
 
 
 def of_file(patch: bytes, path: str, old_path: str | None) -> bytes | None:
-    """Return the part of a diff that is about one file; None when it cannot be found."""
+    """Return the part of a diff about one file; None when it cannot be found."""
     head = b"diff --git a/%b b/%b\n" % ((old_path or path).encode(), path.encode())
     parts = re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)
     return b"".join(part for part in parts if part.startswith(head)) or None
 
 
 def pending(db: Database) -> list[Execution]:
-    """Return the executions that are over and whose changes are to be fetched, oldest first."""
+    """Return finished executions whose changes are to be fetched, oldest first."""
     with db.read() as connection:
         rows = connection.execute(
             select("x.changes_reason = 'pending' AND x.last_seq IS NOT NULL ORDER BY x.number LIMIT 1000")
@@ -160,7 +171,7 @@ def pending(db: Database) -> list[Execution]:
 
 
 def give_up(db: Database, number: int) -> None:
-    """Note that the changes of an execution cannot be fetched any more."""
+    """Record that an execution's changes can no longer be fetched."""
     _give_up(db, number, "lost")
 
 

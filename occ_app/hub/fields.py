@@ -1,4 +1,4 @@
-"""Fields that only bodies of a hub have."""
+"""Fields that only a hub's bodies have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from marshmallow import ValidationError, fields, validate
 
 from occ_app.web.fields import ONE_LINE_PATTERN, check_one_line
 
-# One line that reads in the order it is written in: a name with an override of direction reads as another name.
+# One line that reads in the order it is written: with a direction override a name would read as another name.
 LINE_PATTERN = ONE_LINE_PATTERN.replace(r"\u2028\u2029", r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069")
 
 
@@ -20,7 +20,7 @@ def _check_direction(value: str) -> None:
 
 
 class Line(fields.String):
-    """One line of text, of so many characters."""
+    """One line of text with `least` to `largest` characters."""
 
     def __init__(self, least: int, largest: int, **kwargs: Any) -> None:
         checks: list[Callable[[str], object]] = [validate.Length(least, largest), check_one_line, _check_direction]

@@ -1,4 +1,7 @@
-"""Addresses that the hub never calls: those where clouds keep their machines' secrets, and for agents the hub's own."""
+"""Addresses that the hub never calls.
+
+They are those at which clouds serve a machine's secrets and, for agents, the hub's own.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,17 @@ from occ_app.errors import Unreachable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# What clouds answer at beside the link-local addresses.
+# Cloud metadata services outside the link-local addresses.
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")))
 _TEST_NETS = {4: "192.0.2.1", 6: "2001:db8::1"}  # addresses for documentation, which no machine has
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def resolved(url: str) -> list[Address]:
-    """Where a URL's host is. Raises Unreachable when nobody knows, or when one of its addresses is never called."""
+    """Return the addresses of a URL's host.
+
+    Raises Unreachable when the host is not known, or one of its addresses is never called.
+    """
     parts = urlsplit(url)
     try:
         infos = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
@@ -30,12 +36,15 @@ def resolved(url: str) -> list[Address]:
 
 
 def never_called(target: Address) -> bool:
-    """Whether an address is one that nothing of OCC's may be sent to."""
+    """Return whether OCC must send nothing to an address."""
     return target.is_link_local or target.is_multicast or target.is_unspecified or target in _METADATA
 
 
 def check_peer(text: str) -> None:
-    """Raise Unreachable unless an agent may be called at this IP address; for a connection that is open."""
+    """Raise Unreachable unless an agent may be called at this IP address.
+
+    Used to check a connection once it is open.
+    """
     check_target(address(text))
 
 
@@ -48,16 +57,19 @@ def check_target(target: Address) -> None:
 
 
 def is_own(target: Address) -> bool:
-    """Return whether an address is one of this machine's now."""
+    """Return whether an address currently belongs to this machine."""
     if target.is_loopback or _source(target) == target:
         return True
-    # A second address of an interface is reached from its first, but can be bound. Where every address can be, that
-    # says nothing.
+    # A second address of an interface is reached from its first, but can be bound. Where every address can be bound,
+    # that proves nothing.
     return _can_bind(str(target)) and not _can_bind(_TEST_NETS[target.version])
 
 
 def _source(target: Address) -> Address | None:
-    """Return the address that this machine would call `target` from; nothing is sent."""
+    """Return the address from which this machine would call `target`.
+
+    Nothing is sent.
+    """
     try:
         with socket.socket(_family(str(target)), socket.SOCK_DGRAM) as probe:
             probe.connect((str(target), 9))
@@ -80,7 +92,10 @@ def _family(text: str) -> socket.AddressFamily:
 
 
 def address(text: str) -> Address:
-    """An address as the system writes it; an IPv4 address mapped into IPv6 is taken as IPv4."""
+    """Return an address as the system writes it.
+
+    An IPv4 address mapped into IPv6 is returned as IPv4.
+    """
     parsed = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed in _NAT64:

@@ -23,18 +23,18 @@ _COPIED = (
     "The hub was started from a copy of its home, in which this waited; it may have run since the copy was made. Send"
     " it again if you need it."
 )
-_SETTLE_SECONDS = 10.0  # for links to be made after a registration or a start of the hub
+_SETTLE_SECONDS = 10.0  # for links to connect after a registration or a start of the hub
 
 
 def ensure_hub_token(config: Config) -> None:
-    """Make sure of the token with which the commands on this machine call the hub."""
+    """Create the token with which commands on this machine call the hub, if missing."""
     state.ensure(config.state)
 
 
 def end_copied(config: Config) -> list[str]:
-    """End the executions that wait for a machine in a copy of a hub's home; returns warnings for a person.
+    """End the unplaced executions in a copy of a hub's home, and return warnings.
 
-    They may have run since the copy was made. A copy is known by the inode of occ.db.
+    They may have run since the copy was made. A copy is detected by the inode of occ.db.
     """
     database = Database(config.database)
     inode = config.database.stat().st_ino
@@ -48,7 +48,10 @@ def end_copied(config: Config) -> list[str]:
 
 
 def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) -> list[str]:
-    """Return a problem for each machine that sends heartbeats but has had no way for the hub's calls for a while."""
+    """Return a problem for each online machine that the hub cannot call.
+
+    Machines that registered in the last _SETTLE_SECONDS do not count.
+    """
     before = iso(datetime.now(UTC) - timedelta(seconds=_SETTLE_SECONDS))
     return [
         f"Agent {machine.name} ({machine.agent_id}) is online, but the hub cannot call it: its link is not connected."
@@ -59,7 +62,7 @@ def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) ->
 
 
 def _apart(machines: list[Agent]) -> list[str]:
-    """Return a problem for each machine whose version is too far from this hub's."""
+    """Return a problem for each machine whose version is too far from the hub's."""
     return [
         f"Agent {machine.name} ({machine.agent_id}) has OCC {machine.version} and this hub {__version__}, more than one"
         " minor version apart; `occ upgrade` where the older one runs."
@@ -69,7 +72,7 @@ def _apart(machines: list[Agent]) -> list[str]:
 
 
 def _copied(machines: list[Agent]) -> list[str]:
-    """Return a problem for each machine of which a copy registered within the last day."""
+    """Return a problem for each machine of which a copy registered within a day."""
     return [
         f"A copy of agent {machine.name} ({machine.agent_id}) registered at {machine.copied_at} while it ran, and is"
         " another machine now. Stop the one that is not needed."
@@ -81,7 +84,10 @@ def _copied(machines: list[Agent]) -> list[str]:
 def health(
     config: HubConfig, db: Database, agents: Agents, via: Callable[[Agent], str | None] = lambda _: "link"
 ) -> dict[str, Any]:
-    """The body of `/health`, as an agent's; its workers are those of all machines that are online."""
+    """Return the body of `/health`, in an agent's form.
+
+    Its workers are those of all online machines.
+    """
     busy, waiting = executions.counts(db)
     machines = [machine for machine in agents.listing() if machine.online]
     problems = []

@@ -1,4 +1,7 @@
-"""Texts for executions that a machine runs: sent there, and follow-ups of the hub's where the turn has no place."""
+"""Texts for executions that a machine is running.
+
+They are sent to the machine. A text that the turn cannot accept becomes a follow-up on the hub.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ _REFUSED = "The machine does not take texts for a turn."
 
 
 def forward(db: Database, agents: Agents, calls: Calls, found: Input) -> Input:
-    """Send a text that waits to the machine of its execution; returns it as it is then.
+    """Send a waiting text to its execution's machine, and return its new state.
 
-    A machine that gives no answer may have it: then it stays `sent` until the machine reports it.
+    A machine that does not answer may have received it: then it stays `sent` until the machine reports it.
     """
     with db.read() as connection:
         execution = executions.numbered(connection, found.execution)
@@ -50,7 +53,10 @@ def forward(db: Database, agents: Agents, calls: Calls, found: Input) -> Input:
 
 
 def note_events(db: Database, execution: int, fresh: Sequence[NewEvent]) -> None:
-    """Note the reports on texts among new events of a machine; one that cannot be stored leaves its text `sent`."""
+    """Record the reports on texts among a machine's new events.
+
+    If a report cannot be stored, its text stays `sent`.
+    """
     for name, data in fresh:
         if name != "input":
             continue
@@ -65,7 +71,7 @@ def note_events(db: Database, execution: int, fresh: Sequence[NewEvent]) -> None
 
 
 def note(db: Database, found: Input, state: str, reason: object) -> None:
-    """Note the state that a text has on the machine: one that it did not send becomes a follow-up."""
+    """Record a text's state on the machine; an unsent text becomes a follow-up."""
     why = reason[:1000] if isinstance(reason, str) else None
     if state == "unsent":
         inputs.queue(db, found.number, why or _REFUSED)

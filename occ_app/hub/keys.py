@@ -1,6 +1,7 @@
-"""The keys of a hub, and all SQL on them: with one kind machines register, with the other people and programs call.
+"""The keys of a hub, and all SQL on them.
 
-A key is shown once, when it is made; kept is its SHA-256, which is enough to know it again.
+Machines register with agent keys; people and programs call the API with client keys. A key's secret is shown once,
+when it is created. The hub stores its SHA-256, which is enough to recognize it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
 _OWNER = "(SELECT name FROM owners o WHERE o.owner_id = keys.owner_id) AS owner"
 _ALL = f"SELECT *, {_OWNER} FROM keys WHERE device IS NULL ORDER BY created_at, key_id"  # noqa: S608 - a literal
 
-# A key is never paired by a later one, so this ends.
+# A key is never paired by a later one, so the recursion ends.
 _PAIRED = """
     WITH RECURSIVE paired (key_id) AS (
         SELECT key_id FROM keys WHERE paired_by = :key_id
@@ -33,10 +34,11 @@ _PAIRED = """
 
 @dataclass(frozen=True)
 class Key:
-    """A row of `keys`. `most` limits an agent key's machines, a client key's executions that wait or run.
+    """A row of `keys`.
 
-    It belongs to the owner `owner_id`, named `owner`, as does everything that it makes. A viewer's key only reads.
-    `device` names the device of a paired session; nobody knows the secret of such a key, and lists leave it out.
+    `most` limits an agent key's machines, or a client key's waiting and running executions. The key and everything
+    created with it belong to the owner `owner_id`, named `owner`. A viewer's key only reads. `device` names the device
+    of a paired session; nobody knows the secret of such a key, and lists leave it out.
     """
 
     key_id: str
@@ -55,11 +57,11 @@ class Key:
 
     @property
     def role(self) -> str:
-        """One of ROLES."""
+        """Return one of ROLES."""
         return "admin" if self.admin else "viewer" if self.viewer else "owner"
 
     def expired(self) -> bool:
-        """Whether its time is over now."""
+        """Return whether the key has expired."""
         return self.expires_at is not None and iso_now() >= self.expires_at
 
 
@@ -73,10 +75,10 @@ def create(
     most: int | None = None,
     days: float | None = None,
 ) -> tuple[Key, str]:
-    """Make a key; returns it and its secret, which is never shown again.
+    """Create a key, and return it with its secret, which is never shown again.
 
-    It belongs to the existing `owner`, named or by its id, else to a new owner named after the key. Raises ConfigError
-    for a name in use, NotFound for an unknown owner.
+    It belongs to the existing `owner`, given by name or id, or else to a new owner named after the key. Raises
+    ConfigError for a name in use, NotFound for an unknown owner.
     """
     key_id, secret = f"key-{secrets.token_hex(6)}", _new_secret(kind)
     expires = None
@@ -110,8 +112,8 @@ def create(
 
 
 def find(db: Database, secret: str, kind: str) -> Key | None:
-    """The valid key of this kind with this secret."""
-    # Looked up by its hash: how long that takes tells nothing of a secret that has 256 bits.
+    """Return the valid key of this kind with this secret."""
+    # Looked up by its hash: the timing reveals nothing about a secret of 256 bits.
     with db.read() as connection:
         row = connection.execute(
             f"SELECT *, {_OWNER} FROM keys WHERE hash = ? AND kind = ? AND {_VALID}",  # noqa: S608 - a literal
@@ -121,7 +123,11 @@ def find(db: Database, secret: str, kind: str) -> Key | None:
 
 
 def find_proven(db: Database, authorization: str) -> tuple[Key, str] | None:
-    """Return the valid agent key that the sender of this header proves to hold, and the proof that the hub knows it."""
+    """Return the agent key that a header proves, and the hub's own proof.
+
+    The header proves that the sender holds a valid agent key; the proof returned shows that the hub knows it. Returns
+    None for any other header.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"SELECT *, {_OWNER} FROM keys WHERE kind = 'agent' AND {_VALID}",  # noqa: S608 - a literal
@@ -135,14 +141,17 @@ def find_proven(db: Database, authorization: str) -> tuple[Key, str] | None:
 
 
 def is_unlimited(db: Database, key_id: str | None) -> bool:
-    """Return whether a caller sees and uses everything: an admin's key, or None, the operator."""
+    """Return whether a caller may see and use everything.
+
+    That is an admin's key, or None for the operator.
+    """
     with db.read() as connection:
         row = connection.execute("SELECT admin FROM keys WHERE key_id = :key_id", {"key_id": key_id}).fetchone()
     return key_id is None or bool(row is not None and row["admin"])
 
 
 def owner_name(db: Database, owner_id: str | None) -> str | None:
-    """Return the name of an owner; None for an id that is none."""
+    """Return the name of an owner; None for an unknown id."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT name FROM owners WHERE owner_id = :owner_id", {"owner_id": owner_id}
@@ -151,20 +160,23 @@ def owner_name(db: Database, owner_id: str | None) -> str | None:
 
 
 def is_revoked(db: Database, key_id: str) -> bool:
-    """Return whether a key was revoked."""
+    """Return whether a key was revoked or is unknown."""
     with db.read() as connection:
         row = connection.execute("SELECT revoked_at FROM keys WHERE key_id = :key_id", {"key_id": key_id}).fetchone()
     return row is None or row["revoked_at"] is not None
 
 
 def listing(db: Database) -> list[Key]:
-    """All keys, the revoked ones too, oldest first."""
+    """Return all keys, including revoked ones, oldest first."""
     with db.read() as connection:
         return [_key(row) for row in connection.execute(_ALL).fetchall()]
 
 
 def revoke(db: Database, name: str) -> Key:
-    """Refuse a key, named or by its id, from now on, and the machines registered with it. Raises NotFound."""
+    """Revoke a key, given by name or id, and the sessions that it paired.
+
+    The machines registered with it are refused. Raises NotFound.
+    """
     with db.write() as connection:
         row = connection.execute(
             f"UPDATE keys SET revoked_at = :now WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL"  # noqa: S608 - a literal
@@ -179,7 +191,10 @@ def revoke(db: Database, name: str) -> Key:
 
 
 def revoke_paired(connection: sqlite3.Connection, key_id: str) -> None:
-    """Revoke, inside the caller's transaction, all sessions that this key or one of those paired."""
+    """Revoke all sessions that this key paired, directly or through others.
+
+    Runs inside the caller's transaction.
+    """
     connection.execute(
         f"{_PAIRED} UPDATE keys SET revoked_at = :now WHERE key_id IN paired AND revoked_at IS NULL",  # noqa: S608 - a literal
         {"key_id": key_id, "now": iso_now()},
@@ -187,7 +202,10 @@ def revoke_paired(connection: sqlite3.Connection, key_id: str) -> None:
 
 
 def paired(db: Database, key_id: str) -> list[str]:
-    """Return the ids of the keys of all sessions that this key or one of those paired, the revoked ones too."""
+    """Return the key ids of all sessions that this key paired, revoked ones too.
+
+    Sessions that were paired by one of those sessions are included.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"{_PAIRED} SELECT key_id FROM paired",  # noqa: S608 - literals
@@ -197,11 +215,11 @@ def paired(db: Database, key_id: str) -> list[str]:
 
 
 def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str]:
-    """Replace the secret of a key, named or by its id; returns the key and its new secret.
+    """Replace the secret of a key, and return the key and its new secret.
 
-    The key keeps its id, so it keeps its workspaces, executions, webhooks, and the machines that registered with it.
-    Its logins end, and the sessions that it paired. `days` sets when it expires. Raises NotFound for a revoked or
-    unknown key, InvalidRequest for one that has expired when `days` is None.
+    The key is given by name or id. It keeps its id, and so its workspaces, executions, webhooks, and the machines that
+    registered with it. Its logins end, and so do the sessions that it paired. `days` sets when it expires. Raises
+    NotFound for a revoked or unknown key, InvalidRequest for an expired one when `days` is None.
     """
     key = _unrevoked(db, name)
     expires = key.expires_at if days is None else iso(datetime.now(UTC) + timedelta(days=days))
@@ -237,7 +255,10 @@ def _unrevoked(db: Database, name: str) -> Key:
 
 
 def new_owner(connection: sqlite3.Connection, name: str) -> str:
-    """Add an owner named after its first key, numbered when another owner has the name: a name joins nobody's work."""
+    """Add an owner named after its first key, and return the owner's id.
+
+    A number is added to a name that another owner has, so that a new key never joins another owner's work.
+    """
     new_id = f"owner-{secrets.token_hex(6)}"
     for number in itertools.count(1):
         won = connection.execute(
@@ -250,13 +271,16 @@ def new_owner(connection: sqlite3.Connection, name: str) -> str:
 
 
 def owner_named(db: Database, owner: str) -> str:
-    """Return the id of an owner, named or by its id. Raises NotFound."""
+    """Return the id of an owner, given by name or id. Raises NotFound."""
     with db.read() as connection:
         return owner_id(connection, owner)
 
 
 def owner_id(connection: sqlite3.Connection, owner: str) -> str:
-    """Return the id of an owner, named or by its id, inside the caller's transaction. Raises NotFound."""
+    """Return the id of an owner, given by name or id.
+
+    Runs inside the caller's transaction. Raises NotFound.
+    """
     row = connection.execute(
         "SELECT owner_id FROM owners WHERE owner_id = :owner OR name = :owner ORDER BY owner_id <> :owner LIMIT 1",
         {"owner": owner},

@@ -1,6 +1,6 @@
-"""The hub's ends of the links: a Unix socket for each linked agent, through which its API is called.
+"""The hub's ends of the links: a Unix socket for each linked agent.
 
-A process that connects to `FOLDER/AGENT_ID` speaks with that agent's API as if it had connected to the agent itself.
+A process that connects to `FOLDER/AGENT_ID` uses that agent's API as if it had connected to the agent itself.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ log = logging.getLogger("occ.links")
 
 _BACKLOG = 1024
 _STOP_SECONDS = 2.0
-_REFUSED_SECONDS = 3.0  # between two looks for links that may not be there any more
+_REFUSED_SECONDS = 3.0  # between two checks for links that must end
 
 
 class Links:
-    """All links of this process, in one thread that begins with the first of them."""
+    """All links of this process, served by one thread.
+
+    The thread starts with the first link.
+    """
 
     def __init__(
         self,
@@ -50,9 +53,10 @@ class Links:
         ping_seconds: float = PING_SECONDS,
         refused: Callable[[set[str]], set[str]] = lambda _: set(),
     ) -> None:
-        """`folder` is made, and files of a killed predecessor in it are removed. Links and calls take open files.
+        """Create `folder`, and remove files that a killed predecessor left in it.
 
-        `refused` returns those of these agents that may have no link any more; it is asked every few seconds.
+        Raises the limit of open files, which links and calls use. `refused` returns those of the given agents that may
+        not have a link any more; it is called every few seconds.
         """
         allow_many_files()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,9 +72,9 @@ class Links:
         self._linked: dict[str, Link] = {}
 
     def serve(self, agent_id: str, websocket: Any) -> None:
-        """Take over a WebSocket (of simple_websocket) whose handshake is done, to its end; returns at once.
+        """Take over a WebSocket of simple_websocket after its handshake.
 
-        An older link of this agent ends for it.
+        Returns at once. An older link of this agent is closed.
         """
         with self._lock:
             if self._closed:
@@ -83,17 +87,17 @@ class Links:
             self._loop.soon(partial(self._begin, agent_id, websocket))
 
     def connected(self) -> set[str]:
-        """The agents that are linked now."""
+        """Return the agents that are linked now."""
         return set(self._linked)
 
     def drop(self, agent_id: str, seconds: float = 0.0) -> None:
-        """End this agent's link after so many seconds, if it has one: it may not have it any more."""
+        """End this agent's link, if it has one, after `seconds`."""
         with self._lock:
             if self._started and not self._closed:
                 self._loop.soon(partial(self._drop_at, time.monotonic() + seconds, agent_id))
 
     def close(self) -> None:
-        """End every link and the thread; harmless when that is done."""
+        """End every link and the thread. May be called again."""
         with self._lock:
             if self._closed:
                 return
@@ -106,7 +110,7 @@ class Links:
         if not self._thread.is_alive():
             self._loop.close()
 
-    # -- the thread of the links
+    # -- runs in the thread of the links
 
     def _begin(self, agent_id: str, websocket: Any) -> None:
         older = self._linked.pop(agent_id, None)
@@ -129,11 +133,11 @@ class Links:
             older.close("a newer link took its place", GOING_AWAY)
 
     def _watch(self, listener: socket.socket, link: Link) -> None:
-        if listener.fileno() >= 0:  # else its link ended while it was let rest
+        if listener.fileno() >= 0:  # otherwise its link ended during the pause
             self._loop.watch(listener.fileno(), select.EPOLLIN, lambda _: self._called(listener, link))
 
     def _called(self, listener: socket.socket, link: Link) -> None:
-        """Somebody connected to an agent's socket."""
+        """Accept a connection to an agent's socket."""
         try:
             caller, _ = listener.accept()
         except OSError as error:
@@ -165,7 +169,7 @@ class Links:
             link.close("the agent is not registered any more", GOING_AWAY)
 
     def _drop_refused(self) -> None:
-        """End the links of agents whose key has expired, and look again later."""
+        """End the links of agents that may not have one, and schedule the next check."""
         self._loop.at(time.monotonic() + _REFUSED_SECONDS, self._drop_refused)
         for agent_id in self._refused(self.connected()):
             self._drop(agent_id)
@@ -176,7 +180,10 @@ class Links:
 
 
 def _listen(folder: Path, agent_id: str) -> socket.socket:
-    """A socket at FOLDER/AGENT_ID for its owner alone, in the place of any that is there. Raises OSError."""
+    """Return a listening socket at FOLDER/AGENT_ID, readable by its owner only.
+
+    Replaces an existing socket. Raises OSError.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     temporary = folder / f".{os.urandom(4).hex()}"
     try:
@@ -194,7 +201,10 @@ def _listen(folder: Path, agent_id: str) -> socket.socket:
 
 
 class _NoThread:
-    """Replaces the reading thread of simple_websocket: the links have one for all of them."""
+    """A stand-in for simple_websocket's reading thread.
+
+    The links share one thread of their own.
+    """
 
     name = ""
 
@@ -205,7 +215,7 @@ class _NoThread:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A link that begins when the server's thread has let go of its connection."""
+    """A link that begins once the server's thread has released its connection."""
 
     links: Links
     agent_id: str
@@ -216,11 +226,14 @@ class _Begun:
 
 
 def add_link(app: Flask, links: Links, admit: Callable[[str], None]) -> None:
-    """GET /api/agents/{agentId}/link. `admit` raises an OCCError when the request may not link this agent."""
+    """Serve GET /api/agents/{agentId}/link.
+
+    `admit` raises an OCCError when the request may not link this agent.
+    """
 
     @app.before_request
     def check_link() -> None:
-        """Refuse while a refusal can still be an HTTP reply."""
+        """Refuse the request while a refusal can still be an HTTP reply."""
         if request.endpoint == LINK_ENDPOINT:
             admit((request.view_args or {})["agent_id"])
             offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
@@ -229,15 +242,18 @@ def add_link(app: Flask, links: Links, admit: Callable[[str], None]) -> None:
                     "PROTOCOL_UNSUPPORTED", f"This hub links over {SUBPROTOCOL}; update the agent or the hub."
                 )
 
-    # Not flask-sock's route: it has one set of options for all routes, and a thread for each connection.
+    # Not flask-sock's route, which has one set of options for all routes and a thread for each connection.
     @app.route("/api/agents/<agent_id>/link", endpoint=LINK_ENDPOINT, websocket=True)
     def link(agent_id: str) -> Any:
         raise HandedOver(_Begun(links, agent_id, _accepted(request.environ)))
 
 
 def _accepted(environ: dict[str, Any]) -> Any:
-    """The WebSocket of this request, its handshake answered. Raises RequestError when the request is none."""
-    # No compression: a small message could become a large one.
+    """Complete the handshake of this request, and return its WebSocket.
+
+    Raises RequestError when the request is not a WebSocket's.
+    """
+    # No compression: a small message could expand to a large one.
     plain = {name: value for name, value in environ.items() if name != "HTTP_SEC_WEBSOCKET_EXTENSIONS"}
     try:
         return Server.accept(plain, subprotocols=[SUBPROTOCOL], thread_class=_NoThread)

@@ -1,4 +1,4 @@
-"""The endpoint at which machines announce the executions that they share with the hub."""
+"""The endpoint at which machines announce executions that they share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ bp = Blueprint("local", __name__)
     authenticate=agent_token, body=agent_schemas.LocalExecution, body_bytes=None, reply=agent_schemas.LocalReceived
 )
 def announce(agent_id: str, body: dict[str, Any]) -> Any:
-    """Show an execution that this machine started itself; a relay reads its events from now on."""
+    """Announce an execution that this machine started itself."""
     shared = local_executions.receive(hub_services().agents, agent_id, body)
     if shared:
         services().wake_worker()

@@ -1,7 +1,7 @@
-"""The executions that machines started themselves and share with the hub, and all SQL on receiving them.
+"""Executions that machines started themselves and share, and all SQL for them.
 
-A received one is a row like any other: placed on its machine, with the prompt there already, so that a relay reads its
-events. It belongs to the owner of the key with which its machine is registered.
+A received execution is a row like any other: placed on its machine, with its prompt already sent, so that a relay
+reads its events. It belongs to the owner of the key with which its machine is registered.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _MAX_OPEN = 100  # of one machine
 
 
 def receive(agents: Agents, agent_id: str, said: Mapping[str, Any]) -> bool:
-    """Store an execution that a machine announces; its events are read from there. False when its id is another's.
+    """Store an execution that a machine announces, and return whether it is shared.
 
-    The same announcement again changes nothing. Raises Forbidden for a machine that does not share its executions,
-    Unavailable while too many of it are not over, and NoSpace.
+    A relay then reads its events. Returns False when the hub has another execution with its id. A repeated
+    announcement changes nothing. Raises Forbidden for a machine that does not share its executions, Unavailable while
+    too many of the machine's executions are not over, and NoSpace.
     """
     with agents.db.write() as connection:
         agent = agents.known(connection, agent_id)
@@ -94,9 +95,10 @@ def _insert(connection: sqlite3.Connection, agent: Agent, said: Mapping[str, Any
 
 
 def _workspace(connection: sqlite3.Connection, agent: Agent, owner_id: str, said: Mapping[str, Any]) -> tuple[str, int]:
-    """Return id and number of the hub's workspace that the machine means: a project there, or an upload of the owner.
+    """Return the id and number of the hub's workspace that the machine names.
 
-    For any other it is the id on the machine and 0, which no workspace has: the conversation cannot be continued here.
+    It is a project on that machine, or an upload of the owner. For any other workspace they are the id on the machine
+    and 0, which no workspace has: such a conversation cannot be continued from the hub.
     """
     row = connection.execute(
         """
@@ -116,7 +118,10 @@ def _workspace(connection: sqlite3.Connection, agent: Agent, owner_id: str, said
 
 
 def _conversation(connection: sqlite3.Connection, agent: Agent, owner_id: str, said: Mapping[str, Any]) -> str:
-    """Return the id of the conversation that it continues, if all of that is this owner's and on this machine."""
+    """Return the id of the conversation that the execution continues.
+
+    It continues one only if all of its executions are this owner's and on this machine.
+    """
     row = connection.execute(
         """
         SELECT count(*) AS turns, total(owner_id IS :owner_id AND agent_id IS :agent_id) AS own FROM executions

@@ -1,7 +1,7 @@
-"""Sessions of the hub's pages, and all SQL on them: which cookie represents which key, and until when.
+"""Sessions of the hub's pages, and all SQL on them.
 
-A cookie is as secret as the key behind it; the hub keeps its SHA-256. A session ends with its key, at once. The key of
-a session that a one-time code opened belongs to that session alone.
+A session maps a cookie to a key until it expires. A cookie is as secret as the key behind it; the hub stores its
+SHA-256. A session ends at once with its key. A session opened with a one-time code has a key of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from occ_app.hub.keys import Key, hashed
 from occ_app.system.timestamps import iso, iso_now
 
 DAYS = 30
-_NOTED_EVERY = timedelta(minutes=1)  # a use that follows another is not written down
+_NOTED_EVERY = timedelta(minutes=1)  # a use within this time of the last is not recorded
 
 _VALID = """
     l.expires_at > :now AND k.kind = 'client' AND k.revoked_at IS NULL
@@ -30,7 +30,10 @@ _VALID = """
 
 @dataclass(frozen=True)
 class Login:
-    """A valid session: the key behind it, and the token that its forms carry. `paired`: a one-time code opened it."""
+    """A valid session: its key, and the CSRF token of its forms.
+
+    `paired` is true when a one-time code opened it.
+    """
 
     session_id: str
     key_id: str
@@ -46,13 +49,16 @@ class Login:
 
     @property
     def may_pair(self) -> bool:
-        """Whether it may open sessions on other devices."""
+        """Return whether it may open sessions on other devices."""
         return self.admin or not (self.paired or self.viewer)
 
 
 @dataclass(frozen=True)
 class Session:
-    """A valid session as lists show it. `key` is the name of the key that opened it, None for a one-time code."""
+    """A valid session as lists show it.
+
+    `key` is the name of the key that opened it, None for a one-time code.
+    """
 
     id: str
     device: str
@@ -66,13 +72,13 @@ class Session:
 
 
 def begin(db: Database, key: Key, device: str = "") -> str:
-    """Open a session with a key; returns the cookie, which is never shown again."""
+    """Open a session with a key, and return its cookie, which is not shown again."""
     with db.write() as connection:
         return begin_in(connection, key.key_id, device)
 
 
 def begin_in(connection: sqlite3.Connection, key_id: str, device: str) -> str:
-    """Open a session inside the caller's transaction; returns the cookie."""
+    """Open a session inside the caller's transaction, and return its cookie."""
     cookie = secrets.token_urlsafe(32)
     now = datetime.now(UTC)
     connection.execute(
@@ -94,14 +100,17 @@ def begin_in(connection: sqlite3.Connection, key_id: str, device: str) -> str:
 
 
 def forget(db: Database) -> None:
-    """Delete the sessions and codes that have expired; they are refused before that."""
+    """Delete expired sessions and codes, which are refused already."""
     with db.write(durable=False) as connection:
         connection.execute("DELETE FROM logins WHERE expires_at <= :now", {"now": iso_now()})
         connection.execute("DELETE FROM pairings WHERE expires_at <= :now", {"now": iso_now()})
 
 
 def find(db: Database, cookie: str) -> Login | None:
-    """Return the session of this cookie, and note its use; None when it or its key is not valid any more."""
+    """Return the session of this cookie, and record its use.
+
+    Returns None when the session or its key is not valid any more.
+    """
     now = datetime.now(UTC)
     with db.read() as connection:
         row = connection.execute(
@@ -118,13 +127,18 @@ def find(db: Database, cookie: str) -> Login | None:
         return None
     login = Login(**{**dict(row), **{name: bool(row[name]) for name in ("admin", "viewer", "paired")}})
     if login.used_at < iso(now - _NOTED_EVERY):
-        with contextlib.suppress(errors.Unavailable, errors.NoSpace):  # a page is readable while nothing can be written
+        with contextlib.suppress(
+            errors.Unavailable, errors.NoSpace
+        ):  # pages stay readable while nothing can be written
             _note_use(db, login.session_id, iso(now))
     return login
 
 
 def listing(db: Database, visible_to: str | None) -> list[Session]:
-    """Return the valid sessions of an owner, None for all, the last used first."""
+    """Return the valid sessions of an owner, most recently used first.
+
+    `visible_to` is the owner, or None for all.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"""
@@ -143,9 +157,9 @@ def listing(db: Database, visible_to: str | None) -> list[Session]:
 
 
 def revoke(db: Database, session_id: str, visible_to: str | None) -> list[str]:
-    """End a session of an owner, None for any, and all sessions that it paired.
+    """End a session of an owner and all sessions that it paired.
 
-    Returns the ids of the keys that ended with it. Raises NotFound.
+    `visible_to` is the owner, or None for any. Returns the ids of the keys that ended with it. Raises NotFound.
     """
     with db.write() as connection:
         row = connection.execute(
@@ -171,7 +185,10 @@ def revoke(db: Database, session_id: str, visible_to: str | None) -> list[str]:
 
 
 def cookie_name(db: Database) -> str:
-    """The name of this hub's cookie: no other hub has it, at any port of the same host."""
+    """Return the name of this hub's cookie.
+
+    It is unique, so that hubs at other ports of the same host use other cookies.
+    """
     noted = notes.noted(db, "cookie").get("name")
     if noted is None:
         notes.note(db, "cookie", {"name": f"occ-{secrets.token_hex(4)}"})
@@ -180,7 +197,7 @@ def cookie_name(db: Database) -> str:
 
 
 def end(db: Database, cookie: str) -> None:
-    """Log out; harmless when that is done. The key of a paired session ends with it."""
+    """Log out, and revoke the key of a paired session. May be called again."""
     with db.write() as connection:
         connection.execute(
             """

@@ -12,7 +12,7 @@ from occ_app.hub.agents import Agent, Agents
 
 
 def of_hub(db: Database, agents: Agents, calls: Calls) -> Measure:
-    """The measure of a hub: its machines, and how far its relays are behind them."""
+    """Return the measure of a hub: its machines, and the lag of its relays."""
 
     def measure() -> Iterable[Metric | Histogram]:
         machines = agents.listing()
@@ -22,7 +22,7 @@ def of_hub(db: Database, agents: Agents, calls: Calls) -> Measure:
             return Metric(name, meaning, values, ("agent", "name"))
 
         yield each("occ_agent_online", "Whether an agent's lease lasts.", lambda m: m.online)
-        # Infinite for one that was last heard before the hub's machine started, which Prometheus can show.
+        # Infinite when the last heartbeat was before the boot of the hub's machine; Prometheus can show that.
         yield each("occ_agent_lease_age_seconds", "Seconds since an agent was heard.", lambda m: m.silent_seconds)
         yield each("occ_agent_workers", "Executions an agent can run at once.", lambda m: m.workers)
         yield each("occ_agent_workers_busy", "Executions an agent runs.", lambda m: max(m.busy, m.placed))

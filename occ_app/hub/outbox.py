@@ -1,4 +1,7 @@
-"""Calls to an agent that wait until it can be reached: a cancel it has not heard of, a workspace to delete."""
+"""Calls to agents that wait until the agent can be reached.
+
+They cancel executions and delete workspaces.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class Errand:
 def cancel(db: Database, agent_id: str, execution_id: str) -> None:
     """Have an agent end an execution that the hub has given up.
 
-    With the number of its workspace there, an execution of the machine's that has the same id is left alone.
+    The call names the number of the workspace on the agent, so that an execution of the machine's own with the same id
+    is not cancelled.
     """
     with db.write() as connection:
         row = connection.execute(
@@ -41,16 +45,17 @@ def cancel(db: Database, agent_id: str, execution_id: str) -> None:
 def delete_workspace(
     connection: sqlite3.Connection, agent_id: str, workspace_id: str, agent_generation: int | None
 ) -> None:
-    """Have an agent delete a workspace, once the caller's transaction has removed it from the hub.
+    """Have an agent delete a workspace that the hub removes.
 
-    With the workspace's number there a later workspace of the same id is left alone. It is None for agents that do not
-    report numbers, and for a workspace whose upload may not have arrived.
+    The call is stored in the caller's transaction. It names the workspace's number on the agent, so that a later
+    workspace with the same id is not deleted. The number is None for agents that do not report numbers, and for a
+    workspace whose upload may not have arrived.
     """
     _add(connection, agent_id, "DELETE", _workspace_path(workspace_id) + _only(agent_generation))
 
 
 def deletions(db: Database, agent_id: str, workspace_id: str) -> list[Errand]:
-    """The deletions of workspaces of this id that an agent is still to make."""
+    """Return the pending deletions of workspaces with this id on an agent."""
     path = _workspace_path(workspace_id)
     return [
         errand
@@ -68,7 +73,7 @@ def _only(agent_generation: int | None) -> str:
 
 
 def waiting(db: Database) -> list[Errand]:
-    """All that is still to be done, oldest first."""
+    """Return all pending calls, oldest first."""
     with db.read() as connection:
         rows = connection.execute("SELECT number, agent_id, method, path FROM errands ORDER BY number").fetchall()
     return [Errand(*row) for row in rows]

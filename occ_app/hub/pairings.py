@@ -1,6 +1,6 @@
-"""One-time codes that open a session of the hub's pages on another device, and all SQL on them.
+"""One-time codes that open a session on another device, and all SQL on them.
 
-The hub keeps the SHA-256 of a code. Redeeming it is one DELETE, so a code opens one session.
+The hub stores the SHA-256 of a code. Redeeming it is one DELETE, so that a code opens one session.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from occ_app.hub import keys, logins
 from occ_app.system.timestamps import iso, iso_now
 
 MINUTES = 10
-# Without letters and digits that look alike; 12 of them are 60 bits.
+# Without letters and digits that look alike; 12 characters are 60 bits.
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _GROUPS, _GROUP_LENGTH = 3, 4
 _READ_AS = str.maketrans({"O": "0", "I": "1", "L": "1", "U": "V", "-": None, " ": None})
@@ -26,7 +26,7 @@ _OPERATOR = "operator"
 
 @dataclass(frozen=True)
 class Pairing:
-    """A code that was just made, and the owner and the role of the session that it opens."""
+    """A new code, and the owner and role of the session that it opens."""
 
     code: str = field(repr=False)
     owner_id: str
@@ -36,14 +36,18 @@ class Pairing:
 
     @property
     def path(self) -> str:
-        """The address of the page that takes it, with the code behind a #, which browsers send to nobody."""
+        """Return the address of the page that redeems the code.
+
+        The code is in the fragment, which browsers do not send.
+        """
         return f"/pair#{self.code}"
 
 
 def create(db: Database, role: str, owner: str | None, paired_by: str | None) -> Pairing:
-    """Make a code for a session of an existing `owner`, named or by its id; None: the owner of this hub's operator.
+    """Create a code for a session of an owner.
 
-    `paired_by` is the key that asks for it; its sessions end with it. Raises NotFound for an unknown owner.
+    `owner` is the name or id of an existing owner, None for the owner of this hub's operator. `paired_by` is the key
+    that requests the code; the session ends with that key. Raises NotFound for an unknown owner.
     """
     code = "".join(secrets.choice(_ALPHABET) for _ in range(_GROUPS * _GROUP_LENGTH))
     now = datetime.now(UTC)
@@ -71,7 +75,10 @@ def create(db: Database, role: str, owner: str | None, paired_by: str | None) ->
 
 
 def redeem(db: Database, code: str, device: str) -> str | None:
-    """Open a session on a device with a code, which is void from then on; returns its cookie, None for a wrong code."""
+    """Open a session on a device with a code, and return the session's cookie.
+
+    The code is void afterwards. Returns None for a code that is not valid.
+    """
     key_id = f"key-{secrets.token_hex(6)}"
     with db.write() as connection:
         row = connection.execute(
@@ -94,7 +101,7 @@ def redeem(db: Database, code: str, device: str) -> str | None:
                 (SELECT expires_at FROM keys WHERE key_id = :paired_by), :device, :paired_by)
             """,
             {
-                "key_id": key_id,  # as its name, too: no person can choose the name of a key
+                "key_id": key_id,  # also its name, which no person can have chosen
                 "admin": row["role"] == "admin",
                 "viewer": row["role"] == "viewer",
                 "owner_id": row["owner_id"],
@@ -108,7 +115,10 @@ def redeem(db: Database, code: str, device: str) -> str | None:
 
 
 def _operator(db: Database) -> str:
-    """Return the id of the owner of the person who runs this hub, named after the user."""
+    """Return the id of the owner of this hub's operator.
+
+    The owner is created when missing, named after the user who runs the hub.
+    """
     noted = notes.noted(db, _OPERATOR).get("ownerId")
     if noted is None:
         with db.write() as connection:

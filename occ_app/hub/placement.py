@@ -1,8 +1,8 @@
-"""Where an execution runs: which agent takes it, and all SQL on taking it up.
+"""The placement of executions on agents, and all SQL for claiming them.
 
-A workspace lives on one agent from its first execution on; a first execution goes to the online agent with the most
-free workers. An execution that no machine can take waits, with the reason. Of many relays one wins: each change is
-an UPDATE that names the state it starts from.
+A workspace stays on one agent from its first execution; a first execution goes to the online agent with the most free
+workers. An execution that no machine can run waits, with the reason. Among many relays one wins: each change is an
+UPDATE that names the state it starts from.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _UPLOAD_AGAIN = ", or upload it again under another id."
 
 
 def resolve(agents: Agents, connection: sqlite3.Connection, name: str) -> str:
-    """Return the id of the workspace that a request names, in the transaction that accepts it.
+    """Return the id of the workspace that a request names.
 
-    `app@box` is the project app of the machine box. Raises NotFound.
+    Runs in the transaction that accepts the request. `app@box` is the project app on the machine box. Raises NotFound.
     """
     project, at, machine = name.partition("@")
     if not at:
@@ -42,11 +42,11 @@ def resolve(agents: Agents, connection: sqlite3.Connection, name: str) -> str:
 
 
 def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visible_to: str | None) -> Admission:
-    """Check whether an execution can be accepted, in the transaction that does.
+    """Check whether an execution can be accepted, in the accepting transaction.
 
     Raises NotFound for a workspace of another owner than `visible_to` and for an unknown agent, Conflict when the
-    workspace lives on another agent than the request names, QueueFull when the key has as many under way as it may,
-    and RequestError when no machine allows the permissions.
+    workspace is on another agent than the request names, QueueFull when the key has as many waiting and running
+    executions as it may, and RequestError when no machine allows the permissions.
     """
     row = connection.execute(
         f"SELECT w.agent_id, w.source FROM workspaces w WHERE w.workspace_id = :workspace_id AND {VISIBLE}",  # noqa: S608 - literals
@@ -96,11 +96,12 @@ def claim(
     *,
     relays: int = 1000,
 ) -> Execution | None:
-    """Take the oldest queued execution that an agent can take now, for a relay of process `owner`.
+    """Claim the oldest queued execution that an agent can run now.
 
-    The others that were looked at get the reason why they wait. Called by one thread of one process at a time, or two
-    could fill the same worker. Not waited for on disk: the agent is called only after a `db.sync()`, since a placement
-    that a power cut took back would run twice.
+    It is claimed for a relay of the process `owner`. Executions that cannot run get the reason why they wait. Only one
+    thread of one process may call this at a time, or two could fill the same worker. The claim is not synced to disk:
+    the caller must call `db.sync()` before it calls the agent, because a placement lost in a power failure would run
+    twice.
     """
     waiting: list[tuple[str, int]] = []
     choice: tuple[Execution, Agent] | None = None
@@ -122,7 +123,10 @@ def claim(
 
 
 def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, str | None]]:
-    """Return executions that could start if they had an agent, oldest first: number, and agent of the workspace."""
+    """Return executions that only need an agent to start, oldest first.
+
+    Each is its number and the agent that has its workspace.
+    """
     rows = connection.execute(
         """
         SELECT q.number, min(coalesce(q.place, q.number)) AS place, w.agent_id AS home FROM executions q
@@ -142,7 +146,10 @@ def _first_of_each_workspace(connection: sqlite3.Connection) -> list[tuple[int, 
 
 
 def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdentity) -> Execution | None:
-    """Claim and place, which an UPDATE can lose to a cancel, or to the agent's removal or drain; then None."""
+    """Claim and place an execution; return None when the UPDATE loses a race.
+
+    It can lose to a cancellation, or to the removal or drain of the agent.
+    """
     with db.write(durable=False) as connection:
         won = connection.execute(
             f"UPDATE executions AS x SET state = 'running', resume_session_id = {executions.SESSION}, started_at = ?,"  # noqa: S608 - a literal
@@ -161,7 +168,10 @@ def _take(db: Database, execution: Execution, agent: Agent, owner: ProcessIdenti
 
 
 def take_up(db: Database, owner: ProcessIdentity) -> Execution | None:
-    """Take over an execution on a machine whose relay died with its process; None when there is none."""
+    """Take over an execution whose relay died with its process.
+
+    Returns None when there is none.
+    """
     for execution in executions.relayed(db):
         former = execution.claimed_by
         if former is not None and former.alive():
@@ -182,7 +192,10 @@ def _columns(owner: ProcessIdentity | None) -> tuple[str | None, int | None, int
 
 
 def mark_prompt_sent(db: Database, execution: Execution, permissions: str) -> None:
-    """Note that its agent may have the prompt, with these permissions; on the disk when this returns."""
+    """Record that the agent may have the prompt, with these permissions.
+
+    The record is on disk when this returns.
+    """
     with db.write() as connection:
         connection.execute(
             """
@@ -194,9 +207,10 @@ def mark_prompt_sent(db: Database, execution: Execution, permissions: str) -> No
 
 
 def put_back(db: Database, execution: Execution) -> bool:
-    """Return to the queue an execution whose prompt was never sent, for another agent to take.
+    """Return an execution whose prompt was never sent to the queue.
 
-    Returns False when it was cancelled meanwhile. A workspace with nothing on that agent is free to go elsewhere.
+    Another agent may then run it. A workspace with nothing on the first agent is free to move. Returns False when the
+    execution was cancelled meanwhile.
     """
     names = {"number": execution.number, "agent": execution.agent_id, "workspace": execution.workspace_id}
     with db.write() as connection:
@@ -223,7 +237,7 @@ def put_back(db: Database, execution: Execution) -> bool:
 
 
 def end_unplaced(db: Database, outcome: Outcome) -> int:
-    """End executions that wait and have no machine, their workspaces neither; returns how many there were."""
+    """End waiting executions whose workspace is on no machine; return how many."""
     with db.read() as connection:
         rows = connection.execute(
             """
@@ -235,18 +249,21 @@ def end_unplaced(db: Database, outcome: Outcome) -> int:
 
 
 def orphans(db: Database) -> int:
-    """How many running executions have lost their relay."""
+    """Return how many running executions have lost their relay."""
     return sum(execution.claimed_by is None or not execution.claimed_by.alive() for execution in executions.relayed(db))
 
 
 def _shared(machines: Sequence[Agent], relays: int) -> list[Agent]:
-    """Return the machines, none with more workers than its share of the hub's relays: all, or 3 of 4 beside others."""
+    """Return the machines with their workers limited to a share of the relays.
+
+    A machine may use all relays while at most one machine is online, otherwise three quarters.
+    """
     share = relays if sum(agent.online for agent in machines) <= 1 else max(1, relays * 3 // 4)
     return [replace(agent, workers=min(agent.workers, share)) for agent in machines]
 
 
 def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[str, int]:
-    """Return each agent's executions that this hub did not place there."""
+    """Return the number of executions on each agent that this hub did not place."""
     counts = {}
     for agent in machines:
         if not (agent.online and agent.running):
@@ -261,6 +278,6 @@ def _foreign(connection: sqlite3.Connection, machines: Sequence[Agent]) -> dict[
 
 
 def _note_waits(db: Database, waiting: Sequence[tuple[str, int]]) -> None:
-    """Write down what executions wait for, each with its number."""
+    """Record the reasons why executions wait, each with the execution's number."""
     with db.write(durable=False) as connection:
         connection.executemany("UPDATE executions SET waits_for = ? WHERE number = ? AND state = 'queued'", waiting)

@@ -1,7 +1,8 @@
-"""The projects that machines report to their hub, and all SQL on them: workspaces that live on one machine for good.
+"""The projects that machines report to their hub, and all SQL on them.
 
-A machine reports all of its projects with each registration and heartbeat. On the hub each has an opaque id; its alias
-is `NAME@MACHINE`. A project that its machine no longer reports leaves the list, and its executions stay readable.
+A project is a workspace that always stays on one machine. A machine reports all of its projects with each registration
+and heartbeat. On the hub each has an opaque id; its alias is `NAME@MACHINE`. A project that its machine no longer
+reports is removed from the list, and its executions stay readable.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ _LONGEST_BEGINNING = 100  # of a project's name in its id
 
 
 def update(db: Database, agent_id: str, token: str, reported: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Make the list of a machine's projects the reported one; returns the numbers of the executions that this ended.
+    """Replace the list of a machine's projects with the reported one.
 
-    Nothing is written when the report is the same as the last one, or the machine is registered with another token.
+    Returns the numbers of the executions that this ended. Nothing is written when the report equals the last one, or
+    the machine is registered with another token.
     """
     text = to_json(reported)
     with db.read() as connection:
@@ -52,16 +54,20 @@ def update(db: Database, agent_id: str, token: str, reported: Sequence[Mapping[s
 
 
 def remove_of(connection: sqlite3.Connection, agent_id: str) -> list[int]:
-    """Remove the projects of a machine in the caller's transaction; returns the numbers of the executions it ended.
+    """Remove the projects of a machine in the caller's transaction.
 
-    They are back once the machine reports them again.
+    Returns the numbers of the executions that this ended. The projects are added again when the machine next reports
+    them.
     """
     connection.execute("UPDATE agents SET projects = NULL WHERE agent_id = :agent_id", {"agent_id": agent_id})
     return _remove(connection, [row["generation"] for row in _rows(connection, agent_id)])
 
 
 def named(connection: sqlite3.Connection, name: str, agent_id: str) -> str | None:
-    """Return the id of a machine's project, inside the caller's transaction; None when it has none of this name."""
+    """Return the id of a machine's project; None when it has none of this name.
+
+    Runs inside the caller's transaction.
+    """
     row = connection.execute(
         "SELECT workspace_id FROM workspaces WHERE source = 'folder' AND name = :name AND agent_id = :agent_id",
         {"name": name, "agent_id": agent_id},
@@ -70,7 +76,10 @@ def named(connection: sqlite3.Connection, name: str, agent_id: str) -> str | Non
 
 
 def by_agent(db: Database, visible_to: str | None, agent_ids: Iterable[str]) -> dict[str, list[dict[str, str | None]]]:
-    """Return name, id and ceiling of the projects that the key `visible_to` may use, None for all, by machine."""
+    """Return the projects that the owner `visible_to` may use, by machine.
+
+    `visible_to` is None for a caller that may use all. Each project is its name, id and permissions ceiling.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"""
@@ -98,7 +107,10 @@ def _differs(connection: sqlite3.Connection, agent_id: str, token: str, text: st
 
 
 def _identity(project: Mapping[str, Any] | sqlite3.Row, generation: int) -> tuple[str, str, int]:
-    """Return the values that make it the same project; another folder under its name is another one."""
+    """Return the values that identify a project.
+
+    Another folder under the same name is another project.
+    """
     return project["name"], project["path"], generation
 
 

@@ -1,4 +1,4 @@
-"""Web push as far as the hub's pages know it: its key pair, made once, and which push services may be called."""
+"""Web push for the hub's pages: its key pair, and the allowed push services."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _LONGEST_ENDPOINT = 1000
 
 
 def key_pair(config: HubConfig) -> Vapid02:
-    """Return the key pair by which push services know this hub. Raises ConfigError without the extra `push`.
+    """Return the key pair that identifies this hub to push services.
 
-    Browsers are subscribed for this key alone, so it is made once, and a home restored from a copy keeps it.
+    Browsers are subscribed for this key only, so it is created once, and a home restored from a copy keeps it. Raises
+    ConfigError without the extra `push`, or when the stored key cannot be read.
     """
     try:
         from py_vapid import Vapid02
@@ -48,13 +49,19 @@ def key_pair(config: HubConfig) -> Vapid02:
 
 
 def public_key(config: HubConfig) -> str:
-    """Return the public key as a browser takes it. Raises ConfigError as `key_pair` does."""
+    """Return the public key in the form browsers use.
+
+    Raises ConfigError as `key_pair` does.
+    """
     numbers = key_pair(config).public_key.public_numbers()
     return to_base64(b"\x04" + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"))
 
 
 def checked_subscription(config: HubConfig, endpoint: str, key: str, auth: str) -> dict[str, Any]:
-    """Return a browser's subscription as a channel keeps it. Raises InvalidRequest for one that is never called."""
+    """Return a browser's subscription in the form a channel stores.
+
+    Raises InvalidRequest for a subscription that the hub would never call.
+    """
     check_service(config, endpoint)
     try:
         sizes = len(from_base64(key)), len(from_base64(auth))
@@ -66,9 +73,9 @@ def checked_subscription(config: HubConfig, endpoint: str, key: str, auth: str) 
 
 
 def check_service(config: HubConfig, endpoint: str) -> None:
-    """Raise InvalidRequest unless an endpoint is at a push service of OCC_HUB_PUSH_HOSTS.
+    """Raise InvalidRequest unless an endpoint is at a service in OCC_HUB_PUSH_HOSTS.
 
-    The endpoint comes from a browser and is called by the hub, so that nothing else may be.
+    The endpoint comes from a browser and the hub calls it, so nothing else may be called.
     """
     try:
         parts = urlsplit(endpoint)
@@ -85,17 +92,17 @@ def check_service(config: HubConfig, endpoint: str) -> None:
 
 
 def _matches(host: str, name: str) -> bool:
-    """Whether a host is the named one, or below it for a name such as *.example.com."""
+    """Return whether a host matches a name, or is below one like *.example.com."""
     return host.endswith(name[1:]) and len(host) >= len(name) if name.startswith("*.") else host == name
 
 
 def to_base64(content: bytes) -> str:
-    """Return bytes as base64 for URLs without padding."""
+    """Return bytes as URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 def from_base64(text: str) -> bytes:
-    """Return the bytes of base64 for URLs, padded or not. Raises ValueError."""
+    """Return the bytes of URL-safe base64, padded or not. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}={0,2}", text):
         raise ValueError("no base64 for URLs")
     return base64.urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))

@@ -1,6 +1,6 @@
-"""Registrations: which machine it is that registers, and all SQL on that.
+"""Registrations: identifying the machine that registers, and all SQL for it.
 
-A machine is the one that proves to be it, over a nonce of this hub; its key, its name and the hub's address may change.
+A machine is identified by its proof over a nonce of this hub; its key, its name and the hub's address may change.
 While an instance of a machine runs, another one with the same secret is a copy of its home, and is refused.
 """
 
@@ -31,16 +31,22 @@ _NONCE_SECONDS = 60.0
 _NONCES = 10_000
 _ATTEMPTS = 3
 
-Said = Mapping[str, Any]  # the body of a registration, as its schema loads it
+Said = Mapping[str, Any]  # the body of a registration, loaded by its schema
 
 
 def hub_id(db: Database) -> str:
-    """Return this hub's id, which lasts as long as its database and goes with a copy of it."""
+    """Return this hub's id, which lasts as long as its database.
+
+    A copy of the database has the same id.
+    """
     return str(first_note(db, "hub", {"id": f"hub-{secrets.token_hex(16)}"})["id"])
 
 
 class Nonces:
-    """The nonces that machines are to sign: each is good for one registration within a minute."""
+    """Nonces for machines to sign.
+
+    Each is valid for one registration within a minute.
+    """
 
     def __init__(self) -> None:
         self._issued: dict[str, float] = {}
@@ -63,12 +69,13 @@ class Nonces:
 def register(
     agents: Agents, key: Key, address: str, said: Said, answers: Callable[[Agent], bool | None] = lambda _: False
 ) -> Agent:
-    """Register an agent, or a known one again under its id, with a new token; the old one is refused from now on.
+    """Register an agent with a new token, under its id if it is known.
 
-    `said` is the body of the registration, its nonce redeemed. `answers` returns whether the instance that holds a
-    registration still answers, None when that is not known; it may take seconds. Raises Forbidden when the proof is
-    wrong or the key may have no more machines, Conflict for a machine that this hub does not know, or of which another
-    instance answers, Unavailable when it may come back.
+    The old token is refused from now on. `said` is the body of the registration, whose nonce is already redeemed.
+    `answers` returns whether the instance that holds a registration still answers, None when that is not known; it may
+    take seconds. Raises Forbidden when the proof is wrong or the key has as many machines as it may, Conflict for a
+    machine that this hub does not know or of which another instance answers, and Unavailable when another instance may
+    come back.
     """
     for _ in range(_ATTEMPTS):
         with agents.db.read() as connection:
@@ -77,7 +84,7 @@ def register(
             answered = answers(holder)
             if answered is not False:
                 _refuse_copy(agents.db, holder, said, answered)
-                holder = None  # an agent without proofs, which becomes another one
+                holder = None  # an agent without a proof, which becomes another agent
         agent = _write(agents, key, address, said, holder)
         if agent is not None:
             return agent
@@ -85,7 +92,10 @@ def register(
 
 
 def _refuse_copy(db: Database, holder: Agent, said: Said, answered: bool | None) -> None:
-    """Raise an error for a machine of which another instance answers, or may come back; not for one without a proof."""
+    """Raise an error when another instance of a machine answers or may come back.
+
+    Returns for an answering machine whose copy sends no proof: that copy becomes another agent.
+    """
     if answered is None:
         raise errors.Unavailable(
             "BUSY",
@@ -103,7 +113,10 @@ def _refuse_copy(db: Database, holder: Agent, said: Said, answered: bool | None)
 
 
 def _holder(connection: sqlite3.Connection, agents: Agents, key: Key, said: Said) -> Agent | None:
-    """Return the agent that this machine is, None for a new one. Raises Forbidden, and Conflict (MACHINE_UNKNOWN)."""
+    """Return the agent that this machine is; None for a new one.
+
+    Raises Forbidden, and Conflict (MACHINE_UNKNOWN).
+    """
     machine, former = said["machine"], agents.known(connection, said["agent_id"])
     if machine is not None:
         row = connection.execute(
@@ -133,7 +146,10 @@ def _check_proof(machine: Said, verifier: str) -> None:
 
 
 def _is_another(holder: Agent, address: str, said: Said) -> bool:
-    """Return whether a registration comes from another start of a daemon than the one that holds the agent's id."""
+    """Return whether a registration comes from another start of the daemon.
+
+    It is compared with the start that holds the agent's id.
+    """
     machine = said["machine"]
     if holder.instance is not None:
         return machine is None or machine["instance"] != holder.instance
@@ -149,7 +165,10 @@ def _note_copy(db: Database, holder: Agent) -> None:
 
 
 def _write(agents: Agents, key: Key, address: str, said: Said, holder: Agent | None) -> Agent | None:
-    """Write a registration as `holder` or as a new agent. None when another one of it was written meanwhile."""
+    """Store a registration as `holder` or as a new agent.
+
+    Returns None when another registration of the machine was stored meanwhile.
+    """
     machine = said["machine"] or {"id": None, "instance": None}
     with agents.db.write() as connection:
         if holder is None or holder.key_id != key.key_id:
@@ -186,7 +205,7 @@ def _verifier(said: Said, holder: Agent | None) -> str | None:
 
 
 def _insert(connection: sqlite3.Connection, row: Mapping[str, Any]) -> bool:
-    """Add an agent. False when its machine was added meanwhile."""
+    """Add an agent; return False when its machine was added meanwhile."""
     return bool(
         connection.execute(
             """
@@ -203,7 +222,7 @@ def _insert(connection: sqlite3.Connection, row: Mapping[str, Any]) -> bool:
 
 
 def _update(connection: sqlite3.Connection, row: Mapping[str, Any]) -> bool:
-    """Replace the registration of an agent. False when that has changed since it was read."""
+    """Replace the registration of an agent; return False when it has changed."""
     return bool(
         connection.execute(
             """
@@ -221,7 +240,10 @@ def _update(connection: sqlite3.Connection, row: Mapping[str, Any]) -> bool:
 
 
 def _check_room(connection: sqlite3.Connection, agents: Agents, key: Key) -> None:
-    """Raises Forbidden when the key has as many machines as it may, forgotten ones not counted."""
+    """Raise Forbidden when the key has as many machines as it may.
+
+    Forgotten machines do not count.
+    """
     rows = connection.execute(
         f"SELECT name, online FROM ({FROM} WHERE a.key_id = :key AND {KEPT}) ORDER BY last_seen_at",  # noqa: S608 - literals
         agents.times(key=key.key_id),
@@ -237,9 +259,10 @@ def _check_room(connection: sqlite3.Connection, agents: Agents, key: Key) -> Non
 
 
 def _free_name(connection: sqlite3.Connection, times: dict[str, Any], agent_id: str, wanted: str) -> str:
-    """Return the name for an agent: `wanted`, or with a number if another has it or it looks like an id.
+    """Return a free name for an agent: `wanted`, with a number if necessary.
 
-    A machine that is hidden, because it has been gone for long, keeps no name.
+    A number is added when another agent has the name or it looks like an id. A machine that is hidden because it has
+    been gone for long does not keep its name.
     """
     rows = connection.execute(f"{FROM} WHERE {KEPT} OR a.agent_id = :id", times | {"id": agent_id}).fetchall()
     taken = {row["name"] for row in rows if row["agent_id"] != agent_id}

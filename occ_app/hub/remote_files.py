@@ -1,4 +1,7 @@
-"""The files of a hub's workspaces, asked of the machines that have them; everything they send is checked."""
+"""The files of a hub's workspaces, requested from the machines that have them.
+
+Everything that a machine sends is checked.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from occ_app.workspaces.workspace import Workspace
 
 _PIECE = 1 << 16
 _RESTORE_SECONDS = 300.0
-_CODES = {  # of a machine's refusals that its caller can act on; all others mean that the machine does not answer
+_CODES = {  # refusals that the caller can act on; any other is reported as a machine that does not answer
     *("CHANGES_NOT_FOUND", "FILE_NOT_FOUND", "FILE_TOO_LARGE", "RESTORE_CONFLICT", "WORKSPACE_BUSY"),
     *("WORKSPACE_NOT_FOUND", "EXECUTION_NOT_FOUND", "INVALID_REQUEST", "BUSY", "NO_SPACE"),
 }
@@ -38,7 +41,7 @@ _CODES = {  # of a machine's refusals that its caller can act on; all others mea
 
 @dataclass(frozen=True)
 class RemoteFiles:
-    """See occ_app/api/files.py."""
+    """A hub's implementation of the files in occ_app/api/files.py."""
 
     config: HubConfig
     db: Database
@@ -68,7 +71,10 @@ class RemoteFiles:
         return _content(output)
 
     def _part(self, execution: Execution, patch: bytes, path: str) -> bytes | None:
-        """Return the part of a kept patch that is about one file; None when it cannot be found."""
+        """Return the part of a stored patch about one file.
+
+        Returns None when it cannot be found.
+        """
         changes = fetched_changes.kept(self.db, execution.number)
         entries = changes["entries"] if changes else []
         entry = next((each for each in entries if each["path"] == path), None)
@@ -111,7 +117,10 @@ class RemoteFiles:
 
     @contextlib.contextmanager
     def _asked(self, agent_id: str | None) -> Iterator[AgentClient]:
-        """Lend a client of a machine, and translate its refusals. Raises Unavailable when it does not answer."""
+        """Yield a client of a machine, and translate the machine's refusals.
+
+        Raises Unavailable when it does not answer.
+        """
         agent = self.agents.find(agent_id) if agent_id else None
         try:
             if agent is None:
@@ -155,9 +164,10 @@ def _execution(execution: Execution) -> str:
 
 
 def _workspace(workspace: Workspace, rest: str, **query: str) -> str:
-    """Return an address of a workspace on its machine, which knows a project by its name.
+    """Return the address of a workspace on its machine.
 
-    It names the workspace's number there, so that no other workspace of that id is read.
+    The machine knows a project by its name. The address has the workspace's number there, so that no other workspace
+    with that id is read.
     """
     name = workspace.name if workspace.is_project else workspace.workspace_id
     number = {} if workspace.agent_generation is None else {"generation": str(workspace.agent_generation)}

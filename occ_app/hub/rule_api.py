@@ -1,4 +1,4 @@
-"""The rules of a hub's workspaces, kept by the machines that have them: list, add and remove over the hub."""
+"""The hub's API of rules, which forwards to the machines that keep them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from occ_app.workspaces import workspace as workspaces
 bp = Blueprint("hub_rules", __name__)
 
 _SECONDS = 10.0
-_MOST = 1000  # rules of a machine's reply that are read
+_MOST = 1000  # rules read from a machine's reply
 _CODES = ("INVALID_REQUEST", "PERMISSION_CEILING", "TOO_MANY_RULES", "RULE_NOT_FOUND", "WORKSPACE_NOT_FOUND")
 
 
 @bp.get("/rules")
 @contract(query=client_schemas.RulesQuery, reply=schemas.RuleList)
 def listing(query: dict[str, Any]) -> Any:
-    """Rules of a workspace, oldest first, as its machine lists them."""
+    """List the rules of a workspace, oldest first, as its machine reports them."""
     with _asked(query["workspace_id"]) as (client, name):
         return {"rules": _rules(client, name, query["workspace_id"])}
 
@@ -37,7 +37,7 @@ def listing(query: dict[str, Any]) -> Any:
 @bp.post("/rules")
 @contract(body=client_schemas.HubRuleBody, reply=schemas.RuleRecord, status=201)
 def add(body: dict[str, Any]) -> Any:
-    """Add a rule for a workspace, on its machine."""
+    """Add a rule for a workspace on its machine."""
     with _asked(body["workspace_id"]) as (client, name):
         sent = {"rule": body["rule"], "decision": body["decision"], "workspaceId": name}
         return _read(client.call("POST", "/rules", sent, _SECONDS), body["workspace_id"])
@@ -46,7 +46,7 @@ def add(body: dict[str, Any]) -> Any:
 @bp.delete("/rules/<rule_id>")
 @contract(query=client_schemas.RulesQuery, reply=schemas.Deleted)
 def remove(rule_id: str, query: dict[str, Any]) -> Any:
-    """Remove a rule of a workspace, on its machine."""
+    """Remove a rule of a workspace on its machine."""
     with _asked(query["workspace_id"]) as (client, name):
         if not any(each["rule_id"] == rule_id for each in _rules(client, name, query["workspace_id"])):
             raise errors.rule_not_found(rule_id)
@@ -56,7 +56,7 @@ def remove(rule_id: str, query: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _asked(workspace_id: str) -> Iterator[tuple[AgentClient, str]]:
-    """Yield a client of the machine that has a workspace, and the workspace's name there.
+    """Yield a client of the machine that has a workspace, and its name there.
 
     Raises NotFound, Unavailable, and the machine's refusals.
     """
@@ -85,7 +85,10 @@ def _rules(client: AgentClient, name: str, workspace_id: str) -> list[dict[str, 
 
 
 def _read(record: Any, workspace_id: str) -> dict[str, Any]:
-    """Return a machine's record of a rule under the hub's id of the workspace. Raises Unavailable for another shape."""
+    """Return a machine's record of a rule, with the hub's id of the workspace.
+
+    Raises Unavailable for a record of another shape.
+    """
     try:
         read: dict[str, Any] = schemas.RuleRecord(unknown=EXCLUDE).load(record)
     except ValidationError:

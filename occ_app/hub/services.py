@@ -15,17 +15,19 @@ from occ_app.hub.links import Links
 
 @dataclass(frozen=True)
 class HubServices:
-    """The objects that the hub's views use beside the services of every API."""
+    """The objects that the hub's views use besides the services of every API."""
 
     config: HubConfig
     agents: Agents
     calls: Calls
     links: Links
     nonces: registrations.Nonces = field(default_factory=registrations.Nonces)
-    room: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # as the agents' last beats said it
+    room: dict[str, tuple[str, int | None]] = field(
+        default_factory=dict
+    )  # status and busy workers from each agent's last heartbeat
 
 
 def hub_services() -> HubServices:
-    """Return the hub's services of the application that answers this request."""
+    """Return the hub's services of the current application."""
     existing: HubServices = current_app.extensions["occ_hub"]
     return existing

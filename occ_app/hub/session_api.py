@@ -1,4 +1,7 @@
-"""The hub's API of sessions: list and end those of its pages, and make one-time codes that open one."""
+"""The hub's API of sessions of its pages.
+
+It lists and ends sessions, and creates one-time codes that open one.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ bp = Blueprint("sessions", __name__)
 @bp.get("/sessions")
 @contract(reply=client_schemas.SessionList)
 def listing() -> Any:
-    """The valid sessions of the caller's owner, an admin's: of all owners."""
+    """List the valid sessions of the caller's owner; an admin sees all."""
     return {"sessions": logins.listing(services().db, callers.caller().visible_to)}
 
 
 @bp.delete("/sessions/<session_id>")
 @contract(reply=schemas.Deleted)
 def revoke(session_id: str) -> Response:
-    """End a session, and those that it paired."""
+    """End a session, and the sessions that it paired."""
     end_session(session_id)
     return web.json_response({"status": "success"})
 
@@ -35,12 +38,15 @@ def revoke(session_id: str) -> Response:
 @bp.post("/pairings")
 @contract(body=client_schemas.PairingBody, reply=client_schemas.PairingMade, status=201)
 def pair(body: dict[str, Any]) -> Any:
-    """Make a code that opens one session on the hub's page /pair within ten minutes."""
+    """Create a code that opens one session on the hub's page /pair."""
     return new_pairing(body["role"], body["owner"])
 
 
 def new_pairing(role: str, owner: str | None) -> Pairing:
-    """Make a code for the caller. Raises Forbidden for one that would open more than the caller may do."""
+    """Create a code for the caller.
+
+    Raises Forbidden when the session would have more rights than the caller.
+    """
     caller = callers.caller()
     if not caller.admin:
         if role == "admin":
@@ -52,7 +58,7 @@ def new_pairing(role: str, owner: str | None) -> Pairing:
 
 
 def end_session(session_id: str) -> None:
-    """End a session that the caller may see, with its streams. Raises NotFound."""
+    """End a session that the caller may see, and its streams. Raises NotFound."""
     ended = logins.revoke(services().db, session_id, callers.caller().visible_to)
     ended_sessions().add(session_id)
     for key_id in ended:
@@ -60,6 +66,9 @@ def end_session(session_id: str) -> None:
 
 
 def ended_sessions() -> set[str]:
-    """Return the ids of the sessions that were ended since this process started: their streams end, too."""
+    """Return the ids of the sessions ended since this process started.
+
+    Their streams end, too.
+    """
     ended: set[str] = current_app.extensions.setdefault("occ_ended_sessions", set())
     return ended

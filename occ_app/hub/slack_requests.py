@@ -1,6 +1,7 @@
-"""Slack's own requests to a hub with a public address: events, commands, clicks and dialogs, each with a signature.
+"""Slack's signed requests to a hub with a public address.
 
-They are stored as the same rows as messages of Socket Mode, before Slack gets its answer.
+They are events, commands, clicks and dialogs. Each is stored as the same row as a Socket Mode message, before Slack
+receives the reply.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _MAX_BYTES = 1 << 20
 
 @bp.post(manifest.REQUESTS)
 def receive() -> Response:
-    """Store what Slack sends. One that comes again is stored already, and has no second effect."""
+    """Store a request of Slack's.
+
+    A repeated request is already stored and has no second effect.
+    """
     connected = tokens.load(services().config)
     if connected is None or connected.signing_secret is None:
         raise errors.NotFound("NOT_FOUND", "This hub takes no requests of Slack; `occ hub slack connect --http` does.")
@@ -49,7 +53,10 @@ def receive() -> Response:
 
 
 def is_signed(secret: str, body: bytes, headers: dict[str, str], now: float) -> bool:
-    """Whether a body has Slack's signature, version v0, made within WINDOW_SECONDS of `now`, in seconds since 1970."""
+    """Return whether a body has a valid signature of Slack's, version v0.
+
+    It must have been made within WINDOW_SECONDS of `now`, in seconds since 1970.
+    """
     given = {name.lower(): value for name, value in headers.items()}
     moment, signature = given.get("x-slack-request-timestamp", ""), given.get("x-slack-signature", "")
     if not (moment.isascii() and moment.isdecimal() and len(moment) < 16 and signature.isascii()):
@@ -59,7 +66,10 @@ def is_signed(secret: str, body: bytes, headers: dict[str, str], now: float) -> 
 
 
 def parsed(mimetype: str, body: bytes) -> tuple[str, dict[str, Any]]:
-    """Return the kind of a payload, as Socket Mode names it, and the payload. Raises InvalidRequest."""
+    """Return a payload and its kind, as Socket Mode names it.
+
+    Raises InvalidRequest.
+    """
     try:
         if mimetype == "application/json":
             return "events_api", _object(json.loads(body))
@@ -76,6 +86,6 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def ringer() -> Ringer:
-    """Return what wakes the Slack process."""
+    """Return the doorbell of the Slack process."""
     found: Ringer = current_app.extensions["occ_slack"]
     return found

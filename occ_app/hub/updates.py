@@ -1,7 +1,7 @@
-"""Updates of a hub's workspaces: the machine that has one gets the changes, and the stored zip gets them, too.
+"""Updates of a hub's workspaces, sent to their machine and added to the zip.
 
-The machine decides whether its files are those that the caller knows. Its answer comes first, so a hub that ends in
-between has an older zip, and never a newer one than the machine's files.
+The machine decides whether its files are those that the caller knows. The hub waits for its answer before it replaces
+the stored zip: a hub that stops in between has an older zip, never one newer than the machine's files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CODES = ("WORKSPACE_CHANGED", "WORKSPACE_BUSY", "WORKSPACE_NOT_FOUND", "WORKSPA
 
 @dataclass(frozen=True)
 class Updates:
-    """Carries out the updates of a hub."""
+    """The updates of a hub's workspaces."""
 
     config: HubConfig
     db: Database
@@ -42,7 +42,10 @@ class Updates:
     calls: Calls
 
     def run(self, job: Job) -> None:
-        """Update a workspace, and record the result of the job. Raises RequestError and OSError."""
+        """Update a workspace, and record the result of the job.
+
+        Raises RequestError and OSError.
+        """
         workspace = workspaces.get(self.db, job.upload.workspace_id)
         workspaces.refuse_folder(workspace.workspace_id, workspace.source)
         upload_jobs.refuse_unexpected(job.upload, workspace.generation)
@@ -63,8 +66,8 @@ class Updates:
         self._write_down(workspace, job, digest, unpacked, now, reply.get("snapshot"))
 
     def _merge(self, workspace: Workspace, job: Job, folder: Path, merged: Path) -> None:
-        """Write the zip of the workspace's last upload with the changes in it."""
-        # Nothing is left out here: each machine decides that for itself.
+        """Write a zip of the workspace's last upload with the changes applied."""
+        # Nothing is left out here: each machine applies its own limits.
         limits = archives.Limits(self.config.max_unpacked_bytes, self.config.max_files, trusted=True)
         old, new = folder / "old", folder / "new"
         old.mkdir()
@@ -79,7 +82,10 @@ class Updates:
                 pass
 
     def _send(self, workspace: Workspace, job: Job, digest: str, now: str) -> Mapping[str, Any]:
-        """Send the changes to the machine; returns its reply. Raises RequestError for its refusal."""
+        """Send the changes to the machine, and return its reply.
+
+        Raises RequestError when the machine refuses, and Unavailable when it does not answer.
+        """
         agent = self.agents.find(workspace.agent_id or "")
         hub_id = registrations.hub_id(self.db)
         origin = Origin(hub_id, workspace.key_id or OPERATOR, digest, now)
@@ -133,6 +139,6 @@ class Updates:
             ).fetchone()
             if row is None:
                 raise errors.Unavailable("BUSY", "The workspace was uploaded again or removed meanwhile; look at it.")
-            # It is in the reply alone: the hub does not follow the snapshots that runs make on the machine.
+            # The snapshot is only in the reply: the hub does not track the snapshots that runs make on the machine.
             tree = snapshot if isinstance(snapshot, str) and updates.is_tree(snapshot) else None
             upload_jobs.succeed(connection, job.number, replace(workspaces.from_row(row), snapshot=tree), reused=False)

@@ -1,4 +1,7 @@
-"""The webhooks of a hub, with all SQL on them; occ_app/hub/deliveries.py has their deliveries."""
+"""The webhooks of a hub, and all SQL on them.
+
+occ_app/hub/deliveries.py has their deliveries.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of secrets of Standard Webho
 
 @dataclass(frozen=True)
 class Webhook:
-    """A row of `webhooks` without its secret. `key` is the name of the key whose executions it receives; None: all."""
+    """A row of `webhooks` without its secret.
+
+    `key` is the name of the key whose executions it receives; None for all.
+    """
 
     webhook_id: str
     url: str
@@ -36,10 +42,10 @@ class Webhook:
 
 
 def check_url(url: str) -> str:
-    """The URL as it is. Raises ConfigError for one that no delivery could go to."""
+    """Return the URL unchanged; raise ConfigError when it cannot be called."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
+        _ = parts.port  # raises when the port is not a number
     except ValueError:
         raise ConfigError(f"{url} is not a URL; use one like https://example.com/path.") from None
     plain = url.isascii() and url.isprintable() and " " not in url
@@ -55,9 +61,10 @@ def check_url(url: str) -> str:
 
 
 def add(db: Database, url: str, key: str | None = None, events: Sequence[str] = (FINISHED,)) -> tuple[Webhook, str]:
-    """Send `events` from now on to a URL: those of executions of the owner of the client key named `key`, or of all.
+    """Add a webhook, and return it with its signing secret.
 
-    Returns the webhook and the signing secret, which is never shown again. Raises NotFound for an unknown key.
+    It receives `events` of the executions of the owner of the client key named `key`, or of all. The secret is never
+    shown again. Raises NotFound for an unknown key.
     """
     webhook_id = f"webhook-{secrets.token_hex(6)}"
     secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -82,7 +89,7 @@ def add(db: Database, url: str, key: str | None = None, events: Sequence[str] = 
 
 
 def listing(db: Database) -> list[Webhook]:
-    """All webhooks, oldest first."""
+    """Return all webhooks, oldest first."""
     with db.read() as connection:
         rows = connection.execute(
             """

@@ -1,7 +1,8 @@
-"""The workspaces of a hub: their zips, each stored once by its content, and which agent has which.
+"""The workspaces of a hub: their zips, and the agents that have them.
 
-The first execution places a workspace: its agent gets the zip, and from then on the files live there. The zip stays,
-for an agent that is removed, and for a workspace that was uploaded again and not run since.
+Each zip is stored once, by its content. The first execution places a workspace: its agent receives the zip, and from
+then on the files live there. The zip is kept for when the agent is removed, and for a workspace that was uploaded
+again and has not run since.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from occ_app.workspaces.upload_jobs import Job
 from occ_app.workspaces.workspace import VISIBLE, Workspace
 
 _PIECE = 1 << 20
-_YOUNG_SECONDS = 600.0  # a zip that no row names may belong to an upload that is just being written down
+_YOUNG_SECONDS = 600.0  # a zip without a row may belong to an upload whose row is being written
 
 
 def zip_path(config: HubConfig, workspace: Workspace) -> Path:
-    """The stored zip of a workspace."""
+    """Return the path of a workspace's stored zip."""
     return config.zips / f"{workspace.zip}.zip"
 
 
 def store(db: Database, number: int, config: HubConfig, update: Callable[[Job], None]) -> None:
-    """Check and store the zip of an upload and write down how that went, as uploads.run does on an agent.
+    """Check and store the zip of an upload, and record the result.
 
-    `update` carries out an upload that is an update.
+    `update` carries out an upload that is an update. uploads.run does the same on an agent.
     """
     job = upload_jobs.take(db, number)
     if job is None:
@@ -58,19 +59,19 @@ def store(db: Database, number: int, config: HubConfig, update: Callable[[Job], 
 
 
 def keep_zip(path: Path, number: int, config: HubConfig) -> str:
-    """Store a zip under the SHA-256 of its content, on the disk; returns that."""
+    """Store a zip on disk under the SHA-256 of its content, and return that."""
     staging = config.zips / f".incoming-{number}"
     try:
         digest = _copy(path, staging)
         os.replace(staging, config.zips / f"{digest}.zip")
     finally:
-        staging.unlink(missing_ok=True)  # after a failure its bytes are free again
+        staging.unlink(missing_ok=True)  # frees the space after a failure
     sync_folder(config.zips)
     return digest
 
 
 def reserve_on(db: Database, workspace: Workspace, agent_id: str) -> None:
-    """Note that its agent may have a folder of the hub's for it from now on."""
+    """Record that the agent may have a folder for the workspace from now on."""
     with db.write() as connection:
         connection.execute(
             "UPDATE workspaces SET placed = 0, agent_generation = NULL"
@@ -80,7 +81,10 @@ def reserve_on(db: Database, workspace: Workspace, agent_id: str) -> None:
 
 
 def note_placed(db: Database, workspace: Workspace, agent_id: str, path: str, agent_generation: int | None) -> None:
-    """Note that its agent has this upload's files, at this path and as its own workspace of this number."""
+    """Record that the agent has this upload's files.
+
+    `path` and `agent_generation` are the path and the workspace's number on the agent.
+    """
     with db.write() as connection:
         connection.execute(
             "UPDATE workspaces SET placed = :upload, path = :path, agent_generation = :agent_generation"
@@ -96,7 +100,7 @@ def note_placed(db: Database, workspace: Workspace, agent_id: str, path: str, ag
 
 
 def note_missing(db: Database, workspace: Workspace, agent_id: str) -> None:
-    """Note that its agent does not have its files any more, so that it gets them again."""
+    """Record that the agent no longer has the files, so that they are sent again."""
     with db.write() as connection:
         connection.execute(
             "UPDATE workspaces SET placed = NULL WHERE generation = :generation AND agent_id = :agent_id",
@@ -105,7 +109,7 @@ def note_missing(db: Database, workspace: Workspace, agent_id: str) -> None:
 
 
 def delete(db: Database, workspace_id: str, visible_to: str | None, generation: int | None = None) -> list[int]:
-    """Remove a workspace, end its queued executions, and have its agent delete the files.
+    """Remove a workspace, end its queued executions, and have its agent delete it.
 
     Returns the numbers of the executions it ended. Raises NotFound, also when the id belongs to another `generation`
     than the given one, and Conflict while it is in use and for a project.
@@ -129,7 +133,7 @@ def delete(db: Database, workspace_id: str, visible_to: str | None, generation: 
 
 
 def remove_unused_zips(db: Database, config: HubConfig) -> None:
-    """Delete the zips that no workspace is made of any more."""
+    """Delete the zips that no workspace uses any more."""
     with db.read() as connection:
         used = {row["zip"] for row in connection.execute("SELECT DISTINCT zip FROM workspaces").fetchall()}
     for path in config.zips.glob("*.zip"):
@@ -139,7 +143,7 @@ def remove_unused_zips(db: Database, config: HubConfig) -> None:
 
 
 def _copy(source: Path, target: Path) -> str:
-    """Copy a file so that it is on the disk; returns the SHA-256 of its content, in hexadecimal."""
+    """Copy a file to disk, synced, and return the SHA-256 of its content in hex."""
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("wb") as write:
         while piece := read.read(_PIECE):
