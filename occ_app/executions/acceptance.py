@@ -16,7 +16,10 @@ from occ_app.system.timestamps import iso_now
 
 
 def request_hash(body: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the canonical JSON of a body: equal bodies ask for the same."""
+    """Return the SHA-256 of a body's canonical JSON.
+
+    Equal bodies are the same request.
+    """
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -30,7 +33,7 @@ def insert(
     free_workers: int = 0,
     alone: bool = False,
 ) -> Execution:
-    """Write the row of a queued execution, which continues `former`, and its `queued` event.
+    """Insert a queued execution, which continues `former`, and its `queued` event.
 
     `agent_id` is the agent that the request names, `free_workers` are those that it may use; `alone` when nothing else
     waits.

@@ -1,4 +1,4 @@
-"""Answers to approvals: the approval as a value, the answer of a person, and the rules an answer must keep."""
+"""Approvals and answers as values, and the rules that an answer must keep."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ SURFACES = ("api", "terminal", "page", "slack")
 
 @dataclass(frozen=True)
 class Request:
-    """A tool call that Claude Code asks about. `input_hash` is the SHA-256 of the whole input's JSON.
+    """A tool call that Claude Code asks about.
 
-    `input` is shown; it is `redacted` when secrets were taken out of it.
+    `input_hash` is the SHA-256 of the whole input's JSON. `input` is shown; it is `redacted` when secrets were removed
+    from it.
     """
 
     kind: str
@@ -36,9 +37,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """The decision of a person. `message` explains a denial; `answers` map the questions' texts to their answers.
+    """The decision of a person.
 
-    `remember`, one of remembering.REMEMBER, also writes rules that allow such calls from now on.
+    `message` explains a denial; `answers` map the questions' texts to their answers. `remember`, one of
+    remembering.REMEMBER, also stores rules that allow such calls from now on.
     """
 
     decision: str
@@ -51,9 +53,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Person:
-    """Who answers: a name for others to read, the owner whose approvals are visible (None: all), and the surface.
+    """The person who answers: a name to show, an owner, and the surface.
 
-    `key_id` is the key of a hub that the person used, if any.
+    The person sees the approvals of this owner (None: all). `key_id` is the key of a hub that the person used, if any.
     """
 
     actor: str
@@ -80,10 +82,11 @@ class Pending:
 
 @dataclass(frozen=True)
 class Approval:
-    """A row of `approvals` with the ids of its execution, workspace and, on a hub, machine.
+    """A row of `approvals` with the ids of its execution, workspace and machine.
 
-    A hub copies the rows of its machines. Only there an answer may be `pending`, a `problem` (a code and a sentence) is
-    why the last one was not taken, and an input is `truncated` while the hub has the beginning alone.
+    Only a hub has a machine's id. A hub copies the rows of its machines. Only there an answer may be `pending`, a
+    `problem` (a code and a sentence) is why the last one was refused, and an input is `truncated` while the hub has
+    only its beginning.
     """
 
     approval_id: str
@@ -112,7 +115,10 @@ class Approval:
     truncated: bool = False
 
     def always(self, edited: Any = None) -> list[Rule]:
-        """Return the rules that allowing this always would add, with an edited input those for that."""
+        """Return the rules that allowing this always would add.
+
+        With an edited input, the rules for that.
+        """
         whole = not self.redacted and not self.truncated
         return remembering.always(self.kind, self.tool, self.input if edited is None else edited, shown_whole=whole)
 
@@ -122,7 +128,10 @@ class Approval:
 
 
 def check(approval: Approval, answer: Answer) -> None:
-    """Raise InvalidRequest when an answer does not fit its approval, and Conflict to edit a redacted input."""
+    """Raise InvalidRequest when an answer does not fit its approval.
+
+    Raise Conflict for an edit of a redacted input.
+    """
     if answer.decision == "deny" or approval.kind != "tool":
         remembering.check_scope(answer.remember, [])
     if answer.decision == "deny":
@@ -154,7 +163,10 @@ def state_after(approval: Approval, answer: Answer) -> str:
 
 
 def stored(answer: Answer) -> str:
-    """Return an answer as a row keeps it. The hash that came with it was checked, and is that of the row."""
+    """Return an answer as its row stores it.
+
+    The hash that came with it was checked, and equals that of the row.
+    """
     return to_json(
         {
             "decision": answer.decision,
@@ -172,7 +184,7 @@ def answer_of(value: str | None) -> Answer | None:
 
 
 def closed(approval: Approval) -> Conflict:
-    """Return the error for an answer to an approval that another answer, or none, closed."""
+    """Return the error for an answer to a closed approval."""
     how = f"{approval.state} by {approval.actor}" if approval.actor else approval.state
     return Conflict(
         "APPROVAL_CLOSED",

@@ -1,7 +1,7 @@
-"""The rows of approvals: tool calls and questions of a running execution that a person decides on. SQL on them is here.
+"""Approvals: tool calls and questions that a person decides on; all SQL on them.
 
-The first answer wins: one UPDATE starts from `open` and says whether it won. An answer is delivered at most once: its
-`delivered_at` is on the disk before Claude Code gets it.
+The first answer wins: one UPDATE starts from `open` and reports whether it won. An answer is delivered at most once:
+its `delivered_at` is on the disk before Claude Code gets it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ VISIBLE = "(:visible_to IS NULL OR x.owner_id = :visible_to)"
 
 
 def ask(db: Database, execution: int, request: Request, hold_seconds: float) -> Approval:
-    """Store an open approval; the execution may take `hold_seconds` longer before its worker counts as stuck.
+    """Store an open approval.
 
-    Raises Conflict when an execution has asked MOST_ASKED times.
+    The execution may take `hold_seconds` longer before its worker counts as stuck. Raises Conflict when an execution
+    has asked MOST_ASKED times.
     """
     approval_id = f"approval-{secrets.token_hex(6)}"
     expires = iso(datetime.now(UTC) + timedelta(seconds=hold_seconds))
@@ -79,7 +80,10 @@ def _insert(connection: sqlite3.Connection, approval_id: str, execution: int, re
 
 
 def listing(db: Database, state: str | None = None, visible_to: str | None = None, limit: int = 1000) -> list[Approval]:
-    """The newest approvals of the owner `visible_to`, or of all, oldest first; `get` has the whole of a long input."""
+    """Return the newest approvals of the owner `visible_to`, or of all.
+
+    They are sorted oldest first. `get` has the whole of a long input.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"""
@@ -93,7 +97,10 @@ def listing(db: Database, state: str | None = None, visible_to: str | None = Non
 
 
 def _listed(row: sqlite3.Row) -> Approval:
-    """Return a row for a list: of an input that is long as JSON only the beginning, as a text."""
+    """Return a row for a list.
+
+    An input that is long as JSON is only its beginning, as a text.
+    """
     approval = from_row(row)
     if len(row["input"]) <= _MAX_LISTED_CHARACTERS:
         return approval
@@ -109,17 +116,18 @@ def get(db: Database, approval_id: str, visible_to: str | None = None) -> Approv
 
 
 def find(db: Database, approval_id: str, visible_to: str | None = None) -> Approval | None:
-    """One approval; None for an unknown one, or one of another owner than `visible_to`."""
+    """Return one approval; None for an unknown one, or one of another owner."""
     with db.read() as connection:
         row = one(connection, approval_id, visible_to)
     return None if row is None else from_row(row)
 
 
 def decide(db: Database, approval_id: str, answer: Answer, person: Person, own_rules: Sequence[Rule] = ()) -> Approval:
-    """Close an open approval with a person's answer; the same answer again changes nothing.
+    """Close an open approval with a person's answer.
 
-    Raises NotFound, InvalidRequest for an answer that does not fit, Conflict when it was closed differently, and
-    RequestError for an edited input that a rule denies, one of the operator's, `own_rules`, or of people.
+    The same answer again changes nothing. Raises NotFound, InvalidRequest for an answer that does not fit, Conflict
+    when it was closed differently, and RequestError for an edited input that a rule denies: one of the operator's,
+    `own_rules`, or of people.
     """
     with db.write() as connection:
         row = one(connection, approval_id, person.visible_to)
@@ -166,7 +174,10 @@ def _close(connection: sqlite3.Connection, approval: Approval, answer: Answer, p
 
 
 def undelivered(db: Database, execution: int) -> list[Approval]:
-    """Answers that the execution's worker has not taken yet, in the order of their decisions."""
+    """Return answers that the execution's worker has not taken yet.
+
+    They are in the order of their decisions.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"""
@@ -180,7 +191,10 @@ def undelivered(db: Database, execution: int) -> list[Approval]:
 
 
 def note_delivery(connection: sqlite3.Connection, approval_id: str) -> bool:
-    """Note in the caller's transaction that the answer goes to Claude Code. False when it was noted before."""
+    """Note in the caller's transaction that the answer goes to Claude Code.
+
+    False when it was noted before.
+    """
     won = connection.execute(
         """
         UPDATE approvals SET delivered_at = :now
@@ -192,7 +206,10 @@ def note_delivery(connection: sqlite3.Connection, approval_id: str) -> bool:
 
 
 def delivered_tool(db: Database, execution: int) -> str | None:
-    """Return the tool of the newest allowed call whose answer Claude Code may have; None when there is none."""
+    """Return the tool of the newest allowed call whose answer Claude Code may have.
+
+    None when there is none.
+    """
     with db.read() as connection:
         row = connection.execute(
             """
@@ -206,7 +223,7 @@ def delivered_tool(db: Database, execution: int) -> str | None:
 
 
 def close(db: Database, approval_id: str, state: str, message: str) -> bool:
-    """Close an open approval without a person: `expired` or `withdrawn`. False when it was not open any more."""
+    """Close an approval as `expired` or `withdrawn`; False when it was not open."""
     with db.write() as connection:
         won = connection.execute(
             """
@@ -219,7 +236,10 @@ def close(db: Database, approval_id: str, state: str, message: str) -> bool:
 
 
 def close_in(connection: sqlite3.Connection, execution: int, state: str, message: str) -> bool:
-    """Close the open approval of an execution in the caller's transaction. False when none was open."""
+    """Close the open approval of an execution in the caller's transaction.
+
+    False when none was open.
+    """
     won = connection.execute(
         """
         UPDATE approvals SET state = :state, message = :message, decided_at = :now
@@ -236,7 +256,7 @@ def withdraw_all(connection: sqlite3.Connection, execution: int) -> None:
 
 
 def holding(db: Database) -> int:
-    """The number of executions that wait for a person, each of which holds a worker."""
+    """Return the number of executions that wait for a person and hold a worker."""
     with db.read() as connection:
         count: int = connection.execute(
             """
@@ -248,7 +268,7 @@ def holding(db: Database) -> int:
 
 
 def one(connection: sqlite3.Connection, approval_id: str, visible_to: str | None = None) -> sqlite3.Row | None:
-    """Return the row of an approval for `from_row`; None also for one of another owner."""
+    """Return the row of an approval for `from_row`; None for one of another owner."""
     found: sqlite3.Row | None = connection.execute(
         f"{SELECT} WHERE a.approval_id = :approval_id AND {VISIBLE}",
         {"approval_id": approval_id, "visible_to": visible_to},

@@ -36,9 +36,9 @@ class Attachment:
 
 
 def checked(files: Sequence[tuple[str, bytes]]) -> tuple[Attachment, ...]:
-    """Return files, each a name and the content, as attachments; the content decides on the kind.
+    """Return files, each a name and the content, as attachments.
 
-    Raises TooLarge, and InvalidRequest for a file that is no image, PDF or text.
+    The content decides on the kind. Raises TooLarge, and InvalidRequest for a file that is no image, PDF or text.
     """
     if sum(len(data) for _, data in files) > MAX_BYTES:
         raise TooLarge(f"The attachments are over {MAX_BYTES} bytes; put large files into the workspace instead.")
@@ -73,7 +73,7 @@ def insert(connection: sqlite3.Connection, execution: int, attachments: Sequence
 
 
 def of_execution(db: Database, execution: int) -> tuple[Attachment, ...]:
-    """The attachments of an execution, in the order of its request."""
+    """Return the attachments of an execution, in the order of its request."""
     with db.read() as connection:
         rows = connection.execute(
             "SELECT name, media_type, data FROM attachments WHERE execution = :execution ORDER BY position",

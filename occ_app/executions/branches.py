@@ -1,4 +1,4 @@
-"""Branches of conversations: forks, and returns to an earlier turn; all SQL on them.
+"""Branches of conversations: forks and rewinds; all SQL on them.
 
 A fork begins a conversation with the session of another one. A rewound execution continues after an earlier turn:
 Claude forgets the later turns, and the files that they changed are restored.
@@ -38,7 +38,10 @@ def rewound_turn(
 
 
 def turn(db: Database, execution: Execution) -> Execution | None:
-    """The turn that an execution returns to; None once a later rewind left it behind, or when it is gone."""
+    """Return the turn that an execution returns to.
+
+    None once a later rewind left it behind, or when it was deleted.
+    """
     with db.read() as connection:
         found = one(connection, "x.number = ?", (execution.rewind_to or 0,))
         if found is None:
@@ -56,7 +59,10 @@ def turn(db: Database, execution: Execution) -> Execution | None:
 
 
 def turns_after(db: Database, found: Execution, execution: Execution) -> list[Execution]:
-    """The turns that ran after one of a conversation, save `execution` and those without a CLI; the newest first."""
+    """Return the turns that ran after one of a conversation, newest first.
+
+    Without `execution` and turns without a CLI.
+    """
     condition = """
         x.conversation = :conversation AND x.session_id IS NOT NULL AND x.number <> :execution
         AND coalesce(x.place, x.number) > :place

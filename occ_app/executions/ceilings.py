@@ -1,4 +1,7 @@
-"""The permissions that a request gets in its workspace, whose ceiling may be lower than that of its machine."""
+"""The permissions that a request gets in its workspace.
+
+A workspace's ceiling may be lower than that of its machine.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,18 @@ from occ_app.executions.records import Request
 
 
 def lowest(permissions: str, *ceilings: str | None) -> str:
-    """Return the permissions, at most these ceilings; None is no ceiling, an unknown word the lowest."""
+    """Return the permissions, at most these ceilings.
+
+    None is no ceiling, an unknown word the lowest.
+    """
     known = (each if each in PERMISSIONS else PERMISSIONS[0] for each in ceilings if each is not None)
     return min((permissions, *known), key=PERMISSIONS.index)
 
 
 def permitted(request: Request, ceiling: str | None) -> Request:
-    """Return a request with at most the permissions of its workspace's ceiling; None is none.
+    """Return a request with at most the permissions of its workspace's ceiling.
 
-    Raises RequestError for a request that asks for more by name.
+    None is no ceiling. Raises RequestError for a request that names higher ones.
     """
     allowed = lowest(request.permissions, ceiling)
     if request.permissions_named and allowed != request.permissions:
@@ -33,9 +39,10 @@ def permitted(request: Request, ceiling: str | None) -> Request:
 
 
 def limit(db: Database, workspace_id: str, permissions: str) -> None:
-    """Set the ceiling of an uploaded workspace. Raises NotFound, and Conflict for a project.
+    """Set the ceiling of an uploaded workspace.
 
-    Requests meet it from now on, and runs when they start or resume.
+    It applies to requests from now on, and to runs when they start or resume. Raises NotFound, and Conflict for a
+    project.
     """
     with db.write() as connection:
         row = connection.execute(

@@ -1,7 +1,7 @@
-"""The changes that executions made: rows of the snapshots before and after each, and all SQL on them.
+"""The changes that executions made: rows of snapshots, and all SQL on them.
 
-An execution holds its workspace from its first snapshot until the second is stored or given up, which may be after its
-final event: nothing else runs in it meanwhile.
+There is a snapshot before and after each execution. It holds its workspace from its first snapshot until the second is
+stored or given up, which may be after its final event: nothing else runs in the workspace meanwhile.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PRUNED = "pruned"
 
 
 def begin(db: Database, number: int, tree: str) -> bool:
-    """Record the snapshot before a running execution, which holds its workspace now. False when it is over.
+    """Record the snapshot before a running execution, which now holds its workspace.
 
-    Not yet on the disk: the prompt is sent after a `db.sync()`.
+    False when it is over. The row is not yet on the disk: the prompt is sent after a `db.sync()`.
     """
     with db.write(durable=False) as connection:
         return bool(
@@ -43,9 +43,9 @@ def skip(db: Database, number: int, reason: str) -> None:
 
 
 def store(db: Database, number: int, tree: str, changes: Mapping[str, Any]) -> bool:
-    """Record the snapshot after an execution and the sums of its changes, and free its workspace.
+    """Record the snapshot after an execution, and free its workspace.
 
-    False when that was done already.
+    The sums of its changes are stored, too. False when that was done already.
     """
     with db.write() as connection:
         row = connection.execute(
@@ -62,7 +62,10 @@ def store(db: Database, number: int, tree: str, changes: Mapping[str, Any]) -> b
 
 
 def give_up(db: Database, number: int, reason: str) -> bool:
-    """Record why the changes of an execution are not known, and free its workspace. False when that was done."""
+    """Record why an execution's changes are unknown, and free its workspace.
+
+    False when that was done.
+    """
     with db.write() as connection:
         row = connection.execute(
             "UPDATE executions SET changes_reason = :reason, holds_workspace = NULL"
@@ -78,14 +81,17 @@ def give_up(db: Database, number: int, reason: str) -> bool:
 
 
 def held(db: Database) -> bool:
-    """Return whether anything under way holds a workspace: an execution, also one that is over, or a restore."""
+    """Return whether an execution or a restore holds a workspace.
+
+    An execution that is over may hold one, too.
+    """
     with db.read() as connection:
         found = connection.execute("SELECT 1 FROM held_workspaces WHERE reason != 'parked' LIMIT 1").fetchone()
         return found is not None
 
 
 def holding(db: Database) -> list[Execution]:
-    """Return the executions that are over and still hold their workspace, oldest first."""
+    """Return the executions that are over and hold their workspace, oldest first."""
     with db.read() as connection:
         rows = connection.execute(
             select("x.holds_workspace = 1 AND x.last_seq IS NOT NULL ORDER BY x.number")
@@ -104,7 +110,10 @@ def newest(db: Database) -> int:
 
 
 def kept_trees(db: Database) -> dict[int, set[str]]:
-    """Return the trees that are needed, by the number of their workspace; workspaces without one are there, too."""
+    """Return the trees that are needed, by the number of their workspace.
+
+    Workspaces without one are included.
+    """
     with db.read() as connection:
         rows = connection.execute(
             """
@@ -127,9 +136,9 @@ def kept_trees(db: Database) -> dict[int, set[str]]:
 
 
 def forget_oldest(db: Database, limit: int) -> int:
-    """Forget the snapshots of the oldest executions and of restores before them; returns how many.
+    """Forget the snapshots of the oldest executions; returns how many.
 
-    Their sums stay.
+    Those of restores before them are forgotten, too. Their sums stay.
     """
     with db.write() as connection:
         rows = connection.execute(

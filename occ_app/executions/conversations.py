@@ -1,4 +1,7 @@
-"""Conversations: the executions of one Claude session, and all SQL on them. Its id is that of its first execution."""
+"""Conversations: the executions of one Claude session, and all SQL on them.
+
+The id of a conversation is that of its first execution.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _MAX_TITLE_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Conversation:
-    """The executions of a session: how many, the newest one's state, and the beginning of the first prompt."""
+    """The executions of a session.
+
+    Their number, the newest one's state, and the beginning of the first prompt.
+    """
 
     conversation_id: str
     workspace_id: str
@@ -32,7 +38,7 @@ class Conversation:
 
 
 def continued(connection: sqlite3.Connection, request: Request) -> tuple[Request, Execution | None]:
-    """Return a request with the workspace of the execution that it continues, and that execution.
+    """Return a request with the workspace of the execution it continues, and that.
 
     Raises NotFound, also for an execution of another owner, and InvalidRequest for another workspace.
     """
@@ -73,7 +79,10 @@ def listing(
     before: int | None = None,
     limit: int = 50,
 ) -> tuple[list[Conversation], int | None]:
-    """Conversations by their newest executions, newest first, and the value of `before` for the next page."""
+    """Return conversations by their newest executions, newest first.
+
+    The second value is that of `before` for the next page.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"""
@@ -90,7 +99,10 @@ def listing(
 
 
 def get(db: Database, conversation_id: str, visible_to: str | None = None) -> tuple[Conversation, list[Execution]]:
-    """One conversation and its executions, in turn order. Raises NotFound, also for one of another owner."""
+    """Return one conversation and its executions, in turn order.
+
+    Raises NotFound, also for one of another owner.
+    """
     with db.read() as connection:
         rows = connection.execute(
             f"""

@@ -1,4 +1,7 @@
-"""Events of an execution, numbered 1, 2, 3 …; every client reads these rows and nothing else."""
+"""Events of an execution, numbered 1, 2, 3 ….
+
+Every client reads these rows and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ class StoredEvent:
 
     @property
     def sound(self) -> StoredEvent:
-        """Return the event, or its replacement: a row of an earlier version may be unreadable."""
+        """Return the event, or a replacement for an unreadable one.
+
+        An earlier version may have stored such a row.
+        """
         data = self.data
         # The two checks in C first: almost every event passes them, and a replay makes them for each.
         if not (self.name.isidentifier() and self.name.isascii()) and not _NAME.fullmatch(self.name):
@@ -93,11 +99,10 @@ def unreadable(event: StoredEvent) -> StoredEvent:
 
 
 def append(db: Database, number: int, first_seq: int, events: Sequence[NewEvent]) -> None:
-    """Store events of a running execution, each a name and a JSON object as text, the first of them as `first_seq`.
+    """Store events of a running execution, the first of them as `first_seq`.
 
-    The CLI's `started` data is also stored in the execution's row.
-
-    Not waited for on disk: the state change that ends the execution is, and it comes after them in the same file.
+    Each is a name and a JSON object as text. The CLI's `started` data is also stored in the execution's row. This does
+    not wait for the disk: the state change that ends the execution does, and it comes after them in the same file.
     """
     with db.write(durable=False) as connection:
         insert(connection, number, first_seq, events)
@@ -107,13 +112,16 @@ def append(db: Database, number: int, first_seq: int, events: Sequence[NewEvent]
 
 
 def size(event: NewEvent) -> int:
-    """Return the bytes that an event counts against the limit on output: its data, and about what its row takes."""
+    """Return the bytes that an event counts against the limit on output.
+
+    These are its data and an estimate for its row.
+    """
     data = event[1]
     return _ROW_BYTES + (len(data) if data.isascii() else len(data.encode(errors="replace")))
 
 
 def stored_bytes(db: Database, number: int) -> int:
-    """Return the `size` of an execution's stored events after the `queued` one, in bytes."""
+    """Return the bytes of an execution's stored events after `queued`, by `size`."""
     with db.read() as connection:
         total: int = connection.execute(
             """
@@ -132,7 +140,7 @@ def news(first_seq: int, events: Sequence[NewEvent]) -> bytes:
 
 
 def from_news(content: bytes) -> list[StoredEvent]:
-    """The events of a ring; none when it carries none."""
+    """Return the events that a ring carries."""
     first_seq, _, lines = content.partition(b"\n")
     if not first_seq:
         return []
@@ -141,7 +149,10 @@ def from_news(content: bytes) -> list[StoredEvent]:
 
 
 def newest_from(db: Database, number: int, limit: int) -> int:
-    """Return the number of the first of the newest events that have about `limit` bytes together; 1 when all do."""
+    """Return the seq at which the newest `limit` bytes of events begin.
+
+    1 when all events are below the limit.
+    """
     total, seq = 0, 1
     with db.read() as connection:
         for row in connection.execute(
@@ -167,10 +178,10 @@ def after(db: Database, number: int, seq: int, limit: int = MAX_EVENTS_PER_READ)
 def sendable(
     db: Database, number: int, seq: int, final_seq: int, limit: int = MAX_EVENTS_PER_READ
 ) -> list[StoredEvent]:
-    """Return events as `after` does, to be sent: a final event above `final_seq` is on the disk when this returns.
+    """Return events as `after` does, for sending.
 
-    A reader sees the event from its commit on, while its writer may still wait for the disk; no client may receive an
-    end that a power cut takes back.
+    A final event above `final_seq` is on the disk when this returns: a reader sees an event from its commit on, while
+    its writer may still wait for the disk, and no client may receive an end that a power cut removes.
     """
     batch = after(db, number, seq, limit)
     if batch and batch[-1].final and batch[-1].seq > final_seq:
@@ -179,14 +190,14 @@ def sendable(
 
 
 def newest(db: Database, number: int) -> int:
-    """The seq of an execution's newest event; 0 when there is none."""
+    """Return the seq of an execution's newest event; 0 when there is none."""
     with db.read() as connection:
         row = connection.execute("SELECT max(seq) FROM events WHERE execution = ?", (number,)).fetchone()
     return row[0] or 0
 
 
 def final(db: Database, number: int) -> StoredEvent | None:
-    """The event that ended an execution, None while it is not over."""
+    """Return the event that ended an execution; None while it is not over."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT seq, event, data FROM events WHERE execution = ? ORDER BY seq DESC LIMIT 1", (number,)
@@ -196,7 +207,10 @@ def final(db: Database, number: int) -> StoredEvent | None:
 
 
 def purge(db: Database, number: int, limit: int) -> int:
-    """Delete up to `limit` of a finished execution's oldest events, never the final one; returns how many."""
+    """Delete up to `limit` of a finished execution's oldest events.
+
+    Returns how many. The final one is never deleted.
+    """
     with db.write(durable=False) as connection:
         return connection.execute(
             """
@@ -210,7 +224,10 @@ def purge(db: Database, number: int, limit: int) -> int:
 
 
 def gap(after: int, following: StoredEvent) -> StoredEvent | None:
-    """Return the event for a reader at `after` that events before `following` were removed; None when none were."""
+    """Return the event that says that events before `following` were removed.
+
+    It is for a reader at `after`; None when none were removed.
+    """
     if following.seq <= after + 1:
         return None
     data = {"fromSeq": after + 1, "toSeq": following.seq - 1, "reason": "removed by retention"}

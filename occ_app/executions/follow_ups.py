@@ -1,7 +1,7 @@
-"""Changes of executions that wait: their prompts, and pausing and moving follow-ups; all SQL on them.
+"""Changes of executions that wait, and all SQL on them.
 
-A follow-up continues another execution. Each change is an UPDATE that starts from `queued`, so it can lose the race
-against the claim, and the caller gets a Conflict then.
+Prompts can be edited; follow-ups can be paused and moved. A follow-up continues another execution. Each change is an
+UPDATE that starts from `queued`, so it can lose the race against the claim; the caller then gets a Conflict.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def resume(db: Database, conversation_id: str, visible_to: str | None = None) ->
 
 
 def pause_after(connection: sqlite3.Connection, number: int) -> None:
-    """Pause the follow-ups of an execution that ends without success in the caller's transaction."""
+    """Pause the follow-ups of an execution that ends without success.
+
+    In the caller's transaction.
+    """
     connection.execute(
         """
         UPDATE executions SET paused = 'failed'
@@ -72,7 +75,10 @@ def _visible(connection: sqlite3.Connection, execution_id: str, visible_to: str 
 
 
 def _update(connection: sqlite3.Connection, execution: Execution, assignment: str, value: object) -> None:
-    """Make an assignment, a literal of the caller's, to an execution that waits. Raises Conflict if it does not."""
+    """Make an assignment, a literal, to an execution that waits.
+
+    Raises Conflict if it does not wait.
+    """
     won = connection.execute(
         f"UPDATE executions SET {assignment} WHERE number = :number AND state = 'queued'",  # noqa: S608 - literals
         {"value": value, "number": execution.number},
@@ -87,7 +93,10 @@ def _update(connection: sqlite3.Connection, execution: Execution, assignment: st
 
 
 def _move(connection: sqlite3.Connection, execution: Execution, before: str | None) -> None:
-    """Move a follow-up among those of its conversation that wait: the same places in another order."""
+    """Move a follow-up among those of its conversation that wait.
+
+    They have the same places in another order.
+    """
     rows = connection.execute(
         """
         SELECT number, execution_id, coalesce(place, number) AS place FROM executions

@@ -1,6 +1,7 @@
-"""Calls that wait in a process, as the rows of `parkings` have them before an execution is parked, and their SQL.
+"""Calls that wait in a process, before parking, and the SQL on their rows.
 
-The row of a call that is only `held` counts once its process has died and its transcript was found whole.
+They are rows of `parkings`. The row of a call that is only `held` counts once its process has died and its transcript
+was found whole.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ MAX_PARKED = 200
 
 
 def intend(db: Database, number: int, approval_id: str, tool_use_id: str, spent: Spent) -> bool:
-    """Record, on the disk, that the open call of a running execution is about to be deferred.
+    """Record, on the disk, that a running execution's open call will be deferred.
 
-    False when it is not open any more, when the execution is to be cancelled, or when MAX_PARKED are parked.
+    False when it is no longer open, when the execution is to be cancelled, or when MAX_PARKED are parked.
     """
     with db.write() as connection:
         return _insert(connection, number, approval_id, tool_use_id, spent, held=False)
 
 
 def hold(db: Database, number: int, approval_id: str, tool_use_id: str, spent: Spent) -> bool:
-    """Record the open call that the process of a running execution holds, for the case that the process dies.
+    """Record the open call that a running execution's process holds.
 
-    False as of `intend`. Not waited for on disk.
+    The record is used if the process dies. False as of `intend`. Does not wait for the disk.
     """
     with db.write(durable=False) as connection:
         return _insert(connection, number, approval_id, tool_use_id, spent, held=True)
 
 
 def held(db: Database, number: int) -> str | None:
-    """Return the id, in Claude Code, of the call that the process of an execution held; None without one.
+    """Return Claude Code's id of the call that an execution's process held.
 
-    None also once its answer was about to be delivered, and while a text that was sent may be in that process.
+    None without one, once its answer was about to be delivered, and while a text that was sent may be in that process.
     """
     with db.read() as connection:
         row = connection.execute(
@@ -51,7 +52,10 @@ def held(db: Database, number: int) -> str | None:
 
 
 def confirm(db: Database, number: int) -> None:
-    """Let the execution of a held call be parked; its process is dead, and its transcript whole."""
+    """Let the execution of a held call be parked.
+
+    Its process is dead, and its transcript whole.
+    """
     with db.write() as connection:
         connection.execute(
             """

@@ -1,7 +1,7 @@
-"""Inputs: texts of a person for an execution that was accepted, and all SQL on them.
+"""Inputs: texts of a person for an accepted execution, and all SQL on them.
 
-A text steers the running turn or becomes a follow-up. It is sent at most once: `sent` is on the disk before Claude Code
-gets it, and only a text that Claude Code never took becomes a follow-up. One that Claude Code may have read or not is
+A text steers the running turn or becomes a follow-up. It is sent at most once: `sent` is on the disk before Claude
+Code gets it, and only a text that Claude Code never took becomes a follow-up. A text that it may have read is
 `unknown` and is not sent again.
 """
 
@@ -60,7 +60,7 @@ class Input:
 
     @property
     def delivery(self) -> str | None:
-        """`steer` once it was sent to the running turn, `queue` once it is a follow-up, None before."""
+        """Return `steer` once it was sent, `queue` once it is a follow-up, else None."""
         return {"waiting": None, "unsent": None, "queued": "queue"}.get(self.state, "steer")
 
 
@@ -73,10 +73,10 @@ def accept(
     admit: Callable[[sqlite3.Connection, Request], object] = lambda _connection, _request: None,
     visible_to: str | None = None,
 ) -> Input:
-    """Store a text for an execution; the same text under the same id again is the one that exists.
+    """Store a text for an execution, or return the one with this id and text.
 
-    It waits to be sent if it is to steer an execution that runs, else it becomes a follow-up now.
-    Raises NotFound, Conflict for another text under the id, NoSpace, QueueFull, and what `admit` raises.
+    It waits to be sent if it is to steer an execution that runs, else it becomes a follow-up now. Raises NotFound,
+    Conflict for another text under the id, NoSpace, QueueFull, and the errors of `admit`.
     """
     with db.write() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
@@ -112,13 +112,13 @@ def accept(
 
 
 def get(db: Database, number: int) -> Input:
-    """The input with this number, which exists."""
+    """Return the input with this number, which exists."""
     with db.read() as connection:
         return _numbered(connection, number)
 
 
 def find(db: Database, execution: int, input_id: str) -> Input | None:
-    """The input of an execution with this id of its sender's; None when there is none."""
+    """Return an execution's input with this id of its sender, or None."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT * FROM inputs WHERE execution = :execution AND input_id = :input_id",
@@ -138,21 +138,27 @@ def waiting(db: Database, execution: int) -> list[Input]:
 
 
 def mark_sent(db: Database, number: int) -> bool:
-    """Note, on the disk, that a text goes to Claude Code now. False when it does not wait any more."""
+    """Note, on the disk, that a text goes to Claude Code now.
+
+    False when it no longer waits.
+    """
     with db.write() as connection:
         return _change(connection, number, "sent", "waiting")
 
 
 def settle(db: Database, number: int, state: str, reason: str | None = None) -> bool:
-    """Note that a sent text is `delivered` or `unknown`. False when that was settled before."""
+    """Note that a sent text is `delivered` or `unknown`.
+
+    False when that was noted before.
+    """
     with db.write() as connection:
         return _change(connection, number, state, "sent", reason)
 
 
 def queue(db: Database, number: int, reason: str) -> Input:
-    """Make a follow-up of a text that waits, or that Claude Code gave back; returns the input as it is then.
+    """Make a follow-up of a text that waits, or that Claude Code returned.
 
-    One without a fallback is `unsent`.
+    Returns the input as it is then. One without a fallback is `unsent`.
     """
     with db.write() as connection:
         found = _numbered(connection, number)
@@ -191,7 +197,7 @@ def _existing(connection: sqlite3.Connection, execution: Execution, given: Given
 
 
 def _queue(connection: sqlite3.Connection, found: Input, former: Execution, reason: str | None) -> Input:
-    """Make a follow-up of an input, under its id, or under a new one if an execution has that."""
+    """Make a follow-up of an input under its id, or a new one if that is used."""
     if not found.fallback:
         _change(connection, found.number, "unsent", found.state, reason)
         return _numbered(connection, found.number)
@@ -212,7 +218,7 @@ def _queue(connection: sqlite3.Connection, found: Input, former: Execution, reas
 
 
 def _request(found: Input, former: Execution, execution_id: str) -> Request:
-    """Return the request of an input's follow-up: with the settings of the execution that it continues."""
+    """Return the request of an input's follow-up, with the settings of `former`."""
     body = {"executionId": execution_id, "prompt": found.text, "continues": former.execution_id}
     return Request(
         execution_id=execution_id,

@@ -1,7 +1,7 @@
-"""The processes of the CLI that are kept for the next turn of their conversation, and all SQL on them.
+"""Kept processes of the CLI, and all SQL on them.
 
-A workspace has at most one. Its row is the right to use the process: the worker that claims an execution of the
-workspace removes the row first, and uses the process or ends it.
+A process is kept for the next turn of its conversation; a workspace has at most one. Its row is the right to use the
+process: the worker that claims an execution of the workspace removes the row first, and uses the process or ends it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from occ_app.system.process_identity import ProcessIdentity
 
 @dataclass(frozen=True)
 class KeptProcess:
-    """A process that waits for the next turn of a session; `generation` is its workspace's, `owner` its worker.
+    """A process that waits for the next turn of a session.
 
-    Nothing uses one that is `revoked`: its worker ends it soon.
+    `generation` is its workspace's, `owner` its worker. A `revoked` one is not used: its worker ends it soon.
     """
 
     generation: int
@@ -31,7 +31,10 @@ class KeptProcess:
 
 
 def add(db: Database, kept: KeptProcess, most: int) -> None:
-    """Note a process. Where there are `most` already, the oldest are revoked, and their workers end them."""
+    """Add a process, and revoke the oldest above `most`.
+
+    Their workers end them.
+    """
     with db.write(durable=False) as connection:
         living = list[KeptProcess]()
         for other in _all(connection):
@@ -65,7 +68,10 @@ def add(db: Database, kept: KeptProcess, most: int) -> None:
 
 
 def remove(db: Database, generation: int) -> KeptProcess | None:
-    """Take the row of a workspace's process away, and return it; None when there is none. Only one caller gets it."""
+    """Remove and return the row of a workspace's process; None when there is none.
+
+    Only one caller gets it.
+    """
     with db.read() as connection:  # most have none, and need no transaction
         if (
             connection.execute(
@@ -97,7 +103,10 @@ def forget(db: Database, generation: int, mark: str) -> None:
 
 
 def is_valid(db: Database, generation: int, mark: str) -> bool:
-    """Return whether the process with this mark may still be used: not revoked, and its workspace is there."""
+    """Return whether the process with this mark may still be used.
+
+    It may unless it was revoked or its workspace was removed.
+    """
     with db.read() as connection:
         row = connection.execute(
             """
@@ -116,7 +125,7 @@ def living(db: Database) -> int:
 
 
 def is_awaited(db: Database, worker: ProcessIdentity) -> bool:
-    """Return whether another worker than this one has the process for a queued execution, and runs nothing."""
+    """Return whether another idle worker has the process for a queued execution."""
     with db.read() as connection:
         rows = connection.execute(
             f"""

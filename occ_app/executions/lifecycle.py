@@ -1,4 +1,4 @@
-"""The life of an execution: every change of its state, and all SQL that makes one; reading is in executions.py.
+"""The life of an execution, with all SQL that changes its state.
 
 States go queued → running → succeeded | failed | cancelled; a queued one may end without running. A running one may be
 parked, and runs again or ends (parking.py). Each change is one UPDATE that names the state it starts from, so a lost
@@ -42,7 +42,7 @@ SESSION_UNKNOWN = (
 
 @dataclass(frozen=True)
 class Admission:
-    """The reply of a check before acceptance: the agent to run on, if one is named, and the workers free for it."""
+    """A check's reply before acceptance: the named agent, and its free workers."""
 
     agent_id: str | None = None
     free_workers: int = 0
@@ -56,14 +56,14 @@ def create(
     admit: Callable[[sqlite3.Connection, Request], Admission] = lambda _connection, _request: Admission(),
     resolve: Callable[[sqlite3.Connection, str], str] = lambda _connection, workspace_id: workspace_id,
 ) -> tuple[Execution, bool]:
-    """Accept an execution: its row and its `queued` event. Returns it and whether it is new.
+    """Accept an execution with its `queued` event; returns it and whether it is new.
 
     Not yet on the disk: call `db.sync()` before acknowledging it.
 
     The same id with the same body is the execution that exists. `admit` may look at the rows before one is added.
-    `resolve` returns the id of the workspace that a new request names.
-    Raises Conflict for another body, NotFound for an unknown workspace, or one of another number than the request
-    names, RequestError above the workspace's ceiling, NoSpace, QueueFull, and what `admit` raises.
+    `resolve` returns the id of the workspace that a new request names. Raises Conflict for another body, NotFound for
+    an unknown workspace, or one of another number than the request names, RequestError above the workspace's ceiling,
+    NoSpace, QueueFull, and the errors of `admit`.
     """
     with db.write(durable=False) as connection:
         existing = _existing(connection, request)
@@ -93,7 +93,10 @@ def create(
 
 
 def _existing(connection: sqlite3.Connection, request: Request) -> Execution | None:
-    """Return the execution that an earlier, equal request began; None for a new id. Raises Conflict."""
+    """Return the execution of an earlier, equal request; None for a new id.
+
+    Raises Conflict.
+    """
     existing = one(connection, "x.execution_id = ?", (request.execution_id,))
     if existing is None or (existing.request_hash == request.hash and existing.owner_id == request.owner_id):
         return existing
@@ -105,7 +108,7 @@ def _existing(connection: sqlite3.Connection, request: Request) -> Execution | N
 
 
 def _workspace(connection: sqlite3.Connection, request: Request) -> tuple[int, str | None]:
-    """Return the number and the ceiling of the workspace that a request names. Raises NotFound."""
+    """Return the number and the ceiling of a request's workspace, or raise NotFound."""
     workspace = connection.execute(
         """
         SELECT generation, permissions FROM workspaces
@@ -158,7 +161,7 @@ def finish(db: Database, number: int, outcome: Outcome, *, after: int = 0, relay
 
 
 def expire(db: Database, number: int) -> bool:
-    """End a parked execution whose approval is open and overdue. False when it was answered or ended meanwhile."""
+    """End a parked execution whose approval is still open and overdue."""
     with db.write() as connection:
         if not approvals.close_in(connection, number, "expired", "Nobody answered in time."):
             return False
@@ -173,7 +176,7 @@ def give_up(db: Database, number: int, outcome: Outcome) -> bool:
 
 
 def end_waiting(connection: sqlite3.Connection, generation: int, message: str = WORKSPACE_REMOVED) -> list[int]:
-    """End everything that waits for a workspace that the caller's transaction removes; returns their numbers."""
+    """End all that waits for a workspace the caller's transaction removes."""
     rows = connection.execute(
         "SELECT number FROM executions WHERE state = 'queued' AND workspace_generation = :generation ORDER BY number",
         {"generation": generation},
@@ -183,7 +186,7 @@ def end_waiting(connection: sqlite3.Connection, generation: int, message: str = 
 
 
 def abandon_all(db: Database, outcome: Outcome) -> int:
-    """End every execution in these rows that is not over; returns how many. For a copy of the rows without workers."""
+    """End every execution in a copy of the rows without workers; returns how many."""
     with db.write() as connection:
         rows = connection.execute(
             "SELECT number, state FROM executions WHERE state IN ('queued', 'running', 'parked')"
@@ -203,10 +206,10 @@ def cancel(
     visible_to: str | None = None,
     generation: int | None = None,
 ) -> Execution:
-    """Cancel an execution: it ends with `code`. One without a worker ends here, a running one by its worker: ring it.
+    """Cancel an execution, which ends with `code`.
 
-    Harmless when it is over. Raises NotFound, also for one of another owner than `visible_to`, or of a workspace with
-    another number than `generation`.
+    One without a worker ends here, a running one by its worker: ring it. Harmless when it is over. Raises NotFound,
+    also for one of another owner than `visible_to`, or of a workspace with another number than `generation`.
     """
     with db.write() as connection:
         execution = one(connection, "x.execution_id = ?", (execution_id,))
@@ -231,7 +234,7 @@ def cancel(
 
 
 def forget_prompt(db: Database, number: int) -> None:
-    """Take prompt, approvals and snapshots out of a finished execution. One without a prompt counts as forgotten."""
+    """Remove prompt, approvals and snapshots of a finished execution."""
     with db.write(durable=False) as connection:
         connection.execute(
             "UPDATE executions SET prompt = NULL,"

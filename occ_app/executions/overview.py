@@ -1,4 +1,7 @@
-"""Conversations as a list shows them, each by its newest execution, and failures that nobody has looked at yet."""
+"""Conversations as a list shows them, and failures that nobody has seen yet.
+
+A conversation is shown by its newest execution.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ _NEWEST = (
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation: its newest execution, the beginning of its first prompt, and how many executions it has."""
+    """A conversation: its newest execution, first prompt and number of executions.
+
+    The prompt is cut.
+    """
 
     newest: Execution
     title: str | None
@@ -44,9 +50,10 @@ def listing(
     before: int | None = None,
     limit: int = 30,
 ) -> tuple[list[Row], int | None]:
-    """Conversations, the newest first, and the value of `before` for the next page; None after the last.
+    """Return conversations, the newest first, and `before` for the next page.
 
-    `states` are those of the newest execution; `unseen` are those that failed lately and nobody has looked at.
+    `before` is None after the last page. `states` are those of the newest execution; `unseen` are those that failed
+    lately and nobody has looked at.
     """
     conditions, values = [_NEWEST], dict[str, Any]()
     for condition, name, value in (
@@ -94,7 +101,7 @@ def counts(db: Database, visible_to: str | None, workspace_id: str | None = None
 
 
 def see(db: Database, conversation: str | None, owner_id: str | None) -> None:
-    """Note that the owner has looked at a conversation, so that its failures are no news any more."""
+    """Note that the owner has seen a conversation and its failures."""
     with db.read() as connection:
         unseen = connection.execute(
             """
@@ -116,7 +123,10 @@ def see(db: Database, conversation: str | None, owner_id: str | None) -> None:
 
 
 def last_words(db: Database, number: int) -> tuple[str, Any]:
-    """Return the last thing that a running execution did: `output` and a line, `tool` and its data, or empty."""
+    """Return the last output or tool call of a running execution.
+
+    It is `output` and a line, `tool` and its data, or empty.
+    """
     with db.read() as connection:
         rows = connection.execute(
             """

@@ -1,8 +1,8 @@
-"""Parked executions, and all SQL on them: they wait for a person without a process, and go on once it answered.
+"""Parked executions, which wait for a person without a process; all SQL on them.
 
-The row of `parkings` is on the disk before Claude Code is asked to defer the call, so a process that dies afterwards
-loses nothing. `approval_id` names the call that waits until its answer is about to be delivered: only until then may a
-dead process be replaced by another one.
+They continue once the person answered. The row of `parkings` is on the disk before Claude Code is asked to defer the
+call, so a process that dies afterwards loses nothing. `approval_id` names the call that waits until its answer is
+about to be delivered: only until then may another process replace a dead one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _ANSWERED = """
 
 @dataclass(frozen=True)
 class Parked:
-    """A deferred call: its approval, its id in Claude Code, and the figures of the processes so far."""
+    """A deferred call: its approval and its id in Claude Code.
+
+    `spent` are the figures of the processes so far.
+    """
 
     approval: Approval
     tool_use_id: str
@@ -44,15 +47,18 @@ class Parked:
 
 
 def settle(db: Database, number: int) -> None:
-    """Record that no call of a running execution waits in `parkings` any more; its figures stay."""
+    """Record that no call of a running execution waits in `parkings` any more.
+
+    Its figures stay.
+    """
     with db.write() as connection:
         connection.execute("UPDATE parkings SET approval_id = NULL WHERE execution = :number", {"number": number})
 
 
 def deliver(db: Database, approval_id: str) -> bool:
-    """Note, on the disk, that an answer goes to Claude Code now: no process may be replaced any more.
+    """Note, on the disk, that an answer goes to Claude Code now.
 
-    False when it was noted before.
+    From now on no process may be replaced. False when it was noted before.
     """
     with db.write() as connection:
         won = approvals.note_delivery(connection, approval_id)
@@ -63,17 +69,17 @@ def deliver(db: Database, approval_id: str) -> bool:
 
 
 def park(db: Database, number: int, spent: Spent | None, default_seconds: float) -> int:
-    """Park a running execution whose call was deferred; returns the seq of its `parked` event.
+    """Park a running execution with a deferred call; returns the event's seq.
 
-    A person has `approval_seconds` of the execution, or the default, to answer. `spent` is None where its process ended
-    without an answer, as one that was killed. 0 when it does not run any more, is to be cancelled, or no call waits.
+    A person has `approval_seconds` of the execution, or the default, to answer. `spent` is None where its process
+    ended without reporting it, as a killed one does. 0 when it no longer runs, is to be cancelled, or no call waits.
     """
     with db.write() as connection:
         return _park(connection, number, default_seconds, spent)
 
 
 def claim(connection: sqlite3.Connection, owner: ProcessIdentity) -> Execution | None:
-    """Take the parked execution that was answered first, for `owner`; None when there is none.
+    """Claim the parked execution that was answered first; None when there is none.
 
     One UPDATE that starts from `parked`. Its `resumed` event is stored with it.
     """
@@ -106,9 +112,9 @@ def claim(connection: sqlite3.Connection, owner: ProcessIdentity) -> Execution |
 
 
 def relay(db: Database, number: int, *, parked: bool, expires: str | None = None) -> bool:
-    """Note on a hub that an execution is parked on its machine now, or runs there again. False when it was noted.
+    """Note on a hub that a machine parked an execution or runs it again.
 
-    Its relay stays its owner. `expires` is until when a person can answer.
+    Its relay stays its owner. `expires` is until when a person can answer. False when it was noted.
     """
     former, state = ("running", "parked") if parked else ("parked", "running")
     with db.write(durable=False) as connection:
@@ -137,7 +143,10 @@ def relay(db: Database, number: int, *, parked: bool, expires: str | None = None
 
 
 def of(db: Database, number: int) -> Parked | None:
-    """Return the deferred call of an execution whose answer was not delivered; None for an execution without one."""
+    """Return the deferred call whose answer was not delivered.
+
+    None for an execution without one.
+    """
     with db.read() as connection:
         row = connection.execute(
             "SELECT approval_id, tool_use_id, spent FROM parkings WHERE execution = :number", {"number": number}
@@ -148,7 +157,7 @@ def of(db: Database, number: int) -> Parked | None:
 
 
 def spent(db: Database, number: int) -> Spent:
-    """Return the figures of the processes that an execution had before its present one."""
+    """Return the figures of an execution's earlier processes."""
     with db.read() as connection:
         return spent_by(connection, number)
 

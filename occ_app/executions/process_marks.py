@@ -1,7 +1,7 @@
-"""The marks of processes that were started before it was known for which execution.
+"""Marks of processes that were started before their execution was known.
 
-Each process of the CLI carries a mark in its environment. Of one that is started for an execution the mark is the id of
-that execution; a spare one gets another, which is mapped to its execution here before it receives the prompt.
+Each process of the CLI carries a mark in its environment. For one that is started for an execution the mark is that
+execution's id; a spare has another mark, which is mapped to its execution here before it receives the prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from occ_app.database.database import Database
 
 
 def note(db: Database, mark: str, execution: int) -> None:
-    """Map a mark to an execution, by its number; on the disk with the caller's next `db.sync()`."""
+    """Map a mark to an execution, by its number.
+
+    It is on the disk with the caller's next `db.sync()`.
+    """
     with db.write(durable=False) as connection:
         connection.execute(
             "INSERT INTO process_marks (mark, execution) VALUES (:mark, :execution)",

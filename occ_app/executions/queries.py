@@ -22,12 +22,15 @@ _COLUMNS = """
 
 
 def select(condition: str) -> str:
-    """Return the SELECT of whole executions `x` that meet a condition; the condition is a literal of the caller's."""
+    """Return the SELECT of whole executions `x` that meet a condition, a literal."""
     return f"SELECT {_COLUMNS} FROM executions x WHERE {condition}"  # noqa: S608 - callers pass literals
 
 
 def claimable(db: Database) -> int:
-    """How many executions could run now, had they a worker: those answered, and one for each idle workspace."""
+    """Return how many executions could run now, given workers.
+
+    These are the answered ones, and one for each idle workspace.
+    """
     with db.read() as connection:
         count: int = connection.execute(
             """
@@ -43,7 +46,7 @@ def claimable(db: Database) -> int:
 
 
 def cancel_code(db: Database, number: int) -> str | None:
-    """Return the error code that a cancelled execution is to end with; None when nobody cancelled it."""
+    """Return the error code of a cancelled execution; None when nobody cancelled it."""
     with db.read() as connection:
         row = connection.execute("SELECT stop_requested FROM executions WHERE number = ?", (number,)).fetchone()
         return row["stop_requested"] if row else None
@@ -60,9 +63,10 @@ SESSION = """coalesce(x.resume_session_id, (
 
 
 def may_resume(db: Database, execution: Execution) -> bool:
-    """Return whether an execution's session, if it asks for one, began in its workspace and is its owner's.
+    """Return whether an execution may resume the session that it names.
 
-    The CLI resumes any session of its home in any folder. Operators and admins may resume those of every key.
+    The session must have begun in its workspace and be its owner's: the CLI resumes any session of its home in any
+    folder. Operators and admins may resume those of every key. True also without a session.
     """
     if execution.resume_session_id is None:
         return execution.continues is None  # the turn before it began no session
@@ -122,7 +126,10 @@ def listing(
     before: int | None = None,
     limit: int = 50,
 ) -> tuple[list[Execution], int | None]:
-    """Executions, newest first, and the value of `before` for the next page (None: this is the last)."""
+    """Return executions, newest first, and `before` for the next page.
+
+    `before` is None after the last page.
+    """
     conditions, values = ["1"], list[Any]()
     for condition, value in (
         ("x.state = ?", state),
@@ -165,7 +172,10 @@ def relayed(db: Database) -> list[Execution]:
 
 
 def oldest_stored(db: Database, before: str | None) -> int | None:
-    """The number of the oldest finished execution whose output is still there, of those over before `before`."""
+    """Return the number of the oldest finished execution with stored output.
+
+    It ended before `before`.
+    """
     with db.read() as connection:
         row = connection.execute(
             """
@@ -179,7 +189,7 @@ def oldest_stored(db: Database, before: str | None) -> int | None:
 
 
 def newest_moment(db: Database) -> str | None:
-    """The newest time of acceptance of any execution, ISO; None when there is none."""
+    """Return the newest time of acceptance, ISO; None without executions."""
     with db.read() as connection:
         row = connection.execute("SELECT created_at FROM executions ORDER BY number DESC LIMIT 1").fetchone()
     return None if row is None else str(row["created_at"])
@@ -202,20 +212,23 @@ def counts(db: Database) -> tuple[int, int]:
 
 
 def numbered(connection: sqlite3.Connection, number: int) -> Execution:
-    """The execution with this number, which exists, inside the caller's transaction."""
+    """Return the execution with this number in the caller's transaction."""
     execution = one(connection, "x.number = ?", (number,))
     assert execution is not None  # noqa: S101 - the caller has the number from a row
     return execution
 
 
 def one(connection: sqlite3.Connection, condition: str, values: tuple[Any, ...]) -> Execution | None:
-    """The execution that meets a condition on `x`, inside the caller's transaction; None when there is none."""
+    """Return the execution that meets a condition on `x`, or None.
+
+    Reads inside the caller's transaction.
+    """
     row = connection.execute(f"SELECT {_COLUMNS} FROM executions x WHERE {condition}", values).fetchone()  # noqa: S608 - callers pass literals
     return None if row is None else from_row(row)
 
 
 def from_row(row: sqlite3.Row) -> Execution:
-    """A row of `executions` with its `newest_seq`, as a value without a position."""
+    """Return a row with its `newest_seq` as a value without a position."""
     values = dict(row) | {"position": None, "resume_at": None}
     values["last_seq"] = values.pop("newest_seq")
     values["cancel_code"] = values.pop("stop_requested")

@@ -1,4 +1,7 @@
-"""An execution as a value: its request, its row, and its outcome. The SQL is in executions.py and lifecycle.py."""
+"""An execution as a value: its request, its row, and its outcome.
+
+The SQL is in queries.py and lifecycle.py.
+"""
 
 from __future__ import annotations
 
@@ -60,25 +63,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Execution:
-    """A row of `executions`. While it is queued, `position` counts those ahead and `waits_for` is the reason.
+    """A row of `executions`.
 
-    `usage` is JSON as the CLI gave it.
-    `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by now.
-    `permissions_named`: its request asked for them by name; otherwise its machine may give it less.
-    `cancel_code` is the error code that it is to end with, once it was cancelled.
-    `parked_at` is set while it waits for a person without a process, `parked_seconds` the time it did so before.
-    Only on a hub: `key_id` and its `owner_id`, `agent_id`, `wanted_…`, and `prompt_sent`, whether its agent may have
-    the prompt.
-    `attachments` describes those of its prompt; attachments.py has their content.
-    `fork`: it began its conversation with the session of another. `rewind_to` is the number of the turn that it
-    continues after, `resume_at` the CLI's id of the last message of that turn, known once it starts, and `last_message`
-    that of its last message.
-    `place` is its place in the line if it was moved, `paused` the reason why it waits for a person: a turn before it
-    `failed`, or a `person` paused it.
-    `start_tree` and `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON
-    shows them, `changes_reason` the reason for none.
-    `local_sharing` is, on an agent, `pending`, `announced` or `refused` for one that it shares with its hub, and on a
-    hub `received` for one that its machine started and shares.
+    While it is queued, `position` counts those ahead and `waits_for` is the reason. `usage` is JSON as the CLI printed
+    it. `workspace_generation` is the number of the workspace that it was accepted for; its id may belong to another by
+    now. `permissions_named`: its request named them; otherwise its machine may lower them. `cancel_code` is the error
+    code that it will end with, once it was cancelled. `parked_at` is set while it waits for a person without a
+    process, `parked_seconds` the time it did so before. Only on a hub: `key_id` and its `owner_id`, `agent_id`,
+    `wanted_…`, and `prompt_sent`, whether its agent may have the prompt. `attachments` describes those of its prompt;
+    attachments.py has their content. `fork`: it began its conversation with the session of another. `rewind_to` is the
+    number of the turn that it continues after, `resume_at` the CLI's id of the last message of that turn, known once
+    it starts, and `last_message` that of its last message. `place` is its place in the line if it was moved, `paused`
+    the reason why it waits for a person: a turn before it `failed`, or a `person` paused it. `start_tree` and
+    `end_tree` are the snapshots of its workspace before and after it, `changes` their sums as JSON shows them,
+    `changes_reason` the reason for none. `local_sharing` is, on an agent, `pending`, `announced` or `refused` for one
+    that it shares with its hub, and on a hub `received` for one that its machine started and shares.
     """
 
     number: int
@@ -176,7 +175,10 @@ LARGEST_NUMBER = 1 << 62  # number that is kept; SQLite's own go a little furthe
 
 
 def countable(value: Any) -> Any:
-    """A value of JSON with None for every number that is not finite or above LARGEST_NUMBER: it cannot be added up."""
+    """Return a JSON value with None for numbers that cannot be added up.
+
+    These are not finite, or above LARGEST_NUMBER.
+    """
     if isinstance(value, dict):
         return {key: countable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -197,11 +199,17 @@ class Outcome:
 
     @classmethod
     def failure(cls, code: str, message: str, **extra: Any) -> Outcome:
-        """The outcome for an error code of the wire contract; extra keys (exitCode, signal) go into the event."""
+        """Return the outcome for an error code of the wire contract.
+
+        Extra keys (exitCode, signal) go into the event.
+        """
         state = "cancelled" if code == "EXECUTION_CANCELLED" else "failed"
         kept = {key: value for key, value in extra.items() if value is not None}
         return cls(state, "error", {"code": code, "message": message, **kept, "timestamp": timestamps.milliseconds()})
 
     def news(self, seq: int) -> bytes:
-        """Its final event as a ring carries it; nothing for seq 0, when something else ended the execution."""
+        """Return its final event as a ring carries it.
+
+        Empty for seq 0, when something else ended the execution.
+        """
         return events.news(seq, [(self.event, compact_json.to_json(self.data))]) if seq else b""

@@ -1,4 +1,4 @@
-"""Answers to approvals and the rules: the rules that "always" writes, and the check of an edited input."""
+"""Rules that "always" stores, and the check of an edited input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ MAX_INPUT_BYTES = 256 * 1024  # of a call's input as JSON, which a person is sho
 
 
 def always(kind: str, tool: str, given: Any, *, shown_whole: bool) -> list[Rule]:
-    """Return the rules that "always" writes for a call; none for a question, a plan, or an input with hidden parts."""
+    """Return the rules that "always" stores for a call.
+
+    None for a question, a plan, or an input with hidden parts.
+    """
     return permission_rules.remembered(tool, given) if kind == "tool" and shown_whole else []
 
 
@@ -34,9 +37,10 @@ def check_scope(remember: str | None, found: Sequence[Rule]) -> None:
 def check_edited(
     connection: sqlite3.Connection, execution: int, tool: str, edited: Mapping[str, Any] | None, own: Sequence[Rule]
 ) -> None:
-    """Check an edited input as if the call had been made with it; `own` are the operator's rules.
+    """Check an edited input as if the call had been made with it.
 
-    Raises InvalidRequest for one that is too large to be shown, and RequestError for one that a rule denies.
+    `own` are the operator's rules. Raises InvalidRequest for one that is too large to be shown, and RequestError for
+    one that a rule denies.
     """
     if edited is None:
         return
@@ -55,7 +59,10 @@ def check_edited(
 def remember(
     connection: sqlite3.Connection, execution: int, scope: str | None, found: Sequence[Rule], actor: str
 ) -> None:
-    """Store the rules of an answer that is to be remembered. Raises Conflict when there are too many."""
+    """Store the rules of an answer that is to be remembered.
+
+    Raises Conflict when there are too many.
+    """
     if scope not in (None, "once"):
         place = rules.place_of(connection, execution, str(scope))
         for rule in found:

@@ -28,11 +28,10 @@ class Pruned:
 
 
 def enforce(db: Database, days: float | None, limit_bytes: int, seconds: float) -> Pruned:
-    """Delete output older than `days`, then the oldest until the database holds at most `limit_bytes`.
+    """Delete output older than `days`, then the oldest above `limit_bytes`.
 
-    With None for `days`, for a clock that is not believed, age counts for nothing.
-
-    Stops after about `seconds`; the next call goes on.
+    The limit is the size of the database. With None for `days`, for a clock that is not trusted, age counts for
+    nothing. Stops after about `seconds`; the next call continues.
     """
     deadline = time.monotonic() + seconds
     aged = Pruned(0, 0, False) if days is None else prune(db, older_than(days), deadline)
@@ -47,7 +46,7 @@ def enforce(db: Database, days: float | None, limit_bytes: int, seconds: float) 
 
 
 def prune(db: Database, before: str, deadline: float) -> Pruned:
-    """Forget the output and the prompt of executions that were over before `before`, an ISO time."""
+    """Forget the output and prompt of executions that ended before an ISO time."""
     forgotten = deleted = 0
     while time.monotonic() < deadline:
         oldest = executions.oldest_stored(db, before)
@@ -59,7 +58,7 @@ def prune(db: Database, before: str, deadline: float) -> Pruned:
 
 
 def older_than(days: float) -> str:
-    """The moment `days` ago, in the format of the rows."""
+    """Return the moment `days` ago, in the format of the rows."""
     try:
         moment = datetime.now(UTC) - timedelta(days=days)
     except OverflowError:
@@ -68,7 +67,10 @@ def older_than(days: float) -> str:
 
 
 def _forget(db: Database, number: int, deadline: float) -> int:
-    """Delete one execution's events but the final one, a step at a time; the prompt goes last."""
+    """Delete one execution's events but the final one, a step at a time.
+
+    The prompt is deleted last.
+    """
     search.forget(db, number)  # before the text, so that no search finds a half-deleted execution
     deleted = 0
     while step := events.purge(db, number, _STEP_EVENTS):

@@ -28,9 +28,10 @@ _VISIBLE = "(:visible_to IS NULL OR r.owner_id = :visible_to)"
 
 @dataclass(frozen=True)
 class Place:
-    """The executions that a rule is for: those of an owner in a workspace, a conversation of it, or one alone.
+    """The executions that a rule is for.
 
-    Without a workspace it is for all executions of the agent.
+    They are those of an owner in a workspace, those of a conversation of it, or a single one. Without a workspace the
+    rule is for all executions of the agent.
     """
 
     scope: str
@@ -54,7 +55,10 @@ class StoredRule:
 
 
 def add(connection: sqlite3.Connection, place: Place, rule: Rule, actor: str) -> str:
-    """Store a rule unless there is the same, and return its id. Raises Conflict when there are MOST of them."""
+    """Store a rule unless the same exists, and return its id.
+
+    Raises Conflict when there are MOST of them.
+    """
     values = {
         **{"scope": place.scope, "generation": place.workspace_generation, "conversation": place.conversation},
         **{"execution": place.execution, "owner_id": place.owner_id, "decision": rule.decision, "tool": rule.tool},
@@ -108,13 +112,16 @@ def insert(connection: sqlite3.Connection, execution: int, requested: Iterable[R
 
 
 def requested(db: Database, execution: int, decision: str) -> list[str]:
-    """Return the texts of the rules for one execution alone, as its request may have them."""
+    """Return the texts of the rules for one execution alone, as requests have them."""
     with db.read() as connection:
         return [rule.text for rule in narrowing(connection, execution) if rule.decision == decision]
 
 
 def narrowing(connection: sqlite3.Connection, execution: int) -> list[Rule]:
-    """Return the rules for one execution alone that deny calls or ask about them, in the caller's transaction."""
+    """Return the rules for one execution alone that deny calls or ask about them.
+
+    Reads in the caller's transaction.
+    """
     rows = connection.execute(
         """
         SELECT decision, tool, pattern FROM rules
@@ -131,9 +138,9 @@ def forget(connection: sqlite3.Connection, execution: int) -> None:
 
 
 def place_of(connection: sqlite3.Connection, execution: int, scope: str) -> Place:
-    """Return the place of a rule that an execution's approval sets: its `conversation` or its `workspace`.
+    """Return the place of a rule that an execution's approval sets.
 
-    A workspace that is a project has the scope `project`.
+    It is its `conversation` or its `workspace`; a workspace that is a project has the scope `project`.
     """
     row = connection.execute(
         """
@@ -149,7 +156,10 @@ def place_of(connection: sqlite3.Connection, execution: int, scope: str) -> Plac
 
 
 def of_workspace(connection: sqlite3.Connection, workspace_id: str, visible_to: str | None = None) -> Place:
-    """Return the place of a rule for a workspace or project. Raises NotFound, also for one of another owner."""
+    """Return the place of a rule for a workspace or project.
+
+    Raises NotFound, also for one of another owner.
+    """
     row = connection.execute(
         """
         SELECT generation, owner_id, source FROM workspaces
@@ -166,7 +176,10 @@ def of_workspace(connection: sqlite3.Connection, workspace_id: str, visible_to: 
 def of_execution(
     connection: sqlite3.Connection, execution_id: str, *, conversation: bool, visible_to: str | None = None
 ) -> Place:
-    """Return the place of a rule for an execution or its conversation. Raises NotFound as `of_workspace` does."""
+    """Return the place of a rule for an execution or its conversation.
+
+    Raises NotFound as `of_workspace` does.
+    """
     row = connection.execute(
         """
         SELECT number, workspace_generation, conversation, owner_id FROM executions

@@ -45,7 +45,10 @@ ANY = Only()
 
 @dataclass(frozen=True)
 class Found:
-    """Newest first. `next` is the `before` of the next page; `unindexed` counts executions that are not indexed yet."""
+    """Hits, newest first.
+
+    `next` is the `before` of the next page; `unindexed` counts executions that are not indexed yet.
+    """
 
     results: list[Result]
     next: int | None
@@ -60,7 +63,10 @@ def find(
     before: int | None = None,
     only: Only = ANY,
 ) -> Found:
-    """Return executions with every word of `query` in prompt or output; of the owner `visible_to` alone, if given."""
+    """Return executions with every word of `query` in prompt or output.
+
+    Those of the owner `visible_to` alone, if given.
+    """
     with db.read() as connection, closing(Marker(query)) as marker:
         unindexed = connection.execute(
             """
@@ -107,14 +113,17 @@ def waiting(db: Database) -> bool:
 
 @dataclass(frozen=True)
 class Indexed:
-    """How many executions were put into the index, and how many of their events could not be read."""
+    """The number of newly indexed executions, and of their unreadable events."""
 
     executions: int
     unreadable: int
 
 
 def index_some(db: Database, seconds: float) -> Indexed:
-    """Put finished executions into the index, oldest first, for about `seconds`; returns how many."""
+    """Index finished executions, oldest first, for about `seconds`.
+
+    Returns how many.
+    """
     deadline, done, unreadable = time.monotonic() + seconds, 0, 0
     while time.monotonic() < deadline:
         texts = _next_texts(db)
@@ -129,7 +138,10 @@ def index_some(db: Database, seconds: float) -> Indexed:
 
 
 def forget(db: Database, number: int) -> None:
-    """Take an execution out of the index, and see to it that it never gets in; call it before its text is deleted."""
+    """Remove an execution from the index for good.
+
+    Call it before its text is deleted.
+    """
     with db.write(durable=False) as connection:
         connection.execute("DELETE FROM unindexed WHERE number = ?", (number,))
         connection.execute("DELETE FROM search WHERE rowid = ?", (number,))
@@ -160,7 +172,7 @@ class _Texts:
 
 
 def _next_texts(db: Database) -> list[_Texts]:
-    """Return the texts of the executions that come next, as many as one transaction takes."""
+    """Return the texts of the next executions, for one transaction."""
     texts, characters = list[_Texts](), 0
     with db.read() as connection:
         rows = connection.execute(
@@ -182,7 +194,10 @@ def _next_texts(db: Database) -> list[_Texts]:
 
 
 def _output(connection: sqlite3.Connection, number: int) -> tuple[str, int]:
-    """Return an execution's output, no more than is indexed, and how many of its events cannot be read."""
+    """Return an execution's output and the number of its unreadable events.
+
+    The output is cut to the indexed length.
+    """
     chunks, characters, unreadable = list[str](), 0, 0
     for (data,) in connection.execute(
         "SELECT data FROM events WHERE execution = ? AND event = 'output' ORDER BY seq", (number,)

@@ -21,9 +21,10 @@ _TERM = re.compile(r'"([^"]*)(?:"|$)(\*?)|([^\s"]+)')
 
 
 def expression(query: str) -> str:
-    """Return a person's query for FTS5: words and "phrases" that must all be there, `*` after a beginning.
+    """Return a person's query for FTS5.
 
-    All else is text to look for, so nothing a person types is a mistake.
+    It has words and "phrases" that must all occur, and `*` after a beginning. All else is text to search for, so no
+    query is invalid.
     """
     return " ".join(terms(query)) or '""'
 
@@ -36,12 +37,18 @@ def terms(query: str) -> Iterator[str]:
 
 
 def letters_apart(text: str) -> str:
-    """The text with the letters of scripts that put no spaces between words apart, as the index has it."""
+    """Return text with spaces between letters of scripts without word spaces.
+
+    The index has it in this form.
+    """
     if text.isascii():
         return text
     return _UNSPACED.sub(lambda run: APART + APART.join(run[0]) + APART, text)
 
 
 def cleaned(text: str) -> str:
-    """Return text as FTS5 takes it: no zero, none of the marks of hits, no half of a character."""
+    """Return text without characters that FTS5 cannot take.
+
+    These are NUL, the marks of hits, and lone surrogates.
+    """
     return whole_characters(text.translate(_CLEANED))

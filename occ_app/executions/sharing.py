@@ -1,4 +1,4 @@
-"""The local executions that an agent shares with its hub, and all SQL on announcing them there."""
+"""Local executions that an agent announces to its hub; all SQL on that."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _MAX_AT_ONCE = 20
 
 
 def due(db: Database) -> list[Execution]:
-    """Return executions that are to be announced, oldest first. One that waits is announced once it has started."""
+    """Return executions to announce, oldest first.
+
+    One that waits is announced once it has started.
+    """
     with db.read() as connection:
         rows = connection.execute(
             select("x.local_sharing = 'pending' AND x.state <> 'queued' ORDER BY x.number LIMIT :limit"),
@@ -20,7 +23,10 @@ def due(db: Database) -> list[Execution]:
 
 
 def settle(db: Database, number: int, *, announced: bool) -> bool:
-    """Note that the hub has an execution, or never will. False when that was noted before."""
+    """Note that the hub has an execution, or never will.
+
+    False when that was noted before.
+    """
     with db.write(durable=False) as connection:
         won = connection.execute(
             "UPDATE executions SET local_sharing = :state WHERE number = :number AND local_sharing = 'pending'",

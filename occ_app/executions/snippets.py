@@ -31,9 +31,10 @@ class Snippet:
 
 
 class Marker:
-    """Marks hits in text as SQLite found them, by indexing it once more, in memory and a window at a time.
+    """Marks of hits in text as SQLite finds them.
 
-    SQLite's own functions for that, run on the whole of it, take minutes where a word occurs very often.
+    It indexes the text once more, in memory and a window at a time: SQLite's own functions, on the whole text, take
+    minutes where a word occurs very often.
     """
 
     def __init__(self, query: str) -> None:
@@ -49,7 +50,7 @@ class Marker:
         return [Snippet(where, pieces) for where, pieces in texts if pieces]
 
     def _pieces(self, text: str) -> list[Piece]:
-        """The text around the first hit; empty when there is none."""
+        """Return the text around the first hit; empty when there is none."""
         for begin, end in _windows(text):
             self._connection.execute("INSERT OR REPLACE INTO shown (rowid, text) VALUES (1, ?)", (text[begin:end],))
             marked = self._connection.execute(
@@ -61,7 +62,10 @@ class Marker:
 
 
 def _windows(text: str) -> Iterator[tuple[int, int]]:
-    """Where windows of a text begin and end: between words if that can be, overlapping so that phrases are whole."""
+    """Yield the beginnings and ends of a text's windows.
+
+    They are between words if possible, and overlap so that phrases are whole.
+    """
     begin = 0
     while True:
         end = begin + _WINDOW
@@ -76,7 +80,7 @@ def _windows(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cut(marked: str, *, more_before: bool, more_after: bool) -> list[Piece]:
-    """The pieces around the first hit of a text whose hits are marked."""
+    """Return the pieces around the first hit of a text with marked hits."""
     hit = marked.index(BEGIN)
     head, rest = marked[:hit], marked[hit + 1 :]
     if more_before or len(head) > _BEFORE_HIT:

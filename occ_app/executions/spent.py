@@ -1,4 +1,7 @@
-"""The figures of an execution's processes: time, turns, money and tokens, added up from one to the next."""
+"""The figures of an execution's processes, added up.
+
+They are time, turns, money and tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from occ_app.executions.records import Outcome
 
 @dataclass(frozen=True)
 class Spent:
-    """Running time in seconds, requests to the model, US dollars and tokens of an execution's earlier processes."""
+    """The figures of an execution's earlier processes.
+
+    Running time in seconds, requests to the model, US dollars and tokens.
+    """
 
     seconds: float = 0.0
     turns: int = 0
@@ -45,7 +51,10 @@ class Spent:
 
 
 def added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object of the numbers in two objects, added where both have them; other values are the newer ones."""
+    """Return an object with the sums of the numbers in two objects.
+
+    Other values are the newer ones.
+    """
     result = dict(left)
     for name, value in right.items():
         former = left.get(name)

@@ -1,7 +1,7 @@
-"""Executions counted over their whole past, and how long they waited and ran; cheap to ask however many there are.
+"""Counts of all executions, and of their waiting and running times.
 
-Finished executions never change, so they are read once: a look reads the rows that came since the last one and those
-that were unfinished then.
+A count is cheap however many there are. Finished executions never change, so they are read once: a count reads the
+rows that were added since the last one and those that were unfinished then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _ROWS = """
 
 @dataclass(frozen=True)
 class Distribution:
-    """How many took at most so many seconds, for each limit, ascending; then how many in all, and their sum."""
+    """How many took at most so many seconds, for each limit, ascending.
+
+    Then their number and their sum.
+    """
 
     up_to: tuple[tuple[float, int], ...]
     count: int
@@ -45,7 +48,10 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Counted:
-    """All executions there ever were. `ended` counts by state and error code; `events` has the forgotten ones too."""
+    """All executions that ever existed.
+
+    `ended` counts by state and error code; `events` includes deleted ones.
+    """
 
     states: dict[str, int]
     ended: dict[tuple[str, ...], int]

@@ -1,4 +1,7 @@
-"""What executions took: how many there were, how they ended, money, tokens, turns and time, by day or by whom."""
+"""The usage of executions by day or by owner.
+
+It has their number, outcomes, money, tokens, turns and time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ GROUPINGS = tuple(_GROUPS)
 
 
 def _total(value: str) -> str:
-    """Return SQL that adds up the numbers of 0 or more: a row may hold unchecked data of a machine."""
+    """Return SQL that adds up the numbers of 0 or more.
+
+    A row may hold unchecked data of a machine.
+    """
     valid = f"typeof({value}) IN ('integer', 'real') AND {value} BETWEEN 0 AND {LARGEST_NUMBER}"
     return f"total(CASE WHEN {valid} THEN {value} END)"
 
@@ -50,9 +56,10 @@ _FRACTIONS = {"cost_usd": 6, "run_seconds": 3}  # digits; other sums are whole n
 
 @dataclass(frozen=True)
 class Usage:
-    """The usage of a group of executions; `states` counts them by state. Money and time cover finished ones.
+    """The usage of a group of executions.
 
-    `inexact_costs` counts the executions in `cost_usd` whose cost may include earlier runs of their session.
+    `states` counts them by state. Money and time cover finished ones. `inexact_costs` counts the executions in
+    `cost_usd` whose cost may include earlier runs of their session.
     """
 
     executions: int
@@ -69,7 +76,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class Group:
-    """The executions of one day, workspace, agent, key or owner; `group` is None for those that have none."""
+    """The executions of one day, workspace, agent, key or owner.
+
+    `group` is None for executions without one.
+    """
 
     group: str | None
     name: str | None
@@ -78,7 +88,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """Days newest first, everything else the dearest first, MAX_GROUPS at most; `total` is of all."""
+    """Groups of usage, MAX_GROUPS at most; `total` is of all.
+
+    Days are sorted newest first, all others by cost.
+    """
 
     by: str
     groups: list[Group]
@@ -89,7 +102,10 @@ class Report:
 def report(
     db: Database, by: str, *, visible_to: str | None = None, since: str | None = None, until: str | None = None
 ) -> Report:
-    """Return the usage of executions accepted from `since` on and before `until`, of `visible_to` alone if given."""
+    """Return the usage of executions accepted from `since` on and before `until`.
+
+    Those of the owner `visible_to` alone, if given.
+    """
     with db.read() as connection:
         rows = connection.execute(
             _select(*_GROUPS[by]), (since, since, until, until, visible_to, visible_to)
@@ -117,7 +133,7 @@ def _select(group: str, name: str) -> str:
 
 
 def _usage(rows: list[sqlite3.Row]) -> Usage:
-    """The sum of some groups."""
+    """Return the sum of some groups."""
     added = {name: sum(row[name] for row in rows) for name in ("executions", *STATES, *_SUMS)}
     sums: dict[str, Any] = {
         name: round(added[name], _FRACTIONS[name]) if name in _FRACTIONS else int(added[name]) for name in _SUMS

@@ -1,7 +1,7 @@
-"""The line of executions that wait: how many come before one, and the reason why it waits.
+"""The line of executions that wait: positions and reasons.
 
-An execution waits for its workspace, where one runs at a time, or for a worker. Only those before it that need the same
-count: those in its workspace, and those elsewhere that could take its worker, on a hub a worker of its machines.
+An execution waits for its workspace, where one runs at a time, or for a worker. Only those before it that need the
+same count: those in its workspace, and those elsewhere that could take its worker, on a hub a worker of its machines.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Line:
         return number in self._queued
 
     def ahead(self, number: int, free_workers: int = 0) -> int:
-        """Return how many of those that wait could start before an execution that waits too.
+        """Return how many waiting executions could start before another.
 
         `free_workers` are those that it may use; those before it use them first.
         """
@@ -83,7 +83,10 @@ class Line:
         return count
 
     def reason(self, execution: Execution) -> str | None:
-        """Return what a queued execution waits for; None while a hub has not looked for a machine yet."""
+        """Return the reason why a queued execution waits.
+
+        None while a hub has not looked for a machine yet.
+        """
         queued = self._queued[execution.number]
         first = self._first[queued.workspace]
         running = self._running.get(queued.workspace)
@@ -119,9 +122,9 @@ class Line:
 
 
 def described(connection: sqlite3.Connection, executions: Sequence[Execution]) -> list[Execution]:
-    """Return the executions, those that wait with their `position` and `waits_for` as of now.
+    """Return the executions, waiting ones with `position` and `waits_for`.
 
-    One that began after it was read is next, and waits for nothing.
+    These are as of now. One that began after it was read is next, and waits for nothing.
     """
     if not any(execution.state == "queued" for execution in executions):
         return list(executions)
@@ -169,7 +172,10 @@ def _queued(connection: sqlite3.Connection) -> Iterable[_Queued]:
 def _suitable(
     machines: Sequence[tuple[str, str, frozenset[str]]], home: str | None, wanted: str | None, labels: str | None
 ) -> _Machines:
-    """Return the ids of the machines that an execution may run on; an agent by itself is one without an id."""
+    """Return the ids of the machines that an execution may run on.
+
+    An agent by itself is one without an id.
+    """
     if home is not None:
         return frozenset([home])
     if not machines and wanted is None and labels is None:
@@ -195,7 +201,10 @@ def _running(connection: sqlite3.Connection) -> Mapping[int, _Running]:
 
 
 def _held(connection: sqlite3.Connection) -> set[int]:
-    """Return the workspaces in which a machine may still run something that is over on the hub."""
+    """Return the workspaces in which a machine may still run an ended execution.
+
+    It ended on the hub.
+    """
     rows = connection.execute(
         """
         SELECT r.workspace_generation FROM errands e
@@ -220,7 +229,10 @@ def _limit(ends_by: datetime | None) -> str:
 
 
 def _named(other: _Queued | _Running, queued: _Queued) -> str:
-    """Return the name of another execution for the reader of one; that of another key stays unknown."""
+    """Return the name of another execution for the reader of one.
+
+    That of another key stays hidden.
+    """
     return f"execution {other.execution_id}" if other.key_id == queued.key_id else "another execution"
 
 
