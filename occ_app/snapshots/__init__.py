@@ -1,1 +1,4 @@
-"""Snapshots of workspaces in git directories under the home, their differences, and the way back to one."""
+"""Snapshots of workspaces in git directories under the home.
+
+Their differences and restores are here, too.
+"""

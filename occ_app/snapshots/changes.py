@@ -1,4 +1,4 @@
-"""The difference of two snapshots: its entries, its sums, and the patch that makes the second of the first."""
+"""The difference of two snapshots: its entries, its sums, and its patch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _RENAMES = ("-M", "-l400")
 
 @dataclass(frozen=True)
 class Change:
-    """One file that differs. `size` is in bytes, of the file before when it was deleted; modes are git's, in octal.
+    """One file that differs.
 
-    `additions` and `deletions` count lines, 0 for a `binary` file.
+    `size` is in bytes; of a deleted file, the size before. Modes are git's, in octal. `additions` and `deletions`
+    count lines, 0 for a `binary` file.
     """
 
     path: bytes
@@ -49,9 +50,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Summary:
-    """The sums of a difference. `truncated`: a list or a patch of it leaves something out.
+    """The sums of a difference.
 
-    `exact` is False when others may have changed files meanwhile.
+    `truncated`: a list or a patch of it is incomplete. `exact` is False when others may have changed files meanwhile.
     """
 
     files: int
@@ -92,7 +93,10 @@ def summary(changes: Sequence[Change], *, complete: bool, exact: bool) -> Summar
 
 
 def patch(git: Git, base: str, result: str, changes: Sequence[Change], only: Change | None = None) -> Iterator[bytes]:
-    """Yield the patch from one tree to the other, or of one of its changes, without files that are too large."""
+    """Yield the patch from one tree to the other, or of one of its changes.
+
+    Files that are too large are left out.
+    """
     # A pathspec of exclusions alone means all other files.
     shown = [] if only is None else [b":(top,literal)" + name for name in _names(only)]
     hidden = [b":(top,literal,exclude)" + name for each in changes if not each.patched for name in _names(each)]
@@ -104,7 +108,10 @@ def _names(change: Change) -> list[bytes]:
 
 
 def _lines(first: bytes, rest: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the added and deleted lines of each file as git prints them: numbers, or a dash for a binary file."""
+    """Yield the added and deleted lines of each file as git prints them.
+
+    They are numbers, or a dash for a binary file.
+    """
     for field in itertools.chain([first], rest):
         added, deleted, path = field.split(b"\t", 2)
         if not path:  # a rename: both names follow

@@ -1,7 +1,8 @@
-"""The git program on a directory of snapshots: started, bounded and ended only here.
+"""The git program on a directory of snapshots; only this module starts it.
 
-git sees objects alone. It has no work tree, an environment of a few fixed variables, and settings on its command line,
-which win over any file: no configuration, hook, filter or program of a user or a workspace is read.
+It is bounded and ended here, too. git sees objects alone. It has no work tree, an environment of a few fixed
+variables, and settings on its command line, which override any file: no configuration, hook, filter or program of a
+user or a workspace is read.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class Git:
         return b"".join(self.stream(arguments, seconds))
 
     def stream(self, arguments: Sequence[str | bytes], seconds: float) -> Iterator[bytes]:
-        """Run it and yield its output in pieces; it ends with the iteration. Raises TooSlow, MissingObject.
+        """Run git and yield its output in pieces.
 
-        The time that the reader of the pieces takes counts.
+        It ends with the iteration. The time that the reader takes counts. Raises TooSlow, MissingObject.
         """
         if not self.directory.is_dir():  # its workspace was deleted
             raise MissingObject(str(self.directory))

@@ -1,6 +1,7 @@
-"""The files of the latest snapshot of a workspace, so that the next one reads only files that changed.
+"""The files of a workspace's latest snapshot.
 
-It belongs to one boot: after a power cut objects may be missing that it names.
+With it the next snapshot reads only changed files. It belongs to one boot: after a power cut objects may be missing
+that it names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ FileState = tuple[int, int, int, int, int, str]
 
 @dataclass
 class Folder:
-    """A folder of a snapshot: the content of its ignore file, its files by name, the id of its tree or None."""
+    """A folder of a snapshot.
+
+    It has the content of its ignore file, its files by name, and the id of its tree or None.
+    """
 
     ignore: str = ""
     tree: str | None = None
@@ -28,9 +32,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Index:
-    """The folders of a snapshot by path, the root as ""; `exclude` are the patterns of the repository's info/exclude.
+    """The folders of a snapshot by path, the root as "".
 
-    `tree` is the snapshot's id, None when there is none of this boot.
+    `exclude` are the patterns of the repository's info/exclude. `tree` is the snapshot's id, None when there is none
+    of this boot.
     """
 
     tree: str | None = None
@@ -39,7 +44,10 @@ class Index:
 
 
 def load(path: Path, boot: str) -> Index:
-    """Read an index; an empty one for another boot or version, or when it cannot be read."""
+    """Read an index.
+
+    It is empty for another boot or version, or when it cannot be read.
+    """
     try:
         content = json.loads(path.read_bytes())
         if (content["version"], content["boot"]) != (_VERSION, boot):

@@ -1,7 +1,7 @@
-"""The loose objects of a git directory, written here, so that no git process reads a workspace.
+"""The loose objects of a git directory, written without git.
 
-git itself would apply a workspace's attributes, refuse nested repositories and wait for a named pipe. An object is
-written under a temporary name and renamed, so it is whole or absent.
+No git process reads a workspace: it would apply the workspace's attributes, refuse nested repositories and wait for a
+named pipe. An object is written under a temporary name and renamed, so it is whole or absent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class ChangedFile(Exception):
 
 @dataclass(frozen=True)
 class TreeEntry:
-    """One entry of a tree: `mode` as git has it, `name` without a slash, `oid` in hexadecimal."""
+    """One entry of a tree.
+
+    `mode` is git's, `name` has no slash, `oid` is in hexadecimal.
+    """
 
     mode: int
     name: bytes
@@ -70,7 +73,10 @@ class Objects:
         return oid
 
     def put_file(self, descriptor: int, size: int) -> str:
-        """Store the content of an open file as a blob. Raises ChangedFile when it has another size by now."""
+        """Store the content of an open file as a blob.
+
+        Raises ChangedFile when its size has changed.
+        """
         if size <= _PIECE:
             content = b"".join(_pieces(descriptor, size + 1))
             if len(content) != size:
@@ -130,7 +136,10 @@ class Objects:
         return b"".join(self.open(oid, "blob")[1])
 
     def open(self, oid: str, kind: str) -> tuple[int, Generator[bytes, None, None]]:
-        """Return the size of an object and its content in pieces. Raises MissingObject, also while it is read."""
+        """Return the size of an object and its content in pieces.
+
+        Raises MissingObject, also while it is read.
+        """
         content = self._inflated(oid)
         begin = next(content, b"")
         head = re.match(rb"([a-z]+) ([0-9]+)\0", begin)
@@ -148,7 +157,10 @@ class Objects:
                         yield folder.name + name, Path(folder.path, name)
 
     def reachable(self, trees: Iterable[str], check: Callable[[], None]) -> set[str]:
-        """Return the ids of these trees and of all that is in them, as far as they are stored."""
+        """Return the ids of these trees and of all objects in them.
+
+        Objects that are not stored are skipped.
+        """
         found, left = set[str](), list(trees)
         while left:
             check()
@@ -176,7 +188,10 @@ class Objects:
 
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[IO[bytes]]:
-        """Open a file that is removed at the end of the block unless `_keep` gave it its place."""
+        """Open a file that is removed at the end of the block.
+
+        It stays if `_keep` put it in its place.
+        """
         name = f"{self._folder}/{_TEMPORARY}{os.getpid()}_{next(_numbers)}"
         try:
             with open(name, "xb") as output:
@@ -214,9 +229,10 @@ class Objects:
 
 
 def _level_for(piece: bytes) -> int:
-    """Return the level for a large file: none if the end of its first piece does not shrink, as a picture's or a zip's.
+    """Return the compression level for a large file.
 
-    To compress such a file takes ten times as long as all else that a snapshot does with it.
+    None if the end of its first piece does not shrink, as with a picture or a zip. To compress such a file takes ten
+    times as long as the rest of its snapshot.
     """
     sample = piece[-_SAMPLE:]
     return _LEVEL if len(zlib.compress(sample, _LEVEL)) < _SHRUNK * len(sample) else 0
@@ -243,7 +259,10 @@ def _pieces(descriptor: int, most: int) -> Iterator[bytes]:
 
 
 def _content(oid: str, size: int, begin: bytes, rest: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
-    """Yield the content of an object whose head has been read. Raises MissingObject when it has another size."""
+    """Yield the content of an object whose head has been read.
+
+    Raises MissingObject when it has another size.
+    """
     with contextlib.closing(rest):
         yield begin
         size -= len(begin)

@@ -1,7 +1,8 @@
-"""Bringing files of a workspace from one snapshot to another, all of them or none, and nothing that is not recorded.
+"""Restoring files of a workspace from one snapshot to another, all or none.
 
-First everything is checked. Then the new files are written into one folder of the workspace, and only then are files
-removed and put in place, each in one step. After a kill, another call does the rest.
+Unrecorded files are never touched. First everything is checked. Then the new files are written into one folder of the
+workspace, and only then are files removed and put in place, each in one step. After a kill, another call does the
+rest.
 """
 
 from __future__ import annotations
@@ -43,14 +44,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps to take, and the paths that are neither as they were left nor as they are to be."""
+    """The steps to take, and the paths that do not match either snapshot."""
 
     steps: list[Step]
     conflicts: list[bytes]
 
 
 def plan(objects: Objects, base: str, changes: Iterable[Change]) -> Plan:
-    """Plan to make changes in a workspace that has the files of the snapshot `base`. Raises MissingObject."""
+    """Plan the changes of a workspace that has the files of the snapshot `base`.
+
+    Raises MissingObject.
+    """
     steps, conflicts = list[Step](), list[bytes]()
     for path, (before, after) in sorted(_sides(changes).items()):
         entry = objects.entry(base, path)
@@ -66,18 +70,19 @@ def plan(objects: Objects, base: str, changes: Iterable[Change]) -> Plan:
 
 
 def obstacles(root: Path, steps: Sequence[Step]) -> list[bytes]:
-    """Return the paths that cannot be brought to their target: something that the base does not have is in the way.
+    """Return the paths that cannot be brought to their target.
 
-    Also a file that changed since the base was taken.
+    An entry that the base does not have is in the way, or the file changed since the base was taken.
     """
     removed = {step.path for step in steps if step.now is not None and step.target is None}
     return [step.path for step in steps if not _is_clear(root, step, removed)]
 
 
 def apply(root: Path, objects: Objects, steps: Iterable[Step], staging: str) -> None:
-    """Take the steps whose file still is as the step has it; `staging` names a folder of the workspace for new files.
+    """Take the steps whose file still is as the step expects it.
 
-    Raises OSError and MissingObject; another call does the rest.
+    `staging` names a folder of the workspace for new files. Raises OSError and MissingObject; another call does the
+    rest.
     """
     steps = [step for step in steps if _content(root, step.path) in (step.now, _FOLDER)]
     folder = root / staging
@@ -158,7 +163,10 @@ def _remove(root: Path, path: bytes) -> None:
 
 
 def _place(root: Path, path: bytes, source: Path) -> None:
-    """Put a new file in its place, with the permissions of the former one or of its folder."""
+    """Put a new file in its place.
+
+    It gets the permissions of the former file or of its folder.
+    """
     *folders, name = path.split(b"/")
     with _opened(root, folders, make=True) as parent:
         former = _status(parent, name)
@@ -187,7 +195,10 @@ def _status(parent: int, name: bytes) -> os.stat_result | None:
 
 @contextlib.contextmanager
 def _opened(root: Path, folders: Sequence[bytes], *, make: bool = False) -> Iterator[int]:
-    """Open a folder of a workspace step by step, no step through a link; `make` makes those that are missing."""
+    """Open a folder of a workspace step by step, never through a link.
+
+    `make` creates missing folders.
+    """
     with contextlib.ExitStack() as opened:
         descriptor = os.open(root, _FLAGS | os.O_DIRECTORY)
         opened.callback(os.close, descriptor)
@@ -201,7 +212,10 @@ def _opened(root: Path, folders: Sequence[bytes], *, make: bool = False) -> Iter
 
 
 def _sides(changes: Iterable[Change]) -> Mapping[bytes, tuple[Content, Content]]:
-    """Return the content before and after by path; a rename is a removal and an addition."""
+    """Return the content before and after by path.
+
+    A rename is a removal and an addition.
+    """
     sides: dict[bytes, tuple[Content, Content]] = {}
     for change in changes:
         before, after = _content_of(change.old_mode, change.old_oid), _content_of(change.mode, change.oid)

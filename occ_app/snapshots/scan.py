@@ -1,7 +1,8 @@
-"""Reading a workspace into a tree: every file and link that its ignore files do not name, and nothing outside of it.
+"""Reading a workspace into a tree.
 
-No link is followed, nothing but regular files is opened, and no process is started. A nested repository is recorded as
-the files it holds; an entry called `.git` is left out, in any case.
+The tree has every file and link that no ignore file names, and nothing outside of the workspace. No link is followed,
+only regular files are opened, and no process is started. A nested repository is recorded as the files it holds; an
+entry called `.git`, in any case, is left out.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ class Limits:
 
 
 class Scan:
-    """One reading of a workspace. `check` is called again and again, and may raise to end it.
+    """One reading of a workspace.
 
-    With `frozen` the ignore files count as `known` has them, save those of folders that it does not have.
+    `check` is called often, and may raise to end it. With `frozen` the ignore files count as in `known`, except those
+    of folders that it does not have.
     """
 
     def __init__(
@@ -68,7 +70,10 @@ class Scan:
         self.changed = False  # whether the index differs from the known one
 
     def run(self, root: Path) -> Index:
-        """Read the workspace. Raises Skipped with the reason, FileNotFoundError when it is gone."""
+        """Read the workspace.
+
+        Raises Skipped with the reason, FileNotFoundError when it does not exist.
+        """
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             exclude = self._known.exclude if self._frozen else _exclude_of(descriptor)
@@ -81,7 +86,7 @@ class Scan:
         return Index(tree or self._objects.put("tree", b""), exclude, self._folders)
 
     def _folder(self, descriptor: int, path: str, rules: Sequence[Rules], *, alike: bool, depth: int) -> str | None:
-        """Read one folder; returns the id of its tree, None when nothing in it is recorded.
+        """Read one folder; returns the id of its tree, None when it is empty.
 
         `alike`: the rules of all folders above are those of the known index, so no file of it needs to be matched.
         """
@@ -203,14 +208,17 @@ def git_mode(mode: int) -> int | None:
 
 
 def _settled(status: os.stat_result, now: int) -> bool:
-    """Return whether a change from now on will show in a file's times, whose clock makes steps."""
+    """Return whether a later change will show in a file's times.
+
+    Their clock makes steps.
+    """
     newest = max(status.st_mtime_ns, status.st_ctime_ns)
     coarse = status.st_ctime_ns % 1_000_000_000 == 0
     return newest < now - (_COARSE_NS if coarse else _SETTLED_NS)
 
 
 def rules_along(descriptor: int, folders: Sequence[str]) -> Iterator[Rules]:
-    """Yield the rules that apply to an entry of the innermost of nested folders, the root's first."""
+    """Yield the rules for an entry of the innermost folder, the root's first."""
     yield Rules.of(as_bytes(_exclude_of(descriptor)), b"")
     with contextlib.ExitStack() as opened:
         base = ""
@@ -223,7 +231,10 @@ def rules_along(descriptor: int, folders: Sequence[str]) -> Iterator[Rules]:
 
 
 def _exclude_of(root: int) -> str:
-    """Return the patterns of the repository's own info/exclude; empty when there is none in this folder."""
+    """Return the patterns of the repository's info/exclude.
+
+    Empty when there is none in this folder.
+    """
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         descriptor = root
         for name in (".git", "info"):
@@ -234,7 +245,10 @@ def _exclude_of(root: int) -> str:
 
 
 def _text(folder: int, name: str) -> str:
-    """Read a small regular file, as text that `as_bytes` turns back; empty when it is none."""
+    """Read a small regular file as text that `as_bytes` turns back.
+
+    Empty when there is no such file.
+    """
     try:
         descriptor = os.open(name, _OPEN, dir_fd=folder)
     except OSError:

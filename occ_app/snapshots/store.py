@@ -1,4 +1,7 @@
-"""The snapshots of all workspaces of a home: one git directory each, under the workspace's number."""
+"""The snapshots of all workspaces of a home.
+
+Each workspace has a git directory under its number.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ _LEFT_OVER_SECONDS = 3600.0  # age of a temporary file that nobody writes any mo
 
 @dataclass(frozen=True)
 class Taken:
-    """A snapshot: the id of its tree; `complete` is False when something could not be read."""
+    """A snapshot: the id of its tree.
+
+    `complete` is False when something could not be read.
+    """
 
     tree: str
     complete: bool
@@ -38,7 +44,10 @@ class Taken:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The snapshots below `folder`; git is looked for on `search_path`, as it is at each use."""
+    """The snapshots below `folder`.
+
+    git is looked for on `search_path` at each use.
+    """
 
     folder: Path
     search_path: str
@@ -59,10 +68,11 @@ class Snapshots:
         prepared: str | None = None,
         interrupt: Callable[[], None] = lambda: None,
     ) -> Taken:
-        """Record the files of a workspace. Raises Skipped with a reason, and OSError when it cannot be written.
+        """Record the files of a workspace.
 
-        With `of_run` the ignore files count as the latest snapshot has them: that of the run's start. With `prepared`,
-        a name, it is the latest one only once it is adopted. `interrupt` is called often, and may raise to give up.
+        With `of_run` the ignore files count as in the latest snapshot: that of the run's start. With `prepared`, a
+        name, it is the latest one only once it is adopted. `interrupt` is called often, and may raise to give up.
+        Raises Skipped with a reason, and OSError when it cannot be written.
         """
         if not self.available:
             raise Skipped(NO_GIT)
@@ -92,7 +102,10 @@ class Snapshots:
         return taken
 
     def prepare(self, generation: int, folder: Path, name: str, seconds: float = 20.0) -> str | None:
-        """Record a folder that is to become the workspace of this number; returns the tree, None when there is none."""
+        """Record a folder that is to become the workspace of this number.
+
+        Returns the tree, None when there is none.
+        """
         with contextlib.suppress(Skipped, OSError):
             return self.take(generation, folder, seconds, prepared=name).tree
         return None
@@ -104,14 +117,20 @@ class Snapshots:
             os.replace(directory / _PREPARED.format(name), directory / _INDEX)
 
     def current(self, generation: int, workspace: Path, seconds: float = 60.0) -> str | None:
-        """Return the id of the tree that a workspace has now; None when there is no snapshot of it."""
+        """Return the id of the tree that a workspace has now.
+
+        None when there is no snapshot of it.
+        """
         try:
             return self.take(generation, workspace, seconds).tree
         except (Skipped, OSError):
             return None
 
     def changes(self, generation: int, base: str, result: str) -> list[Change]:
-        """Return the files that differ between two snapshots. Raises TooSlow, MissingObject, Skipped without git."""
+        """Return the files that differ between two snapshots.
+
+        Raises TooSlow, MissingObject, and Skipped without git.
+        """
         return compare(self.git(generation), self.objects(generation), base, result)
 
     def git(self, generation: int) -> Git:
@@ -141,7 +160,10 @@ class Snapshots:
         return sum(_size(path) for generation in self.generations() for _, path in self.objects(generation).all())
 
     def prune(self, generation: int, kept: Collection[str], seconds: float) -> None:
-        """Delete the objects of no snapshot but the latest and `kept`. Raises Skipped when it takes longer."""
+        """Delete the objects of all snapshots but the latest and `kept`.
+
+        Raises Skipped when it takes longer than `seconds`.
+        """
         directory, deadline = self.directory(generation), time.monotonic() + seconds
 
         def check() -> None:
@@ -176,7 +198,10 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _locked(directory: Path, check: Callable[[], None]) -> Iterator[None]:
-    """Be the only one that writes a git directory; the kernel frees the lock of a killed process."""
+    """Lock a git directory for this block.
+
+    The kernel frees the lock of a killed process.
+    """
     descriptor = os.open(directory / "occ.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:

@@ -1,4 +1,7 @@
-"""The checks a zip must pass before anything of it is written: its names, its kinds, its collisions, its bytes."""
+"""The checks a zip must pass before anything of it is written.
+
+They cover its names, kinds, collisions and bytes.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ _DOS_FOLDER = 0x10
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a checked archive: `path` is relative, with `/`; `end` is where the next one may begin.
+    """One entry of a checked archive.
 
-    `link` is the path that a link holds. `skip` says why the entry is left out of a workspace, None when it is not.
+    `path` is relative, with `/`; `end` is where the next entry may begin. `link` is the path that a link holds. `skip`
+    is why the entry is left out of a workspace, None when it is not.
     """
 
     info: zipfile.ZipInfo
@@ -45,14 +49,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Checked:
-    """The entries of an archive that passed; `stripped` names the single top folder that their paths are without."""
+    """The entries of an archive that passed.
+
+    `stripped` names the single top folder that is left out of their paths.
+    """
 
     entries: list[Entry]
     stripped: str | None
 
 
 def checked(file: IO[bytes], zipped: zipfile.ZipFile, limit: int, *, trusted: bool, strip_root: bool) -> Checked:
-    """Check an archive of at most that many entries. Raises ArchiveError with a ZIP_ code."""
+    """Check an archive of at most `limit` entries.
+
+    Raises ArchiveError with a ZIP_ code.
+    """
     _check_container(file, zipped, limit)
     infos = zipped.infolist()
     ends = _ends(zipped)
@@ -90,7 +100,10 @@ def _check_container(file: IO[bytes], zipped: zipfile.ZipFile, limit: int) -> No
 
 
 def _is_one_segment(file: IO[bytes], zipped: zipfile.ZipFile) -> bool:
-    """Return whether a zip begins with the mark of split archives, counted in its offsets: it needed no second file."""
+    """Return whether a zip has the mark of split archives but is in one file.
+
+    The mark is at its beginning, and counted in its offsets.
+    """
     file.seek(0)
     if file.read(4) not in _SEGMENT_MARKS:
         return False
@@ -100,7 +113,10 @@ def _is_one_segment(file: IO[bytes], zipped: zipfile.ZipFile) -> bool:
 
 
 def _check_end(file: IO[bytes], zipped: zipfile.ZipFile) -> None:
-    """Refuse what another reader may take for another archive: bytes around the directory, or a second end of it."""
+    """Refuse bytes around the directory, or a second end of it.
+
+    Another reader may take such a file for another archive.
+    """
     end = file.seek(0, os.SEEK_END) - 22 - len(zipped.comment)
     file.seek(max(0, end))
     record = file.read(22)
@@ -144,9 +160,10 @@ def _mode(info: zipfile.ZipInfo) -> int:
 
 
 def _is_folder(info: zipfile.ZipInfo, name: str, kind: int) -> bool:
-    """Return whether an entry is a folder: its name ends with a slash, or its mode or its DOS attribute says so.
+    """Return whether an entry is a folder.
 
-    Programs disagree on which of the three they set. Only an entry without content can be a folder in spite of one.
+    Its name ends with a slash, or its mode or its DOS attribute says so; programs disagree on which of the three they
+    set. By mode or attribute alone, only an entry without content can be a folder.
     """
     slash = name.endswith("/")
     if info.file_size == 0:
@@ -157,7 +174,10 @@ def _is_folder(info: zipfile.ZipInfo, name: str, kind: int) -> bool:
 
 
 def _single_root(entries: Iterable[Entry]) -> str | None:
-    """Return the one folder that holds all else of an archive; None when there is more at the top, or nothing in it."""
+    """Return the one folder that holds all else of an archive.
+
+    None when there is more at the top, or when the folder is empty.
+    """
     roots = set()
     deeper = False
     for entry in entries:
@@ -170,7 +190,10 @@ def _single_root(entries: Iterable[Entry]) -> str | None:
 
 
 def _without_skipped(entries: list[Entry], *, trusted: bool) -> list[Entry]:
-    """Return the entries with the reason for each that is left out; links that must not be stored are refused."""
+    """Return the entries, with the reason for each that is left out.
+
+    Links that must not be stored are refused.
+    """
     kinds: dict[str, bool | None] = {}
     for entry in entries:
         parent = entry.path.rpartition("/")[0]

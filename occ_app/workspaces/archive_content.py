@@ -22,9 +22,9 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 def content(descriptor: int, info: zipfile.ZipInfo, end: int) -> Iterator[bytes]:
-    """Yield an entry's content in pieces of at most 256 KiB; `end` is where the next entry may begin.
+    """Yield an entry's content in pieces of at most 256 KiB.
 
-    Raises BadZipFile or zlib.error, at the latest after the last piece.
+    `end` is where the next entry may begin. Raises BadZipFile or zlib.error, at the latest after the last piece.
     """
     room = end - info.header_offset
     block = os.pread(descriptor, min(room, _FIRST), info.header_offset)

@@ -1,7 +1,7 @@
-"""Names in a zip: their encoding, their separators, and the rules that a name must keep to.
+"""Names in a zip: their encoding, their separators, and the rules for a name.
 
-A zip says of a name at most that it is UTF-8. All other names are bytes, whose encoding is decided for the archive as a
-whole: one in which every name reads as ordinary text, else that of the format, code page 437.
+A zip says of a name at most that it is UTF-8. All other names are bytes, whose encoding is decided for the archive as
+a whole: one in which every name reads as ordinary text, else that of the format, code page 437.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _MARGIN = 0.2
 
 @dataclass(frozen=True)
 class Name:
-    """The name of an entry as text. `guessed`: it was read in code page 437 because no other encoding fits."""
+    """The name of an entry as text.
+
+    `guessed`: it was read in code page 437 because no other encoding fits.
+    """
 
     text: str
     guessed: bool = False
@@ -55,7 +58,10 @@ def names(infos: Sequence[zipfile.ZipInfo]) -> list[Name]:
 
 
 def checked_path(name: Name, *, folder: bool) -> str:
-    """Return a name as a relative path, empty for the archive's own root. Raises ArchiveError with a ZIP_ code."""
+    """Return a name as a relative path, empty for the archive's own root.
+
+    Raises ArchiveError with a ZIP_ code.
+    """
     text = name.text
     while text.startswith("./"):
         text = text[2:]
@@ -98,7 +104,10 @@ def _escape(name: Name, fault: str) -> ArchiveError:
 
 
 def _text(info: zipfile.ZipInfo) -> str:
-    """Return a name whose encoding its own entry tells: ASCII, UTF-8 or Info-ZIP's field 0x7075."""
+    """Return a name whose entry gives its encoding.
+
+    It is ASCII, UTF-8 or Info-ZIP's field 0x7075.
+    """
     name = info.orig_filename
     if info.flag_bits & _UTF8 or name.isascii():
         return name
@@ -107,7 +116,10 @@ def _text(info: zipfile.ZipInfo) -> str:
 
 
 def _legacy_bytes(info: zipfile.ZipInfo) -> bytes | None:
-    """Return the bytes of a name in an unknown encoding; None for one whose encoding is known."""
+    """Return the bytes of a name in an unknown encoding.
+
+    None for one whose encoding is known.
+    """
     name = info.orig_filename
     if info.flag_bits & _UTF8 or name.isascii():
         return None
@@ -120,7 +132,10 @@ def _legacy_bytes(info: zipfile.ZipInfo) -> bytes | None:
 
 
 def _unicode_field(info: zipfile.ZipInfo, stored: bytes) -> bytes | None:
-    """Return the name in UTF-8 from Info-ZIP's field 0x7075, when the field belongs to this name."""
+    """Return the name in UTF-8 from Info-ZIP's field 0x7075.
+
+    None when the field does not belong to this name.
+    """
     extra = info.extra
     content = None
     while len(extra) >= 4:
@@ -132,7 +147,10 @@ def _unicode_field(info: zipfile.ZipInfo, stored: bytes) -> bytes | None:
 
 
 def _made_by_windows(infos: Iterable[zipfile.ZipInfo], decoded: Sequence[Name]) -> bool:
-    """Return whether backslashes separate folders: an archive of FAT or NTFS in which no name has a slash."""
+    """Return whether backslashes separate folders.
+
+    They do in an archive of FAT or NTFS in which no name has a slash.
+    """
     if not any("\\" in name.text for name in decoded) or any("/" in name.text for name in decoded):
         return False
     if any(name.guessed and re.search(r"[^\x00-\x7f]\\", name.text) for name in decoded):
@@ -141,7 +159,10 @@ def _made_by_windows(infos: Iterable[zipfile.ZipInfo], decoded: Sequence[Name]) 
 
 
 def _encoding(stored: Sequence[bytes]) -> str | None:
-    """Return the East Asian encoding in which all these names read as ordinary text; None when there is none or two."""
+    """Return the East Asian encoding in which all names read as ordinary text.
+
+    None when there is none or more than one.
+    """
     if not stored:
         return None
     scores: dict[str, float] = {}
@@ -163,9 +184,9 @@ def _encoding(stored: Sequence[bytes]) -> str | None:
 
 
 def _score(texts: Iterable[str], encoding: str) -> float:
-    """Return which part of the letters beyond ASCII, 0 to 1, are common in an encoding and part of a word of them.
+    """Return the share of non-ASCII letters that are common and part of a word.
 
-    A single one between letters of ASCII is far more often the ü or é of code page 437.
+    0 to 1, in an encoding. A single such letter between ASCII letters is far more often the ü or é of code page 437.
     """
     common = total = 0
     for text in texts:
@@ -177,7 +198,7 @@ def _score(texts: Iterable[str], encoding: str) -> float:
 
 
 def _is_common(letter: str, encoding: str) -> bool:
-    """Return whether a letter is in the part of an encoding that ordinary text consists of."""
+    """Return whether a letter is in the part of an encoding used by ordinary text."""
     stored = letter.encode(encoding)
     if len(stored) != 2:
         return False  # half-width letters of Japanese, into which most bytes fall by accident

@@ -1,7 +1,7 @@
-"""Zips in and out: the unpacking of an upload that passed the checks, and the packing of a folder.
+"""Zips in and out: unpacking a checked upload, and packing a folder.
 
-Nothing of an archive is believed: names are judged before anything is written, sizes are counted on the bytes that are
-really written, and files are created, never opened through existing ones.
+Nothing in an archive is trusted: names are judged before anything is written, sizes are counted on the bytes that are
+written, and files are created, never opened through existing ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _OUT_OF_REACH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.E
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in bytes, counted on the output; `trusted`: configuration that runs programs is accepted."""
+    """Sizes in bytes, counted on the output.
+
+    `trusted`: configuration that runs programs is accepted.
+    """
 
     unpacked_bytes: int
     files: int
@@ -39,9 +42,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """The result for one archive, written or only checked: regular files, their bytes, entries left out and why.
+    """The result for one archive, written or only checked.
 
-    `stripped` names the single top folder that was left out of all paths.
+    It has the regular files, their bytes, and the entries left out with the reasons. `stripped` names the single top
+    folder that was left out of all paths.
     """
 
     files: int
@@ -51,10 +55,10 @@ class Unpacked:
 
 
 def unpack(archive: Path, target: Path | None, limits: Limits, *, strip_root: bool = False) -> Unpacked:
-    """Check `archive` in full and write it below `target`, a new folder; with no target only check it.
+    """Check `archive` in full and write it below `target`, a new folder.
 
-    With `strip_root` a single top folder that holds all else is left out of every path.
-    Raises ArchiveError with a ZIP_ code; the caller removes the files written until then.
+    Without a target, only check it. With `strip_root` a single top folder that holds all else is left out of every
+    path. Raises ArchiveError with a ZIP_ code; the caller removes the files written until then.
     """
     try:
         with archive.open("rb") as file, zipfile.ZipFile(file) as zipped:
@@ -123,9 +127,10 @@ def _write_all(descriptor: int, piece: bytes) -> None:
 
 
 def pack(folder: Path, output: IO[bytes], paths: Iterable[Path] | None = None) -> Iterator[int]:
-    """Write a folder (or just `paths` below it) to a zip; yields the bytes of each file as it is done.
+    """Write a folder, or `paths` below it, to a zip.
 
-    Links are stored as links and never followed: their targets are not the workspace's.
+    Yields the bytes of each file once it is written. Links are stored as links and never followed: their targets are
+    not the workspace's.
     """
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         for path in below(folder) if paths is None else paths:
@@ -133,19 +138,25 @@ def pack(folder: Path, output: IO[bytes], paths: Iterable[Path] | None = None) -
 
 
 def _readable(name: str) -> str:
-    """The name of a file as a zip can have it: in UTF-8, where Linux knows bytes."""
+    """Return the name of a file in UTF-8 for a zip; on Linux it is bytes."""
     return os.fsencode(name).decode(errors="replace")
 
 
 def below(folder: Path) -> list[Path]:
-    """All that is below a folder, in order, links not followed; what disappears meanwhile is no error."""
+    """Return all paths below a folder, in order.
+
+    Links are not followed; a path that disappears meanwhile is no error.
+    """
     return sorted(
         Path(parent, name) for parent, folders, files in os.walk(folder) for name in itertools.chain(folders, files)
     )
 
 
 def _pack_one(zipped: zipfile.ZipFile, path: Path, name: str) -> int:
-    """Add a file, a folder or a link, and nothing of another kind; returns the bytes of a file."""
+    """Add a file, a folder or a link, and nothing of another kind.
+
+    Returns the bytes of a file.
+    """
     try:
         kind = stat.S_IFMT(path.lstat().st_mode)
         if kind == stat.S_IFLNK:

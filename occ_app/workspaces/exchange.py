@@ -1,4 +1,7 @@
-"""Exchanging a new tree with the one in its place, also on file systems that cannot exchange two names in one step."""
+"""Exchanging a new tree with the one in its place.
+
+It also works on file systems that cannot exchange two names in one step.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ ASIDE = ".aside-"
 
 
 def swap(staging: Path, place: Path) -> None:
-    """Exchange `.incoming-NUMBER-INODE`, where INODE is the new tree's, with the workspace in its place.
+    """Exchange `.incoming-NUMBER-INODE`, the new tree, with the workspace.
 
-    On a file system without RENAME_EXCHANGE (some network file systems, FUSE, ZFS) three renames do it, and
-    `finish_swap` undoes those that a kill cut short. Until then the job's row is the journal: it has not succeeded.
+    INODE is the new tree's. On a file system without RENAME_EXCHANGE (some network file systems, FUSE, ZFS) this takes
+    three renames, and `finish_swap` undoes those that a kill cut short. Until then the job's row is the journal: it
+    has not succeeded.
     """
     try:
         kernel.exchange(staging, place)
@@ -37,7 +41,10 @@ def swap(staging: Path, place: Path) -> None:
 
 
 def finish_swap(aside: Path, place: Path) -> None:
-    """Put the old tree back that a killed `swap` left in `aside` or beside it, and remove the new one."""
+    """Restore the old tree after a killed `swap`, and remove the new one.
+
+    The old tree is in `aside` or beside it.
+    """
     staging = aside.with_name(aside.name.replace(ASIDE, ".incoming-", 1))
     if aside.stat().st_ino == int(aside.name.rpartition("-")[2]):  # it is the new tree: an upload was being undone
         if not place.exists():

@@ -1,6 +1,7 @@
-"""Which folders of a machine can be projects: the person's own, apart from OCC's, Claude Code's and each other.
+"""The folders of a machine that can be projects.
 
-Folders are compared by path with links resolved, and by identity: a folder that is mounted twice has two paths.
+They are apart from OCC's, Claude Code's and each other. Folders are compared by path with links resolved, and by
+identity: a folder that is mounted twice has two paths.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MAX_PATH_CHARACTERS = 1024
 
 
 def problem(path: Path, config: Config) -> str | None:
-    """Return why a folder cannot be a project, or cannot be one any more; None when it can.
+    """Return why a folder cannot be, or remain, a project; None when it can.
 
     `path` is the project's, with all links resolved when it was added.
     """
@@ -45,12 +46,15 @@ def problem(path: Path, config: Config) -> str | None:
 
 
 def was_replaced(path: Path) -> bool:
-    """Return whether a project's path, or a folder above it, is a link now, which leads to another folder."""
+    """Return whether a project's path, or a folder above it, is a link now.
+
+    Such a link leads to another folder.
+    """
     return Path(os.path.realpath(path)) != path
 
 
 def refuse_replaced(path: Path) -> None:
-    """Raises NotFound for a project whose folder was replaced by a link."""
+    """Raise NotFound for a project whose folder was replaced by a link."""
     if was_replaced(path):
         raise NotFound(
             "WORKSPACE_NOT_FOUND",

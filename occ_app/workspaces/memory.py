@@ -1,8 +1,8 @@
-"""The memory of a project: the text that Claude Code reads from its folder by itself, put together by OCC.
+"""The memory of a project: the text of its memory files, collected by OCC.
 
-With user settings alone the CLI reads no memory of a project, and with the project's settings it would run the hooks of
-the project. So OCC reads the same files as the CLI, by the CLI's rules (docs/claude-cli.md), and passes them as text. A
-file counts only when it lies in the workspace after all links are resolved.
+With user settings alone the CLI reads no memory of a project, and with the project's settings it would run the hooks
+of the project. So OCC reads the same files as the CLI, by the CLI's rules (docs/claude-cli.md), and passes them as
+text. A file counts only when it is in the workspace after all links are resolved.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class _Reading:
 
 
 def read(workspace: Path) -> str:
-    """Return the memory of a workspace as one text, empty when there is none; at most 1 MiB of 500 files."""
+    """Return the memory of a workspace as one text, empty when there is none.
+
+    At most 1 MiB of 500 files.
+    """
     reading = _Reading(workspace.resolve())
     outcomes = [_add(reading, workspace / name, 0) for name in ("CLAUDE.md", ".claude/CLAUDE.md")]
     for rule in _rules(workspace / ".claude/rules"):
@@ -67,10 +70,10 @@ def read(workspace: Path) -> str:
 
 
 def _of_subfolders(root: Path) -> list[str]:
-    """Return the paths of files that the CLI would read on its own once it opens a file beside or below them.
+    """Return the paths of memory files that the CLI reads later by itself.
 
-    They are named to the model instead of read: most runs touch few of the folders. Folders that are links, hidden ones
-    and installed packages are left out.
+    It reads one when it opens a file beside or below it. Their paths are named to the model: most runs touch few of
+    the folders. Folders that are links, hidden ones and installed packages are left out.
     """
     found, queue, seen = list[str](), deque([root]), 0
     while queue and seen < _MAX_FOLDERS and len(found) < _MAX_FILES:
@@ -102,7 +105,10 @@ def _lies_in(root: Path, path: Path) -> bool:
 
 
 def _rules(folder: Path) -> Iterator[Path]:
-    """Yield the rules in a folder and below it, in order; folders that are links are not entered."""
+    """Yield the rules in a folder and below it, in order.
+
+    Folders that are links are not entered.
+    """
     if folder.is_symlink() or folder.parent.is_symlink():
         return
     for parent, folders, files in os.walk(folder):
@@ -111,7 +117,10 @@ def _rules(folder: Path) -> Iterator[Path]:
 
 
 def _add(reading: _Reading, path: Path, depth: int, *, rule: bool = False) -> bool:
-    """Add a file and then the files it imports. Return False for one that is missing, elsewhere, empty or no text."""
+    """Add a file, then the files it imports.
+
+    Returns False for one that is missing, outside the workspace, empty or not text.
+    """
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or a NUL
@@ -141,7 +150,10 @@ def _add(reading: _Reading, path: Path, depth: int, *, rule: bool = False) -> bo
 
 
 def _place(folder: Path, name: str) -> Path:
-    """Return the path that an import names; one of the home is none of the workspace's."""
+    """Return the path that an import names.
+
+    A path of the home is not the workspace's.
+    """
     return Path(os.devnull) if name.startswith("~") else folder / name
 
 
@@ -164,7 +176,10 @@ def _text(path: Path, limit: int) -> str | None:
 
 
 def _is_conditional(front_matter: str) -> bool:
-    """Return whether a rule's front matter limits it to some paths; `**` alone is all of them."""
+    """Return whether a rule's front matter limits it to some paths.
+
+    `**` alone is all of them.
+    """
     match = re.search(r"^paths:(.*(?:\n[ \t]*-.*|\n[ \t]+.*)*)", front_matter, re.MULTILINE)
     if match is None:
         return False
@@ -189,7 +204,10 @@ def imports(text: str) -> list[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Yield the lines of a Markdown text that are prose, joined where no blank line or block lies between them."""
+    """Yield the prose of a Markdown text.
+
+    Lines are joined unless a blank line or a block is between them.
+    """
     prose: list[str] = []
     fence = ""
     html = in_list = False

@@ -1,4 +1,7 @@
-"""Opening files of a workspace for a caller: never through a link, and of a project none that git would not list."""
+"""Opening files of a workspace for a caller.
+
+Never through a link, and of a project only files that git would list.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ class Entry:
 
 
 def open_file(root: Path, path: str, *, project: bool) -> IO[bytes]:
-    """Open a regular file of a workspace; the caller closes it. Raises NotFound with the reason."""
+    """Open a regular file of a workspace; the caller closes it.
+
+    Raises NotFound with the reason.
+    """
     *folders, name = plain_parts(path)
     with _opened(root, folders, path, project=project) as descriptor:
         if project and _hidden(root, folders, name, folder=False):
@@ -50,7 +56,10 @@ def open_file(root: Path, path: str, *, project: bool) -> IO[bytes]:
 
 
 def entries(root: Path, path: str, *, project: bool) -> tuple[list[Entry], bool]:
-    """Return the entries of a folder by name, and whether there are more. Raises NotFound with the reason."""
+    """Return the entries of a folder by name, and whether there are more.
+
+    Raises NotFound with the reason.
+    """
     folders = plain_parts(path) if path else []
     with _opened(root, folders, path, project=project) as descriptor:
         found = list[Entry]()

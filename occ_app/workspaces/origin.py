@@ -1,7 +1,7 @@
-"""The origin of a workspace on an agent: the hub that sent it, for which of its keys, and from which upload.
+"""The origin of a workspace on an agent: a hub, its key and the upload.
 
 A hub names it in a header of uploads and executions. A workspace without one was uploaded here, or by a hub that sends
-no such header, as one of 0.1.0.
+no such header, such as one of 0.1.0.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ OPERATOR = "-"  # in place of a key: the hub's operator
 
 @dataclass(frozen=True)
 class Origin:
-    """`zip` is the SHA-256 of the upload, `uploaded_at` when the hub got it, by the hub's clock.
+    """The hub and the key that sent a workspace, and the upload.
 
-    Both are empty in the header of an execution.
+    `zip` is the SHA-256 of the upload, `uploaded_at` when the hub got it, by the hub's clock. Both are empty in the
+    header of an execution.
     """
 
     hub_id: str
@@ -43,7 +44,10 @@ class Origin:
 
 
 def parse(header: str) -> Origin | None:
-    """Return the origin in a header, None for an empty one. Raises RequestError for anything else."""
+    """Return the origin in a header, None for an empty one.
+
+    Raises RequestError for anything else.
+    """
     if not header:
         return None
     if not re.fullmatch(PATTERN, header):
@@ -65,7 +69,10 @@ def of_row(value: str | None) -> Origin | None:
 
 
 def of_record(value: object) -> Origin | None:
-    """Return the origin in an agent's record of a workspace; None for one that has none, or no valid one."""
+    """Return the origin in an agent's record of a workspace.
+
+    None without a valid one.
+    """
     if not isinstance(value, dict):
         return None
     hub_id, key_id, zip_hash, uploaded_at = (value.get(name) for name in ("hubId", "keyId", "zip", "uploadedAt"))
@@ -87,6 +94,6 @@ def refuse_other(workspace_id: str, held: Origin | None, sender: Origin | None) 
 
 
 def refuse_execution(workspace_id: str, held: Origin | None, sender: Origin | None) -> None:
-    """Raise NotFound for an execution of a hub in a workspace that another hub, or another key of it, sent."""
+    """Raise NotFound for an execution in a workspace that another hub or key sent."""
     if held is not None and sender is not None and not held.same_owner(sender):
         raise errors.workspace_not_found(workspace_id)

@@ -1,6 +1,7 @@
-"""Where workspaces are on the disk: a folder whose path no other workspace has, had or shares as the CLI encodes it.
+"""The folders of workspaces on the disk.
 
-The CLI keeps conversations by the encoded path, so workspaces that share one would read each other's.
+No other workspace has, had or shares a folder's path as the CLI encodes it. The CLI keeps conversations by the encoded
+path, so workspaces that share one would read each other's.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def choose(
 
 
 def reconcile(db: Database, folder: Path, cli: projects.CliFolders | None) -> list[str]:
-    """Make folders and rows agree before anybody serves, also in a home that was moved, copied or restored.
+    """Make folders and rows agree at start, also in a home that was moved or copied.
 
-    A removal that was killed before it was written down is undone, one after that is finished. A workspace that shares
-    its encoded path with another is moved. Returns a sentence for each of these. Projects stay as they are.
+    Runs before any request is served. A removal that was killed before it was recorded is undone, one after that is
+    finished. A workspace that shares its encoded path with another is moved. Returns a sentence for each of these.
+    Projects stay as they are.
     """
     with db.write() as connection:
         rows = connection.execute("SELECT workspace_id, path FROM workspaces WHERE source = 'upload'").fetchall()
@@ -71,7 +73,10 @@ def _sessions_in(db: Database, name: str) -> list[str]:
 
 
 def _part(db: Database, folder: Path, claude: Path | None) -> Iterator[str]:
-    """Move each workspace whose encoded path is not reserved for it; yields a sentence for each."""
+    """Move each workspace whose encoded path is not reserved for it.
+
+    Yields a sentence for each.
+    """
     with db.read() as connection:
         rows = connection.execute(
             """
@@ -95,7 +100,10 @@ def _part(db: Database, folder: Path, claude: Path | None) -> Iterator[str]:
 
 
 def _move(db: Database, workspace_id: str, generation: int, former: Path, folder: Path, claude: Path | None) -> Path:
-    """Move a workspace to a path of its generation; returns it. Its former path stays reserved for nobody."""
+    """Move a workspace to a path of its generation, and return the path.
+
+    Its former path stays reserved for nobody.
+    """
     with db.write(durable=False) as connection:
         # A start that was killed between the rename and the commit has moved it already.
         place = next((path for path in folder.glob(f"*-g{generation}") if not former.exists()), None)
@@ -117,7 +125,10 @@ def _move(db: Database, workspace_id: str, generation: int, former: Path, folder
 
 
 def _reserve(connection: sqlite3.Connection, name: str, generation: int) -> bool:
-    """Reserve a folder's name as the CLI encodes it, for ever. False when a workspace has or had it."""
+    """Reserve a folder's name as the CLI encodes it, for ever.
+
+    False when a workspace has or had it.
+    """
     return bool(
         connection.execute(
             "INSERT INTO claude_folders (name, generation) VALUES (:name, :generation) ON CONFLICT DO NOTHING",

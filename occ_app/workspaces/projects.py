@@ -1,6 +1,6 @@
-"""Projects: folders that are on the machine already, as workspaces in which executions run where the files are.
+"""Projects: folders of the machine as workspaces.
 
-OCC lists them and runs in them. It never moves, changes or deletes one; removing a project takes it off the list.
+Executions run where the files are. OCC never moves, changes or deletes a project; removing one takes it off the list.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ REMOVED = "Its project was removed from the machine's list before this could sta
 
 @dataclass(frozen=True)
 class Project:
-    """A folder in which executions may run. `keys` names the hub's keys that may use it, besides the admins'.
+    """A folder in which executions may run.
 
-    `permissions` is the most that runs in it may do, None for all that the machine allows.
+    `keys` names the hub's keys that may use it, besides the admins'. `permissions` is the most that runs in it may do,
+    None for all that the machine allows.
     """
 
     name: str
@@ -53,9 +54,10 @@ def add(
     keys: Iterable[str],
     permissions: str | None = None,
 ) -> Project:
-    """Add a folder as a project; the same name and folder again change its terms. `path` may be a link.
+    """Add a folder as a project, or change the terms of an existing one.
 
-    Raises ConfigError with the reason for a folder that cannot be one, and for a name in use.
+    A project exists when the name and the folder are the same. `path` may be a link. Raises ConfigError with the
+    reason for a folder that cannot be a project, and for a name in use.
     """
     real = Path(os.path.realpath(path))
     reason = folders.problem(real, config)
@@ -86,10 +88,10 @@ def listing(db: Database) -> list[Project]:
 
 
 def remove(db: Database, name: str, end_waiting: Callable[[sqlite3.Connection, int, str], list[int]]) -> list[int]:
-    """Take a project off the list and end its queued executions; returns the numbers of those. Its files stay.
+    """Remove a project from the list and end its queued executions.
 
-    `end_waiting` does that in the transaction, with a sentence for them. Raises NotFound, and Conflict while an
-    execution runs in it.
+    Returns the numbers of those. Its files stay. `end_waiting` ends them in the transaction, with a sentence. Raises
+    NotFound, and Conflict while an execution runs in it.
     """
     return workspaces.patiently(lambda: _remove(db, name, end_waiting))
 
@@ -128,7 +130,7 @@ def _report(found: Iterable[Project]) -> list[dict[str, Any]]:
 
 
 def _check_room(connection: sqlite3.Connection, path: Path) -> None:
-    """Raises ConfigError when there are too many projects, or one of them overlaps `path`."""
+    """Raise ConfigError for too many projects, or one that overlaps `path`."""
     existing = _all(connection)
     for project in existing:
         if folders.overlap(path, Path(project.path)):

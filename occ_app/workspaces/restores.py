@@ -1,7 +1,7 @@
-"""Restores: undoing the changes of an execution, or making them again, and all SQL on them.
+"""Restores: undoing or redoing the changes of an execution; all SQL on them.
 
-A restore holds its workspace. Before it touches a file it takes a complete snapshot, so that it can be undone itself;
-one whose process was killed is finished by the next.
+A restore holds its workspace. Before it touches a file it takes a complete snapshot, so that it can be undone itself.
+One whose process was killed is finished by the next.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _NAMED = 100  # files in a refusal
 
 @dataclass(frozen=True)
 class Source:
-    """The changes to make: from one snapshot to another, of an execution or a restore; see Summary for `exact`."""
+    """The changes to make, from one snapshot to another.
+
+    They are of an execution or a restore; see Summary for `exact`.
+    """
 
     execution_id: str
     from_tree: str
@@ -58,7 +61,10 @@ class _Restore:
 
 
 def source(db: Database, generation: int, restore_id: str, to: str) -> Source | None:
-    """Return the changes of an earlier restore of a workspace, undone for `to` start; None when there is none."""
+    """Return the changes of an earlier restore of a workspace.
+
+    They are undone for `to` start. None when there is no such restore.
+    """
     with db.read() as connection:
         row = connection.execute(
             "SELECT base, result FROM restores WHERE restore_id = :restore_id AND workspace_generation = :generation"
@@ -119,7 +125,10 @@ def restore(
 
 
 def recover(db: Database, snapshots: Snapshots) -> list[str]:
-    """Finish the restores whose process is gone, and free their workspaces; returns a sentence for each."""
+    """Finish the restores whose process ended, and free their workspaces.
+
+    Returns a sentence for each.
+    """
     with db.read() as connection:
         rows = connection.execute(
             "SELECT r.*, w.path, w.source FROM restores r"
@@ -188,7 +197,7 @@ def _begin(
 
 
 def _prepare(db: Database, snapshots: Snapshots, root: Path, begun: _Restore, *, force: bool) -> tuple[list[Step], str]:
-    """Take the snapshot before a restore, and check all steps; returns them and the snapshot. Raises Conflict."""
+    """Return the steps of a restore and the snapshot before it. Raises Conflict."""
     changes = snapshots.changes(begun.generation, begun.from_tree, begun.to_tree)
     # A file that the execution changed may be ignored only since it changed an ignore file, too.
     as_recorded = any(change.path.rpartition(b"/")[2] == IGNORE_FILE.encode() for change in changes)

@@ -1,4 +1,7 @@
-"""Files of an upload that an untrusted workspace does without: they would make Claude Code or git run something."""
+"""Files of an upload that an untrusted workspace does not get.
+
+They would make Claude Code or git run something.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ def skip_reason(path: str, *, folder: bool = False) -> str | None:
 
 
 def skip_reasons(paths: Mapping[str, bool]) -> dict[str, str]:
-    """Return the reason for each path that is left out. `paths` maps all paths of an upload to: it is a folder."""
+    """Return the reason for each path that is left out.
+
+    `paths` maps all paths of an upload to whether they are folders.
+    """
     reasons = {}
     git_directories = _bare_repositories(paths)
     for path, folder in paths.items():
@@ -48,14 +54,17 @@ def skip_reasons(paths: Mapping[str, bool]) -> dict[str, str]:
 
 
 def _configures_git(rest: list[str]) -> bool:
-    """Return whether a file, as the parts of its path below a git directory, is configuration or a hook."""
+    """Return whether a file below a git directory is configuration or a hook.
+
+    The file is given as the parts of its path.
+    """
     return rest[-1] in _GIT_FILES or "hooks" in rest
 
 
 def _bare_repositories(paths: Iterable[str]) -> set[str]:
-    """Return the folders, in lower case, that git takes for git directories under any name.
+    """Return the folders, in lower case, that git takes for git directories.
 
-    Such a folder has HEAD beside objects and refs, or beside commondir.
+    Their names do not matter. Such a folder has HEAD beside objects and refs, or beside commondir.
     """
     folders: dict[str, set[str]] = {}
     for path in paths:

@@ -1,4 +1,7 @@
-"""Copies of one instant: the files are read, and read again if any of them changed meanwhile."""
+"""Copies of one instant.
+
+The files are read, and read again if any of them changed meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,10 @@ def pack_instant(folder: Path, output: IO[bytes]) -> None:
 
 
 def repeat(attempt: Callable[[], None], output: IO[bytes], look: Callable[[], Marks], subject: str) -> None:
-    """Make an attempt at writing `output` until `look` returns the same before and after it.
+    """Repeat `attempt`, which writes `output`, until nothing changed during it.
 
-    Raises Unavailable (BUSY) after the last attempt; `subject` begins its sentence.
+    `look` then returns the same before and after it. Raises Unavailable (BUSY) after the last attempt; `subject`
+    begins its sentence.
     """
     for _ in range(ATTEMPTS):
         output.seek(0)
@@ -48,7 +52,10 @@ def repeat(attempt: Callable[[], None], output: IO[bytes], look: Callable[[], Ma
 
 
 def marks(paths: Iterable[Path]) -> Marks:
-    """Return each file's or folder's identity and state: identity, kind, size and times of changes."""
+    """Return the identity and state of each file or folder.
+
+    They are identity, kind, size and times of changes.
+    """
     marks_by_path: Marks = {}
     for path in paths:
         with contextlib.suppress(OSError):
@@ -59,5 +66,8 @@ def marks(paths: Iterable[Path]) -> Marks:
 
 
 def identities(paths: Iterable[Path]) -> Marks:
-    """Return each folder's identity, which a replacement changes; changes within it count for nothing."""
+    """Return each folder's identity, which a replacement changes.
+
+    Changes within it do not count.
+    """
     return {name: mark[:2] for name, mark in marks(paths).items()}

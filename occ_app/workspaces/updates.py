@@ -1,7 +1,8 @@
-"""Updates of a workspace: an upload with the changed files and the paths to delete; all other files stay.
+"""Updates of a workspace: changed files and deletions; all other files stay.
 
-The new tree is made beside the old one: the unpacked files, and hard links to the files of the old tree that stay. So
-files that no upload contains, such as builds, survive, and the exchange is one step as with any upload.
+An upload has the changed files and the paths to delete. The new tree is made beside the old one: the unpacked files,
+and hard links to the files of the old tree that stay. So files that no upload contains, such as builds, survive, and
+the exchange is one step as with any upload.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ MAX_DELETIONS = 100_000
 
 @dataclass(frozen=True)
 class Seen:
-    """The state of a workspace when its update began: its folder, and how many executions had started in it."""
+    """The state of a workspace when its update began.
+
+    It is its folder, and how many executions had started in it.
+    """
 
     path: Path
     started: int
 
 
 def deletions(text: str) -> tuple[str, ...]:
-    """Return the paths of the form field `deletions`, a JSON list. Raises InvalidRequest."""
+    """Return the paths of the form field `deletions`, a JSON list.
+
+    Raises InvalidRequest.
+    """
     try:
         listed = json.loads(text)
         if not isinstance(listed, list) or len(listed) > MAX_DELETIONS:
@@ -46,7 +53,7 @@ def deletions(text: str) -> tuple[str, ...]:
 
 
 def check_form(policy: str, base: str | None, deleted: Collection[str], *, strip_root: bool, has_zip: bool) -> None:
-    """Raises InvalidRequest for fields that do not fit the policy of an upload."""
+    """Raise InvalidRequest for fields that do not fit the policy of an upload."""
     if policy != "update":
         if base is not None or deleted:
             raise errors.InvalidRequest("`base` and `deletions` belong to the policy update.", {"base": ["No update."]})
@@ -59,13 +66,19 @@ def check_form(policy: str, base: str | None, deleted: Collection[str], *, strip
 
 
 def begin(db: Database, workspace_id: str, base: str | None) -> Seen:
-    """Return the state that an update starts from. Raises Conflict when the workspace is held, or not at `base`."""
+    """Return the state that an update starts from.
+
+    Raises Conflict when the workspace is held, or not at `base`.
+    """
     with db.read() as connection:
         return check(connection, workspace_id, base)
 
 
 def check(connection: sqlite3.Connection, workspace_id: str, base: str | None, seen: Seen | None = None) -> Seen:
-    """Return the state of a workspace, which must be at `base` and, if given, as it was `seen`. Raises Conflict."""
+    """Return the state of a workspace, which must be at `base`.
+
+    With `seen` it must also be as it was then. Raises Conflict.
+    """
     row = connection.execute(
         """
         SELECT w.generation, w.path, w.snapshot,
@@ -90,7 +103,10 @@ def check(connection: sqlite3.Connection, workspace_id: str, base: str | None, s
 
 
 def keep(old: Path, new: Path, deleted: Collection[str]) -> None:
-    """Link what stays of the tree `old` into the tree `new`: no path that is `deleted`, and none that `new` has."""
+    """Link the remaining files of the tree `old` into the tree `new`.
+
+    A path that is `deleted`, or that `new` has, is left out.
+    """
     gone = {os.fsencode(path) for path in deleted}
     root = os.fsencode(old)
     for folder, folders, files in os.walk(root):

@@ -1,4 +1,7 @@
-"""The jobs of uploads, rows of `workspace_jobs`: submitted, begun, ended well or with an error, or abandoned."""
+"""The jobs of uploads, rows of `workspace_jobs`.
+
+A job is submitted, begun, ended well or with an error, or abandoned.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ from occ_app.workspaces.workspace import Workspace
 
 @dataclass(frozen=True)
 class Upload:
-    """A workspace that is to be made from a zip; `policy` is overwrite, reuse or update.
+    """A workspace to create from a zip; `policy` is overwrite, reuse or update.
 
     An update changes the snapshot `base`, removes the paths of `deleted`, and may have no zip.
 
-    The workspace must have the number `expected`: 0, there must be none; None, any. `origin` is that of an upload
-    which a hub sends to an agent. Only on a hub: `key_id`, the key that asks, and its `owner_id`.
+    The workspace must have the number `expected`; 0: it must not exist; None: any. `origin` is that of an upload which
+    a hub sends to an agent. Only on a hub: `key_id`, the key of the request, and its `owner_id`.
     """
 
     workspace_id: str
@@ -51,7 +54,10 @@ class Job:
 
 
 def refuse_unexpected(upload: Upload, generation: int | None) -> None:
-    """Raise Conflict when `generation`, the number of the workspace that has the id, is not the expected one."""
+    """Raise Conflict when `generation` is not the expected one.
+
+    It is the number of the workspace that has the id.
+    """
     if upload.expected is not None and upload.expected != (generation or 0):
         raise errors.workspace_changed(upload.workspace_id, upload.expected, generation)
 
@@ -81,7 +87,7 @@ def submit(db: Database, upload: Upload) -> int:
 
 
 def result(db: Database, number: int) -> tuple[str, dict[str, Any] | None]:
-    """A job's state and, when it is over, its reply or its error."""
+    """Return a job's state and, when it is over, its reply or its error."""
     with db.read() as connection:
         row = connection.execute("SELECT state, result FROM workspace_jobs WHERE number = ?", (number,)).fetchone()
     return row["state"], None if row["result"] is None else json.loads(row["result"])
@@ -109,7 +115,10 @@ def abandon_all(db: Database) -> None:
 
 
 def abandon_running(db: Database) -> list[int]:
-    """Abandon the jobs that a killed control process had begun; returns their numbers for their callers."""
+    """Abandon the jobs that a killed control process had begun.
+
+    Returns their numbers for their callers.
+    """
     with db.write() as connection:
         rows = connection.execute(
             "UPDATE workspace_jobs SET state = 'abandoned', finished_at = ? WHERE state = 'running' RETURNING number",
@@ -147,7 +156,10 @@ def take(db: Database, number: int) -> Job | None:
 
 
 def succeed(connection: sqlite3.Connection, number: int, workspace: Workspace, *, reused: bool) -> None:
-    """End a job well, in the caller's transaction. Raises Unavailable when it was given up meanwhile."""
+    """End a job well, in the caller's transaction.
+
+    Raises Unavailable when it was abandoned meanwhile.
+    """
     reply = {
         "status": "success",
         "workspaceId": workspace.workspace_id,

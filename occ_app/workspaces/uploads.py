@@ -27,7 +27,10 @@ from occ_app.workspaces.upload_jobs import Job
 
 
 def undo_unfinished(db: Database, folder: Path) -> None:
-    """Undo changes of a killed process in the workspaces' folder that it did not record, and remove remains."""
+    """Undo the changes of a killed process that it did not record.
+
+    They are in the workspaces' folder; its temporary files are removed.
+    """
     for aside in folder.glob(f"{ASIDE}*"):
         with db.read() as connection:
             row = connection.execute(
@@ -53,7 +56,7 @@ def undo_unfinished(db: Database, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _First:
-    """The first snapshot of an upload, in the snapshots of the workspace of this number."""
+    """The first snapshot of an upload, under the number of its workspace."""
 
     generation: int
     tree: str | None
@@ -67,7 +70,7 @@ def run(
     claude: Path | None = None,
     snapshots: Snapshots | None = None,
 ) -> None:
-    """Make the workspace of a job and record the result; a failure leaves no half of it.
+    """Create the workspace of a job and record the result, or leave nothing of it.
 
     `claude` is the CLI's own folder, where a new workspace must not find anything of another. `snapshots` takes the
     first one.
@@ -108,7 +111,10 @@ def run(
 
 
 def _first_snapshot(db: Database, job: Job, staging: Path, snapshots: Snapshots) -> _First:
-    """Take a snapshot of an unpacked upload, before it has its place; the number of a new workspace is given here."""
+    """Take a snapshot of an unpacked upload, before it is put in its place.
+
+    A new workspace gets its number here.
+    """
     with db.write(durable=False) as connection:
         row = connection.execute(
             "SELECT generation FROM workspaces WHERE workspace_id = :workspace_id",
@@ -174,7 +180,10 @@ def _write_down(
     claude: Path | None,
     first: _First | None,
 ) -> Path:
-    """Write the rows of a workspace that was made, in the caller's transaction; returns its path."""
+    """Write the rows of a new workspace in the caller's transaction.
+
+    Returns its path.
+    """
     now = iso_now()
     upload = job.upload
     existing = connection.execute(
@@ -218,7 +227,7 @@ def _write_down(
 
 
 def _exchange(staging: Path, place: Path) -> None:
-    """Put the new tree in its place; the old one, if any, is then where the new one was. One atomic step."""
+    """Exchange the new tree with the old one, if any, in one atomic step."""
     try:
         os.rename(staging, place)  # works when there is nothing, or an empty folder
         return

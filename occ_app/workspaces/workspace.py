@@ -1,4 +1,7 @@
-"""Workspaces: the folders executions run in, and their rows; uploads.py makes them."""
+"""Workspaces: the folders executions run in, and their rows.
+
+uploads.py creates them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a hub's workspace lives: on this agent, which has the files of this upload.
+    """The agent that has a hub's workspace, with the files of this upload.
 
     `upload_number` is None while the agent has no files of the hub, and 0 while an upload may have arrived.
     `is_current` is True when those are the files of the workspace's newest upload.
@@ -37,17 +40,17 @@ class Placement:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A row of `workspaces`; `bytes` is the unpacked size, `skipped` the files left out of the zip, with reasons.
+    """A row of `workspaces`.
 
-    `source` is `upload`, or `folder` for a project: a folder of the machine that OCC never changes by itself. `trusted`
-    is a project's: its settings, hooks and MCP servers count. `permissions` is the most that runs in it may do, None
-    for all that the machine allows. `snapshot` is the id of its latest snapshot's tree.
+    `bytes` is the unpacked size, `skipped` the files left out of the zip, with reasons. `source` is `upload`, or
+    `folder` for a project: a folder of the machine that OCC never changes by itself. `trusted` is a project's: its
+    settings, hooks and MCP servers count. `permissions` is the most that runs in it may do, None for all that the
+    machine allows. `snapshot` is the id of its latest snapshot's tree.
 
-    `generation` is its number, which no other workspace ever has; its id may be given again once it is deleted. Only
-    sessions of executions numbered above `sessions_after` can be resumed.
-    Only on a hub: `key_id` and its `owner_id`; `agent_id`, where it lives; `agent_generation`, its number there;
-    `zip`, the stored zip's SHA-256; `upload`, the number of the job that brought it; `placed`, the upload of its
-    `placement`.
+    `generation` is its number, which no other workspace ever has; its id may be used again once it is deleted. Only
+    sessions of executions numbered above `sessions_after` can be resumed. Only on a hub: `key_id` and its `owner_id`;
+    `agent_id`, where it is; `agent_generation`, its number there; `zip`, the stored zip's SHA-256; `upload`, the
+    number of the job that brought it; `placed`, the upload of its `placement`.
     """
 
     workspace_id: str
@@ -109,7 +112,10 @@ VISIBLE = """(
 
 
 def get(db: Database, workspace_id: str, visible_to: str | None = None, generation: int | None = None) -> Workspace:
-    """One workspace. Raises NotFound, also for one that the owner `visible_to` may not see, and for another number."""
+    """Return one workspace.
+
+    Raises NotFound, also for one that the owner `visible_to` may not see, and for another number.
+    """
     with db.read() as connection:
         row = connection.execute(
             f"{_SELECT} WHERE w.workspace_id = :workspace_id AND {VISIBLE}"
@@ -135,7 +141,7 @@ def numbered(db: Database, generation: int, visible_to: str | None = None) -> Wo
 
 
 def origin_of(connection: sqlite3.Connection, workspace_id: str) -> Origin | None:
-    """The origin of a workspace, inside the caller's transaction."""
+    """Return the origin of a workspace, in the caller's transaction."""
     row = connection.execute(
         "SELECT origin FROM workspaces WHERE workspace_id = :workspace_id", {"workspace_id": workspace_id}
     ).fetchone()
@@ -143,7 +149,7 @@ def origin_of(connection: sqlite3.Connection, workspace_id: str) -> Origin | Non
 
 
 def new_generation(connection: sqlite3.Connection, workspace_id: str) -> int:
-    """Number a workspace that the caller's transaction adds."""
+    """Return the number for a workspace that the caller's transaction adds."""
     number = connection.execute(
         "INSERT INTO workspace_generations (workspace_id) VALUES (:workspace_id)", {"workspace_id": workspace_id}
     ).lastrowid
@@ -168,11 +174,10 @@ def delete(
     generation: int | None = None,
     cli: projects.CliFolders | None = None,
 ) -> list[int]:
-    """Remove a workspace and its files, and end its queued executions; returns the numbers of those executions.
+    """Remove a workspace and its files, and end its queued executions.
 
-    Waits while the changes of an execution that is over are being recorded.
-
-    `end_waiting` does that in the transaction. The CLI's state of the workspace's sessions in `cli` is removed, too.
+    Returns the numbers of those executions. Waits while the changes of an ended execution are being recorded.
+    `end_waiting` ends them in the transaction. The CLI's state of the workspace's sessions in `cli` is removed, too.
     Raises NotFound, also when the id belongs to another `generation` than the given one, and Conflict while an
     execution runs in it and for a project.
     """
@@ -221,13 +226,13 @@ def _delete(
 
 
 def refuse_folder(workspace_id: str, source: str) -> None:
-    """Raises Conflict for a project; inside the transaction that overwrites or deletes the workspace."""
+    """Raise Conflict for a project, in the transaction of an overwrite or deletion."""
     if source == "folder":
         raise errors.workspace_is_folder(workspace_id)
 
 
 def sessions_of(connection: sqlite3.Connection, generation: int) -> list[str]:
-    """Return the sessions that ran in a workspace and in no other workspace that still exists."""
+    """Return the sessions that ran in this workspace and in no other existing one."""
     rows = connection.execute(
         """
         SELECT DISTINCT x.session_id FROM executions x
@@ -242,7 +247,10 @@ def sessions_of(connection: sqlite3.Connection, generation: int) -> list[str]:
 
 
 def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: int, holder: str | None = None) -> None:
-    """Raises Conflict while a workspace is held, save by `holder`; inside the transaction that changes it."""
+    """Raise Conflict while another than `holder` holds a workspace.
+
+    In the transaction that changes it.
+    """
     row = connection.execute(
         """
         SELECT execution_id, reason FROM held_workspaces
@@ -259,7 +267,7 @@ def refuse_busy(connection: sqlite3.Connection, workspace_id: str, generation: i
 
 
 def patiently(attempt: Callable[[], T], seconds: float = 30.0) -> T:
-    """Make an attempt, and again while the changes of an execution that is over are being recorded in the workspace.
+    """Repeat an attempt while the changes of an ended execution are being recorded.
 
     Raises the error of the attempt, at the latest after so many seconds.
     """
