@@ -1,1 +1,1 @@
-"""Slack as rows, texts and settings; occ_worker/slack is the process that talks to it."""
+"""Rows, texts and settings for Slack; occ_worker/slack is its process."""

@@ -1,4 +1,7 @@
-"""The messages of the hub in Slack, as blocks: a run as it goes on and as it ended, an approval, a few sentences."""
+"""The hub's messages in Slack, as blocks.
+
+They show a run in progress, a finished run, an approval, or a few sentences.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ _SIGNS = {"succeeded": ":white_check_mark:", "failed": ":x:", "cancelled": ":no_
 
 
 def escaped(text: str) -> str:
-    """Return text as mrkdwn shows it: nobody is mentioned and nothing is a link."""
+    """Return text escaped for mrkdwn, so that it mentions nobody and links nothing."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def duration(seconds: float) -> str:
-    """Return a time in seconds as a person reads it."""
+    """Return a time in seconds as text for people."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -40,7 +43,10 @@ def duration(seconds: float) -> str:
 def under_way(
     execution: Execution, machine: str | None, seconds: float, doing: str | None, tail: str, url: str | None
 ) -> Content:
-    """A run that waits or runs: its state, what Claude does now, and the last lines of its text."""
+    """Return the message of a waiting or running run.
+
+    It shows the state, Claude's current tool, and the last lines of its text.
+    """
     if execution.cancel_code:
         head = ":hourglass: Cancelling"
     elif execution.state == "queued":
@@ -62,7 +68,10 @@ def under_way(
 
 
 def ended(execution: Execution, seconds: float, answer: str, url: str | None) -> tuple[Content, list[Content]]:
-    """A run that is over: the message with the beginning of its answer, and the messages that follow it."""
+    """Return the message of a finished run, and the messages that follow it.
+
+    The first has the beginning of the answer, the others its other parts.
+    """
     word = _WORDS.get(execution.state, execution.state)
     facts = [f"{_SIGNS.get(execution.state, '')} {word}", duration(seconds), *_changed(execution), *_cost(execution)]
     head = " · ".join(facts)
@@ -81,7 +90,7 @@ def ended(execution: Execution, seconds: float, answer: str, url: str | None) ->
 
 
 def files(entries: Sequence[Mapping[str, Any]], url: str | None) -> Content:
-    """The files that a run changed, each with its added and deleted lines."""
+    """List the files that a run changed, each with its added and deleted lines."""
     lines = list[str]()
     for entry in entries[:_MOST_FILES]:
         former = f"{entry['old_path']} → " if entry.get("old_path") else ""
@@ -97,13 +106,16 @@ def files(entries: Sequence[Mapping[str, Any]], url: str | None) -> Content:
 
 
 def short(content: Content, url: str | None) -> Content:
-    """A message that Slack finds too long, without its text."""
+    """Return a message without its text, which was too long for Slack."""
     head = content.text[:500]
     return Content(head, (_section(escaped(head)), _section("Its text is too long for Slack."), *_actions(_page(url))))
 
 
 def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
-    """An open approval. Its input is shown, and can be allowed, only where few people see it, and only whole."""
+    """Return the message of an open approval.
+
+    The input is shown, and can be allowed, only in a private channel and only if it fits as a whole.
+    """
     what = {"question": "Claude asks you", "plan": "Claude has a plan"}.get(
         asked.kind, f"Claude wants to use {asked.tool}"
     )
@@ -136,7 +148,7 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
 
 
 def decided(asked: Approval) -> Content:
-    """An approval that needs nobody any more: how it was closed, and by whom, without buttons."""
+    """Return the message of a closed approval: the outcome and actor, no buttons."""
     state = "answered, not delivered yet" if asked.state == "open" else asked.state
     actor = asked.actor or (asked.pending.actor if asked.pending is not None else None)
     text = f"{asked.tool}: {state}{f' by {actor}' if actor else ''}"
@@ -144,21 +156,25 @@ def decided(asked: Approval) -> Content:
 
 
 def opening(user: str, prompt: str) -> Content:
-    """The first message of a thread whose run began in the form: who asked, and for what."""
+    """Return the first message of a thread whose run was started with the form.
+
+    It names the user and quotes the prompt.
+    """
     shown = prompt if len(prompt) <= _LONGEST_TAIL else f"{prompt[:_LONGEST_TAIL]}…"
     quoted = "\n".join(f"> {line}" for line in escaped(shown).splitlines())
     return Content(f"<@{user}> started a run.", (_section(f"<@{user}> started a run:\n{quoted}"),))
 
 
 def sentence(text: str) -> Content:
-    """A few words in mrkdwn, in which text from elsewhere is escaped already."""
+    """Return a message of mrkdwn text in which foreign text is already escaped."""
     return Content(text[:3000], (_section(text),))
 
 
 def split(text: str) -> Iterator[str]:
-    """Yield a markdown text in parts of at most LONGEST_PART characters, between lines where that is possible.
+    """Yield Markdown in parts of at most LONGEST_PART characters.
 
-    A code block that is cut is closed at the end of its part and opened again in the next.
+    It is cut between lines where possible. A code block that is cut is closed at the end of its part and opened again
+    in the next.
     """
     fence = ""
     while text:
@@ -176,7 +192,10 @@ def split(text: str) -> Iterator[str]:
 
 
 def _answer(asked: Approval, answers: Mapping[str, str] | None) -> str:
-    """Return the value of a button that allows: the approval, and the hash of the input that was shown."""
+    """Return the value of a button that allows.
+
+    It has the approval's id, the hash of the input shown, and the answers.
+    """
     return json.dumps({"id": asked.approval_id, "hash": asked.input_hash, "answers": answers}, ensure_ascii=False)
 
 
@@ -221,7 +240,10 @@ def _markdown(text: str) -> dict[str, Any]:
 
 
 def _page(url: str | None) -> list[dict[str, Any]]:
-    """Return the button that opens the run's page; nothing for a hub without a public address."""
+    """Return the button that opens the run's page.
+
+    A hub without a public address has none.
+    """
     if url is None:
         return []
     label = {"type": "plain_text", "text": "Open"}

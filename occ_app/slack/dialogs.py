@@ -1,4 +1,7 @@
-"""The dialogs of the hub in Slack: the form that starts a run, and the reason of a denial."""
+"""The hub's dialogs in Slack.
+
+They are the form that starts a run, the reason of a denial, and the answers to questions.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ REASON, FORM, QUESTIONS = "occ_reason", "occ_form", "occ_questions"  # the callb
 WHERE, MACHINE, MODEL, LEVEL, PROMPT = "where", "machine", "model", "permissions", "prompt"  # the blocks of the form
 DEFAULT_LEVEL = "edit"
 LONGEST_PROMPT = 3000  # characters; Slack allows no more in a field
-MOST_OPTIONS = 100  # of a select
+MOST_OPTIONS = 100  # in a select
 _LONGEST_OPTION = 75
 _LEVELS = {"plan": "Plan only", "edit": "Edit files", "ask": "Ask before other tools", "full": "Everything"}
 
 
 def reason(approval_id: str, channel: str) -> dict[str, Any]:
-    """The dialog that asks for the reason of a denial, which Claude reads."""
+    """Return the dialog that asks for the reason of a denial, which Claude reads."""
     field = {"type": "plain_text_input", "action_id": REASON, "multiline": True, "max_length": 2000}
     block = _input(REASON, "Reason, which Claude reads", field)
     return _modal(REASON, {"id": approval_id, "channel": channel}, "Deny", "Deny", [block])
@@ -33,9 +36,10 @@ def form(
     machines: Sequence[tuple[str, str]],
     chosen: str | None,
 ) -> dict[str, Any]:
-    """The form that starts a run: `places` and `machines` are pairs of value and name, `chosen` is the place's value.
+    """Return the form that starts a run.
 
-    A select takes MOST_OPTIONS, the others are left out. Raises ValueError without any place.
+    `places` and `machines` are pairs of value and name; `chosen` is the value of the selected place. A select has at
+    most MOST_OPTIONS; further options are left out. Raises ValueError without any place.
     """
     if not places:
         raise ValueError("a form needs a workspace to choose")
@@ -59,7 +63,10 @@ def form(
 
 
 def questions(asked: Approval, asking: Sequence[Question], channel: str) -> dict[str, Any]:
-    """The dialog that answers Claude's questions: options to choose, words of one's own, or both."""
+    """Return the dialog that answers Claude's questions.
+
+    Each question offers its options, a text field, or both.
+    """
     blocks = list[dict[str, Any]]()
     for number, one in enumerate(asking):
         words = {"type": "plain_text_input", "action_id": WORDS, "multiline": True, "max_length": 2000}
@@ -94,7 +101,10 @@ def _input(block_id: str, label: str, element: Mapping[str, Any], *, optional: b
 
 
 def _select(action: str, options: Iterable[tuple[str, str]], chosen: str | None = None) -> dict[str, Any]:
-    """Return a select of pairs of value and name; `chosen` is the value that is selected at first."""
+    """Return a select of pairs of value and name.
+
+    `chosen` is the value selected initially.
+    """
     listed = [_option(*each) for each in options][:MOST_OPTIONS]
     made = {"type": "static_select", "action_id": action, "options": listed}
     first = [option for option in listed if option["value"] == chosen]

@@ -1,4 +1,7 @@
-"""What Slack has sent, with all SQL on it: each payload is a row before Slack gets its acknowledgement."""
+"""Payloads received from Slack, with all SQL on them.
+
+Each payload is stored as a row before it is acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from typing import Any
 from occ_app.database.database import Database
 from occ_app.system.timestamps import iso_now
 
-_SLOW = "slow "  # before the kind of a payload that takes long
+_SLOW = "slow "  # prefix of the kind of a slow payload
 
 
 @dataclass(frozen=True)
 class Payload:
-    """A row of `slack_inbox`. `slow`: it waits for a machine or a file, and is handled beside the others."""
+    """A row of `slack_inbox`.
+
+    A `slow` payload waits for a machine or a file, and is handled in parallel to the others.
+    """
 
     number: int
     kind: str
@@ -24,7 +30,7 @@ class Payload:
 
 
 def store(db: Database, key: str, kind: str, content: Mapping[str, Any]) -> bool:
-    """Store a payload, on the disk. False for one that is stored already."""
+    """Store a payload on disk; return False when it is already stored."""
     with db.write() as connection:
         return bool(
             connection.execute(
@@ -38,7 +44,7 @@ def store(db: Database, key: str, kind: str, content: Mapping[str, Any]) -> bool
 
 
 def unhandled(db: Database, limit: int = 20, *, slow: bool = False) -> list[Payload]:
-    """The payloads that are to be handled, in the order in which they came; the slow ones, or the others."""
+    """Return unhandled payloads in order of arrival: either the slow ones or the rest."""
     with db.read() as connection:
         rows = connection.execute(
             """
@@ -51,7 +57,7 @@ def unhandled(db: Database, limit: int = 20, *, slow: bool = False) -> list[Payl
 
 
 def defer(db: Database, number: int) -> None:
-    """Leave a payload to be handled beside the others, since it takes long."""
+    """Mark a payload as slow, so that it is handled in parallel to the others."""
     with db.write() as connection:
         connection.execute(
             "UPDATE slack_inbox SET kind = :slow || kind WHERE number = :number AND kind NOT LIKE :slow || '%'",
@@ -60,7 +66,10 @@ def defer(db: Database, number: int) -> None:
 
 
 def handled(db: Database, number: int, problem: str | None = None) -> None:
-    """Note that a payload was handled; its content is forgotten, its key stays to know it again."""
+    """Record that a payload was handled.
+
+    Its content is deleted; its key is kept so that a repetition is recognized.
+    """
     with db.write(durable=False) as connection:
         connection.execute(
             "UPDATE slack_inbox SET handled_at = :now, content = '{}', problem = :problem WHERE number = :number",
@@ -69,7 +78,10 @@ def handled(db: Database, number: int, problem: str | None = None) -> None:
 
 
 def begin(db: Database, number: int) -> bool:
-    """Note, on the disk, that a payload has its effect from now on. False when that was noted before a kill."""
+    """Record on disk that a payload's effect begins.
+
+    Returns False when that was already recorded, before the process was killed.
+    """
     with db.write() as connection:
         return bool(
             connection.execute(
@@ -80,7 +92,10 @@ def begin(db: Database, number: int) -> bool:
 
 
 def summary(db: Database) -> tuple[int, str | None]:
-    """The number of payloads that are to be handled, and when the newest came."""
+    """Return the number of unhandled payloads, and when the newest arrived.
+
+    The time is that of the newest payload, handled or not.
+    """
     with db.read() as connection:
         row = connection.execute(
             """
@@ -92,6 +107,9 @@ def summary(db: Database) -> tuple[int, str | None]:
 
 
 def forget(db: Database, before: str) -> None:
-    """Forget payloads that were handled before `before`, an ISO time; Slack repeats one for an hour at most."""
+    """Delete payloads that were handled before `before`, an ISO time.
+
+    Slack repeats a payload for at most an hour.
+    """
     with db.write(durable=False) as connection:
         connection.execute("DELETE FROM slack_inbox WHERE handled_at < :before", {"before": before})

@@ -1,4 +1,4 @@
-"""What Slack sends, as values: a message, a command or a click, and who sent it from where."""
+"""Slack's payloads as values: a message, command, click or submitted dialog."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PRIVATE = ("im", "group", "mpim")
 
 @dataclass(frozen=True)
 class File:
-    """A file in a message; `size` is in bytes, as Slack says it."""
+    """A file in a message; `size` is in bytes, as Slack reports it."""
 
     name: str
     url: str
@@ -24,11 +24,11 @@ class File:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A message, command, click or sent dialog of a person.
+    """A person's message, command, click or submitted dialog.
 
-    `thread` is the ts of the thread's first message: that of the message itself when it begins one. `private` is
-    whether only its members see the channel; None where Slack does not say. `value` is that of a clicked button, or
-    the metadata of a dialog; `fields` are the values in a dialog, by the id of their block.
+    `thread` is the ts of the thread's first message, which may be the message itself. `private` is whether only
+    members see the channel, None where Slack does not say. `value` is that of a clicked button, or the metadata of a
+    dialog; `fields` are the values in a dialog, by the ids of their blocks.
     """
 
     kind: str  # message, command, click, dialog
@@ -46,19 +46,22 @@ class Incoming:
     value: str = ""
     action: str = ""
     user_name: str = ""
-    trigger: str = ""  # by which a dialog can be opened, for three seconds
+    trigger: str = ""  # opens a dialog; valid for three seconds
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[File, ...] = ()
 
     @property
     def execution_id(self) -> str:
-        """The id of the run that this message starts: the same however often, and as which event, it comes."""
+        """Return the id of the run that this message starts.
+
+        It is the same however often the message arrives, and as whichever event.
+        """
         digest = hashlib.sha256(f"{self.team} {self.channel} {self.ts}".encode()).hexdigest()
         return f"slack-{digest[:20]}"
 
 
 def key_of(kind: str, payload: Mapping[str, Any], envelope_id: str) -> str:
-    """Return the key by which a payload that Slack sends again is known."""
+    """Return the key that identifies a payload when Slack sends it again."""
     if kind == "events_api" and payload.get("event_id"):
         return f"event {payload['event_id']}"
     if kind == "slash_commands" and payload.get("trigger_id"):
@@ -74,7 +77,7 @@ def key_of(kind: str, payload: Mapping[str, Any], envelope_id: str) -> str:
 
 
 def parsed(kind: str, payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
-    """Return the act of a person; None for anything else, such as the messages of bots and edits."""
+    """Return a person's action; None for others, such as bots' messages and edits."""
     if kind == "events_api":
         return _message(payload, bot_user)
     if kind == "slash_commands":
@@ -109,7 +112,7 @@ def _message(payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
     kind = event.get("channel_type")
     return Incoming(
         kind="message",
-        # A person of another workspace in a shared channel comes with that workspace's id.
+        # In a shared channel, a person from another Slack workspace has that workspace's id.
         team=_text(event.get("user_team")) or _text(event.get("team")) or team,
         user=user,
         channel=_text(event.get("channel")),
@@ -126,7 +129,10 @@ def _message(payload: Mapping[str, Any], bot_user: str) -> Incoming | None:
 
 
 def _files(given: object) -> tuple[File, ...]:
-    """Return the files of a message; one that Slack does not send has no address."""
+    """Return the files of a message.
+
+    A file without an address in the payload has an empty one.
+    """
     found = [_map(each) for each in given] if isinstance(given, list) else []
     return tuple(
         File(
@@ -158,7 +164,7 @@ def _click(payload: Mapping[str, Any]) -> Incoming | None:
 
 
 def _dialog(payload: Mapping[str, Any]) -> Incoming | None:
-    """Return the submission of a dialog, whose metadata name its channel."""
+    """Return a submitted dialog, whose metadata names its channel."""
     view, user = _map(payload.get("view")), _map(payload.get("user"))
     try:
         metadata = _map(json.loads(_text(view.get("private_metadata"))))
@@ -183,7 +189,7 @@ def _dialog(payload: Mapping[str, Any]) -> Incoming | None:
 
 
 def _chosen(element: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the values of an element of a dialog: its text, or its chosen options."""
+    """Return the values of a dialog's element: its text, or its selected options."""
     several = element.get("selected_options")
     options = several if isinstance(several, list) else [element.get("selected_option")]
     found = [_text(element.get("value")).strip(), *(_text(_map(option).get("value")) for option in options)]
@@ -191,7 +197,10 @@ def _chosen(element: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def plain(text: str) -> str:
-    """Return the text that a person wrote: Slack escapes it, and puts addresses and names into <>."""
+    """Return the text as the person wrote it.
+
+    Slack escapes text, and puts addresses and names into <>.
+    """
     text = re.sub(r"<(?:[^<>|]*)\|([^<>]*)>", r"\1", text)
     return unescape(re.sub(r"<([^<>]*)>", r"\1", text)).strip()
 

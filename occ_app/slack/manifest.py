@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-REQUESTS = "/slack/requests"  # where a hub takes Slack's requests
+REQUESTS = "/slack/requests"  # where a hub receives Slack's requests
 SCOPES = (
     *("app_mentions:read", "channels:history", "groups:history", "im:history", "mpim:history"),
     *("channels:read", "groups:read", "mpim:read"),
@@ -14,9 +14,9 @@ _EVENTS = ("app_mention", "message.channels", "message.groups", "message.im", "m
 
 
 def manifest(request_url: str | None = None) -> dict[str, Any]:
-    """Return the manifest: one command, and no more scopes than the hub uses.
+    """Return the manifest: one command, and only the scopes that the hub uses.
 
-    Slack sends its requests to `request_url`; without one, over Socket Mode.
+    Slack sends its requests to `request_url`, or over Socket Mode without one.
     """
     url = {} if request_url is None else {"url": request_url}
     sent = {} if request_url is None else {"request_url": request_url}

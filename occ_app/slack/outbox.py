@@ -1,7 +1,8 @@
-"""What Slack is to show, with all SQL on it: each message is a row, with the content it is to have and the one it has.
+"""The hub's messages in Slack, with all SQL on them.
 
-A run has one message, which is updated. A row is inserted before its message is posted and has an id of its own, which
-the message carries in its metadata: so a process that was killed while it posted finds the message again.
+Each message is a row with its wanted content and the content that Slack shows. A run has one message, which is
+updated. A row is inserted before its message is posted and has its own id, which the message carries in its metadata:
+a process that was killed while posting can find the message in Slack.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ RUN, ANSWER, APPROVAL, NOTICE, DIFF, OPENING = "run", "answer", "approval", "not
 
 @dataclass(frozen=True)
 class Content:
-    """A message: the text of its notification, and its blocks."""
+    """The content of a message: its notification's text, and its blocks."""
 
     text: str
     blocks: tuple[Mapping[str, Any], ...] = ()
@@ -38,9 +39,10 @@ class Content:
 
 @dataclass(frozen=True)
 class Message:
-    """A row of `slack_messages`. `ts` is Slack's id of it, None until it is posted.
+    """A row of `slack_messages`.
 
-    `only_for` is the user who alone sees it; of an opening, the user who gets it where the app cannot post.
+    `ts` is Slack's id of it, None until it is posted. `only_for` is the only user who sees it; for the first message
+    of a thread, the user who receives it where the app cannot post.
     """
 
     number: int
@@ -58,7 +60,10 @@ class Message:
 
 
 def notice(db: Database, once: str, channel: str, thread: str, content: Content, only_for: str | None = None) -> bool:
-    """Say something once: `once` names the cause. With `only_for` nobody but that Slack user sees it."""
+    """Post a notice once for each cause, `once`.
+
+    With `only_for`, only that Slack user sees it. Returns False when the cause has a notice already.
+    """
     with db.write() as connection:
         made = insert(connection, channel, thread, NOTICE, f"notice {once}", only_for=only_for)
         if made:
@@ -76,7 +81,10 @@ def diff(db: Database, once: str, channel: str, thread: str, execution: int) -> 
 
 
 def add(db: Database, of: Message, kind: str, once: str, content: Content, *, approval_id: str | None = None) -> bool:
-    """Add a message to the thread of a run's message. False when there is one for this cause."""
+    """Add a message to the thread of a run's message.
+
+    Returns False when this cause, `once`, has a message already.
+    """
     with db.write() as connection:
         made = insert(*(connection, of.channel, of.thread, kind, once), execution=of.execution, approval_id=approval_id)
         if made:
@@ -85,7 +93,10 @@ def add(db: Database, of: Message, kind: str, once: str, content: Content, *, ap
 
 
 def want(db: Database, number: int, content: Content, *, final: bool = False) -> bool:
-    """Have a message show this content from now on; a `final` one is not changed any more. False when it is wanted."""
+    """Set the content that a message should show.
+
+    A `final` content is not changed again. Returns False when nothing changed.
+    """
     with db.write() as connection:
         return bool(
             connection.execute(
@@ -99,7 +110,7 @@ def want(db: Database, number: int, content: Content, *, final: bool = False) ->
 
 
 def shorten(db: Database, number: int, content: Content) -> None:
-    """Replace the content of a message, also of a final one, by one that Slack takes."""
+    """Replace the content of a message, even a final one, with a shorter one."""
     with db.write() as connection:
         connection.execute(
             "UPDATE slack_messages SET content = :content, wanted = :hash, problem = 'too long' WHERE number = :number",
@@ -108,7 +119,7 @@ def shorten(db: Database, number: int, content: Content) -> None:
 
 
 def unfinished(db: Database, kind: str) -> list[Message]:
-    """The messages of this kind that may still change, oldest first."""
+    """Return the messages of this kind that may still change, oldest first."""
     with db.read() as connection:
         rows = connection.execute(
             "SELECT * FROM slack_messages WHERE final = 0 AND gone = 0 AND kind = :kind ORDER BY number", {"kind": kind}
@@ -117,13 +128,16 @@ def unfinished(db: Database, kind: str) -> list[Message]:
 
 
 def trying(db: Database, number: int) -> None:
-    """Note, on the disk, that a message is about to be posted: after a kill it is looked for before it is posted."""
+    """Record on disk that a message is about to be posted.
+
+    After a kill the message is looked for in Slack before it is posted again.
+    """
     with db.write() as connection:
         connection.execute("UPDATE slack_messages SET tries = tries + 1 WHERE number = :number", {"number": number})
 
 
 def not_posted(db: Database, number: int) -> None:
-    """Note that Slack refused to post a message: it need not be looked for."""
+    """Record that Slack refused a message, so that it need not be looked for."""
     with db.write() as connection:
         connection.execute(
             "UPDATE slack_messages SET tries = 0 WHERE number = :number AND ts IS NULL", {"number": number}
@@ -131,7 +145,10 @@ def not_posted(db: Database, number: int) -> None:
 
 
 def shown(db: Database, number: int, ts: str | None, content_hash: str | None) -> None:
-    """Note that Slack shows a message under `ts`, with the content of this hash; None for one that is unknown."""
+    """Record that Slack shows a message under `ts`.
+
+    `content_hash` is the hash of the content shown; None when it is not known.
+    """
     with db.write() as connection:
         connection.execute(
             """
@@ -143,7 +160,7 @@ def shown(db: Database, number: int, ts: str | None, content_hash: str | None) -
 
 
 def put_off(db: Database, number: int, until: str, problem: str) -> None:
-    """Try a message again at `until`, an ISO time."""
+    """Retry a message at `until`, an ISO time."""
     with db.write(durable=False) as connection:
         connection.execute(
             "UPDATE slack_messages SET not_before = :until, problem = :problem WHERE number = :number",
@@ -152,7 +169,10 @@ def put_off(db: Database, number: int, until: str, problem: str) -> None:
 
 
 def lost(db: Database, number: int) -> None:
-    """Forget the ts of a message that somebody deleted: it is posted once more."""
+    """Clear the ts of a message that somebody deleted, so that it is posted again.
+
+    A message that is deleted a second time is not posted again.
+    """
     with db.write() as connection:
         connection.execute(
             """
@@ -164,7 +184,10 @@ def lost(db: Database, number: int) -> None:
 
 
 def give_up(db: Database, number: int, problem: str) -> None:
-    """Send a message no more: its channel is gone, or Slack refuses it for good. With an opening goes its thread."""
+    """Stop sending a message whose channel is gone or that Slack refuses for good.
+
+    If it is the first message of a thread, the thread's other messages are given up, too.
+    """
     with db.write() as connection:
         connection.execute(
             """
@@ -181,7 +204,7 @@ def give_up(db: Database, number: int, problem: str) -> None:
 
 
 def problems(db: Database) -> tuple[int, str | None]:
-    """The number of messages that could not be sent, and the newest reason."""
+    """Return the number of messages with a problem, and the newest problem."""
     with db.read() as connection:
         row = connection.execute(
             """
@@ -194,7 +217,7 @@ def problems(db: Database) -> tuple[int, str | None]:
 
 
 def forget(db: Database, before: str) -> None:
-    """Forget messages that are final and were made before `before`, an ISO time."""
+    """Delete final and given-up messages created before `before`, an ISO time."""
     with db.write(durable=False) as connection:
         connection.execute(
             """
@@ -216,7 +239,10 @@ def insert(
     approval_id: str | None = None,
     only_for: str | None = None,
 ) -> bool:
-    """Add a message in the caller's transaction. False when there is one for this cause, `once`."""
+    """Add a message in the caller's transaction.
+
+    Returns False when this cause, `once`, has a message already.
+    """
     return bool(
         connection.execute(
             """
@@ -241,7 +267,10 @@ def insert(
 
 
 def set_content(connection: sqlite3.Connection, once: str, content: Content) -> None:
-    """Give a new message its content in the caller's transaction. Only that of an approval may change later."""
+    """Set the content of a new message in the caller's transaction.
+
+    Only the content of an approval may change later.
+    """
     connection.execute(
         """
         UPDATE slack_messages SET content = :content, wanted = :hash, final = (kind != 'approval') WHERE once = :once

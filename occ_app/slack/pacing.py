@@ -1,4 +1,4 @@
-"""Which message is sent next, as far as Slack's rates allow, with all SQL on that."""
+"""The choice of the next message within Slack's rate limits, with all SQL on it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from occ_app.system.timestamps import iso_now
 
 @dataclass(frozen=True)
 class Pace:
-    """What Slack takes now: no posts to the `busy` channels, and updates of messages, or those of ends alone, or none.
+    """The calls that Slack accepts now.
 
-    `ended` are the numbers of messages whose runs are over, `updated` the times of the latest updates by number.
+    Channels in `busy` accept no posts. `updates` is whether messages may be updated, `progress` whether that includes
+    runs in progress. `ended` are the numbers of messages whose runs are over; `updated` are the times of the latest
+    updates, by number.
     """
 
     busy: frozenset[str] = frozenset()
@@ -27,9 +29,10 @@ class Pace:
 
 
 def due(db: Database, pace: Pace) -> Message | None:
-    """The next message that shows something else than it is to, among those that Slack takes now.
+    """Return the next message whose shown content is out of date.
 
-    Approvals come first, then new messages and ends, then the message that was updated least recently.
+    Only messages that Slack accepts now are considered. Approvals come first, then new messages and finished runs,
+    then the message that was updated least recently.
     """
     with db.read() as connection:
         rows = connection.execute(
@@ -46,7 +49,7 @@ def due(db: Database, pace: Pace) -> Message | None:
 
 
 def _rank(row: sqlite3.Row, pace: Pace) -> tuple[int, float, int] | None:
-    """Return the place of a message in the line; None for one that Slack does not take now."""
+    """Return the rank of a message; None for one that Slack does not accept now."""
     number, posted = row["number"], row["ts"] is not None
     progress = posted and not row["final"] and number not in pace.ended
     group = 0 if row["kind"] == outbox.APPROVAL else 2 if progress else 1

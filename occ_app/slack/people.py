@@ -1,4 +1,4 @@
-"""Who a Slack user is on the hub, and where a channel's runs go, with all SQL on both.
+"""Linked Slack users and the workspaces of channels, with all SQL on both.
 
 A Slack user is a team id and a user id. An owner links it on the hub's page with a one-time code; the link ends with
 the key that the owner was logged in with.
@@ -32,13 +32,13 @@ class Person:
 
     @property
     def visible_to(self) -> str | None:
-        """The owner whose runs and workspaces this person sees; None for all."""
+        """Return the owner whose runs and workspaces this person sees; None for all."""
         return None if self.admin else self.owner_id
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A Slack user who wants to be linked."""
+    """A Slack user who asked to be linked."""
 
     team: str
     user: str
@@ -46,7 +46,10 @@ class Asked:
 
 
 def find(db: Database, team: str, user: str) -> Person | None:
-    """Return the person behind a Slack user; None for one that is not linked, or whose key is not valid any more."""
+    """Return the person behind a Slack user.
+
+    Returns None when the user is not linked, or the key is not valid any more.
+    """
     with db.read() as connection:
         row = connection.execute(
             f"""
@@ -60,7 +63,10 @@ def find(db: Database, team: str, user: str) -> Person | None:
 
 
 def new_code(db: Database, asked: Asked) -> str:
-    """Return a one-time code for the page, valid for CODE_MINUTES; earlier codes of this Slack user end."""
+    """Return a one-time code for the page, valid for CODE_MINUTES.
+
+    Earlier codes of this Slack user become void.
+    """
     code = secrets.token_urlsafe(24)
     with db.write() as connection:
         connection.execute(
@@ -84,7 +90,7 @@ def new_code(db: Database, asked: Asked) -> str:
 
 
 def asked_with(db: Database, code: str) -> Asked | None:
-    """Return who asked with a valid code, which stays valid."""
+    """Return the Slack user of a valid code, which stays valid."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT team, user, user_name FROM slack_codes WHERE hash = :hash AND expires_at > :now",
@@ -94,7 +100,10 @@ def asked_with(db: Database, code: str) -> Asked | None:
 
 
 def link(db: Database, code: str, key_id: str) -> Asked | None:
-    """Link the Slack user who asked with this code to a key's owner; the code ends. None for one that is not valid."""
+    """Link the Slack user of a code to a key's owner, and void the code.
+
+    Returns None for a code that is not valid.
+    """
     with db.write() as connection:
         row = connection.execute(
             """
@@ -115,7 +124,7 @@ def link(db: Database, code: str, key_id: str) -> Asked | None:
 
 
 def unlink(db: Database, team: str, user: str) -> bool:
-    """End a link; False when there was none."""
+    """Remove a link; return False when there was none."""
     with db.write() as connection:
         return bool(
             connection.execute(
@@ -125,13 +134,13 @@ def unlink(db: Database, team: str, user: str) -> bool:
 
 
 def count(db: Database) -> int:
-    """The number of linked Slack users."""
+    """Return the number of linked Slack users."""
     with db.read() as connection:
         return int(connection.execute("SELECT count(*) FROM slack_people").fetchone()[0])
 
 
 def use(db: Database, team: str, channel: str, owner_id: str, workspace_id: str) -> None:
-    """Send an owner's runs from a channel to a workspace from now on."""
+    """Set the workspace for an owner's runs from a channel."""
     with db.write() as connection:
         connection.execute(
             """
@@ -144,7 +153,7 @@ def use(db: Database, team: str, channel: str, owner_id: str, workspace_id: str)
 
 
 def place(db: Database, team: str, channel: str, owner_id: str) -> str | None:
-    """Return the workspace of an owner's runs from a channel; None while none was chosen."""
+    """Return the workspace for an owner's runs from a channel; None if not chosen."""
     with db.read() as connection:
         row = connection.execute(
             """

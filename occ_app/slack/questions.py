@@ -1,4 +1,4 @@
-"""Claude's questions as Slack asks them, and the answers of a dialog."""
+"""Claude's questions in Slack, and the answers of a dialog."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from occ_app.executions.answers import Approval
 MOST = 10
 _MOST_OPTIONS, _LONGEST_TEXT = 50, 2000
 _MOST_BUTTONS, _LONGEST_BUTTON = 5, 70
-CHOICE, WORDS = "choice", "words"  # and a question's number: the blocks of a dialog
+CHOICE, WORDS = "choice", "words"  # prefixes of a dialog's block ids, followed by the question's number
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, and the labels of its options, of which `several` may be chosen."""
+    """A question and the labels of its options; `several` may be chosen."""
 
     text: str
     options: tuple[str, ...]
@@ -24,13 +24,19 @@ class Question:
 
     @property
     def fits_buttons(self) -> bool:
-        """Whether a click can answer it: a few short options, of which one is chosen."""
+        """Return whether buttons can answer it.
+
+        It must have few short options, of which one is chosen.
+        """
         short = all(len(option) <= _LONGEST_BUTTON for option in self.options)
         return not self.several and 0 < len(self.options) <= _MOST_BUTTONS and short
 
 
 def of(asked: Approval) -> tuple[Question, ...]:
-    """Return the questions of an approval; none unless every one of them can be shown whole."""
+    """Return the questions of an approval.
+
+    Returns none unless each of them can be shown whole.
+    """
     found = asked.input.get("questions") if asked.kind == "question" and isinstance(asked.input, dict) else None
     if asked.truncated or not isinstance(found, list) or not 0 < len(found) <= MOST:
         return ()
@@ -39,7 +45,10 @@ def of(asked: Approval) -> tuple[Question, ...]:
 
 
 def answers(questions: Sequence[Question], fields: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Return the answers in a dialog by the texts of their questions. Raises RequestError when one is missing."""
+    """Return the answers of a dialog, keyed by the texts of their questions.
+
+    Raises RequestError when one is missing.
+    """
     found = dict[str, str]()
     for number, question in enumerate(questions):
         chosen = [int(value) for value in fields.get(f"{CHOICE}{number}", ()) if value.isdecimal()]
@@ -52,7 +61,10 @@ def answers(questions: Sequence[Question], fields: Mapping[str, tuple[str, ...]]
 
 
 def _question(given: object) -> Question | None:
-    """Return a question; None for one of another form than Claude Code's, or that is too long for a dialog."""
+    """Return a question.
+
+    Returns None for one that does not have Claude Code's form or is too long for a dialog.
+    """
     if not isinstance(given, dict):
         return None
     text, listed = given.get("question"), given.get("options") or []

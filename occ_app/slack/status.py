@@ -1,4 +1,4 @@
-"""The state of the connection to Slack, as the Slack process noted it."""
+"""The state of the connection to Slack, as the Slack process recorded it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ NOTE = "slack"
 
 
 def status(config: Config, db: Database) -> dict[str, Any]:
-    """Return what `occ hub slack status` prints. Raises ConfigError for tokens that cannot be read."""
+    """Return the output of `occ hub slack status`.
+
+    Raises ConfigError for tokens that cannot be read.
+    """
     connected = tokens.load(config)
     noted = notes.noted(db, NOTE) if connected is not None else {}
     waiting, received = inbox.summary(db)

@@ -1,4 +1,4 @@
-"""The threads of conversations in Slack, with all SQL on them: whose each is, its runs, and how one begins."""
+"""Threads in Slack: their owners, their runs and how they begin, with all SQL."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from occ_app.database.database import Database
 from occ_app.slack import outbox
 from occ_app.slack.outbox import Content, Message
 
-DIRECT = "D"  # with which the id of a direct message's channel begins
-_OPENING = "opening "  # and a run's number: the thread of messages until the message that begins it is posted
+DIRECT = "D"  # prefix of the ids of direct messages' channels
+_OPENING = "opening "  # and a run's number: the provisional thread until its first message is posted
 
 
 @dataclass(frozen=True)
 class Thread:
-    """A row of `slack_threads`: the owner of a conversation, and whether only a few people see it."""
+    """A row of `slack_threads`.
+
+    It has the owner of the conversation, and whether only a few people see it.
+    """
 
     team: str
     channel: str
@@ -24,7 +27,10 @@ class Thread:
 
 
 def begin(db: Database, thread: Thread, execution: int) -> bool:
-    """Show a run in a thread, which belongs to the owner of its first run. False when it is shown already."""
+    """Show a run in a thread, which belongs to the owner of its first run.
+
+    Returns False when the run is shown already.
+    """
     with db.write() as connection:
         connection.execute(
             """
@@ -39,7 +45,10 @@ def begin(db: Database, thread: Thread, execution: int) -> bool:
 
 
 def open_thread(db: Database, thread: Thread, execution: int, head: Content, user: str) -> bool:
-    """Show a run in a new thread that a message of the app, `head`, begins. False when it is shown already."""
+    """Show a run in a new thread that begins with the app's message `head`.
+
+    Returns False when the run is shown already.
+    """
     pending = f"{_OPENING}{execution}"
     with db.write() as connection:
         connection.execute(
@@ -59,7 +68,10 @@ def open_thread(db: Database, thread: Thread, execution: int, head: Content, use
 
 
 def opened(db: Database, message: Message, ts: str) -> None:
-    """Note that the message that begins a thread is posted: what waits for it belongs to the thread of its `ts`."""
+    """Record that the first message of a thread was posted.
+
+    Messages that waited for it are moved to the thread of its `ts`.
+    """
     names = {"pending": message.thread, "channel": message.channel, "ts": ts}
     with db.write() as connection:
         for table in ("slack_threads", "slack_messages"):
@@ -70,7 +82,10 @@ def opened(db: Database, message: Message, ts: str) -> None:
 
 
 def move(db: Database, message: Message, channel: str) -> None:
-    """Send a message that only one user is to see to `channel`, the direct messages of that user, with its thread."""
+    """Move a message for one user to that user's direct messages, `channel`.
+
+    The first message of a thread takes its thread with it.
+    """
     names = {"number": message.number, "thread": message.thread, "former": message.channel, "channel": channel}
     with db.write() as connection:
         if message.kind != outbox.OPENING:
@@ -97,7 +112,7 @@ def move(db: Database, message: Message, channel: str) -> None:
 
 
 def thread_of(db: Database, team: str, channel: str, thread: str) -> Thread | None:
-    """The conversation in a thread; None for a thread without one."""
+    """Return the conversation in a thread; None for a thread without one."""
     with db.read() as connection:
         row = connection.execute(
             "SELECT * FROM slack_threads WHERE team = :team AND channel = :channel AND thread = :thread",
@@ -107,7 +122,7 @@ def thread_of(db: Database, team: str, channel: str, thread: str) -> Thread | No
 
 
 def runs_in(db: Database, channel: str, thread: str) -> list[str]:
-    """The ids of the runs in a thread, oldest first."""
+    """Return the ids of the runs in a thread, oldest first."""
     with db.read() as connection:
         rows = connection.execute(
             """

@@ -1,4 +1,4 @@
-"""slack.json: the tokens of the Slack app, and the workspace that they belong to."""
+"""slack.json: the tokens of the Slack app, and their Slack workspace."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ FILE = "slack.json"
 
 @dataclass(frozen=True)
 class Tokens:
-    """The app-level token opens Socket Mode, the bot token the Web API at `api`; both belong to one workspace.
+    """The tokens of the app in one Slack workspace.
 
-    With a `signing_secret` Slack sends requests to the hub instead, and there is no app-level token.
+    The app-level token opens Socket Mode, the bot token the Web API at `api`. With a `signing_secret` Slack sends
+    requests to the hub instead, and there is no app-level token.
     """
 
     app: str = field(repr=False)
@@ -30,7 +31,10 @@ class Tokens:
 
 
 def load(config: Config) -> Tokens | None:
-    """Return the stored tokens; None when Slack is not connected. Raises ConfigError for a damaged file."""
+    """Return the stored tokens; None when Slack is not connected.
+
+    Raises ConfigError for a damaged file.
+    """
     path = config.home / FILE
     try:
         return Tokens(**json.loads(path.read_text(encoding="utf-8")))
@@ -41,12 +45,12 @@ def load(config: Config) -> Tokens | None:
 
 
 def save(config: Config, tokens: Tokens) -> None:
-    """Store the tokens, closed to others."""
+    """Store the tokens in a file that only the owner can read."""
     write_private(config.home / FILE, asdict(tokens))
 
 
 def remove(config: Config) -> bool:
-    """Forget the tokens; False when there were none."""
+    """Delete the tokens; return False when there were none."""
     try:
         (config.home / FILE).unlink()
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Notifications: the text of each, and one module for each kind of channel."""
+"""Notifications: their texts, and one module for each kind of channel."""

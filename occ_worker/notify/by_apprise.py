@@ -1,4 +1,4 @@
-"""Every other service, by the library apprise, which is an optional part of OCC."""
+"""Notifications to other services through apprise, an optional dependency."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _MISSING = "Apprise is not installed here; `pip install 'online-claude-code[appr
 
 
 def send(channel: Channel, message: Message) -> None:
-    """Send a message to the channel's apprise URL. Raises Unreachable, and ConfigError without apprise."""
+    """Send a message to the channel's apprise URL.
+
+    Raises Unreachable, and ConfigError without apprise.
+    """
     try:
         import apprise
     except ImportError:

@@ -1,4 +1,4 @@
-"""Slack: a direct message of the hub's app, which the Slack process sends."""
+"""Notifications as direct messages of the hub's app, sent by the Slack process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from occ_worker.notify.message import Message
 
 
 def send(config: HubConfig, db: Database, channel: Channel, message: Message, delivery_id: str) -> None:
-    """Store the message for the Slack process, once for each delivery. Raises ConfigError without a connection."""
+    """Store the message for the Slack process, once for each delivery.
+
+    Raises ConfigError when Slack is not connected.
+    """
     if tokens.load(config) is None:
         raise ConfigError("The hub is not connected to Slack; `occ hub slack connect` connects it.")
     text = f"*{blocks.escaped(message.title)}*\n{blocks.escaped(message.text)}"

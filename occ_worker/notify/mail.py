@@ -1,4 +1,4 @@
-"""E-mail: one message to the operator's mail server."""
+"""Notifications by e-mail through the operator's mail server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _PORTS = {"smtp": 587, "smtps": 465}
 
 
 def send(config: HubConfig, channel: Channel, message: Message, delivery_id: str, seconds: float) -> None:
-    """Give a message to the mail server. Raises Unreachable, and ConfigError for a server that is not set."""
+    """Send a message to the mail server, within `seconds`.
+
+    Raises Unreachable, and ConfigError when no server is set.
+    """
     if config.smtp_url is None:
         raise ConfigError("OCC_HUB_SMTP_URL is not set; set it, start the hub again and send a test.")
     mail = _mail(config, channel, message, delivery_id)
     parts = urlsplit(config.smtp_url)
     context = ssl.create_default_context()
     server: smtplib.SMTP | None = None
-    watch = threading.Timer(seconds, lambda: _cut(server))  # a server that sends a byte a second is never silent
+    watch = threading.Timer(seconds, lambda: _cut(server))  # the socket's timeout does not end a trickling reply
     watch.daemon = True
     watch.start()
     try:
@@ -51,7 +54,10 @@ def send(config: HubConfig, channel: Channel, message: Message, delivery_id: str
 
 
 def _secure(server: smtplib.SMTP, host: str, context: ssl.SSLContext, *, encrypted: bool, has_password: bool) -> None:
-    """Start TLS where the server has it. Raises ConfigError rather than send a password in the clear."""
+    """Start TLS where the server offers it.
+
+    Raises ConfigError rather than send a password in the clear.
+    """
     server.ehlo()
     if encrypted:
         return
@@ -78,7 +84,7 @@ def _mail(config: HubConfig, channel: Channel, message: Message, delivery_id: st
 
 
 def _cut(server: smtplib.SMTP | None) -> None:
-    """Cut the connection to a server that is too slow."""
+    """Close the connection to a server that is too slow."""
     if server is not None and server.sock is not None:
         with contextlib.suppress(OSError):
             server.sock.shutdown(socket.SHUT_RDWR)

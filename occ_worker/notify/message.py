@@ -1,4 +1,7 @@
-"""The text of a notification: short, and without the input of a tool call, which may hold secrets."""
+"""The text of a notification.
+
+It is short, and does not include the input of a tool call, which may hold secrets.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ _STATES = {"succeeded": "done", "failed": "failed", "cancelled": "cancelled"}
 
 @dataclass(frozen=True)
 class Message:
-    """A notification as a person reads it. `url` is the page of the run; None for a hub without a public address.
+    """A notification for a person to read.
 
-    `path` is that page on the hub.
-    Messages with the same `tag` are about the same thing: a later one replaces an earlier one where that is possible.
+    `url` is the page of the run, None for a hub without a public address; `path` is that page on the hub. Messages
+    with the same `tag` are about the same thing: a later one replaces an earlier one where the channel can do that.
     """
 
     title: str
@@ -72,6 +75,6 @@ def _prompt(execution: Execution) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    """Return the beginning of a text on one line."""
+    """Return the beginning of a text as one line."""
     line = visible_line(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"

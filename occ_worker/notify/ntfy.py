@@ -1,4 +1,4 @@
-"""ntfy: one POST of JSON to the server of a topic."""
+"""Notifications by ntfy: one JSON POST to the server of a topic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _HIGH, _NORMAL = 4, 3
 
 
 def send(channel: Channel, message: Message, seconds: float) -> int:
-    """Publish a message to the topic at the end of the channel's URL; returns the status. Raises Unreachable."""
+    """Publish a message to the channel's topic, and return the HTTP status.
+
+    The topic is the last part of the channel's URL. Raises Unreachable.
+    """
     server, _, topic = str(channel.address["url"]).rstrip("/").rpartition("/")
     content = {
         "topic": topic,

@@ -1,4 +1,4 @@
-"""Sending a notification: its text, its channel's own way, and the result."""
+"""Sending a notification through its channel, and the result."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from occ_app.hub.channels import Channel
 from occ_app.hub.deliveries import Claimed
 from occ_worker.notify.message import message_of
 
-_UNSUBSCRIBED = (404, 410)  # a push service's words for a browser that has no subscription any more
+_UNSUBSCRIBED = (404, 410)  # a push service's statuses for a browser whose subscription has ended
 
 
 @dataclass(frozen=True)
 class Sent:
-    """The result of an attempt: the receiver's status, and why it failed; `final` when no other attempt may follow.
+    """The result of an attempt.
 
-    `gone` when the receiver is gone for good, so that its channel can be removed.
+    It has the receiver's status, and the problem if the attempt failed. `final` means that it must not be retried;
+    `gone` means that the receiver no longer exists, so that its channel can be removed.
     """
 
     status: int | None
@@ -30,14 +31,17 @@ class Sent:
 
     @classmethod
     def of_status(cls, status: int, final: Collection[int] = ()) -> Sent:
-        """Return the result for an HTTP status; those in `final` mean that no attempt can succeed."""
+        """Return the result for an HTTP status.
+
+        A status in `final` means that no later attempt can succeed.
+        """
         if 200 <= status < 300:
             return cls(status, None)
         return cls(status, f"it answered {status}", status in final)
 
 
 def notify(config: HubConfig, db: Database, seconds: float, claimed: Claimed, channel: Channel) -> Sent:
-    """Send a notification by its channel, within about so many seconds."""
+    """Send a notification through its channel, within about `seconds`."""
     try:
         return _sent(config, db, seconds, claimed, channel)
     except (KeyError, TypeError):
@@ -49,12 +53,15 @@ def notify(config: HubConfig, db: Database, seconds: float, claimed: Claimed, ch
 
 
 def _sent(config: HubConfig, db: Database, seconds: float, claimed: Claimed, channel: Channel) -> Sent:
-    """Send a notification. Raises Unreachable, ConfigError, and KeyError or TypeError for a damaged address."""
+    """Send a notification.
+
+    Raises Unreachable, ConfigError, and KeyError or TypeError for a damaged address.
+    """
     message = message_of(claimed, config.public_url)
     if channel.kind == channels.NTFY:
         from occ_worker.notify import ntfy
 
-        # A topic that is refused or not there stays so until somebody changes it.
+        # A topic that is refused or missing stays so until somebody changes it.
         return Sent.of_status(ntfy.send(channel, message, seconds), final=(400, 401, 403, 404, 410))
     if channel.kind == channels.PUSH:
         from occ_worker.notify import web_push

@@ -1,4 +1,7 @@
-"""Web push: one message, encrypted for a browser (RFC 8291), to the browser's push service (RFC 8030, RFC 8292)."""
+"""Web push: one encrypted message to a browser's push service.
+
+The message is encrypted for the browser (RFC 8291) and sent by RFC 8030 and RFC 8292.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,14 @@ from occ_worker.control.bounded_post import post
 from occ_worker.notify.message import Message
 
 _TOKEN_SECONDS = 12 * 3600  # at most a day
-_URGENT_SECONDS, _NORMAL_SECONDS = 3600, 86400  # that the service keeps it for a browser that is off
+_URGENT_SECONDS, _NORMAL_SECONDS = 3600, 86400  # how long the service keeps it for an offline browser
 
 
 def send(config: HubConfig, channel: Channel, message: Message, seconds: float) -> int:
-    """Give a message to the browser's push service; returns the status. Raises Unreachable and ConfigError."""
+    """Send a message to the browser's push service, and return the HTTP status.
+
+    Raises Unreachable and ConfigError.
+    """
     endpoint = str(channel.address["endpoint"])
     pair = push.key_pair(config)
     try:
@@ -38,7 +44,7 @@ def send(config: HubConfig, channel: Channel, message: Message, seconds: float) 
         "Content-Encoding": "aes128gcm",
         "TTL": str(_URGENT_SECONDS if message.urgent else _NORMAL_SECONDS),
         "Urgency": "high" if message.urgent else "normal",
-        # A later message about the same thing replaces one that the browser has not got yet.
+        # A later message about the same thing replaces one that the browser has not received.
         "Topic": push.to_base64(hashlib.sha256(message.tag.encode()).digest())[:32],
     }
     content = encrypted(payload(message), str(channel.address["p256dh"]), str(channel.address["auth"]))
@@ -46,13 +52,16 @@ def send(config: HubConfig, channel: Channel, message: Message, seconds: float) 
 
 
 def payload(message: Message) -> bytes:
-    """Return the JSON that the service worker reads; its address is a path of this hub."""
+    """Return the JSON for the service worker, whose URL is a path on this hub."""
     content = {"title": message.title, "body": message.text, "tag": message.tag, "url": message.path}
     return json.dumps(content).encode()
 
 
 def encrypted(content: bytes, browser_key: str, auth: str) -> bytes:
-    """Return content as only the browser with these keys can read it. Raises ConfigError for keys that are none."""
+    """Return content encrypted for the browser with these keys.
+
+    Raises ConfigError for keys that are not valid.
+    """
     import http_ece
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -71,7 +80,10 @@ def encrypted(content: bytes, browser_key: str, auth: str) -> bytes:
 
 
 def _contact(config: HubConfig) -> str:
-    """Return the address for the push service's operator; some services refuse one that cannot exist."""
+    """Return the contact address for the push service's operator.
+
+    Some services refuse an address that cannot exist.
+    """
     if config.public_url is not None and config.public_url.startswith("https:"):
         return config.public_url
     return f"mailto:{config.mail_from}" if config.mail_from else "https://occ.invalid"

@@ -1,1 +1,1 @@
-"""The process that talks to Slack: receives, handles, composes, sends."""
+"""The hub's Slack process: it receives, handles, composes and sends."""

@@ -1,4 +1,4 @@
-"""Which channels are private, as Slack says; asked once in a while."""
+"""The privacy of channels as Slack reports it, cached for a few minutes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ _SHARED = ("is_ext_shared", "is_pending_ext_shared", "is_org_shared", "is_shared
 
 @dataclass
 class Channels:
-    """Channels by id. `web` is a client of Slack's Web API; `clock` returns seconds."""
+    """The known channels by id.
+
+    `web` is a client of Slack's Web API; `clock` returns seconds.
+    """
 
     web: Any
     clock: Callable[[], float] = time.monotonic
     _found: dict[str, tuple[float, bool | None]] = field(default_factory=dict)
 
     def is_private(self, channel: str) -> bool | None:
-        """Return whether only invited people of this workspace see a channel; None when Slack does not say."""
+        """Return whether only invited people of this workspace see a channel.
+
+        Returns None when Slack does not say.
+        """
         if channel.startswith(threads.DIRECT):
             return True
         now = self.clock()
@@ -42,6 +48,6 @@ class Channels:
             info = self.web.conversations_info(channel=channel)["channel"]
             private = any(info.get(name) is True for name in ("is_private", "is_im", "is_mpim"))
             return private and not any(info.get(name) for name in _SHARED)
-        except Exception as error:  # slack_sdk raises whatever the network does; an app of before lacks the scope
+        except Exception as error:  # slack_sdk raises any network error; an older app lacks the scope
             log.info("Slack does not say whether a channel is private: %s", error)
             return None

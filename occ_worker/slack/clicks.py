@@ -1,4 +1,7 @@
-"""What a click on a button and a dialog that was sent do. Each may be handled twice after a kill."""
+"""The effects of clicks on buttons and of submitted dialogs.
+
+Each may be handled twice after a kill.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ _OLD = "This button is of an earlier version; decide on the page of the run."
 
 
 def act(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
-    """Do what a click or a sent dialog asks for, if this person may. Raises TakesLong for one that is not `slow`."""
+    """Perform the action of a click or a dialog, if this person may.
+
+    Raises TakesLong for an action that takes long in a payload that is not `slow`.
+    """
     if person.viewer:
         say(hub, payload, found, VIEWER)
         return
@@ -43,13 +49,13 @@ def act(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> Non
 
 
 def cancel(hub: SlackHub, execution_id: str, person: Person) -> None:
-    """Cancel a run of this person's. Raises NotFound."""
+    """Cancel a run that this person may see. Raises NotFound."""
     lifecycle.cancel(hub.db, execution_id, "EXECUTION_CANCELLED", _CANCELLED, person.visible_to)
     hub.ring(execution_id)
 
 
 def _drop(hub: SlackHub, _: Payload, found: Incoming, person: Person) -> None:
-    """End a follow-up that waits; one that has started goes on."""
+    """Drop a follow-up that has not started. Raises Conflict for one that has."""
     execution = executions.get(hub.db, found.value, person.visible_to)
     dropped = lifecycle.give_up(hub.db, execution.number, Outcome.failure("EXECUTION_CANCELLED", _CANCELLED))
     if not dropped and not executions.get(hub.db, found.value, person.visible_to).over:
@@ -71,7 +77,7 @@ def _list_files(hub: SlackHub, payload: Payload, found: Incoming, person: Person
 
 
 def _undo(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
-    """Put the files that a run changed back as it found them; Slack asked for a confirmation."""
+    """Restore the files that a run changed; Slack has asked for a confirmation."""
     execution = executions.get(hub.db, found.value, person.visible_to)
     workspace = workspaces.numbered(hub.db, execution.workspace_generation, person.visible_to)
     if workspace is None:
@@ -95,7 +101,10 @@ def _ask_reason(hub: SlackHub, payload: Payload, found: Incoming, _: Person) -> 
 
 
 def _ask_questions(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
-    """Open the dialog that answers questions, where only few people see the channel."""
+    """Open the dialog that answers questions.
+
+    Its button is shown only in private channels.
+    """
     asked = hub.approvals().get(found.value, person.visible_to)
     asking = questions.of(asked)
     if not asking:
@@ -121,7 +130,10 @@ def _deny_with_reason(hub: SlackHub, _: Payload, found: Incoming, person: Person
 
 
 def _answer(hub: SlackHub, _: Payload, found: Incoming, person: Person) -> None:
-    """Answer questions as a dialog says, which showed the input of this hash."""
+    """Answer questions with the values of a dialog.
+
+    The dialog's metadata has the hash of the input that it showed.
+    """
     metadata = json.loads(found.value)
     asked = hub.approvals().get(str(metadata["id"]), person.visible_to)
     answers = questions.answers(questions.of(asked), found.fields)
@@ -157,5 +169,8 @@ _CLICKS: dict[str, _Act] = {
 
 
 def _click(action: str) -> _Act | None:
-    """Return what a button does; None for one that opens a page. Each option of a question has a number."""
+    """Return the action of a button; None for one that opens a page.
+
+    The buttons of a question's options have numbered action ids.
+    """
     return _allow if action.startswith(blocks.ALLOW) else _CLICKS.get(action)

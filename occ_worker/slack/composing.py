@@ -1,4 +1,7 @@
-"""What the messages of runs and approvals are to show now; nothing is sent here."""
+"""The current content of the messages of runs and approvals.
+
+Nothing is sent here.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,16 @@ from occ_worker.slack.hub import SlackHub
 
 _LEAST_SECONDS, _SECONDS_A_RUN = 3.0, 1.2  # between two updates of a message; Slack takes about 50 updates a minute
 _EVENTS_READ = 200
-_CHANGES_SECONDS = 600.0  # that the changes of a run are waited for, once it is over
+_CHANGES_SECONDS = 600.0  # how long a finished run's changes are awaited
 _LONGEST_ANSWER = blocks.LONGEST_PART * blocks.MOST_PARTS + 1
 
 
 @dataclass
 class Composer:
-    """Composes as often as Slack may be called. `_composed` is when each message was, on the clock, in seconds.
+    """Composes messages as often as Slack's rate limits allow.
 
-    `ended` are the numbers of the messages whose runs are over.
+    `_composed` is the time at which each message was last composed, in seconds on the clock. `ended` are the numbers
+    of the messages whose runs are over.
     """
 
     hub: SlackHub
@@ -35,7 +39,10 @@ class Composer:
     _composed: dict[int, float] = field(default_factory=dict)
 
     def compose(self) -> bool:
-        """Write down what unfinished messages are to show; returns whether any run is shown that is not over."""
+        """Store the wanted content of unfinished messages.
+
+        Returns whether any run is shown whose message is not final.
+        """
         shown = outbox.unfinished(self.hub.db, outbox.RUN)
         interval = max(_LEAST_SECONDS, len(shown) * _SECONDS_A_RUN)
         for message in shown:
@@ -43,7 +50,7 @@ class Composer:
         self._approvals(shown)
         still = {message.number for message in shown}
         self._composed = {number: at for number, at in self._composed.items() if number in still}
-        self.ended &= still  # in place: the sender has it, too
+        self.ended &= still  # in place, because the sender shares the set
         return bool(shown)
 
     def _run(self, message: Message, interval: float) -> None:
@@ -67,7 +74,10 @@ class Composer:
             )
 
     def _end(self, message: Message, execution: Execution, *, final: bool) -> None:
-        """Write down the end. The parts of a long answer come first, so that none is missing after a kill."""
+        """Store the content for a finished run.
+
+        The parts of a long answer are stored first, so that none is missing after a kill.
+        """
         url = self.hub.page(execution.execution_id)
         content, more = blocks.ended(execution, _seconds(execution), self._answer(execution), url)
         for number, part in enumerate(more, 1):
@@ -75,7 +85,7 @@ class Composer:
         outbox.want(self.hub.db, message.number, content, final=final)
 
     def _latest(self, execution: Execution) -> tuple[str | None, str]:
-        """Return the tool that runs now, and the end of the text so far."""
+        """Return the tool that is running, and the latest text."""
         newest = events.newest(self.hub.db, execution.number)
         doing, text = None, ""
         for event in events.after(self.hub.db, execution.number, max(0, newest - _EVENTS_READ)):
@@ -87,7 +97,7 @@ class Composer:
         return doing, text
 
     def _answer(self, execution: Execution) -> str:
-        """Return Claude's text, as far as it is shown."""
+        """Return Claude's text, up to the length that is shown."""
         text, after = "", 0
         while len(text) < _LONGEST_ANSWER:
             found = events.after(self.hub.db, execution.number, after)
@@ -98,7 +108,7 @@ class Composer:
         return text
 
     def _approvals(self, shown: list[Message]) -> None:
-        """Show the open approvals of the runs that are shown, and take the buttons of closed ones away."""
+        """Show the open approvals of the shown runs, and remove buttons of closed ones."""
         of_run = {message.execution: message for message in shown}
         for asked in approvals.listing(self.hub.db, "open") if of_run else []:
             message = of_run.get(asked.execution)
@@ -122,7 +132,7 @@ class Composer:
 
 
 def _seconds(execution: Execution) -> float:
-    """Return how long a run took, or takes already."""
+    """Return how long a run took, or has taken so far."""
     if execution.started_at is None:
         return 0.0
     end = datetime.now(UTC) if execution.finished_at is None else datetime.fromisoformat(execution.finished_at)
@@ -130,7 +140,7 @@ def _seconds(execution: Execution) -> float:
 
 
 def _awaits_changes(execution: Execution) -> bool:
-    """Whether the changes of a run that is over are still to come from its machine."""
+    """Return whether a finished run's changes are still expected from its machine."""
     if execution.changes_reason != "pending" or execution.finished_at is None:
         return False
     since = datetime.now(UTC) - datetime.fromisoformat(execution.finished_at)

@@ -1,4 +1,7 @@
-"""A zip that was dropped with a message: fetched from Slack's own file host alone, and made a workspace."""
+"""A zip attached to a message, made into a workspace.
+
+It is fetched only from Slack's own file host.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,10 @@ _PIECE = 1 << 16
 
 
 def make_workspace(hub: SlackHub, found: Incoming, person: Person) -> str:
-    """Make a workspace of the zip in a message, and return its id, which is the same for the same message.
+    """Create a workspace from the zip in a message, and return its id.
 
-    Raises RequestError for files that are no zip, and for a zip that an upload would refuse as well.
+    The id is the same for the same message. Raises RequestError for files that are not one zip, and for a zip that an
+    upload would refuse.
     """
     zips = [file for file in found.files if file.name.lower().endswith(".zip")]
     if len(found.files) != 1 or len(zips) != 1:
@@ -44,9 +48,10 @@ def make_workspace(hub: SlackHub, found: Incoming, person: Person) -> str:
 
 
 def fetch(config: Config, tokens: Tokens, file: File, output: IO[bytes]) -> None:
-    """Write a file of Slack into `output`. Raises TooLarge, RequestError for a foreign address, and Unreachable.
+    """Write a file of Slack's to `output`.
 
-    The bot token goes to Slack's file host alone, and no redirect is followed.
+    The bot token is sent only to Slack's file host, and redirects are not followed. Raises TooLarge, RequestError for
+    another host's address, and Unreachable.
     """
     _check_address(tokens, file.url)
     limit = config.max_upload_bytes
@@ -74,7 +79,10 @@ def fetch(config: Config, tokens: Tokens, file: File, output: IO[bytes]) -> None
 
 
 def _check_address(tokens: Tokens, url: str) -> None:
-    """Raise RequestError for an address that is not Slack's file host; beside another API, its own host is that."""
+    """Raise RequestError unless an address is at Slack's file host.
+
+    With another API than Slack's, the API's own host is the file host.
+    """
     try:
         asked, api = urlsplit(url), urlsplit(tokens.api)
         own = (asked.scheme, asked.hostname, asked.port)
@@ -88,7 +96,10 @@ def _check_address(tokens: Tokens, url: str) -> None:
 
 
 def _store(hub: SlackHub, workspace_id: str, file: File, path: Path, person: Person) -> None:
-    """Make a workspace of a zip, as an upload to the hub does. Raises RequestError as that does."""
+    """Create a workspace from a zip, as an upload to the hub does.
+
+    Raises the RequestErrors of an upload, and Unavailable when the upload was undone.
+    """
     from occ_app.hub import workspaces as hub_workspaces  # loaded at the first zip
 
     upload = upload_jobs.Upload(

@@ -1,4 +1,7 @@
-"""What a message, a command or a click does. Each may be handled twice after a kill, and has its effect once."""
+"""The effects of messages, commands and clicks.
+
+Each may be handled twice after a kill, and takes effect once.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,10 @@ _FOREIGN = "I work only for people of the Slack workspace that I am connected to
 
 
 def handle_all(hub: SlackHub, *, slow: bool = False) -> bool:
-    """Handle the stored payloads; returns whether there were any. One that cannot be handled does not stop others.
+    """Handle the stored payloads, and return whether there were any.
 
-    Those that take long are left to a call with `slow`, which handles them alone.
-
-    Raises Unavailable and NoSpace: the rest is handled later.
+    A payload that cannot be handled does not block others. Payloads that take long are deferred to a call with `slow`,
+    which handles only those. Raises Unavailable and NoSpace; the remaining payloads are handled later.
     """
     found = inbox.unhandled(hub.db, slow=slow)
     for payload in found:
@@ -157,7 +159,7 @@ def _message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, k
 
 
 def _stop(hub: SlackHub, found: Incoming, person: Person) -> None:
-    """Cancel the runs of a thread that are not over."""
+    """Cancel the unfinished runs of a thread."""
     for execution_id in threads.runs_in(hub.db, found.channel, found.thread):
         if not executions.get(hub.db, execution_id, person.visible_to).over:
             clicks.cancel(hub, execution_id, person)

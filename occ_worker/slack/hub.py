@@ -1,4 +1,4 @@
-"""The hub as the Slack process uses it: its rows, its machines, and the wake-ups of its other processes."""
+"""The hub for the Slack process: its rows, its machines and its doorbells."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlackHub:
-    """`wake` starts a run that waits, `ring` wakes the process that runs one, `address` is that of the pages.
+    """The hub's objects and functions that the Slack process uses.
 
+    `wake` starts a waiting run, `ring` wakes the process that runs one, `address` returns the address of the pages.
     `is_private` returns whether only few people see a channel, None when Slack does not say. `later` wakes the thread
-    that handles what takes long. `open_dialog` shows a dialog to the person whose click has that trigger; it returns
+    that handles slow payloads. `open_dialog` shows a dialog to the person whose click has that trigger; it returns
     False when Slack refuses it.
     """
 
     config: HubConfig
     db: Database
     agents: Agents
-    approvals: Callable[[], HubApprovals]  # loaded at the first decision: it takes 10 MB
+    approvals: Callable[[], HubApprovals]  # loaded at the first decision, because it takes 10 MB
     tokens: Tokens
     wake: Callable[[], None]
     ring: Callable[[str], None]
     address: Callable[[], str | None]
-    files: Callable[[], RemoteFiles]  # as well
+    files: Callable[[], RemoteFiles]  # loaded late, as well
     is_private: Callable[[str], bool | None]
     later: Callable[[], None]
     open_dialog: Callable[[str, dict[str, Any]], bool]
 
     def page(self, execution_id: str) -> str | None:
-        """Return the address of a run's page; None for a hub whose address is not known."""
+        """Return the address of a run's page; None when the hub's is not known."""
         address = self.address()
         return None if address is None else f"{address}/runs/{execution_id}"

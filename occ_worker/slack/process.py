@@ -1,4 +1,7 @@
-"""The hub's Slack process: `python -m occ_worker.slack.process`. The supervisor starts it while Slack is connected."""
+"""The hub's Slack process: `python -m occ_worker.slack.process`.
+
+The supervisor runs it while Slack is connected.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +50,12 @@ log = logging.getLogger("occ.slack")
 
 _CALL_SECONDS = 10
 _ACTIVE_SECONDS, _IDLE_SECONDS, _BUSY_SECONDS = 0.5, 5.0, 0.25
-_LISTEN_SECONDS = 1.0  # until the end of the process is noticed
+_LISTEN_SECONDS = 1.0  # between checks whether the process must end
 _SLOW_SECONDS, _UPKEEP_SECONDS = 30.0, 600.0
 
 
 class SlackProcess:
-    """Everything of one process, wired; `run` returns when it is to end."""
+    """The connected parts of one Slack process."""
 
     def __init__(self, config: HubConfig, connected: Tokens) -> None:
         self._config = config
@@ -93,7 +96,7 @@ class SlackProcess:
         receive = self.receiver.run if self.tokens.signing_secret is None else self._listen
         thread = threading.Thread(target=receive, name="receiver")
         thread.start()
-        slow = threading.Thread(target=self._handle_slow, name="slow", daemon=True)  # a machine may keep it
+        slow = threading.Thread(target=self._handle_slow, name="slow", daemon=True)  # a machine may block it
         slow.start()
         try:
             while not self.stop.is_set() and self._is_connected():
@@ -105,12 +108,12 @@ class SlackProcess:
                 each.join(5)
 
     def step(self) -> float:
-        """Do what there is to do; returns the seconds until something may be to be done again."""
+        """Do all pending work, and return the seconds until the next step."""
         try:
             handling.handle_all(self.hub)
             active = self.composer.compose()
             while self.sender.send_next():
-                handling.handle_all(self.hub)  # a mention does not wait for the messages of other runs
+                handling.handle_all(self.hub)  # so that a mention does not wait for the messages of other runs
             self._upkeep()
             if self.sender.seconds_to_wait() == 0 and pacing.due(self.db, pacing.Pace()) is not None:
                 return _BUSY_SECONDS
@@ -120,13 +123,13 @@ class SlackProcess:
         return _ACTIVE_SECONDS if active else _IDLE_SECONDS
 
     def end(self) -> None:
-        """Have `run` return soon; safe in a signal handler."""
+        """Make `run` return soon; safe in a signal handler."""
         self.stop.set()
         self._woken.set()
         self._later.set()
 
     def _listen(self) -> None:
-        """Wake up when the hub's web process has stored a request of Slack's, until `stop` is set."""
+        """Wake when the web process has stored a request of Slack's, until `stop` is set."""
         self._report("receiving", None)
         with contextlib.closing(Doorbell(self._config.run / "slack")) as bell:
             while not self.stop.is_set():
@@ -135,7 +138,7 @@ class SlackProcess:
                     self._woken.set()
 
     def _handle_slow(self) -> None:
-        """Handle the payloads that take long, one after the other, until `stop` is set."""
+        """Handle slow payloads one after another until `stop` is set."""
         while not self.stop.is_set():
             try:
                 if handling.handle_all(self.hub, slow=True):
@@ -157,7 +160,7 @@ class SlackProcess:
         return tokens.load(self._config) == self.tokens
 
     def _report(self, what: str, problem: str | None) -> None:
-        """Note the state for `occ hub slack status` and /health."""
+        """Record the state for `occ hub slack status` and /health."""
         self._problems[what] = problem
         worst = self._problems["sending"] or self._problems["receiving"]
         notes.note(self.db, NOTE, {"team": self.tokens.team, "problem": worst, "at": iso_now(), "pid": os.getpid()})
@@ -167,10 +170,13 @@ class SlackProcess:
         return self.hub.page(runs[-1]) if runs else None
 
     def _open_dialog(self, trigger: str, view: dict[str, Any]) -> bool:
-        """Open a dialog at once; after a kill its trigger is over, and the person tries again."""
+        """Open a dialog at once, and return whether Slack opened it.
+
+        It is not repeated after a kill: by then its trigger has expired, and the person tries again.
+        """
         try:
             self._web.views_open(trigger_id=trigger, view=view)
-        except Exception as error:  # whatever slack_sdk and the network raise
+        except Exception as error:  # any error of slack_sdk or the network
             log.info("a dialog cannot be opened: %s", error)
             return False
         return True
@@ -191,7 +197,7 @@ class SlackProcess:
         return HubApprovals(self.db, self._agents, self._calls)
 
     def _address(self) -> str | None:
-        """Return the address of the hub's pages: the public one, else that of this machine."""
+        """Return the address of the hub's pages: the public one, else this machine's."""
         if self._config.public_url:
             return self._config.public_url
         running = daemon.find(self._config)
@@ -221,7 +227,7 @@ def main() -> int:
         signal.signal(number, lambda *_: process.end())
     process.run()
     logging.shutdown()
-    os._exit(0)  # a call to Slack would be waited for; every row is as it should be
+    os._exit(0)  # without waiting for a call to Slack; all rows are stored
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Socket Mode: one WebSocket to Slack, replaced when Slack asks for it, when it is silent, and when it breaks.
+"""Socket Mode: one WebSocket to Slack.
 
-Each payload is stored before Slack gets its acknowledgement; without one Slack sends it again.
+It is replaced when Slack requests that, when it is silent, and when it breaks. Each payload is stored before it is
+acknowledged; Slack sends a payload again that is not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 @dataclass
 class Line:
-    """One connection. `replaced` once Slack asked for another one."""
+    """One connection; `replaced` is set once Slack has requested another one."""
 
     connection: Connection
     state: ConnectionState
@@ -35,7 +36,7 @@ class Line:
     replaced: bool = False
 
     def close(self) -> None:
-        """Close it without waiting for a peer that does not."""
+        """Close it without waiting for the peer's closing handshake."""
         self.state.terminated = True
         if self.connection.sock is not None:
             with contextlib.suppress(OSError):
@@ -45,9 +46,10 @@ class Line:
 
 @dataclass
 class Receiver:
-    """Receives until `stop` is set. `open_url` asks Slack for an address, and raises what slack_sdk raises.
+    """A receiver of payloads, which runs until `stop` is set.
 
-    `store` stores a payload by its kind, content and envelope's id; `report` gets the latest problem, or None.
+    `open_url` asks Slack for an address, and raises the errors of slack_sdk. `store` stores a payload by its kind,
+    content and envelope id; `report` receives the latest problem, or None.
     """
 
     open_url: Callable[[], str]
@@ -66,12 +68,12 @@ class Receiver:
         while not self.stop.is_set():
             try:
                 fresh = self._open()
-            except Exception as error:  # whatever slack_sdk and the standard library raise for a network
+            except Exception as error:  # any network error of slack_sdk or the standard library
                 fresh = None
                 log.info("Slack gives no connection: %s", error)
                 self.report(f"Slack gives no connection ({_code(error)})")
             if line is not None:
-                line.close()  # after the new one is open, so that no payload finds none
+                line.close()  # after the new one is open, so that payloads always find a connection
             line = fresh
             if line is None:
                 self.stop.wait(self.pauses[min(failures, len(self.pauses) - 1)])
@@ -83,13 +85,13 @@ class Receiver:
             line.close()
 
     def _open(self) -> Line | None:
-        """Open a connection; None when it cannot be had."""
-        state = ConnectionState()  # type: ignore[no-untyped-call]  # slack_sdk leaves its types out
+        """Open a connection; return None when that fails."""
+        state = ConnectionState()  # type: ignore[no-untyped-call]  # slack_sdk has no types here
         lines: list[Line] = []
         connection = Connection(
             url=self.open_url(),
             logger=log,
-            ping_interval=3600,  # it is checked here
+            ping_interval=3600,  # `_watch` sends the pings
             receive_timeout=1,
             on_message_listener=lambda text: self._take(lines[0], text),
             on_error_listener=lambda error: log.info("the connection to Slack broke: %s", error),
@@ -105,7 +107,7 @@ class Receiver:
         return line
 
     def _watch(self, line: Line) -> bool:
-        """Return once a connection is to be replaced; whether it was of use."""
+        """Return once a connection must be replaced, and whether Slack accepted it."""
         next_ping = time.monotonic() + self.ping_seconds
         ponged = line.connection.last_ping_pong_time
         while not self.stop.wait(min(0.5, self.ping_seconds)):
@@ -126,7 +128,7 @@ class Receiver:
         return line.hello
 
     def _take(self, line: Line, text: str) -> None:
-        """Store a payload, then acknowledge it. What cannot be read is passed over."""
+        """Store a payload, then acknowledge it; ignore one that cannot be read."""
         line.heard = time.monotonic()
         try:
             envelope = json.loads(text)
@@ -143,7 +145,7 @@ class Receiver:
             payload = envelope.get("payload")
             try:
                 self.store(str(kind), payload if isinstance(payload, dict) else {}, envelope["envelope_id"])
-            except Exception:  # a full disk, say: without an acknowledgement Slack sends it again
+            except Exception:  # such as a full disk: Slack sends a payload again that is not acknowledged
                 log.exception("a payload of Slack could not be stored")
                 return
             line.connection.send(json.dumps({"envelope_id": envelope["envelope_id"]}))
@@ -152,5 +154,5 @@ class Receiver:
 def _code(error: Exception) -> str:
     response = getattr(error, "response", None)
     with contextlib.suppress(Exception):
-        return str(response["error"])  # type: ignore[index]  # whatever the error carries
+        return str(response["error"])  # type: ignore[index]  # the response may have any type
     return type(error).__name__

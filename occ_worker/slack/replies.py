@@ -1,4 +1,4 @@
-"""What the app answers to one person, and which errors are no answer."""
+"""The app's replies to one person, and the errors that need none."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ LATE = "The dialog cannot be opened any more; try again."
 
 
 class TakesLong(Exception):
-    """A payload waits for a machine or a file, and is to be handled beside the others."""
+    """A payload waits for a machine or a file, and must be handled in parallel."""
 
 
 def say(hub: SlackHub, payload: Payload, found: Incoming, text: str) -> None:
-    """Say something to this person alone, in mrkdwn."""
+    """Send text in mrkdwn to this person only."""
     only_for = None if found.direct else found.user
     outbox.notice(hub.db, str(payload.number), found.channel, found.thread, blocks.sentence(text), only_for)
 
 
 def passes(error: OCCError) -> bool:
-    """Whether an error is that of a held database or a full disk, so that the payload is handled later."""
+    """Return whether an error is temporary, so that the payload is handled later.
+
+    It is that of a locked database or a full disk.
+    """
     return isinstance(error, NoSpace) or (isinstance(error, Unavailable) and error.code == "BUSY")

@@ -1,4 +1,7 @@
-"""The one sender: it posts and updates messages, one call at a time, as Slack allows."""
+"""The only sender: it posts and updates messages, one call at a time.
+
+It stays within Slack's rate limits.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ _FINAL = (
 _UNCERTAIN = ("fatal_error", "internal_error", "request_timeout", "service_unavailable")  # it may be posted
 _ABSENT = ("channel_not_found", "not_in_channel", "user_not_in_channel")
 _POST_SECONDS = 1.0  # between two posts to a channel
-_UPDATES, _WINDOW_SECONDS = 50, 60.0  # updates that Slack takes within that time
-_UPDATE_SECONDS = 1.2  # from an update to one that shows progress, so that ends need not wait for a full window
+_UPDATES, _WINDOW_SECONDS = 50, 60.0  # Slack accepts so many updates within that time
+_UPDATE_SECONDS = 1.2  # before an update of a run in progress, so that finished runs find room
 _MOST_UPDATED = 1000
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _REVOKED_SECONDS = 300.0
@@ -40,10 +43,11 @@ _USERS = ("U", "W")  # a direct message is posted to its reader's id
 
 @dataclass
 class Sender:
-    """Sends due messages. `web` is a client of Slack's Web API, `report` is called with the latest problem, or None.
+    """The sender of due messages.
 
-    `diff_of` returns the diff of a run by its number, and raises OCCError. `ended` are the numbers of messages whose
-    runs are over; `clock` returns seconds.
+    `web` is a client of Slack's Web API, `report` is called with the latest problem, or None. `url_of` returns the
+    address of a message's run. `diff_of` returns the diff of a run by its number, and raises OCCError. `ended` are the
+    numbers of messages whose runs are over; `clock` returns seconds.
     """
 
     db: Any
@@ -53,7 +57,7 @@ class Sender:
     diff_of: Callable[[int], bytes]
     ended: Set[int] = frozenset()
     clock: Callable[[], float] = time.monotonic
-    _free_at: float = 0.0  # on the clock, as are the others
+    _free_at: float = 0.0  # on the clock, like the times below
     _posted: dict[str, float] = field(default_factory=dict)
     _updates: deque[float] = field(default_factory=deque)
     _updated: dict[int, float] = field(default_factory=dict)
@@ -61,11 +65,11 @@ class Sender:
     _problem: str | None = None
 
     def seconds_to_wait(self) -> float:
-        """Return how long Slack must not be called now."""
+        """Return for how long Slack must not be called."""
         return max(0.0, self._free_at - self.clock())
 
     def next_due(self) -> Message | None:
-        """Return the message that is due first, among those that Slack takes now."""
+        """Return the first due message that Slack accepts now."""
         now = self.clock()
         self._posted = {channel: at for channel, at in self._posted.items() if now - at < _POST_SECONDS}
         if len(self._updated) > _MOST_UPDATED:
@@ -78,7 +82,10 @@ class Sender:
         return pacing.due(self.db, pace)
 
     def send_next(self) -> bool:
-        """Send the message that is due first. False when none is, or Slack must not be called now."""
+        """Send the first due message.
+
+        Returns False when none is due, or Slack must not be called now.
+        """
         if self.clock() < self._free_at:
             return False
         message = self.next_due()
@@ -88,9 +95,9 @@ class Sender:
             self._send(message, message.content)
         except SlackApiError as error:
             self._refused(message, message.content, error)
-        except OCCError as error:  # of a diff that cannot be had; what is said instead is a message
+        except OCCError as error:  # from a diff that is not available; a message replaces it
             outbox.shorten(self.db, message.number, blocks.sentence(blocks.escaped(f"There is no diff: {error}")))
-        except Exception as error:  # the network; slack_sdk raises whatever the standard library does
+        except Exception as error:  # any network error of slack_sdk or the standard library
             log.info("Slack cannot be reached: %s", error)
             self._again(message, f"Slack cannot be reached ({type(error).__name__})")
         else:
@@ -103,7 +110,7 @@ class Sender:
         if message.only_for is not None and message.kind != outbox.OPENING:
             thread = _thread(message)
             outbox.trying(self.db, message.number)
-            if message.tries == 0:  # it cannot be looked for, and is not worth a second one
+            if message.tries == 0:  # it cannot be looked for in Slack, and must not be sent twice
                 self._posted[message.channel] = self.clock()
                 self.web.chat_postEphemeral(**values, **thread, user=message.only_for)
             outbox.shown(self.db, message.number, None, message.wanted)
@@ -117,11 +124,11 @@ class Sender:
             self.web.chat_update(**values, ts=message.ts)
             outbox.shown(self.db, message.number, message.ts, message.wanted)
             return
-        if message.tries and message.channel.startswith(_USERS):  # as above: a person's channel has another id
+        if message.tries and message.channel.startswith(_USERS):  # as above: the channel's id is not known
             outbox.shown(self.db, message.number, None, message.wanted)
             return
         if message.tries and (ts := self._posted_before(message)) is not None:
-            self._note_posted(message, ts, None)  # under that id it is updated next
+            self._note_posted(message, ts, None)  # the next send updates it under that id
             return
         outbox.trying(self.db, message.number)
         thread = _thread(message)
@@ -136,7 +143,10 @@ class Sender:
         outbox.shown(self.db, message.number, ts, content_hash)
 
     def _upload(self, message: Message) -> None:
-        """Post a diff as a file. A file cannot be looked for, so that after a kill it is not posted again."""
+        """Post a diff as a file.
+
+        A file cannot be looked for in Slack, so it is not posted again after a kill.
+        """
         if message.tries == 0:
             diff = self.diff_of(message.execution or 0)
             outbox.trying(self.db, message.number)
@@ -147,7 +157,10 @@ class Sender:
         outbox.shown(self.db, message.number, None, message.wanted)
 
     def _posted_before(self, message: Message) -> str | None:
-        """Return the ts of a message that may have been posted before this process was killed; None if it was not."""
+        """Return the ts of a message posted before this process was killed.
+
+        Returns None when it was not posted.
+        """
         query = {"channel": message.channel, "include_all_metadata": True, "limit": _HISTORY}
         cursor = ""
         while True:
@@ -161,7 +174,7 @@ class Sender:
                 if payload.get("id") == message.message_id:
                     return str(one["ts"])
             cursor = (reply.get("response_metadata") or {}).get("next_cursor") or ""
-            if not cursor or not _thread(message):  # a history is read to its newest page alone
+            if not cursor or not _thread(message):  # only the newest page of a history is read
                 return None
 
     def _refused(self, message: Message, content: Content, error: SlackApiError) -> None:
@@ -190,7 +203,10 @@ class Sender:
             self._again(message, f"Slack answered {code or 'with an error'}")
 
     def _moved(self, message: Message) -> bool:
-        """Have a message sent to its reader's direct messages; False when Slack does not open them."""
+        """Move a message to its reader's direct messages.
+
+        Returns False when Slack does not open them, or the message is there already.
+        """
         try:
             channel = str(self.web.conversations_open(users=message.only_for)["channel"]["id"])
         except SlackApiError as error:
@@ -202,7 +218,7 @@ class Sender:
         return True
 
     def _again(self, message: Message, problem: str) -> None:
-        """Try a message again after a pause, which grows while nothing succeeds."""
+        """Retry a message after a pause, which grows until a call succeeds."""
         seconds = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
         outbox.put_off(self.db, message.number, iso(datetime.now(UTC) + timedelta(seconds=seconds)), problem)
@@ -215,12 +231,15 @@ class Sender:
 
 
 def _thread(message: Message) -> dict[str, str]:
-    """Return the thread of a message as Slack's methods take it; nothing for a message that begins one."""
+    """Return a message's thread as an argument of Slack's methods.
+
+    Returns no argument for the first message of a thread.
+    """
     return {} if message.kind == outbox.OPENING or not message.thread else {"thread_ts": message.thread}
 
 
 def _retry_after(response: Any) -> float:
-    """Return the seconds of a Retry-After header, 30 without one that can be read."""
+    """Return the seconds of a Retry-After header; 30 if it cannot be read."""
     headers = {name.lower(): value for name, value in (getattr(response, "headers", None) or {}).items()}
     value = headers.get("retry-after", "30")
     try:

@@ -1,4 +1,4 @@
-"""Runs that begin in Slack: by a message, a reply, or the form."""
+"""Runs started in Slack: by a message, a reply, or the form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ from occ_worker.slack.replies import TakesLong, say
 
 @dataclass(frozen=True)
 class Task:
-    """A run that somebody asks for; `generation` is the number of its workspace where the form names one."""
+    """A requested run.
+
+    `generation` is the number of its workspace where the form names one.
+    """
 
     prompt: str
     workspace_id: str = ""
@@ -41,9 +44,10 @@ class Task:
 
 
 def by_message(hub: SlackHub, payload: Payload, found: Incoming, person: Person, known: Thread | None) -> None:
-    """Start the run of a message, which continues the latest one of its thread; raises what refuses it.
+    """Start the run of a message.
 
-    A zip in the message is its workspace. Raises TakesLong for one that is not `slow`.
+    It continues the latest run of its thread. A zip in the message becomes its workspace. Raises the errors that
+    refuse it, and TakesLong for a zip in a payload that is not `slow`.
     """
     owner_id = person.owner_id if known is None else known.owner_id
     execution = executions.find(hub.db, found.execution_id)  # after a kill
@@ -62,12 +66,15 @@ def by_message(hub: SlackHub, payload: Payload, found: Incoming, person: Person,
         digest = hashlib.sha256(f"slack {found.text}".encode()).hexdigest()
         execution = _create(hub, found, person, Task(found.text, workspace_id, continues), owner_id, digest)
     thread = Thread(found.team, found.channel, found.thread, owner_id, bool(found.private))
-    threads.begin(hub.db, thread, execution.number)  # waits for the disk, with the execution
+    threads.begin(hub.db, thread, execution.number)  # synced to disk, together with the execution
     hub.wake()
 
 
 def by_form(hub: SlackHub, found: Incoming, person: Person) -> None:
-    """Start the run of a form that was sent, in a thread that a message of the app begins; raises what refuses it."""
+    """Start the run of a submitted form, in a new thread.
+
+    The thread begins with a message of the app. Raises the errors that refuse the run.
+    """
     execution = executions.find(hub.db, found.execution_id)  # after a kill
     if execution is None:
         task = _task(hub, found, person)
@@ -82,7 +89,7 @@ def by_form(hub: SlackHub, found: Incoming, person: Person) -> None:
 
 
 def form(hub: SlackHub, found: Incoming, person: Person) -> dict[str, Any] | None:
-    """Return the form of this person; None while there is no workspace to choose."""
+    """Return the form for this person; None while they have no workspace."""
     places = sorted(workspaces.listing(hub.db, person.visible_to), key=lambda each: each.updated_at, reverse=True)
     if not places:
         return None
@@ -101,7 +108,10 @@ def _name(workspace: Workspace) -> str:
 
 
 def _task(hub: SlackHub, found: Incoming, person: Person) -> Task:
-    """Return the task that a form describes. Raises RequestError for values that no form of the hub has."""
+    """Return the task that a form describes.
+
+    Raises RequestError for values that the hub's form does not offer, NotFound for a workspace that was removed.
+    """
     values = {name: chosen[0] for name, chosen in found.fields.items() if chosen}
     place, level, model = values.get(dialogs.WHERE, ""), values.get(dialogs.LEVEL, ""), values.get(dialogs.MODEL)
     if not place.isdecimal() or level not in PERMISSIONS or not values.get(dialogs.PROMPT):
@@ -109,7 +119,7 @@ def _task(hub: SlackHub, found: Incoming, person: Person) -> Task:
     workspace = workspaces.numbered(hub.db, int(place[:18]), person.visible_to)
     if workspace is None:
         raise NotFound("WORKSPACE_NOT_FOUND", "That workspace was removed; send `/occ` and choose another one.")
-    from occ_app.web.fields import MODEL_PATTERN  # loaded at the first form: it takes 5 MB
+    from occ_app.web.fields import MODEL_PATTERN  # loaded at the first form, because it takes 5 MB
 
     if model is not None and not re.fullmatch(MODEL_PATTERN, model):
         raise RequestError("INVALID_REQUEST", f"There is no model with the name {model[:100]!r}; send `/occ` again.")
@@ -120,7 +130,10 @@ def _task(hub: SlackHub, found: Incoming, person: Person) -> Task:
 
 
 def _create(hub: SlackHub, found: Incoming, person: Person, task: Task, owner_id: str, digest: str) -> Execution:
-    """Accept a run, once for each message or form. Raises what refuses it."""
+    """Accept a run, once for each message or form.
+
+    Raises the errors that refuse it.
+    """
     config = hub.config
     if not daemon.takes_work(config):
         raise RequestError("STOPPING", "The hub is stopping; send it again in a minute.")
@@ -138,7 +151,7 @@ def _create(hub: SlackHub, found: Incoming, person: Person, task: Task, owner_id
         key_id=person.key_id,
         owner_id=owner_id,
         permissions=task.permissions,
-        # The form has chosen the default until a person chooses another.
+        # The form preselects the default, so only another level was chosen by a person.
         permissions_named=task.permissions != dialogs.DEFAULT_LEVEL,
         approval_seconds=config.slack_approval_seconds,
         continues=task.continues,
@@ -157,7 +170,10 @@ def _create(hub: SlackHub, found: Incoming, person: Person, task: Task, owner_id
 
 
 def _dropped(hub: SlackHub, payload: Payload, found: Incoming, person: Person, continues: str | None) -> str:
-    """Return the workspace made of the zip in a message. Raises RequestError as the upload of it does."""
+    """Return the workspace made from the zip in a message.
+
+    Raises RequestError as its upload does, and TakesLong.
+    """
     if continues is not None:
         raise RequestError(
             "INVALID_REQUEST", "A thread goes on in its workspace: send the zip in a message outside it."
@@ -170,7 +186,10 @@ def _dropped(hub: SlackHub, payload: Payload, found: Incoming, person: Person, c
 
 
 def _workspace(hub: SlackHub, found: Incoming, person: Person) -> str:
-    """Return the workspace that this person chose for the channel, or their only one. Raises RequestError."""
+    """Return the person's workspace for the channel, or their only workspace.
+
+    Raises RequestError.
+    """
     chosen = people.place(hub.db, found.team, found.channel, person.owner_id)
     if chosen is not None:
         return chosen
