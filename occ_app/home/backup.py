@@ -1,4 +1,7 @@
-"""A backup of a home while its daemon runs: a snapshot of the database, the state, the settings and the workspaces."""
+"""A backup of a home while its daemon runs.
+
+It has a snapshot of the database, the state, the settings and the workspaces.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,15 @@ _FILES = ("state.json", "machine.json", "push.json", "config.toml", "tls.pem")
 
 
 def write(config: Config, target: Path) -> int:
-    """Write a .tar.gz of the home to `target`, which must not exist; returns its bytes.
+    """Write a .tar.gz of the home to `target`, a new file; returns its bytes.
 
-    The database is copied as of one instant, also during writes. When a workspace is uploaded,
-    replaced or removed meanwhile all of it is written again; after three attempts raises Unavailable (BUSY). Files that
-    a run changes are taken as they are when they are read. The queue is left out: it is rebuilt.
-    Unpacked into an empty home it is that agent, or that hub, again. What waited or ran on an agent at that instant is
-    over in the copy, with WORKER_LOST: the original went on with it, and a prompt never runs twice. A hub's executions
-    are on its machines; those without one end when the copy starts.
+    The database is copied as of one instant, also during writes. When a workspace is uploaded, replaced or removed
+    meanwhile, everything is written again; after three attempts raises Unavailable (BUSY). Files that a run changes
+    are copied as they are when they are read. The queue is left out: it is rebuilt.
+
+    Unpacked into an empty home it is the same agent or hub. Executions that waited or ran on an agent at that instant
+    are over in the copy, with WORKER_LOST: the original continued them, and a prompt never runs twice. A hub's
+    executions are on its machines; those without a machine end when the copy starts.
     """
     schema.opened(config.database, readonly=True)  # a newer one cannot be copied by this version
     with new_file(target) as output, tempfile.TemporaryDirectory(dir=config.run) as folder:
@@ -59,12 +63,15 @@ def _write(config: Config, snapshot: Path, output: IO[bytes]) -> None:
 
 
 def folder_of(config: Config) -> str:
-    """The folder with the uploads: of workspaces on an agent, of zips on a hub."""
+    """Return the folder of the uploads: workspaces on an agent, zips on a hub."""
     return "zips" if config.program.kind == "hub" else "workspaces"
 
 
 def restore(config: Config, source: Path) -> None:
-    """Make a home from a backup. Raises AlreadyRunning or NotWritten, and SchemaTooNew; the home is then as it was."""
+    """Create a home from a backup.
+
+    Raises AlreadyRunning or NotWritten, and SchemaTooNew; the home is then as it was.
+    """
     if config.database.exists():
         raise NotWritten(f"There is {config.program.name.lower()} in {config.home} already; move that folder away.")
     config.home.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +104,10 @@ def _snapshot(config: Config, copy: Path) -> None:
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
-    """Add a file, folder or link as it is now: what disappears is left out, what grows or shrinks is cut or filled up.
+    """Add a file, folder or link as it is now.
 
-    Temporary files of an upload or a delete in progress are left out.
+    A path that disappears is left out; a file that grows or shrinks is cut or filled up. Temporary files of an upload
+    or a delete in progress are left out.
     """
     if len(name.parts) > 1 and name.parts[1].startswith((".incoming-", ".aside-", ".deleted-")):
         return
@@ -115,7 +123,10 @@ def _add(archive: tarfile.TarFile, path: Path, name: Path) -> None:
 
 
 class _Filled:
-    """A file that never ends: past its end there are zeros, so that one that shrinks spoils no archive."""
+    """A file that never ends: past its end it reads as zeros.
+
+    A file that shrinks then damages no archive.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,7 @@
-"""TLS of the API: an agent's certificate, the operator's or a self-signed one, and its fingerprint."""
+"""TLS of the API: an agent's certificate and its fingerprint.
+
+The certificate is the operator's or a self-signed one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ _DAYS = 3650  # a client that pins it trusts this very certificate, so an expiry
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate in use: PEM files, and the SHA-256 of its first certificate as AA:BB:…"""
+    """A certificate in use: PEM files and a fingerprint.
+
+    The fingerprint is the SHA-256 of its first certificate as AA:BB:…
+    """
 
     chain: Path
     key: Path
@@ -32,9 +38,9 @@ class Certificate:
 
 
 def certificate(config: Config) -> Certificate | None:
-    """Return the configured certificate, None without TLS; a self-signed one is made at the first call and kept.
+    """Return the configured certificate, None without TLS.
 
-    Raises StartFailed when it cannot be used or made.
+    A self-signed one is made at the first call and kept. Raises StartFailed when it cannot be used or made.
     """
     if config.tls_cert and config.tls_key:
         return checked(Path(config.tls_cert), Path(config.tls_key))
@@ -47,7 +53,7 @@ def certificate(config: Config) -> Certificate | None:
 
 
 def checked(chain: Path, key: Path) -> Certificate:
-    """The certificate in two PEM files. Raises StartFailed when they are no pair."""
+    """Return the certificate in two PEM files. Raises StartFailed when they are no pair."""
     import ssl  # an agent without TLS does without its memory
 
     try:
@@ -69,7 +75,10 @@ def _fingerprint(pem: str) -> str:
 
 
 def fingerprint_of(chain: Path) -> str | None:
-    """The fingerprint of the first certificate that the file has now; None when it cannot be read."""
+    """Return the fingerprint of the first certificate that the file has now.
+
+    None when it cannot be read.
+    """
     try:
         return _fingerprint(chain.read_text())
     except (OSError, ValueError):
@@ -77,7 +86,7 @@ def fingerprint_of(chain: Path) -> str | None:
 
 
 def problems(config: Config) -> list[str]:
-    """A sentence when the certificate that is served has expired."""
+    """Return a sentence when the served certificate has expired."""
     chain = chain_of(config)
     try:
         end = None if chain is None else expires_at(first_certificate(chain.read_text()))
@@ -92,14 +101,17 @@ def problems(config: Config) -> list[str]:
 
 
 def chain_of(config: Config) -> Path | None:
-    """The file of the certificate that the configuration asks for, None without TLS."""
+    """Return the file of the configured certificate; None without TLS."""
     if config.tls_cert:
         return Path(config.tls_cert)
     return config.home / "tls.pem" if config.tls else None
 
 
 def _names(config: Config) -> str:
-    """The names it is for, as OpenSSL writes them: this machine's, and those that the operator configured."""
+    """Return the names that the certificate is for, as OpenSSL writes them.
+
+    They are this machine's, and those that the operator configured.
+    """
     hosts = {"localhost", socket.gethostname(), *config.allowed_hosts}
     if config.public_url:
         hosts.add(urlsplit(config.public_url).hostname or "localhost")

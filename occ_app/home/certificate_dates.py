@@ -1,4 +1,7 @@
-"""When a certificate expires: read from its DER, for which Python's standard library has no function."""
+"""The expiry of a certificate, read from its DER.
+
+Python's standard library has no function for it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----"
 
 
 def first_certificate(pem: str) -> bytes:
-    """The DER of the first certificate in a PEM text. Raises ValueError when there is none."""
+    """Return the DER of the first certificate in a PEM text.
+
+    Raises ValueError when there is none.
+    """
     block = _BLOCK.search(pem)
     if block is None:
         raise ValueError("there is no certificate in it")
@@ -19,7 +25,10 @@ def first_certificate(pem: str) -> bytes:
 
 
 def expires_at(der: bytes) -> datetime:
-    """The end of a certificate's validity (RFC 5280, 4.1). Raises ValueError for anything that is no certificate."""
+    """Return the end of a certificate's validity (RFC 5280, 4.1).
+
+    Raises ValueError for anything that is no certificate.
+    """
     certificate = _content(der, 0, _SEQUENCE)[0]
     fields = _content(certificate, 0, _SEQUENCE)[0]
     place = 0
@@ -39,7 +48,7 @@ def expires_at(der: bytes) -> datetime:
 
 
 def _content(der: bytes, place: int, tag: int | None = None) -> tuple[bytes, int]:
-    """The content of the value at `place`, and the place behind it."""
+    """Return the content of the value at `place`, and the place after it."""
     try:
         actual, length, begin = der[place], der[place + 1], place + 2
     except IndexError:

@@ -26,7 +26,10 @@ _DAY = 86400.0
 
 @dataclass(frozen=True)
 class Reading:
-    """Both clocks at one moment, in seconds: the wall clock since 1970, the other since this boot."""
+    """Both clocks at one moment, in seconds.
+
+    The wall clock counts since 1970, the other since this boot.
+    """
 
     wall: float
     since_boot: float
@@ -38,7 +41,10 @@ class Reading:
 
 
 def beat(db: Database, reading: Reading) -> str | None:
-    """Store a reading. Returns a sentence for `problems` while the wall clock is not believed."""
+    """Store a reading.
+
+    Returns a sentence for `problems` while the wall clock is not trusted.
+    """
     kept = _after(_last(db), reading)
     note(db, "clock", kept)
     return _sentence(kept["ahead"])
@@ -57,7 +63,7 @@ def require(db: Database) -> None:
 
 
 def _last(db: Database) -> dict[str, Any]:
-    """The reading that was stored last; without one, the newest time of an execution."""
+    """Return the last stored reading, or the newest time of an execution."""
     kept = noted(db, "clock")
     if kept:
         return kept
@@ -67,7 +73,10 @@ def _last(db: Database) -> dict[str, Any]:
 
 
 def _after(last: dict[str, Any], reading: Reading) -> dict[str, Any]:
-    """The note that follows `last`: `ahead` is the jump that is not believed, `held` for how long OCC ran with it."""
+    """Return the note that follows `last`.
+
+    `ahead` is the jump that is not trusted, `held` for how long OCC ran with it.
+    """
     same_boot = last["boot"] == reading.boot
     passed = max(0.0, reading.since_boot - last["since_boot"]) if same_boot else reading.since_boot
     jump = 0.0 if last["wall"] is None else reading.wall - last["wall"] - passed

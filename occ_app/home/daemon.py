@@ -1,4 +1,7 @@
-"""The daemon as other processes see it: its address, whether it runs, and how to stop it."""
+"""The daemon as other processes see it.
+
+They need its address, whether it runs, and a way to stop it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ class Daemon:
 
     @property
     def pin(self) -> str | None:
-        """The fingerprint that clients must pin, when no authority signed the certificate that they will see."""
+        """Return the fingerprint that clients must pin.
+
+        None when an authority signed the certificate that they will see.
+        """
         plain = (self.public_url or "").startswith("http://")
         return self.fingerprint if self.self_signed and not plain else None
 
@@ -50,13 +56,13 @@ class Daemon:
 
 
 def url_for(host: str, port: int, *, secure: bool) -> str:
-    """An address to listen on, as a URL that works on this machine."""
+    """Return a listening address as a URL that works on this machine."""
     local = local_host(host)
     return f"{'https' if secure else 'http'}://{f'[{local}]' if ':' in local else local}:{port}"
 
 
 def local_host(host: str) -> str:
-    """The host under which this machine itself reaches what listens on `host`."""
+    """Return the host at which this machine reaches a listener on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
@@ -72,13 +78,13 @@ def remove(config: Config) -> None:
 
 
 def find(config: Config) -> Daemon | None:
-    """The daemon of this home, if that very process runs."""
+    """Return the daemon of this home; None unless that process runs."""
     daemon = _written(config)
     return daemon if daemon is not None and daemon.identity.alive() else None
 
 
 def replaced(config: Config) -> str | None:
-    """Return a sentence if the files of OCC are not those that the running daemon was started from."""
+    """Return a sentence if OCC's files changed since the daemon was started."""
     daemon = _written(config)
     if daemon is None or daemon.installation in (None, fingerprint()):
         return None
@@ -90,7 +96,10 @@ def replaced(config: Config) -> str | None:
 
 
 def _written(config: Config) -> Daemon | None:
-    """What daemon.json says; a newer version may have written more than this one knows."""
+    """Return the content of daemon.json.
+
+    A newer version may have written more fields than this one knows.
+    """
     content = _read(config.run / "daemon.json")
     try:
         daemon = Daemon(**{field.name: content[field.name] for field in fields(Daemon) if field.name in content})
@@ -104,12 +113,18 @@ def _written(config: Config) -> Daemon | None:
 
 
 def write_parts(config: Config, parts: list[ProcessIdentity]) -> None:
-    """Note the leaders of the daemon's process groups, so that they can be ended without the supervisor."""
+    """Record the leaders of the daemon's process groups.
+
+    They can then be ended without the supervisor.
+    """
     write_file(config.run / "parts.json", json.dumps([asdict(part) for part in parts]))
 
 
 def end_parts(config: Config, seconds: float) -> None:
-    """Wait for the processes of a killed supervisor, which end by themselves; kill them after `seconds` in total."""
+    """Wait for the processes of a killed supervisor, which end by themselves.
+
+    Kill them after `seconds` in total.
+    """
     deadline = time.monotonic() + seconds
     for part in _parts(config):
         if not part.alive():
@@ -127,9 +142,10 @@ def parts_alive(config: Config) -> list[ProcessIdentity]:
 
 
 def environment(config: Config) -> dict[str, str] | None:
-    """Return the variables of the running daemon, its settings as resolved among them; None when it does not run.
+    """Return the variables of the running daemon; None when it does not run.
 
-    They are those of a process that has the key of the hub, if there is one: not every process gets it.
+    They have its settings as resolved. They are those of a process that has the key of the hub, if there is one: not
+    every process gets it.
     """
     found = [variables for part in parts_alive(config) if (variables := _variables(part.pid))]
     return max(found, key=lambda variables: "OCC_API_KEY" in variables, default=None)
@@ -145,7 +161,7 @@ def _variables(pid: int) -> dict[str, str]:
 
 
 def hold(config: Config) -> None:
-    """Have a daemon that starts while this process lives accept nothing until `let_go`."""
+    """Have a daemon that starts during this process accept nothing until `let_go`."""
     write_file(_hold_file(config), json.dumps(asdict(own_identity())))
 
 
@@ -181,7 +197,10 @@ def takes_work(config: Config) -> bool:
 
 
 def stop(config: Config, daemon: Daemon) -> bool:
-    """Ask the daemon to stop, wait, then force it and all its processes. False when force was needed."""
+    """Ask the daemon to stop, wait, then kill it and all its processes.
+
+    False when that was needed.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.kill(daemon.pid, signal.SIGTERM)
     if _await_exit(daemon.pid, STOP_SECONDS) or not daemon.identity.alive():

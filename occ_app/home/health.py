@@ -42,7 +42,10 @@ CHECKS = {
 
 
 def heartbeat(config: Config, db: Database) -> dict[str, Any]:
-    """The heartbeat as `/health` shows it; a standalone agent has none, even if it once had one: null, 0, 0."""
+    """Return the heartbeat as `/health` shows it.
+
+    A standalone agent has none, even if it once had one: null, 0, 0.
+    """
     kept = noted(db, "heartbeat") if config.remote_url else {}
     return {
         "lastSuccessfulAt": kept.get("lastSuccessfulAt"),
@@ -52,18 +55,27 @@ def heartbeat(config: Config, db: Database) -> dict[str, Any]:
 
 
 def unreached(db: Database) -> int:
-    """Return the number of heartbeats in a row to which the hub replied that it cannot call this agent."""
+    """Return the number of heartbeats in a row without a call back.
+
+    The hub replied to them that it cannot call this agent.
+    """
     count: int = noted(db, "heartbeat").get("unreached", 0)
     return count
 
 
 def for_heartbeat(problems: Sequence[str]) -> list[str]:
-    """Return the sentences of `problems` as a heartbeat has them: each one line of bounded length."""
+    """Return the sentences of `problems` for a heartbeat.
+
+    Each is one line of bounded length.
+    """
     return [visible_line(sentence)[:MAX_PROBLEM] for sentence in problems[:MAX_PROBLEMS]]
 
 
 def health(config: Config, db: Database) -> dict[str, Any]:
-    """Return the body of `/health`: workers, queue, and in `problems` sentences for a person."""
+    """Return the body of `/health`: workers, queue, and `problems`.
+
+    These are sentences for a person.
+    """
     busy, waiting = executions.counts(db)
     beat = heartbeat(config, db)
     claude = noted(db, "claude")
@@ -107,7 +119,10 @@ def health(config: Config, db: Database) -> dict[str, Any]:
 
 
 def note_pending_log(db: Database, size: int) -> None:
-    """Note how many bytes of the write-ahead log a checkpoint could not move into the database."""
+    """Record how many bytes a checkpoint could not move into the database.
+
+    They are in the write-ahead log.
+    """
     if size > LARGE_LOG_BYTES or noted(db, "log").get("pending"):
         note(db, "log", {"pending": size if size > LARGE_LOG_BYTES else 0})
 
@@ -118,7 +133,10 @@ def note_snapshots(db: Database, size: int) -> None:
 
 
 def log_problems(db: Database) -> list[str]:
-    """Return a sentence while another program keeps the write-ahead log from being moved into the database."""
+    """Return a sentence while another program blocks checkpoints.
+
+    The write-ahead log then cannot be moved into the database.
+    """
     pending = noted(db, "log").get("pending", 0)
     if not pending:
         return []
@@ -129,16 +147,20 @@ def log_problems(db: Database) -> list[str]:
 
 
 def skipped(db: Database) -> dict[str, int]:
-    """Return how many events were not stored because they broke their schema, and how many cannot be read.
+    """Return how many events were not stored, and how many cannot be read.
 
-    `unreadableRows` counts the records with a value of a wrong kind that this process has met.
+    Events are not stored when they break their schema. `unreadableRows` counts the records with a value of a wrong
+    kind that this process has read.
     """
     counts = {name: noted(db, key).get("count", 0) for name, key in _SKIPPED.items()}
     return {**counts, "unreadableRows": rows.unreadable()}
 
 
 def skipped_problems(db: Database) -> list[str]:
-    """Return a sentence for each count of skipped events that grew within the last day."""
+    """Return a sentence for each count of skipped events that grew.
+
+    It grew within the last day.
+    """
     return [
         sentence.format(count=noted(db, key)["count"])
         for key, sentence in _SKIPPED_SENTENCES.items()

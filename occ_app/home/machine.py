@@ -1,7 +1,8 @@
-"""machine.json: the secret by which hubs know this machine, and run/instance: the id of this start of its daemon.
+"""The identity of this machine for hubs.
 
-The secret is random, lasts as long as the home, and is never sent. A hub knows a value derived from it, so a machine
-stays itself under another key, another name or another address of its hub.
+machine.json has the secret by which hubs know this machine, run/instance the id of this start of its daemon. The
+secret is random, lasts as long as the home, and is never sent. A hub knows a value derived from it, so a machine keeps
+its identity under another key, another name or another address of its hub.
 """
 
 from __future__ import annotations
@@ -23,14 +24,20 @@ _HUBS_KEPT = 50
 
 @dataclass(frozen=True)
 class Machine:
-    """The secret, 64 hexadecimal digits, and the ids of the hubs that know its verifier, the newest last."""
+    """The secret, 64 hexadecimal digits, and the ids of the hubs that know it.
+
+    They know its verifier. The newest is last.
+    """
 
     secret: str = field(repr=False)
     hubs: tuple[str, ...] = ()
 
 
 def load(path: Path) -> Machine | None:
-    """Return the stored machine, None when there is none. Raises StartFailed when it cannot be read."""
+    """Return the stored machine, None when there is none.
+
+    Raises StartFailed when it cannot be read.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         secret, hubs = content["secret"], content["hubs"]
@@ -51,7 +58,10 @@ def ensure(path: Path) -> Machine:
 
 
 def renew(path: Path) -> Machine:
-    """Store and return a new secret: from now on this home is another machine to every hub."""
+    """Store and return a new secret.
+
+    From now on this home is another machine to every hub.
+    """
     return _save(path, Machine(secrets.token_hex(32)))
 
 
@@ -66,7 +76,10 @@ def unknown_to(path: Path, machine: Machine, hub_id: str) -> Machine:
 
 
 def begin_instance(config: Config) -> str:
-    """Give this start of the daemon an id, which tells it from every other start and from a copy of its home."""
+    """Give this start of the daemon an id.
+
+    It distinguishes the start from every other, and from a copy of its home.
+    """
     instance = secrets.token_hex(16)
     write_file(config.run / "instance", instance)
     return instance

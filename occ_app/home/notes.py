@@ -1,4 +1,7 @@
-"""Notes of the agent that other processes read: its registration, its heartbeat, its CLI."""
+"""Notes of the agent that other processes read.
+
+They are its registration, its heartbeat and its CLI.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ def note(db: Database, key: str, value: dict[str, Any]) -> None:
 
 
 def first_note(db: Database, key: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Keep `value` under `key`, on the disk, unless there is a note; returns the one that is kept."""
+    """Store `value` under `key`, on the disk, unless there is a note.
+
+    Returns the stored one.
+    """
     if not noted(db, key):
         with db.write() as connection:
             connection.execute(

@@ -1,4 +1,7 @@
-"""Before a start: files of the home that cannot be read are put aside under a new name, never deleted, and named."""
+"""Unreadable files of the home, renamed before a start.
+
+They are never deleted, and their new names are printed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _THOROUGH_BYTES = 64_000_000  # up to this size a full check takes well under a 
 
 
 def put_unreadable_aside(config: Config) -> list[str]:
-    """Make room for what cannot be read; returns a sentence for each file that was put aside."""
+    """Rename unreadable files; returns a sentence for each."""
     sentences = []
     for path in (config.pid_file, config.run / "daemon.json", config.run / "parts.json"):
         if path.is_dir():

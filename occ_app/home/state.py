@@ -1,4 +1,7 @@
-"""state.json: who this agent is. Its id and its token survive restarts; a hub's answer replaces them in one step."""
+"""state.json: the identity of this agent.
+
+Its id and its token survive restarts; a hub's reply replaces them in one step.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from occ_app.errors import StartFailed
 
 @dataclass(frozen=True)
 class State:
-    """`agent_id` is the hub's name for this agent (None when it never registered); `token` opens the agent's API."""
+    """The agent's id and token.
+
+    `agent_id` is the hub's name for this agent (None when it never registered); `token` opens the agent's API.
+    """
 
     token: str = field(repr=False)
     agent_id: str | None = None
@@ -39,7 +45,10 @@ def new_token() -> str:
 
 
 def load(path: Path) -> State | None:
-    """The stored state, None when there is none. Raises StartFailed when it cannot be read."""
+    """Return the stored state, None when there is none.
+
+    Raises StartFailed when it cannot be read.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return State(
@@ -56,7 +65,7 @@ def load(path: Path) -> State | None:
 
 
 def check_private(path: Path, renewed: str = "a new token") -> None:
-    """Raises StartFailed when another user could read a file's secret or have put it there.
+    """Raise StartFailed when another user could have read or written a secret's file.
 
     `renewed` names the thing that a start without the file makes.
     """
@@ -88,7 +97,10 @@ def save(path: Path, state: State) -> None:
 
 
 def write_private(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file by this JSON, on the disk, in one step; readable by its owner only."""
+    """Replace a file by this JSON, on the disk, in one step.
+
+    Only its owner can read it.
+    """
     import tempfile
 
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
@@ -105,7 +117,7 @@ def write_private(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def ensure(path: Path) -> State:
-    """The stored state; with none yet, one with a new token."""
+    """Return the stored state, or one with a new token."""
     existing = load(path)
     if existing is None:
         existing = State(new_token())
@@ -135,7 +147,10 @@ class TokenFile:
         return self._token
 
     def recent(self) -> str | None:
-        """Return the token as it was at most a second ago, for checks at each event of each stream."""
+        """Return the token, read at most a second ago.
+
+        For checks at each event of each stream.
+        """
         now = time.monotonic()
         if now >= self._looked + 1:
             self._looked = now

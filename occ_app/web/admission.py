@@ -1,4 +1,7 @@
-"""Which connections the server accepts and keeps: a bounded number, and those with a request before those without."""
+"""The connections that the server accepts and keeps.
+
+Their number is bounded, and one without a request makes room for others.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _REST_SECONDS, _SWEEP_SECONDS, _WARNING_SECONDS = 0.1, 0.5, 60.0
 
 
 class AdmittingWorker(gthread.ThreadWorker):
-    """gunicorn's thread worker, which never runs out of connections or open files because of connections that idle."""
+    """gunicorn's thread worker with a bound on idle connections.
+
+    They never use up its connections or open files.
+    """
 
     _next_sweep = _next_warning = _resting_until = 0.0
 
@@ -31,7 +37,7 @@ class AdmittingWorker(gthread.ThreadWorker):
         super().init_process()
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection; the oldest one without a request makes room when there are too many.
+        """Accept a connection, and close the oldest idle one when there are too many.
 
         Where none can make room, it stays in the listener's queue until one can.
         """
@@ -53,9 +59,10 @@ class AdmittingWorker(gthread.ThreadWorker):
         self.enqueue_req(conn)
 
     def _is_full(self, listener: Any) -> bool:
-        """Return whether a connection would get a number among those that are kept for the files of requests.
+        """Return whether a connection would use a descriptor reserved for requests' files.
 
-        Another thread may take the last number below them at once: then a connection has one of them, until it ends.
+        Another thread may take the last free descriptor at the same time: then a connection has a reserved one until
+        it ends.
         """
         try:
             number = os.dup(listener.fileno())  # the lowest that is free
@@ -91,7 +98,10 @@ class AdmittingWorker(gthread.ThreadWorker):
             self._drop(conn, self.pending_conns)
 
     def _make_room(self) -> bool:
-        """Close the oldest connection that sent no whole head, of the address with most of them; else an idle one."""
+        """Close the oldest connection without a whole head, else an idle one.
+
+        Of the former, one of the address with most of them.
+        """
         if self.pending_conns:
             addresses = Counter(_address(conn) for conn in self.pending_conns)
             busiest = max(addresses, key=addresses.__getitem__)
@@ -111,7 +121,10 @@ class AdmittingWorker(gthread.ThreadWorker):
         conn.close()
 
     def _rest(self) -> None:
-        """Accept nothing for a moment: every connection or open file that this process may have is in use."""
+        """Accept nothing for a moment.
+
+        Every connection or open file that this process may have is in use.
+        """
         now = time.monotonic()
         self._resting_until = now + _REST_SECONDS
         self.set_accept_enabled(False)

@@ -1,4 +1,7 @@
-"""How many requests send their bodies at once: a slow one holds a thread, and others need one too."""
+"""A limit on requests that send their bodies at the same time.
+
+A slow one holds a thread, and others need threads too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ THREADS = _BODIES + _WAITERS + _MAX_STRANGERS  # that wait for bodies at once
 
 
 def limit_bodies(app: Flask) -> None:
-    """Give each request with a body a place until it is answered; a caller who has shown no key gets another kind."""
+    """Give each request with a body a place until it is answered.
+
+    A caller without a valid key gets a place of another kind.
+    """
     known = "Too many bodies are being sent already; a key may send half of them."
     unknown = "Too many bodies are being sent already; an address may send a few of them before it shows a key."
     places = Shares(_BODIES, _BODIES // 2, known, _WAITERS)

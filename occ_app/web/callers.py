@@ -1,4 +1,7 @@
-"""Authentication: refuses a wrong Host, a foreign Origin and an unknown caller before anything else."""
+"""Authentication of callers.
+
+It refuses a wrong Host, a foreign Origin and an unknown caller before anything else.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ _guessing = threading.BoundedSemaphore(16)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from: on a hub one of its keys; on an agent, the holder of its one token.
+    """The sender of a request: on a hub one of its keys, on an agent its token.
 
     Everything that a key makes belongs to its owner, and all keys of an owner see the same. A viewer only reads.
-    `refused` tells, while a stream goes on, whether the secret that opened it has lost its worth.
+    `refused` returns True once the secret that opened a stream has been revoked.
     """
 
     key_id: str | None = None
@@ -44,7 +47,10 @@ class Caller:
 
     @property
     def visible_to(self) -> str | None:
-        """The owner whose workspaces and executions this caller may see and use; None for all."""
+        """Return the owner whose workspaces and executions this caller may use.
+
+        None for all.
+        """
         return None if self.admin else (self.owner_id or "")
 
 
@@ -55,10 +61,10 @@ def guard(
     identify: Callable[[str], Caller | None],
     open_to_viewers: Collection[str] = (),
 ) -> None:
-    """Refuse, before anything else is looked at: a wrong Host, a foreign Origin, whom `identify` does not know.
+    """Refuse a wrong Host, a foreign Origin and callers that `identify` does not know.
 
-    `identify` is given the bearer token, empty when there is none. A viewer's request that is not one of READING is
-    refused, save to the endpoints `open_to_viewers`.
+    This comes before all other checks. `identify` gets the bearer token, empty when there is none. A viewer's request
+    that is not one of READING is refused, save to the endpoints `open_to_viewers`.
     """
 
     @app.before_request
@@ -87,7 +93,10 @@ def require_admin() -> None:
 
 
 def asked_at() -> float:
-    """When the secret of the request being answered was checked, in seconds on the monotonic clock."""
+    """Return when the secret of the current request was checked.
+
+    In seconds on the monotonic clock.
+    """
     began: float = g.began
     return began
 
@@ -121,9 +130,10 @@ def _check_origin(public_url: str | None) -> None:
 
 
 def is_own_origin(origin: str, host: str, public_url: str | None, *, secure: bool) -> bool:
-    """Whether a page at `origin` is this server's: it has the request's Host, or the public URL's name and port.
+    """Return whether a page at `origin` is this server's.
 
-    A Host that has the public name and another port is another server's. `secure` is whether the request came by TLS.
+    It has the request's Host, or the public URL's name and port. A Host with the public name and another port is
+    another server's. `secure` is whether the request came by TLS.
     """
     page, public = _authority(origin), _authority(public_url or "")
     if page is None:
@@ -135,7 +145,10 @@ def is_own_origin(origin: str, host: str, public_url: str | None, *, secure: boo
 
 
 def _authority(url: str) -> tuple[str, int] | None:
-    """The host name and the port of a URL, the scheme's own port where it names none; None for another scheme."""
+    """Return the host name and the port of a URL.
+
+    The scheme's default port where it names none; None for another scheme.
+    """
     try:
         parts = urlsplit(url.lower())
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -164,7 +177,7 @@ def _identified(identify: Callable[[str], Caller | None]) -> Caller:
 
 
 def bearer() -> str:
-    """The request's bearer token; empty when it has none."""
+    """Return the request's bearer token; empty when it has none."""
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     return secret.strip() if scheme.lower() == "bearer" else ""
 
@@ -179,7 +192,10 @@ def unauthorized(
 
 
 def slow_down() -> None:
-    """Note a wrong secret and make guessing slow, for as many at once as leaves threads for everybody else."""
+    """Note a wrong secret, and delay the reply to make guessing slow.
+
+    Only so many replies are delayed that other requests have threads.
+    """
     log.warning("a wrong token came from %s", request.remote_addr)
     if _guessing.acquire(blocking=False):
         try:
@@ -189,7 +205,7 @@ def slow_down() -> None:
 
 
 def _hostname(host: str) -> str | None:
-    """The name in a Host header, without the port; None when it is not one."""
+    """Return the name in a Host header without its port; None if invalid."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host)
     return match.group(1).strip("[]").lower().rstrip(".") if match else None
 
@@ -204,7 +220,7 @@ def _is_address(name: str) -> bool:
 
 
 def own_hosts(public_url: str | None, allowed: Collection[str]) -> frozenset[str]:
-    """The Host names an agent answers to, besides every IP address."""
+    """Return the Host names an agent answers to, besides every IP address."""
     names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed)}
     if public_url:
         names.add((urlsplit(public_url).hostname or "").lower())

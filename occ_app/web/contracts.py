@@ -1,12 +1,14 @@
-"""The contract of an endpoint: one decorator above its view checks the request, shapes the reply and describes both.
+"""The contract of an endpoint, declared by one decorator above its view.
+
+It checks the request, shapes the reply and describes both:
 
     @bp.get("/search")
     @contract(query=schemas.SearchQuery, reply=schemas.SearchResults)
     def find(query: dict[str, Any]) -> SearchResults: ...
 
-The view gets the loaded `query` or `body` by that name, if the contract has a schema for it, and returns the value that
-the reply's schema dumps, or a finished Response. An endpoint without a query schema refuses every query. OpenAPI is
-generated from the same contracts.
+The view gets the loaded `query` or `body` by that name, if the contract has a schema for it, and returns the value
+that the reply's schema dumps, or a finished Response. An endpoint without a query schema refuses every query. OpenAPI
+is generated from the same contracts.
 """
 
 from __future__ import annotations
@@ -39,12 +41,13 @@ EXPECTS = {requests.GENERATION_HEADER: {"type": "string", "pattern": requests.GE
 
 @dataclass(frozen=True)
 class Contract:
-    """The input and output of an endpoint; a JSON body has at most `body_bytes`, None: as a prompt may have.
+    """The input and output of an endpoint.
 
-    `form` and `content` only describe: the view reads the form and returns a Response of that content itself.
-    `empty` describes a reply of 204, `accepted` one of 202 with the same content, `headers` the headers that the view
-    reads, each by a JSON schema. `admin` refuses callers that are not admins, and `authenticate` checks the
-    credentials of an endpoint that agents use; both run before the body is read.
+    A JSON body has at most `body_bytes`; None: the limit of a prompt. `form` and `content` only describe: the view
+    reads the form and returns a Response of that content itself. `empty` describes a reply of 204, `accepted` one of
+    202 with the same content, `headers` the headers that the view reads, each by a JSON schema. `admin` refuses
+    callers that are not admins, and `authenticate` checks the credentials of an endpoint that agents use; both run
+    before the body is read.
     """
 
     query: type[Schema] = schemas.NoQuery

@@ -1,5 +1,7 @@
-"""An execution's events as server-sent events: the thread of the request sends the stored ones, the
-tail's thread the later ones, which serves all connections and waits for none.
+"""An execution's events as server-sent events.
+
+The thread of the request sends the stored events. The tail's thread sends later ones: it serves all connections and
+waits for none.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ Frame = Callable[[bytes], bytes]
 
 
 class LiveStream:
-    """A connection at the live edge of an execution, served by the tail's thread and never waited for.
+    """A connection that follows an execution live, served by the tail's thread.
 
-    It takes as much as the client's connection does; the rest stays in the table until that drains. `release` is
-    called when it is over.
+    The thread never waits for it: it sends as much as the connection takes, and the rest stays in the table until that
+    drains. `release` is called when it is over.
     """
 
     def __init__(
@@ -142,9 +144,10 @@ class LiveStream:
 
 
 def event_stream(tailing: Tail, follower: Follower, place: contextlib.ExitStack, *, follow: bool) -> Response:
-    """Return an execution's events as server-sent events; the response takes over `place` and releases it at its end.
+    """Return an execution's events as server-sent events.
 
-    The thread of the request sends all stored events; then the tail's thread continues.
+    The response owns `place` and releases it at its end. The thread of the request sends all stored events; then the
+    tail's thread continues.
     """
     pacing.live()
     connection = request.environ["gunicorn.socket"]

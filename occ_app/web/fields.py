@@ -1,4 +1,4 @@
-"""The fields of bodies and queries on the wire: accepted values, and how they are read."""
+"""The fields of bodies and queries on the wire, and the values they accept."""
 
 from __future__ import annotations
 
@@ -129,7 +129,10 @@ class Base64(fields.String):
 
 
 class Moment(fields.String):
-    """A day or a time, ISO 8601; without an offset it is UTC. Read into the format of the rows."""
+    """A day or a time in ISO 8601, read into the format of the rows.
+
+    Without an offset it is UTC.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(metadata={"pattern": MOMENT_PATTERN}, **kwargs)

@@ -6,13 +6,19 @@ from typing import Protocol
 
 
 class Successor(Protocol):
-    """What serves a connection after the server's thread: `begin` is called when that has let go of it."""
+    """The server of a connection after the request's thread.
+
+    `begin` is called when the thread has released it.
+    """
 
     def begin(self) -> None: ...
 
 
 class HandedOver(BaseException):
-    """Leaves the server's thread with the connection: from here on another serves it. Nobody's error."""
+    """Raised to release the server's thread when another serves the connection.
+
+    It is not an error.
+    """
 
     def __init__(self, stream: Successor) -> None:
         super().__init__("handed over")

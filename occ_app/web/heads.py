@@ -1,4 +1,7 @@
-"""Reading request heads without waiting, so that a connection holds no thread before its head is whole."""
+"""Reading request heads without waiting.
+
+A connection uses no thread before its head is complete.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,20 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class Arriving:
-    """The head of one request as it arrives, and the time at which the connection is closed without it."""
+    """The head of one request as it arrives.
+
+    It has the time at which the connection is closed if the head is not complete.
+    """
 
     def __init__(self, seen: bytes = b"") -> None:
         self.deadline = time.monotonic() + HEAD_SECONDS
         self.seen = bytearray(seen)
 
     def whole(self, connection: socket.socket) -> bool:
-        """Read all bytes that a non-blocking connection has. Return True when the head, or the stream, is complete.
+        """Read all bytes that a non-blocking connection has.
 
-        Raises gunicorn's parse errors for bytes that cannot be a head, OSError for a broken connection.
+        Returns True when the head, or the stream, is complete. Raises gunicorn's parse errors for bytes that cannot be
+        a head, OSError for a broken connection.
         """
         if self._complete(0):
             return True
@@ -67,14 +74,14 @@ _current = threading.local()
 
 
 def hurry(seconds: float) -> None:
-    """Let the body of the request that this thread answers take at most `seconds` from now on."""
+    """Limit the body of this thread's request to `seconds` from now on."""
     unreader = getattr(_current, "unreader", None)
     if unreader is not None:
         unreader.hurry(seconds)
 
 
 class Unreader(SocketUnreader):
-    """Give gunicorn a head that is complete, then the body while it arrives at a minimum rate.
+    """A source for gunicorn: a complete head, then the body at a minimum rate.
 
     A body may take `BODY_SECONDS` and the time that its bytes take at `MIN_BYTES_PER_SECOND`, however they arrive.
     """
@@ -122,7 +129,10 @@ def set_limits(connection: Any) -> None:
 
 
 def readable(connection: socket.socket, seconds: float) -> bool:
-    """Wait at most `seconds` for a connection to have something to read. Takes no open file, unlike a selector."""
+    """Wait at most `seconds` for a connection to have something to read.
+
+    Unlike a selector, this uses no open file.
+    """
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(max(1.0, seconds * 1000)))

@@ -1,8 +1,9 @@
-"""Answers at a minimum rate: a reader that takes one too slowly loses its connection and frees a thread.
+"""Replies at a minimum rate.
 
-An answer may make its thread wait for 60 s, or for the time that its bytes take at a minimum rate if that is longer.
-Only so many threads wait for readers at once, and a key or an address has its share of them. A live stream has no such
-limit: event_stream.py serves it, and it holds a place among the streams.
+A reader that takes one too slowly loses its connection, which frees a thread. A reply may make its thread wait for 60
+s, or for the time that its bytes take at a minimum rate if that is longer. Only so many threads wait for readers at
+once, and a key or an address has its share of them. A live stream has no such limit: event_stream.py serves it, and it
+holds a place among the streams.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ _current = threading.local()
 
 @dataclass
 class Pace:
-    """How one answer is read: the holder of its thread, the seconds waited for the reader, the bytes taken.
+    """The state of one reply while it is read.
 
-    `holder` is an address until the caller is known; then it is a key, or None for the server's own token. `last` says
-    in the head of the answer that the connection ends with it.
+    It has the holder of its thread, the seconds waited for the reader, and the bytes taken. `holder` is an address
+    until the caller is known; then it is a key, or None for the server's own token. `last` says in the head of the
+    reply that the connection ends with it.
     """
 
     holder: str | None
@@ -50,7 +52,10 @@ class Pace:
     sent: int = 0
 
     def wait(self, connection: socket.socket) -> None:
-        """Wait until the connection takes something more. Raises ConnectionResetError for a reader that is too slow."""
+        """Wait until the connection accepts more data.
+
+        Raises ConnectionResetError for a reader that is too slow.
+        """
         places = _readers if self.known else _strangers
         try:
             with places.place(self.holder):
@@ -66,20 +71,26 @@ class Pace:
 
 
 def begin(address: str, last: Callable[[], object] = lambda: None) -> Pace:
-    """Begin the answer of this thread, for a caller that is unknown so far; `last` as in Pace."""
+    """Begin the reply of this thread, for a caller that is unknown so far.
+
+    `last` is as in Pace.
+    """
     _current.pace = Pace(address, last)
     return _current.pace  # type: ignore[no-any-return]  # a thread-local has no types
 
 
 def answering(holder: str | None, *, known: bool) -> None:
-    """Note whose request this thread answers: an address, or if `known` a key, or None for the server's own token."""
+    """Note the holder of this thread's request.
+
+    It is an address or, if `known`, a key, or None for the server's own token.
+    """
     pace = getattr(_current, "pace", None)
     if pace is not None:
         pace.holder, pace.known = holder, known
 
 
 def live() -> None:
-    """Take the limit off the answer of this thread, which is a stream and the last on its connection.
+    """Remove the limit from this thread's reply, a stream and the connection's last.
 
     gunicorn would announce that the connection stays open, and a client that reuses it would lose its next request.
     """
@@ -101,7 +112,10 @@ class Paced(_Base):
     pace: Pace | None = None
 
     def send_at_once(self, data: memoryview) -> int:
-        """Send as much as the connection takes without waiting. Raises BlockingIOError or SSLWantWriteError."""
+        """Send as much as the connection takes without waiting.
+
+        Raises BlockingIOError or SSLWantWriteError.
+        """
         raise NotImplementedError
 
     def sendall(self, data: Any, flags: int = 0) -> None:

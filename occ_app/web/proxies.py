@@ -1,4 +1,7 @@
-"""Headers of proxies: believed when they come from a proxy that the operator trusts, ignored otherwise."""
+"""Headers of proxies.
+
+They are used when they come from a proxy that the operator trusts, and ignored otherwise.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def forwarded(app: WSGI, trusted: Sequence[str]) -> WSGI:
-    """Wrap an application: a trusted proxy's X-Forwarded-For and -Proto become the client's address and the scheme.
+    """Wrap an application to use a trusted proxy's headers.
 
-    `trusted` has addresses and networks. The client is the last address in X-Forwarded-For that is not trusted, so a
-    client cannot choose it.
+    X-Forwarded-For and X-Forwarded-Proto become the client's address and the scheme. `trusted` has addresses and
+    networks. The client is the last address in X-Forwarded-For that is not trusted, so a client cannot choose it.
     """
     networks = [ipaddress.ip_network(each) for each in trusted]
 
@@ -30,7 +33,7 @@ def forwarded(app: WSGI, trusted: Sequence[str]) -> WSGI:
 
 
 def _client(networks: Sequence[Network], environ: dict[str, Any]) -> str:
-    """The address nearest to this machine that no trusted proxy has."""
+    """Return the nearest address that is not a trusted proxy's."""
     client = str(environ["REMOTE_ADDR"])
     for named in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
         address = _address(named)
@@ -48,7 +51,10 @@ def _trusts(networks: Sequence[Network], name: str) -> bool:
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address in 192.0.2.1, 192.0.2.1:80, 2001:db8::1 or [2001:db8::1]:80; None for anything else."""
+    """Return the address in a name such as 192.0.2.1:80 or [2001:db8::1]:80.
+
+    The port may be missing. None for anything else.
+    """
     name = name.strip()
     if name.startswith("["):
         name = name[1:].partition("]")[0]

@@ -91,9 +91,9 @@ _HTTP_CODES = {
 
 
 def answer_errors(app: Flask | Blueprint, answer: Callable[..., Response] | None = None) -> None:
-    """Turn every exception of a request into one kind of reply: the error body, or the result of `answer`.
+    """Turn every exception of a request into one kind of reply.
 
-    `answer` takes what `error_response` takes.
+    It is the error body, or the result of `answer`, which takes the arguments of `error_response`.
     """
     answer = answer or error_response
 
@@ -161,5 +161,5 @@ def error_response(
 
 
 def status_of(code: str) -> int:
-    """The HTTP status that goes with an error code."""
+    """Return the HTTP status of an error code."""
     return STATUS.get(code, 422 if code.startswith("ZIP_") else 500)

@@ -69,12 +69,15 @@ def _no_constant(name: str) -> None:
 
 @cache
 def schema_of(kind: type[Schema]) -> Schema:
-    """The one instance of a schema; making one takes longer than using it."""
+    """Return the one instance of a schema; making one is slower than using it."""
     return kind()
 
 
 def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
-    """The content as the schema reads it. Raises InvalidRequest naming each wrong field."""
+    """Return the content as the schema reads it.
+
+    Raises InvalidRequest naming each wrong field.
+    """
     try:
         return dict(schema_of(kind).load(content))
     except ValidationError as error:
@@ -85,7 +88,10 @@ def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
 
 
 def valid_filters(kind: type[Schema]) -> dict[str, Any]:
-    """Return the parameters of the address of a page as the schema reads them; an empty or wrong one is left out."""
+    """Return the query parameters of a page as the schema reads them.
+
+    An empty or wrong one is left out.
+    """
     try:
         return dict(schema_of(kind).load({name: value for name, value in request.args.items() if value}))
     except ValidationError as wrong:
@@ -103,7 +109,7 @@ def _shortened(content: Any) -> Any:
 
 
 def query(kind: type[Schema]) -> dict[str, Any]:
-    """The query string as the schema reads it."""
+    """Return the query string as the schema reads it."""
     doubled = [name for name, values in request.args.lists() if len(values) > 1]
     if doubled:
         name = doubled[0][:_LONGEST_NAME]
@@ -112,7 +118,10 @@ def query(kind: type[Schema]) -> dict[str, Any]:
 
 
 def cursor(after: str | None) -> int:
-    """Where a reader wants to go on: Last-Event-ID, or the query's `after`. Raises INVALID_EVENT_ID."""
+    """Return the seq after which a reader continues.
+
+    It is Last-Event-ID, or the query's `after`. Raises INVALID_EVENT_ID.
+    """
     header = request.headers.get("Last-Event-ID")
     for value in (header, after):
         if value is not None and not re.fullmatch(fields.CURSOR_PATTERN, value):
@@ -123,9 +132,9 @@ def cursor(after: str | None) -> int:
 
 
 def expected_generation() -> int | None:
-    """Return the number that the workspace of this upload must have: 0, there must be none; None, any.
+    """Return the number that the workspace of this upload must have.
 
-    Raises InvalidRequest.
+    0: it must not exist; None: any. Raises InvalidRequest.
     """
     given = request.headers.get(GENERATION_HEADER)
     if given is None:
@@ -141,5 +150,8 @@ def json_response(content: Any, status: int = 200) -> Response:
 
 
 def origin() -> Origin | None:
-    """Return the hub that this request names as the sender of its workspace, if any. Raises RequestError."""
+    """Return the hub that this request names as the sender of its workspace.
+
+    None without one. Raises RequestError.
+    """
     return origins.parse(request.headers.get(origins.HEADER, ""))

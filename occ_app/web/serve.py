@@ -18,8 +18,10 @@ from occ_app.web.server import Application
 
 
 def serve(config: Config, make_app: Callable[[], Flask]) -> None:
-    """Be the web process of an agent or a hub, on the socket the supervisor bound or, under a plain Procfile runner, on
-    the configured address."""
+    """Run the web process of an agent or a hub.
+
+    It listens on the socket that the supervisor bound or, under a plain Procfile runner, on the configured address.
+    """
     log_to_stderr("web", config.log_format, config.logs / "web.log")
     allow_many_files()
     logging.getLogger("huey").setLevel(logging.WARNING)

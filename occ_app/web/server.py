@@ -1,7 +1,8 @@
-"""gunicorn as OCC runs it: one process of many threads, with the faults of its thread worker that would hurt put right.
+"""gunicorn as OCC runs it: one process of many threads.
 
-Two of gunicorn 27.0.1's: the lingering close runs on the accepting loop and freezes it for up to 2 s per client that
-keeps its socket open; and once a first byte came, or with TLS, a thread waits for the rest of the head.
+Two faults of gunicorn 27.0.1's thread worker are mended: the lingering close runs on the accepting loop and blocks it
+for up to 2 s per client that keeps its socket open; and after the first byte, or with TLS, a thread waits for the rest
+of the head.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ _HUNG_SECONDS, _LOOKED_AFTER_SECONDS = 60.0, 10.0
 
 
 class WebWorker(AdmittingWorker):
-    """gunicorn's thread worker: heads are read without a thread, and nothing that a client does blocks the loop."""
+    """gunicorn's thread worker that reads heads without a thread.
+
+    No client can block its loop.
+    """
 
     _next_look = 0.0
 
@@ -75,9 +79,10 @@ class WebWorker(AdmittingWorker):
         return kept if kept else _let_go(conn)
 
     def _head_is_here(self, conn: Any) -> bool:
-        """Read the arrived bytes of a head. Return True when it is whole, and give it to the connection's parser.
+        """Read the arrived bytes of a head, and return whether it is complete.
 
-        Raises ssl.SSLError or gunicorn's parse errors, and OSError when the client is gone or too slow.
+        A complete head goes to the connection's parser. Raises ssl.SSLError or gunicorn's parse errors, and OSError
+        when the client disconnected or is too slow.
         """
         if conn.occ_arriving is None:
             conn.occ_arriving = Arriving(conn.parser.unreader.take_buffered())
@@ -114,7 +119,10 @@ class WebWorker(AdmittingWorker):
         return bool(conn.occ_arriving.whole(conn.sock))
 
     def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
-        """Whether the connection can be used again: not with a body that was refused and has not come yet."""
+        """Return whether the connection can be used again.
+
+        It cannot while a refused body is still to come.
+        """
         deadline = time.monotonic() + _DRAIN_SECONDS
         return bool(keepalive) and bool(conn.parser.finish_body(deadline=deadline))
 
@@ -135,14 +143,20 @@ class WebWorker(AdmittingWorker):
         self._to_the_application("occ_on_end")
 
     def notify(self) -> None:
-        """The loop goes round, as it does once a second. When it stops, the process ends and says where it hung."""
+        """Note that the loop is alive, once a second.
+
+        When it stops, the process ends and logs where it hung.
+        """
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + _LOOKED_AFTER_SECONDS
             faulthandler.dump_traceback_later(_HUNG_SECONDS, exit=True)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """At a stop, let every stream send its stored events and end, instead of cutting it at the time limit."""
+        """Let every stream send its stored events and end at a stop.
+
+        Otherwise it would be cut at the time limit.
+        """
         super().handle_exit(sig, frame)
         self._to_the_application("occ_on_stop")
 
@@ -152,7 +166,10 @@ class WebWorker(AdmittingWorker):
             hook()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:  # noqa: ARG002 - gunicorn's shape
-        """A request that is not HTTP: the same JSON as every refusal, where gunicorn would send a page."""
+        """Answer a request that is not HTTP with the JSON of every refusal.
+
+        gunicorn would send a page.
+        """
         status, code = _framing_status(exc)
         message = "The request is not well-formed HTTP; docs/protocol.md describes what this agent accepts."
         send: Callable[[bytes], object] = partial(util.write_nonblock, client)
@@ -177,7 +194,10 @@ class WebWorker(AdmittingWorker):
 
 
 def _let_go(conn: Any) -> bool:
-    """End a connection where waiting for the client's goodbye blocks nobody. Return False, as for gunicorn."""
+    """End a connection where waiting for the client's close blocks nobody.
+
+    Returns False, as gunicorn expects.
+    """
     try:
         if isinstance(conn.sock, ssl.SSLSocket):
             say_goodbye(conn.sock)
@@ -249,7 +269,10 @@ class Application(BaseApplication):
         return self._make_app()
 
     def run(self) -> None:
-        """Serve in this very process, to its end: what gunicorn's master does for its workers, the supervisor does."""
+        """Serve in this process, to its end.
+
+        The supervisor does the work of gunicorn's master.
+        """
         logger = self.cfg.logger_class(self.cfg)
         for each in (logger.error_log, logger.access_log):
             each.handlers = [handler()]  # gunicorn's lines quote text that clients send

@@ -1,4 +1,4 @@
-"""Places that threads of the server may hold while they wait for somebody, so that a few always stay free.
+"""Places for server threads that wait, so that a few threads always stay free.
 
 Each holder, a key, a machine or an address, has a share of the places. The holder of the server's token may have all.
 """
@@ -21,7 +21,10 @@ class Shares:
     """A number of places, of which each holder may have a share."""
 
     def __init__(self, limit: int, share: int, message: str, waiters: int = 0) -> None:
-        """`waiters` may wait a few seconds for a place, a holder half of them; `message` is for those without one."""
+        """Make `limit` places, at most `share` of them for one holder.
+
+        `waiters` may wait a few seconds for a place, a holder half of them; `message` is for requests without one.
+        """
         self._limit, self._share, self._message = limit, share, message
         self._waiters, self._held, self._waiting = waiters, Counter[str | None](), Counter[str | None]()
         self._changed = threading.Condition()
@@ -42,7 +45,10 @@ class Shares:
         return place
 
     def _wait(self, holder: str | None, share: int) -> bool:
-        """Wait for a place, holding a thread. False when that takes too long, or too many wait already."""
+        """Wait for a place, holding a thread.
+
+        False when that takes too long, or too many wait already.
+        """
         limit = self._waiters if holder is None else self._waiters // 2
         if self._waiting.total() >= self._waiters or self._waiting[holder] >= limit:
             return False
@@ -71,6 +77,9 @@ def _counted(counter: Counter[str | None], holder: str | None) -> Iterator[None]
 
 
 def file_reads() -> Shares:
-    """Return the places for requests that read files of a workspace, archives and changes included."""
+    """Return the places for requests that read files of a workspace.
+
+    Archives and changes are among them.
+    """
     message = "Too many files are being read already; a key may have half of the places."
     return Shares(_FILE_READS, _FILE_READS // 2, message, _READ_WAITERS)

@@ -1,4 +1,7 @@
-"""TLS connections as the server holds them: nothing on them waits for ever, and two threads may share one."""
+"""The server's TLS connections.
+
+No operation on them waits without a limit, and two threads may share one.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ IO_SECONDS = 10
 
 
 class _TLSSocket(Paced, ssl.SSLSocket):
-    """A TLS connection on which nothing waits for ever, and that may be read and written by two threads.
+    """A TLS connection for two threads, on which no operation waits without a limit.
 
-    The limits that the kernel keeps for a plain socket do not end a wait of Python's ssl, which tries again; its own
-    does. And before Python 3.13 two threads of one connection may be inside OpenSSL at the same time, which it forbids.
+    The kernel's limits for a plain socket do not end a wait of Python's ssl, which retries; its own limit does. And
+    before Python 3.13 two threads of one connection may be inside OpenSSL at the same time, which it forbids.
     """
 
     _turn: threading.RLock
@@ -54,7 +57,10 @@ class _TLSSocket(Paced, ssl.SSLSocket):
 
 @contextlib.contextmanager
 def _silence_is_a_reset() -> Iterator[None]:
-    """A client that stalls is no fault of the server's, and gunicorn logs a traceback for unknown errors."""
+    """Raise ConnectionResetError for a client that stalls.
+
+    It is no fault of the server, and gunicorn logs a traceback for unknown errors.
+    """
     try:
         yield
     except TimeoutError as error:
@@ -71,7 +77,10 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
 
 
 class ServerContexts:
-    """The context for each new connection; files that are replaced by a valid pair are read again."""
+    """The TLS context for each new connection.
+
+    Files that are replaced by a valid pair are read again.
+    """
 
     def __init__(self, certificate: Certificate) -> None:
         self._certificate = certificate
@@ -80,7 +89,7 @@ class ServerContexts:
         self._context = server_context(certificate)
 
     def current(self) -> ssl.SSLContext:
-        """The context with the certificate that the files have now, or had last."""
+        """Return the context with the files' certificate, or their last valid one."""
         with self._lock:
             signature = self._signature()
             if signature != self._seen:
@@ -111,7 +120,10 @@ class ServerContexts:
 
 
 def say_goodbye(connection: ssl.SSLSocket) -> None:
-    """Tell the client that this was all, so that it knows a cut from an end; wait a moment for its own goodbye."""
+    """Send the client a TLS close, and wait a moment for its own.
+
+    Without it the client cannot distinguish an end from a cut.
+    """
     connection.settimeout(1.0)
     try:
         connection.unwrap()

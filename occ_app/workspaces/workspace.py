@@ -128,7 +128,7 @@ def get(db: Database, workspace_id: str, visible_to: str | None = None, generati
 
 
 def numbered(db: Database, generation: int, visible_to: str | None = None) -> Workspace | None:
-    """The workspace with this number, if the owner `visible_to` may see it.
+    """Return the workspace with this number, if `visible_to` may see it.
 
     None once it is deleted, also when its id is in use again.
     """

@@ -1,4 +1,4 @@
-"""The bases of all schemas, and the replies and constants that several endpoints share."""
+"""The bases of all schemas, and replies and constants of several endpoints."""
 
 from __future__ import annotations
 

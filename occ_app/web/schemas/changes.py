@@ -24,7 +24,10 @@ class ChangedFile(Schema):
 
 
 class Changes(ChangesSummary):
-    """The answer to GET /executions/{id}/changes; `base` and `result` are the trees before and after."""
+    """The reply to GET /executions/{id}/changes.
+
+    `base` and `result` are the trees before and after.
+    """
 
     execution_id = fields.String(data_key="executionId")
     workspace_id = fields.String(data_key="workspaceId")
@@ -34,19 +37,25 @@ class Changes(ChangesSummary):
 
 
 class DiffQuery(RequestSchema):
-    """The query of GET /executions/{id}/diff; `path` selects one file, by its name after the execution."""
+    """The query of GET /executions/{id}/diff.
+
+    `path` selects one file, by its name after the execution.
+    """
 
     path = fields.String(validate=validate.Length(1, 4096))
 
 
 class SideQuery(RequestSchema):
-    """The query of GET /executions/{id}/files/{path}: before the execution or after it."""
+    """The query of GET /executions/{id}/files/{path}: before or after it."""
 
     at = fields.String(load_default="end", validate=validate.OneOf(["start", "end"]))
 
 
 class FolderQuery(RequestSchema):
-    """The query of GET /workspaces/{id}/files; `path` is a folder, the workspace's own when it is left out."""
+    """The query of GET /workspaces/{id}/files.
+
+    `path` is a folder; by default the workspace's own.
+    """
 
     path = fields.String(load_default="", validate=validate.Length(max=4096))
     generation = fields.Integer(validate=validate.Range(1, 2**62))
@@ -63,7 +72,10 @@ class FolderEntry(Schema):
 
 
 class FolderContent(Schema):
-    """The answer to GET /workspaces/{id}/files; `truncated` when there are more entries."""
+    """The reply to GET /workspaces/{id}/files.
+
+    `truncated` when there are more entries.
+    """
 
     path = fields.String()
     entries = fields.List(fields.Nested(FolderEntry))
@@ -71,7 +83,10 @@ class FolderContent(Schema):
 
 
 class RestoreBody(RequestSchema):
-    """The body of POST /workspaces/{id}/restore; `executionId` may be a restore's id, which undoes it."""
+    """The body of POST /workspaces/{id}/restore.
+
+    `executionId` may be a restore's id, which undoes it.
+    """
 
     execution_id = Id(data_key="executionId", required=True)
     to = fields.String(required=True, validate=validate.OneOf(["start", "end"]))

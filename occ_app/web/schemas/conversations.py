@@ -35,9 +35,10 @@ class AnswerProblem(Schema):
 
 
 class ApprovalRecord(Schema):
-    """A tool call, a question or a plan that a person decides on; `input` is whole, without secrets.
+    """A tool call, a question or a plan that a person decides on.
 
-    `truncated`: a hub has only the beginning of the input, as long as it cannot ask the machine.
+    `input` is whole, without secrets. `truncated`: a hub has only the beginning of the input while it cannot ask the
+    machine.
     """
 
     approval_id = fields.String(data_key="approvalId")

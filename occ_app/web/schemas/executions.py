@@ -44,7 +44,10 @@ class AttachmentRecord(Schema):
 
 
 def _rules(decision: str) -> Any:
-    """The field of a request's rules, which only narrow: calls that never run, or that a person is asked about."""
+    """Return the field of a request's rules, which only narrow.
+
+    They name calls that never run, or that a person is asked about.
+    """
 
     def check(text: str) -> None:
         check_one_line(text)
@@ -91,7 +94,10 @@ class ExecuteBody(RequestSchema):
 
 
 class ExecutionChange(RequestSchema):
-    """The body of PATCH /executions/{id}; `before` is null for the end of the conversation."""
+    """The body of PATCH /executions/{id}.
+
+    `before` is null for the end of the conversation.
+    """
 
     prompt = fields.String(validate=check_prompt, metadata={"pattern": r"\S"})
     paused = TrueOrFalse()
@@ -114,7 +120,10 @@ class InputBody(RequestSchema):
 
 
 class InputRecord(Schema):
-    """A text for an execution; `delivery` is null until it is decided, `executionId` the follow-up it became."""
+    """A text for an execution.
+
+    `delivery` is null until it is decided, `executionId` the follow-up it became.
+    """
 
     input_id = fields.String(data_key="inputId")
     text = fields.String()
@@ -137,14 +146,20 @@ class ListQuery(RequestSchema):
 
 
 class EventsQuery(RequestSchema):
-    """The query of GET /executions/{id}/events. `after` is checked separately: it has a special error code."""
+    """The query of GET /executions/{id}/events.
+
+    `after` is checked separately: it has a special error code.
+    """
 
     after = fields.String(metadata={"pattern": CURSOR_PATTERN})
     follow = fields.Boolean(load_default=True)
 
 
 class ChangesSummary(Schema):
-    """The sums of the changes of an execution. `truncated`: a list or a diff of them leaves something out."""
+    """The sums of an execution's changes.
+
+    `truncated`: a list or a diff of them is incomplete.
+    """
 
     files = fields.Integer()
     additions = fields.Integer()

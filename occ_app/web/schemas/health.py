@@ -34,7 +34,7 @@ class ClaudeState(Schema):
 
 
 class SkippedState(Schema):
-    """Events that were not stored because they broke their schema, and stored ones that cannot be read."""
+    """Events that were not stored because of their schema, and unreadable ones."""
 
     refused_events = fields.Integer(data_key="refusedEvents")
     unreadable_events = fields.Integer(data_key="unreadableEvents")
@@ -42,7 +42,10 @@ class SkippedState(Schema):
 
 
 class SnapshotsState(Schema):
-    """The snapshots of workspaces: whether there is a git, their bytes on the disk, and the most that they may take."""
+    """The snapshots of workspaces.
+
+    Whether there is a git, their bytes on the disk, and the limit on them.
+    """
 
     git = fields.Boolean()
     bytes = fields.Integer()

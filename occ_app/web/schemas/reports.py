@@ -29,7 +29,7 @@ class SnippetPiece(Schema):
 
 
 class SearchSnippet(Schema):
-    """The text around the first hit in a prompt or an output; its pieces joined are that text."""
+    """The text around the first hit in a prompt or an output, in pieces."""
 
     where = fields.String(data_key="in", validate=validate.OneOf(["prompt", "output"]))
     pieces = fields.List(fields.Nested(SnippetPiece))
@@ -43,7 +43,10 @@ class SearchResult(Schema):
 
 
 class SearchResults(Schema):
-    """A page of results, newest first; `unindexed` counts executions that are not indexed yet."""
+    """A page of results, newest first.
+
+    `unindexed` counts executions that are not indexed yet.
+    """
 
     results = fields.List(fields.Nested(SearchResult))
     next = fields.Integer(allow_none=True)
@@ -59,7 +62,10 @@ class UsageQuery(RequestSchema):
 
 
 class Usage(Schema):
-    """The usage of a group of executions; money, tokens, turns and time cover finished ones."""
+    """The usage of a group of executions.
+
+    Money, tokens, turns and time cover finished ones.
+    """
 
     executions = fields.Integer()
     states = fields.Dict(keys=fields.String(validate=validate.OneOf(STATES)), values=fields.Integer())
@@ -82,7 +88,10 @@ class UsageGroup(Schema):
 
 
 class UsageReport(Schema):
-    """Days newest first, everything else the dearest first; `omitted` groups are only in the total."""
+    """Groups of usage: days newest first, all others by cost.
+
+    `omitted` groups are only in the total.
+    """
 
     by = fields.String()
     groups = fields.List(fields.Nested(UsageGroup))

@@ -13,7 +13,10 @@ from occ_app.web.schemas.base import RequestSchema
 
 
 class RuleRecord(Schema):
-    """A rule, as in `Bash(pytest *)`, and the executions it is for. One of the operator's settings has no id."""
+    """A rule, such as `Bash(pytest *)`, and the executions it is for.
+
+    A rule of the operator's settings has no id.
+    """
 
     rule_id = fields.String(data_key="ruleId", allow_none=True, dump_default=None)
     rule = fields.String()
@@ -33,7 +36,10 @@ class RuleList(Schema):
 
 
 class RuleBody(RequestSchema):
-    """The body of POST /rules. Without a workspace and an execution the rule is for the whole agent."""
+    """The body of POST /rules.
+
+    Without a workspace and an execution the rule is for the whole agent.
+    """
 
     decision = fields.String(required=True, validate=validate.OneOf(permission_rules.DECISIONS))
     rule = fields.String(required=True, validate=[validate.Length(1, permission_rules.MAX_CHARACTERS), check_one_line])

@@ -34,7 +34,10 @@ class InitUpload(InitForm):
 
 
 class GenerationQuery(RequestSchema):
-    """The query of a call that concerns one workspace; `generation`: only if that is the workspace's number."""
+    """The query of a call about one workspace.
+
+    With `generation`, the workspace must have that number.
+    """
 
     generation = fields.Integer(validate=validate.Range(1, LARGEST_GENERATION))
 
