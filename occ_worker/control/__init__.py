@@ -1,1 +1,1 @@
-"""The control process: heartbeat, link, deliveries, upkeep."""
+"""The control process: heartbeat, link, deliveries and upkeep."""

@@ -1,4 +1,4 @@
-"""An agent's control process: uploads, the heartbeat, and settling the executions of lost workers."""
+"""An agent's control process: uploads, heartbeats and lost workers' executions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ _CANCEL_OVERDUE_SECONDS = 20.0  # the same after a cancel
 
 
 class Control(Upkeep):
-    """The jobs of the control process. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+    """The jobs of an agent's control process.
+
+    `queued` counts the wake-ups on the executions queue; `ring` adds one.
+    """
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Control(Upkeep):
         self._queued = queued
         self._ring = ring
         self._reaping = threading.Lock()
-        self._cancels_seen: dict[int, float] = {}  # when, on the monotonic clock, by the execution's number
+        self._cancels_seen: dict[int, float] = {}  # monotonic times, by the execution's number
 
     def reconcile_uploads(self) -> None:
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
@@ -93,14 +96,17 @@ class Control(Upkeep):
         self._heartbeat.last()
 
     def probe_cli(self) -> None:
-        """Note which CLI there is; `/health` tells."""
+        """Record the installed CLI, which `/health` shows."""
         cli = claude_cli.probe(self._config)
         problem = claude_cli.missing(self._config) if cli.path is None else None
         file = [] if cli.path is None else claude_cli.file_identity(cli.path)
         agent.note(self._db, "claude", {"path": cli.path, "version": cli.version, "problem": problem, "file": file})
 
     def under_way(self) -> bool:
-        """Whether anything runs, can start or still holds its workspace, so that there is something to reap."""
+        """Return whether `reap` may have anything to do.
+
+        That is the case while an execution runs, can start, or still holds its workspace.
+        """
         return any(executions.counts(self._db)) or rows.held(self._db) or executions.claimable(self._db) > 0
 
     def forget(self) -> None:
@@ -112,7 +118,10 @@ class Control(Upkeep):
         rows.forget_aged(self._db, retention.older_than(self._config.retention_days))
 
     def _expire_parked(self) -> None:
-        """End the executions that waited too long for a person; only while the clock is believed."""
+        """End executions that waited too long for a person.
+
+        Called only while the clock is trusted.
+        """
         for execution in parking.overdue(self._db):
             if lifecycle.expire(self._db, execution.number):
                 log.info("execution %s: nobody answered in time", execution.execution_id)
@@ -120,7 +129,7 @@ class Control(Upkeep):
                 self._ring()
 
     def reap(self) -> None:
-        """Finish executions whose worker is gone, end workers that are stuck, and wake workers for queued ones."""
+        """Finish executions of dead workers, kill stuck workers, and wake idle ones."""
         if not self._reaping.acquire(blocking=False):
             return
         try:
@@ -139,7 +148,10 @@ class Control(Upkeep):
         self._record_lost()
 
     def _record_lost(self) -> None:
-        """Store the changes of executions that were lost with their worker; no other reaping waits for it."""
+        """Record the changes of executions that were lost with their worker.
+
+        A later `reap` does not wait for it.
+        """
         if not self._recording.acquire(blocking=False):
             return
         try:
@@ -152,7 +164,10 @@ class Control(Upkeep):
             self._recording.release()
 
     def _is_overdue(self, execution: Execution) -> bool:
-        """Whether its worker ought to have ended it by now: at its limit, or after a cancel."""
+        """Return whether its worker should have ended it by now.
+
+        It should have at the time limit, and after a cancel.
+        """
         now = time.monotonic()
         if execution.cancel_code is None:
             return now > (execution.deadline or 0) + _OVERDUE_SECONDS
@@ -167,7 +182,7 @@ class Control(Upkeep):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(owner.pid, signal.SIGKILL)
             return
-        # Nothing of it may live on once it is called over.
+        # None of its processes may outlive its end.
         for mark in (execution.execution_id, *process_marks.of(self._db, execution.number)):
             sweep_marked(mark, self._config.home)
         if self._was_held(execution):
@@ -184,7 +199,10 @@ class Control(Upkeep):
             self._readers.ring(tail.execution_key(execution.number))
 
     def _was_held(self, execution: Execution) -> bool:
-        """Whether its dead process held a call, and another one can ask the model again without a call run twice."""
+        """Return whether another process can continue a call that the dead one held.
+
+        It can while the session still waits for that call: the model is then asked again, and no call runs twice.
+        """
         call, workspace = holding.held(self._db, execution.number), None
         if call is not None:
             workspace = workspaces.numbered(self._db, execution.workspace_generation)

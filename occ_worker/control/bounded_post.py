@@ -1,4 +1,7 @@
-"""One POST to an address of the operator's choice, over one connection, within a limit of time."""
+"""A POST to an address that the operator chose, over one connection.
+
+Its total time is limited.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,14 @@ from occ_app.hub import forbidden_addresses as addresses
 
 
 def post(url: str, headers: Mapping[str, str], content: bytes, seconds: float) -> int:
-    """Send one request. Returns the status of the answer, of which nothing more is read; raises Unreachable.
+    """Send one request within `seconds`, and return the status of the reply.
 
-    Redirects are not followed. Addresses that are never called are refused for the very address that is connected to.
+    Nothing more of the reply is read, and redirects are not followed. The address of the open connection is checked,
+    so that an address that is never called receives nothing. Raises Unreachable.
     """
     addresses.resolved(url)
     line, deadline = _Line(), time.monotonic() + seconds
-    watch = threading.Timer(seconds, line.cut)  # a receiver that sends a byte a second is never silent for long
+    watch = threading.Timer(seconds, line.cut)  # the socket's timeout does not end a trickling reply
     watch.daemon = True
     watch.start()
     try:
@@ -39,11 +43,11 @@ def post(url: str, headers: Mapping[str, str], content: bytes, seconds: float) -
                 timeout=urllib3.Timeout(total=seconds),
             )
             response.close()
-            if line.was_cut:  # in the middle of its headers, which http.client takes for their end
+            if line.was_cut:  # cut within its headers, which http.client takes for their end
                 raise TimeoutError
             return int(response.status)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        late = line.was_cut or time.monotonic() >= deadline  # the limit on the head may have cut it first
+        late = line.was_cut or time.monotonic() >= deadline  # the limit on the headers may have cut it first
         raise Unreachable("no answer in time" if late else _why(error)) from None
     finally:
         watch.cancel()
@@ -57,7 +61,7 @@ def _why(error: BaseException) -> str:
 
 
 class _Line:
-    """The one connection of an attempt, which can be cut from another thread."""
+    """The single connection of an attempt, which another thread can cut."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -77,17 +81,17 @@ class _Line:
                 self._socket = None
 
     def pools(self) -> urllib3.PoolManager:
-        """A PoolManager whose connection is this one."""
+        """Return a PoolManager that uses this connection."""
         return pools_over(self._connect, retries=False)
 
     def _connect(self, connection: HTTPConnection) -> socket.socket:
         connected = HTTPConnection._new_conn(connection)
-        # A name may have led elsewhere since it was looked up; nothing was sent yet.
+        # The name may resolve to another address by now; nothing has been sent yet.
         if addresses.never_called(addresses.address(connected.getpeername()[0])):
             connected.close()
             raise urllib3.exceptions.NewConnectionError(connection, "never called")
         with self._lock:
-            self._socket = connected.dup()  # TLS takes the other over; shutting one shuts both
+            self._socket = connected.dup()  # TLS takes over the original; shutting down one shuts down both
             if self.was_cut:
                 self._shut()
         return connected

@@ -1,4 +1,7 @@
-"""Fetching changes that a relay left: those of machines that were away when their execution ended."""
+"""Fetching the changes that relays did not fetch.
+
+They are those of machines that were away when their execution ended.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # between attempts at one machine
 
 
 class ChangesFetcher:
-    """Fetches from several machines at once, each in a thread, so that no silent one delays others."""
+    """A fetcher with a thread for each of several machines.
+
+    A silent machine therefore does not delay others.
+    """
 
     def __init__(self, config: HubConfig, db: Database, agents: Agents, calls: Calls, readers: Ringer) -> None:
         self._config = config
@@ -34,14 +40,14 @@ class ChangesFetcher:
         self._readers = readers
         self._lock = threading.Lock()
         self._busy = set[str]()
-        self._pauses = dict[str, tuple[float, float]]()  # by machine: until when, and how long the pause is
+        self._pauses = dict[str, tuple[float, float]]()  # by machine: the end of the pause, and its length
 
     def due(self) -> bool:
-        """Whether anything is to be fetched."""
+        """Return whether any changes are to be fetched."""
         return bool(fetched_changes.pending(self._db))
 
     def start_due(self, online: Mapping[str, Agent]) -> None:
-        """Start to fetch from each machine that is online and has something, and is not asked already."""
+        """Start fetching from each online machine that has changes and is not busy."""
         waiting = dict[str, list[Execution]]()
         for execution in fetched_changes.pending(self._db):
             if execution.agent_id is None or self._agents.find(execution.agent_id) is None:

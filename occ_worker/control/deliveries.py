@@ -1,4 +1,7 @@
-"""Which delivery is made when: a few at once, one for each webhook, and none kept waiting by another's receiver."""
+"""The schedule of deliveries: a few at once, one for each receiver.
+
+No receiver has to wait for another that hangs.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ from occ_worker.notify.sending import Sent
 log = logging.getLogger("occ.webhooks")
 
 MAX_DELIVERIES_AT_ONCE = 2
-_STATUS_GONE = 410  # the receiver's word for "never again"
+_STATUS_GONE = 410  # the receiver wants no further deliveries
 _LOST_SECONDS = 60.0
 
 
 @dataclass
 class _Place:
-    """A delivery whose job is on the queue, or begun."""
+    """A delivery whose job is queued or has begun."""
 
     number: int
     put_at: float  # on the monotonic clock
@@ -36,10 +39,11 @@ class _Place:
 
 
 class Deliveries:
-    """The deliveries of one process: at most MAX_DELIVERIES_AT_ONCE of them, each in a thread of the control queue.
+    """The deliveries of one process.
 
-    A webhook has one at a time. Of those whose last attempt failed only one is called at once, so the other place is
-    for receivers that answer: a receiver that hangs costs the others nothing.
+    At most MAX_DELIVERIES_AT_ONCE run, each in a thread of the control queue. A receiver has one at a time. Of the
+    receivers whose last attempt failed, only one is called at once. The other place is for receivers that answer, so a
+    receiver that hangs does not delay them.
     """
 
     def __init__(self, db: Database, patience: Patience, notify: Callable[[Claimed, Channel], Sent]) -> None:
@@ -52,13 +56,16 @@ class Deliveries:
         self._called: dict[str, float] = {}
 
     def due(self) -> bool:
-        """Whether anything is to be delivered now."""
-        with contextlib.suppress(OCCError):  # a held database; there is a next time
+        """Return whether anything is to be delivered now."""
+        with contextlib.suppress(OCCError):  # a locked database; the next call retries
             return bool(deliveries.due(self._db, _in(0), _in(self._patience.longest)))
         return False
 
     def put_due(self, put: Callable[[int], None]) -> None:
-        """Put in a job for each due delivery that has a place, whose webhook was called longest ago first."""
+        """Enqueue a job for each due delivery that gets a place.
+
+        The receiver that was called longest ago comes first.
+        """
         waiting = dict(deliveries.due(self._db, _in(0), _in(self._patience.longest)))
         with self._lock:
             self._give_up_lost()
@@ -75,7 +82,10 @@ class Deliveries:
                 raise
 
     def deliver(self, number: int, put: Callable[[int], None]) -> None:
-        """Make one delivery that has a slot, then enqueue the next due one. One without a place is an old job."""
+        """Make a delivery that has a place, then enqueue the next due one.
+
+        A delivery without a place comes from an old job, and is ignored.
+        """
         webhook_id = self._begin(number)
         if webhook_id is None:
             return
@@ -89,7 +99,10 @@ class Deliveries:
         self.put_due(put)
 
     def _attempt(self, number: int) -> bool | None:
-        """Make it, and write down how it went. Returns whether the receiver is well; None when it was not called."""
+        """Attempt a delivery, record the result, and return whether it succeeded.
+
+        Returns None when the receiver was not called.
+        """
         patience, latest = self._patience, _in(self._patience.longest)
         claimed = deliveries.claim(self._db, number, _in(0), _in(patience.lease), latest, _in(patience.repeat))
         if claimed is None:
@@ -107,7 +120,7 @@ class Deliveries:
         return False
 
     def _send(self, claimed: Claimed) -> Sent:
-        """Send a delivery as its receiver requires."""
+        """Send a delivery in the way of its receiver."""
         try:
             if isinstance(claimed.receiver, Channel):
                 return self._notify(claimed, claimed.receiver)
@@ -142,7 +155,7 @@ class Deliveries:
             self._places.pop(webhook_id, None)
 
     def _give_up_lost(self) -> None:
-        """Free the places of jobs that never began: the queue's file may have been taken away."""
+        """Free the places of jobs that never began: the queue's file may be gone."""
         now = time.monotonic()
         for webhook_id, place in list(self._places.items()):
             if not place.begun and now - place.put_at > _LOST_SECONDS:
@@ -150,6 +163,6 @@ class Deliveries:
 
 
 def _in(seconds: float) -> str:
-    """The moment that is so many seconds away, in the format of the rows."""
+    """Return the time that is `seconds` from now, in the format of the rows."""
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     return iso(moment)

@@ -1,7 +1,8 @@
-"""Send a delivery to its webhook: one signed POST, bounded in time, and when to try again.
+"""One attempt at a webhook's delivery: a signed POST with a time limit.
 
-The URL is the operator's choice, so this machine and its network may be called; addresses that are never called are in
-occ_app/hub/forbidden_addresses.py, and is looked at for the very address that is then connected to.
+The module also has the times of retries. The operator chooses the URL, so this machine and its network may be called.
+occ_app/hub/forbidden_addresses.py has the addresses that are never called; the address of the open connection is
+checked against it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from occ_worker.control.bounded_post import post
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a receiver is waited for, and when it is called again; seconds.
+    """Limits of an attempt and pauses between attempts, in seconds.
 
-    `lease` is how long a delivery stays claimed when its process dies: longer than an attempt can take, looking its
-    name up included. The pause before each further attempt varies by `jitter`; after the last there is none.
+    `lease` is how long a delivery stays claimed when its process dies: longer than an attempt can take, including the
+    name lookup. The pause before each further attempt varies by `jitter`; after the last pause there is no further
+    attempt.
     """
 
     seconds: float = 10.0
@@ -38,11 +40,14 @@ class Patience:
 
     @property
     def longest(self) -> float:
-        """No plan is made for later than this from now: the longest pause, with its jitter, a lease or a repetition."""
+        """Return the longest time for which a delivery is ever planned ahead.
+
+        It is the longest of the pauses with their jitter, the lease and the repetition.
+        """
         return max((self.lease, self.repeat, *self.pauses)) * (1 + self.jitter) + 1.0
 
     def pause(self, attempts: int) -> float | None:
-        """Until the next attempt when `attempts` were made; None when that was the last."""
+        """Return the pause after `attempts` attempts; None when that was the last."""
         if attempts > len(self.pauses):
             return None
         return self.pauses[attempts - 1] * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311 - jitter, not a secret
@@ -55,7 +60,10 @@ _APPROVAL = ("approval_id", "kind", "tool", "reason", "asked_at", "expires_at", 
 
 
 def body(claimed: Claimed) -> bytes:
-    """Return the posted body: the execution as in GET /executions/{id}, and the approval without its input."""
+    """Return the posted body.
+
+    It has the execution as in GET /executions/{id}, and the approval without its input.
+    """
     content = {
         "event": claimed.event,
         "deliveryId": claimed.delivery_id,
@@ -75,9 +83,10 @@ def signature(secret: str, moment: int, content: bytes) -> str:
 
 
 def standard_signature(secret: str, delivery_id: str, moment: int, content: bytes) -> str:
-    """Return the value of webhook-signature, as Standard Webhooks defines it, at `moment` in seconds since 1970.
+    """Return the value of webhook-signature, as defined by Standard Webhooks.
 
-    The key is the base64 of a secret that begins with `whsec_`; an older secret is itself the key.
+    `moment` is in seconds since 1970. The key is the base64 of a secret that begins with `whsec_`; an older secret is
+    itself the key.
     """
     encoded = secret.removeprefix(SECRET_PREFIX)
     key = secret.encode() if encoded == secret else base64.b64decode(encoded)
@@ -98,6 +107,9 @@ def _headers(claimed: Claimed, secret: str, moment: int, content: bytes) -> dict
 
 
 def send(claimed: Claimed, receiver: SignedUrl, seconds: float) -> int:
-    """Make one delivery. Returns the status of the answer, of which nothing more is read; raises Unreachable."""
+    """Make one delivery within `seconds`, and return the status of the reply.
+
+    Nothing more of the reply is read. Raises Unreachable.
+    """
     content = body(claimed)
     return post(receiver.url, _headers(claimed, receiver.secret, int(time.time()), content), content, seconds)

@@ -1,6 +1,7 @@
-"""The agent's sign of life: registering when that is still to be done, one beat each interval, one last at the end.
+"""The agent's heartbeats, and its registration with the hub.
 
-A beat is never repeated: the next one comes in time. Its result is in occ.db, where `/health` reads it.
+One heartbeat is sent each interval and a last one when the agent stops. A failed heartbeat is not repeated, because
+the next one is due soon. The result is stored in occ.db, where `/health` reads it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ _FAILURES_BEFORE_ANOTHER_ADDRESS = 2
 
 
 class Heartbeat:
-    """The beats of one control process. `hub` makes the client of an address for calls of so many seconds; `registered`
-    is called after each registration."""
+    """The heartbeats of one control process.
+
+    `hub` returns a client of an address for calls of at most so many seconds. `registered` is called after each
+    registration.
+    """
 
     def __init__(
         self,
@@ -58,19 +62,19 @@ class Heartbeat:
         self._certificate = self._fingerprint()
 
     def due(self) -> bool:
-        """Whether a beat is due now; asked about once a second."""
+        """Return whether a heartbeat is due; called about once a second."""
         if self._config.remote_url is None or self._going.locked():
             return False
         return time.monotonic() >= self._next - 0.5
 
     def beat(self) -> None:
-        """Register or beat once, and note how it went."""
+        """Register or send one heartbeat, and record the result."""
         with self._going:
             fingerprint = self._fingerprint()
             if fingerprint not in (
                 None,
                 self._certificate,
-            ):  # renewed: the hub knows the former one, and calls no other
+            ):  # renewed: the hub trusts only the former certificate
                 self._registered = False
             if not self._registered:
                 self._register()
@@ -88,25 +92,28 @@ class Heartbeat:
         return None if chain is None else certificate.fingerprint_of(chain)
 
     def last(self) -> None:
-        """Tell the hub that the agent stops, in at most _LAST_BEAT_SECONDS."""
+        """Notify the hub that the agent is stopping, in at most _LAST_BEAT_SECONDS."""
         if self._config.remote_url is None or not self._registered:
             return
         with self._going:
             self._send(self._client(_LAST_BEAT_SECONDS), "stopping")
 
     def _client(self, seconds: float) -> HubClient:
-        """The client of the address where this agent is registered."""
+        """Return a client of the address where this agent is registered."""
         return self._hub(state.hub_urls(state.load(self._config.state), self._config.remote_urls)[0], seconds)
 
     def _is_away(self) -> bool:
-        """Whether the hub has not answered for some beats and has another address, where it may be now."""
+        """Return whether the hub may have moved to another of its addresses.
+
+        That is so after several failed heartbeats, if it has another address.
+        """
         failures: int = health.heartbeat(self._config, self._db)["consecutiveFailures"]
         return len(self._config.remote_urls) > 1 and failures >= _FAILURES_BEFORE_ANOTHER_ADDRESS
 
     def _schedule(self, identity: state.State | None) -> None:
         interval = identity.heartbeat_interval_seconds if identity else 30.0
         now = time.monotonic()
-        # Counted from when it was due, so that beats do not drift; after a long stop there is one, not a burst.
+        # Counted from the due time, so that heartbeats do not drift; after a long stop one is sent, not a burst.
         self._next = self._next + interval if now - self._next < interval else now + interval
 
     def _register(self) -> None:
@@ -116,7 +123,7 @@ class Heartbeat:
             registered, _ = register_at_any(
                 self._config, lambda url: self._hub(url, _BEAT_SECONDS), self._port, cli, reported
             )
-        except (Refused, Unreachable, RequestError) as error:  # the last: a held database
+        except (Refused, Unreachable, RequestError) as error:  # RequestError from a locked database
             log.warning("not registered with the hub: %s", error)
             agent.note(self._db, "registration", {"registered": False, "problem": str(error)})
             self._next = time.monotonic() + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
@@ -152,7 +159,7 @@ class Heartbeat:
         if refusal.retry_after is not None:
             self._next = max(self._next, time.monotonic() + min(refusal.retry_after, _LONGEST_PAUSE))
         if refusal.status in (401, 403, 404) and status != "stopping":
-            # The hub does not know this token any more: register once; if that fails too, again with back-off.
+            # The hub no longer knows this token: register now, and retry with back-off if that fails, too.
             self._registered = False
             self._register()
 
@@ -162,7 +169,7 @@ class Heartbeat:
             report = health.health(self._config, self._db)
             running = [execution.execution_id for execution in executions.running(self._db)]
             reported = {"projects": projects.report(self._db)}
-        except OCCError:  # a locked database must not cost a beat
+        except OCCError:  # a locked database must not prevent a heartbeat
             report, running = {"status": "degraded", "uptime": 0, "version": "", "problems": []}, []
             report |= {"workers": {}, "queue": {}}
         return {

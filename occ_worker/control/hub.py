@@ -1,4 +1,7 @@
-"""A hub's control process: zips, routes to agents, webhooks, and ending executions that wait too long."""
+"""A hub's control process: uploads, routes to agents, webhooks and timeouts.
+
+Executions that wait too long are ended.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +38,25 @@ log = logging.getLogger("occ.control")
 _PROBES_AT_ONCE = 8
 _ERRAND_SECONDS = 10.0
 _FIRST_PROBE_PAUSE, _LONGEST_PROBE_PAUSE = 5.0, 900.0
-_LINKED_PROBE_PAUSE = 120.0  # once it failed twice: nothing hangs on it
+_LINKED_PROBE_PAUSE = 120.0  # after two failures of an agent that has a link
 
 
 @dataclass(frozen=True)
 class _Probed:
-    """When an address that does not answer is asked again, on the monotonic clock, and how long the pause was."""
+    """The result of probing an address that did not answer.
+
+    It has the time of the next probe, on the monotonic clock, and the pause before it in seconds.
+    """
 
     again_at: float
     pause: float
 
 
 class HubControl(Upkeep):
-    """The jobs of the control process. `queued` counts the wake-ups on the executions queue, `ring` adds one."""
+    """The jobs of a hub's control process.
+
+    `queued` counts the wake-ups on the executions queue; `ring` adds one.
+    """
 
     def __init__(
         self,
@@ -69,8 +78,8 @@ class HubControl(Upkeep):
         self._queued = queued
         self._ring = ring
         self._waiting_since: dict[int, float] = {}
-        self._probed: dict[str, _Probed] = {}  # by token, so that a new registration is asked at once
-        self._newest: str | None = None  # registration that was seen
+        self._probed: dict[str, _Probed] = {}  # by token, so that a new registration is probed at once
+        self._newest: str | None = None  # the newest registration seen
         self._next_probe = 0.0
         self._reaching = threading.Lock()
         self._fetcher = ChangesFetcher(config, db, agents, calls, readers)
@@ -91,14 +100,14 @@ class HubControl(Upkeep):
         return any(executions.counts(self._db))
 
     def reap(self) -> None:
-        """Wake a relay for executions that wait or lost theirs, and end those that waited too long."""
+        """Wake a relay for executions that wait or lost theirs, and end overdue ones."""
         _, waiting = executions.counts(self._db)
         if (waiting or placement.orphans(self._db)) and self._queued() == 0:
             self._ring()
         self._end_overdue()
 
     def _end_overdue(self) -> None:
-        # Counted from when this process first saw it: no clock change ends it, and a hub's restart is patient.
+        # Counted from when this process first saw it, so that a clock change or a restart of the hub ends none early.
         listed, _ = executions.listing(self._db, state="queued", limit=self._hub.max_queue)
         queued = [execution for execution in listed if execution.paused is None]
         now = time.monotonic()
@@ -112,7 +121,7 @@ class HubControl(Upkeep):
                 self._readers.ring(tail.execution_key(execution.number))
 
     def to_be_reached(self) -> bool:
-        """Whether an address is to be asked or an errand to be run."""
+        """Return whether `reach` has anything to do."""
         newest = self._agents.newest()
         if newest != self._newest or time.monotonic() >= self._next_probe:
             self._newest = newest
@@ -120,7 +129,7 @@ class HubControl(Upkeep):
         return bool(errands.waiting(self._db) or approval_rows.any_undelivered(self._db)) or self._fetcher.due()
 
     def reach(self) -> None:
-        """Find out which agents answer at their address, and run the errands of those that can be reached."""
+        """Probe the addresses of agents, and make pending calls to reachable ones."""
         if not self._reaching.acquire(blocking=False):
             return
         try:
@@ -134,7 +143,7 @@ class HubControl(Upkeep):
         self._fetcher.start_due(machines)
 
     def _deliver_answers(self, machines: Mapping[str, Agent]) -> None:
-        """Deliver the answers to approvals that waited for these machines, those of several machines at once."""
+        """Deliver pending answers to approvals, to several machines at once."""
         due = dict[str, list[Approval]]()
         for approval in approval_rows.undelivered(self._db, machines):
             due.setdefault(approval.agent_id or "", []).append(approval)
@@ -145,13 +154,13 @@ class HubControl(Upkeep):
                 pool.submit(self._deliver_to_one, waiting)
 
     def _deliver_to_one(self, waiting: Sequence[Approval]) -> None:
-        """Deliver the answers for one machine, as long as it takes them."""
+        """Deliver the answers for one machine while it accepts them."""
         approvals = HubApprovals(self._db, self._agents, self._calls)
         for approval in waiting:
             try:
                 if approvals.deliver(approval).pending is not None:
                     return
-            except OCCError as error:  # a held database
+            except OCCError as error:  # a locked database
                 log.warning("the answer to %s is delivered later: %s", approval.approval_id, error)
                 return
 
@@ -160,7 +169,10 @@ class HubControl(Upkeep):
         return agent.direct and agent.reachable is None and (probed is None or time.monotonic() >= probed.again_at)
 
     def _probe(self, due: list[Agent]) -> None:
-        """Ask some agents at their addresses, several at once: one behind a firewall takes seconds to say nothing."""
+        """Probe agents at their addresses, several at once.
+
+        An address behind a firewall takes seconds to fail.
+        """
         if not due:
             return
         with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
@@ -180,7 +192,10 @@ class HubControl(Upkeep):
             self._probed[agent.token] = _Probed(time.monotonic() + pause, pause)
 
     def _run_errands(self, machines: Mapping[str, Agent]) -> None:
-        """Run the pending calls of each machine, several machines at once, so that no silent one delays others."""
+        """Make the pending calls to each machine, several machines at once.
+
+        A silent machine therefore does not delay others.
+        """
         due = dict[str, list[errands.Errand]]()
         for errand in errands.waiting(self._db):
             if errand.agent_id in machines:
@@ -192,7 +207,7 @@ class HubControl(Upkeep):
                 pool.submit(self._run_for, machines[agent_id], waiting)
 
     def _run_for(self, agent: Agent, waiting: Sequence[errands.Errand]) -> None:
-        """Run a machine's errands in their order, as long as it answers."""
+        """Make a machine's pending calls in order while it answers."""
         for errand in waiting:
             try:
                 self._calls.client(agent).call(errand.method, errand.path, seconds=_ERRAND_SECONDS)
@@ -200,12 +215,15 @@ class HubControl(Upkeep):
                 return
             except Refused as refusal:
                 if refusal.status != 404 and refusal.code != "WORKSPACE_IS_FOLDER":
-                    continue  # busy, or about to stop: again in a moment
+                    continue  # busy, or stopping: retried in a moment
             errands.done(self._db, errand)
-            self._ring()  # a workspace that was held may be free now
+            self._ring()  # a held workspace may be free now
 
     def forget_aged(self) -> None:
-        """Delete old deliveries, expired logins, the zips of no workspace, and the projects of forgotten machines."""
+        """Delete old deliveries, expired logins, unused zips and forgotten projects.
+
+        Forgotten projects are those of forgotten machines.
+        """
         logins.forget(self._db)
         deliveries.forget(self._db, retention.older_than(self._hub.retention_days))
         hub_workspaces.remove_unused_zips(self._db, self._hub)

@@ -1,6 +1,7 @@
-"""The agent's end of its link: one connection to the hub, over which the hub's calls reach this agent's own API.
+"""The agent's end of its link to the hub.
 
-One thread connects, serves the link to its end, and connects again after a pause that grows.
+It is one connection, over which the hub's calls reach this agent's own API. One thread connects, serves the link to
+its end, and reconnects after a growing pause.
 """
 
 from __future__ import annotations
@@ -32,16 +33,19 @@ from occ_app.system.event_loop import Loop
 log = logging.getLogger("occ.link")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
-_STEADY_SECONDS = 10.0  # a link that held so long begins with short pauses again
+_STEADY_SECONDS = 10.0  # after a link that lasted so long, pauses start short again
 _CONNECT_SECONDS = 10.0
-_REFUSALS = frozenset({401, 403, 404, 426})  # which only a registration or an update changes
+_REFUSALS = frozenset({401, 403, 404, 426})  # only a new registration or an upgrade changes these
 _PIECE = 4096
 _LARGEST_ANSWER = 64 * 1024
 
 
 class LinkClient:
-    """The link of one control process. `own` is the address of this agent's API, `note` is called at each change,
-    `pin` is the fingerprint of the only certificate of the hub to trust, `instance` is the id of this start."""
+    """The link of one control process.
+
+    `local_address` is the address of this agent's API, and `note` is called at each change with whether the link is
+    connected. `pin` is the fingerprint of the only hub certificate to trust, `instance` the id of this start.
+    """
 
     def __init__(
         self,
@@ -71,14 +75,17 @@ class LinkClient:
         self._thread.start()
 
     def renew(self) -> None:
-        """Link again at once with the new registration of state.json."""
+        """Reconnect at once with the new registration in state.json."""
         with self._lock:
             self._wake.set()
             if self._loop is not None:
                 self._loop.stop()
 
     def stop(self, patience: float = 0.0, seconds: float = 0.3) -> None:
-        """End the link: when its streams have ended, or after `patience`. Its thread is waited for `seconds` more."""
+        """End the link when its streams have ended, or after `patience` seconds.
+
+        Then wait at most `seconds` for its thread.
+        """
         self._stopping = True
         with self._lock:
             self._wake.set()
@@ -115,7 +122,7 @@ class LinkClient:
             pause = _FIRST_PAUSE if woken else min(pause * 2, _LONGEST_PAUSE)
 
     def _registered(self) -> state.State | None:
-        """Who this agent is to its hub; None until it was registered there."""
+        """Return this agent's identity at the hub; None until it has registered."""
         try:
             identity = state.load(self._state_file)
         except StartFailed:
@@ -123,8 +130,11 @@ class LinkClient:
         return identity if identity and identity.agent_id and identity.remote_url in self._remote_urls else None
 
     def _linked(self, identity: state.State) -> str:
-        """Connect and serve the link to its end; returns why it ended. Raises Refused, Unreachable or OSError."""
-        instance = self._instance if identity.hub_id else ""  # which a hub without proofs does not know
+        """Connect and serve the link to its end, and return the reason why it ended.
+
+        Raises Refused, Unreachable or OSError.
+        """
+        instance = self._instance if identity.hub_id else ""  # a hub without proofs does not know it
         connection, framing = connect(
             identity.remote_url or "", identity.agent_id or "", identity.token, self._pin, instance
         )
@@ -151,7 +161,10 @@ class LinkClient:
         return f"the link ended: {why[0]}"
 
     def _dial(self) -> socket.socket:
-        """A connection to this agent's own API, which need not be there yet."""
+        """Return a socket connecting to this agent's own API.
+
+        The connection may still be in progress.
+        """
         family, *_, address = socket.getaddrinfo(*self._local_address, type=socket.SOCK_STREAM)[0]
         local = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -176,11 +189,11 @@ class LinkClient:
 def connect(
     remote_url: str, agent_id: str, token: str, pin: str | None = None, instance: str = ""
 ) -> tuple[socket.socket, WSConnection]:
-    """A WebSocket to the hub's address for this agent's link, its handshake done.
+    """Connect to the hub for this agent's link; return the socket and its WebSocket.
 
-    `pin` is the SHA-256 fingerprint of the only certificate to trust, `instance` the id of this start of the daemon.
-
-    Raises Refused when the hub answers with an error, Unreachable when it does not answer like a hub.
+    The handshake is complete. `pin` is the SHA-256 fingerprint of the only certificate to trust, `instance` the id of
+    this start of the daemon. Raises Refused when the hub answers with an error, Unreachable when it does not answer
+    like a hub.
     """
     parts = urlsplit(remote_url)
     secure = parts.scheme == "https"
@@ -210,7 +223,10 @@ def connect(
 
 
 def _secured(connection: socket.socket, host: str | None, pin: str | None) -> ssl.SSLSocket:
-    """The connection with TLS on it. Raises OSError for a certificate that is not to be trusted."""
+    """Return the connection with TLS.
+
+    Raises OSError for a certificate that is not trusted.
+    """
     context = ssl.create_default_context()
     if pin is None:
         return context.wrap_socket(connection, server_hostname=host)

@@ -1,7 +1,7 @@
-"""Announcing local executions to the hub, for an agent that was started with --share-local.
+"""Announcing local executions to the hub, for `occ start --share-local`.
 
-The hub reads the events of an announced execution itself, as it does those of its own. One that the hub has not
-confirmed is announced again; the hub knows it by its id.
+The hub reads the events of an announced execution as it does for its own. An execution that the hub has not confirmed
+is announced again; the hub recognizes it by its id.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ log = logging.getLogger("occ.control")
 
 _CALL_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
-_FINAL = (400, 409, 413, 422)  # a hub's refusals that a repeated call does not change
+_FINAL = (400, 409, 413, 422)  # refusals that a retry does not change
 
 
 class LocalSharing:
-    """The announcements of one control process. `hub` makes the client of an address for calls of so many seconds."""
+    """The announcements of one control process.
+
+    `hub` returns a client of an address for calls of at most so many seconds.
+    """
 
     def __init__(self, config: Config, db: Database, hub: Callable[[str, float], HubClient]) -> None:
         self._config = config
@@ -40,13 +43,13 @@ class LocalSharing:
         self._pause, self._next = _FIRST_PAUSE, 0.0
 
     def due(self) -> bool:
-        """Whether something is to be announced now; asked about once a second."""
+        """Return whether anything is to be announced; called about once a second."""
         if not self._config.share_local or self._config.remote_url is None or self._lock.locked():
             return False
         return time.monotonic() >= self._next and bool(sharing.due(self._db))
 
     def share(self) -> None:
-        """Announce what is due, in its order, until the hub does not answer."""
+        """Announce due executions in order until the hub does not answer."""
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -66,7 +69,10 @@ class LocalSharing:
 
 
 def _announce(hub: HubClient, identity: state.State, execution: Execution) -> bool:
-    """Return whether the hub shows the execution from now on. Raises Refused when it may do so later."""
+    """Announce an execution, and return whether the hub now shows it.
+
+    Raises Refused when a later attempt may succeed.
+    """
     if execution.prompt is None or identity.agent_id is None:
         return False
     try:

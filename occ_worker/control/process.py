@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from occ_app.client.hub_client import HubClient
     from occ_worker.control.link import LinkClient
 
-LINK_SECONDS = 9.0  # for the other parts to say their last over the link; who stops the daemon waits less
+LINK_SECONDS = 9.0  # for other processes to send their last data over the link; the supervisor's limit is shorter
 
 
 def run_control(config: Config) -> None:
     """Consume the control queue until SIGTERM, then send the last heartbeat."""
-    if child_processes.inherited_socket() is None:  # else the supervisor has done it
+    if child_processes.inherited_socket() is None:  # otherwise the supervisor has done it
         machine.begin_instance(config)
     database = db.Database(config.database)
     queue = open_queue(config, "control")
@@ -56,7 +56,7 @@ def run_control(config: Config) -> None:
         queue, workers=CONTROL_THREADS, worker_type="thread", graceful_signal="TERM", shutdown_timeout=1
     )
     if link:
-        sys.setswitchinterval(0.001)  # else unpacking an upload keeps the link's thread waiting for 5 ms at a time
+        sys.setswitchinterval(0.001)  # otherwise unpacking blocks the link's thread for 5 ms at a time
         link.start()
     consumer.run()
     control.close()
@@ -66,13 +66,16 @@ def run_control(config: Config) -> None:
 
 
 def _link(config: Config, database: db.Database, port: int) -> LinkClient | None:
-    """The link with the hub; None for a standalone agent, which does without the memory of WebSockets."""
+    """Return the link with the hub; None for a standalone agent.
+
+    A standalone agent does not load the WebSocket library, which saves memory.
+    """
     if config.remote_url is None:
         return None
     from occ_worker.control.link import LinkClient
 
     def note(connected: bool) -> None:
-        with contextlib.suppress(OCCError):  # a held database; the next change is recorded
+        with contextlib.suppress(OCCError):  # a locked database; the next change is recorded
             agent.note(database, "link", {"connected": connected})
 
     local_address = (daemon.local_host(config.bind_address), port)
@@ -81,7 +84,7 @@ def _link(config: Config, database: db.Database, port: int) -> LinkClient | None
 
 
 def _nothing() -> None:
-    """Nobody waits for a registration."""
+    """Ignore a registration."""
 
 
 def _hub(config: Config, url: str, seconds: float) -> HubClient:

@@ -1,4 +1,7 @@
-"""Keeping the snapshots of an agent within their limits: objects that no row names any more are deleted."""
+"""Keeping an agent's snapshots within their limits.
+
+Objects that no row needs any more are deleted.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from occ_app.workspaces import workspace as workspaces
 log = logging.getLogger("occ.control")
 
 _SECONDS = 20.0  # for one workspace
-_AT_ONCE = 20  # executions whose snapshots are forgotten in one step
-_YOUNG_SECONDS = 3600.0  # snapshots without a workspace may belong to an upload that is under way
+_AT_ONCE = 20  # executions whose snapshots are deleted in one step
+_YOUNG_SECONDS = 3600.0  # snapshots without a workspace may belong to an upload in progress
 
 
 class SnapshotUpkeep:
@@ -31,7 +34,7 @@ class SnapshotUpkeep:
         self._mark: int | None = None
 
     def keep(self) -> None:
-        """Delete the snapshots that nothing needs, and the oldest while all take more than the limit.
+        """Delete unneeded snapshots, and the oldest while all exceed the size limit.
 
         Does nothing while there are no new ones.
         """
@@ -50,7 +53,7 @@ class SnapshotUpkeep:
         health.note_snapshots(self._db, used)
 
     def _remove_orphans(self, kept: set[int]) -> int:
-        """Delete the snapshots of workspaces that are gone; returns how many there were."""
+        """Delete the snapshots of removed workspaces; return how many workspaces."""
         removed = 0
         for generation in self._snapshots.generations():
             with contextlib.suppress(FileNotFoundError):
@@ -61,7 +64,7 @@ class SnapshotUpkeep:
         return removed
 
     def _prune(self) -> int:
-        """Delete the objects that no row needs; returns the bytes that are left."""
+        """Delete the objects that no row needs, and return the remaining bytes."""
         kept = rows.kept_trees(self._db)
         for generation in self._snapshots.generations():
             try:

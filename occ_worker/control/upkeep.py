@@ -1,4 +1,7 @@
-"""The work that an agent's and a hub's control process share: uploads, search index, retention, checkpoints."""
+"""Work shared by an agent's and a hub's control process.
+
+It covers uploads, the search index, retention and checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -24,38 +27,41 @@ _UPLOADS_AT_ONCE = 2
 
 
 class Upkeep:
-    """The keeping of one database."""
+    """The upkeep of one database."""
 
     def __init__(self, config: Config, db: Database) -> None:
         self._config = config
         self._db = db
-        self._uploads = ThreadPoolExecutor(_UPLOADS_AT_ONCE, "upload")  # none of the queue's: a beat finds one
+        self._uploads = ThreadPoolExecutor(_UPLOADS_AT_ONCE, "upload")  # keeps the queue's free for heartbeats
 
     def unpack_upload(self, number: int) -> None:
-        """Have an upload unpacked as soon as a thread for uploads is free; returns at once."""
+        """Unpack an upload as soon as an upload thread is free; return at once."""
         self._uploads.submit(self._unpack_or_log, number)
 
     def _unpack_or_log(self, number: int) -> None:
         try:
             self._unpack(number)
-        except Exception:  # the executor would keep it to itself
+        except Exception:  # the executor would swallow it
             log.exception("upload %d met a fault of OCC", number)
 
     def _unpack(self, number: int) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Begin no upload any more; the next process reports those that wait as abandoned."""
+        """Start no further uploads; the next process reports waiting ones as abandoned."""
         self._uploads.shutdown(wait=False, cancel_futures=True)
 
     def make_room_for_log(self) -> None:
-        """Let the write-ahead log have its room before it is needed; done at the start, and after each checkpoint."""
-        with contextlib.suppress(OCCError, OSError):  # a full disk, say; without it all is a little slower
+        """Reserve disk space for the write-ahead log.
+
+        Called at the start and after each checkpoint.
+        """
+        with contextlib.suppress(OCCError, OSError):  # such as a full disk; writes are then a little slower
             self._db.make_room_for_log(_LOG_BYTES)
 
     def unindexed(self) -> bool:
-        """Whether anything is over that a search does not find yet."""
-        with contextlib.suppress(OCCError):  # a held database; there is a next time
+        """Return whether a finished execution is not indexed for search yet."""
+        with contextlib.suppress(OCCError):  # a locked database; the next call retries
             return search.waiting(self._db)
         return False
 
@@ -66,12 +72,12 @@ class Upkeep:
             log.warning("%d stored events cannot be read and are not searched", indexed.unreadable)
             notes.count(self._db, notes.UNREADABLE, indexed.unreadable)
         if indexed.executions:
-            give_back_memory()  # a long answer takes many times its size while it is indexed
+            give_back_memory()  # indexing a long answer takes many times its size
 
     def forget(self) -> None:
-        """Delete output that retention says is too old or too much, for a few seconds at most.
+        """Delete output beyond the limits of retention, for a few seconds at most.
 
-        While the clock is not believed, nothing is deleted by its age.
+        While the clock is not trusted, nothing is deleted because of its age.
         """
         wrong = clock.beat(self._db, clock.Reading.now())
         if wrong:
@@ -84,16 +90,19 @@ class Upkeep:
             log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
 
     def forget_aged(self) -> None:
-        """Delete what else goes by its age; called while the clock is believed."""
+        """Delete other rows by their age; called while the clock is trusted."""
 
     def log_is_long(self) -> bool:
-        """Whether the write-ahead log has grown enough to be moved into the database."""
+        """Return whether the write-ahead log is long enough for a checkpoint."""
         with contextlib.suppress(FileNotFoundError):
             return Path(f"{self._config.database}-wal").stat().st_size > _LOG_BYTES
         return False
 
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the database; SQLite's own trigger is off (see db.py)."""
+        """Move the write-ahead log into the database.
+
+        SQLite's own trigger is off (see db.py).
+        """
         busy, _ = executions.counts(self._db)
         with self._db.read() as connection:
             _, written, moved = connection.execute(

@@ -1,1 +1,1 @@
-"""Relays of a hub: one per running execution."""
+"""Relays of a hub, one for each running execution."""

@@ -1,4 +1,4 @@
-"""The objects that the relays of one process work with."""
+"""The objects shared by the relays of one process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from occ_app.streams.doorbell import Ringer
 
 @dataclass(frozen=True)
 class RelayContext:
-    """The objects that the relays of one process work with.
+    """The objects shared by the relays of one process.
 
-    `rest` waits up to so many seconds, or until an event that may concern them; `removed` has the ids of removed
-    agents; `stopping` returns whether the process is to end.
+    `rest` waits for at most so many seconds, or until an event that may concern the relays. `removed` holds the ids of
+    removed agents. `stopping` returns whether the process is stopping.
     """
 
     config: HubConfig

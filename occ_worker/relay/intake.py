@@ -1,4 +1,7 @@
-"""The events of an agent on their way into a hub's rows: checked, without those that are stored, with their gaps."""
+"""The intake of an agent's events into a hub's rows.
+
+Events are checked, those already stored are skipped, and gaps are kept.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ log = logging.getLogger("occ.relay")
 
 
 class Intake:
-    """The reading part of one relay. `append` stores new events after those of `recorder`, or none."""
+    """The intake of one relay.
+
+    `append` stores new events after those of `recorder`; it may be called with none.
+    """
 
     def __init__(
         self, db: Database, execution: Execution, recorder: Recorder, append: Callable[[list[NewEvent]], None]
@@ -30,7 +36,10 @@ class Intake:
         self._broken = self._counted = 0  # events that broke their schema
 
     def store(self, batch: Sequence[RawEvent]) -> RawEvent | None:
-        """Store the new events of a batch. Returns its final event, which is not stored; None without one."""
+        """Store the new events of a batch.
+
+        Returns its final event, which is not stored; None without one.
+        """
         fresh = list[NewEvent]()
         for event in batch:
             if event.final:
@@ -38,9 +47,9 @@ class Intake:
                 return self._checked(event)
             missing = event.seq - self._recorder.seq - len(fresh) - 1
             if missing < 0 or event.seq > MAX_SEQ:
-                continue  # stored already, or a number that no agent comes to
+                continue  # stored already, or a number that no agent reaches
             if missing > 0 or event.name == "gap":
-                # The agent has forgotten these; a reader of the hub's rows gets a gap in the same way.
+                # Retention on the agent removed these events; readers of the hub's rows get a gap, too.
                 self._append(fresh)
                 fresh, self._recorder.seq = [], event.seq - (event.name != "gap")
             if event.name != "gap":
@@ -50,14 +59,20 @@ class Intake:
         return None
 
     def count_broken(self) -> None:
-        """Add the events that broke their schema to the count that /health shows; a lost count costs no execution."""
+        """Add the events that broke their schema to the count that /health shows.
+
+        An error while counting does not affect the execution.
+        """
         if self._broken > self._counted:
             with contextlib.suppress(OCCError):
                 notes.count(self._db, notes.REFUSED, self._broken - self._counted)
                 self._counted = self._broken
 
     def _checked(self, event: RawEvent) -> RawEvent:
-        """Return the event as its schema has it, or what takes its place; counts and logs those that break it."""
+        """Return an event as its schema loads it, or the event that replaces it.
+
+        Events that break their schema are counted, and the first is logged.
+        """
         sound = checked(event)
         if sound is not None:
             return sound

@@ -1,4 +1,4 @@
-"""The final event of a machine as the outcome of an execution."""
+"""The outcome of an execution from its machine's final event."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from occ_app.executions.records import Execution, Outcome, countable
 from occ_app.system import timestamps
 from occ_app.system.timestamps import iso, iso_now
 
-_LAST_WITHOUT_TOTALS = (2, 1, 197)  # the newest release of the CLI measured whose cost is that of one process
+_LAST_WITHOUT_TOTALS = (2, 1, 197)  # the latest CLI release known to report the cost of one process
 
 
 def of_final(event: RawEvent, execution: Execution) -> Outcome:
-    """Return the outcome of a final event that was checked; `execution` is its current row.
+    """Return the outcome of a checked final event.
 
-    Machines that report the cost of one execution send `costExact`. Others send the figure of their CLI, which may
-    include earlier runs of the session: then `costExact` becomes false.
+    `execution` is its current row. Machines that report the cost of one execution send `costExact`. Others send their
+    CLI's figure, which may include earlier runs of the session: then `costExact` becomes false.
     """
     data = countable(json.loads(event.data))
     if data.get("costUsd") and "costExact" not in data:
@@ -30,7 +30,10 @@ def of_final(event: RawEvent, execution: Execution) -> Outcome:
 
 
 def _ended(milliseconds: Any, execution: Execution) -> str | None:
-    """Return when a local execution ended by its machine's clock, which may be long before the hub reads it."""
+    """Return when a local execution ended, by its machine's clock.
+
+    The hub may read the event much later. Returns the current time for a time that is missing or in the future.
+    """
     now = iso_now()
     if not isinstance(milliseconds, int) or milliseconds > timestamps.milliseconds():
         return now

@@ -1,4 +1,4 @@
-"""How long the hub waits for an agent to end an execution that has to end."""
+"""Limits on how long the hub waits for an agent to end an execution."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Callable
 from occ_app.executions.records import Outcome
 
 CANCEL_GRACE_SECONDS = 3.0  # for the agent to end a cancelled execution
-TIMEOUT_GRACE_SECONDS = 4.0  # for the agent to keep a time limit, from its first event on, or from the prompt on
-WAITING_GRACE_SECONDS = 60.0  # for an agent whose workers are all busy with others: the execution may wait there
+TIMEOUT_GRACE_SECONDS = 4.0  # for the agent to enforce a time limit, counted from its first event or from the prompt
+WAITING_GRACE_SECONDS = 60.0  # for an agent whose workers are all busy: the execution may wait there
 
 
 class Patience:
-    """The clock of one execution on its agent; `begun` when the hub has events of it already."""
+    """The clock of one execution on its agent.
+
+    With `begun` the hub has events from the agent already.
+    """
 
     def __init__(self, *, begun: bool) -> None:
         self._begun_at = time.monotonic() if begun else None
@@ -23,15 +26,15 @@ class Patience:
         self._held_seconds = 0.0
 
     def prompt_sent(self) -> None:
-        """Note that the agent may have the execution now."""
+        """Record that the agent may have the execution now."""
         self._prompt_sent_at = self._prompt_sent_at or time.monotonic()
 
     def begun(self) -> None:
-        """Note that the agent sent an event of it."""
+        """Record that the agent sent an event of the execution."""
         self._begun_at = self._begun_at or time.monotonic()
 
     def hold(self, *, asked: bool) -> None:
-        """Note whether a person is asked now; that time does not count."""
+        """Record whether a person must answer now; that time does not count."""
         now = time.monotonic()
         if self._asked_at is not None:
             self._held_seconds += now - self._asked_at
@@ -40,10 +43,10 @@ class Patience:
     def over(
         self, cancel_code: str | None, limit: float, is_full: Callable[[], bool] = lambda: False
     ) -> Outcome | None:
-        """Return how the hub ends the execution when its agent did not; None while the agent has time.
+        """Return the outcome with which the hub ends an execution its agent did not end.
 
-        `limit` is the execution's time limit in seconds, 0 when the agent decides. `is_full` returns whether all
-        workers of the agent are busy with other executions.
+        Returns None while the agent has time. `limit` is the execution's time limit in seconds, 0 when the agent
+        decides. `is_full` returns whether all workers of the agent are busy with other executions.
         """
         now = time.monotonic()
         if cancel_code is not None:

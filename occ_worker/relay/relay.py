@@ -1,8 +1,9 @@
-"""The relay of one execution: its agent gets the work, and the agent's events become the hub's rows.
+"""The relay of one execution, between the hub's rows and the agent that runs it.
 
-The agent numbers the events, beginning with `queued`, which the hub has stored already; so the hub's rows and the
-agent's are numbered alike, and a relay that breaks goes on after the newest row, whichever process it lives in. The
-execution's id is the same on both sides, so that a repeated request runs once.
+A relay sends the agent the work, and stores the agent's events as rows. The agent numbers the events, beginning with
+`queued`, which the hub has already stored. The numbers are therefore the same on both sides, and after an interruption
+the relay resumes after the newest row, in any process. The execution's id is the same on both sides, so that a
+repeated request runs once.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ log = logging.getLogger("occ.relay")
 _DAY_SECONDS = 86400.0
 _FETCH_SECONDS = 20.0  # for a machine to record changes
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_MAX_FAULTS = 5  # of OCC's own, until an execution is given up
+_MAX_FAULTS = 5  # internal errors before an execution is given up
 _FAULT = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
-_PUT_BACK_SECONDS = 5.0  # of failing calls, until an execution that its agent does not know is placed again
-# Replies of a healthy agent, of another server at its address, or of a fault: the call is repeated.
+_PUT_BACK_SECONDS = 5.0  # of failing calls before an execution that its agent does not have is placed again
+# Statuses from a healthy agent, from another server at its address, or of an internal error: the call is retried.
 _BUSY = (429, 503)
 _PASSING = (*_BUSY, 401, 403, 408, 421, 425, 500, 502, 504, 507)
 
 
 class Relay:
-    """The relay of one execution, which its agent `agent_id` runs or is to run."""
+    """The relay of one execution, which its agent `agent_id` runs or will run."""
 
     def __init__(self, context: RelayContext, execution: Execution) -> None:
         self._context = context
@@ -56,21 +57,27 @@ class Relay:
 
     @property
     def away(self) -> bool:
-        """Whether its agent does not answer now."""
+        """Return whether its agent does not answer now."""
         return self._lost_since is not None
 
     def take_lag(self) -> float:
-        """The longest time from an event to its row since the last call, in seconds, by the clocks of both machines."""
+        """Return the longest time from an event to its row since the last call.
+
+        In seconds, by the clocks of both machines.
+        """
         return self._rows.take_lag()
 
     @property
     def parked(self) -> bool:
-        """Whether the execution is parked on its agent."""
+        """Return whether the execution is parked on its agent."""
         return self._rows.parked
 
     @property
     def needs_place(self) -> bool:
-        """Whether it counts among the relays of the hub: not while its execution is parked, and not a local one."""
+        """Return whether it counts toward the hub's limit of relays.
+
+        A relay does not count while its execution is parked, nor for a local execution.
+        """
         return not (self.parked or self._is_local)
 
     @property
@@ -90,22 +97,29 @@ class Relay:
         return self._execution.agent_id or ""
 
     def overdue(self, cancel_code: str | None) -> Outcome | None:
-        """Return how the hub is to end the execution because its agent did not; None while the agent has time."""
+        """Return the outcome with which the hub must end the execution.
+
+        Returns None while the agent has time to end it.
+        """
         limit = self._execution.timeout_seconds or self._context.config.max_timeout_seconds
         return self._patience.over(cancel_code, 0 if self._is_local else limit, self._is_full)
 
     def _is_full(self) -> bool:
-        """Whether the agent's last heartbeat named as many other executions as it has workers."""
+        """Return whether other executions fill all workers of the agent.
+
+        The agent's last heartbeat decides.
+        """
         agent = self._context.agents.find(self.agent_id)
         if agent is None:
             return False
         return sum(running != self._execution.execution_id for running in agent.running) >= agent.workers
 
     def abandon(self, outcome: Outcome) -> bool:
-        """End the execution now, without waiting for its agent. False when it is over already.
+        """End the execution now, without waiting for its agent.
 
-        The agent gets a cancel that waits until it is confirmed, and the workspace is held until then. Waits for no
-        machine; the thread of the relay leaves when its own wait is over.
+        The agent gets a cancel that is kept until it is confirmed, and the workspace is held until then. No machine is
+        called here. The relay's thread ends once its current wait is over. Returns False when the execution is over
+        already.
         """
         if not self._rows.finish(outcome, self._have_it_cancelled):
             return False
@@ -113,7 +127,10 @@ class Relay:
         return True
 
     def fetch_changes(self) -> None:
-        """Fetch what the execution changed, once its machine has recorded it; the control process does the rest."""
+        """Fetch the execution's changes once its machine has recorded them.
+
+        The control process fetches those that this does not.
+        """
         context, deadline = self._context, time.monotonic() + _FETCH_SECONDS
         while self._rows.over and self._prompt_sent and time.monotonic() < deadline and not context.stopping():
             try:
@@ -130,14 +147,15 @@ class Relay:
             context.rest(_FIRST_PAUSE)
 
     def _have_it_cancelled(self) -> None:
-        """Have the agent cancel it, once that is possible, if the agent may have it."""
+        """Add a cancel for the agent to the outbox, if the agent may have the execution."""
         if self._prompt_sent and self._context.agents.find(self.agent_id) is not None:
             errands.cancel(self._context.db, self.agent_id, self._execution.execution_id)
 
     def run(self) -> None:
-        """Relay to the end and write it down, however often the agent or the database is away.
+        """Relay the execution to its end, and store the outcome.
 
-        When the process is to stop the row stays as it is, for the next process to take up.
+        Retries while the agent or the database is unavailable. When the process is stopping, the row stays as it is
+        for the next process to take over.
         """
         context, pause, faults = self._context, _FIRST_PAUSE, 0
         while not (context.stopping() or self._rows.over):
@@ -158,11 +176,11 @@ class Relay:
                 log.exception("execution %s met a fault of OCC", self._execution.execution_id)
             pause = _FIRST_PAUSE if self._rows.seq > before else min(2 * pause, _LONGEST_PAUSE)
             context.rest(pause)
-        if self._rows.over:  # the agent may have got it after the cancel
+        if self._rows.over:  # the agent may have received it after the cancel
             self._have_it_cancelled()
 
     def _try(self) -> Outcome | None:
-        """Relay over one connection. Returns how the execution ended; None when that is not known yet."""
+        """Relay over one connection, and return the outcome; None if not known yet."""
         agent = self._context.agents.find(self._execution.agent_id or "")
         if agent is None:
             self._left = not self._prompt_sent and placement.put_back(self._context.db, self._execution)
@@ -191,7 +209,10 @@ class Relay:
             return self._given_up("AGENT_LOST", f"Agent {agent.name} was away for {seconds:g} s and was given up.")
 
     def _put_back(self, agent: Agent) -> bool:
-        """Return the execution to the queue when its agent, which does not know it, cannot be called."""
+        """Return the execution to the queue if its agent cannot be called.
+
+        The agent must not have received the prompt. Returns whether it was put back.
+        """
         calls = self._context.calls
         if calls.via(agent) is not None and time.monotonic() - (self._lost_since or 0.0) < _PUT_BACK_SECONDS:
             return False
@@ -201,7 +222,7 @@ class Relay:
 
     def _relay(self, agent: Agent, client: AgentClient) -> Outcome | None:
         body, new = None, False
-        if self._rows.seq <= 1 and not self._is_local:  # nothing but `queued`: the agent may not have heard of it
+        if self._rows.seq <= 1 and not self._is_local:  # only `queued`: the agent may not have it
             if self._cancelled(client):
                 return Outcome.failure("EXECUTION_CANCELLED", "The execution was cancelled before it started.")
             hindrance = sending.send_workspace(self._context, self._execution, agent, client)
@@ -209,8 +230,8 @@ class Relay:
                 return hindrance
             permissions = sending.permissions_on(self._context, self._execution, agent)
             body, new = sending.request_body(self._context, self._execution, permissions), not self._prompt_sent
-            # Marked first: the agent gets no prompt that a power cut could place elsewhere, and an execution of this
-            # id that it has before the mark is somebody else's.
+            # Marked first, so that no prompt is sent that a power failure could place elsewhere. An execution with this
+            # id that the agent has before the mark is not the hub's.
             if self._rows.over:
                 return None
             placement.mark_prompt_sent(self._context.db, self._execution, permissions)
@@ -235,13 +256,16 @@ class Relay:
         return None if self._rows.overflow is None else self._given_up(*self._rows.overflow)
 
     def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
-        """Whether somebody removed the agent; looked up only when there is nothing else to do."""
+        """Return whether the agent was removed.
+
+        The database is read only when the agent sends a sign of life without events.
+        """
         if agent.agent_id in self._context.removed:
             return True
         return sign_of_life and self._context.agents.find(agent.agent_id) is None
 
     def _cancelled(self, client: AgentClient) -> bool:
-        """Whether somebody ended it before the agent heard of it."""
+        """Return whether the execution was cancelled before the agent received it."""
         if executions.cancel_code(self._context.db, self._execution.number) is None:
             return False
         try:
@@ -254,7 +278,7 @@ class Relay:
         client.cancel(self._execution.execution_id, sending.agent_generation(self._context, self._execution))
 
     def _refused(self, refusal: Refused, agent: Agent) -> Outcome | None:
-        """Return the outcome of an agent's refusal; None when a repeated call may help."""
+        """Return the outcome of an agent's refusal; None when a retry may help."""
         if refusal.code in ("WORKSPACE_NOT_FOUND", "WORKSPACE_CONFLICT") and not self._sent_anew:
             self._sent_anew = True
             workspace = workspaces.numbered(self._context.db, self._execution.workspace_generation)
@@ -265,16 +289,17 @@ class Relay:
             hub_workspaces.note_missing(self._context.db, workspace, agent.agent_id)
             return None
         if refusal.code == "WORKSPACE_BUSY":
-            return None  # something the hub did not send runs in it
+            return None  # an execution that the hub did not send is running in it
         if refusal.code == "EXECUTION_NOT_FOUND":
-            # Who has its id may be a copy of it, and the execution run on in the other.
+            # The agent may be a copy of the home, and the execution may still be running in the original.
             return self._given_up("AGENT_LOST", f"Agent {agent.name} does not know this execution any more.")
         return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
 
     def _given_up(self, code: str, message: str) -> Outcome:
-        """Return the outcome of an execution that its agent may still run, and cancel it there once possible.
+        """Return the outcome of an execution that its agent may still be running.
 
-        A local one goes on: the hub only stops showing it.
+        The execution is also cancelled on its agent once that is possible. A local one continues there: the hub only
+        stops showing it.
         """
         if self._is_local:
             return Outcome.failure(code, f"{message} It was started on its machine, and may still run there.")

@@ -1,4 +1,4 @@
-"""All relays of a hub process."""
+"""The relays of a hub process."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ from occ_worker.relay.relay import Relay
 
 log = logging.getLogger("occ.relay")
 
-_MAX_FETCHES = 8  # of changes at once; the control process does the rest
-_LOOK_SECONDS = 1.0  # how often a cancel is looked for even if nobody rang
+_MAX_FETCHES = 8  # of changes at once; the control process fetches the rest
+_LOOK_SECONDS = 1.0  # between checks for cancels without a ring
 
 
 class RelayPool:
-    """The relays of one process: at most `relays` threads, each for one execution, and one that hears the bell."""
+    """The relays of one process.
+
+    At most `relays` threads each serve one execution, and one more listens to the doorbell.
+    """
 
     def __init__(self, config: HubConfig, database: db.Database) -> None:
         self._config = config
@@ -42,9 +45,9 @@ class RelayPool:
         self._happened = threading.Condition()
         self._stopping = threading.Event()
         self._relays: set[Relay] = set()
-        self._without_place: set[Relay] = set()  # of parked and of local executions
+        self._without_place: set[Relay] = set()  # relays of parked and of local executions
         self._removed: set[str] = set()
-        self._cancels: set[str] = set()  # those being sent or sent, each by a separate thread
+        self._cancels: set[str] = set()  # cancels sent or being sent, each by its thread
         self._noted: dict[str, float] = {}
         self._bell = Doorbell(config.run / "worker")
         agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
@@ -61,18 +64,24 @@ class RelayPool:
         )
 
     def start(self, ring_queue: Callable[[], None]) -> None:
-        """Begin to hear the bell; `ring_queue` puts a job in that looks for more to relay."""
+        """Start listening to the doorbell.
+
+        `ring_queue` enqueues a job that looks for more executions to relay.
+        """
         self._ring_queue = ring_queue
         threading.Thread(target=self._listen, name="bell", daemon=True).start()
 
     def stop(self) -> None:
-        """Have every relay leave its row to the next process; they are not waited for."""
+        """Make every relay leave its row to the next process, without waiting for them."""
         self._stopping.set()
         with self._happened:
             self._happened.notify_all()
 
     def start_due(self) -> None:
-        """Start a relay for every execution that can be taken up or placed now, while there are places."""
+        """Start relays for executions that can be taken over or placed now.
+
+        Stops when all places are taken.
+        """
         context = self._context
         while not self._stopping.is_set() and self._places.acquire(blocking=False):
             try:
@@ -99,14 +108,14 @@ class RelayPool:
                 log.exception("a relay met a fault of OCC; its execution continues at the next start of the hub")
             finally:
                 self._leave(relay)
-            if self._fetches.acquire(blocking=False):  # the place of the relay is free already
+            if self._fetches.acquire(blocking=False):  # the relay's place is already free
                 try:
                     relay.fetch_changes()
                 finally:
                     self._fetches.release()
 
     def _leave(self, relay: Relay) -> None:
-        """Give the place of a relay back, once."""
+        """Release the place of a relay, once."""
         with self._happened:
             if relay not in self._relays:
                 return
@@ -119,7 +128,10 @@ class RelayPool:
             self._ring_queue()
 
     def _end_overdue(self) -> None:
-        """End executions that an agent did not end in time, and those of a removed agent; a slot is free at once."""
+        """End executions that an agent did not end in time, or whose agent was removed.
+
+        Their places are free at once.
+        """
         cancel_codes = {x.number: x.cancel_code for x in executions.relayed(self._context.db)}
         for relay in list(self._relays):
             outcome = relay.overdue(cancel_codes.get(relay.number))
@@ -129,7 +141,7 @@ class RelayPool:
                 self._leave(relay)
 
     def _lend_places(self) -> None:
-        """Give away the places of relays that need none, and take places again for those that need one again."""
+        """Release the places of relays that need none, and retake those needed again."""
         with self._happened:
             for relay in self._relays:
                 if not relay.needs_place and relay not in self._without_place:
@@ -143,7 +155,7 @@ class RelayPool:
             self._happened.wait(seconds)
 
     def _listen(self) -> None:
-        """Pass cancels on, and wake relays that wait, when somebody rang."""
+        """Forward cancels and wake waiting relays on each ring, and once a second."""
         while not self._stopping.is_set():
             select.select([self._bell], [], [], _LOOK_SECONDS)
             rings, _ = self._bell.rings()
@@ -162,7 +174,7 @@ class RelayPool:
                 log.error("cancels cannot be looked for: %s", error)
 
     def _pass_cancels_on(self) -> None:
-        """Send cancels to agents; one that does not answer holds up no other."""
+        """Send cancels to agents, each in a thread, so that a silent one delays no other."""
         due = {x.execution_id: x for x in executions.relayed(self._context.db) if x.cancel_code is not None}
         self._cancels &= due.keys()
         for execution_id, execution in due.items():
@@ -176,13 +188,13 @@ class RelayPool:
             sent = _pass_cancel_on(self._context, execution)
         finally:
             if not sent:
-                self._cancels.discard(execution.execution_id)  # to be tried again at the next look
+                self._cancels.discard(execution.execution_id)  # retried at the next check
 
     def _is_removed(self, agent_id: str) -> bool:
         return self._context.agents.find(agent_id) is None
 
     def _note(self) -> None:
-        """Note for /metrics how the relays are, when that has changed."""
+        """Record the state of the relays for /metrics when it has changed."""
         relays = list(self._relays)
         lag = max((relay.take_lag() for relay in relays), default=0.0)
         figures = {"relays": len(relays), "away": sum(relay.away for relay in relays), "lagSeconds": round(lag, 3)}
@@ -192,9 +204,9 @@ class RelayPool:
 
 
 def _pass_cancel_on(context: RelayContext, execution: Execution) -> bool:
-    """Send a requested cancel to the execution's agent. False when it could not be sent.
+    """Send a requested cancel to the execution's agent; return whether it was sent.
 
-    Before the agent got the execution, one of that id there is not the hub's.
+    Before the agent has the prompt, an execution with that id there is not the hub's, so nothing is sent.
     """
     if not execution.prompt_sent:
         return False

@@ -1,4 +1,4 @@
-"""The rows of one relayed execution: the events of its agent, its state there, and its end."""
+"""The rows of one relayed execution: its events, its state and its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def _nothing() -> None: ...
 
 
 class RelayedRows:
-    """The rows of one execution. Once it is `over` nothing is stored any more; `parked` is its state on its agent."""
+    """The rows of one execution.
+
+    Nothing is stored once it is `over`. `parked` is its state on its agent.
+    """
 
     def __init__(self, context: RelayContext, execution: Execution, patience: Patience) -> None:
         self._context = context
@@ -40,21 +43,27 @@ class RelayedRows:
 
     @property
     def seq(self) -> int:
-        """The number of the newest stored event."""
+        """Return the number of the newest stored event."""
         return self._recorder.seq
 
     @property
     def overflow(self) -> tuple[str, str] | None:
-        """The code and the message of a limit that the output exceeds."""
+        """Return the code and message of an exceeded output limit; None within it."""
         return self._recorder.overflow
 
     def take_lag(self) -> float:
-        """Return the longest time from an event to its row since the last call, in seconds, by the clocks of both."""
+        """Return the longest time from an event to its row since the last call.
+
+        In seconds, by the clocks of both machines.
+        """
         lag, self._lag_seconds = self._lag_seconds, 0.0
         return lag
 
     def store(self, batch: Sequence[RawEvent]) -> Outcome | None:
-        """Store the new events of a batch. Returns how the execution ended when its final event is in it."""
+        """Store the new events of a batch.
+
+        Returns the execution's outcome when the batch has its final event.
+        """
         final = self._intake.store(batch)
         self._intake.count_broken()
         if final is None:
@@ -69,7 +78,7 @@ class RelayedRows:
         with self._lock:
             if self.over:
                 return
-            self._note_parked(fresh)  # before: who reads the event finds the state
+            self._note_parked(fresh)  # first, so that a reader of the event finds the state
             self._recorder.append(fresh)
         inputs.note_events(self._context.db, self._execution.number, fresh)
         self._patience.begun()
@@ -79,7 +88,10 @@ class RelayedRows:
         reported_approvals.complete(self._context, cut)
 
     def _note_parked(self, fresh: list[NewEvent]) -> None:
-        """Follow the state of the execution on its agent: parked, which takes none of its time, or running again."""
+        """Store the state of the execution on its agent: parked, or running again.
+
+        Time spent parked does not count toward the execution's limit.
+        """
         for name, text in fresh:
             if name in ("parked", "resumed"):
                 self.parked = name == "parked"
@@ -93,7 +105,10 @@ class RelayedRows:
                 )
 
     def finish(self, outcome: Outcome, prepare: Callable[[], None] = _nothing) -> bool:
-        """Store the end, after a call of `prepare`. False, without that call, when the execution is over already."""
+        """Call `prepare`, and then store the end.
+
+        Returns False, without calling `prepare`, when the execution is over already.
+        """
         with self._lock:
             if self.over:
                 return False
@@ -105,7 +120,7 @@ class RelayedRows:
         return True
 
     def count_broken(self) -> None:
-        """Count the events that broke their schema; called by the thread that stores events."""
+        """Count events that broke their schema; called by the thread that stores events."""
         self._intake.count_broken()
 
     def ring(self, news: bytes) -> None:

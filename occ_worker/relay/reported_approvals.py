@@ -1,4 +1,4 @@
-"""The approvals in the events of a machine, on their way into a hub's rows."""
+"""The approvals in a machine's events, stored as a hub's rows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _EVENTS = ("approval", "approval_resolved")
 
 
 def note(context: RelayContext, execution: int, events: Sequence[NewEvent], patience: Patience) -> list[Approval]:
-    """Keep the approvals in the checked events of an execution; returns those whose input is cut.
+    """Store the approvals in an execution's checked events.
 
-    Called before the events are stored, so that who reads one finds its row. The clock in `patience` stops while one
-    is open.
+    Returns those whose input is cut. Called before the events are stored, so that a reader of an event finds its row.
+    The clock in `patience` is stopped while an approval is open.
     """
     if not any(name in _EVENTS for name, _ in events):
         return []
@@ -36,6 +36,9 @@ def note(context: RelayContext, execution: int, events: Sequence[NewEvent], pati
 
 
 def complete(context: RelayContext, cut: Sequence[Approval]) -> None:
-    """Ask the machine for the whole inputs; one that cannot be had now is asked for when somebody reads it."""
+    """Request the whole inputs from the machine.
+
+    One that is not available now is requested again when somebody reads the approval.
+    """
     for approval in cut:
         HubApprovals(context.db, context.agents, context.calls).completed(approval)

@@ -1,4 +1,4 @@
-"""Giving a machine the workspace of an execution that is placed on it."""
+"""Requests that send an execution and its workspace to the machine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _LONGEST_PATH = 4096
 
 
 def send_workspace(context: RelayContext, execution: Execution, agent: Agent, client: AgentClient) -> Outcome | None:
-    """Give the agent the workspace unless it has it. Returns why that cannot be, if so.
+    """Send the agent the workspace unless it has it.
 
-    Raises Unreachable, and Refused when the agent refuses.
+    Returns the outcome of an execution whose workspace cannot be sent. Raises Unreachable, and Refused when the agent
+    refuses.
     """
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
     if workspace is None:
@@ -51,7 +52,7 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
             hindrance = _hindrance(workspace.workspace_id, origin, held, agent)
             if hindrance is not None:
                 return hindrance
-            if held is not None and held.zip == origin.zip:  # this hub sent it, before it was restored from a copy
+            if held is not None and held.zip == origin.zip:  # sent by this hub before it was restored from a copy
                 hub_workspaces.reserve_on(context.db, workspace, agent.agent_id)
                 _note_placed(context, workspace, agent, found)
                 return None
@@ -72,7 +73,10 @@ def send_workspace(context: RelayContext, execution: Execution, agent: Agent, cl
 
 
 def owner(context: RelayContext, execution: Execution) -> dict[str, str]:
-    """Return the header that names this hub and the key which sent the workspace of an execution."""
+    """Return the header that names the owner of an execution's workspace.
+
+    It holds this hub and the key that uploaded the workspace. A project has none.
+    """
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
     return {} if workspace is None or workspace.is_project else _origin(context, workspace).owner()
 
@@ -82,7 +86,10 @@ def _origin(context: RelayContext, workspace: Workspace) -> Origin:
 
 
 def _hindrance(workspace_id: str, origin: Origin, held: Origin | None, agent: Agent) -> Outcome | None:
-    """Return why the workspace that an agent has under this id cannot be used or replaced; None when it can."""
+    """Return why a workspace on an agent cannot be used or replaced.
+
+    Returns None when it can. The workspace has the same id as the hub's.
+    """
     if not origin.same_owner(held):
         return Outcome.failure(
             "AGENT_REFUSED",
@@ -99,7 +106,10 @@ def _hindrance(workspace_id: str, origin: Origin, held: Origin | None, agent: Ag
 
 
 def _note_placed(context: RelayContext, workspace: Workspace, agent: Agent, reply: Mapping[str, Any]) -> None:
-    """Note that an agent has the files of a workspace, at the path and with the number that it reports."""
+    """Record that an agent has a workspace's files.
+
+    `reply` has the path and the number that the agent reports.
+    """
     path = reply.get("path")
     known = isinstance(path, str) and len(path) <= _LONGEST_PATH
     path = whole_characters(str(path)) if known else ""
@@ -109,7 +119,7 @@ def _note_placed(context: RelayContext, workspace: Workspace, agent: Agent, repl
 def _may_resume(context: RelayContext, execution: Execution, workspace: Workspace) -> bool:
     """Return whether an execution may resume its session, as far as the hub knows.
 
-    In a project admins may resume any session of its folder; the machine checks that it began there.
+    In a project, admins may resume any session of its folder; the machine checks that the session began there.
     """
     if executions.may_resume(context.db, execution):
         return True
@@ -117,9 +127,9 @@ def _may_resume(context: RelayContext, execution: Execution, workspace: Workspac
 
 
 def _delete_former(context: RelayContext, agent: Agent, client: AgentClient, workspace_id: str) -> None:
-    """Have the agent delete former workspaces of this id first, if it has not yet.
+    """Delete former workspaces with this id on the agent.
 
-    Raises Unreachable, and Refused while something runs there.
+    Only deletions that are still pending are sent. Raises Unreachable, and Refused while something runs there.
     """
     for errand in errands.deletions(context.db, agent.agent_id, workspace_id):
         try:
@@ -131,7 +141,7 @@ def _delete_former(context: RelayContext, agent: Agent, client: AgentClient, wor
 
 
 def _record(client: AgentClient, workspace_id: str) -> dict[str, object] | None:
-    """Read an agent's record of a workspace; None when it has none of this id."""
+    """Return an agent's record of a workspace; None when it has none with this id."""
     try:
         return client.workspace(workspace_id)
     except Refused as refusal:
@@ -141,20 +151,26 @@ def _record(client: AgentClient, workspace_id: str) -> dict[str, object] | None:
 
 
 def _generation(reply: Mapping[str, Any]) -> int | None:
-    """Return the number an agent gave an uploaded workspace; None for an agent that gives none."""
+    """Return the number an agent gave an uploaded workspace.
+
+    Returns None for an agent that does not report numbers.
+    """
     generation = reply.get("generation")
     valid = isinstance(generation, int) and not isinstance(generation, bool) and 0 < generation <= MAX_SEQ
     return generation if valid and isinstance(generation, int) else None
 
 
 def agent_generation(context: RelayContext, execution: Execution) -> int | None:
-    """Return the number that the execution's workspace has on its agent; None when it is not known."""
+    """Return the number of the execution's workspace on its agent.
+
+    Returns None when it is not known.
+    """
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
     return None if workspace is None else workspace.agent_generation
 
 
 def _name_on_agent(context: RelayContext, execution: Execution) -> str:
-    """Return the id that the execution's workspace has on its agent."""
+    """Return the id of the execution's workspace on its agent."""
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
     return workspace.name if workspace is not None and workspace.is_project else execution.workspace_id
 
@@ -174,9 +190,10 @@ def _rewound(context: RelayContext, execution: Execution) -> str | None:
 
 
 def permissions_on(context: RelayContext, execution: Execution, agent: Agent) -> str:
-    """Return the permissions with which an agent gets an execution: no more than its workspace allows by now.
+    """Return the permissions that an execution gets on an agent.
 
-    An execution that named none gets no more than the agent allows either.
+    They are limited to those its workspace currently allows, and, unless the request named a level, to those the agent
+    allows.
     """
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
     allowed = lowest(execution.permissions, None if workspace is None else workspace.permissions)
@@ -184,9 +201,10 @@ def permissions_on(context: RelayContext, execution: Execution, agent: Agent) ->
 
 
 def request_body(context: RelayContext, execution: Execution, permissions: str) -> dict[str, Any]:
-    """Return the body of the agent's POST /execute; the agent decides the values that the client left open.
+    """Return the body of the agent's POST /execute.
 
-    It names the workspace's number, so the prompt never runs in a later workspace of that id.
+    The agent chooses values that the client left open. The body has the workspace's number, so that the prompt never
+    runs in a later workspace with that id.
     """
     workspace = workspaces.numbered(context.db, execution.workspace_generation)
     options = {
@@ -197,7 +215,7 @@ def request_body(context: RelayContext, execution: Execution, permissions: str) 
         "maxBudgetUsd": execution.max_budget_usd,
         "approvalSeconds": execution.approval_seconds,
         "sessionId": execution.resume_session_id,
-        # The default goes unnamed: agents of an older OCC do not know the field.
+        # The default is left out, because agents with an older OCC do not know the field.
         "permissions": None if permissions == ceilings.DEFAULT else permissions,
         "deny": rules.requested(context.db, execution.number, "deny"),
         "ask": rules.requested(context.db, execution.number, "ask"),
