@@ -110,12 +110,12 @@ _PROGRAM = """
 import json, logging, sys
 from occ_app.config import config
 from occ_app.system.logs import log_to_stderr
-from occ_worker import hub
 from occ_worker.control.delivery import Patience
+from occ_worker.control.hub_process import run_control
 log_to_stderr("control")
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 patience = json.loads(sys.argv[1])
-hub.run_control(config.load_hub(), Patience(**{**patience, "pauses": tuple(patience["pauses"])}))
+run_control(config.load_hub(), Patience(**{**patience, "pauses": tuple(patience["pauses"])}))
 """
 
 

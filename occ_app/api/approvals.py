@@ -15,6 +15,7 @@ from occ_app.executions.answers import Answer, Approval
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import contract
+from occ_app.web.fields import schema_of
 
 bp = Blueprint("approvals", __name__)
 
@@ -51,5 +52,5 @@ def answer(approval_id: str, body: dict[str, Any]) -> Response:
     known = services().approvals
     person = known.person(callers.caller(), body.pop("surface", "api"), body.pop("actor", None))
     decided = known.answer(approval_id, Answer(**body), person)
-    record = web.schema_of(schemas.ApprovalRecord).dump(decided)
+    record = schema_of(schemas.ApprovalRecord).dump(decided)
     return web.json_response(record, 200 if decided.pending is None else 202)

@@ -25,6 +25,7 @@ from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import FROM_HUB, RELAYED, RESUMES, STREAM, contract
 from occ_app.web.event_stream import event_stream
+from occ_app.web.fields import schema_of
 from occ_app.workspaces import workspace as workspaces
 
 bp = Blueprint("executions", __name__)
@@ -91,7 +92,7 @@ def asked_for(body: Any) -> Request:
     check_prompt_size(loaded["prompt"])
     for name in ("timeout_seconds", "idle_timeout_seconds"):
         if loaded.get(name, 0) > config.max_timeout_seconds:
-            wire = web.schema_of(wiring.execute_body).fields[name].data_key or name
+            wire = schema_of(wiring.execute_body).fields[name].data_key or name
             setting = "OCC_MAX_TIMEOUT_SECONDS, on a hub OCC_HUB_MAX_TIMEOUT_SECONDS"
             message = f"Must be at most {config.max_timeout_seconds:g} ({setting})."
             raise errors.InvalidRequest(f"{wire} is above the maximum; see `details`.", {wire: [message]})
@@ -153,7 +154,7 @@ def listing(query: dict[str, Any]) -> Response:
 
 def page(rows: list[Execution], following: int | None) -> Any:
     """Return a page of executions as JSON."""
-    return web.schema_of(schemas.ExecutionList).dump({"executions": list(map(listed, rows)), "next": following})
+    return schema_of(schemas.ExecutionList).dump({"executions": list(map(listed, rows)), "next": following})
 
 
 def listed(execution: Execution) -> Execution:

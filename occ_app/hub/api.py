@@ -24,6 +24,7 @@ from occ_app.system.timestamps import iso_now
 from occ_app.web import callers, schemas
 from occ_app.web import requests as web
 from occ_app.web.contracts import contract, contract_of
+from occ_app.web.fields import schema_of
 
 bp = Blueprint("hub", __name__)
 
@@ -120,7 +121,7 @@ def heartbeat(agent_id: str, body: dict[str, Any]) -> Response:
         _look_for_work()
     agent = hub_services().agents.find(agent_id)
     via = None if agent is None else hub_services().calls.via(agent)
-    return web.json_response(web.schema_of(agent_schemas.Heard).dump({"via": via}))
+    return web.json_response(schema_of(agent_schemas.Heard).dump({"via": via}))
 
 
 @bp.post("/api/agents/<agent_id>/echo")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from occ_app.database.database import Database
@@ -23,10 +23,10 @@ from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.system.compact_json import to_json
 from occ_app.system.foreign_text import storable
-from occ_app.web import requests as web
-from occ_app.web import schemas
-from occ_app.web.callers import Caller
-from occ_app.web.refusals import STATUS
+from occ_app.web.statuses import STATUS
+
+if TYPE_CHECKING:  # the hub's workers do without the memory of Flask
+    from occ_app.web.callers import Caller
 
 log = logging.getLogger("occ.approvals")
 
@@ -149,10 +149,7 @@ class HubApprovals:
         if pending.key_id is not None and keys.is_revoked(self.db, pending.key_id):
             why = f"The key of {pending.actor} was revoked before the machine had the answer; answer with another one."
             return rows.drop_answer(self.db, approval, "FORBIDDEN", why)
-        sent = web.schema_of(schemas.ApprovalAnswer).dump(
-            {**asdict(pending.answer), "actor": pending.actor, "surface": pending.surface}
-        )
-        body = {name: value for name, value in sent.items() if value is not None}
+        body = _body(pending.answer, pending.actor, pending.surface)
         try:
             reply: Mapping[str, Any] = self.calls.client(agent).call("POST", _path(approval), body, _SECONDS)
         except Refused as refusal:
@@ -185,6 +182,21 @@ def person_of(db: Database, caller: Caller, surface: str) -> Person:
     """Return the person behind a key or a login, answering on this surface."""
     name = keys.owner_name(db, caller.owner_id) or OPERATOR
     return Person(name, caller.visible_to, surface, caller.viewer, caller.key_id)
+
+
+def _body(answer: Answer, actor: str, surface: str) -> dict[str, Any]:
+    """Return an answer as the body of POST /approvals/{id} has it."""
+    body = {
+        "decision": answer.decision,
+        "inputHash": answer.input_hash,
+        "message": answer.message,
+        "updatedInput": answer.updated_input,
+        "answers": answer.answers,
+        "remember": answer.remember,
+        "actor": actor,
+        "surface": surface,
+    }
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def _path(approval: Approval) -> str:

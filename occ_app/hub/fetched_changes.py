@@ -25,8 +25,7 @@ from occ_app.executions.records import LARGEST_NUMBER, Execution
 from occ_app.snapshots.objects import OID_PATTERN
 from occ_app.system.compact_json import to_json
 from occ_app.system.foreign_text import storable
-from occ_app.web import requests as web
-from occ_app.web.fields import TrueOrFalse, WholeNumber
+from occ_app.web.fields import TrueOrFalse, WholeNumber, schema_of
 from occ_app.workspaces import workspace as workspaces
 
 log = logging.getLogger("occ.changes")
@@ -189,7 +188,7 @@ def _store(db: Database, number: int, changes: dict[str, Any], patch: bytes | No
     content = {
         "number": number,
         "sums": to_json(sums),
-        "changes": zlib.compress(json.dumps(web.schema_of(_Changes).dump(changes)).encode()),
+        "changes": zlib.compress(json.dumps(schema_of(_Changes).dump(changes)).encode()),
         "patch": None if patch is None else zlib.compress(patch),
     }
     with db.write() as connection:
@@ -214,5 +213,5 @@ def _give_up(db: Database, number: int, reason: str) -> None:
 
 
 def _loaded(schema: type[Schema], reply: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = web.schema_of(schema).load(storable(dict(reply)))
+    found: dict[str, Any] = schema_of(schema).load(storable(dict(reply)))
     return found

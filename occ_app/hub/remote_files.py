@@ -27,8 +27,8 @@ from occ_app.hub import fetched_changes
 from occ_app.hub.agent_clients import Calls
 from occ_app.hub.agents import Agents
 from occ_app.system.foreign_text import storable
-from occ_app.web import requests as web
 from occ_app.web import schemas
+from occ_app.web.fields import schema_of
 from occ_app.workspaces.workspace import Workspace
 
 _PIECE = 1 << 16
@@ -151,7 +151,7 @@ class RemoteFiles:
 
 
 def _checked(schema: type[Schema], reply: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = web.schema_of(schema).load(storable(dict(reply)), unknown=EXCLUDE)
+    found: dict[str, Any] = schema_of(schema).load(storable(dict(reply)), unknown=EXCLUDE)
     return found
 
 

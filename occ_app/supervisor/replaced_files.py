@@ -30,7 +30,8 @@ def _loads() -> bool:
     """Whether the installed files can be loaded; during an upgrade some are missing for a moment."""
     programs = (
         "import occ_app.supervisor.supervisor, occ_app.wsgi, occ_app.hub_wsgi, occ_worker.agent, occ_worker.hub,"
-        " occ_worker.control.process, occ_worker.execution.process"
+        " occ_worker.control.process, occ_worker.execution.process, occ_worker.control.hub_process,"
+        " occ_worker.relay.process"
     )
     tried = subprocess.run(
         interpreter.command("-c", programs), stdin=subprocess.DEVNULL, capture_output=True, check=False

@@ -23,6 +23,7 @@ from marshmallow import Schema
 
 from occ_app.system import relayed
 from occ_app.web import callers, fields, requests, schemas
+from occ_app.web.fields import schema_of
 from occ_app.workspaces import origin
 
 # The whole stream is a text. docs/protocol.md has its frames, and the fields of each event.
@@ -86,7 +87,7 @@ def contract(**terms: Any) -> Callable[[Callable[..., Any]], Callable[..., Respo
             result = view(**values)
             if isinstance(result, Response) or agreed.reply is None:
                 return result  # type: ignore[no-any-return]  # a view without a reply schema returns a Response
-            return requests.json_response(requests.schema_of(agreed.reply).dump(result), agreed.status)
+            return requests.json_response(schema_of(agreed.reply).dump(result), agreed.status)
 
         answer.contract = agreed  # type: ignore[attr-defined]  # a function has no such attribute; contract_of reads it
         return answer

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import re
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
-from marshmallow import ValidationError, fields, validate
+from marshmallow import Schema, ValidationError, fields, validate
 
 from occ_app.system.timestamps import iso
 
@@ -25,6 +26,12 @@ MOMENT_PATTERN = (
 # A prompt may have a million characters, which is 50 ms for a loop in Python.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+@cache
+def schema_of(kind: type[Schema]) -> Schema:
+    """Return the one instance of a schema; making one is slower than using it."""
+    return kind()
 
 
 def check_id(value: str) -> None:

@@ -13,60 +13,9 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import HTTPException
 
 from occ_app import errors
+from occ_app.web.statuses import STATUS
 
 log = logging.getLogger("occ.web")
-
-STATUS = {
-    "INVALID_JSON": 400,
-    "BAD_REQUEST": 400,
-    "INVALID_EVENT_ID": 400,
-    "UNAUTHORIZED": 401,
-    "FORBIDDEN": 403,
-    "FORBIDDEN_ORIGIN": 403,
-    "AGENT_NOT_FOUND": 404,
-    "KEY_NOT_FOUND": 404,
-    "OWNER_NOT_FOUND": 404,
-    "APPROVAL_NOT_FOUND": 404,
-    "CONVERSATION_NOT_FOUND": 404,
-    "RULE_NOT_FOUND": 404,
-    "APPROVAL_CLOSED": 409,
-    "TOO_MANY_RULES": 409,
-    "INPUT_REDACTED": 409,
-    "TOO_MANY_APPROVALS": 409,
-    "RULE_DENIES": 403,
-    "PERMISSION_CEILING": 403,
-    "NOT_FOUND": 404,
-    "WORKSPACE_NOT_FOUND": 404,
-    "EXECUTION_NOT_FOUND": 404,
-    "CHANGES_NOT_FOUND": 404,
-    "FILE_NOT_FOUND": 404,
-    "METHOD_NOT_ALLOWED": 405,
-    "EXECUTION_CONFLICT": 409,
-    "EXECUTION_STARTED": 409,
-    "INPUT_CONFLICT": 409,
-    "MACHINE_IN_USE": 409,
-    "MACHINE_UNKNOWN": 409,
-    "NONCE_EXPIRED": 409,
-    "WORKSPACE_BUSY": 409,
-    "WORKSPACE_CONFLICT": 409,
-    "WORKSPACE_CHANGED": 409,
-    "WORKSPACE_ELSEWHERE": 409,
-    "RESTORE_CONFLICT": 409,
-    "WORKSPACE_IS_FOLDER": 409,
-    "BODY_TOO_LARGE": 413,
-    "FILE_TOO_LARGE": 413,
-    "UNSUPPORTED_MEDIA_TYPE": 415,
-    "WRONG_HOST": 421,
-    "INVALID_REQUEST": 422,
-    "PROTOCOL_UNSUPPORTED": 426,
-    "QUEUE_FULL": 429,
-    "STOPPING": 503,
-    "TOO_MANY_STREAMS": 503,
-    "BUSY": 503,
-    "AGENT_UNREACHABLE": 503,
-    "NO_SPACE": 507,
-}
-
 
 _FORM_TOO_LARGE = "The form has a field of over a megabyte, or too many; put long text into a file of the zip."
 

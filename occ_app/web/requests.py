@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -15,6 +14,7 @@ from marshmallow import Schema, ValidationError
 
 from occ_app import errors
 from occ_app.web import fields
+from occ_app.web.fields import schema_of
 from occ_app.workspaces import origin as origins
 from occ_app.workspaces.origin import Origin
 
@@ -65,12 +65,6 @@ def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
-
-
-@cache
-def schema_of(kind: type[Schema]) -> Schema:
-    """Return the one instance of a schema; making one is slower than using it."""
-    return kind()
 
 
 def loaded(kind: type[Schema], content: Any) -> dict[str, Any]:
