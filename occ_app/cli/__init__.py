@@ -1,4 +1,7 @@
-"""The `occ` command: its groups, and the one place where errors become a sentence and an exit code."""
+"""The `occ` command and its groups.
+
+Only here do errors become a sentence and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ SECRET_FLAGS = {"--api-key": "OCC_API_KEY", "--token": "OCC_TOKEN"}
 
 
 def main() -> None:
-    """The entry point of `occ`."""
+    """Run `occ`, its entry point."""
     from occ_app.system.inheritance import prepare_command
 
     prepare_command()
@@ -25,13 +28,19 @@ def main() -> None:
 
 
 def _leave_first_folder() -> None:
-    """Load no module from the folder of the script or, with -m, from the current one, which may hold anything."""
+    """Load no module from the folder of the script or, with -m, the current folder.
+
+    It may contain anything.
+    """
     if not sys.flags.safe_path and sys.path and not os.path.isdir(os.path.join(sys.path[0], "occ_app")):
         del sys.path[0]
 
 
 def _encode_output() -> None:
-    """Write for a terminal that is not UTF-8 in its own encoding, and escape the characters that it lacks."""
+    """Escape the characters that a terminal's own encoding lacks.
+
+    For a terminal that is not UTF-8.
+    """
     if locale.getencoding().lower() not in ("utf-8", "ansi_x3.4-1968", "us-ascii"):  # ASCII: no locale is set
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -74,7 +83,10 @@ def hide_secrets() -> None:
 
 
 def run_line(arguments: list[str]) -> int:
-    """Run one command line; returns the exit code and lets no traceback reach a person."""
+    """Run one command line and return the exit code.
+
+    No traceback reaches a person.
+    """
     import click
 
     from occ_app import errors
@@ -107,7 +119,10 @@ def run_line(arguments: list[str]) -> int:
 
 
 def output_failed(error: OSError) -> None:
-    """Say that the output cannot be written, and have Python not complain once more when it closes it."""
+    """Report that the output cannot be written.
+
+    Keeps Python from reporting it once more when it closes the stream.
+    """
     from occ_app.cli.output import echo
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

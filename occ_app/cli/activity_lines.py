@@ -1,4 +1,4 @@
-"""The lines of a terminal for events about the work: thinking, sub-agents, the todo list, compaction."""
+"""Lines of a terminal for thinking, sub-agents, the todo list and compaction."""
 
 from __future__ import annotations
 

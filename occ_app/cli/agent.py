@@ -1,4 +1,4 @@
-"""occ stop | status | token | backup: the daemon of this machine, once it was started."""
+"""occ stop | status | token | backup: the running daemon of this machine."""
 
 from __future__ import annotations
 

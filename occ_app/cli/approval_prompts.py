@@ -1,4 +1,4 @@
-"""Approvals at a terminal: their text, the questions that the person is asked, and the answer that is sent."""
+"""Approvals at a terminal: their text, the questions, and the answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _CHOICES = {"y": "yes", "a": "always", "n": "no, with a reason", "e": "edit firs
 
 
 def rules_line(asked: Mapping[str, Any]) -> str:
-    """Return a line with the rules that allowing this always adds. Raises UsageError when there are none."""
+    """Return a line with the rules that allowing this always adds.
+
+    Raises UsageError when there are none.
+    """
     allowed = asked.get("alwaysAllows") or ()
     if not allowed:
         raise click.UsageError(
@@ -36,7 +39,10 @@ def rules_line(asked: Mapping[str, Any]) -> str:
 
 
 def asking(client: AgentClient, events: Iterator[StreamEvent], *, here: bool) -> Iterator[StreamEvent]:
-    """Yield the events; with `here`, after each approval ask the person at this terminal, if there is one."""
+    """Yield the events; with `here`, ask at this terminal after each approval.
+
+    Without a terminal nobody is asked.
+    """
     for event in events:
         yield event
         if event.name == "approval" and here and sys.stdin.isatty() and sys.stderr.isatty():
@@ -49,7 +55,10 @@ def asking(client: AgentClient, events: Iterator[StreamEvent], *, here: bool) ->
 
 
 def ask_open(client: AgentClient, execution_id: str) -> None:
-    """Ask the person at this terminal, if there is one, about the open approvals of an execution."""
+    """Ask at this terminal about the open approvals of an execution.
+
+    Without a terminal nobody is asked.
+    """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     try:
@@ -115,13 +124,19 @@ def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
 
 
 def _choices(asked: Mapping[str, Any]) -> list[str]:
-    """Return the answers that fit: a call that is shown whole may be edited, and some may be allowed always."""
+    """Return the possible answers.
+
+    A call that is shown whole may be edited, and some calls may be allowed always.
+    """
     edit = asked["kind"] == "tool" and not asked["redacted"]
     return ["y", *(["a"] if asked.get("alwaysAllows") else []), "n", *(["e"] if edit else [])]
 
 
 def _edited(given: Any) -> Any:
-    """Open the input in the person's editor. Raises UsageError when it is no JSON object any more."""
+    """Open the input in the person's editor.
+
+    Raises UsageError when the result is not a JSON object.
+    """
     text = click.edit(json.dumps(given, indent=2, ensure_ascii=False), extension=".json")
     try:
         changed = given if text is None else json.loads(text)

@@ -1,4 +1,4 @@
-"""occ approvals, approve, deny, answer: the tool calls and questions of running executions that a person decides on."""
+"""occ approvals, approve, deny, answer: tool calls and questions for a person."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def _with_client(command: Any) -> Any:
 
 
 def _choosing(command: Any) -> Any:
-    """Give the command a client, the approval that its ID or --last names, and the words after the ID."""
+    """Give the command a client, the chosen approval, and the words after the ID.
+
+    The approval is chosen by its ID or --last.
+    """
 
     @click.argument("approval_id", metavar="ID", required=False)
     @click.option("--last", is_flag=True, help="Take the newest one that waits instead of an ID.")
@@ -97,7 +100,10 @@ def approvals(client: AgentClient, closed: bool, as_json: bool) -> None:
 
 
 def _machines(client: AgentClient, asked: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
-    """Return the names of the machines of a hub's approvals by id; none for an agent's."""
+    """Return the names of the machines of a hub's approvals by id.
+
+    Empty for an agent's.
+    """
     ids_of_machines = {str(each["agentId"]) for each in asked if each.get("agentId")}
     return client.machine_names(ids_of_machines) if ids_of_machines else {}
 

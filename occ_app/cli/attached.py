@@ -26,7 +26,10 @@ def option(command: Any) -> Any:
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Return files as the attachments of a request. Raises UsageError for one that cannot be sent."""
+    """Return files as the attachments of a request.
+
+    Raises UsageError for one that cannot be sent.
+    """
     try:
         files = [(path.name, path.read_bytes()) for path in paths]
         if len(files) > attachments.MAX_FILES:

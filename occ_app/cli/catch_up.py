@@ -1,7 +1,7 @@
-"""The changes of a workspace that a folder which was sent to it does not have: of runs, and of restores.
+"""Changes of a workspace that the folder sent to it lacks.
 
-Runs are known with their files before and after. What else leads to the workspace's snapshot now, as a restore does, is
-found by a comparison of the workspace's files with those that the folder is known to have.
+They are of runs and of restores. Runs are known with their files before and after. Other changes, such as a restore's,
+are found by a comparison of the workspace's files with those that the folder is known to have.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from occ_app.workspaces.skipped import skip_reasons
 
 @dataclass(frozen=True)
 class Missing:
-    """The runs whose changes a folder does not have, oldest first, or `snapshot`: the one to compare it with.
+    """The runs whose changes a folder lacks, oldest first, or `snapshot`.
 
-    `touched` are all paths that a run of the workspace changed. `only_runs`: nothing else could be looked for.
+    That is the one to compare it with. `touched` are all paths that a run of the workspace changed. `only_runs`: only
+    runs could be looked for.
     """
 
     runs: tuple[str, ...]
@@ -38,9 +39,10 @@ class Missing:
 
 
 def missing(client: AgentClient, sent: Sent) -> Missing:
-    """Return the changes that a folder lacks. A hub does not know the snapshots of its workspaces, only runs.
+    """Return the changes that a folder lacks.
 
-    Raises NotWritten when a run goes on after something else than a run changed the workspace.
+    A hub does not know the snapshots of its workspaces, only runs. Raises NotWritten when a run is active after
+    another change of the workspace.
     """
     page = client.executions(workspaceId=sent.workspace, limit=1000)["executions"]
     known = list(_recorded(client, page))
@@ -71,7 +73,10 @@ def _recorded(client: AgentClient, page: Iterable[Mapping[str, Any]]) -> Iterato
 
 
 def _chain(sent: Sent, known: list[_Run], now: str | None) -> list[int]:
-    """Return the runs that lead from the folder's snapshot towards the one now, as indexes of `known`."""
+    """Return the runs from the folder's snapshot towards the present one.
+
+    They are indexes of `known`.
+    """
     by_base = dict[str | None, int]()
     for index, run in enumerate(known):
         by_base.setdefault(run.base, index)
@@ -83,7 +88,10 @@ def _chain(sent: Sent, known: list[_Run], now: str | None) -> list[int]:
 
 
 class Comparison:
-    """The files of a workspace now, compared with those that a folder is known to have. Use it as a context manager."""
+    """The files of a workspace now, compared with those a folder is known to have.
+
+    Use it as a context manager.
+    """
 
     def __init__(self, client: AgentClient, sent: Sent, touched: frozenset[str]) -> None:
         self._archive: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the end of the context
@@ -104,9 +112,9 @@ class Comparison:
         self._archive.close()
 
     def content(self, path: str, at: str) -> bytes:
-        """Return a file as it is in the workspace, or with `at` start as the folder is known to have it.
+        """Return a file of the workspace, or with `at` start the folder's known one.
 
-        Raises InConflict for one that was edited in the folder: its former content is nowhere.
+        Raises InConflict for one that was edited in the folder: its former content is not stored.
         """
         if at == "end":
             return self._zip.read(path)

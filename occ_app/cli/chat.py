@@ -99,7 +99,10 @@ def chat(
 
 
 class _Where:
-    """The workspace of a chat: one that exists, or a folder that is sent with the first prompt."""
+    """The workspace of a chat.
+
+    It exists, or is a folder that is sent with the first prompt.
+    """
 
     def __init__(
         self, client: AgentClient, place: str, folder: Path | None, workspace: str | None, project: str | None
@@ -114,9 +117,9 @@ class _Where:
         self.option = f" {flag} {self._existing}" if self._named else folders.option(folder)
 
     def newest(self) -> str | None:
-        """Return the newest turn there, once the edits of a folder are sent; None when there is none.
+        """Return the newest turn there, once the edits of a folder are sent.
 
-        Raises UsageError for a folder that was never sent there.
+        None when there is none. Raises UsageError for a folder that was never sent there.
         """
         if self._named:
             known = self._client.workspaces()

@@ -1,4 +1,4 @@
-"""The conversation of a chat: its turns, and the commands about its prompts and changes."""
+"""The conversation of a chat: its turns, and commands on prompts and changes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Conversation:
         return next((turn["executionId"] for turn in reversed(self.turns()) if turn["finishedAt"]), None)
 
     def following(self, past: str | None) -> tuple[list[dict[str, Any]], int]:
-        """Return the turns to watch after the turn `past`, in their order, and the number of paused ones.
+        """Return the turns to watch after the turn `past`, and the number of paused ones.
 
         A short turn can begin and end before this list is read, so those that ended after `past` are in it. Without
         `past` all turns are.

@@ -1,4 +1,7 @@
-"""Prompts of `occ chat` from a terminal, with history and several lines; from a pipe, one prompt a line."""
+"""Prompts of `occ chat`.
+
+From a terminal with history and several lines; from a pipe, one prompt a line.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,20 @@ _BLOCK = '"""'  # alone on a line it begins and ends a prompt of several lines
 
 
 class Reader:
-    """Reads prompts. The history is kept for this user alone, and without a terminal there is none."""
+    """A reader of prompts.
+
+    The history is kept for this user alone; without a terminal there is none.
+    """
 
     def __init__(self) -> None:
         self._new: list[str] = []
         self._terminal = output.interactive()
 
     def text(self, prompt: str) -> str | None:
-        """Return a prompt of one line or several; None at the end of the input. Raises KeyboardInterrupt."""
+        """Return a prompt of one line or several; None at the end of the input.
+
+        Raises KeyboardInterrupt.
+        """
         line = self._line(prompt)
         if line is None:
             return None

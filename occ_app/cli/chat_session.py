@@ -1,4 +1,4 @@
-"""The conversation of `occ chat`: its turns, their output, and the commands that begin with a slash."""
+"""The session of `occ chat`: turns, their output, and slash commands."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Place(Protocol):
         ...
 
     def accepted(self) -> None:
-        """Called once the first prompt is accepted."""
+        """Note that the first prompt was accepted."""
 
     def ended(self, final: StreamEvent | None, changes: Changes | None) -> None:
-        """Called at the end of each turn."""
+        """Note the end of a turn."""
 
 
 class Left(Exception):
@@ -54,7 +54,7 @@ class Left(Exception):
 
 
 class Chat:
-    """One conversation. `options` are those of each turn, `last` is the turn to continue.
+    """One chat; `options` are those of each turn, `last` is the turn to continue.
 
     `placement` are the options of the first turn, which decide where the conversation runs.
     """
@@ -141,7 +141,7 @@ class Chat:
         self._watch_waiting()
 
     def _begun(self, workspace: str | None, text: str, names: dict[str, Any]) -> Iterator[StreamEvent]:
-        """Yield the events of a new turn: with `ask`, since somebody is here, or less where no more is allowed."""
+        """Yield the events of a new turn, with `ask` or the most that is allowed."""
         names = {name: value for name, value in names.items() if value is not None}
         if self._lowers:
             try:
@@ -165,7 +165,7 @@ class Chat:
             yield event
 
     def _watch(self, execution_id: str, events: Iterator[StreamEvent]) -> None:
-        """Print a turn to its end. Ctrl-C asks the person for a text or a command meanwhile. Raises Left."""
+        """Print a turn to its end; Ctrl-C asks for a text or a command. Raises Left."""
         while True:
             try:
                 # An event counts as seen before the person is asked about it.
@@ -187,7 +187,7 @@ class Chat:
             self._seen = max(self._seen, event.seq)
 
     def _check_accepted(self, execution_id: str) -> None:
-        """Raises Refused when the prompt did not arrive, so that nothing runs."""
+        """Raise Refused when the prompt did not arrive, so that nothing runs."""
         self._client.execution(execution_id)
         self._conversation.last = execution_id
 
@@ -206,7 +206,7 @@ class Chat:
             show_sums(changes)
 
     def _interrupted(self, execution_id: str) -> None:
-        """Take texts and commands for the turn that runs until the person watches on. Raises Left."""
+        """Read texts and commands for the running turn until an empty line. Raises Left."""
         output.note(f"\n{_WORKING}")
         while True:
             try:
@@ -260,7 +260,7 @@ class Chat:
     # -- prompts that wait
 
     def _watch_waiting(self) -> None:
-        """Watch the turns that run, wait or ended meanwhile, one after the other; those that are paused are named."""
+        """Watch the turns that run, wait or ended meanwhile; name the paused ones."""
         while True:
             following, paused = self._conversation.following(self._past)
             if not following:

@@ -1,4 +1,4 @@
-"""occ completion: a script for the shell, and the ids, workspaces and machines that it offers."""
+"""occ completion: a shell's script, and the ids and names that it offers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Offered(click.ParamType[str]):
 
 
 def offer_values(command: click.Command, name: str) -> None:
-    """Have the parameters of a command, and of those below it, offer the values that there are.
+    """Have a command and its subcommands offer values for their parameters.
 
     `name` is the command's full name without `occ`.
     """

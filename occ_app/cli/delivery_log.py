@@ -11,7 +11,10 @@ from occ_app.hub import deliveries
 
 
 def show(sent: Iterable[deliveries.Delivery], name: str, titles: tuple[str, str, str], *, as_json: bool) -> None:
-    """Print deliveries as a table whose first three columns have these titles, or as the list `name` of an object."""
+    """Print deliveries as a table, or as the list `name` of a JSON object.
+
+    The first three columns of the table have these titles.
+    """
     records = list(map(_record, sent))
     if as_json:
         output.echo(json.dumps({name: records}))

@@ -74,7 +74,10 @@ def demo() -> None:
 
 
 def _interrupt_at_signals() -> list[int]:
-    """Raise KeyboardInterrupt at each signal that ends the demonstration; returns the list that they are added to."""
+    """Raise KeyboardInterrupt at each signal that ends the demonstration.
+
+    Returns the list that they are added to.
+    """
     signalled = list[int]()
 
     def interrupt(number: int, _: object) -> None:
@@ -141,7 +144,7 @@ def _hub_config(folder: Path) -> HubConfig:
 
 
 def _simulated(folder: Path) -> Path:
-    """A program that runs the bundled simulation, in place of the CLI."""
+    """Return a program that runs the bundled simulation in place of the CLI."""
     path = folder / "simulated-claude"
     needed = (f"{name}={shlex.quote(value)}" for name, value in child_processes.interpreter_variables().items())
     python = map(shlex.quote, interpreter.command("-m", "occ_worker.execution.simulated_claude"))

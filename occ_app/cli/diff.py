@@ -1,4 +1,4 @@
-"""occ diff: the changes of an execution as a patch or a list, and their sums at the end of a run."""
+"""occ diff: an execution's changes as a patch or a list, and their sums."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def diff(execution_id: str | None, last: bool, stat: bool, url: str | None, toke
 
 
 def show_patch(client: AgentClient, execution_id: str) -> None:
-    """Print the changes of an execution as a patch, on a terminal coloured and by the pager."""
+    """Print the changes of an execution as a patch.
+
+    On a terminal it is coloured and shown by the pager.
+    """
     patch = io.BytesIO()
     results.diff(client, execution_id, patch)
     if not patch.getvalue():
@@ -51,7 +54,10 @@ def show_patch(client: AgentClient, execution_id: str) -> None:
 
 
 def meant(client: AgentClient, given: str | None, *, last: bool) -> str:
-    """Return the whole id of the execution that a person means; without an id the newest one, which is named."""
+    """Return the whole id of the execution that a person names.
+
+    Without an id it is the newest one, whose id is printed.
+    """
     whole = ids.execution_id(ids.ServedExecutions(client), given, last=last or given is None)
     if whole != given:
         output.note(f"changes of {whole}")
@@ -60,15 +66,15 @@ def meant(client: AgentClient, given: str | None, *, last: bool) -> str:
 
 
 def refuse_running(client: AgentClient, execution_id: str) -> None:
-    """Raises NotFound for an execution that goes on: its changes are known at its end."""
+    """Raise NotFound for an active execution: its changes are known at its end."""
     if not client.execution(execution_id).get("finishedAt"):
         raise errors.NotFound("CHANGES_NOT_FOUND", results.goes_on(execution_id))
 
 
 def changes_of(client: AgentClient, execution_id: str, *, succeeded: bool) -> Changes | None:
-    """Return the changes of an execution, once they are stored; None where there are none.
+    """Return the changes of an execution, once they are stored, or None.
 
-    The reason is printed for one that `succeeded`; another one has an error to print.
+    The reason for None is printed if the execution `succeeded`; another one has an error to print.
     """
     try:
         return results.changes(client, execution_id)
@@ -81,9 +87,10 @@ def changes_of(client: AgentClient, execution_id: str, *, succeeded: bool) -> Ch
 
 
 def show_changes(changes: Changes, execution_id: str, again: str, folder: str, *, project: bool) -> None:
-    """Print the sums of an execution's changes, and the commands that show them and bring them into the folder.
+    """Print the sums of an execution's changes, and the commands for them.
 
-    `again` and `folder` are the options by which those commands reach the same place and the same folder.
+    The commands show them and write them into the folder. `again` and `folder` are the options by which those commands
+    reach the same place and the same folder.
     """
     show_sums(changes)
     if changes.entries:

@@ -1,4 +1,4 @@
-"""occ doctor: look for all that keeps this machine's agent, or its hub, from working."""
+"""occ doctor: find everything that keeps this machine's agent or hub from working."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def doctor(of_hub: bool, as_json: bool) -> int:
 
 
 def checks(config: Config, machine: Machine) -> list[Check]:
-    """Return the checks of an agent or of a hub, in the order in which a person corrects the findings."""
+    """Return the checks of an agent or of a hub.
+
+    They are in the order in which a person corrects the findings.
+    """
     of_agent = not isinstance(config, HubConfig)
     of_programs = [("claude", programs.claude), ("sandbox", programs.boxed), ("git", programs.git)]
     named: list[tuple[str, Callable[[Config], Iterable[Finding]]]] = [
@@ -60,7 +63,7 @@ def checks(config: Config, machine: Machine) -> list[Check]:
 
 
 def _settings(of_hub: bool) -> tuple[Config, list[Finding]]:
-    """Return the settings, those of the running daemon or of its next start, and the findings on them.
+    """Return the settings of the daemon or its next start, and the findings on them.
 
     Where they are wrong the settings are the defaults for the right home and Claude Code.
     """
@@ -87,7 +90,10 @@ def _fields(finding: Finding) -> dict[str, str]:
 
 
 def _print(found: list[Finding], wrong: int) -> None:
-    """Print the findings; those of one kind and with the same words, one after the other, are one line."""
+    """Print the findings.
+
+    Consecutive ones of one kind with the same words are one line.
+    """
     lines = list[Finding]()
     for finding in found:
         if lines and replace(lines[-1], check=finding.check) == finding:

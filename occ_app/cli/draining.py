@@ -14,9 +14,9 @@ from occ_app.streams.doorbell import Doorbell
 
 
 def drain(config: Config) -> None:
-    """Refuse new work and wait until nothing runs; queued executions stay for the next start.
+    """Refuse new work and wait until nothing runs.
 
-    An interruption accepts work again.
+    Queued executions stay for the next start. An interruption accepts work again.
     """
     try:
         daemon.refuse_work(config)  # in here: an interruption may come at once

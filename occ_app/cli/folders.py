@@ -1,7 +1,7 @@
-"""The workspace and conversation that a folder was last sent to, for each agent or hub, and the files as sent.
+"""The workspaces, conversations and files of folders that were sent.
 
-`files` are those that the workspace is known to have: it tells edits made here from those made there. It is kept in the
-user's state, never in the folder.
+There is one of each for an agent or hub. `files` are those that the workspace is known to have: they distinguish edits
+made here from those made there. All this is kept in the user's state, never in the folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Sent:
-    """A folder as it was sent: `snapshot` is that of the workspace with these files, None where none is known."""
+    """A folder as it was sent.
+
+    `snapshot` is that of the workspace with these files, None where none is known.
+    """
 
     folder: str
     place: str
@@ -45,7 +48,10 @@ def load(folder: Path, place: str) -> Sent | None:
 
 
 def parent(folder: Path, place: str) -> Sent | None:
-    """Return the nearest folder above that was sent to an agent or hub; None when none was."""
+    """Return the nearest folder above that was sent to an agent or hub.
+
+    None when none was.
+    """
     return next((sent for each in folder.parents if (sent := load(each, place)) is not None), None)
 
 
@@ -62,7 +68,7 @@ def save(sent: Sent) -> None:
 
 
 def pulled(sent: Sent, base: str | None, result: str | None, files: Mapping[str, State | None]) -> Sent:
-    """Return the state after the changes from one snapshot to another came into the folder.
+    """Return the state after changes between two snapshots came into the folder.
 
     Changes of another snapshot than the known one leave it as it is.
     """
@@ -70,7 +76,7 @@ def pulled(sent: Sent, base: str | None, result: str | None, files: Mapping[str,
 
 
 def compared(sent: Sent, snapshot: str | None, files: Mapping[str, State | None]) -> Sent:
-    """Return the state with the files of a snapshot of the workspace, where they differ from the known ones."""
+    """Return the state with a snapshot's files where they differ from the known ones."""
     known = dict(sent.files)
     for path, state in files.items():
         if state is None:
@@ -94,7 +100,10 @@ def states(folder: Path, paths: Iterable[Path]) -> dict[str, State]:
 
 
 def packed_states(archive: IO[bytes]) -> dict[str, State]:
-    """Return the states of the files in a zip: exactly those that are sent, even if the folder changes meanwhile."""
+    """Return the states of the files in a zip.
+
+    They are exactly those that are sent, even if the folder changes meanwhile.
+    """
     found = {}
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
@@ -108,12 +117,15 @@ def packed_states(archive: IO[bytes]) -> dict[str, State]:
 
 
 def differences(sent: Sent, now: Mapping[str, State]) -> tuple[list[str], list[str]]:
-    """Return the paths that were edited or added here since, and those that were removed."""
+    """Return the paths that were edited or added here since, and the removed ones."""
     return sorted(path for path in now if sent.files.get(path) != now[path]), sorted(set(sent.files) - set(now))
 
 
 def option(folder: Path | None) -> str:
-    """Return the option with which a printed command means the same folder; none for the current one."""
+    """Return the option that names this folder in a printed command.
+
+    Empty for the current one.
+    """
     if folder is None or folder.resolve() == Path.cwd():
         return ""
     return f" --dir {shlex.quote(str(folder))}"

@@ -1,4 +1,4 @@
-"""occ jobs edit | move | pause | resume: executions that wait, and the follow-ups of a conversation."""
+"""occ jobs edit | move | pause | resume: executions that wait and follow-ups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _about_one(command: Callable[..., None]) -> Any:
-    """Give a command the client that its options name, and the whole id of the execution that a person means."""
+    """Give a command the client and the whole id of the named execution."""
 
     @ids.choosing
     @job_store.of_the_hub
@@ -114,7 +114,10 @@ def _change(client: AgentClient, execution_id: str, **change: Any) -> None:
 
 
 def _given(prompt: str) -> str:
-    """Return the prompt of --prompt. Raises UsageError for one without text, and for input that is no UTF-8."""
+    """Return the prompt of --prompt.
+
+    Raises UsageError for one without text, and for input that is not UTF-8.
+    """
     try:
         text = sys.stdin.buffer.read().decode() if prompt == "-" else prompt
     except (AttributeError, UnicodeDecodeError):
@@ -125,7 +128,10 @@ def _given(prompt: str) -> str:
 
 
 def _written(client: AgentClient, execution_id: str) -> str | None:
-    """Return the prompt as a person edits it; None when it stays as it is. Raises UsageError without a terminal."""
+    """Return the prompt as a person edits it; None when it stays as it is.
+
+    Raises UsageError without a terminal.
+    """
     if not output.interactive():
         raise click.UsageError("Without a terminal no editor can open; give the prompt with --prompt.")
     former = client.execution(execution_id)["prompt"] or ""

@@ -1,7 +1,7 @@
-"""The history of a git work tree for an upload: a new repository, made from a bundle.
+"""The history of a git work tree for an upload.
 
-It has the branches, the tags and the current commit, and nothing else of the user's repository: no configuration,
-hooks, remotes, stash, reflogs, nor links to object stores elsewhere.
+It is a new repository, made from a bundle. It has the branches, the tags and the current commit, and nothing else of
+the user's repository: no configuration, hooks, remotes, stash, reflogs, nor links to object stores elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEPT = ("HEAD", "index", "packed-refs", "objects", "refs")
 
 
 def check(folder: Path) -> None:
-    """Raises UsageError when a folder is not the top of a git work tree with a commit."""
+    """Raise UsageError unless a folder is the top of a git work tree with a commit."""
     if shutil.which("git") is None:
         raise click.UsageError("--git needs git, which is not installed here.")
     top = _git(["-C", str(folder), "rev-parse", "--show-toplevel"])
@@ -32,7 +32,10 @@ def check(folder: Path) -> None:
 
 
 def add(folder: Path, archive: IO[bytes], scratch: Path) -> None:
-    """Add the history of a work tree to a zip, as `.git`; `scratch` is an empty folder. Raises UsageError."""
+    """Add the history of a work tree to a zip, as `.git`.
+
+    `scratch` is an empty folder. Raises UsageError.
+    """
     bundle, clone = scratch / "bundle", scratch / "clone"
     _run(["-C", str(folder), "bundle", "create", "-q", str(bundle), "HEAD", "--branches", "--tags"])
     _run(["clone", "-q", "--bare", "--template=", str(bundle), str(clone)])

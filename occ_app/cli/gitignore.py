@@ -1,5 +1,7 @@
-"""Which files of a folder go into an upload: in a git work tree those that git lists, elsewhere all that no .gitignore
-names. Links, special files, OCC's own homes and names that an agent refuses are left out.
+"""The files of a folder that go into an upload.
+
+In a git work tree these are the files that git lists, elsewhere all that no .gitignore names. Links, special files,
+OCC's own homes and names that an agent refuses are left out.
 """
 
 from __future__ import annotations
@@ -80,12 +82,15 @@ def names_as_ignored(folder: Path, path: Path) -> bool:
 
 
 def git_environment() -> dict[str, str]:
-    """The variables for a run of git on a repository that its arguments name."""
+    """Return the variables to run git on a repository named by its arguments."""
     return {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
 
 
 def _listed_by_git(folder: Path) -> list[Path] | None:
-    """Return the files and links that git lists below a folder of a work tree, submodules entered; None without git."""
+    """Return the files and links that git lists below a folder of a work tree.
+
+    Submodules are entered. None without git.
+    """
     git = shutil.which("git")
     if git is None:
         return None
@@ -100,7 +105,10 @@ def _listed_by_git(folder: Path) -> list[Path] | None:
 
 
 def _entered(folder: Path, name: str) -> Iterator[Path]:
-    """Yield a path that git listed if it exists, and of a repository inside the work tree its files."""
+    """Yield a path that git listed if it exists.
+
+    Of a repository inside the work tree, yield its files.
+    """
     path = folder / name
     if _missing(folder, path):
         return
@@ -112,7 +120,10 @@ def _entered(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _missing(folder: Path, path: Path) -> bool:
-    """Return whether a listed path is gone, or lies behind a link that took the place of a folder."""
+    """Return whether a listed path does not exist.
+
+    A path behind a link that replaced a folder counts as missing.
+    """
     parents = path.relative_to(folder).parents
     return not os.path.lexists(path) or any((folder / parent).is_symlink() for parent in parents if parent.name)
 
@@ -121,7 +132,7 @@ def _missing(folder: Path, path: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files, links and folders below a folder that git would list, in order, and its empty folders."""
+    """Yield the files, links and empty folders that git would list, in order."""
     root = next((each for each in (folder, *folder.parents) if _is_repository(each)), None)
     rules = [Rules.of(_content(path), b"") for path in _shared_ignore_files(root)] if root is not None else []
     base = root or folder
@@ -157,7 +168,10 @@ def _bytes(path: Path, base: Path) -> bytes:
 
 
 def _rules_of(folder: Path, base: Path) -> Rules:
-    """Return the rules of a folder's .gitignore, which git does not read through a link."""
+    """Return the rules of a folder's .gitignore.
+
+    git does not read one through a link.
+    """
     below = os.fsencode(folder.relative_to(base)) + b"/" if folder != base else b""
     path = folder / ".gitignore"
     return Rules.of(b"" if path.is_symlink() else _content(path), below)
@@ -179,7 +193,10 @@ def _is_repository(folder: Path) -> bool:
 
 
 def _shared_ignore_files(root: Path) -> list[Path]:
-    """Return the user's ignore file and that of the repository, the one that wins last."""
+    """Return the user's ignore file and the repository's.
+
+    The one that overrides is last.
+    """
     mark = root / ".git"
     if mark.is_file():
         mark = root / _content(mark).decode(errors="replace").removeprefix("gitdir:").strip()
@@ -189,9 +206,9 @@ def _shared_ignore_files(root: Path) -> list[Path]:
 
 
 def _excludes_file(repository: Path) -> list[Path]:
-    """Return the ignore file that git's settings name, those of the repository first, else the usual one of the user.
+    """Return the ignore file that git's settings name.
 
-    `repository` is the repository's settings file.
+    The repository's settings come first, else the user's usual file.
     """
     try:
         home = Path.home()
@@ -205,7 +222,10 @@ def _excludes_file(repository: Path) -> list[Path]:
 
 
 def _excludes_file_told(git: str, repository: Path) -> str | None:
-    """Return git's own reading of core.excludesFile, for a repository that git does not list; None when it is unset."""
+    """Return git's own reading of core.excludesFile; None when it is unset.
+
+    For a repository that git does not list.
+    """
     scopes = [["--file", str(repository)]] if repository.is_file() else []
     for scope in (*scopes, []):  # the second: of the system, the user, and the environment
         command = [git, "-C", "/", "config", *scope, "--includes", "--type=path", "--get", "core.excludesFile"]
@@ -218,7 +238,10 @@ def _excludes_file_told(git: str, repository: Path) -> str | None:
 
 
 def _excludes_file_read(home: Path, repository: Path) -> str | None:
-    """Read core.excludesFile without git: only the files that git reads first, and nothing that they include."""
+    """Read core.excludesFile without git.
+
+    Only the files that git reads first are read, and nothing that they include.
+    """
     user = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git" / "config"
     places = [user, Path(os.environ.get("GIT_CONFIG_GLOBAL") or home / ".gitconfig"), repository]
     if not os.environ.get("GIT_CONFIG_NOSYSTEM"):

@@ -1,4 +1,4 @@
-"""occ hub start | stop | status | keys | agents | webhooks | notify: the hub of this machine."""
+"""occ hub start | stop | status | keys | agents | webhooks | notify."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The address of this machine's hub as other devices reach it, and QR codes of addresses."""
+"""The hub's address for other devices, and QR codes of addresses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def address(running: daemon.Daemon) -> str:
 
 
 def shown_url(url: str, host: str, public_url: str | None) -> str:
-    """The address to give to other machines: the public one, or one that this machine has on a network."""
+    """Return the address to give to other machines.
+
+    It is the public one, or one that this machine has on a network.
+    """
     if public_url:
         return public_url
     if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound

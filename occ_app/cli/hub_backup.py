@@ -1,4 +1,4 @@
-"""occ hub backup | restore | move: a copy of this machine's hub, and its way to another machine."""
+"""occ hub backup | restore | move: a copy of the hub, and moving it elsewhere."""
 
 from __future__ import annotations
 

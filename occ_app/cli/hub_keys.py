@@ -95,7 +95,10 @@ _PERMISSIONS = (
 
 
 def _print_key(reply: dict[str, Any], kind: str) -> None:
-    """Print a key alone on standard output, and on standard error the command that uses it."""
+    """Print a key alone on standard output.
+
+    The command that uses it goes to standard error.
+    """
     output.echo(reply["key"])
     running = running_hub()
     url = address(running)
@@ -140,7 +143,7 @@ def list_keys(as_json: bool) -> None:
 
 
 def _until(key: dict[str, Any]) -> str:
-    """The day it expires, or why it opens nothing any more."""
+    """Return the day it expires, or why it is no longer accepted."""
     if key["revokedAt"]:
         return "revoked"
     if key["expiresAt"] is None:

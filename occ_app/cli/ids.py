@@ -1,6 +1,6 @@
-"""Ids as people give them: whole, by any beginning that only one has, or as the newest one.
+"""Ids as people give them: whole, by a unique beginning, or as the newest one.
 
-They are looked up among those that the key may see, and a whole id wins. The API itself takes whole ids only.
+They are looked up among those that the key may see, and a whole id comes first. The API itself accepts whole ids only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class Executions(Protocol):
         ...
 
     def beginning_with(self, beginning: str, limit: int) -> list[str]:
-        """Return at most `limit` ids that begin so, newest first; with an empty beginning the newest of all."""
+        """Return at most `limit` ids that begin so, newest first.
+
+        An empty beginning matches all.
+        """
         ...
 
 
@@ -75,13 +78,16 @@ class ServedExecutions:
 
 
 def choosing(command: Any) -> Any:
-    """Give a command the argument ID, which may be a beginning, and the option --last; it gets both."""
+    """Give a command the argument ID, which may be a beginning, and --last."""
     command = click.option("--last", is_flag=True, help="Take the newest run instead of an ID.")(command)
     return click.argument("execution_id", metavar="ID", required=False)(command)
 
 
 def execution_id(source: Executions, given: str | None, *, last: bool) -> str:
-    """Return the whole id of the execution that a person means. Raises UsageError and NotFound."""
+    """Return the whole id of the execution that a person names.
+
+    Raises UsageError and NotFound.
+    """
     if (given is None) != last:
         raise click.UsageError("Give the ID of one run, or its beginning, or --last.")
     if given is None:
@@ -96,9 +102,9 @@ def execution_id(source: Executions, given: str | None, *, last: bool) -> str:
 
 
 def approval_id(client: AgentClient, given: str | None, *, last: bool) -> str:
-    """Return the whole id of the approval that a person means: one that waits, else a closed one.
+    """Return the whole id of the approval that a person names.
 
-    Raises UsageError and NotFound.
+    It is an open one, else a closed one. Raises UsageError and NotFound.
     """
     if (given is None) != last:
         raise click.UsageError("Give the ID of one approval, or its beginning, or --last.")
@@ -115,13 +121,19 @@ def approval_id(client: AgentClient, given: str | None, *, last: bool) -> str:
 
 
 def _approvals(client: AgentClient, query: str) -> list[str]:
-    """Return the ids of approvals, oldest first; with a query those that wait for a person."""
+    """Return the ids of approvals, oldest first.
+
+    With a query, those that wait for a person.
+    """
     listed = client.call("GET", f"/approvals{query}")["approvals"]
     return [str(each["approvalId"]) for each in listed if not query or each.get("pending") is None]
 
 
 def workspace(client: AgentClient, given: str) -> dict[str, Any]:
-    """Return the record of the workspace that a person means: its id, its alias, or a beginning. Raises NotFound."""
+    """Return the record of the workspace that a person names.
+
+    It is named by its id, its alias, or a beginning. Raises NotFound.
+    """
     if "@" not in given:
         try:
             return client.workspace(given)
@@ -132,15 +144,18 @@ def workspace(client: AgentClient, given: str) -> dict[str, Any]:
 
 
 def workspace_id(client: AgentClient, given: str) -> str:
-    """Return the name to run under in the workspace that a person means: a project's alias, else the id."""
+    """Return the name under which to run in the workspace that a person names.
+
+    It is a project's alias, else the id.
+    """
     record = workspace(client, given)
     return str(record.get("alias") or record["workspaceId"])
 
 
 def workspace_filter(records: Iterable[Mapping[str, Any]], given: str) -> str:
-    """Return the id for a list of one workspace's executions; one that no workspace has now may be a removed one's.
+    """Return the id for a list of one workspace's executions.
 
-    Raises NotFound for a beginning of several ids.
+    An id that no workspace has now may be a removed one's. Raises NotFound for a beginning of several ids.
     """
     listed = list(records)
     if not any(name.startswith(given) for record in listed for name in _names_of(record)):
@@ -161,7 +176,10 @@ def _names_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def the_one(given: str, found: Sequence[str], missing: Callable[[str], errors.NotFound]) -> str:
-    """Return the only one of the ids found. Raises NotFound: the `missing` one, or that of several."""
+    """Return the only one of the ids found.
+
+    Raises NotFound: the `missing` one, or that of several.
+    """
     if len(found) == 1:
         return found[0]
     error = missing(given)

@@ -1,4 +1,4 @@
-"""The database behind `occ jobs`: the one of this machine's agent, or with --hub of its hub."""
+"""The database behind `occ jobs`: the agent's, or with --hub the hub's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ of_the_hub = click.option(
 
 
 def config() -> Config:
-    """The settings of this machine's agent, or with --hub of its hub."""
+    """Return the settings of this machine's agent, or with --hub of its hub."""
     return remote.settings(click.get_current_context().obj)
 
 
@@ -50,7 +50,10 @@ def database() -> Database:
 
 
 def hub_database() -> Database:
-    """Open the database of this machine's hub, also for writing. Raises NotRunning when there is none."""
+    """Open the database of this machine's hub, also for writing.
+
+    Raises NotRunning when there is none.
+    """
     return schema.opened(existing(configuration.load_hub()))
 
 

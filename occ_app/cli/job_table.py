@@ -12,7 +12,10 @@ _STATE_COLUMN = 1
 
 
 def show(records: Iterable[Mapping[str, Any]], name_machines: Callable[[Iterable[str]], Mapping[str, str]]) -> None:
-    """Print records of executions, with the machine where a hub placed any; `name_machines` returns names by id."""
+    """Print records of executions, with the machines that a hub chose.
+
+    `name_machines` returns names by id.
+    """
     listed = list(records)
     placed = {record["agentId"] for record in listed if record.get("agentId")}
     names = name_machines(placed) if placed else None

@@ -1,5 +1,6 @@
-"""occ jobs: the executions of this machine, read from the database, so it works when the daemon is down too; with --url
-those of an agent or hub elsewhere.
+"""occ jobs: the executions of this machine, or with --url of one elsewhere.
+
+This machine's are read from the database, so the daemon may be down.
 """
 
 from __future__ import annotations

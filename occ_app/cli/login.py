@@ -1,4 +1,4 @@
-"""occ login | logout | remotes: agents and hubs elsewhere that every command can use."""
+"""occ login | logout | remotes: agents and hubs elsewhere for all commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def login(url: str, name: str | None, token: str | None, pin: str | None) -> Non
 
 
 def _checked_name(name: str | None, url: str) -> str:
-    """The name to store. Raises UsageError for one that cannot be used or is another remote's."""
+    """Return the name to store.
+
+    Raises UsageError for one that cannot be used or is another remote's.
+    """
     if name is None:
         return remotes.free_name(url)
     if not remotes.is_name(name):
@@ -56,9 +59,10 @@ def _checked_name(name: str | None, url: str) -> str:
 
 
 def _trusted(url: str, pin: str | None) -> str | None:
-    """Return the fingerprint to pin; None where the system trusts the certificate, or without TLS.
+    """Return the fingerprint to pin.
 
-    Raises UsageError for a pin that cannot be, and Untrusted for a certificate that is not the pinned or confirmed one.
+    None where the system trusts the certificate, or without TLS. Raises UsageError for an impossible pin, and
+    Untrusted for a certificate that is not the pinned or confirmed one.
     """
     from occ_app.client.certificates import presented
 
@@ -111,7 +115,10 @@ def _warn_unencrypted(url: str) -> None:
 
 
 def _key(token: str | None) -> str:
-    """The key as an option, a variable or the person gives it; it is not shown while it is typed."""
+    """Return the key from an option, a variable or the person.
+
+    It is not shown while it is typed.
+    """
     if token is not None:
         return client_variables.read_secret(token, "--token")
     secret = client_variables.client_token()
@@ -124,7 +131,10 @@ def _key(token: str | None) -> str:
 
 
 def _kind(client: AgentClient) -> str:
-    """Return agent or hub. Raises Refused for a key that it does not accept, and Unreachable."""
+    """Return agent or hub.
+
+    Raises Refused for a key that it does not accept, and Unreachable.
+    """
     client.workspaces()
     try:
         client.call("GET", "/agents")

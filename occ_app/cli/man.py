@@ -59,7 +59,7 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
 
 
 def _text(text: str) -> Iterator[str]:
-    """A help text; click's mark before a paragraph keeps its lines as they are."""
+    """Return a help text; click's mark before a paragraph keeps its lines."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         lines = paragraph.split("\n")
         yield ".PP"

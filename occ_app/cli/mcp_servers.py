@@ -1,4 +1,4 @@
-"""occ mcp-servers add | list | remove: the MCP servers of this machine's operator that runs may use."""
+"""occ mcp-servers add | list | remove: the operator's MCP servers for runs."""
 
 from __future__ import annotations
 
@@ -130,7 +130,10 @@ def remove(name: str) -> None:
 
 
 def _absolute(command: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a command whose program and files are found from every folder. Raises UsageError."""
+    """Return a command with absolute paths of its program and files.
+
+    Raises UsageError.
+    """
     program = shutil.which(command[0])
     if program is None:
         raise click.UsageError(f"There is no program {command[0]!r}; give its path, or install it.")
@@ -153,7 +156,10 @@ def _address(url: str) -> str:
 
 
 def _values(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Return the values of --env or --header: of a file, typed now, or, for those that are no secrets, as given."""
+    """Return the values of --env or --header.
+
+    They are from a file, typed now, or, unless they are secrets, from the option.
+    """
     values = {}
     for pair in pairs:
         name, given, value = pair.partition("=")

@@ -1,8 +1,8 @@
-"""Bringing the changes of an execution into a folder: which files are written, merged, left out or in conflict.
+"""Writing the changes of an execution into a folder.
 
-A file is written only where the folder has it as it was before the execution. One that was edited here meanwhile is
-merged in three ways; where that is impossible it is a conflict. A path that the execution's base did not have is never
-overwritten or removed.
+Each file is written, merged, left out or in conflict. A file is written only where the folder has it as it was before
+the execution. One that was edited here meanwhile is merged in three ways; where that is impossible it is a conflict. A
+path that the execution's base did not have is never overwritten or removed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ _FILE_MODES = {"100644", "100755"}
 
 @dataclass(frozen=True)
 class Operation:
-    """The change of one path: from `base` to `result`, which are paths at the start and the end; None: no file.
+    """The change of one path, from `base` to `result`.
 
-    `local` is the path that the file has in the folder before a rename.
+    These are paths at the start and the end; None: no file. `local` is the path that the file has in the folder before
+    a rename.
     """
 
     path: str
@@ -48,9 +49,10 @@ class Operation:
 
 @dataclass
 class Plan:
-    """The outcome for each path: written, removed, merged, the same already, left out or in conflict, with reasons.
+    """The outcome for each path, with reasons.
 
-    `results` are the run's versions of all but those left out: their SHA-256 and whether they are executable.
+    A path is written, removed, merged, unchanged, left out or in conflict. `results` are the run's versions of all but
+    those left out: their SHA-256 and whether they are executable.
     """
 
     written: list[str] = field(default_factory=list)
@@ -102,7 +104,10 @@ def _operations(entries: Sequence[Entry], done: Plan, *, trust: bool) -> Iterato
 
 
 def _unusual(path: str) -> str | None:
-    """Return why a path is left out. Raises NotWritten for one outside the folder, or in a git directory."""
+    """Return why a path is left out.
+
+    Raises NotWritten for one outside the folder, or in a git directory.
+    """
     parts = path.split("/")
     if not all(parts) or {".", ".."} & set(parts) or ".git" in (part.rstrip(" .").lower() for part in parts):
         raise errors.NotWritten(f"The changes name {path[:200]!r}, which no run can change; nothing was written.")
@@ -118,7 +123,10 @@ def _unusual(path: str) -> str | None:
 
 
 def _split(entry: Entry) -> list[Operation]:
-    """Return the operations for an entry; a rename writes one path and removes another."""
+    """Return the operations for an entry.
+
+    A rename writes one path and removes another.
+    """
     path, old = entry.path, entry.old_path
     if entry.status == "renamed" and old is not None:
         write = Operation(path, old, path, entry.old_mode, entry.mode, old)
@@ -168,7 +176,10 @@ class _Planner:
             self._moved.add(operation.local)
 
     def _merged(self, operation: Operation, result: bytes) -> bytes:
-        """Return the content to write: the run's, or one with the edits that were made here."""
+        """Return the content to write.
+
+        It is the run's, or one with the edits that were made here.
+        """
         if operation.base is None:
             return result
         source, _ = self._update.look(operation.local)
@@ -205,12 +216,15 @@ class _Planner:
 
 
 def digest(content: bytes) -> str:
-    """The SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _mode(operation: Operation, here: int | None) -> int:
-    """Return the mode of a file to write: that of the file here, executable if the run made it so."""
+    """Return the mode of a file to write.
+
+    It is that of the file here, executable if the run made it so.
+    """
     executable = operation.mode == "100755"
     if here is None:
         return (0o777 if executable else 0o666) & ~_umask()
@@ -226,7 +240,10 @@ def _umask() -> int:
 
 
 def merge(here: bytes, base: bytes, result: bytes) -> bytes | None:
-    """Merge two edited versions of a text; None when both changed the same lines, or git is missing."""
+    """Merge two edited versions of a text.
+
+    None when both changed the same lines, or git is missing.
+    """
     git = shutil.which("git")
     if git is None:
         return None

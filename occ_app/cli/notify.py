@@ -1,4 +1,7 @@
-"""occ hub notify: how owners are notified; works on the database, and a test needs the running hub."""
+"""occ hub notify: the notifications of owners.
+
+It works on the database; a test needs the running hub.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,10 @@ def add(kind: str, address: str, owner: str | None, only: str | None, name: str 
 
 
 def _address(kind: str, address: str, token: str | None) -> tuple[dict[str, Any], str]:
-    """Return the stored form of an address, and the form that lists show. Raises ConfigError."""
+    """Return the stored form of an address, and the form that lists show.
+
+    Raises ConfigError.
+    """
     if kind == channels.EMAIL:
         try:
             return {"to": mail_address(address)}, address
@@ -149,7 +155,10 @@ def test(channel_id: str) -> int:
 
 
 def _followed(rows: Database, delivery_id: str) -> int:
-    """Print the result of a delivery once its first attempt is over; returns the exit code."""
+    """Print the result of a delivery once its first attempt is over.
+
+    Returns the exit code.
+    """
     deadline = time.monotonic() + _TEST_SECONDS
     while time.monotonic() < deadline:
         sent = deliveries.find(rows, delivery_id)

@@ -1,4 +1,4 @@
-"""Print the results of commands to standard output and everything else to standard error.
+"""Print the results of commands to standard output, all else to standard error.
 
 Text from elsewhere reaches a terminal through this module alone, escaped by `occ_app.system.foreign_text`.
 """
@@ -51,13 +51,19 @@ def _cleared() -> contextlib.AbstractContextManager[None]:
 
 
 def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
-    """Print text with terminal control sequences escaped: every command prints through this module."""
+    """Print text with terminal control sequences escaped.
+
+    Every command prints through this module.
+    """
     with _cleared():
         click.echo(visible(message), nl=nl, err=err)
 
 
 def raw(text: str) -> None:
-    """Print text as it is, without a line break: a program or a file gets every character."""
+    """Print text as it is, without a line break.
+
+    A program or a file gets every character.
+    """
     click.echo(text, nl=False, color=True)
 
 
@@ -131,7 +137,10 @@ def size(count: int) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, state: int | None = None) -> None:
-    """Print a table; on a terminal no wider than that, and with the states in the column `state` in colour."""
+    """Print a table, on a terminal at most as wide as that.
+
+    There the states in the column `state` are coloured.
+    """
     live = sys.stdout.isatty()
     shown = [[visible_line(cell) for cell in row] for row in rows]
     width = shutil.get_terminal_size().columns if live else None
@@ -140,7 +149,10 @@ def table(rows: Sequence[Sequence[str]], *, state: int | None = None) -> None:
 
 
 def page(text: Iterable[str]) -> None:
-    """Show a text in the pager of the user; `less` prints one that fits on the screen, as git lets it do."""
+    """Show a text in the pager of the user.
+
+    `less` prints one that fits on the screen, as git configures it.
+    """
     os.environ.setdefault("LESS", "FRX")
     click.echo_via_pager(text)
 
@@ -162,7 +174,7 @@ def print_snippet(where: str, pieces: Iterable[Mapping[str, Any]]) -> None:
 
 
 def outcome(final: StreamEvent | None) -> int:
-    """The exit code of an execution, its reason printed when it did not succeed."""
+    """Return the exit code of an execution; print why it did not succeed."""
     if final is None:
         return 1
     if final.name == "complete":
@@ -172,7 +184,10 @@ def outcome(final: StreamEvent | None) -> int:
 
 
 def took(record: Mapping[str, Any]) -> str:
-    """Return the time from the start of an execution to its end, or to now; empty before its start."""
+    """Return the time from the start of an execution to its end, or to now.
+
+    Empty before its start.
+    """
     if record["startedAt"] is None:
         return ""
     end = datetime.fromisoformat(record["finishedAt"]) if record["finishedAt"] else datetime.now(UTC)
@@ -180,7 +195,10 @@ def took(record: Mapping[str, Any]) -> str:
 
 
 def summary(final: StreamEvent | None, record: Mapping[str, Any] | None) -> None:
-    """Print one line with the time, cost and turns of a finished execution; the time is that of its record."""
+    """Print one line with the time, cost and turns of a finished execution.
+
+    The time is that of its record.
+    """
     if final is None or final.name != "complete":
         return
     data = final.data

@@ -41,7 +41,10 @@ def pair(owner: str | None, role: str) -> None:
 
 
 def print_link(running: daemon.Daemon, pairing: Mapping[str, Any], whose: str) -> None:
-    """Print the link of a one-time code alone on standard output, and the rest on standard error."""
+    """Print the link of a one-time code alone on standard output.
+
+    The rest goes to standard error.
+    """
     link = f"{address(running)}{pairing['path']}"
     if not is_local(link):
         output.raw_note(qr(link))

@@ -72,7 +72,10 @@ class Choices:
 
 
 def _sent(folder: Path, place: str) -> Sent:
-    """Return where a folder was sent. Raises UsageError for one of which no workspace or snapshot is known."""
+    """Return where a folder was sent.
+
+    Raises UsageError for one without a known workspace or snapshot.
+    """
     sent = folders.load(folder, place)
     if sent is not None and sent.snapshot is not None:
         return sent
@@ -86,7 +89,10 @@ def _sent(folder: Path, place: str) -> Sent:
 
 
 def _check_place(client: AgentClient, workspace: str, folder: Path, place: str) -> None:
-    """Raises UsageError for a run of a project, and for a folder in the one that was sent as the workspace."""
+    """Raise UsageError for a folder that the run's changes cannot be written into.
+
+    It is inside the folder that was sent as the workspace, or the run was in a project.
+    """
     above = folders.parent(folder, place)
     sent = folders.load(folder, place)
     if above is not None and above.workspace == workspace and (sent is None or sent.workspace != workspace):
@@ -99,7 +105,10 @@ def _check_place(client: AgentClient, workspace: str, folder: Path, place: str) 
 
 
 def _catch_up(client: AgentClient, sent: Sent, choices: Choices) -> int:
-    """Bring all changes of the workspace that a folder does not have; returns 1 when files were left as they were."""
+    """Write all changes of the workspace that a folder lacks into it.
+
+    Returns 1 when files were left as they were.
+    """
     lacking = catch_up.missing(client, sent)
     folder = Path(sent.folder)
     if lacking.snapshot is not None:
@@ -113,7 +122,10 @@ def _catch_up(client: AgentClient, sent: Sent, choices: Choices) -> int:
 
 
 def _bring_snapshot(client: AgentClient, sent: Sent, snapshot: str, touched: frozenset[str], choices: Choices) -> int:
-    """Bring the files of a workspace that something else than a run changed, as they are now."""
+    """Write the files of a workspace that were changed by something else than a run.
+
+    They are written as they are now.
+    """
     output.note(f"workspace {sent.workspace} was restored or changed apart from its runs; its files are compared")
     with catch_up.Comparison(client, sent, touched) as compared:
         if catch_up.missing(client, sent).snapshot != snapshot:  # a run may have begun, too
@@ -132,9 +144,10 @@ def _bring_snapshot(client: AgentClient, sent: Sent, snapshot: str, touched: fro
 
 
 def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choices: Choices) -> int:
-    """Write the changes of an execution into a folder; returns 1 when files in conflict were left as they are.
+    """Write the changes of an execution into a folder.
 
-    Raises NotWritten when nothing was written, and UsageError for a folder that is not the place for it.
+    Returns 1 when files in conflict were left as they are. Raises NotWritten when nothing was written, and UsageError
+    for a folder that is not the place for it.
     """
     workspace = str(client.execution(execution_id)["workspaceId"])
     _check_place(client, workspace, folder, place)
@@ -164,7 +177,10 @@ def bring(client: AgentClient, execution_id: str, folder: Path, place: str, choi
 
 
 def _write(folder: Path, entries: Sequence[Entry], content: merging.Content, choices: Choices) -> merging.Plan:
-    """Write changes into a folder in one step. Raises NotWritten for conflicts, unless they are to be rejected."""
+    """Write changes into a folder in one step.
+
+    Raises NotWritten for conflicts, unless they are to be rejected.
+    """
     with tree_update.TreeUpdate(folder) as update:
         if update.recovered is not None:
             output.note(update.recovered)
@@ -178,7 +194,10 @@ def _write(folder: Path, entries: Sequence[Entry], content: merging.Content, cho
 
 
 def _remember(workspace: str, folder: Path, place: str, changes: Changes, outcome: merging.Plan) -> None:
-    """Note which files of the workspace the folder has now, so that later edits of it can be sent."""
+    """Record the files of the workspace that the folder has now.
+
+    Later edits of it can then be sent.
+    """
     sent = folders.load(folder, place)
     if sent is None or workspace != sent.workspace:
         return
@@ -214,9 +233,9 @@ def _report(outcome: merging.Plan, report: Callable[[str], object]) -> None:
 
 
 def _reject(conflicts: Mapping[str, str], store: Callable[[str, IO[bytes]], None], kind: str) -> None:
-    """Store the patches of files in conflict, or the workspace's versions, outside of the folder.
+    """Store the patches of files in conflict, or the workspace's versions.
 
-    No later run sends them from there.
+    They are outside of the folder, so that no later run sends them.
     """
     folder = Path(tempfile.mkdtemp(prefix="occ-rejected-"))
     for number, (path, reason) in enumerate(conflicts.items(), 1):

@@ -1,5 +1,6 @@
-"""The agent or hub that a command talks to, decided in one place: one that its options, OCC_URL or `occ login` name,
-else that of this machine.
+"""The agent or hub that a command calls; only this module decides it.
+
+The options, OCC_URL or `occ login` name it; else it is that of this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _FINGERPRINT = r"([0-9A-Fa-f]{2}:?){32}"
 
 
 def settings(kind: str = "agent") -> Config:
-    """The settings of an agent or a hub that is there already; the defaults, with a warning, where they are wrong."""
+    """Return the settings of an existing agent or hub.
+
+    The defaults, with a warning, where they are wrong.
+    """
     kind_of_config = {each.program.kind: each for each in (Config, HubConfig)}[kind]
     home = homes.home_folder(program=kind_of_config.program)
     try:
@@ -38,7 +42,7 @@ def settings(kind: str = "agent") -> Config:
 
 
 def options(what: str) -> Callable[[Any], Any]:
-    """The options --url, --token and --pin; `what` describes the URL."""
+    """Return the options --url, --token and --pin; `what` describes the URL."""
 
     def add(command: Any) -> Any:
         for option in (
@@ -64,7 +68,7 @@ def options(what: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True)
 class Place:
-    """The agent or hub elsewhere that a command talks to; `label` names it to a person."""
+    """The agent or hub elsewhere that a command calls; `label` is for a person."""
 
     url: str
     token: str = field(repr=False)
@@ -79,10 +83,10 @@ class Place:
 
 
 def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> Place | None:
-    """Return the agent or hub elsewhere that is meant; None for this machine's agent, or with `hub` its hub.
+    """Return the agent or hub elsewhere that is meant.
 
-    The first of these decides: `url`, an address or the name of a remote; `hub`; OCC_URL; the default remote.
-    Raises UsageError or ConfigError.
+    None for this machine's agent, or with `hub` its hub. The first of these decides: `url`, an address or the name of
+    a remote; `hub`; OCC_URL; the default remote. Raises UsageError or ConfigError.
     """
     if url == remotes.LOCAL:
         return None
@@ -101,20 +105,29 @@ def decide(url: str | None, token: str | None, pin: str | None, *, hub: bool = F
 
 
 def _local_hub(pin: str | None) -> Place:
-    """This machine's hub, as its operator. Raises NotRunning, and UsageError for a pin."""
+    """Return this machine's hub, as its operator.
+
+    Raises NotRunning, and UsageError for a pin.
+    """
     _check_pin(None, pin)
     running, identity = running_hub(), state.load(settings("hub").state)
     return Place(running.url, identity.token if identity else "", running.fingerprint, "the hub of this machine")
 
 
 def place_name(url: str | None, token: str | None, pin: str | None) -> str:
-    """Return a lasting name for the agent or hub that `decide` finds: its address, or the home of this machine's."""
+    """Return a lasting name for the agent or hub that `decide` finds.
+
+    It is its address, or the home of this machine's.
+    """
     place = decide(url, token, pin)
     return place.url if place is not None else str(homes.home_folder())
 
 
 def elsewhere(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient | None:
-    """Return a client of the agent or hub that `decide` finds, which is named on standard error; None for a local."""
+    """Return a client of the agent or hub that `decide` finds; None for a local one.
+
+    It is named on standard error.
+    """
     place = decide(url, token, pin, hub=hub)
     if place is None:
         return None
@@ -123,12 +136,15 @@ def elsewhere(url: str | None, token: str | None, pin: str | None, *, hub: bool 
 
 
 def chosen(url: str | None, token: str | None, pin: str | None, *, hub: bool = False) -> AgentClient:
-    """Return a client of the agent or hub that `decide` finds. Raises NotRunning for a local one that is down."""
+    """Return a client of the agent or hub that `decide` finds.
+
+    Raises NotRunning for a local one that is down.
+    """
     return elsewhere(url, token, pin, hub=hub) or local(hub=hub)
 
 
 def local(*, hub: bool = False) -> AgentClient:
-    """A client of this machine's agent, or of its hub. Raises NotRunning."""
+    """Return a client of this machine's agent or hub. Raises NotRunning."""
     return hub_client() if hub else _local_client()
 
 
@@ -160,7 +176,10 @@ def _named(url: str, token: str | None, pin: str | None) -> Place:
 
 
 def _addressed(url: str, token: str | None, pin: str | None, source: str) -> Place:
-    """The agent or hub at an address; a remote with this address lends its key and its pin."""
+    """Return the agent or hub at an address.
+
+    The key and the pin are those of a remote with this address, if any.
+    """
     _check_pin(url, pin)
     try:
         address = http_url(url)
@@ -185,7 +204,7 @@ def _secret(token: str | None) -> str | None:
 
 
 def _variable_pin(url: str) -> str | None:
-    """The pin in OCC_PIN for an address with TLS. Raises ConfigError when it is none."""
+    """Return the pin in OCC_PIN for an address with TLS. Raises ConfigError."""
     pin = client_variables.client_pin()
     if pin is None or not url.startswith("https://"):
         return None
@@ -195,7 +214,7 @@ def _variable_pin(url: str) -> str | None:
 
 
 def _local_client() -> AgentClient:
-    """A client of this machine's agent. Raises NotRunning."""
+    """Return a client of this machine's agent. Raises NotRunning."""
     from occ_app.client.agent_client import AgentClient
 
     config = settings()
@@ -214,7 +233,7 @@ def is_fingerprint(text: str) -> bool:
 
 
 def _check_pin(url: str | None, pin: str | None) -> None:
-    """Raises UsageError for a pin that nothing can be held to."""
+    """Raise UsageError for a pin without a certificate to compare."""
     if pin is None:
         return
     if url is None or url.startswith("http://"):
@@ -233,7 +252,7 @@ def is_hub(client: AgentClient) -> bool:
 
 
 def daemon_client(config: Config, running: daemon.Daemon) -> AgentClient:
-    """A client of a daemon of this machine, with its own token."""
+    """Return a client of a daemon of this machine, with its token."""
     from occ_app.client.agent_client import AgentClient
 
     identity = state.load(config.state)
@@ -241,12 +260,12 @@ def daemon_client(config: Config, running: daemon.Daemon) -> AgentClient:
 
 
 def hub_client() -> AgentClient:
-    """A client of this machine's hub, as its operator. Raises NotRunning."""
+    """Return a client of this machine's hub, as its operator. Raises NotRunning."""
     return daemon_client(settings("hub"), running_hub())
 
 
 def running_hub() -> daemon.Daemon:
-    """This machine's hub. Raises NotRunning."""
+    """Return this machine's hub. Raises NotRunning."""
     config = settings("hub")
     running = daemon.find(config)
     if running is None:

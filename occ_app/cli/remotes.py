@@ -1,4 +1,7 @@
-"""Agents and hubs elsewhere that this user has logged in to: their addresses, keys and pinned certificates."""
+"""Agents and hubs elsewhere that this user has logged in to.
+
+Their addresses, keys and pinned certificates are stored.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 @dataclass(frozen=True)
 class Remote:
-    """One agent or hub elsewhere; `kind` is agent or hub, `pin` the SHA-256 of the only certificate to trust."""
+    """One agent or hub elsewhere.
+
+    `kind` is agent or hub, `pin` the SHA-256 of the only certificate to trust.
+    """
 
     name: str
     url: str
@@ -38,23 +44,29 @@ def listing() -> list[Remote]:
 
 
 def find(name: str) -> Remote | None:
-    """The remote of this name."""
+    """Return the remote of this name."""
     return next((remote for remote in listing() if remote.name == name), None)
 
 
 def at(url: str) -> Remote | None:
-    """The remote with this address."""
+    """Return the remote with this address."""
     return next((remote for remote in listing() if remote.url == url), None)
 
 
 def default() -> Remote | None:
-    """The remote that commands use when nothing else is named; None for this machine's agent."""
+    """Return the remote that commands use by default.
+
+    None for this machine's agent.
+    """
     chosen = user_state.read(FILE).get("default")
     return find(chosen) if isinstance(chosen, str) else None
 
 
 def save(remote: Remote) -> None:
-    """Store a remote, in place of one with the same name or address, and make it the default."""
+    """Store a remote and make it the default.
+
+    It replaces one with the same name or address.
+    """
     with user_state.changed(FILE) as content:
         entries = {name: entry for name, entry in _entries(content).items() if entry.get("url") != remote.url}
         entries[remote.name] = {"url": remote.url, "kind": remote.kind, "token": remote.token, "pin": remote.pin}
@@ -79,7 +91,10 @@ def remove(name: str) -> bool:
 
 
 def free_name(url: str) -> str:
-    """Return a name for a remote: the one it has, or its host's, with a number where that is taken."""
+    """Return a name for a remote.
+
+    It is the stored one, or its host's, with a number where that is used.
+    """
     known = at(url)
     if known is not None:
         return known.name

@@ -1,4 +1,4 @@
-"""occ restore: the changes of an execution, or of an earlier restore, undone in their workspace."""
+"""occ restore: undo the changes of an execution or of an earlier restore."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def _workspaces(client: AgentClient) -> Iterator[str]:
 
 
 def _restored(client: AgentClient, found: Iterator[str], body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Restore in the first of these workspaces that knows the id; returns it and the reply. Raises Refused."""
+    """Restore in the first of these workspaces that has the id.
+
+    Returns the workspace and the reply. Raises Refused.
+    """
     refused: errors.Refused | None = None
     for workspace in found:
         try:

@@ -1,4 +1,4 @@
-"""occ rules list | add | remove: the tool calls that run unasked, are asked about, or never run."""
+"""occ rules list | add | remove: calls that run unasked, are asked about or denied."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def _with_client(command: Any) -> Any:
 
 
 def _place(client: AgentClient, workspace: str | None) -> str:
-    """Return the query for the rules of a workspace on a hub, empty for an agent. Raises UsageError without one."""
+    """Return the query for the rules of a workspace on a hub, empty for an agent.
+
+    Raises UsageError without a workspace on a hub.
+    """
     if not remote.is_hub(client):
         return ""
     if workspace is None:

@@ -162,7 +162,10 @@ def run(
 
 
 def _check_apply(*, apply: bool, detach: bool, project: str | None) -> None:
-    """Raises UsageError for --apply where there is nothing to write, or nobody who waits for it."""
+    """Raise UsageError for --apply where there is nothing to write.
+
+    Raise it also where the command does not wait for the run.
+    """
     if apply and project is not None:
         raise click.UsageError("--apply cannot be used with --project: a project has its changes already.")
     if apply and detach:
@@ -170,7 +173,10 @@ def _check_apply(*, apply: bool, detach: bool, project: str | None) -> None:
 
 
 def _watched(run: SentRun, stream: Iterator[StreamEvent], detach: bool) -> int:
-    """Print a run until its end, or its id alone where it is detached; returns the exit code."""
+    """Print a run until its end, or its id alone where it is detached.
+
+    Returns the exit code.
+    """
     events = asking(run.client, _announced(stream, run.execution_id, run.target), here=not run.as_json)
     try:
         if detach:
@@ -207,7 +213,10 @@ def _detached(events: Iterator[StreamEvent], execution_id: str, again: str) -> i
 
 
 def _announced(events: Iterator[StreamEvent], execution_id: str, target: Target) -> Iterator[StreamEvent]:
-    """Yield the events. The first one shows that the execution was accepted: it is named then, and remembered."""
+    """Yield the events, and name and store the execution at the first one.
+
+    The first event shows that it was accepted.
+    """
     for index, event in enumerate(events):
         if index == 0:
             output.note(f"{execution_id} in workspace {target.workspace}")

@@ -1,4 +1,4 @@
-"""The end of `occ run`: its summary, its changes and their way into the folder, and the conversation to go on with."""
+"""The end of `occ run`: summary, changes, and the conversation to continue."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from occ_app.client.sse import StreamEvent
 
 @dataclass(frozen=True)
 class SentRun:
-    """A run that was sent, and the options that count at its end; `again` are those by which commands reach its place.
+    """A run that was sent, with the options for its end.
 
-    `folder` is the one that was named, None for the current one. `project`: the run was in a project.
+    `again` are those by which commands reach its place. `folder` is the one that was named, None for the current one.
+    `project`: the run was in a project.
     """
 
     client: AgentClient
@@ -37,7 +38,10 @@ class SentRun:
 
 
 def report(run: SentRun, final: StreamEvent | None) -> int:
-    """Print the end of a run, and apply its changes where it succeeded; returns the exit code. Raises NotWritten."""
+    """Print the end of a run, and apply its changes where it succeeded.
+
+    Returns the exit code. Raises NotWritten.
+    """
     succeeded = final is not None and final.name == "complete"
     applies, named = run.apply and succeeded, folders.option(run.folder)
     changes = changes_of(run.client, run.execution_id, succeeded=succeeded)
@@ -55,7 +59,10 @@ def report(run: SentRun, final: StreamEvent | None) -> int:
 
 
 def remember_end(target: Target, final: StreamEvent | None, changes: Changes | None) -> None:
-    """Store the conversation of a folder, and the snapshot that it was sent as where only the run tells."""
+    """Store the conversation of a folder.
+
+    Where only the run knows the snapshot that it was sent as, store that, too.
+    """
     if target.sent is None:
         return
     session = None if final is None else final.data.get("sessionId")
@@ -66,7 +73,10 @@ def remember_end(target: Target, final: StreamEvent | None, changes: Changes | N
 
 
 def keep(sent: Sent) -> None:
-    """Remember where a folder was sent. A run does not fail because that cannot be stored."""
+    """Store where a folder was sent.
+
+    A run does not fail because that cannot be stored.
+    """
     try:
         folders.save(sent)
         folders.remember(Path(sent.folder))
@@ -75,7 +85,10 @@ def keep(sent: Sent) -> None:
 
 
 def _applied(run: SentRun) -> int:
-    """Write the changes of a run that succeeded into the folder. Raises NotWritten for conflicts."""
+    """Write the changes of a successful run into the folder.
+
+    Raises NotWritten for conflicts.
+    """
     folder = (run.folder or Path()).resolve()
     return bring(run.client, run.execution_id, folder, run.place, Choices(report=output.note))
 

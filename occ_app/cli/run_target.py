@@ -1,4 +1,7 @@
-"""The workspace and the conversation that `occ run` means: a folder to send, one that was sent, or an existing one."""
+"""The workspace and the conversation of `occ run`.
+
+The workspace is a folder to send, one that was sent, or an existing one.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from occ_app.client.agent_client import AgentClient
 
 @dataclass(frozen=True)
 class Target:
-    """The workspace and conversation of a run; `sent` is the folder in it, `new`: made for this run."""
+    """The workspace and conversation of a run.
+
+    `sent` is the folder in it, `new`: made for this run.
+    """
 
     workspace: str
     session: str | None
@@ -27,7 +33,7 @@ class Target:
 def check(
     folder: Path | None, workspace: str | None, project: str | None, session: str | None, *, continued: bool, git: bool
 ) -> None:
-    """Raises UsageError for options that name more than one place to run in."""
+    """Raise UsageError for options that name more than one place to run in."""
     if continued and (workspace or project or session):
         raise click.UsageError("-c continues in the workspace that the folder was sent to; leave out the others.")
     if git and (continued or workspace or project):
@@ -44,7 +50,7 @@ def check(
 
 
 def check_hub(client: AgentClient) -> None:
-    """Raises UsageError before anything is sent, where only a hub accepts the options."""
+    """Raise UsageError, before anything is sent, for options of a hub alone."""
     try:
         client.call("GET", "/agents")
     except errors.Refused as refusal:
@@ -58,9 +64,10 @@ def existing(client: AgentClient, workspace: str | None, project: str | None) ->
 
 
 def sent(client: AgentClient, place: str, folder: Path | None, *, continued: bool, with_history: bool) -> Target:
-    """Return the workspace of a folder, the current one by default: a new one, or the one it was last sent to.
+    """Return the workspace of a folder, the current one by default.
 
-    Raises UsageError for a folder that was never sent there, NotWritten when both sides changed.
+    It is a new one, or the one it was last sent to. Raises UsageError for a folder that was never sent there,
+    NotWritten when both sides changed.
     """
     folder = (folder or _here()).resolve()
     if continued:
@@ -104,7 +111,10 @@ def _project(client: AgentClient, name: str) -> str:
 
 
 def _here() -> Path:
-    """The folder to send when none is named; a person's whole home goes nowhere by mistake."""
+    """Return the folder to send when none is named.
+
+    A person's whole home is refused as a mistake.
+    """
     folder = Path.cwd()
     try:
         home = Path.home().resolve()

@@ -17,7 +17,10 @@ _LOOK_SECONDS = 2.0
 
 
 def take_back(client: AgentClient, workspace: str, execution_id: str) -> None:
-    """Remove the upload of a prompt that was not accepted; an accepted one keeps its files."""
+    """Remove the upload of a prompt that was not accepted.
+
+    An accepted one keeps its files.
+    """
     with contextlib.suppress(errors.OCCError):
         try:
             client.execution(execution_id)

@@ -1,4 +1,4 @@
-"""occ service install | status | uninstall: the agent or the hub as a service of systemd."""
+"""occ service install | status | uninstall: agent or hub as a systemd service."""
 
 from __future__ import annotations
 

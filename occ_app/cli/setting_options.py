@@ -13,7 +13,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def setting_options(options: tuple[Option, ...]) -> Callable[[F], F]:
-    """Give a command these options, in their order; each value arrives under the name of its setting."""
+    """Give a command these options, in their order.
+
+    Each value arrives under the name of its setting.
+    """
 
     def decorate(command: F) -> F:
         for option in reversed(options):

@@ -1,4 +1,7 @@
-"""occ hub slack: connect the hub to a Slack workspace; works on the hub's home, also while the hub is down."""
+"""occ hub slack: connect the hub to a Slack workspace.
+
+It works on the hub's home, also while the hub is down.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,10 @@ def status(as_json: bool) -> int:
 
 
 def _request_url(public_url: str | None) -> str:
-    """Return the address at which the hub takes Slack's requests. Raises ConfigError without a public https one."""
+    """Return the address at which the hub receives Slack's requests.
+
+    Raises ConfigError without a public https address.
+    """
     if public_url is None or not public_url.startswith("https://"):
         raise errors.ConfigError(
             "Slack sends requests to public https addresses alone; start the hub with --public-url https://…, or leave"
@@ -143,7 +149,10 @@ def _request_url(public_url: str | None) -> str:
 
 
 def _token(name: str, given: str | None, prefix: str) -> str:
-    """Return a token of an option, or ask for it. Raises ConfigError for one of another kind."""
+    """Return a token of an option, or ask for it.
+
+    Raises ConfigError for one of another kind.
+    """
     value = given if given is not None else click.prompt(f"The {name}", hide_input=True)
     try:
         token = secret(value)
@@ -155,7 +164,10 @@ def _token(name: str, given: str | None, prefix: str) -> str:
 
 
 def _tested(app: str, bot: str, api: str) -> Tokens:
-    """Return the tokens with the workspace that they belong to. Raises ConfigError for those that Slack refuses."""
+    """Return the tokens with the workspace that they belong to.
+
+    Raises ConfigError for those that Slack refuses.
+    """
     try:
         from slack_sdk import WebClient
         from slack_sdk.errors import SlackApiError

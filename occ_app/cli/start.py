@@ -85,7 +85,10 @@ def run_here(config: Config, prepare: Callable[[Any, int], list[str]], tell: Cal
 
 
 def shown(tell: Callable[[], None]) -> None:
-    """Print what `tell` prints. The daemon runs, whether or not the output can be written."""
+    """Print the output of `tell`.
+
+    The daemon runs, whether or not the output can be written.
+    """
     try:
         tell()
     except OSError as error:
@@ -97,9 +100,10 @@ def with_warnings(report: dict[str, Any], more: list[str]) -> dict[str, Any]:
 
 
 def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, Any]:
-    """Start a daemon, an agent's or a hub's, and wait until it answers. Returns its url, logs, warnings, fingerprint.
+    """Start a daemon, an agent's or a hub's, and wait until it answers.
 
-    `die_with` is the pid of this process when the daemon shall not outlive it. Raises the error of the daemon.
+    Returns its url, logs, warnings, fingerprint. `die_with` is the pid of this process when the daemon shall not
+    outlive it. Raises the error of the daemon.
     """
     try:
         config.make_folders()
@@ -134,7 +138,10 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
 
 
 def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) -> subprocess.Popen[bytes]:
-    """The supervisor's process, which tells how its start went on the descriptor `answer`."""
+    """Start the supervisor's process.
+
+    It reports on the descriptor `answer` how its start went.
+    """
     from occ_app.system.kernel import die_with_parent
 
     return subprocess.Popen(

@@ -1,4 +1,7 @@
-"""Tables for a terminal: columns as wide as they need, shortened where the terminal is narrower."""
+"""Tables for a terminal.
+
+Columns are as wide as they need, and shortened where the terminal is narrower.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ _COLOURS = {
 
 
 def lines(rows: Sequence[Sequence[str]], width: int | None, state: int | None = None) -> list[str]:
-    """Return the lines of a table whose first row is its head; `width` None is no limit.
+    """Return the lines of a table whose first row is its head.
 
-    Where it is too wide, empty columns are left out first. Then the widest ones give way, the one of the ids, the
-    first, last. `state` is the column of a state, which gets a colour, or None.
+    `width` None is no limit. Where it is too wide, empty columns are left out first. Then the widest ones are
+    shortened, the first, that of the ids, last. `state` is the column of a state, which gets a colour, or None.
     """
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     if width is not None and _total(widths) > width:
@@ -82,7 +85,10 @@ def _padded(text: str, width: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Return the columns that a text takes: letters of East Asian scripts take two, combining marks none."""
+    """Return the columns that a text takes.
+
+    Letters of East Asian scripts take two, combining marks none.
+    """
     if text.isascii():
         return len(text)
     return sum(

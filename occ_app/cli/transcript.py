@@ -1,4 +1,7 @@
-"""An execution as a person sees it: its text on standard output, the rest and a progress line on standard error."""
+"""An execution as a person sees it.
+
+Its text goes to standard output, the rest and a progress line to standard error.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ _HOOK = re.compile(r"PreToolUse:\S+ hook error: ")  # before the reason of a per
 
 
 class Waiting:
-    """The last line of a terminal: the current activity and its duration. Without a terminal one plain line."""
+    """The progress line of a terminal: the current activity and its duration.
+
+    Without a terminal it is one plain line.
+    """
 
     def __init__(self, activity: str) -> None:
         self._activity = visible_line(activity)
@@ -60,13 +66,19 @@ class Waiting:
 
     @contextlib.contextmanager
     def cleared(self) -> Iterator[None]:
-        """Clear the line and do not draw it until the context ends; it comes back within half a second."""
+        """Clear the line and do not draw it until the context ends.
+
+        It is drawn again within half a second.
+        """
         with self._change:
             self._clear()
             yield
 
     def show(self, activity: str) -> None:
-        """Show the line again once nothing else has been printed for a second; the duration begins now."""
+        """Show the line once nothing else has been printed for a second.
+
+        The duration begins now.
+        """
         now = time.monotonic()
         self._set(shown=True, activity=visible_line(activity), begun=now, from_=now + _SILENCE_SECONDS)
 
@@ -158,12 +170,15 @@ def _show_events(events: Iterable[StreamEvent], *, waiting: str, again: str) -> 
 
 
 def _activity(tools: dict[str, str]) -> str:
-    """Return the text of the progress line: the tool that was called last, of those that run."""
+    """Return the text of the progress line: the last called tool that still runs."""
     return next(reversed(tools.values()), "waiting for Claude")
 
 
 def _text(event: StreamEvent, tools: dict[str, str]) -> str | None:
-    """Return the text that a person sees for an event, None for nothing; `tools` gets and loses open calls."""
+    """Return the text that a person sees for an event, None for nothing.
+
+    Open calls are added to `tools` and removed from it.
+    """
     data = event.data
     if event.name == "output":
         text: str = data["chunk"]
@@ -205,7 +220,10 @@ def _indent(data: Mapping[str, Any]) -> str:
 
 
 def _failure(result: str) -> str:
-    """Return the lines for a failed tool: its exit code and its last lines; for a refused one the reason."""
+    """Return the lines for a failed tool: its exit code and its last lines.
+
+    For a refused one, the reason.
+    """
     result = re.sub(r"</?tool_use_error>", "", result).strip()
     if _REFUSAL.search(result[:500]):
         return printable(f"[refused] {_HOOK.sub('', result)}")[:_LINE_LENGTH]

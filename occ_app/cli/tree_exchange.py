@@ -1,4 +1,4 @@
-"""One step of an update of a folder: a staged file takes the place of the one that is there."""
+"""One step of an update of a folder: replacing a file by a staged one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def place(work: int, staged: str, folder: int, name: str, path: str) -> None:
 
 
 def exchange(work: int, staged: str, folder: int, name: str) -> None:
-    """Exchange a staged file with the one of this name; with a file system that cannot, in three steps."""
+    """Exchange a staged file with the one of this name.
+
+    Takes three steps with a file system that cannot exchange.
+    """
     try:
         kernel.exchange(Path(f"/proc/self/fd/{work}/{staged}"), Path(f"/proc/self/fd/{folder}/{name}"))
     except OSError as error:

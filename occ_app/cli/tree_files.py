@@ -1,4 +1,4 @@
-"""The files below an open folder, reached without following a link and without leaving the folder."""
+"""Files below an open folder, reached without links and without leaving it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class Changed(Exception):
 
 
 def look(root: int, path: str) -> tuple[str | None, int]:
-    """Return the SHA-256 and the mode of a file below an open folder, as TreeUpdate.look does."""
+    """Return the SHA-256 and the mode of a file below an open folder.
+
+    As TreeUpdate.look does.
+    """
     try:
         with parent(root, path) as (folder, name):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -74,7 +77,10 @@ def opened(folder: int, name: str) -> Iterator[int]:
 
 
 def digest(folder: int, name: str) -> str | None:
-    """Return the SHA-256 of a file, None where nothing is, OTHER where it cannot be read or is no file."""
+    """Return the SHA-256 of a file.
+
+    None where there is none, OTHER where it cannot be read or is no file.
+    """
     if not exists(folder, name):
         return None
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Changing many files of a folder in one step, which a kill or a power cut cannot leave half done.
+"""Changing many files of a folder in one step, safe against kills and power cuts.
 
 New files are staged in `.occ-pull` inside the folder, then a journal is stored there, then each file is put in place.
 `recover` finishes the steps of a journal that it finds, or undoes them when a file was edited meanwhile. Every folder
@@ -41,7 +41,10 @@ class Step:
 
 
 class TreeUpdate:
-    """A change of a folder: `write` and `remove` stage it, `commit` carries it out. Use it as a context manager."""
+    """A change of a folder, as a context manager.
+
+    `write` and `remove` stage it, `commit` carries it out.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,7 +71,10 @@ class TreeUpdate:
         os.close(self._root)
 
     def look(self, path: str) -> tuple[str | None, int]:
-        """Return the SHA-256 and the mode of the file at a path: None where nothing is, OTHER for another kind."""
+        """Return the SHA-256 and the mode of the file at a path.
+
+        None where there is none, OTHER for another kind.
+        """
         return tree_files.look(self._root, path)
 
     def read(self, path: str) -> bytes:
@@ -77,7 +83,10 @@ class TreeUpdate:
             return b"".join(tree_files.pieces(descriptor))
 
     def obstacle(self, path: str) -> str | None:
-        """Return why a file cannot be put at a path: a link or a file on the way, or no permission; None if it can."""
+        """Return why a file cannot be put at a path; None if it can.
+
+        A link or a file is on the way, or a permission is missing.
+        """
         folder, name = self._root, ""
         with contextlib.ExitStack() as opened:
             for name in path.split("/")[:-1]:
@@ -106,7 +115,10 @@ class TreeUpdate:
         self._steps.append(Step(path, before, None, None))
 
     def commit(self) -> None:
-        """Carry out all that is staged, or nothing. Raises NotWritten when a file was edited meanwhile."""
+        """Carry out all staged changes, or none.
+
+        Raises NotWritten when a file was edited meanwhile.
+        """
         if not self._steps:
             return
         kernel.sync_filesystem(self.folder)
@@ -124,9 +136,9 @@ class TreeUpdate:
 
 
 def recover(folder: Path) -> str | None:
-    """Finish or undo an update of a folder that was cut short; returns a sentence when there was one.
+    """Finish or undo an update of a folder that was cut short.
 
-    Raises NotWritten when a person's edits forbid both.
+    Returns a sentence when there was one. Raises NotWritten when a person's edits forbid both.
     """
     if not os.path.lexists(folder / WORK):
         return None
@@ -167,7 +179,10 @@ def _recover(root: int) -> str | None:
 
 
 def _do(root: int, work: int, steps: list[Step]) -> None:
-    """Carry out the steps that are not done. Raises Changed and OSError; then some may be done."""
+    """Carry out the steps that are not done.
+
+    Raises Changed and OSError; some steps may be done then.
+    """
     for number, step in enumerate(steps):
         if not _is_done(root, work, number, step):
             _do_one(root, work, number, step)
@@ -211,7 +226,10 @@ def _is_done(root: int, work: int, number: int, step: Step) -> bool:
 
 
 def _undo(root: int, work: int, steps: list[Step]) -> None:
-    """Undo the steps that are done. Raises NotWritten for files that were edited since."""
+    """Undo the steps that are done.
+
+    Raises NotWritten for files that were edited since.
+    """
     edited = []
     for number, step in enumerate(steps):
         if not _is_done(root, work, number, step):

@@ -1,4 +1,4 @@
-"""occ up | down: a hub and an agent on this machine, joined, with a link to the page."""
+"""occ up | down: a joined hub and agent on this machine, with a link to the page."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def start(hub: HubConfig, agent: Config, *, die_with: int | None = None, reconfi
 
 
 def show(both: Up) -> None:
-    """Print the address of the page, and a link or QR code that logs a browser in once."""
+    """Print the address of the page, and a link or QR code for one login."""
     for warning in both.warnings:
         output.warn(warning)
     output.echo(f"OCC is up at {address(both.running)}", err=True)
@@ -161,7 +161,10 @@ def _hub_settings(lan: bool, public_url: str | None, flags: dict[str, Any]) -> H
 
 
 def _check_exposure(hub: HubConfig, agent: Config) -> None:
-    """Raise UsageError for a hub that others reach without TLS, or without a limit for runs."""
+    """Raise UsageError for a hub that others reach without TLS.
+
+    Raise it also for one without a limit for runs.
+    """
     if not _is_exposed(hub.bind_address, hub.public_url):
         return
     secure = bool(hub.tls or hub.tls_cert)
@@ -191,7 +194,10 @@ def _is_exposed(host: str, public_url: str | None) -> bool:
 
 
 def _is_joined(hub: HubConfig, agent: Config) -> bool:
-    """Whether the agent of this home registered with the hub of this home last, and does not run standalone now."""
+    """Return whether this home's agent is registered with this home's hub.
+
+    It registered there last, and does not run standalone now.
+    """
     used = daemon.environment(agent)
     if used is not None and not used.get("OCC_REMOTE_URL"):
         return False
@@ -202,7 +208,10 @@ def _is_joined(hub: HubConfig, agent: Config) -> bool:
 
 
 def _joining(agent: Config, running: daemon.Daemon, key: str) -> Config:
-    """Return the settings of an agent that joins the hub: only over its link, with a key that is stored nowhere."""
+    """Return the settings of an agent that joins the hub.
+
+    It joins over its link only, with a key that is not stored.
+    """
     secure = running.fingerprint is not None
     # A certificate of an authority may be renewed while the agent runs, so that it is verified and not pinned.
     by_name = secure and not running.self_signed and running.public_url is not None
@@ -218,7 +227,10 @@ def _joining(agent: Config, running: daemon.Daemon, key: str) -> Config:
 
 
 def _agent_key(client: AgentClient, owner: str) -> str:
-    """Return a new secret for the key with which this machine joins its hub; a new key belongs to this owner."""
+    """Return a new secret for the key with which this machine joins its hub.
+
+    A new key belongs to this owner.
+    """
     known = client.call("GET", "/keys")["keys"]
     if any(key["name"] == _KEY and key["for"] == "agent" and key["revokedAt"] is None for key in known):
         return str(client.call("POST", f"/keys/{_KEY}/rotate", {})["key"])

@@ -1,4 +1,7 @@
-"""The upgrade itself, run from a copy of the files that it replaces, with the source and `now` or `drain`."""
+"""The upgrade itself, run from a copy of the files that it replaces.
+
+Its arguments are the source and `now` or `drain`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def main() -> int:
 
 
 def upgrade(existing: Installation, targets: list[Target], source: str, *, wait: bool) -> int:
-    """Stop the daemons, install, start them, and open them once all are healthy; otherwise put everything back."""
+    """Stop the daemons, install, start them, and open them once all are healthy.
+
+    Otherwise everything is restored.
+    """
     for target in targets:
         if wait and target.config.program.kind == "agent":
             drain(target.config)
@@ -62,7 +68,7 @@ def upgrade(existing: Installation, targets: list[Target], source: str, *, wait:
 
 
 def _version() -> str:
-    """The version that is installed now. Raises StartFailed when it cannot be loaded."""
+    """Return the installed version. Raises StartFailed when it cannot be loaded."""
     done = subprocess.run(
         interpreter.command("-m", "occ_app.cli", "--version"),
         env=daemons.clean(own_variables()),
@@ -77,7 +83,10 @@ def _version() -> str:
 
 
 def _go_back(existing: Installation, targets: list[Target]) -> None:
-    """Put the former files and databases back and start the daemons from them; nothing was accepted meanwhile."""
+    """Restore the former files and databases and start the daemons from them.
+
+    Nothing was accepted meanwhile.
+    """
     output.echo("Going back to the former version", err=True)
     for target in reversed(targets):
         daemons.stop(target)

@@ -28,9 +28,10 @@ def upload(client: AgentClient, folder: Path) -> str:
 
 
 def send(client: AgentClient, folder: Path, place: str, *, with_history: bool = False) -> Sent:
-    """Send a folder as a new workspace to an agent or hub, which `place` names; returns the files that it has now.
+    """Send a folder as a new workspace to an agent or hub.
 
-    `with_history` sends its git repository, too.
+    `place` names the agent or hub. Returns the files that the workspace has now. `with_history` sends the git
+    repository, too.
     """
     import secrets  # like the next: a run in an existing workspace does not wait for them
     import tempfile
@@ -98,9 +99,9 @@ def send_changes(client: AgentClient, folder: Path, sent: Sent) -> Sent:
 def _update(
     client: AgentClient, folder: Path, sent: Sent, record: Mapping[str, Any], paths: list[Path], removed: list[str]
 ) -> tuple[dict[str, Any], dict[str, folders.State]]:
-    """Send changed files and deletions, based on the snapshot they were made from; returns the reply and the states.
+    """Send changed files and deletions, based on the snapshot they were made from.
 
-    Raises NotWritten when the workspace changed since.
+    Returns the reply and the states. Raises NotWritten when the workspace changed since.
     """
     import tempfile
 
@@ -132,7 +133,10 @@ def _both_changed(folder: Path, sent: Sent) -> errors.NotWritten:
 
 
 def _ready(folder: Path) -> Path:
-    """Return the whole path of a folder to send. Raises UsageError for one of OCC's own."""
+    """Return the whole path of a folder to send.
+
+    Raises UsageError for one of OCC's own.
+    """
     from occ_app.cli.tree_update import recover
 
     folder = folder.resolve()
@@ -151,7 +155,10 @@ def _note_skipped(reply: Mapping[str, Any]) -> None:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Return the paths of a folder that are sent; the others are named on standard error."""
+    """Return the paths of a folder that are sent.
+
+    The others are named on standard error.
+    """
     from occ_app.cli.gitignore import files_to_send
 
     left_out = dict[Path, str]()

@@ -1,4 +1,7 @@
-"""Files that commands keep for this user: readable by nobody else, and changed in one step."""
+"""Files that commands keep for this user.
+
+Only the user can read them, and they are changed in one step.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from occ_app.system.kernel import sync_folder
 
 
 def read(name: str) -> dict[str, Any]:
-    """Return the content of a file of this user's state, empty when there is none. Raises ConfigError."""
+    """Return the content of a file of this user's state.
+
+    Empty when there is none. Raises ConfigError.
+    """
     try:
         path = homes.user_folder() / name
     except ConfigError:  # a user without a home has stored nothing
@@ -41,9 +47,9 @@ def read(name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def changed(name: str) -> Iterator[dict[str, Any]]:
-    """Yield the content of a file of this user's state, and store it as the block leaves it.
+    """Yield the content of a file of this user's state, and store it after the block.
 
-    Two commands never change a file at once. Raises ConfigError.
+    Two commands never change a file at the same time. Raises ConfigError.
     """
     path = homes.user_folder() / name
     try:

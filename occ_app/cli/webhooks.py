@@ -1,4 +1,7 @@
-"""occ hub webhooks: URLs that receive events of executions; works on the database, also while the hub is down."""
+"""occ hub webhooks: URLs that receive events of executions.
+
+It works on the database, also while the hub is down.
+"""
 
 from __future__ import annotations
 

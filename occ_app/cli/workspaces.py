@@ -1,4 +1,4 @@
-"""occ workspaces list | fetch | limit | remove: the folders that an agent or a hub keeps."""
+"""occ workspaces list | fetch | limit | remove: folders of an agent or a hub."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ def fetch(client: AgentClient, workspace_id: str, file: Path | None) -> None:
 
 
 def _outside(name: str) -> Path:
-    """Return a path for a file that no run sends: in the current folder, or beside the project that it belongs to."""
+    """Return a path for a file that no run sends.
+
+    It is in the current folder, or beside the project that this belongs to.
+    """
     folder = Path.cwd()
     while (project := _project(folder)) is not None and project.parent != project:
         folder = project.parent
@@ -122,7 +125,10 @@ def _outside(name: str) -> Path:
 
 
 def _checked(file: Path) -> Path:
-    """Return the file that a person names. Raises UsageError for one that the next run of a project would send."""
+    """Return the file that a person names.
+
+    Raises UsageError for one that the next run of a project would send.
+    """
     from occ_app.cli.gitignore import names_as_ignored
 
     path = file.absolute()
@@ -135,7 +141,7 @@ def _checked(file: Path) -> Path:
 
 
 def _project(folder: Path) -> Path | None:
-    """Return the nearest folder, upwards, that is a git work tree or was sent to an agent."""
+    """Return the nearest folder above that is a git work tree or was sent."""
     from occ_app.cli import folders
 
     resolved = folder.resolve()

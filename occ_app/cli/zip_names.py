@@ -1,4 +1,7 @@
-"""The names that an agent accepts in a zip, checked before the zip is made, so that one name refuses no upload."""
+"""The names that an agent accepts in a zip, checked before the zip is made.
+
+One bad name then refuses no upload.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,18 @@ from occ_app.workspaces.skipped import skip_reason
 
 
 def zip_name(path: Path) -> str:
-    """Return a relative path as it is named in a zip: in UTF-8, where Linux knows bytes."""
+    """Return a relative path as it is named in a zip.
+
+    Names are UTF-8 there, bytes on Linux.
+    """
     return os.fsencode(path.as_posix()).decode(errors="replace")
 
 
 def acceptable(folder: Path, paths: Iterable[Path], leave_out: Callable[[Path, str], object]) -> Iterator[Path]:
-    """Yield the paths below `folder` whose names an agent accepts; `leave_out` is called with others and the reason."""
+    """Yield the paths below `folder` whose names an agent accepts.
+
+    `leave_out` is called with the others and the reason.
+    """
     files, folders = set[str](), set[str]()
     refused = set[Path]()
     for path in paths:
