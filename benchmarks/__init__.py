@@ -1,1 +1,4 @@
-"""How fast OCC is, measured beside a bare pipe; `python -m benchmarks.bench` prints the table."""
+"""The speed of OCC, measured beside a bare pipe.
+
+`python -m benchmarks.bench` prints the table.
+"""

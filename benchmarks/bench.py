@@ -1,7 +1,7 @@
-"""`python -m benchmarks.bench [--quick]`: measure OCC beside a bare pipe and a relay that stores nothing
-(docs/performance.md), and print the table.
+"""`python -m benchmarks.bench [--quick]`: measure OCC and print the table.
 
-All run in turn on the same machine with the same stub CLI, so their ratio says what OCC costs however fast it is.
+It is measured beside a bare pipe and a relay that stores nothing (docs/performance.md). All run in turn on the same
+machine with the same stub CLI, so their ratio shows the cost of OCC on any machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a client received and when: raw pieces while it runs, events with their times afterwards.
+"""The bytes that a client received, and when.
 
-The client loop only reads and looks at the clock. Everything is parsed when the stream is over, so that the one Python
-process that measures takes no time from what it measures.
+Raw pieces while it runs, events with their times afterwards. The client loop only reads and looks at the clock.
+Everything is parsed when the stream is over, so that the one Python process that measures takes no time from the
+processes that it measures.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the stub CLI is asked for: `count` texts of `size` bytes, `rate` a second; rate 0 is as fast as possible."""
+    """The output of the stub CLI: `count` texts of `size` bytes, `rate` a second.
+
+    Rate 0 is as fast as possible.
+    """
 
     count: int
     rate: int = 0
@@ -40,9 +44,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Run:
-    """One stream of the stub, seen from the client. All moments are nanoseconds of CLOCK_MONOTONIC.
+    """One stream of the stub, as the client received it.
 
-    `written` and `arrived` belong together, text by text; `spawned` is None where the stream does not tell it.
+    All moments are nanoseconds of CLOCK_MONOTONIC. `written` and `arrived` belong together, text by text; `spawned` is
+    None where the stream does not have it.
     """
 
     begun: int
@@ -80,7 +85,7 @@ class Run:
 
 @dataclass
 class Capture:
-    """The pieces of one stream in the order they came, each with the moment its read returned."""
+    """The pieces of one stream in order, each with the moment its read returned."""
 
     begun: int = field(default_factory=time.monotonic_ns)
     pieces: list[bytes] = field(default_factory=list)
@@ -88,7 +93,10 @@ class Capture:
     _before: bytes = b""
 
     def take(self, piece: bytes, last: bytes) -> bool:
-        """Note a piece that was just read. False when it is the end, or `last` came with it."""
+        """Store a piece that was just read.
+
+        False when it is the end, or `last` came with it.
+        """
         self.moments.append(time.monotonic_ns())
         self.pieces.append(piece)
         ended = not piece or last in self._before + piece
@@ -96,11 +104,14 @@ class Capture:
         return not ended
 
     def run(self, prompt: Prompt, execution_id: str = "") -> Run:
-        """The events of a stream of lines."""
+        """Return the events of a stream of lines."""
         return self._run(prompt, b"".join(self.pieces), lambda position: position, execution_id)
 
     def http_run(self, prompt: Prompt, execution_id: str = "") -> Run:
-        """The events of an HTTP response. Raises Broken unless it is a 200 that ends with `complete`."""
+        """Return the events of an HTTP response.
+
+        Raises Broken unless it is a 200 that ends with `complete`.
+        """
         raw = b"".join(self.pieces)
         head, _, _ = raw.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200 "):
@@ -112,7 +123,10 @@ class Capture:
         return self._run(prompt, content, received_at, execution_id)
 
     def relay_run(self, prompt: Prompt) -> Run:
-        """The events of a response whose frames carry pieces of the CLI's own output. Raises Broken as `http_run`."""
+        """Return the events of a response whose frames carry pieces of the CLI's output.
+
+        Raises Broken as `http_run`.
+        """
         raw = b"".join(self.pieces)
         head, _, _ = raw.partition(b"\r\n\r\n")
         framed, received_at = _unchunked(raw, len(head) + 4)
@@ -130,7 +144,10 @@ class Capture:
         return self._run(prompt, content, lambda end: moments[bisect_left(ends, end)], "")
 
     def _run(self, prompt: Prompt, content: bytes, received_at: Callable[[int], int], execution_id: str) -> Run:
-        """Parse `content`; `received_at` tells up to where the stream must be read to hold it up to a position."""
+        """Parse `content`.
+
+        `received_at` returns how far the stream must be read to contain it up to a position.
+        """
         ends = list(accumulate(map(len, self.pieces)))
         written, arrived, expected = list[int](), list[int](), 0
         for match in _TEXT.finditer(content):
@@ -155,7 +172,10 @@ class Capture:
 
 
 def _unchunked(raw: bytes, start: int) -> tuple[bytes, Callable[[int], int]]:
-    """The content of a chunked body that begins at `start`, and a map from positions in it to positions in `raw`."""
+    """Return the content of a chunked body that begins at `start`, and a map.
+
+    The map leads from positions in the content to positions in `raw`.
+    """
     pieces, ends, shifts = list[bytes](), list[int](), list[int]()
     position, length = start, 0
     while True:

@@ -1,4 +1,7 @@
-"""How OCC fares with a long past: very many stored executions, written straight into a stopped agent's database."""
+"""OCC with a long past: very many stored executions.
+
+They are written straight into a stopped agent's database.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ def agents(make: Callable[[str], Occ]) -> tuple[Occ, Occ]:
 
 
 def rows(few: Occ, many: Occ, plan: Plan) -> list[Row]:
-    """The same questions to an agent with hardly any past and to one with a long one, in turn."""
+    """Return the times of the same requests with a short and with a long past.
+
+    The two agents are asked in turn.
+    """
     agents = {"empty": few, "occ": many}
     firsts: dict[str, list[float]] = {name: [] for name in agents}
     lists: dict[str, list[float]] = {name: [] for name in agents}

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.hub [--seconds S]`: what a hub adds to an agent, and what many agents cost a hub.
+"""`python -m benchmarks.hub [--seconds S]`: the cost of a hub and of many agents.
 
-The same stub CLI runs 20 executions of 50 events a second at once: asked of the agent itself, and through the hub
-that reaches it over its link, in turn: a hub calls no address of its own machine. Then 200 idle agents hold their links
-and beat as agents do, and 1,000 agents beat.
+The same stub CLI runs 20 executions of 50 events a second at once: requested of the agent itself, and through the hub
+that reaches it over its link, in turn: a hub calls no address of its own machine. Then 200 idle agents hold their
+links and beat as agents do, and 1,000 agents beat.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def _added(hub: Hub, stub: Path) -> str:
-    """The table of the two ways, and the time that the hub adds at the median."""
+    """Print the two ways, and the time that the hub adds at the median."""
     settings = {"OCC_WORKERS": str(_STREAMS), "OCC_CLAUDE_BIN": str(stub)}
     agent = hub.agent("box", **settings)
     apis = (
@@ -113,7 +113,7 @@ def _added(hub: Hub, stub: Path) -> str:
 
 
 def _many(hub: Hub, seconds: float) -> str:
-    """What 200 idle linked agents cost, and how long the beats of 1,000 take."""
+    """Measure 200 idle linked agents, and the beats of 1,000."""
     hub_processes = processes_with(hub.marker)
     before = processes.watch(hub_processes, 5.0)
     machines = _registered(hub, _LINKED)
@@ -151,7 +151,10 @@ def _registered(hub: Hub, count: int) -> list[tuple[str, str]]:
 
 @contextmanager
 def _beating(hub: Hub, machines: Sequence[tuple[str, str]]) -> Iterator[list[float]]:
-    """Those machines' heartbeats, each every 30 s and spread; yields the list that their times, in ms, go into."""
+    """Send those machines' heartbeats, each every 30 s and spread.
+
+    Yields the list of their times, in ms.
+    """
     took: list[float] = []
     stop = threading.Event()
     with ThreadPoolExecutor(8) as pool:

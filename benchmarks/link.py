@@ -1,7 +1,8 @@
-"""`python -m benchmarks.link [--idle N] [--seconds S]`: what the link between an agent and its hub costs.
+"""`python -m benchmarks.link [--idle N] [--seconds S]`: the cost of the link.
 
-The same agent is called directly and through the link, in turn or at once: small calls, an upload of 100 MB, and 20
-streams of 50 events a second, each followed on both ways. Then N idle links are held and the hub's process is watched.
+It is between an agent and its hub. The same agent is called directly and through the link, in turn or at once: small
+calls, an upload of 100 MB, and 20 streams of 50 events a second, each followed on both ways. Then N idle links are
+held and the hub's process is watched.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _uploads(ways: dict[str, AgentClient]) -> Row:
 
 
 def _events(ways: dict[str, AgentClient], seconds: float) -> list[Row]:
-    """Each execution is followed on both ways at once; the same event's arrival is compared."""
+    """Follow each execution on both ways at once and compare the arrival of events."""
     times = int(seconds * _PER_SECOND)
     spoken = steps({"sleep": 2}, {"say": "x" * 40, "times": times, "every": 1 / _PER_SECOND})
     direct = ways["direct"]
@@ -125,7 +126,10 @@ def _events(ways: dict[str, AgentClient], seconds: float) -> list[Row]:
 
 @contextmanager
 def idle_links(url: str, machines: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Machines' ends of their links with the hub at `url`, each an id and a token, all in one thread of ours."""
+    """Hold machines' ends of their links with the hub at `url`.
+
+    Each machine is an id and a token; all links are in one thread.
+    """
     loop = Loop()
     links: list[Link] = []
     ended: list[str] = []

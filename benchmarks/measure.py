@@ -1,4 +1,7 @@
-"""The rows of the table: each function measures one thing on every target in turn, round by round."""
+"""The rows of the table.
+
+Each function measures one thing on every target in turn, round by round.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ LONGEST_ROW_SECONDS = 20.0  # after which no further round is begun, so that a s
 
 
 def starting(make: Callable[[str], Occ], relay: Callable[[], Relay], plan: Plan) -> tuple[Occ, list[Row]]:
-    """Start the daemon in a new home, and stop it, several times; the last one stays up. Between them the relay."""
+    """Start the daemon in a new home, and stop it, several times.
+
+    The relay is started in between. The last daemon stays up.
+    """
     healthy, starts, stops, relays = list[float](), list[float](), list[float](), list[float]()
     while True:
         beside = relay()
@@ -44,7 +50,10 @@ def starting(make: Callable[[str], Occ], relay: Callable[[], Relay], plan: Plan)
 
 
 def first_answers(targets: Sequence[Target], plan: Plan) -> list[Row]:
-    """From the request to the CLI's first instruction, and to its first output; one short execution at a time."""
+    """Measure the time from the request to the CLI's first instruction and output.
+
+    One short execution at a time.
+    """
     runs = _interleaved(targets, Prompt(1, 0, SIZE_BYTES), plan.runs)
     return [
         Row("request → CLI spawned", "ms", _each(runs, lambda run: [run.spawn_ms])),
@@ -53,7 +62,7 @@ def first_answers(targets: Sequence[Target], plan: Plan) -> list[Row]:
 
 
 def latency(targets: Sequence[Target], plan: Plan, rate: int, seconds: int) -> Row:
-    """From a line being written by the CLI to its event being received, at a steady rate."""
+    """Measure the time from a line of the CLI to its event, at a steady rate."""
     runs = _interleaved(targets, Prompt(rate * seconds, rate, SIZE_BYTES), plan.rounds)
     _nothing_lost(runs)
     name = f"line written → event received, {rate:,} events/s"
@@ -62,7 +71,10 @@ def latency(targets: Sequence[Target], plan: Plan, rate: int, seconds: int) -> R
 
 
 def burst(targets: Sequence[Target], plan: Plan, occ: Occ) -> list[Row]:
-    """As many lines as the CLI can write, then the same execution read again from the store."""
+    """Measure a burst of lines, and a replay of the same execution from the store.
+
+    The CLI writes as many lines as it can.
+    """
     prompt = Prompt(plan.burst_events, 0, SIZE_BYTES)
     before = {target.name: target.cpu_seconds() for target in targets}
     runs = _interleaved(targets, prompt, plan.rounds)
@@ -106,7 +118,10 @@ def at_once(targets: Sequence[Target], plan: Plan, many: int) -> list[Row]:
 
 
 def followers(occ: Occ, plan: Plan, many: int) -> list[Row]:
-    """One execution at 50 events/s and many that follow it, attached while it runs; the first reader is its caller."""
+    """Measure one execution at 50 events/s with many followers.
+
+    They are attached while it runs; the first reader is its caller.
+    """
     prompt = Prompt(50 * (plan.seconds_at_50 + 6), 50, SIZE_BYTES)
     caller = occ.begin(prompt)
     caller.take()  # it is accepted
@@ -143,7 +158,7 @@ def followers(occ: Occ, plan: Plan, many: int) -> list[Row]:
 
 
 def idle(occ: Occ, plan: Plan, workers: int) -> tuple[list[Row], list[processes.Cost]]:
-    """What the daemon costs when nothing happens."""
+    """Measure the idle daemon."""
     time.sleep(2)  # for the write-ahead log and the threads of the last measurement to settle
     costs = processes.watch(occ.processes(), plan.idle_seconds)
     return [
@@ -163,7 +178,10 @@ def idle(occ: Occ, plan: Plan, workers: int) -> tuple[list[Row], list[processes.
 
 
 def uploads(occ: Occ, scratch: Path) -> list[Row]:
-    """Uploading beside `unzip`: one large zip that hardly compresses, and one of many small files."""
+    """Measure uploads beside `unzip`.
+
+    One large zip that hardly compresses, and one of many small files.
+    """
     unzip = shutil.which("unzip")
     if unzip is None:
         raise Broken("there is no unzip to compare with; install one (on Debian: apt-get install unzip)")
@@ -200,7 +218,10 @@ def fresh_memory(occ: Occ) -> Row:
 
 
 def _interleaved(targets: Sequence[Target], prompt: Prompt, rounds: int) -> dict[str, list[Run]]:
-    """The same prompt on each target in turn, so that what else the machine does hits all of them alike."""
+    """Run the same prompt on each target in turn.
+
+    Other load on the machine then hits all of them alike.
+    """
     runs: dict[str, list[Run]] = {target.name: [] for target in targets}
     begun = time.monotonic()
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.parked_resumes [--resumes N]`: how often a parked call runs unasked when it is resumed.
+"""`python -m benchmarks.parked_resumes [--resumes N]`: count unasked calls.
 
 The real CLI defers a call once, and resumes it many times, two at once, with the command line that OCC uses. The call
 is denied wherever the CLI asks about it, so a file that it makes shows that it ran unasked. Half of the resumes have
@@ -48,7 +48,10 @@ _LIMIT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Session:
-    """A folder with `home` and `work` of a CLI that deferred a call, and the ids of the session and the call."""
+    """A folder with `home` and `work` of a CLI that deferred a call.
+
+    With the ids of the session and the call.
+    """
 
     folder: Path
     session_id: str
@@ -56,7 +59,10 @@ class Session:
 
 
 class Cli:
-    """One process of the CLI, ended after a limit; `lines` yields its output line by line."""
+    """One process of the CLI, ended after a limit.
+
+    `lines` yields its output line by line.
+    """
 
     def __init__(self, argv: list[str], home: Path, work: Path, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -178,7 +184,10 @@ def _resume(
 
 
 def _deny(cli: Cli) -> str:
-    """Leave hooks to the CLI and deny its question; returns by which requests it asked."""
+    """Leave hooks to the CLI and deny its question.
+
+    Returns the requests by which it asked.
+    """
     asked = []
     while line := cli.read():
         if line.get("type") == "control_request":

@@ -1,4 +1,7 @@
-"""What a group of processes costs, read from /proc: CPU time, memory that is really theirs, and how often they wake."""
+"""The cost of a group of processes, read from /proc.
+
+CPU time, memory that is theirs alone or in part (PSS), and wake-ups.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ import psutil
 
 @dataclass(frozen=True)
 class Cost:
-    """One process over a while: per cent of one core, wake-ups a second, and its share of memory (PSS) in MB."""
+    """One process over a while.
+
+    Per cent of one core, wake-ups a second, and its share of memory (PSS) in MB.
+    """
 
     name: str
     cpu_percent: float
@@ -21,7 +27,10 @@ class Cost:
 
 
 def watch(processes: Sequence[psutil.Process], seconds: float) -> list[Cost]:
-    """What each process costs over `seconds`. Memory is read at the end: reading it takes CPU."""
+    """Return the cost of each process over `seconds`.
+
+    Memory is read at the end: reading it takes CPU.
+    """
     names = _names(processes)
     before = [(cpu_seconds(process.pid), _wakeups(process.pid)) for process in processes]
     begun = time.monotonic()
@@ -40,7 +49,7 @@ def watch(processes: Sequence[psutil.Process], seconds: float) -> list[Cost]:
 
 
 def pss_mb(process: psutil.Process) -> float:
-    """A process's memory, with what it shares counted in shares, in MB."""
+    """Return a process's memory in MB, with shared memory counted in shares."""
     for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -48,7 +57,10 @@ def pss_mb(process: psutil.Process) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads, from the scheduler: the ticks in `stat` miss what sleeps most of the time."""
+    """Return the CPU time of all threads, from the scheduler.
+
+    The ticks in `stat` miss processes that sleep most of the time.
+    """
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
@@ -64,7 +76,10 @@ def _wakeups(pid: int) -> int:
 
 
 def _names(processes: Sequence[psutil.Process]) -> list[str]:
-    """What each process is, by the module it runs; a forked one is named after its parent."""
+    """Return the name of each process: the module it runs.
+
+    A forked one is named after its parent.
+    """
     commands = {process.pid: process.cmdline() for process in processes}
     names = []
     for process in processes:

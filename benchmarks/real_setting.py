@@ -1,4 +1,7 @@
-"""The setting of benchmarks with the real Claude Code CLI: a stand-in for the model's API, and a scratch folder."""
+"""The setting of benchmarks with the real Claude Code CLI.
+
+A stand-in for the model's API, and a scratch folder.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from tests import model_api, real_cli
 
 @dataclass(frozen=True)
 class RealSetting:
-    """The CLI, a folder that is removed at the end, and the variables by which the CLI reaches the stand-in."""
+    """The CLI, a folder that is removed at the end, and variables.
+
+    By the variables the CLI reaches the stand-in.
+    """
 
     runs: int
     claude: Path
@@ -24,7 +30,10 @@ class RealSetting:
 
 @contextmanager
 def real_setting(name: str) -> Iterator[RealSetting]:
-    """Read the command line of the benchmark `name`, which has `--runs`, and yield its setting."""
+    """Read the command line of the benchmark `name`, and yield its setting.
+
+    It has the option `--runs`.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--runs", type=int, default=15)
     runs = parser.parse_args().runs

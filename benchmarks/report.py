@@ -18,20 +18,26 @@ BASES = ("relay", "unzip", "empty", "claude")  # what a row is compared with: th
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows: median and 99th percentile of each target, the ratio to what it is compared with, and the bound."""
+    """Return the rows as text.
+
+    Each has the median and 99th percentile of each target, the ratio to its base, and the bound.
+    """
     head = ["", "unit", "direct p50 / p99", "relay, or what the row says, p50 / p99", "occ p50 / p99", "ratio", "must"]
     return _aligned([head, *map(_cells, rows)])
 
 
 def idle_table(costs: list[Cost]) -> str:
-    """The idle daemon by process."""
+    """Return the idle daemon by process."""
     head = ["process, idle", "CPU %", "wake-ups/s", "PSS MB"]
     rows = [[cost.name, f"{cost.cpu_percent:.2f}", f"{cost.wakeups:.1f}", f"{cost.pss_mb:.1f}"] for cost in costs]
     return _aligned([head, *rows])
 
 
 def write(results: Results, plan: Plan, seconds: float, load: tuple[float, float]) -> Path:
-    """Keep the results as JSON under their time. `load` is the machine's load average before and after."""
+    """Store the results as JSON under their time.
+
+    `load` is the machine's load average before and after.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}.json"
     content: dict[str, Any] = {
@@ -62,7 +68,10 @@ def _ratio(row: Row) -> str:
 
 
 def _spread(row: Row, target: str) -> str:
-    """Median and 99th percentile, or what stands for them where there are few samples: the range, or the only one."""
+    """Return the median and 99th percentile of a row.
+
+    Where there are few samples, the range or the only one.
+    """
     samples = row.samples.get(target)
     if not samples:
         return "-"
@@ -83,7 +92,7 @@ def _number(value: float) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> str:
-    """The rows as a Markdown table that is also readable as it stands."""
+    """Return the rows as a Markdown table that is readable as text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def lines() -> Iterator[str]:

@@ -30,7 +30,10 @@ QUICK = Plan("quick", 1, 15, 1, 2, 2, 50_000, 5.0, 300)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the samples of each target, `unit` ms, s, MB, %, count or events/s."""
+    """One line of the table: the samples of each target.
+
+    `unit` is ms, s, MB, %, count or events/s.
+    """
 
     name: str
     unit: str
@@ -39,7 +42,10 @@ class Row:
     note: str = ""
 
     def ratio(self, target: str, base: str, percent: float = 50) -> float | None:
-        """How many times the percentile of `base` a target's is; None when either is missing."""
+        """Return a percentile of a target divided by that of `base`.
+
+        None when either is missing.
+        """
         if target not in self.samples or base not in self.samples:
             return None
         other = percentile(self.samples[base], percent)
@@ -75,6 +81,6 @@ class Results:
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """The smallest sample that `percent` of all do not exceed."""
+    """Return the smallest sample that `percent` of all do not exceed."""
     ordered = sorted(samples)
     return ordered[max(0, -(-len(ordered) * int(percent) // 100) - 1)]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.snapshots [--runs N]`: what snapshots of workspaces add to a run of the real Claude Code CLI.
+"""`python -m benchmarks.snapshots [--runs N]`: the cost of snapshots.
 
 Two agents run the same prompt in turn in the same files, against a stand-in for the model's API on loopback: one takes
 snapshots, the other has a limit of one file and takes none.
@@ -76,7 +76,10 @@ def _measured(clients: dict[str, AgentClient], archive: Path, files: int, aim: s
 
 
 def _run(client: AgentClient) -> tuple[float, float, float]:
-    """Run the prompt; returns the milliseconds to its first output, to its end, and from there to its changes."""
+    """Run the prompt; returns milliseconds to output, end and changes.
+
+    The last is from the end to the changes.
+    """
     execution_id = f"run-{time.time_ns()}"
     begun, first = time.monotonic(), 0.0
     for event in client.execute("tree", _PROMPT, executionId=execution_id):
@@ -94,7 +97,7 @@ def _run(client: AgentClient) -> tuple[float, float, float]:
 
 
 def _archive(folder: Path, files: int, size: int) -> Path:
-    """A zip of source files of about this size, 100 in a folder."""
+    """Return a zip of source files of about this size, 100 in a folder."""
     path = folder / f"{files}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         zipped.writestr(".gitignore", "*.pyc\n__pycache__/\n/build\ndist/*.whl\n.venv/\n")

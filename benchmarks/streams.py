@@ -1,4 +1,7 @@
-"""The client side: streams under way, over HTTP or a bare pipe, read alone or many at the same time."""
+"""The client side: streams over HTTP or a bare pipe.
+
+They are read alone or many at the same time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ ANSWER_SECONDS = 45.0
 
 @dataclass
 class Stream:
-    """One stream under way: where its bytes come from, how it is read to its end, and what it was."""
+    """One stream: the source of its bytes, the way to read it, and its result."""
 
     capture: Capture
     descriptor: int
@@ -47,7 +50,10 @@ def over_http(capture: Capture, address: tuple[str, int], request: bytes, finish
 
 
 def await_answer(address: tuple[str, int], request: str, failed: Callable[[], bool] = lambda: False) -> None:
-    """Ask until there is an answer of 200, for a server that has just been started. Raises Broken when none comes."""
+    """Request until there is a reply of 200, for a server that has just started.
+
+    Raises Broken when none comes.
+    """
     deadline = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < deadline:
         last_try = failed()

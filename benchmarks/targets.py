@@ -1,4 +1,7 @@
-"""What is measured side by side: a bare pipe from the stub CLI, and OCC as `occ start` runs it in front of the same."""
+"""The targets that are measured side by side.
+
+They are a bare pipe from the stub CLI, and OCC as `occ start` runs it in front of the same.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +47,13 @@ class Target(Protocol):
     name: str
 
     def begin(self, prompt: Prompt, lane: int = 0) -> Stream:
-        """Ask for one stream; streams that are to run at the same time are asked for in lanes of their own."""
+        """Request one stream.
+
+        Streams that are to run at the same time are requested in separate lanes.
+        """
 
     def cpu_seconds(self) -> float:
-        """What the server has used so far, without the CLIs it started."""
+        """Return the server's CPU time so far, without the CLIs it started."""
 
 
 def compile_stub(folder: Path) -> Path:
@@ -62,7 +68,10 @@ def compile_stub(folder: Path) -> Path:
 
 
 class Direct:
-    """A bare subprocess whose pipe is read: nothing is stored, nothing is sent; the machine's own limit."""
+    """A bare subprocess whose pipe is read: the machine's own limit.
+
+    Nothing is stored or sent.
+    """
 
     name = "direct"
 
@@ -101,7 +110,7 @@ class Direct:
 
 
 class Relay:
-    """A minimal Node server that spawns the stub CLI and passes its output on, keeping nothing (relay.js)."""
+    """A minimal Node server in front of the stub CLI, storing nothing (relay.js)."""
 
     name = "relay"
 
@@ -137,7 +146,7 @@ class Relay:
 
 
 class Occ:
-    """A standalone agent in a home of its own, started and stopped by the `occ` command."""
+    """A standalone agent in a separate home, run by the `occ` command."""
 
     name = "occ"
 
@@ -161,7 +170,10 @@ class Occ:
         self.pid = 0
 
     def start(self) -> tuple[float, float]:
-        """Start the daemon with a workspace a lane. Returns the seconds to the first /health and to the return."""
+        """Start the daemon with a workspace for each lane.
+
+        Returns the seconds to the first /health and to the return.
+        """
         self._user.mkdir(exist_ok=True)
         if not self.home.exists():
             self.home.mkdir(mode=0o700)
@@ -187,7 +199,10 @@ class Occ:
         return AgentClient(f"http://127.0.0.1:{self._address[1]}", self._token)
 
     def stop(self) -> float:
-        """Stop the daemon; harmless when it does not run. Returns the seconds until `occ stop` returned."""
+        """Stop the daemon; harmless when it does not run.
+
+        Returns the seconds until `occ stop` returned.
+        """
         left = self.processes()
         begun = time.monotonic()
         try:
@@ -258,7 +273,7 @@ class Occ:
         return replace(stream, execution_id=execution_id)
 
     def argv(self, *arguments: str) -> list[str]:
-        """The `occ` command as installed beside this Python."""
+        """Return the `occ` command installed beside this Python."""
         return [str(Path(sys.executable).with_name("occ")), *arguments]
 
     def _command(self, *arguments: str) -> str:
@@ -277,7 +292,7 @@ class Occ:
         return done.stdout
 
     def _last_words(self) -> str:
-        """The last line of each log that has one."""
+        """Return the last line of each log that has one."""
         logs = sorted((self.home / "logs").glob("*.log"))
         texts = [(log.name, log.read_text(errors="replace").strip()) for log in logs]
         return "; ".join(f"{name}: {text.splitlines()[-1]}" for name, text in texts if text)

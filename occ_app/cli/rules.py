@@ -1,4 +1,4 @@
-"""occ rules list | add | remove: calls that run unasked, are asked about or denied."""
+"""occ rules list | add | remove: calls that run unasked, are asked or denied."""
 
 from __future__ import annotations
 

@@ -31,7 +31,10 @@ _CANCEL_SECONDS = 20.0
 
 
 class AgentClient:
-    """An agent's or a hub's API. Every method raises Unreachable for no answer, Refused for one that is an error."""
+    """A client of an agent's or a hub's API.
+
+    Every method raises Unreachable for no answer, Refused for one that is an error.
+    """
 
     def __init__(
         self,
@@ -43,11 +46,12 @@ class AgentClient:
         *,
         prove: bool = False,
     ) -> None:
-        """`pin` is the SHA-256 fingerprint of the only certificate to trust, for any host name.
+        """Take an address, its token, and the terms of each connection.
 
-        With `through` all goes over that Unix socket, the one a hub has for a linked agent. `admit` gets the IP address
-        of every new connection before anything is sent, and raises when it must not be called. With `prove`, and no
-        pin, each connection must prove that it leads to a holder of the token before the token is sent on it.
+        `pin` is the SHA-256 fingerprint of the only certificate to trust, for any host name. With `through` all calls
+        use that Unix socket, the one a hub has for a linked agent. `admit` gets the IP address of every new connection
+        before anything is sent, and raises when it must not be called. With `prove`, and no pin, each connection must
+        prove that it leads to a holder of the token before the token is sent on it.
         """
         self.url = url.rstrip("/")
         self._pin, self._token = pin, token
@@ -62,7 +66,7 @@ class AgentClient:
         return self._json("GET", "/health", read_seconds=seconds)
 
     def instance(self, seconds: float = 60) -> str:
-        """Return the id of the start of the daemon that answers and proves that it holds the token."""
+        """Return the id of the daemon's start, once it proves that it holds the token."""
         nonce = proofs.new_nonce()
         headers = {"Authorization": proofs.question(self._token, nonce)}
         reply = self._json("GET", proofs.PATH, headers=headers, read_seconds=seconds)
@@ -84,14 +88,12 @@ class AgentClient:
         base: str | None = None,
         deletions: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Make a workspace from a zip. `policy` is overwrite or reuse. Returns the agent's reply.
+        """Create a workspace from a zip; returns the reply. `policy` is as on the wire.
 
         With `base`, the workspace's snapshot, it is updated: the zip has the changed files, an empty one none, and the
-        paths of `deletions` are removed.
-
-        With `strip_root` a zip whose only top entry is a folder becomes a workspace with the contents of that folder.
-        With `generation` it is refused unless the workspace has that number, with 0 unless there is none. `headers`
-        are further ones of the request.
+        paths of `deletions` are removed. With `strip_root` a zip whose only top entry is a folder becomes a workspace
+        with the contents of that folder. With `generation` it is refused unless the workspace has that number, with 0
+        unless there is none. `headers` are further ones of the request.
         """
         fields = {
             "workspaceId": workspace_id,
@@ -109,12 +111,11 @@ class AgentClient:
         return self._json("POST", "/workspace/init", body=body, headers={**sent, **(headers or {})}, read_seconds=300)
 
     def execute(self, workspace_id: str | None, prompt: str, **options: Any) -> Iterator[StreamEvent]:
-        """Run a prompt and yield its events to the last. Options as on the wire: timeoutSeconds, sessionId, model …
+        """Run a prompt and yield its events to the last; options as on the wire.
 
-        `workspace_id` is None for one that `continues` another execution, in its workspace.
-
-        With `executionId` among them an execution that exists with the same body is followed instead. A connection
-        that breaks is resumed; the prompt runs once in every case.
+        `workspace_id` is None for one that `continues` another execution, in its workspace. With `executionId` among
+        the options an execution that exists with the same body is followed instead. A connection that breaks is
+        resumed; the prompt runs once in every case.
         """
         body = {"executionId": new_execution_id(), "prompt": prompt, **options}
         if workspace_id is not None:
@@ -130,10 +131,11 @@ class AgentClient:
         new: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> Iterator[list[RawEvent]]:
-        """An execution's events above `after`, as many at once as came, over one connection; with `body` it is started.
+        """Yield an execution's events above `after`, in batches as they arrive.
 
-        An empty list is a sign of life. For callers that forward events and resume a broken stream themselves.
-        With `new` one that exists already is refused, unless its reply repeats `headers`, further ones of the request.
+        They use one connection; with `body` the execution is started. An empty list is a sign of life. For callers
+        that forward events and resume a broken stream themselves. With `new` an existing execution is refused, unless
+        its reply repeats `headers`, further ones of the request.
         """
         if body is not None:
             response = self._open_execute(body, after, _RELAYED_SILENCE_SECONDS, {**(headers or {}), **relayed.MARK})
@@ -145,7 +147,7 @@ class AgentClient:
         return sse.batches(self._open_events(execution_id, after, seconds=_RELAYED_SILENCE_SECONDS))
 
     def events(self, execution_id: str, *, after: int = 0, follow: bool = True) -> Iterator[StreamEvent]:
-        """Yield an execution's events above `after`; to the last one, or to the stored ones without `follow`."""
+        """Yield an execution's events above `after`; without `follow` only stored ones."""
         if not follow:
             stored = sse.batches(self._open_events(execution_id, after, follow=False))
             return (sse.parsed(raw) for batch in stored for raw in batch)
@@ -174,19 +176,19 @@ class AgentClient:
         return self._json("GET", f"/executions/{quote(execution_id, safe='')}")
 
     def executions(self, **filters: Any) -> dict[str, Any]:
-        """One page of executions, newest first; filters as on the wire: state, workspaceId, limit, before."""
+        """Return a page of executions, newest first; filters as on the wire."""
         return self._json("GET", "/executions?" + urlencode(filters))
 
     def search(self, query: str, **paging: int) -> dict[str, Any]:
-        """One page of executions that say `query`, newest first; paging as on the wire: limit, before."""
+        """Return a page of executions that contain `query`; paging as on the wire."""
         return self._json("GET", "/search?" + urlencode({"q": query, **paging}))
 
     def usage(self, by: str = "day", **span: str) -> dict[str, Any]:
-        """What executions took, by day, workspace, agent or key; span as on the wire: since, until."""
+        """Return the usage by day, workspace, agent or key; span as on the wire."""
         return self._json("GET", "/usage?" + urlencode({"by": by, **span}))
 
     def machine_names(self, agent_ids: Iterable[str]) -> dict[str, str]:
-        """Return the names of a hub's machines by id; those it does not list, and an agent's, are left out."""
+        """Return the names of a hub's machines by id, as far as it lists them."""
         names, wanted = dict[str, str](), set(agent_ids)
         after: str | None = ""
         while after is not None and not names.keys() >= wanted:
@@ -201,7 +203,7 @@ class AgentClient:
     def call(
         self, method: str, path: str, content: Mapping[str, Any] | None = None, seconds: float = 60
     ) -> dict[str, Any]:
-        """Make a call that has no method here, with `content` as its JSON body if any; returns the reply."""
+        """Make a call that has no method here, with a JSON body if any; returns the reply."""
         if content is None:
             return self._json(method, path, read_seconds=seconds)
         body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
@@ -224,16 +226,17 @@ class AgentClient:
     def archive(
         self, workspace_id: str, output: IO[bytes], limit: int | None = None, generation: int | None = None
     ) -> None:
-        """Write the workspace, as it is now, to `output` as a zip; with `generation` only the one with that number.
+        """Write the workspace as it is now to `output` as a zip.
 
-        Raises Unreachable when it is over `limit` bytes, or slower than 60 s and the time of its size at a low rate.
+        With `generation` only the one with that number. Raises Unreachable when it is over `limit` bytes, or slower
+        than 60 s and the time of its size at a low rate.
         """
         self.download(f"/workspaces/{quote(workspace_id, safe='')}/archive{_only(generation)}", output, limit)
 
     def download(
         self, path: str, output: IO[bytes], limit: int | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Mapping[str, str]]:
-        """Write the body of a reply to `output`; returns the status and the headers of the reply.
+        """Write the body of a reply to `output`; returns its status and headers.
 
         Raises Unreachable when it is over `limit` bytes, or slower than 60 s and the time of its size at a low rate.
         """
@@ -289,5 +292,5 @@ class AgentClient:
 
 
 def _only(generation: int | None) -> str:
-    """Return the query that restricts a call to the workspace with a number; older agents know none."""
+    """Return the query that restricts a call to one workspace number, if any."""
     return "" if generation is None else f"?generation={generation}"

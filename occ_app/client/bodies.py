@@ -1,4 +1,7 @@
-"""Large bodies of requests and replies, which have a lowest rate instead of one limit in time."""
+"""Large bodies of requests and replies.
+
+They have a lowest rate instead of one limit in time.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ _BODY_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 16_384
 def form(
     fields: Mapping[str, str], archive: IO[bytes], *, empty_allowed: bool
 ) -> tuple[Iterator[bytes], dict[str, str]]:
-    """Return the body of a multipart form with a zip, read from where `archive` is, and its headers.
+    """Return the body of a multipart form with a zip, and its headers.
 
-    With `empty_allowed` the form of an empty archive has no file. The body raises TimeoutError when the other side
-    takes it too slowly.
+    The zip is read from the position of `archive`. With `empty_allowed` the form of an empty archive has no file. The
+    body raises TimeoutError when the other side reads it too slowly.
     """
     here = archive.tell()
     size = archive.seek(0, os.SEEK_END) - here
@@ -59,7 +62,10 @@ def receive(response: urllib3.BaseHTTPResponse, url: str, output: IO[bytes], lim
 
 
 def timed(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield a body's pieces while the other side takes them fast enough. Raises TimeoutError."""
+    """Yield a body's pieces while the other side reads them fast enough.
+
+    Raises TimeoutError.
+    """
     deadline = time.monotonic() + _BODY_SECONDS
     for piece in pieces:
         if time.monotonic() > deadline:
@@ -69,7 +75,10 @@ def timed(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _around_the_file(fields: Mapping[str, str], boundary: str, *, empty: bool = False) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the file in a multipart form, which has none when it is `empty`."""
+    """Return the bytes before and after the file in a multipart form.
+
+    There is no file when it is `empty`.
+    """
     begin = "".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()

@@ -15,7 +15,10 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Presented:
-    """A certificate: its SHA-256 as AA:BB:…, and why this machine does not trust it, None when it does."""
+    """A certificate: its SHA-256 as AA:BB:…, and why this machine does not trust it.
+
+    The reason is None when it does.
+    """
 
     fingerprint: str
     distrust: str | None

@@ -1,4 +1,7 @@
-"""urllib3's pools with OCC's way of connecting: through a socket of a link, or with a look at the peer first."""
+"""urllib3's pools with OCC's way of connecting.
+
+They connect through a socket of a link, or check the peer first.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ Check = Callable[[HTTPConnection], None]
 def pools_over(
     connect: Connect = HTTPConnection._new_conn, check: Check = lambda _: None, **options: Any
 ) -> PoolManager:
-    """Return a PoolManager whose every connection `connect` opens and `check` sees; heads have a limit of time."""
+    """Return a PoolManager whose connections `connect` opens and `check` checks.
+
+    Heads of replies have a limit of time.
+    """
     manager = PoolManager(**options)
     plain = partial(_pool, HTTPConnectionPool, partial(_Plain, connect, check))
     secure = partial(_pool, HTTPSConnectionPool, partial(_Secure, connect, check))
@@ -38,7 +44,7 @@ def _pool(kind: type[HTTPConnectionPool], connection: Callable[..., Any], *args:
 
 
 class _Opened:
-    """Mixed into a connection of urllib3: `_open` opens it, and `_check` sees it before it is used."""
+    """A mixin for urllib3's connections: `_open` opens, `_check` checks before use."""
 
     def __init__(self, open_: Connect, check: Check, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -61,9 +67,10 @@ class _Secure(_Opened, TimedHTTPSConnection):
 
 
 def connect_to(admit: Callable[[str], None]) -> Connect:
-    """Return a way of connecting that has `admit` look at the peer's IP address before anything is sent.
+    """Return a way of connecting that has `admit` check the peer's IP address first.
 
-    `admit` raises for an address that is not to be called: a name may lead elsewhere since it was looked up.
+    Nothing is sent before. `admit` raises for an address that is not to be called: a name may resolve to another
+    address since it was looked up.
     """
 
     def connect(connection: HTTPConnection) -> socket.socket:

@@ -1,4 +1,7 @@
-"""A limit on the whole time to an answer's head: urllib3's limits are for each read, and a head may come by bytes."""
+"""A limit on the whole time to the head of a reply.
+
+urllib3's limits are for each read, and a head may arrive byte by byte.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 
 class _Timed:
-    """Add the limit to a connection: the answer's head must come within the read timeout of its request."""
+    """A mixin that limits the time to the head of a reply.
+
+    It must arrive within the read timeout of its request.
+    """
 
     def getresponse(self) -> Any:
         connection: Any = self

@@ -1,7 +1,7 @@
-"""The schema of every event on the wire, for those who receive one: a hub from its machines, a client from either.
+"""The schema of every event on the wire, for receivers.
 
-An event that breaks its schema is never passed on. A `gap` takes its place, so that numbers stay in step; in place of a
-final event there is a failure.
+A hub receives events from its machines, a client from either. An event that breaks its schema is never passed on. A
+`gap` replaces it, so that numbers stay in step; a final event is replaced by a failure.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ _Object = dict[str, Any]
 
 
 def checked(event: RawEvent) -> RawEvent | None:
-    """Return the event with its payload as the schema has it; None when it breaks the schema.
+    """Return the event with its payload as the schema has it, or None.
 
-    Optional fields with a value of another kind become null, unknown fields and unknown names of events are kept.
+    None when it breaks the schema. Optional fields with a value of another kind become null; unknown fields and
+    unknown names of events are kept.
     """
     if event.name == "output" and len(event.data) <= MAX_EVENT_BYTES // 4 and _PLAIN_OUTPUT.fullmatch(event.data):
         return event

@@ -43,9 +43,10 @@ class Challenge:
 
 @dataclass(frozen=True)
 class Echo:
-    """A hub's call of this agent: the way (direct, link, None for none), the time it took, the instance that answered.
+    """A hub's call of this agent.
 
-    `problem` is the reason why there was no answer; `version` and `time` are the hub's.
+    It has the way (direct, link, None for none), the time it took, and the instance that answered. `problem` is the
+    reason why there was no answer; `version` and `time` are the hub's.
     """
 
     via: str | None
@@ -60,7 +61,10 @@ class HubClient:
     """An agent's calls to its hub: small JSON replies, no redirects, bounded in time."""
 
     def __init__(self, url: str, seconds: float = 10.0, pin: str | None = None) -> None:
-        """`pin` is the SHA-256 fingerprint of the only certificate to trust, for any host name."""
+        """Take a hub's address, a limit in seconds, and a certificate's fingerprint.
+
+        `pin` is the SHA-256 of the only certificate to trust, for any host name.
+        """
         self.url = url
         self._seconds = seconds
         trust: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": pin} if pin else {}
@@ -83,9 +87,10 @@ class HubClient:
         return Registration(reply["agentId"], reply["token"], interval, called if usable else None)
 
     def challenge(self, api_key: str) -> Challenge:
-        """Ask for the hub's id and a nonce, on which it proves that it knows this key; the key is not sent.
+        """Request the hub's id, a nonce, and its proof that it knows this key.
 
-        Raises Refused, also by a hub that has no such endpoint, and Unreachable, also for a wrong proof.
+        The key is not sent. Raises Refused, also by a hub that has no such endpoint, and Unreachable, also for a wrong
+        proof.
         """
         nonce, shared = proofs.new_nonce(), proofs.of_key(api_key)
         reply = self._call("GET", "/api/agents/challenge", proofs.question(shared, nonce))
@@ -97,9 +102,9 @@ class HubClient:
         return Challenge(hub_id, said)
 
     def beat(self, agent_id: str, token: str, body: Mapping[str, Any]) -> bool:
-        """Send one heartbeat. Returns False when the hub says that it cannot call this agent.
+        """Send one heartbeat.
 
-        Raises Refused or Unreachable.
+        Returns False when the hub says that it cannot call this agent. Raises Refused or Unreachable.
         """
         reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/heartbeat", token, body)
         return "via" not in reply or reply["via"] is not None
@@ -112,7 +117,10 @@ class HubClient:
         return self._post(f"/api/agents/{quote(agent_id, safe='')}/executions", token, body).get("shared") is True
 
     def echo(self, agent_id: str, token: str) -> Echo:
-        """Have the hub call this agent. Raises Refused, also by a hub that has no such endpoint, and Unreachable."""
+        """Have the hub call this agent.
+
+        Raises Refused, also by a hub that has no such endpoint, and Unreachable.
+        """
         reply = self._post(f"/api/agents/{quote(agent_id, safe='')}/echo", token, {})
         texts = {
             name: visible_line(str(reply[name]))[:_LONGEST_TEXT] if reply.get(name) is not None else None
@@ -126,7 +134,10 @@ class HubClient:
         )
 
     def offers_link(self, agent_id: str, token: str, instance: str = "") -> bool | None:
-        """Return whether the hub has an endpoint for the agent's link; None when its answer does not say."""
+        """Return whether the hub has an endpoint for the agent's link.
+
+        None when its reply does not say.
+        """
         # A handshake, since routes for WebSockets match nothing else; without a subprotocol a hub refuses it with 426.
         headers = {
             "Authorization": f"Bearer {token}",

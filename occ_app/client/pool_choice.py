@@ -1,4 +1,7 @@
-"""The connections of a client: to an address, checked before anything is sent, or over a Unix socket."""
+"""The connections of a client.
+
+They go to an address, checked before anything is sent, or over a Unix socket.
+"""
 
 from __future__ import annotations
 

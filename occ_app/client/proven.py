@@ -1,4 +1,7 @@
-"""HTTP to an agent's address without TLS: no request is sent on a connection before the agent's proof."""
+"""HTTP to an agent's address without TLS.
+
+No request is sent on a connection before the agent's proof.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ _LARGEST = 8192
 
 
 def prover(token: str, path: str) -> Callable[[HTTPConnection], None]:
-    """Return a check of a connection that was just opened, after TLS: raises unless its other side holds `token`.
+    """Return a check that a new connection leads to a holder of `token`.
 
-    `path` is the path of the agent's URL. Raises NewConnectionError.
+    It runs after TLS. `path` is the path of the agent's URL. Raises NewConnectionError.
     """
     return lambda connection: _require_proof(connection, token, path)
 
@@ -39,7 +42,10 @@ def _require_proof(connection: HTTPConnection, token: str, path: str) -> None:
 
 
 def _ask(connection: HTTPConnection, path: str, question: str) -> str:
-    """Return the proof in the reply to GET /proof; empty when it is no such reply. Raises OSError."""
+    """Return the proof in the reply to GET /proof; empty for another reply.
+
+    Raises OSError.
+    """
     channel: socket.socket = connection.sock
     usual = channel.gettimeout()
     deadline = time.monotonic() + min(_SECONDS, usual or _SECONDS)

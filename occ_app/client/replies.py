@@ -19,9 +19,9 @@ LARGEST_PATIENT = 64 << 20
 
 
 def body(response: urllib3.BaseHTTPResponse, url: str, deadline: float, limit: int = _LARGEST) -> dict[str, Any]:
-    """Return the JSON object that an answer has, read until `deadline` on the monotonic clock and to `limit` bytes.
+    """Return the JSON object of a reply, read until `deadline` and to `limit` bytes.
 
-    Raises Unreachable when it is slower, larger or something else.
+    The deadline is on the monotonic clock. Raises Unreachable when the reply is slower, larger or something else.
     """
     try:
         content = _content(response, deadline, limit)
@@ -50,7 +50,10 @@ def _content(response: urllib3.BaseHTTPResponse, deadline: float, limit: int) ->
 
 
 def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
-    """Return the message of an error reply: its sentence if it is OCC's, else its status."""
+    """Return the message of an error reply.
+
+    It is its sentence if it is OCC's, else its status.
+    """
     after = response.headers.get("Retry-After", "")
     try:
         content = json.loads(_content(response, time.monotonic() + _REFUSAL_SECONDS, _LARGEST))
@@ -72,7 +75,10 @@ def refusal(response: urllib3.BaseHTTPResponse, who: str) -> Refused:
 
 
 def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
-    """Why nothing was sent to an address with TLS; `option` is the one that names a certificate to trust."""
+    """Return why nothing was sent to an address with TLS.
+
+    `option` is the one that names a certificate to trust.
+    """
     if "certificate has expired" in str(error):
         return f"The certificate of {url} has expired: renew it there. If it is new, set this machine's clock."
     if "certificate is not yet valid" in str(error):
@@ -85,7 +91,10 @@ def distrust(error: urllib3.exceptions.SSLError, url: str, option: str) -> str:
 
 
 def _each(details: dict[str, Any]) -> str:
-    """Return the errors of each field as one sentence that a person can use without seeing the request."""
+    """Return the errors of each field as one sentence.
+
+    A person can use it without seeing the request.
+    """
     lines = (f"{name}: {value[0] if isinstance(value, list) and value else value}" for name, value in details.items())
     return whole_characters(f"It was refused. {' '.join(lines)}")[:1000]
 

@@ -18,9 +18,10 @@ _STATUSES = ("added", "modified", "deleted", "renamed")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file that an execution changed; modes are git's, in octal, None where there is no file.
+    """One file that an execution changed.
 
-    `additions` and `deletions` count lines, 0 for a `binary` file. `old_path` is that of a renamed file.
+    Modes are git's, in octal, None where there is no file. `additions` and `deletions` count lines, 0 for a `binary`
+    file. `old_path` is that of a renamed file.
     """
 
     path: str
@@ -35,9 +36,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Changes:
-    """All changes of an execution; `base` and `result` are the ids of the workspace's snapshots around it.
+    """All changes of an execution.
 
-    `truncated`: something is left out. `exact` is False when others may have changed files meanwhile.
+    `base` and `result` are the ids of the workspace's snapshots before and after it. `truncated`: something is left
+    out. `exact` is False when others may have changed files meanwhile.
     """
 
     entries: tuple[Entry, ...]
@@ -50,7 +52,10 @@ class Changes:
 
 
 def changes(client: AgentClient, execution_id: str) -> Changes:
-    """Return the changes of an execution. Raises Refused where there are none to show, and Unreachable."""
+    """Return the changes of an execution.
+
+    Raises Refused where there are none to show, and Unreachable.
+    """
     reply = client.call("GET", f"/executions/{quote(execution_id, safe='')}/changes")
     try:
         entries = tuple(_entry(each) for each in reply["entries"])
@@ -70,7 +75,10 @@ def changes(client: AgentClient, execution_id: str) -> Changes:
 
 
 def file(client: AgentClient, execution_id: str, path: str, at: str) -> bytes:
-    """Return a file as it was at the start or the end of an execution. Raises Refused and Unreachable."""
+    """Return a file as it was at the start or the end of an execution.
+
+    Raises Refused and Unreachable.
+    """
     content = io.BytesIO()
     query = urlencode({"at": at})
     client.download(
@@ -82,7 +90,10 @@ def file(client: AgentClient, execution_id: str, path: str, at: str) -> bytes:
 
 
 def diff(client: AgentClient, execution_id: str, output: IO[bytes], path: str | None = None) -> None:
-    """Write the patch of an execution, or of one of its files, to `output`. Raises Refused and Unreachable."""
+    """Write the patch of an execution, or of one of its files, to `output`.
+
+    Raises Refused and Unreachable.
+    """
     query = "" if path is None else "?" + urlencode({"path": path}, errors="surrogateescape")
     client.download(f"/executions/{quote(execution_id, safe='')}/diff{query}", output, _MAX_PATCH_BYTES)
 

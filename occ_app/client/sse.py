@@ -1,4 +1,7 @@
-"""Server-sent events as a client reads them: from the bytes of a response to events, as many at once as came."""
+"""Server-sent events as a client reads them.
+
+The bytes of a response become batches of events, as they arrive.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,9 @@ class StreamEvent:
 
 
 def batches(response: urllib3.BaseHTTPResponse) -> Iterator[list[RawEvent]]:
-    """The events of a stream, as many at once as came; an empty list for a comment: the other side lives.
+    """Yield the events of a stream in batches as they arrive.
 
-    Raises Unreachable when the connection breaks.
+    An empty list for a comment: the other side is alive. Raises Unreachable when the connection breaks.
     """
     rest = b""
     try:
@@ -60,6 +63,9 @@ def _raw_event(frame: bytes) -> RawEvent | None:
 
 
 def parsed(raw: RawEvent) -> StreamEvent:
-    """Return an event with its data as an object; one that breaks its schema as what takes its place."""
+    """Return an event with its data as an object.
+
+    One that breaks its schema is replaced.
+    """
     sound = checked(raw) or replacement(raw)
     return StreamEvent(sound.seq, sound.name, json.loads(sound.data))

@@ -17,9 +17,10 @@ _PATIENCE_SECONDS = 60.0  # how long a lost agent is looked for
 def follow(
     execution_id: str, open_stream: Callable[[int], urllib3.BaseHTTPResponse], after: int
 ) -> Iterator[StreamEvent]:
-    """Yield events to the final one, reopening the stream after the last seen event whenever it breaks.
+    """Yield events to the final one, reopening the stream whenever it breaks.
 
-    Raises Lost when the other side stays away after it had accepted the execution.
+    It continues after the last seen event. Raises Lost when the other side does not return after it had accepted the
+    execution.
     """
     lost_since: float | None = None
     pause, accepted = 0.1, after > 0
@@ -47,7 +48,7 @@ def follow(
 
 
 def _given_up(error: Unreachable | Refused, execution_id: str, *, accepted: bool) -> Unreachable | Refused:
-    """The error for a stream that was not taken up again in time."""
+    """Return the error for a stream that was not resumed in time."""
     if not accepted:
         return error
     return Lost(f"{error} The run goes on there without this reader; its id is {execution_id}.")

@@ -1,4 +1,7 @@
-"""HTTP through a Unix socket: urllib3's pools, whose every connection goes to the socket of a linked agent."""
+"""HTTP through a Unix socket: urllib3's pools for a linked agent.
+
+Every connection goes to the agent's socket.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from occ_app.system.files import short_path
 
 
 def pools(path: Path, **options: Any) -> urllib3.PoolManager:
-    """A PoolManager for the agent behind this socket; its addresses say only which Host to send."""
+    """Return a PoolManager for the agent behind this socket.
+
+    Its addresses only name the Host to send.
+    """
 
     return pools_over(lambda connection: _connected(path, connection), **options)
 

@@ -1,1 +1,4 @@
-"""The checks of `occ doctor`: each looks at one thing and returns findings with the next step for a person."""
+"""The checks of `occ doctor`.
+
+Each checks one thing and returns findings with the next step for a person.
+"""

@@ -12,9 +12,10 @@ OK, NOTE, WRONG = "ok", "note", "wrong"
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: `state` is ok, note or wrong; `action` is the next step, empty when there is none.
+    """The result of one check.
 
-    `cause` is the check that finds the same cause, if it finds something wrong.
+    `state` is ok, note or wrong; `action` is the next step, empty when there is none. `cause` is the check that finds
+    the same cause, if it finds something wrong.
     """
 
     check: str

@@ -1,4 +1,4 @@
-"""Checks of a home: its disk, permissions, database, certificate, and files of daemons that are gone."""
+"""Checks of a home: disk, permissions, database, certificate, and stale files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def permissions(config: Config) -> Iterator[Finding]:
 
 
 def _matters(config: Config, path: Path) -> bool:
-    """Whether other users reach the file: a closed home hides the rest, but secrets must be closed themselves."""
+    """Return whether other users can reach the file.
+
+    A closed home hides all files, but secrets must be closed themselves.
+    """
     if path.name in ("state.json", "machine.json", "tls.pem"):
         return True
     home = config.home.stat().st_mode & 0o077

@@ -1,4 +1,4 @@
-"""Checks of the hub from its agent: reachable, the right one, its clock, its version, and the way back."""
+"""Checks of the hub from its agent: identity, clock, version, and the way back."""
 
 from __future__ import annotations
 

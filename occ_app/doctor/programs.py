@@ -1,4 +1,7 @@
-"""Checks of the programs that executions need: Claude Code, its login, the sandbox, git."""
+"""Checks of programs that executions need: Claude Code, sandbox, git.
+
+The login of Claude Code is checked, too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the daemon: whether it runs, from which files, its own problems, and its service."""
+"""Checks of the daemon: whether it runs, its files, its problems, and its service."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""OCC as a service of systemd: its unit, its installation, and whether it survives a logout and a reboot."""
+"""OCC as a service of systemd.
+
+Its unit, its installation, and whether it survives a logout and a reboot.
+"""

@@ -1,4 +1,4 @@
-"""Installation of the service and its removal: each step is known before it is made, and noted so it can be undone."""
+"""Installation and removal of the service; each step is recorded to be undone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPLETIONS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The changes of an installation. `variables` go to a file that only the user can read."""
+    """The changes of an installation; only the user can read its `variables`."""
 
     config: Config
     unit: Unit
@@ -138,7 +138,7 @@ def install(plan: Plan) -> None:
 
 
 def completion_path(shell: str) -> Path:
-    """The file where a shell looks for completion scripts of this user; zsh, if its fpath has the folder."""
+    """Return the user's file for a shell's completion; zsh only if in its fpath."""
     return Path.home() / COMPLETIONS[shell]
 
 
@@ -151,7 +151,7 @@ def write_completion(config: Config, shell: str, script: str) -> None:
 
 
 def _require_manager(unit: Unit) -> None:
-    """Wait for the manager of this user, which lingering has just started. Raises StartFailed without one."""
+    """Wait for this user's manager, which lingering has started, or raise StartFailed."""
     deadline = time.monotonic() + _MANAGER_SECONDS
     while not unit.is_managed():
         if time.monotonic() > deadline:
@@ -163,7 +163,7 @@ def _require_manager(unit: Unit) -> None:
 
 
 def write_variables(plan: Plan) -> None:
-    """Write the file of variables; without variables, and one of the user's, keep the file that is there."""
+    """Write the file of variables; without any, keep an existing one of the user's."""
     if plan.variables and not plan.keeps_variables:
         path = plan.service.variables
         path.touch(mode=0o600)
@@ -172,7 +172,7 @@ def write_variables(plan: Plan) -> None:
 
 
 def root_commands(plan: Plan) -> list[str]:
-    """Write the unit of the system to the home and return the commands that install it, for an administrator."""
+    """Write the system's unit to the home; returns an administrator's commands for it."""
     plan.config.make_folders()
     draft = plan.config.home / plan.unit.name
     draft.write_text(unit_text(plan.service))
@@ -185,7 +185,7 @@ def root_commands(plan: Plan) -> list[str]:
 
 
 def uninstall(config: Config, machine: Machine) -> list[str]:
-    """Undo an installation; returns the changes, or for a service of the system the commands for an administrator.
+    """Undo an installation; returns the changes, or an administrator's commands.
 
     An administrator has removed a service of the system by its commands; then a second call removes the files of OCC.
     Raises NotRunning without a service or files of one, and ConfigError for a unit that OCC did not write.
@@ -214,7 +214,7 @@ def uninstall(config: Config, machine: Machine) -> list[str]:
 
 
 def _remove_files(config: Config) -> list[str]:
-    """Remove the files and folders that an installation made beside the unit; returns the changes."""
+    """Remove the files that an installation made beside the unit; returns the changes."""
     recorded = _recorded(config)
     for folder in recorded.get("folders", ()):  # the deepest first
         _remove_folder(Path(folder))
@@ -240,7 +240,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _linger_no_more(machine: Machine) -> list[str]:
-    """Turn lingering off if an installation turned it on and no other service of OCC needs it; returns the change."""
+    """Turn lingering off if only an installation needed it; returns the change."""
     if not _lingering_mark().exists() or any(installed(program, machine) for program in (AGENT, HUB)):
         return []
     _lingering_mark().unlink()
@@ -249,12 +249,12 @@ def _linger_no_more(machine: Machine) -> list[str]:
 
 
 def _lingering_mark() -> Path:
-    """The file that says that an installation turned lingering on; an agent and a hub of one user share it."""
+    """Return the file that records lingering for all services of one user."""
     return user_folder() / "lingering"
 
 
 def _linger() -> str:
-    """Have the user's manager run without a session, and note it; returns the reason of a refusal."""
+    """Turn lingering on and record it; returns the reason of a refusal."""
     code, printed = run(["loginctl", "enable-linger", user_name()])
     if code == 0:
         _lingering_mark().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -268,7 +268,7 @@ def _journal(unit: Unit) -> str:
 
 
 def _names(path: Path) -> set[str]:
-    """The names in a file of variables; a missing file has none."""
+    """Return the names in a file of variables; a missing file has none."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

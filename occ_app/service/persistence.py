@@ -11,7 +11,10 @@ from occ_app.service.systemd import Machine, Unit, user_name
 
 @dataclass(frozen=True)
 class Persistence:
-    """The two answers, each with its reason, and the next step; `unit` is None when no service is installed."""
+    """The two answers, each with its reason, and the next step.
+
+    `unit` is None when no service is installed.
+    """
 
     unit: Unit | None
     running: bool

@@ -1,4 +1,7 @@
-"""Calls of systemctl and loginctl for one unit, of the user's manager or of the system's."""
+"""Calls of systemctl and loginctl for one unit.
+
+It is of the user's manager or of the system's.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Machine:
         return self.booted.is_dir()
 
     def lingers(self, user: str) -> bool:
-        """Whether the manager of this user runs without a session; `loginctl enable-linger` makes this file."""
+        """Return whether the manager of this user runs without a session.
+
+        `loginctl enable-linger` makes the file that shows it.
+        """
         return (self.lingering / user).exists()
 
 
@@ -77,7 +83,10 @@ class Unit:
 
 
 def user_name() -> str:
-    """The name of this user, or the number of one that the user database does not know."""
+    """Return the name of this user, or the number of an unknown one.
+
+    The user database may not know it.
+    """
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -85,7 +94,10 @@ def user_name() -> str:
 
 
 def run(argv: list[str]) -> tuple[int, str]:
-    """Run a program of systemd; returns its exit code, 127 when it is missing, and its output."""
+    """Run a program of systemd; returns its exit code and its output.
+
+    The code is 127 when the program is missing.
+    """
     # Without a login session, as after `su`, no variable leads to the user's manager.
     runtime = Path(f"/run/user/{os.geteuid()}")
     lead = ["env", f"XDG_RUNTIME_DIR={runtime}"] if "--user" in argv and runtime.is_dir() else []

@@ -1,4 +1,4 @@
-"""The text of a systemd unit, of the variables beside it, and of the line for crontab."""
+"""The text of a systemd unit, of its variables, and of the line for crontab."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _RESTART_SECONDS = 5
 
 @dataclass(frozen=True)
 class Service:
-    """A service to write: the command that it runs, its home, PATH, file of variables, and the user of a system's."""
+    """A service to write.
+
+    The command that it runs, its home, PATH, file of variables, and the user of a system's.
+    """
 
     description: str
     command: Sequence[str]
@@ -28,7 +31,10 @@ class Service:
 
 
 def unit_text(service: Service) -> str:
-    """Return the unit. No secret is in it: the variables with secrets are in a file that only the user can read."""
+    """Return the unit.
+
+    No secret is in it: the variables with secrets are in a file that only the user can read.
+    """
     system = service.user is not None
     # A user's manager has no target for the network; OCC retries its hub by itself.
     network = ["Wants=network-online.target", "After=network-online.target"] if system else []
@@ -66,7 +72,10 @@ def unit_text(service: Service) -> str:
 
 
 def variables_text(variables: Mapping[str, str]) -> str:
-    """Return the content of an EnvironmentFile. Raises ValueError for a value with a control character."""
+    """Return the content of an EnvironmentFile.
+
+    Raises ValueError for a value with a control character.
+    """
     lines = [MARK]
     for name, value in sorted(variables.items()):
         if any(ord(character) < 32 or ord(character) == 127 for character in value):
@@ -77,7 +86,10 @@ def variables_text(variables: Mapping[str, str]) -> str:
 
 
 def crontab_line(service: Service, start: Sequence[str]) -> str:
-    """Return the line for a machine without systemd; `start` is the command that starts in the background."""
+    """Return the line for a machine without systemd.
+
+    `start` is the command that starts in the background.
+    """
     assigned = [f"PATH={service.path}", f"{service.home_variable}={service.home}"]
     load = f"set -a; [ -f {shlex.quote(str(service.variables))} ] && . {shlex.quote(str(service.variables))};"
     command = shlex.join(["env", *assigned, *start])
@@ -93,5 +105,5 @@ def _quoted(text: str) -> str:
 
 
 def _argument(word: str) -> str:
-    """A word of ExecStart, where $ begins a variable, too."""
+    """Return a word of ExecStart, where $ begins a variable, too."""
     return _quoted(word.replace("$", "$$"))

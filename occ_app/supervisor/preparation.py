@@ -1,4 +1,7 @@
-"""The preparation of an agent or a hub while its web process loads; each loads its own modules only then."""
+"""The preparation of an agent or a hub while its web process loads.
+
+Each loads its own modules only then.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the daemon as its supervisor holds them: one process each, started, signalled, watched."""
+"""The parts of the daemon: one process each, started, signalled and watched."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class Part:
         self.restart_at: float | None = 0.0
 
     def start(self, listener: int, ready: int | None = None) -> None:
-        """Start it with the descriptor of the listening socket, and with one that it writes to once it serves."""
+        """Start it with the descriptor of the listening socket.
+
+        It writes to `ready`, a descriptor, once it serves.
+        """
         parent = os.getpid()
         environment = self._environment if ready is None else self._environment | {"OCC_READY_FD": str(ready)}
         output = None if self._log_file is None else open_log(self._log_file)  # the last one may be full and put aside
@@ -84,7 +87,10 @@ class Part:
         return self._needs is None or self._needs.exists()
 
     def died(self) -> bool:
-        """Whether it ended since the last look; if so, when it is to be started again is decided."""
+        """Return whether it ended since the last call.
+
+        If so, the time of its next start is set.
+        """
         if self._process is None or self._process.poll() is None:
             return False
         # Its children go with it; those that did not must not meet their successors.
@@ -120,7 +126,10 @@ class Part:
 
 
 def read_procfile(config: Config, listener: socket.socket, *, to_terminal: bool) -> list[Part]:
-    """Return the Procfile's processes, not started; their output goes to logs or to the terminal."""
+    """Return the Procfile's processes, not started.
+
+    Their output goes to logs or to the terminal.
+    """
     procfile = parse_procfile(packaged(config.program.procfile).read_text())
     parts = []
     for name, command in procfile.processes.items():

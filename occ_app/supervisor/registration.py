@@ -35,14 +35,17 @@ _COPIED = "This home is a copy of a machine that goes on with this execution, so
 
 @dataclass(frozen=True)
 class Registered:
-    """A registration. `copy_of` is the agent's former id when this home is a copy of that machine's, which runs."""
+    """A registration.
+
+    `copy_of` is the agent's former id when this home is a copy of that machine's, which runs.
+    """
 
     state: state.State
     copy_of: str | None = None
 
 
 def register_or_warn(config: Config, port: int) -> list[str]:
-    """Register with the hub, or make sure of a token where there is none; returns warnings for a person.
+    """Register with the hub, or ensure a token without one; returns warnings.
 
     A hub that cannot be reached is a warning: the control process keeps trying. Raises Refused when the hub refuses
     this agent: a wrong key, or a version it cannot speak to.
@@ -88,7 +91,10 @@ def register_or_warn(config: Config, port: int) -> list[str]:
 
 
 def without_a_way(config: Config, hub: HubClient, known: state.State) -> list[str]:
-    """Return a warning when the hub offers no link and cannot call an agent that listens on loopback."""
+    """Return a warning when the hub cannot reach this agent at all.
+
+    It offers no link and cannot call an agent that listens on loopback.
+    """
     same_machine = is_loopback(urlsplit(hub.url).hostname or "")
     instance = machine.instance(config)
     if (
@@ -110,9 +116,10 @@ def register_at_any(
     cli: Cli,
     reported: Sequence[Mapping[str, Any]],
 ) -> tuple[Registered, HubClient]:
-    """Register at the first of the hub's addresses where it is, the former one first; returns the client, too.
+    """Register at the first address at which the hub is; returns the client, too.
 
-    `client` makes the client of an address. Raises the first Refused or Unreachable when it is at none of them.
+    The former address comes first. `client` makes the client of an address. Raises the first Refused or Unreachable
+    when it is at none of them.
     """
     first: Refused | Unreachable | None = None
     for url in state.hub_urls(state.load(config.state), config.remote_urls):
@@ -128,10 +135,10 @@ def register_at_any(
 def register(
     config: Config, hub: HubClient, port: int, cli: Cli, reported: Sequence[Mapping[str, Any]] = ()
 ) -> Registered:
-    """Register as the machine of machine.json, and swap state.json for the answer. `reported` are its projects.
+    """Register as the machine of machine.json, and replace state.json by the reply.
 
-    A machine of which another instance is registered and answers is a copy: it takes a new secret and registers as a
-    new machine. Raises Refused or Unreachable; state.json is then as it was.
+    `reported` are its projects. A machine of which another instance is registered and answers is a copy: it takes a
+    new secret and registers as a new machine. Raises Refused or Unreachable; state.json is then as it was.
     """
     assert config.api_key is not None  # noqa: S101 - a remote URL without a key is refused before anything starts
     known = state.load(config.state)
@@ -183,7 +190,7 @@ def note_registered(config: Config, db: Database, registered: Registered) -> lis
 
 
 def _require_same_hub(hub: HubClient, challenge: Challenge | None, known: state.State | None) -> None:
-    """Raise Unreachable for a hub that proved nothing, or that is not the one of the last registration."""
+    """Raise Unreachable unless the hub of the last registration proved itself."""
     if challenge is None:
         raise Unreachable(f"The server at {hub.url} does not prove that it is the hub, so nothing was sent.")
     if known is not None and known.hub_id not in (None, challenge.hub_id):
@@ -218,7 +225,10 @@ def _challenge(hub: HubClient, api_key: str, known: state.State | None) -> Chall
 def _proof(
     challenge: Challenge, mine: machine.Machine, instance: str, known: state.State | None
 ) -> dict[str, str | None]:
-    """Return the proof of this machine for a registration. The verifier goes only to a hub that does not know it."""
+    """Return the proof of this machine for a registration.
+
+    The verifier goes only to a hub that does not know it.
+    """
     verifier = proofs.verifier(mine.secret, challenge.hub_id)
     former = None if known is None or known.agent_id is None else proofs.of_former(known.token, challenge.nonce)
     return {

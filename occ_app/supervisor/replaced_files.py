@@ -1,4 +1,4 @@
-"""Whether OCC's files were replaced while its daemon runs, and whether the new ones are complete."""
+"""Files of OCC that are replaced while its daemon runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from occ_app.system.installation import fingerprint
 
 
 class RunningFiles:
-    """The files that a daemon was started from; `successor_is_complete` once others are there and can be loaded."""
+    """The files that a daemon was started from.
+
+    `successor_is_complete` once others are installed and can be loaded.
+    """
 
     def __init__(self) -> None:
         self.fingerprint = fingerprint()
@@ -27,7 +30,10 @@ class RunningFiles:
 
 
 def _loads() -> bool:
-    """Whether the installed files can be loaded; during an upgrade some are missing for a moment."""
+    """Return whether the installed files can be loaded.
+
+    During an upgrade some are missing for a moment.
+    """
     programs = (
         "import occ_app.supervisor.supervisor, occ_app.wsgi, occ_app.hub_wsgi, occ_worker.agent, occ_worker.hub,"
         " occ_worker.control.process, occ_worker.execution.process, occ_worker.control.hub_process,"

@@ -37,7 +37,10 @@ def lock(config: Config) -> Iterator[None]:
 
 
 def clean(config: Config, seconds: float) -> list[str]:
-    """End an earlier daemon's processes within `seconds` and remove its files; returns warnings."""
+    """End an earlier daemon's processes within `seconds` and remove its files.
+
+    Returns warnings.
+    """
     daemon.end_parts(config, seconds)
     warnings = salvage.put_unreadable_aside(config)
     state.check_private(config.state)
@@ -54,9 +57,9 @@ def clean(config: Config, seconds: float) -> list[str]:
 
 
 def prepare_database(config: Config, meanwhile: Callable[[], None]) -> list[str]:
-    """Migrate the database and reconcile the unfinished work of an earlier daemon, before any process serves.
+    """Migrate the database and reconcile the unfinished work of an earlier daemon.
 
-    `meanwhile` is done first. Returns warnings. Raises StartFailed.
+    Runs before any process serves. `meanwhile` is called first. Returns warnings. Raises StartFailed.
     """
     warnings = list[str]()
     try:
@@ -84,7 +87,7 @@ def _reconcile(config: Config) -> list[str]:
 
 
 def bind(config: Config) -> socket.socket:
-    """The socket that the daemon serves on. Raises StartFailed."""
+    """Return the socket that the daemon serves on. Raises StartFailed."""
     host, port = config.bind_address, config.http_port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]

@@ -1,8 +1,8 @@
-"""The process that owns all others: it binds the socket, starts the parts of the Procfile, restarts what dies, and ends
-everything in order within ten seconds.
+"""The supervisor: the process that owns all others of a daemon.
 
-One thread, one loop: wait for a signal, a dead child or the clock, and act. Parts are started without a shell, each as
-the leader of a separate session, and get SIGTERM from the kernel if the supervisor dies without a word.
+It binds the socket, starts the parts of the Procfile, restarts parts that die, and ends everything in order within ten
+seconds. One thread, one loop: wait for a signal, a dead child or the clock, and act. Parts are started without a
+shell, each as the leader of a separate session, and get SIGTERM from the kernel if the supervisor is killed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _REPLACED_PAUSE_SECONDS = 1.0  # between two looks at files that are being repla
 
 @dataclass(frozen=True)
 class Ready:
-    """What `occ start` tells when the daemon serves."""
+    """The facts that `occ start` prints once the daemon serves."""
 
     url: str
     logs: str
@@ -62,9 +62,9 @@ class Ready:
 
 
 class Supervisor:
-    """The daemon of one home, an agent's or a hub's; `run` returns the exit code when it is over.
+    """The daemon of one home; `run` returns the exit code when it is over.
 
-    `prepare` is called with the config and the port once the web process loads; it makes sure of a token and returns
+    `prepare` is called with the config and the port once the web process loads; it ensures a token and returns
     warnings for a person. `notify` gets the states of the service manager's protocol.
     """
 
@@ -95,7 +95,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, self._on_stop if closes else lambda *_: None)
 
     def run(self) -> int:
-        """Bring the daemon up, keep it up, take it down. Until it is up raises StartFailed, AlreadyRunning, Refused."""
+        """Run the daemon. Until it serves, raises StartFailed, AlreadyRunning, Refused."""
         self._config.make_folders()
         become_subreaper()
         with readiness.lock(self._config):
@@ -154,7 +154,7 @@ class Supervisor:
         return 0
 
     def _web_serves(self, web: Part, deadline: float) -> bool:
-        """Wait until the web process reports that it serves, or for a signal or a restart. Raises StartFailed."""
+        """Wait for the web process to serve, or a signal. Raises StartFailed."""
         if time.monotonic() > deadline:
             raise StartFailed(f"It did not answer within {START_SECONDS:.0f} s; see the logs in {self._config.logs}.")
         self._wait([web], self._ready, START_SECONDS / 10)  # the others are due, and start once it serves
@@ -183,7 +183,7 @@ class Supervisor:
             self._stopping = self.replaced = True
 
     def _wait(self, parts: Sequence[Part], ready: int | None = None, limit: float | None = None) -> None:
-        """Wait for a signal, for data on `ready`, or until the next of `parts` is due, at most `limit` seconds."""
+        """Wait at most `limit` seconds for a signal, `ready`, or the next due part."""
         due = [part.restart_at for part in parts if part.restart_at is not None and part.wanted()]
         if limit is not None:
             due.append(time.monotonic() + limit)
@@ -212,9 +212,10 @@ class Supervisor:
         self._stopping = True
 
     def _stop(self) -> None:
-        """End every part: those that run executions first, so that their last events still reach the readers.
+        """End every part, those that run executions first.
 
-        Control is waited for last: a hub reads those events over the link that it holds.
+        Their last events then still reach the readers. Control is waited for last: a hub reads those events over its
+        link.
         """
         begun = time.monotonic()
         log.info("stopping")
@@ -232,7 +233,7 @@ class Supervisor:
         self._sweep()
 
     def _await_parts(self, parts: list[Part], seconds: float) -> None:
-        """Wait until all have ended, at most `seconds`, then kill the rest of their groups."""
+        """Wait at most `seconds` until all have ended, then kill the rest of their groups."""
         deadline = time.monotonic() + seconds
         while any(part.running() for part in parts) and (left := deadline - time.monotonic()) > 0:
             with selectors.DefaultSelector() as selector:
@@ -245,7 +246,10 @@ class Supervisor:
 
 
 def main() -> int:
-    """Run the daemon in the background (`occ_app.supervisor.supervisor FD KIND`); report its start as a line on FD."""
+    """Run the daemon in the background and report its start as a line.
+
+    The command line is `occ_app.supervisor.supervisor FD KIND`; the line goes to FD.
+    """
     answer = os.fdopen(int(sys.argv[1]), "w")
     prepare_daemon()
     log_to_stderr("daemon")

@@ -1,4 +1,7 @@
-"""The daemons that run from this installation: held while it is replaced, stopped, started, and checked."""
+"""The daemons that run from this installation.
+
+They are held while it is replaced, stopped, started, and checked.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ _HEALTH_SECONDS, _PAUSE_SECONDS = 60.0, 0.2
 
 @dataclass(frozen=True)
 class Target:
-    """A running daemon: its settings, its variables, its port, and its unit when a service runs it."""
+    """A running daemon: its settings, variables and port.
+
+    It has a unit when a service runs it.
+    """
 
     config: Config
     running: daemon.Daemon
@@ -73,7 +79,10 @@ def stop(target: Target) -> None:
 
 
 def start(target: Target) -> None:
-    """Start a daemon from the installed files, with the settings and the port that it had. Raises StartFailed."""
+    """Start a daemon from the installed files, with its former settings and port.
+
+    Raises StartFailed.
+    """
     if target.unit is not None:
         target.unit.call("start", target.unit.name)
         return
@@ -94,13 +103,19 @@ def start(target: Target) -> None:
 
 
 def clean(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables without those of the copy that this process runs from, and of the process they come from."""
+    """Return the variables without those of the copy that this process runs from.
+
+    Those of the process they come from are left out, too.
+    """
     own = ("PYTHONPATH", "OCC_LISTEN_FD", "OCC_LISTEN_PORT", "OCC_READY_FD")
     return {name: value for name, value in variables.items() if name not in own}
 
 
 def check(target: Target, version: str | None) -> None:
-    """Wait until the daemon answers /health as this version; any version with None. Raises StartFailed."""
+    """Wait until the daemon answers /health as this version.
+
+    With None, as any version. Raises StartFailed.
+    """
     deadline, problem = time.monotonic() + _HEALTH_SECONDS, "it does not run"
     while time.monotonic() < deadline:
         running, identity = daemon.find(target.config), state.load(target.config.state)

@@ -1,4 +1,7 @@
-"""How OCC is installed, the command that upgrades it, and a copy of its files to go back to."""
+"""The installation of OCC, the command that upgrades it, and a copy of its files.
+
+The copy is for going back.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ _NAMES = {"pipx": "with pipx", "uv": "with uv tool", "venv": "in a virtual envir
 
 @dataclass(frozen=True)
 class Installation:
-    """An environment with OCC in it; `kind` is pipx, uv or venv, `packages` the folder that pip writes to."""
+    """An environment with OCC in it.
+
+    `kind` is pipx, uv or venv, `packages` the folder that pip writes to.
+    """
 
     kind: str
     packages: Path
@@ -90,7 +96,10 @@ class Installation:
 
 
 def found() -> Installation:
-    """Return this installation. Raises ConfigError, with the way to do it by hand, for one that is not OCC's alone."""
+    """Return this installation.
+
+    Raises ConfigError, with the way to do it by hand, for one that is not OCC's alone.
+    """
     packages = Path(sysconfig.get_path("purelib"))
     try:
         origin = json.loads(importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
@@ -114,18 +123,24 @@ def found() -> Installation:
 
 
 def _source(origin: dict[str, object]) -> str:
-    """The folder that it was installed from, or its name in the package index."""
+    """Return the folder it was installed from, or its name in the package index."""
     url = urlsplit(str(origin.get("url", "")))
     return unquote(url.path) if url.scheme == "file" and "dir_info" in origin else DISTRIBUTION
 
 
 def absolute(source: str) -> str:
-    """Return the absolute path of a source that is a file or a folder, and any other as it is."""
+    """Return the absolute path of a source that is a file or a folder.
+
+    Any other source is returned unchanged.
+    """
     return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def run(argv: list[str], environment: dict[str, str]) -> None:
-    """Run the installing command. Raises StartFailed with the last lines that it prints."""
+    """Run the installing command.
+
+    Raises StartFailed with the last lines that it prints.
+    """
     try:
         done = subprocess.run(
             argv,
