@@ -1,1 +1,4 @@
-"""The processes that do the work: executions in workers, everything periodic in control."""
+"""The processes that do the work.
+
+Workers run executions; control does everything periodic.
+"""

@@ -1,4 +1,7 @@
-"""The agent's two consumer processes: `python -m occ_worker.agent executions` and `… control`."""
+"""The agent's two consumer processes.
+
+`python -m occ_worker.agent executions` and `… control`.
+"""
 
 from __future__ import annotations
 

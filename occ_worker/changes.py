@@ -27,15 +27,16 @@ _LOOK_SECONDS = 0.5
 
 
 class Interrupted(Exception):
-    """Raised to give a snapshot up, because its execution is to end or the daemon stops."""
+    """A snapshot was given up: its execution is to end or the daemon stops."""
 
 
 def record_start(
     db: Database, snapshots: Snapshots, execution: Execution, workspace: Path, stopping: Callable[[], bool]
 ) -> str | None:
-    """Take the snapshot before an execution; returns its tree, None when its changes will not be known.
+    """Take the snapshot before an execution, and return its tree.
 
-    It ends early when the execution is cancelled. Raises OCCError when the row cannot be written.
+    None when its changes will not be known. It ends early when the execution is cancelled. Raises OCCError when the
+    row cannot be written.
     """
     looked = time.monotonic()
 
@@ -64,10 +65,10 @@ def record_end(
     late: bool = False,
     interrupt: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take the snapshot after an execution whose processes are gone, store its changes, and free its workspace.
+    """Take the snapshot after an execution, store its changes, free its workspace.
 
-    `late`: not by the worker that ran it, so that in a project somebody may have changed files since. Raises
-    Interrupted when `interrupt` does, OCCError when the row cannot be written.
+    Its processes have ended. `late`: not by the worker that ran it, so that in a project somebody may have changed
+    files since. Raises Interrupted when `interrupt` does, OCCError when the row cannot be written.
     """
     row = workspaces.numbered(db, execution.workspace_generation)
     try:

@@ -1,5 +1,7 @@
-"""Huey's consumers as OCC runs them: children die with their parent, a stop is heard at once, and periodic jobs are
-looked at each second. Huey itself starts, watches and replaces the workers.
+"""Huey's consumers as OCC runs them.
+
+Children die with their parent, a stop takes effect at once, and periodic jobs are checked each second. Huey itself
+starts, watches and replaces the workers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ CONTROL_THREADS = 4  # of the control process of an agent or a hub
 
 
 class _Stop:
-    """Set by SIGTERM in a worker; `descriptor` becomes readable, so that every waiter wakes."""
+    """A flag set by SIGTERM in a worker.
+
+    `descriptor` becomes readable, so that every waiter wakes.
+    """
 
     def __init__(self) -> None:
         self.descriptor, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -31,7 +36,7 @@ class _Stop:
 
 
 class _WorkerEnvironment(ProcessEnvironment):
-    """Forked workers that die with the consumer and take SIGTERM as "end your execution and leave"."""
+    """Forked workers that die with the consumer and end their execution at SIGTERM."""
 
     def __init__(self, *signals: Any) -> None:
         super().__init__(*signals)
@@ -54,7 +59,10 @@ class _WorkerEnvironment(ProcessEnvironment):
 
 
 class _NoProcess:
-    """Replaces Huey's scheduler process: this queue has no scheduled jobs, and memory is scarce."""
+    """A replacement for Huey's scheduler process.
+
+    This queue has no scheduled jobs, and memory is scarce.
+    """
 
     pid = None
 
@@ -80,7 +88,10 @@ class _OneUntilTold(HueyWorker):
 
 
 class _StoppedAtOnce(Consumer):
-    """Huey looks now and then whether a signal came; here the signal also wakes the waiters of the stop."""
+    """A consumer whose stop takes effect at once.
+
+    Huey checks now and then whether a signal came; here the signal also wakes the waiters of the stop.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -112,7 +123,7 @@ class _EachSecond(Scheduler):
 
 class _ThreadsEnvironment(ThreadEnvironment):
     def get_stop_flag(self) -> ForkSafeFlag:
-        """A pipe: unlike a lock, a signal handler may set it at any point."""
+        """Make a pipe: unlike a lock, a signal handler may write to it at any point."""
         return ForkSafeFlag()
 
 
@@ -128,6 +139,6 @@ class ThreadsConsumer(_StoppedAtOnce):
 
 
 class ControlConsumer(ThreadsConsumer):
-    """One that looks each second which periodic jobs are due; Huey's own looks once a minute."""
+    """A consumer that checks periodic jobs each second; Huey's own checks each minute."""
 
     scheduler_class = _EachSecond

@@ -1,4 +1,7 @@
-"""The hub's two consumer processes: `python -m occ_worker.hub executions` and `… control`."""
+"""The hub's two consumer processes.
+
+`python -m occ_worker.hub executions` and `… control`.
+"""
 
 from __future__ import annotations
 

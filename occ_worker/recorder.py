@@ -1,4 +1,7 @@
-"""Store the events of one execution, from its CLI or from its agent, and count them against the limit on output."""
+"""The recorder of one execution's events.
+
+It stores events from the CLI or from the agent, and counts them against the limit on output.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,17 @@ class Recorder:
 
     @property
     def retry_at(self) -> float | None:
-        """When `store` should be called again though nothing new came, on the monotonic clock; None: not at all."""
+        """Return when to call `store` again without new events, on the monotonic clock.
+
+        None: not at all.
+        """
         return None if self.overflow else self._retry_at
 
     def store(self, events: list[NewEvent]) -> None:
-        """Store events, and before them those that could not be stored earlier; what cannot be stored is kept."""
+        """Store events, and first those that could not be stored earlier.
+
+        Events that cannot be stored are kept.
+        """
         if self.overflow is not None:
             return
         waiting = self._unstored + events
@@ -57,7 +66,10 @@ class Recorder:
         self._unstored, self._retry_at = [], None
 
     def append(self, events: Sequence[NewEvent]) -> None:
-        """Store events as the next ones. Raises what `Database.write` does; then nothing is stored or counted."""
+        """Store events as the next ones.
+
+        Raises the errors of `Database.write`; then nothing is stored or counted.
+        """
         stored = self._bytes if self._bytes is not None else rows.stored_bytes(self._db, self._execution.number)
         rows.append(self._db, self._execution.number, self.seq + 1, events)
         self._ring(rows.news(self.seq + 1, events) if len(events) <= rows.MAX_EVENTS_PER_RING else b"")

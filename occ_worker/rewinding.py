@@ -1,4 +1,7 @@
-"""Returning to an earlier turn of a conversation: the files that later turns changed are restored."""
+"""Returning to an earlier turn of a conversation.
+
+The files that later turns changed are restored.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _UNKNOWN = "The changes of turn {} are not recorded ({}), so they cannot be undo
 
 
 def rewound(context: ExecutionContext, execution: Execution, workspace: Workspace) -> Execution | Outcome:
-    """Return an execution as it continues after the turn that it returns to, or how it fails.
+    """Return an execution as it continues after an earlier turn, or its failure.
 
     The files that later turns changed are restored. The execution holds the workspace.
     """
@@ -31,7 +34,10 @@ def rewound(context: ExecutionContext, execution: Execution, workspace: Workspac
 def _restore_files(
     context: ExecutionContext, execution: Execution, workspace: Workspace, found: Execution
 ) -> Outcome | None:
-    """Undo the changes of the turns after one, all or none; return how the execution fails, if so."""
+    """Undo the changes of the turns after one, all or none.
+
+    Returns how the execution fails, if so.
+    """
     done = list[Source]()
     for turn in branches.turns_after(context.db, found, execution):
         if turn.changes is not None and not turn.changes.get("files"):

@@ -1,4 +1,7 @@
-"""The jobs on the two queues, a line or two each; the modules they call do the work."""
+"""The jobs on the two queues, a line or two each.
+
+The modules they call do the work.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def executions(queue: Huey, run_next: Callable[[], object]) -> Callable[[str], None]:
-    """Define the job of the `executions` queue; `run_next` runs the oldest execution that can run."""
+    """Define the job of the `executions` queue.
+
+    `run_next` runs the oldest execution that can run.
+    """
 
     return task_of(queue, "execute", lambda _: run_next())
 
@@ -88,7 +94,10 @@ def _upkeep(queue: Huey, services: Callable[[], Upkeep]) -> None:
 
 
 def _every(seconds: float, wanted: Callable[[], bool] = lambda: True) -> Callable[[object], bool]:
-    """Due at the first look and then every `seconds`, if it is `wanted`; huey's own crontab knows minutes only."""
+    """Return a schedule that is due at the first check and then every `seconds`.
+
+    It is due only if it is `wanted`. Huey's own crontab has minutes only.
+    """
     due = 0.0
 
     def is_due(_: object) -> bool:

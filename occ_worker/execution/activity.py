@@ -1,6 +1,6 @@
-"""Events about the work itself: sub-agents, the todo list, denied tool calls, compaction of the conversation.
+"""Events about the work: sub-agents, the todo list, denied calls, compaction.
 
-Their names were chosen so that older readers skip them: protocol.md says to ignore unknown events.
+Older readers ignore them: protocol.md says to ignore unknown events.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _TODO_TOOLS = ("TaskCreate", "TaskUpdate", "TaskList", "TodoWrite")
 
 
 def of_system(content: Mapping[str, Any]) -> list[ParsedEvent]:
-    """Return the events of a system line of the CLI; none for a subtype that is no activity."""
+    """Return the events of a system line of the CLI.
+
+    None for a subtype that is no activity.
+    """
     subtype = content.get("subtype")
     if subtype in ("task_started", "task_progress", "task_notification"):
         return [_task(content)]
@@ -56,7 +59,10 @@ def _task(content: Mapping[str, Any]) -> ParsedEvent:
 
 
 class Todo:
-    """The todo list as the calls of the CLI's tools leave it; of a resumed session only items seen since then."""
+    """The todo list as the calls of the CLI's tools leave it.
+
+    Of a resumed session it has only items seen since then.
+    """
 
     def __init__(self) -> None:
         self._items: dict[str, tuple[str, str]] = {}  # text and state by id
@@ -68,7 +74,10 @@ class Todo:
             self._calls[call_id] = {"name": name, **values}
 
     def result(self, call_id: str, result: object, *, failed: bool) -> list[ParsedEvent]:
-        """Return the list as an event if the result of a call changes it; `result` is the CLI's structure."""
+        """Return the list as an event if the result of a call changes it.
+
+        `result` is the CLI's structure.
+        """
         call = self._calls.pop(call_id, None)
         if call is None or failed:
             return []

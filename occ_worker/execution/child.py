@@ -1,4 +1,7 @@
-"""A child process: started, signalled and ended only here; strays.py ends the processes it leaves."""
+"""A child process: only this module starts, signals and ends one.
+
+strays.py ends the processes it leaves.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ _quoted = lru_cache(maxsize=256)(shlex.quote)  # almost all words of a command a
 
 
 class Launcher:
-    """Starts programs at once: the process that becomes the next one is there beforehand and waits for its command.
+    """Starts programs at once by means of a process that waits for its command.
 
-    The waiting process is a shell: it needs little memory and executes fast. `environment` is
-    that of every program it starts.
+    The waiting process is a shell: it needs little memory and executes fast. `environment` is that of every program it
+    starts.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -57,9 +60,10 @@ class Launcher:
         without: Sequence[str] = (),
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> Child:
-        """Let the waiting process become this program. When that cannot be, it ends with 126 or 127.
+        """Let the waiting process become this program.
 
-        The variables `without` are not in the program's environment, those of `more` are.
+        Where that is impossible, it ends with 126 or 127. The variables `without` are not in the program's
+        environment, those of `more` are.
         """
         if self._next is None or self._next.returncode() is not None:  # somebody ended it while it waited
             self.close()
@@ -80,9 +84,10 @@ class Launcher:
 
 
 class Child:
-    """One running program, leader of a session, with non-blocking pipes; until `become` it only waits.
+    """One running program, leader of a session, with non-blocking pipes.
 
-    It dies with the process that started it (PR_SET_PDEATHSIG), even when that is killed without a word.
+    Until `become` it only waits. It dies with the process that started it (PR_SET_PDEATHSIG), even when that is
+    killed.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -134,7 +139,7 @@ class Child:
             os.write(self.stdin.fileno(), os.fsencode(line + "\n"))
 
     def returncode(self) -> int | None:
-        """How it ended: an exit code, minus the signal that ended it, or None while it runs."""
+        """Return its exit code, minus the signal that ended it, or None while it runs."""
         return self._process.poll()
 
     def signal_group(self, number: signal.Signals) -> None:
@@ -143,9 +148,9 @@ class Child:
             os.killpg(self.pid, number)
 
     def close(self, spared: Collection[int] = ()) -> None:
-        """End it and all processes it started, and release its pipes; harmless when repeated.
+        """End it and all processes it started, and release its pipes.
 
-        Every other child of this process is ended too, but those `spared`.
+        Harmless when repeated. Every other child of this process is ended too, except those `spared`.
         """
         self._kill()
         if not sweep_children(spared):
@@ -153,7 +158,10 @@ class Child:
         self._release()
 
     def close_alone(self) -> None:
-        """End it and its process group, and release its pipes; no other child of this process is touched."""
+        """End it and its process group, and release its pipes.
+
+        No other child of this process is touched.
+        """
         self._kill()
         self._release()
 
@@ -173,9 +181,10 @@ class Child:
 
 @cache
 def find_setpriv() -> list[str]:
-    """What sets PR_SET_PDEATHSIG before a program without any Python: util-linux' setpriv. Empty where it cannot.
+    """Return the setpriv command that sets PR_SET_PDEATHSIG before a program.
 
-    Should the parent die before that, the shell finds its input ended.
+    It needs no Python. Empty where it cannot be used. If the parent dies before that, the shell reaches the end of its
+    input.
     """
     program = shutil.which("setpriv", path=os.defpath)
     if program is None:
@@ -187,7 +196,7 @@ def find_setpriv() -> list[str]:
 
 
 def read(descriptor: int) -> bytes | None:
-    """Return the available bytes of a pipe; empty at the end, None when there are none yet."""
+    """Return the available bytes of a pipe; empty at the end, None without any."""
     try:
         return os.read(descriptor, READ_BYTES)
     except BlockingIOError:

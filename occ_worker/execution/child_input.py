@@ -18,7 +18,10 @@ _WRITE_BYTES = 1 << 18
 
 
 class ChildInput:
-    """The standard input of one CLI, which begins with the lines `first`. Used by the driver's thread alone."""
+    """The standard input of one CLI, which begins with the lines `first`.
+
+    Only the driver's thread uses it.
+    """
 
     def __init__(self, child: Child, first: bytes) -> None:
         self._pipe = child.stdin
@@ -35,7 +38,7 @@ class ChildInput:
         return self._pipe.closed
 
     def attach(self, selector: selectors.BaseSelector) -> None:
-        """Have `selector` call `write` whenever the pipe takes more, as long as lines are left."""
+        """Have `selector` call `write` when the pipe accepts more and lines are left."""
         self._selector = selector
         selector.register(self._pipe, selectors.EVENT_WRITE, self.write)
 
@@ -72,7 +75,10 @@ class ChildInput:
 
 
 def first_lines(context: ExecutionContext, execution: Execution, resumable: Resumable, *, initialize: bool) -> bytes:
-    """Return the first input of the CLI: the request to ask about calls, and the prompt unless a call is resumed."""
+    """Return the first input of the CLI.
+
+    It is the request to ask about calls, and the prompt unless a call is resumed.
+    """
     first = permissions.initialize_line() if initialize else b""
     if resumable.parked is not None:
         return first

@@ -1,7 +1,7 @@
-"""A process of the CLI that waits for input: a spare without a workspace, or one that is kept for its next turn.
+"""A process of the CLI that waits for input.
 
-Until its prompt is written nothing of an execution depends on it: whatever goes wrong before, the execution starts
-another process instead.
+It is a spare without a workspace, or one that is kept for its next turn. Until its prompt is written no execution
+depends on it: if anything fails before, the execution starts another process instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _OF_A_TURN = ("assistant", "user", "stream_event", "control_request", "result")
 
 @dataclass(frozen=True)
 class Kind:
-    """Everything that a spare read when it started. One serves an execution only while all of it is the same."""
+    """Everything that a spare read when it started.
+
+    It serves an execution only while all of it is the same.
+    """
 
     argv: tuple[str, ...]
     program: tuple[int, ...]
@@ -39,7 +42,10 @@ class Kind:
 
 
 class Waiting:
-    """A process of the CLI that waits for input. `mark` is in its environment, `lines` cuts its output."""
+    """A process of the CLI that waits for input.
+
+    `mark` is in its environment, `lines` cuts its output.
+    """
 
     def __init__(self, child: Child, mark: str, lines: Lines | None = None) -> None:
         self.child = child
@@ -64,7 +70,10 @@ class Waiting:
         self._write()
 
     def confirmed(self, wake: int) -> bool:
-        """Wait for its answer. False when it refuses, exits or is stuck, or `wake` is readable."""
+        """Wait for its reply.
+
+        False when it refuses, exits or is stuck, or `wake` is readable.
+        """
         poller = select.poll()
         poller.register(self.child.stdout, select.POLLIN)
         poller.register(self.child.exited, select.POLLIN)
@@ -135,7 +144,10 @@ class Waiting:
         self._refused |= subtype != "success"
 
     def is_in(self, workspace: Path) -> bool:
-        """Return whether it is in a workspace, as the kernel sees it; one that was exchanged is another."""
+        """Return whether it is in a workspace, as the kernel sees it.
+
+        A workspace that was exchanged is another.
+        """
         try:
             return os.path.samefile(f"/proc/{self.child.pid}/cwd", workspace)
         except OSError:
@@ -151,15 +163,18 @@ class Spare(Waiting):
         self.started = time.monotonic()
 
     def claim(self, workspace: Path, memory: str, model: str | None) -> None:
-        """Give it a workspace, once ever, and the model if one is requested; `confirmed` returns its answer."""
+        """Give it a workspace, once ever, and the model if one is requested.
+
+        `confirmed` returns its reply.
+        """
         lines = {_CLAIM: command.claim_line(_CLAIM, workspace, memory)}
         self._ask(workspace, lines if model is None else lines | {_MODEL: command.model_line(_MODEL, model)})
 
 
 def _processor_use(pid: int) -> tuple[bool, int]:
-    """Return whether a process waits for something other than processor or disk, and the processor time it has used.
+    """Return whether a process is idle, and the processor time it has used.
 
-    The time is in the kernel's ticks.
+    Idle is not waiting for processor or disk. The time is in the kernel's ticks.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()

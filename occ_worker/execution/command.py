@@ -66,10 +66,11 @@ def command(
     trusted: bool = False,
     servers: Path | None = None,
 ) -> list[str]:
-    """The argv for one execution. The prompt is not in it: it goes to stdin, where nothing can take it for a flag.
+    """Return the argv for one execution.
 
-    `trusted`: the workspace's settings, hooks and MCP servers count. `resumable` may name a parked call to resume.
-    `servers` is the file of the operator's MCP servers.
+    The prompt is not in it: it goes to stdin, where nothing can take it for a flag. `trusted`: the workspace's
+    settings, hooks and MCP servers count. `resumable` may name a parked call to resume. `servers` is the file of the
+    operator's MCP servers.
     """
     asks = execution.permissions != "edit" or resumable.parked is not None
     mode = "plan" if execution.permissions == "plan" else "acceptEdits"
@@ -112,7 +113,10 @@ def command(
 
 
 def default_command(path: str, config: Config) -> list[str]:
-    """The argv for a new session at the default permissions, in a workspace that is not trusted, without limits."""
+    """Return the argv for a new session at the default permissions.
+
+    It is for a workspace that is not trusted, without limits.
+    """
     return [*_common(path, _tools("edit", config), "acceptEdits", _SETTINGS), *_UNREAD]
 
 
@@ -128,7 +132,10 @@ def _common(path: str, tools: Sequence[str], mode: str, settings: str) -> list[s
 
 
 def _tools(permissions: str, config: Config) -> tuple[str, ...]:
-    """The tools that the CLI offers: those of rules that allow them, too, and those that a person is asked about."""
+    """Return the tools that the CLI offers.
+
+    Tools that rules allow and tools that a person is asked about are among them.
+    """
     if permissions == "plan":
         # The CLI keeps a plan to reading; once it is approved, edits inside the workspace follow.
         return (*DEFAULT_TOOLS, "AskUserQuestion", "ExitPlanMode")
@@ -138,12 +145,18 @@ def _tools(permissions: str, config: Config) -> tuple[str, ...]:
 
 
 def environment(config: Config) -> dict[str, str]:
-    """The CLI's environment: the operator's variables for reaching the model, and OCC's settings."""
+    """Return the CLI's environment.
+
+    It has the operator's variables for reaching the model, and OCC's settings.
+    """
     return {**config.cli_environment, **_FIXED_ENVIRONMENT}
 
 
 def prompt_line(prompt: str, message_id: str | None = None, attachments: Sequence[Attachment] = ()) -> bytes:
-    """Return the line of input for a prompt; for one with an id the CLI reports when it takes it."""
+    """Return the line of input for a prompt.
+
+    The CLI reports when it takes one with an id.
+    """
     if prompt.startswith("/"):
         # Even with --disable-slash-commands the CLI answers "/nosuch" itself; text is meant to reach the model.
         prompt = " " + prompt
@@ -166,7 +179,7 @@ def _blocks(attachments: Sequence[Attachment]) -> Iterator[dict[str, Any]]:
 
 
 def claim_line(request_id: str, workspace: Path, memory: str) -> bytes:
-    """Return the control request that gives a spare process its workspace and the memory of that workspace."""
+    """Return the control request that gives a spare its workspace and memory."""
     request: dict[str, object] = {"subtype": "claim_session", "cwd": str(workspace), "include_initialize": False}
     if memory:
         request["append_system_prompt"] = memory
@@ -179,7 +192,7 @@ def model_line(request_id: str, model: str) -> bytes:
 
 
 def mode_line(request_id: str) -> bytes:
-    """Return the control request that sets the mode in which a run begins that may edit."""
+    """Return the control request that sets the mode of a run that may edit."""
     return _control_line(request_id, {"subtype": "set_permission_mode", "mode": "acceptEdits"})
 
 

@@ -1,9 +1,9 @@
-"""Parking a call that waits for a person: which can be, how Claude Code defers it, and how its answer reaches it later.
+"""Parking a call that waits for a person, by deferring it.
 
-A deferred call must never run unasked when Claude Code is started again. So only a call whose hook is open is deferred,
-by a version that is known to ask again, and only if none of the CLI's own rules grants its tool. The process that
-resumes it runs in the CLI's `default` mode with a rule that asks about the tool (command.py), so that it is asked even
-where it would be judged before the hook is there.
+A deferred call must never run unasked when Claude Code is started again. So only a call whose hook is open is
+deferred, by a version that is known to ask again, and only if none of the CLI's own rules grants its tool. The process
+that resumes it runs in the CLI's `default` mode with a rule that asks about the tool (command.py), so that it is asked
+even where it would be judged before the hook is registered.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _HELD_REQUEST = "occ-rules-held"  # the same list, asked for when a call begins 
 
 @dataclass(frozen=True)
 class Suspension:
-    """The end of a process whose execution is parked. `spent`: the figures so far; None if it delivered no answer."""
+    """The end of a process whose execution is parked.
+
+    `spent` are the figures so far; None if it reported none.
+    """
 
     spent: Spent | None
 
@@ -87,7 +90,10 @@ class Deferral:
     # -- the answer of a call that was deferred
 
     def answer_for(self, call: Call) -> Approval | None:
-        """Return the answer to the call that this process resumes; None for any other call, which drops the answer."""
+        """Return the answer to the call that this process resumes.
+
+        None for any other call, which drops the answer.
+        """
         if self._carried is None:
             return None
         approval = self._carried.approval
@@ -105,7 +111,10 @@ class Deferral:
         self._carried = None
 
     def grant(self, call: Call, given: Mapping[str, Any]) -> None:
-        """Note that a hook allowed a call: where a rule asks about every call, the CLI asks about it once more."""
+        """Note that a hook allowed a call.
+
+        Where a rule asks about every call, the CLI asks about it once more.
+        """
         if self.resumes and call.tool_use_id is not None:
             self._granted[call.tool_use_id] = input_hash(given)
 
@@ -117,13 +126,16 @@ class Deferral:
     # -- deferring an open call
 
     def is_done(self, result: Mapping[str, Any]) -> bool:
-        """Return whether a result says that the CLI deferred the call that it was asked to defer, and no other."""
+        """Return whether a result says that the CLI deferred the requested call alone."""
         call = result.get("deferred_tool_use")
         named = call.get("id") if isinstance(call, Mapping) else None
         return self.deferred is not None and named == self.deferred and outcome.is_deferred(result)
 
     def begin(self, approval_id: str, call: Call, kind: str, others: int) -> bool:
-        """Begin to park an open call: ask the CLI for its rules. False when the call cannot be parked."""
+        """Begin to park an open call: ask the CLI for its rules.
+
+        False when the call cannot be parked.
+        """
         if self._checking is not None and self._checking[0] == approval_id:
             if time.monotonic() < self._checked_until:
                 return True
@@ -135,13 +147,19 @@ class Deferral:
         return True
 
     def hold(self, approval_id: str, call: Call, kind: str) -> None:
-        """Note a call that begins to wait, for the case that this process dies; the transcript shows if it is alone."""
+        """Note a call that begins to wait, for the case that this process dies.
+
+        The transcript shows whether it is alone.
+        """
         if self._may_defer(call, kind):
             self._held = (approval_id, call)
             self._list_rules(_HELD_REQUEST)
 
     def deadline(self, approval_id: str) -> float | None:
-        """Return until when the CLI has time to list its rules because of this call; None when it was not asked."""
+        """Return until when the CLI may list its rules because of this call.
+
+        None when it was not asked.
+        """
         checks = self._checking is not None and self._checking[0] == approval_id
         return self._checked_until if checks else None
 
@@ -151,7 +169,10 @@ class Deferral:
             self._checking = None
 
     def take(self, content: Mapping[str, Any]) -> str | None:
-        """Handle a response of the CLI; returns the approval of the call that is deferred now, None without one."""
+        """Handle a response of the CLI.
+
+        Returns the approval of the call that is deferred now, None without one.
+        """
         request_id = content["response"].get("request_id")
         if request_id == _HELD_REQUEST:
             self._note_held(content["response"].get("response"))
@@ -205,9 +226,9 @@ class Deferral:
 
 
 def grants(tool: str, listed: object) -> bool:
-    """Return whether the CLI's rules may let a tool run unasked; True for a list of an unknown shape.
+    """Return whether the CLI's rules may let a tool run unasked.
 
-    Rules of the session end with its process.
+    True for a list of an unknown shape. Rules of the session end with its process.
     """
     try:
         rules = listed["state"]["rules"]  # type: ignore[index]  # any other shape is caught

@@ -94,7 +94,7 @@ class Driver:
         return self._translator.init
 
     def run(self) -> Outcome | Suspension:
-        """Send the CLI its prompt, store its events until it is gone, and return how it ended or that it is parked."""
+        """Run the CLI's turn and store its events; returns how it ended or is parked."""
         with self._selector:
             self._input.write()  # before anything else: the CLI may have loaded, and wait for its prompt
             while not (self._exited or self._kept):
@@ -123,7 +123,7 @@ class Driver:
         return self._resumable.spent.with_outcome(outcome)
 
     def _suspension(self) -> Suspension | None:
-        """Return what its execution took so far when it is to be parked; None when it is over."""
+        """Return the figures so far of an execution that is to be parked, else None."""
         result, code = self._translator.result, self._termination.code
         if code not in (None, "DAEMON_STOPPED"):
             return None
@@ -132,7 +132,7 @@ class Driver:
         return Suspension(None) if code and result is None and self._deferral.undelivered else None
 
     def _is_alone(self, tool_use_id: str) -> bool:
-        """Return whether nothing but this call keeps the turn open: no other call, and no text that the CLI has."""
+        """Return whether only this call keeps the turn open: no other call, no text."""
         return self._translator.is_alone(tool_use_id) and not self._steering.unconfirmed
 
     def _spent(self) -> Spent:
@@ -192,7 +192,7 @@ class Driver:
         return taken > 0
 
     def _is_report(self, line: bytes) -> bool:
-        """Return whether a line is for the permissions or the steering of this execution, and is no event."""
+        """Return whether a line is no event, but for permissions or steering."""
         if line.startswith(_CONTROL):
             return self._permissions is not None
         return self._steering.unconfirmed
@@ -291,7 +291,7 @@ class Driver:
         return False
 
     def _begin_termination(self, code: str, message: str) -> None:
-        """Begin to terminate the CLI for a reason of OCC, unless its result is there already."""
+        """Begin to terminate the CLI for a reason of OCC, unless it has a result."""
         if self._translator.result is None:
             self._termination.begin(code, message)
 

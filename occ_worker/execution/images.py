@@ -1,7 +1,7 @@
-"""Images in the results of tools, such as a screenshot of an MCP server, as `image` events before the result.
+"""Images in the results of tools, as `image` events before the result.
 
-An image is sent in parts that each fit into a line. A picture that the tool Read returns is a file of the machine
-already, and is left out, as are images of other formats than a browser shows safely.
+An MCP server's screenshot is one. An image is sent in parts that each fit into a line. A picture that the tool Read
+returns is a file of the machine already, and is left out, as are images of other formats than a browser shows safely.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class Images:
             self._file_calls.add(call)
 
     def events(self, block: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        """Return the events of the images of a `tool_result` block; none for those that are too large or no images."""
+        """Return the events of the images of a `tool_result` block.
+
+        Images that are too large and other content have none.
+        """
         call, content = texts.text_of(block.get("tool_use_id")), block.get("content")
         if call is None or call in self._file_calls or not isinstance(content, list):
             return []
@@ -41,7 +44,7 @@ class Images:
 
 
 def _image(part: object) -> tuple[str, str] | None:
-    """Return type and Base64 of a part of a result, if it is an image that can be shown."""
+    """Return type and Base64 of a part of a result, if it is an image to show."""
     source = part.get("source") if isinstance(part, dict) and part.get("type") == "image" else None
     data = source.get("data") if isinstance(source, dict) and source.get("type") == "base64" else None
     if not isinstance(data, str) or len(data) > MAX_IMAGE_BYTES * 4 // 3 + 4:

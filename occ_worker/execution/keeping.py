@@ -22,10 +22,11 @@ STATELESS_TOOLS = frozenset((*DEFAULT_TOOLS, "AskUserQuestion"))
 
 
 def terms(context: ExecutionContext, execution: Execution, program: Program) -> Terms | None:
-    """Return the terms of a process for an execution; None when the process serves nothing else.
+    """Return the terms of a process for an execution.
 
-    Only a new process can have limits, a sandbox, MCP servers, a plan, a fork, or an earlier turn to return to, read
-    the settings of its workspace, resume a parked call, and run the hooks and plugins of the operator's.
+    None when the process serves nothing else. Only a new process can have limits, a sandbox, MCP servers, a plan, a
+    fork, or an earlier turn to return to, read the settings of its workspace, resume a parked call, and run the hooks
+    and plugins of the operator's.
     """
     config = context.config
     limited = execution.max_turns is not None or execution.max_budget_usd is not None

@@ -1,6 +1,6 @@
-"""The process of a worker that is kept after its turn for the next turn of its conversation.
+"""The process of a worker that is kept for the next turn of its conversation.
 
-It is a child of its worker from its start to its end and is never handed to another one. A row says whose it is
+It is a child of its worker from its start to its end and is never handed to another one. A row names its owner
 (occ_app/executions/kept.py): the worker that claims the next execution of the workspace removes the row, and uses the
 process if it is its own and nothing has changed. Otherwise it ends the process before anything else.
 """
@@ -42,9 +42,10 @@ _LOOK_SECONDS = 0.001
 
 @dataclass(frozen=True)
 class Terms:
-    """Everything that a process of a conversation depends on. It serves another turn only while all is the same.
+    """Everything that a process of a conversation depends on.
 
-    `argv` is without the session, `memory` is the text of CLAUDE.md.
+    It serves another turn only while all is the same. `argv` is without the session, `memory` is the text of
+    CLAUDE.md.
     """
 
     argv: tuple[str, ...]
@@ -69,9 +70,9 @@ class _Held:
 
 
 class Kept:
-    """At most one kept process, of the worker that calls this. `ring` wakes all workers.
+    """At most one kept process, of the worker that calls this.
 
-    `stopping` returns whether the daemon stops, `memory` the available bytes.
+    `ring` wakes all workers. `stopping` returns whether the daemon stops, `memory` the available bytes.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Kept:
         return rows.living(self._db) if self.enabled else 0
 
     def keep(self, process: Waiting, terms: Terms, execution: Execution, session_id: str, workspace: Path) -> bool:
-        """Keep the process of an execution that ended well; False when it is not to be kept."""
+        """Keep the process of a successful execution; False when it is not to be kept."""
         if not self.enabled or self._stopping() or self._memory() < LEAST_MEMORY_BYTES:
             return False
         start = process_start(process.child.pid)
@@ -135,7 +136,7 @@ class Kept:
         return True
 
     def settle(self, execution: Execution) -> None:
-        """Offer the process of its conversation to a claimed execution, and end any other one of its workspace.
+        """Offer an execution its conversation's process; end any other of its workspace.
 
         Raises OCCError when that is not possible; the execution must not start then.
         """
@@ -158,7 +159,7 @@ class Kept:
             _terminate(row.process)
 
     def take(self, execution: Execution, terms: Terms | None, workspace: Path) -> Waiting | None:
-        """Return the offered process if it serves an execution on these terms, else end it.
+        """Return the offered process if it serves an execution on these terms, or end it.
 
         The process is the caller's from here on, and has its first request.
         """
@@ -199,7 +200,7 @@ class Kept:
             self._leave()
 
     def let_owner_claim(self, wake: int) -> None:
-        """Have the worker that has the process for a queued execution claim it before this one does, if it is free."""
+        """Have the idle worker with a queued execution's process claim it first."""
         if not self.enabled or not rows.is_awaited(self._db, self._worker):
             return
         self._ring()
@@ -235,7 +236,7 @@ class Kept:
         return tuple(program) != terms.program or state_of(self._config.cli_environment) != terms.files
 
     def _leave(self) -> None:
-        """Have the process exit, without waiting for it: a worker that resumes its session does."""
+        """Have the process exit without waiting; a worker that resumes it waits."""
         held, self._held = self._held, None
         if held is not None:
             held.process.leave()

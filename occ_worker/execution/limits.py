@@ -1,4 +1,7 @@
-"""The limits in time of one CLI process. They count running time, not the time that a person takes to answer."""
+"""The time limits of one CLI process.
+
+They count running time, not the time that a person takes to answer.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from occ_app.executions.records import Execution
 
 
 class Limits:
-    """The limits of an execution that took `seconds` before this process. All times are on the monotonic clock."""
+    """The limits of an execution that took `seconds` before this process.
+
+    All times are on the monotonic clock.
+    """
 
     def __init__(self, execution: Execution, seconds: float) -> None:
         self._execution = execution
@@ -30,14 +36,17 @@ class Limits:
         self._heard = time.monotonic()
 
     def tick(self, now: float, *, counts: bool) -> None:
-        """Note the time; the time since the last tick is no running time unless it `counts`."""
+        """Note the time.
+
+        The time since the last tick is running time only if it `counts`.
+        """
         if not counts:
             self._deadline += now - self._ticked
             self._heard = now
         self._ticked = now
 
     def exceeded(self, now: float) -> tuple[str, str] | None:
-        """Return the code and the message of the limit that is exceeded; None within the limits."""
+        """Return the code and the message of the exceeded limit; None within the limits."""
         if now >= self._deadline:
             seconds = self._execution.timeout_seconds
             return "EXECUTION_TIMEOUT", f"The execution was ended after its limit of {seconds:g} s."

@@ -1,4 +1,7 @@
-"""Bytes as they come from a pipe, cut into lines; only whole lines are ever looked into."""
+"""Bytes of a pipe, cut into lines.
+
+Only whole lines are read.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ LONGEST_LINE = 16 * 1024 * 1024
 
 
 class Lines:
-    """Cuts a stream of bytes into lines; a line over the limit is counted and never held."""
+    """Cuts a stream of bytes into lines.
+
+    A line over the limit is counted and never held.
+    """
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -26,7 +32,10 @@ class Lines:
         return [line for line in whole if line]
 
     def _without_long(self, whole: list[bytes]) -> list[bytes]:
-        """Count the lines over the limit, and hold no more of an unfinished one than shows that it is."""
+        """Count the lines over the limit.
+
+        Of an unfinished one hold no more than shows that it is too long.
+        """
         kept = [line for line in whole if len(line) <= LONGEST_LINE]
         self.too_long |= len(kept) < len(whole) or len(self._rest) > LONGEST_LINE
         del self._rest[LONGEST_LINE + 1 :]

@@ -1,4 +1,4 @@
-"""How a run of the CLI went: what its result decides, and without one what its exit means."""
+"""The outcome of a run of the CLI, from its result or its exit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DENIALS_BYTES = 40 * 1024
 
 
 def of_result(result: Mapping[str, Any], error: str) -> Outcome:
-    """Return the outcome of the CLI's result line; `error` is the error of an earlier line, or empty."""
+    """Return the outcome of the CLI's result line; `error` is an earlier line's."""
     figures = {
         "sessionId": texts.text_of(result.get("session_id")),
         "costUsd": _own_cost(result),
@@ -59,7 +59,7 @@ def of_result(result: Mapping[str, Any], error: str) -> Outcome:
 
 
 def joined(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the last of the results of one process, with the turns, the time and the cost of all of them."""
+    """Return a process's last result, with the turns, time and cost of all results."""
     *earlier, last = results
     if not earlier:
         return last
@@ -73,12 +73,18 @@ def joined(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def is_deferred(result: Mapping[str, Any]) -> bool:
-    """Return whether a result ends a process only because a call was deferred; it looks like a success."""
+    """Return whether a result ends a process only because a call was deferred.
+
+    It looks like a success.
+    """
     return "tool_deferred" in (result.get("terminal_reason"), result.get("stop_reason"))
 
 
 def spent(result: Mapping[str, Any], counted: Spent) -> Spent:
-    """Return the figures of a process that ended with this result; seconds and turns are those `counted`."""
+    """Return the figures of a process that ended with this result.
+
+    Seconds and turns are those `counted`.
+    """
     return replace(
         counted,
         cost_usd=float(_own_cost(result) or 0),
@@ -88,12 +94,18 @@ def spent(result: Mapping[str, Any], counted: Spent) -> Spent:
 
 
 def how(returncode: int) -> dict[str, Any]:
-    """The exit code or the signal of a return code as `subprocess` gives it: a signal is negative."""
+    """Return the exit code or the signal of a return code of `subprocess`.
+
+    There a signal is negative.
+    """
     return {"exitCode": returncode if returncode >= 0 else None, "signal": -returncode if returncode < 0 else None}
 
 
 def without_result(returncode: int, killed: bool, stderr: str) -> Outcome:
-    """The outcome of a CLI that left without a result. `killed` when OCC had to end it after its last words."""
+    """Return the outcome of a CLI that exited without a result.
+
+    `killed` when OCC had to end it after its last output.
+    """
     if returncode == 0 or killed:
         return Outcome.failure(
             "OUTPUT_TRUNCATED",
@@ -117,7 +129,10 @@ def redacted(stderr: bytes, environment: Mapping[str, str]) -> str:
 
 
 def redacted_value(value: Any, environment: Mapping[str, str]) -> Any:
-    """Return a value of JSON whose texts and names are without the secrets of the environment."""
+    """Return a JSON value without the secrets of the environment.
+
+    They are removed from texts and names.
+    """
     if isinstance(value, str):
         return _without_secrets(value, environment)
     if isinstance(value, Mapping):
@@ -134,7 +149,10 @@ def _without_secrets(text: str, environment: Mapping[str, str]) -> str:
 
 
 def _secrets(environment: Mapping[str, str]) -> set[str]:
-    """Return the secret values of the environment, the words of each, and the passwords in addresses."""
+    """Return the secret values of the environment.
+
+    The words of each, and the passwords in addresses, are among them.
+    """
     found = set[str]()
     for name, value in environment.items():
         if any(word in name.upper() for word in _SECRET_NAMES):
@@ -144,7 +162,10 @@ def _secrets(environment: Mapping[str, str]) -> set[str]:
 
 
 def _failure(result: Mapping[str, Any], error: str) -> tuple[str, str]:
-    """The wire's code and a sentence for an unsuccessful result; `subtype` says "success" even on API errors."""
+    """Return the wire's code and a sentence for an unsuccessful result.
+
+    `subtype` says "success" even on API errors.
+    """
     errors = result.get("errors")
     listed = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
     message = str(result.get("result") or listed or result.get("subtype"))
@@ -200,7 +221,10 @@ def _whole_number_of(value: object) -> int | None:
 
 
 def _usage(value: object) -> Any:
-    """Return the usage of a result as it can be stored and sent; None for no object, or one too large or deep."""
+    """Return the usage of a result for storing and sending.
+
+    None when it is no object, or one too large or deep.
+    """
     if not isinstance(value, dict):
         return None
     try:
@@ -211,7 +235,10 @@ def _usage(value: object) -> Any:
 
 
 def _denials(value: object) -> list[Any]:
-    """Return the denied tool calls of a result, long inputs cut, as many of them as fit into the final event."""
+    """Return the denied tool calls of a result that fit into the final event.
+
+    Long inputs are cut.
+    """
     kept, room = list[Any](), _DENIALS_BYTES
     for denial in value if isinstance(value, list) else []:
         try:

@@ -106,7 +106,7 @@ class Permissions:
                 self._send(denied(call, _UNREADABLE))
 
     def look(self) -> None:
-        """Deliver the answers that came, and end the hold of calls whose worker others wait for."""
+        """Deliver new answers, and end the hold of calls whose worker others wait for."""
         if self._owed is not None:
             self._answer_parked(*self._owed)
         if not self._open:
@@ -123,12 +123,12 @@ class Permissions:
             self.park()  # the stop waits for it; what cannot be parked is held to its end
 
     def expire(self, now: float) -> None:
-        """End the hold of the calls that nobody answered in time: park the execution, or deny them."""
+        """End the hold of unanswered calls: park the execution, or deny them."""
         over = [key for key, call in self._open.items() if (self._deferral.deadline(key) or call.expires) <= now]
         self._park_or_expire(over, _UNANSWERED.format(self._context.config.hold_seconds))
 
     def park(self) -> bool:
-        """Begin to park the execution before its hold is over; returns whether it is on its way."""
+        """Begin to park the execution before its hold is over; False if it cannot be."""
         if self._deferral.deferred is not None:
             return True
         return any(self._begin_parking(approval_id) for approval_id in list(self._open))
@@ -142,7 +142,7 @@ class Permissions:
         return self._deferral.begin(approval_id, call, _kind(call.tool), others=len(self._open) - 1)
 
     def _checked(self, content: Mapping[str, Any]) -> None:
-        """Handle the CLI's list of its rules: the call is deferred now, or held and then denied."""
+        """Handle the CLI's list of rules: defer the call now, or hold and then deny it."""
         deferred = self._deferral.take(content)
         if deferred is not None:
             self._open.pop(deferred, None)
@@ -150,7 +150,7 @@ class Permissions:
             self.expire(time.monotonic())
 
     def _deliver(self, call: Call, approval: Approval) -> bool:
-        """Give an answer to the CLI, once; noted on the disk before. False when it was given before."""
+        """Give an answer to the CLI, once, noted on the disk; False when given before."""
         if not parking.deliver(self._context.db, approval.approval_id):
             return False
         if call.by_hook and approval.state != "denied":
@@ -160,7 +160,7 @@ class Permissions:
         return True
 
     def _answer_parked(self, call: Call, approval: Approval) -> None:
-        """Give its answer to the call that this process resumes: a denial at once, the rest where the CLI asks last."""
+        """Answer the call this process resumes: deny now, else where the CLI asks last."""
         if call.by_hook and approval.state != "denied":
             self._send(left_to_cli(call))
             return
@@ -230,7 +230,7 @@ class Permissions:
         )
 
     def _answered(self, call: Call, approval: Approval) -> bytes:
-        """Return the line for an answer. An edited input passes the rules once more: they may be others by now."""
+        """Return the line for an answer; an edited input passes the present rules."""
         edited = approval.answer.updated_input if approval.answer is not None else None
         verdict = self._verdict(approval.tool, call.input if edited is None else edited)
         if verdict.decision == "deny" and approval.kind == "tool":
@@ -287,7 +287,7 @@ def _kind(tool: str) -> str:
 
 
 def initialize_line() -> bytes:
-    """The control request that registers OCC's hook; it goes to the CLI before the prompt."""
+    """Return the control request that registers OCC's hook, sent before the prompt."""
     hook = {"matcher": ".*", "hookCallbackIds": [_CALLBACK], "timeout": int(_SPARE_SECONDS) + 86400}
     request = {"subtype": "initialize", "hooks": {"PreToolUse": [hook]}}
     return json.dumps({"type": "control_request", "request_id": "occ-initialize", "request": request}).encode() + b"\n"

@@ -1,4 +1,7 @@
-"""An agent's executions process and the workers that it forks, each for one execution at a time."""
+"""An agent's executions process and the workers that it forks.
+
+Each worker runs one execution at a time.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ log = logging.getLogger("occ.worker")
 
 
 def run_executions(config: Config) -> None:
-    """Consume the executions queue with as many processes as executions may run at once, until SIGTERM."""
+    """Consume the executions queue until SIGTERM.
+
+    There are as many processes as executions may run at once.
+    """
     queue = open_queue(config, "executions")
     contexts: list[ExecutionContext] = []
     put = tasks.executions(queue, lambda: runner.run_next(contexts[0]))
@@ -63,7 +69,10 @@ def run_executions(config: Config) -> None:
 
 
 def _context(config: Config, queue: Huey, ring_queue: Callable[[], None]) -> ExecutionContext:
-    """Open the objects of a forked worker: nothing that holds a file or a lock crosses the fork."""
+    """Open the objects of a forked worker.
+
+    Nothing that holds a file or a lock crosses the fork.
+    """
     become_subreaper()
     environment = claude.environment(config)
     launcher = Launcher(environment)
@@ -93,7 +102,10 @@ def _context(config: Config, queue: Huey, ring_queue: Callable[[], None]) -> Exe
 
 
 def _never_failing(keep: Callable[[], bool]) -> Callable[[], bool]:
-    """Return `keep` without its errors: a worker without a spare process works as well."""
+    """Return `keep` without its errors.
+
+    A worker without a spare process works as well.
+    """
 
     def idle() -> bool:
         try:

@@ -10,7 +10,10 @@ from occ_worker.execution.resumable import Resumable
 
 @dataclass(frozen=True)
 class Program:
-    """The CLI as one execution needs it: `path`, in `workspace`, with files that name its memory and its servers."""
+    """The CLI for one execution.
+
+    `path`, in `workspace`, with files that name its memory and its servers.
+    """
 
     path: str
     workspace: Path

@@ -20,7 +20,10 @@ _ASKED = b'"subtype":"can_use_tool"'
 
 @dataclass(frozen=True)
 class Call:
-    """A call that the CLI waits for: the id of its control request, and whether a hook or the CLI's prompt asks."""
+    """A call that the CLI waits for.
+
+    It has the id of its control request, and whether a hook or the CLI's prompt asks.
+    """
 
     request_id: str
     by_hook: bool
@@ -39,7 +42,10 @@ ACCEPT_EDITS = (
 
 
 def unreadable(line: bytes) -> Call | None:
-    """Return the call that a line asks about whose JSON cannot be read or stored; None for another line."""
+    """Return the call of a line whose JSON cannot be read or stored.
+
+    None for another line.
+    """
     found = _REQUEST.search(line[:_HEAD_BYTES])
     if found is None:
         return None
@@ -85,7 +91,10 @@ def denied(call: Call, message: str) -> bytes:
 
 
 def deferred(call: Call) -> bytes:
-    """Return the line that has the CLI end its turn, to ask about the call again when the session is resumed."""
+    """Return the line that has the CLI end its turn.
+
+    It asks about the call again when the session is resumed.
+    """
     return hook_reply(call, "defer", permissionDecisionReason="A person is asked.")
 
 
@@ -99,7 +108,10 @@ def decided(call: Call, verdict: Verdict) -> bytes:
 
 
 def left_to_cli(call: Call) -> bytes:
-    """Return the line with which a hook leaves the decision to the CLI's own rules and prompt."""
+    """Return the line with which a hook leaves the decision to the CLI.
+
+    The CLI's own rules and prompt decide.
+    """
     return _reply(call.request_id, {})
 
 

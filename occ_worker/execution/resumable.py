@@ -1,4 +1,7 @@
-"""The parked call that a process of the CLI resumes, and the figures of the processes before it."""
+"""The parked call that a process of the CLI resumes.
+
+The figures of the processes before it are here, too.
+"""
 
 from __future__ import annotations
 

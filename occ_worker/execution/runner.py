@@ -1,4 +1,4 @@
-"""One execution from claim to final event: whose turn it is, whether it can start, and writing down how it ended."""
+"""One execution from claim to final event: whether it can start, and its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = logging.getLogger("occ.runner")
 
 
 def run_next(context: ExecutionContext) -> bool:
-    """Claim the oldest execution that can run and run it to its end. False when there was none."""
+    """Claim the oldest execution that can run and run it; False when there was none."""
     if context.stopping() or not daemon.takes_work(context.config):
         return False
     kept = context.spares.kept
@@ -55,7 +55,7 @@ def run_next(context: ExecutionContext) -> bool:
 
 
 def run_called(context: ExecutionContext) -> None:
-    """Run the turn that waits for the process of this worker, which runs nothing, when its bell rang."""
+    """Run the turn that waits for this idle worker's process, when its bell rang."""
     context.bell.hush()
     if context.spares.kept.waits:
         run_next(context)
@@ -89,7 +89,7 @@ def _run_to_end(context: ExecutionContext, execution: Execution) -> None:
 
 
 def _park(context: ExecutionContext, execution: Execution, suspension: Suspension) -> Outcome | None:
-    """Write down that an execution is parked. Returns how it has to end instead, None when it is parked.
+    """Record that an execution is parked; returns its outcome if it cannot be.
 
     However long the database is held; a stop leaves it to the next start, which finds the call in its rows.
     """
@@ -113,7 +113,7 @@ def _park(context: ExecutionContext, execution: Execution, suspension: Suspensio
 
 
 def _finish(context: ExecutionContext, execution: Execution, outcome: Outcome) -> None:
-    """Write the end down, however long the disk is full or the database held; a stop leaves it to the next start."""
+    """Record the end, however long it takes; a stop leaves it to the next start."""
     while True:
         try:
             seq = lifecycle.finish(context.db, execution.number, outcome)
@@ -142,7 +142,7 @@ class _StartSnapshot:
 
 
 def _record_changes(context: ExecutionContext, execution: Execution, snapshot: _StartSnapshot) -> None:
-    """Store the changes of an execution that is over; a stop leaves that to the next start."""
+    """Store an ended execution's changes; a stop leaves that to the next start."""
     if snapshot.tree is None:
         return
     interrupt = changes.interrupts_when(context.stopping)
@@ -162,7 +162,7 @@ def _record_changes(context: ExecutionContext, execution: Execution, snapshot: _
 
 
 def _settled(context: ExecutionContext, execution: Execution) -> Outcome | None:
-    """End the process of the turn before, or have it ready. Returns how the execution fails, if so."""
+    """End the process of the turn before, or prepare it; returns a failure, if any."""
     try:
         context.spares.kept.settle(execution)
     except OCCError as error:
@@ -224,7 +224,7 @@ def _too_old(context: ExecutionContext, execution: Execution, path: str, resumab
 
 
 def _began_in_project(config: Config, execution: Execution, row: Workspace) -> bool:
-    """Return whether the requested session began in a project's folder, in a terminal for example."""
+    """Return whether the session began in a project's folder, such as in a terminal."""
     if execution.resume_session_id is None or not row.is_project:
         return False
     claude_folder = projects.claude_folder(config.cli_environment)
@@ -232,12 +232,12 @@ def _began_in_project(config: Config, execution: Execution, row: Workspace) -> b
 
 
 class _MemoryUnwritable(Exception):
-    """The file for the project's memory could not be written; the message is the system's."""
+    """The file for the project's memory could not be written, with the reason."""
 
 
 @contextlib.contextmanager
 def _memory(config: Config, execution: Execution, workspace: Path, *, trusted: bool) -> Iterator[Path | None]:
-    """Write the project's memory to a file for as long as it runs; None where there is none, or the CLI reads it."""
+    """Write the project's memory to a file while it runs; None without one to write."""
     text = "" if trusted else memory.read(workspace)
     if not text:
         yield None

@@ -1,4 +1,7 @@
-"""The operator's MCP servers in one run: which of them the CLI gets, and which did not answer."""
+"""The operator's MCP servers in one run.
+
+Which of them the CLI gets, and which did not answer.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class Servers:
 
 @contextlib.contextmanager
 def given(context: ExecutionContext, execution: Execution) -> Iterator[Servers]:
-    """Choose the servers for an execution, and write their file for as long as it runs.
+    """Choose the servers for an execution, and write their file while it runs.
 
     One that lately did not answer is left out. Without a readable configuration the run has none.
     """
@@ -58,7 +61,10 @@ def given(context: ExecutionContext, execution: Execution) -> Iterator[Servers]:
 
 
 def secrets(config: Config) -> dict[str, str]:
-    """Return the variables whose secrets a run could show: those of the CLI and of the servers."""
+    """Return the variables whose secrets a run could show.
+
+    They are those of the CLI and of the servers.
+    """
     return {**config.cli_environment, **mcp_servers.secrets(config)}
 
 

@@ -1,6 +1,7 @@
-"""A substitute for the Claude Code CLI, for `occ demo` on a machine without one. It thinks nothing and says so.
+"""A simulation of the Claude Code CLI, for `occ demo` on a machine without one.
 
-Speaks just enough of stream-json for a demonstration: reads the prompt, looks at the folder, answers in small pieces.
+It asks no model and says so. It implements just enough of stream-json for a demonstration: it reads the prompt, lists
+the folder, and answers in small pieces.
 """
 
 from __future__ import annotations

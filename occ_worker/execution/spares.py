@@ -1,8 +1,8 @@
-"""The spare process of a worker: a CLI that loads before there is an execution for it.
+"""The spare process of a worker: a CLI that loads before its execution exists.
 
 A spare serves one execution that begins a session at the default permissions. It is a child of its worker from its
 start to its end, like a CLI that starts for an execution: it dies with that worker and is never handed to another one.
-Locks of files bound how many there are in all workers.
+Locks of files limit how many there are in all workers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds after a spare that failed
 
 
 class Spares:
-    """At most one spare process, of the worker that calls this, and the one that is `kept`.
+    """At most one spare process of this worker, and the one that is `kept`.
 
     `stopping` returns whether the daemon stops.
     """
@@ -68,15 +68,18 @@ class Spares:
 
     @property
     def processes(self) -> set[int]:
-        """The pids of the live processes that wait for an execution: spare, kept, and the one of the launcher."""
+        """Return the pids of the live processes that wait for an execution.
+
+        They are the spare, the kept one, and that of the launcher.
+        """
         spares = [*self._leaving, *([] if self._spare is None else [self._spare])]
         waiting = {spare.child.pid for spare in spares if spare.alive}
         return waiting | self.kept.processes | self._launcher.processes
 
     def keep(self) -> bool:
-        """Start, replace or end the spare. Returns whether the workers that have one are to be woken before this one.
+        """Start, replace or end the spare.
 
-        For a worker without an execution, now and then.
+        Returns whether workers with a spare are to be woken before this one. For an idle worker, called now and then.
         """
         if self._limit == 0:
             return False
@@ -101,16 +104,19 @@ class Spares:
         return False
 
     def spare_memory(self) -> None:
-        """End processes in the way of other work; for a worker with an execution, which does not call `keep`."""
+        """End processes when other work needs the memory.
+
+        For a worker with an execution, which does not call `keep`.
+        """
         with contextlib.suppress(OCCError):  # a held database is looked at again
             self.kept.look()
         if self._spare is not None and self._memory() < LEAST_MEMORY_BYTES:
             self._end()
 
     def take(self, argv: Sequence[str]) -> Spare | None:
-        """Return the spare for an execution whose CLI is to have these arguments; None when there is none for it.
+        """Return the spare for an execution whose CLI has these arguments.
 
-        The spare is the caller's from here on.
+        None when there is none for it. The spare is the caller's from here on.
         """
         if self._spare is None or list(self._spare.kind.argv) != list(argv):
             return None
@@ -139,7 +145,10 @@ class Spares:
         self._reap()
 
     def _kind(self) -> Kind | None:
-        """Return the kind of a spare that would start now; None when none is to start, or to stay."""
+        """Return the kind of a spare that would start now.
+
+        None when none is to start, or to stay.
+        """
         path = claude_cli.find(self._config)
         if path is None or self._stopping() or self._memory() < LEAST_MEMORY_BYTES:
             return None
@@ -193,7 +202,10 @@ class Spares:
             spare.child.close(self.processes)
 
     def _take_slot(self) -> bool:
-        """Take one of the places that all workers share; the kernel frees that of a killed worker."""
+        """Take one of the places that all workers share.
+
+        The kernel frees that of a killed worker.
+        """
         if self._slot >= 0:
             return True
         for number in range(self._room):

@@ -1,4 +1,4 @@
-"""The process of one execution: a spare that is given its workspace, or one that starts for it."""
+"""The process of one execution: a spare that gets its workspace, or a new one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ log = logging.getLogger("occ.starting")
 
 
 class Process:
-    """A process of the CLI for one execution, which loads or is claimed from here on; `ready` comes before the prompt.
+    """A process of the CLI for one execution; it loads, or is claimed, from here on.
 
-    After `ready`, `lines` has the beginning of a line that was read of its output. `is_over` is set once the execution
-    has ended without an error of OCC's: a process that is kept stays then.
+    `ready` comes before the prompt. After it, `lines` has the beginning of a line that was read of its output.
+    `is_over` is set once the execution has ended without an error of OCC's: a kept process stays then.
     """
 
     def __init__(self, context: ExecutionContext, execution: Execution, program: Program) -> None:
@@ -44,7 +44,7 @@ class Process:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether a process that was there before serves the execution, as far as is known."""
+        """Return whether an existing process serves the execution, as far as is known."""
         return self._waiting is not None
 
     @property
@@ -57,7 +57,10 @@ class Process:
         return self._former or self._spare
 
     def note(self) -> None:
-        """Map the mark of a process that was there before to the execution, for the caller's next `db.sync()`."""
+        """Map the mark of a claimed process to the execution.
+
+        For the caller's next `db.sync()`.
+        """
         if self.is_claimed:
             try:
                 process_marks.note(self._context.db, self.mark, self._execution.number)
@@ -65,7 +68,10 @@ class Process:
                 self._replace(f"the mark of its process could not be stored: {error}")
 
     def ready(self) -> None:
-        """Wait until its process answers; one that does not is replaced by a process that starts now."""
+        """Wait until its process answers.
+
+        One that does not is replaced by a process that starts now.
+        """
         waiting = self._waiting
         if waiting is None:
             return
@@ -80,7 +86,10 @@ class Process:
             self._replace("its process did not answer")
 
     def keep(self, outcome: Outcome | None, tools: Set[str]) -> bool:
-        """Keep the process for the next turn; False when it is to end with this one, which called these tools."""
+        """Keep the process for the next turn.
+
+        False when it is to end with this one, which called these tools.
+        """
         session_id = None if outcome is None else outcome.data.get("sessionId")
         succeeded = outcome is not None and outcome.state == "succeeded"
         if self._terms is None or not succeeded or session_id is None:
@@ -102,7 +111,10 @@ class Process:
             self.child.close(self._context.spares.processes)
 
     def _left_something(self) -> bool:
-        """Return whether a process of this turn is left: one that the CLI started, or that became the worker's."""
+        """Return whether a process of this turn is left.
+
+        The CLI started it, or it became the worker's.
+        """
         known = self._context.spares.processes | {self.child.pid}
         return bool(strays.children_of(self.child.pid)) or not known.issuperset(strays.children_of_this())
 
@@ -118,9 +130,10 @@ class Process:
         self.child = self._started()
 
     def _claimed(self) -> Spare | None:
-        """Return a spare that this execution may use, with its claim written; None when there is none.
+        """Return a spare that this execution may use, with its claim written.
 
-        A spare can be given a model, and a memory. Everything else that an execution may request is in the arguments.
+        None when there is none. A spare can be given a model, and a memory. Everything else that an execution may
+        request is in the arguments.
         """
         program, model = self._program, self._execution.requested_model
         if program.resumable.parked is not None:

@@ -1,8 +1,8 @@
-"""Texts of a person for the turn that runs: sent while a tool runs, and confirmed by the CLI.
+"""Texts of a person for the turn that runs.
 
-The CLI puts a text that it gets while a tool runs into the request after the tool, and reports that it `started`. A
-text that misses that request is taken back. The CLI reports it as `cancelled` then, and it becomes a follow-up; if the
-CLI has begun a turn for it already, that turn belongs to the execution.
+They are sent while a tool runs, and confirmed by the CLI. It puts such a text into the request after the tool, and
+reports that it `started`. A text that misses that request is withdrawn. The CLI reports it as `cancelled` then, and it
+becomes a follow-up; if the CLI has begun a turn for it already, that turn belongs to the execution.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ _MISSED = "The turn had no place for it any more."
 
 @dataclass
 class _Sent:
-    """A text that the CLI has; `messages` is the number of the model's messages that had begun when it was sent."""
+    """A text that the CLI has.
+
+    `messages` is the number of the model's messages that had begun when it was sent.
+    """
 
     input: Input
     messages: int
@@ -68,11 +71,14 @@ class Steering:
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether the CLI has a text and has reported neither that it took it nor that it gave it back."""
+        """Return whether the CLI has a text that it neither took nor returned."""
         return bool(self._sent)
 
     def look(self) -> None:
-        """Send the texts that came, or make follow-ups of them. Raises the errors of the database."""
+        """Send new texts, or make follow-ups of them.
+
+        Raises the errors of the database.
+        """
         self._settle_rest()
         for found in inputs.waiting(self._context.db, self._execution.number):
             reason = self._hindrance()
@@ -104,7 +110,10 @@ class Steering:
             self._settle(sent.input, "queued", _MISSED)
 
     def withdraw_missed(self) -> None:
-        """Take back the texts that the model's next message began without, and at the end of the turn all of them."""
+        """Withdraw texts that the model's next message began without.
+
+        At the end of the turn, withdraw all of them.
+        """
         for message_id, sent in self._sent.items():
             missed = self._translator.messages > sent.messages or self._translator.result is not None
             if missed and not sent.withdrawn:
@@ -112,7 +121,10 @@ class Steering:
                 self._send(command.withdrawal_line(message_id))
 
     def end(self) -> None:
-        """Settle all texts once the CLI is gone; the end of the execution settles those that cannot be stored here."""
+        """Settle all texts once the CLI has ended.
+
+        The end of the execution settles those that cannot be stored here.
+        """
         left = [(sent.input, "unknown", inputs.UNCERTAIN) for sent in self._sent.values()]
         self._sent.clear()
         with contextlib.suppress(OCCError):

@@ -1,4 +1,4 @@
-"""The termination of a CLI by OCC: an interrupt, SIGTERM after 2 s, SIGKILL after 4 s."""
+"""The termination of a CLI: an interrupt, SIGTERM after 2 s, SIGKILL after 4 s."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ TERMINATE_SECONDS = 4.0  # from the interrupt to SIGKILL
 
 
 class Termination:
-    """The termination of one CLI. `reason` is the code and the message of the first reason; None while it goes on."""
+    """The termination of one CLI.
+
+    `reason` is the code and the message of the first reason; None before.
+    """
 
     def __init__(self, child: Child, child_input: ChildInput, deferral: Deferral) -> None:
         self._child = child

@@ -1,4 +1,7 @@
-"""Texts of the CLI's as they can be stored and sent: whole characters, and no more of them than an event may hold."""
+"""Texts of the CLI for storing and sending.
+
+They have whole characters, and no more of them than an event may hold.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ NAME_CHARACTERS = 256  # of a name or an id that the CLI gives
 
 
 def text_of(value: object) -> str | None:
-    """Return a name or an id that can be stored; None for any other value of a newer CLI."""
+    """Return a name or an id that can be stored.
+
+    None for any other value of a newer CLI.
+    """
     return whole_characters(value)[:NAME_CHARACTERS] if isinstance(value, str) else None
 
 
@@ -59,7 +65,10 @@ def json_size(value: Any) -> int:
 
 
 def pieces(text: str, room: int = CHUNK_BYTES) -> Iterator[str]:
-    """Yield the text in pieces of at most `room` bytes of JSON, cut between characters; at least 6 bytes."""
+    """Yield the text in pieces of at most `room` bytes of JSON, at least 6.
+
+    It is cut between characters.
+    """
     start = 0
     while len(text) - start > room // 6:  # no character takes more than six bytes
         length = min(room, len(text) - start)

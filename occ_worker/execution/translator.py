@@ -33,7 +33,7 @@ _TEXT_DELTA = re.compile(
 
 
 class Translator:
-    """Turns the CLI's lines into events. Feed it whole lines in order; `result` is its last word, once it came.
+    """Turns the CLI's whole lines into events; `result` is its last one, once it came.
 
     `resumed`: an earlier process has sent the `started` event.
     """
@@ -58,7 +58,7 @@ class Translator:
         self._images = images.Images()
 
     def events(self, line: bytes) -> list[NewEvent]:
-        """The events one line means; unknown and unreadable lines mean none."""
+        """Return the events of one line; unknown and unreadable lines have none."""
         delta = _TEXT_DELTA.fullmatch(line)
         chunk = b"" if delta is None else delta[1]
         if not 0 < len(chunk) <= texts.CHUNK_BYTES or self._surrogate:
@@ -220,7 +220,7 @@ class Translator:
         return events
 
     def begin_turn(self) -> None:
-        """Expect another result: the CLI began a turn for a text that it took after the last one."""
+        """Expect another result: the CLI began a turn for a text after the last one."""
         if self.result is not None:
             self._earlier.append(self.result)
             self.result, self._error = None, ""
@@ -268,7 +268,7 @@ def _name(value: object) -> str:
 
 
 def _of_parent(parent: object) -> dict[str, Any]:
-    """Return the field that names the call of the sub-agent in which a tool is used; empty for the main thread."""
+    """Return the field that names a sub-agent's call; empty for the main thread."""
     call = texts.text_of(parent)
     return {} if call is None else {"parentToolUseId": call}
 

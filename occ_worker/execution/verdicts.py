@@ -1,4 +1,7 @@
-"""The decision on a tool call before anybody is asked: by the rules, then by the permissions of the run."""
+"""The decision on a tool call before a person is asked.
+
+The rules decide first, then the permissions of the run.
+"""
 
 from __future__ import annotations
 
@@ -23,28 +26,37 @@ _NOBODY_ASKED = "This run asks nobody, and no rule of its machine allows this ca
 
 @dataclass(frozen=True)
 class Verdict:
-    """`allow`, `deny` with a message for the model, `ask` for a person, or `cli` for the CLI's own decision."""
+    """A decision on a call.
+
+    `allow`, `deny` with a message for the model, `ask` for a person, or `cli` for the CLI's own decision.
+    """
 
     decision: str
     message: str = ""
 
 
 def of(db: Database, config: Config, execution: Execution, tool: str, given: Any) -> Verdict:
-    """Return the verdict on a call of an execution. Raises OCCError when the rules cannot be read."""
+    """Return the verdict on a call of an execution.
+
+    Raises OCCError when the rules cannot be read.
+    """
     stored = rules.for_execution(db, execution.number)
     return judged(level(config, execution), (*config.rules, *stored), config, tool, given)
 
 
 def level(config: Config, execution: Execution, ceiling: str | None = None) -> str:
-    """Return the permissions of an execution, at most the ceilings of agent and workspace, which may be lower by now.
+    """Return the permissions of an execution under the present ceilings.
 
-    `ceiling` is the workspace's, None for none.
+    Those of agent and workspace may be lower than at acceptance. `ceiling` is the workspace's, None for none.
     """
     return ceilings.lowest(execution.permissions, config.ceiling, ceiling)
 
 
 def hooked(db: Database, config: Config, execution: Execution) -> bool:
-    """Return whether the calls of an execution come to OCC: the permission `edit` without any rule needs no hook."""
+    """Return whether OCC is asked about the calls of an execution.
+
+    The permission `edit` without any rule needs no hook.
+    """
     return execution.permissions != "edit" or bool(config.rules) or bool(rules.for_execution(db, execution.number))
 
 

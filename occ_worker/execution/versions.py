@@ -9,7 +9,10 @@ from occ_app.home import notes
 
 
 def noted(db: Database, path: str) -> str | None:
-    """Return the version of the CLI at `path`; None when it was not noted, or for another file than the present one."""
+    """Return the recorded version of the CLI at `path`.
+
+    None when it was not recorded, or for another file than the present one.
+    """
     try:
         note = notes.noted(db, "claude")
     except OCCError:
