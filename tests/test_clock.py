@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -98,7 +99,7 @@ def test_nothing_is_forgotten_by_a_clock_that_is_a_year_ahead(occ: Occ, tmp_path
 
 
 def test_a_delivery_that_is_planned_survives_a_clock_set_back(database: Database) -> None:
-    with sqlite3.connect(database.path) as connection:
+    with contextlib.closing(sqlite3.connect(database.path)) as connection, connection:
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute(
             "INSERT INTO deliveries (delivery_id, webhook_id, event, execution, state, attempts, next_at, created_at)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -259,7 +260,7 @@ def test_an_exposed_agent_says_so_once(occ: Occ) -> None:
 def test_a_newer_database_is_refused_with_the_version(occ: Occ) -> None:
     occ.start()
     occ.stop()
-    with sqlite3.connect(occ.home / "occ.db") as connection:
+    with contextlib.closing(sqlite3.connect(occ.home / "occ.db")) as connection:
         connection.execute("PRAGMA user_version = 99")
     failed = occ.command("start", check=False)
     assert failed.returncode == 1

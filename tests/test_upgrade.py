@@ -179,17 +179,17 @@ def migrated(folder: Path) -> Path:
 @pytest.mark.parametrize("version", [schema.SCHEMA_VERSION - 1, schema.SCHEMA_VERSION + 1])
 def test_a_part_never_migrates_and_refuses_another_schema(tmp_path: Path, version: int) -> None:
     path = migrated(tmp_path)
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(errors.StartFailed):
         schema.check_schema(path, tmp_path / "lock")
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == version
 
 
 def test_rows_with_columns_of_a_newer_version_are_read(tmp_path: Path) -> None:
     path = migrated(tmp_path)
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         for table in ("executions", "workspaces", "agents", "keys", "webhooks", "deliveries", "workspace_jobs"):
             connection.execute(f"ALTER TABLE {table} ADD COLUMN of_a_newer_version TEXT")
         connection.execute(
@@ -208,7 +208,7 @@ def test_rows_with_columns_of_a_newer_version_are_read(tmp_path: Path) -> None:
 def test_commands_on_a_newer_database_say_that_it_is_newer(occ: Occ) -> None:
     occ.start()
     occ.stop()
-    with sqlite3.connect(occ.home / "occ.db") as connection:
+    with contextlib.closing(sqlite3.connect(occ.home / "occ.db")) as connection:
         connection.execute("PRAGMA user_version = 99")
         connection.execute("ALTER TABLE executions RENAME COLUMN waits_for TO waits_upon")
     for command in (
