@@ -141,10 +141,7 @@ def find_proven(db: Database, authorization: str) -> tuple[Key, str] | None:
 
 
 def is_unlimited(db: Database, key_id: str | None) -> bool:
-    """Return whether a caller may see and use everything.
-
-    That is an admin's key, or None for the operator.
-    """
+    """Return whether a caller may use everything: an admin, or None, the operator."""
     with db.read() as connection:
         row = connection.execute("SELECT admin FROM keys WHERE key_id = :key_id", {"key_id": key_id}).fetchone()
     return key_id is None or bool(row is not None and row["admin"])
@@ -173,10 +170,7 @@ def listing(db: Database) -> list[Key]:
 
 
 def revoke(db: Database, name: str) -> Key:
-    """Revoke a key, given by name or id, and the sessions that it paired.
-
-    The machines registered with it are refused. Raises NotFound.
-    """
+    """Revoke a key, given by name or id, and the sessions it paired; raise NotFound."""
     with db.write() as connection:
         row = connection.execute(
             f"UPDATE keys SET revoked_at = :now WHERE (name = :name OR key_id = :name) AND revoked_at IS NULL"  # noqa: S608 - a literal
@@ -191,10 +185,7 @@ def revoke(db: Database, name: str) -> Key:
 
 
 def revoke_paired(connection: sqlite3.Connection, key_id: str) -> None:
-    """Revoke all sessions that this key paired, directly or through others.
-
-    Runs inside the caller's transaction.
-    """
+    """Revoke all sessions that a key paired, directly or not, in this transaction."""
     connection.execute(
         f"{_PAIRED} UPDATE keys SET revoked_at = :now WHERE key_id IN paired AND revoked_at IS NULL",  # noqa: S608 - a literal
         {"key_id": key_id, "now": iso_now()},
@@ -202,10 +193,7 @@ def revoke_paired(connection: sqlite3.Connection, key_id: str) -> None:
 
 
 def paired(db: Database, key_id: str) -> list[str]:
-    """Return the key ids of all sessions that this key paired, revoked ones too.
-
-    Sessions that were paired by one of those sessions are included.
-    """
+    """Return the key ids of all sessions that a key paired, directly or not."""
     with db.read() as connection:
         rows = connection.execute(
             f"{_PAIRED} SELECT key_id FROM paired",  # noqa: S608 - literals

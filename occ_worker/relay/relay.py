@@ -61,10 +61,7 @@ class Relay:
         return self._lost_since is not None
 
     def take_lag(self) -> float:
-        """Return the longest time from an event to its row since the last call.
-
-        In seconds, by the clocks of both machines.
-        """
+        """Return the longest seconds from an event to its row since the last call."""
         return self._rows.take_lag()
 
     @property
@@ -97,18 +94,12 @@ class Relay:
         return self._execution.agent_id or ""
 
     def overdue(self, cancel_code: str | None) -> Outcome | None:
-        """Return the outcome with which the hub must end the execution.
-
-        Returns None while the agent has time to end it.
-        """
+        """Return the outcome with which the hub ends it; None while the agent has time."""
         limit = self._execution.timeout_seconds or self._context.config.max_timeout_seconds
         return self._patience.over(cancel_code, 0 if self._is_local else limit, self._is_full)
 
     def _is_full(self) -> bool:
-        """Return whether other executions fill all workers of the agent.
-
-        The agent's last heartbeat decides.
-        """
+        """Return whether other executions fill the agent, by its last heartbeat."""
         agent = self._context.agents.find(self.agent_id)
         if agent is None:
             return False
@@ -127,10 +118,7 @@ class Relay:
         return True
 
     def fetch_changes(self) -> None:
-        """Fetch the execution's changes once its machine has recorded them.
-
-        The control process fetches those that this does not.
-        """
+        """Fetch recorded changes; the control process fetches those that this does not."""
         context, deadline = self._context, time.monotonic() + _FETCH_SECONDS
         while self._rows.over and self._prompt_sent and time.monotonic() < deadline and not context.stopping():
             try:
@@ -256,10 +244,7 @@ class Relay:
         return None if self._rows.overflow is None else self._given_up(*self._rows.overflow)
 
     def _is_removed(self, agent: Agent, *, sign_of_life: bool) -> bool:
-        """Return whether the agent was removed.
-
-        The database is read only when the agent sends a sign of life without events.
-        """
+        """Return whether the agent was removed; looked up only on a sign of life."""
         if agent.agent_id in self._context.removed:
             return True
         return sign_of_life and self._context.agents.find(agent.agent_id) is None
