@@ -1,7 +1,7 @@
-"""The schema of occ.db, as steps that were each released once and are never changed.
+"""The schema of occ.db, as steps that were each released once and never change.
 
 `sqlite-utils migrate` finds this file; the daemon applies it under a lock. A new step goes to the end, and
-`SCHEMA_VERSION` in occ_app/database/database.py counts them.
+`SCHEMA_VERSION` in occ_app/database/schema.py counts them.
 """
 
 import itertools
@@ -267,10 +267,11 @@ def m004_pages_and_webhooks(db: Database) -> None:
 
 @occ()
 def m005_costs_of_one_run(db: Database) -> None:
-    """Correct the costs of runs that resumed a session under CLI 2.1.330 or later, which reported the session's total.
+    """Correct the costs of runs that resumed a session under CLI 2.1.330 or later.
 
-    Where the rows before a run show the total it started from, the cost becomes the difference. A cost that may still
-    include other runs is marked with `cost_exact` 0. The events that were sent are not changed.
+    That CLI reports the session's total. Where the rows before a run show the total it started from, the cost becomes
+    the difference. A cost that may still include other runs is marked with `cost_exact` 0. The events that were sent
+    are not changed.
     """
     db.execute("ALTER TABLE executions ADD COLUMN cost_exact INTEGER NOT NULL DEFAULT 1")
     rows = db.execute(
@@ -295,7 +296,10 @@ _NEVER = "9999"  # later than any time that is stored
 
 
 def _own_costs(session: list[_Row]) -> Iterator[tuple[int, float, bool]]:
-    """Yield the number, the cost and its exactness of each run of one session whose stored cost needs a change."""
+    """Yield the number, corrected cost and exactness of runs of one session.
+
+    Only runs whose stored cost needs a change.
+    """
     total: float | None = None  # the session's, as far as it is known
     complete = True  # False while a run since `total` has spent an unknown amount
     linear = True  # False once two runs overlapped, or a run began from another session or under an older CLI
@@ -317,7 +321,10 @@ def _own_costs(session: list[_Row]) -> Iterator[tuple[int, float, bool]]:
 
 
 def _version(text: str | None) -> tuple[int, ...]:
-    """Return a CLI version as numbers; one that is unknown counts as between the two that were measured."""
+    """Return a CLI version as numbers.
+
+    An unknown one counts as between the two that were measured.
+    """
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", text or "2.1.198")
     return tuple(map(int, match.groups())) if match else (2, 1, 198)
 
@@ -330,7 +337,7 @@ def m006_direct_calls(db: Database) -> None:
 
 @occ()
 def m007_workspace_generations(db: Database) -> None:
-    """Number the workspaces, so that executions belong to one of them and not to its id."""
+    """Number the workspaces, so that executions belong to one and not to its id."""
     for statement in (
         """
         CREATE TABLE workspace_generations (  -- every workspace there ever was
@@ -374,7 +381,7 @@ def m007_workspace_generations(db: Database) -> None:
 
 @occ()
 def m008_letters_apart(db: Database) -> None:
-    """Index text without spaces again: its letters are words by themselves from now on."""
+    """Index text of scripts without spaces again, each letter as a word."""
     unspaced = re.compile(
         "[\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3041-\u318f\u31a0-\u31bf"
         "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
@@ -387,7 +394,10 @@ def m008_letters_apart(db: Database) -> None:
 
 @occ()
 def m009_claude_folders(db: Database) -> None:
-    """Reserve the folders' names as the CLI encodes them; those that several workspaces used are nobody's."""
+    """Reserve the folders' names as the CLI encodes them.
+
+    Names that several workspaces used belong to none.
+    """
     # Only executions above `sessions_after` have sessions that can be resumed.
     db.execute("ALTER TABLE workspaces ADD COLUMN sessions_after INTEGER NOT NULL DEFAULT 0")
     db.execute(
@@ -417,14 +427,17 @@ def m009_claude_folders(db: Database) -> None:
 
 @occ()
 def m010_single_top_folders(db: Database) -> None:
-    """Keep whether an upload asks to leave out its single top folder, and the name of the folder left out."""
+    """Store whether an upload asks to leave out its single top folder, and its name."""
     db.execute("ALTER TABLE workspace_jobs ADD COLUMN strip_root INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE workspaces ADD COLUMN stripped TEXT")
 
 
 @occ()
 def m011_random_delivery_ids(db: Database) -> None:
-    """Give each delivery a random id, which a hub restored from a copy does not give to another one."""
+    """Give each delivery a random id.
+
+    A hub restored from a copy then does not give it to another one.
+    """
     for statement in (
         "ALTER TABLE deliveries ADD COLUMN delivery_id TEXT",
         "UPDATE deliveries SET delivery_id = 'delivery-' || number",
@@ -451,7 +464,10 @@ def m012_expected_generations(db: Database) -> None:
 
 @occ()
 def m013_projects(db: Database) -> None:
-    """Add projects: workspaces that are folders of the machine itself. On a hub, those that its machines reported."""
+    """Add projects: workspaces that are folders of the machine itself.
+
+    On a hub, those that its machines reported.
+    """
     for statement in (
         # upload: a folder that OCC makes from a zip; folder: a person's, in which OCC only runs
         "ALTER TABLE workspaces ADD COLUMN source TEXT NOT NULL DEFAULT 'upload'"
@@ -537,7 +553,7 @@ def m016_owners(db: Database) -> None:
 
 @occ()
 def m017_changes(db: Database) -> None:
-    """Keep the snapshots before and after each execution, and the restores of workspaces."""
+    """Store the snapshots before and after each execution, and restores."""
     for statement in (
         "ALTER TABLE workspaces ADD COLUMN snapshot TEXT",  # the tree of the latest
         "ALTER TABLE executions ADD COLUMN start_tree TEXT",
@@ -583,7 +599,7 @@ def m017_changes(db: Database) -> None:
 
 @occ()
 def m018_approvals(db: Database) -> None:
-    """Add the permissions of an execution, and the tool calls that a person decides on."""
+    """Add an execution's permissions, and the tool calls that a person decides on."""
     for statement in (
         "ALTER TABLE executions ADD COLUMN permissions TEXT NOT NULL DEFAULT 'edit'",
         """
@@ -616,7 +632,10 @@ def m018_approvals(db: Database) -> None:
 
 @occ()
 def m019_updates(db: Database) -> None:
-    """Jobs that change a workspace: the snapshot that they change, and a JSON list of the paths to delete."""
+    """Add jobs that change a workspace.
+
+    They have the snapshot that they change, and a JSON list of the paths to delete.
+    """
     db.execute("ALTER TABLE workspace_jobs ADD COLUMN base TEXT")
     db.execute("ALTER TABLE workspace_jobs ADD COLUMN deletions TEXT")
 
@@ -639,7 +658,10 @@ def m020_fetched_changes(db: Database) -> None:
 
 @occ()
 def m021_conversations(db: Database) -> None:
-    """Group the executions of each Claude session; the id of a conversation is that of its first execution."""
+    """Group the executions of each Claude session as a conversation.
+
+    Its id is that of its first execution.
+    """
     for statement in (
         "ALTER TABLE executions ADD COLUMN conversation TEXT",
         "ALTER TABLE executions ADD COLUMN continues INTEGER",  # the number of the execution before it
@@ -656,7 +678,10 @@ def m021_conversations(db: Database) -> None:
 
 @occ()
 def m022_webhook_events(db: Database) -> None:
-    """Let a webhook choose its events; existing webhooks receive the ends of executions alone."""
+    """Let a webhook choose its events.
+
+    Existing webhooks receive the ends of executions alone.
+    """
     for statement in (
         "ALTER TABLE webhooks ADD COLUMN events TEXT NOT NULL DEFAULT 'execution.finished'",  # with spaces between
         "DROP TRIGGER executions_delivered",
@@ -737,7 +762,7 @@ def _delivering(event: str, moment: str, condition: str, execution: str, approva
 
 @occ()
 def m023_follow_ups(db: Database) -> None:
-    """Let the executions that continue a conversation be moved and paused while they wait."""
+    """Let executions that continue a conversation be moved and paused while they wait."""
     for statement in (
         "ALTER TABLE executions ADD COLUMN place INTEGER",  # in the line; NULL: as its number
         "ALTER TABLE executions ADD COLUMN paused TEXT",  # why it waits for a person: failed (a turn did), person
@@ -748,7 +773,7 @@ def m023_follow_ups(db: Database) -> None:
 
 @occ()
 def m024_hub_approvals(db: Database) -> None:
-    """Let a hub keep the approvals of its machines and the answers to them, and what each machine allows."""
+    """Let a hub store its machines' approvals and answers, and their ceilings."""
     for statement in (
         "ALTER TABLE approvals ADD COLUMN surface TEXT",  # where the person answered
         "ALTER TABLE approvals ADD COLUMN pending TEXT",  # JSON: the answer that the machine does not have yet
@@ -789,7 +814,7 @@ def m025_sessions(db: Database) -> None:
 
 @occ()
 def m026_notifications(db: Database) -> None:
-    """Keep the channels by which owners are notified, and which pages are being looked at."""
+    """Add the channels of owners' notifications, and the pages that are being viewed."""
     for statement in (
         "ALTER TABLE executions ADD COLUMN notify INTEGER",  # 1: its end is notified of, however short it was
         """
@@ -837,7 +862,10 @@ _OF_NEEDS = "instr(c.classes, 'needs-you') > 0"
 
 
 def _notifying(name: str, moment: str, condition: str, event: str, execution: str, approval: str, chosen: str) -> str:
-    """Return a trigger that makes notifications for the channels of an execution's owner, each once."""
+    """Return a trigger that makes notifications for an execution's owner.
+
+    One for each channel, each once.
+    """
     once = f"c.channel_id || ' {event} ' || {execution} || ' ' || coalesce({approval}, '')"
     return f"""
         CREATE TRIGGER notifies_{name} AFTER {moment} WHEN {condition}
@@ -933,7 +961,10 @@ def m029_attachments(db: Database) -> None:
 
 @occ()
 def m030_parking(db: Database) -> None:
-    """Let executions be parked: they wait for a person without a process, and keep their workspace."""
+    """Let executions be parked.
+
+    They wait for a person without a process, and keep their workspace.
+    """
     states = "IN ('queued', 'running', 'succeeded'"
     # The one change that ALTER TABLE cannot make: every value that the old CHECK allows, the new one allows, too.
     db.execute("PRAGMA writable_schema = ON")
@@ -981,7 +1012,7 @@ def m030_parking(db: Database) -> None:
 
 @occ()
 def m031_parked_since(db: Database) -> None:
-    """Count the time for an answer by the clock that no one sets, as long as the machine runs."""
+    """Count the time for an answer by a clock that no one sets, within one boot."""
     for statement in (
         "ALTER TABLE parkings ADD COLUMN seconds REAL",  # for a person to answer
         "ALTER TABLE parkings ADD COLUMN boot_id TEXT",  # the boot in which it was parked last
@@ -992,7 +1023,10 @@ def m031_parked_since(db: Database) -> None:
 
 @occ()
 def m032_seen_failures(db: Database) -> None:
-    """Note when its owner has looked at a failed execution; those that failed before count as looked at."""
+    """Record when its owner has seen a failed execution.
+
+    Those that failed before count as seen.
+    """
     for statement in (
         "ALTER TABLE executions ADD COLUMN seen_at TEXT",
         "UPDATE executions SET seen_at = finished_at WHERE state = 'failed'",
@@ -1003,7 +1037,7 @@ def m032_seen_failures(db: Database) -> None:
 
 @occ()
 def m033_slack(db: Database) -> None:
-    """Keep what Slack sent and is to show, who its users are, and where the runs of a channel go."""
+    """Add Slack's messages and users, and the places where a channel's runs go."""
     for statement in (
         """
         CREATE TABLE slack_inbox (
@@ -1098,7 +1132,10 @@ def m034_branches(db: Database) -> None:
 
 @occ()
 def m035_inputs_without_follow_up(db: Database) -> None:
-    """Let a hub send a text that the machine makes no follow-up of: the hub makes its own."""
+    """Let a hub send a text of which the machine makes no follow-up.
+
+    The hub makes its own.
+    """
     for statement in (
         "ALTER TABLE inputs RENAME TO former_inputs",
         "DROP INDEX inputs_open",
@@ -1143,7 +1180,7 @@ def m036_workspace_ceilings(db: Database) -> None:
 
 @occ()
 def m037_process_marks(db: Database) -> None:
-    """Map the marks of processes that were started ahead to the executions that they came to serve."""
+    """Map the marks of processes that were started ahead to their executions."""
     for statement in (
         """
         CREATE TABLE process_marks (
@@ -1158,7 +1195,7 @@ def m037_process_marks(db: Database) -> None:
 
 @occ()
 def m038_local_sharing(db: Database) -> None:
-    """Mark the executions that a machine shares with its hub, on the machine, and those that a hub got so, there."""
+    """Mark the executions that a machine shares with its hub, on both sides."""
     for statement in (
         # On a machine pending, announced or refused; on a hub received; NULL: not shared.
         "ALTER TABLE executions ADD COLUMN local_sharing TEXT",
@@ -1175,13 +1212,16 @@ def m039_problems_of_machines(db: Database) -> None:
 
 @occ()
 def m040_unnamed_permissions(db: Database) -> None:
-    """Tell the permissions that a request named from those that it got for naming none."""
+    """Distinguish permissions that a request named from the default ones."""
     db.execute("ALTER TABLE executions ADD COLUMN permissions_named INTEGER NOT NULL DEFAULT 1")
 
 
 @occ()
 def m041_held_calls(db: Database) -> None:
-    """Name the call that a process holds, so that its execution may be parked if the process dies."""
+    """Name the call that a process holds.
+
+    Its execution may then be parked if the process dies.
+    """
     db.execute("ALTER TABLE parkings ADD COLUMN held INTEGER NOT NULL DEFAULT 0")
 
 

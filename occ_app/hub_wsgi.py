@@ -56,7 +56,7 @@ _ZIP_OVERHEAD_BYTES = 64 << 20  # of names and headers, for as many files as a w
 
 
 def make_app(config: HubConfig) -> Flask:
-    """The hub's application with everything it works with, tailing and ready to serve."""
+    """Return the hub's application, ready to serve; its tail runs."""
     database = db.Database(config.database)
     tail = Tail(database, config.run / "tail")
     tail.start()

@@ -1,10 +1,12 @@
-"""Count phrases in code and docs that read as translated. `make check` runs it: the number may only go down.
+"""Check the style of code and docs; `make check` runs it.
 
-python -m tests.style            print the count for each file and compare the total with the limit
+It counts phrases that read as translated, which may only become fewer, and long first lines of docstrings.
+`python -m tests.style -v` prints the count for each file.
 """
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 45
+FIRST_LINE = 80  # characters of a docstring's first line
 _AFTER_WHAT = (
     "a an the it they he no of was were comes came has had does did run runs ran wait waits tell tells say says said "
     "stand stands end ends began begins only such one two any every each nobody somebody other others this that can "
@@ -46,6 +49,15 @@ def sources() -> list[Path]:
     return sorted([*code, *pages])
 
 
+def long_first_lines(path: Path) -> Iterator[str]:
+    """Yield the place of each docstring whose first line is too long."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(path.read_text())):
+        text = (ast.get_docstring(node) or "") if isinstance(node, documented) else ""
+        if len(text.partition("\n")[0]) > FIRST_LINE:
+            yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+
+
 def main() -> int:
     counts = {path.relative_to(ROOT).as_posix(): count(path) for path in sources()}
     total = sum(counts.values())
@@ -54,7 +66,10 @@ def main() -> int:
             if number:
                 print(f"{number:5} {name}")
     print(f"{total} phrases that read as translated, at most {LIMIT} allowed")
-    return 1 if total > LIMIT else 0
+    long = [place for path in sources() if path.suffix == ".py" for place in long_first_lines(path)]
+    for place in long:
+        print(f"{place}: the first line of the docstring has more than {FIRST_LINE} characters")
+    return 1 if total > LIMIT or long else 0
 
 
 if __name__ == "__main__":

@@ -53,7 +53,10 @@ def certificate(config: Config) -> Certificate | None:
 
 
 def checked(chain: Path, key: Path) -> Certificate:
-    """Return the certificate in two PEM files. Raises StartFailed when they are no pair."""
+    """Return the certificate in two PEM files.
+
+    Raises StartFailed when they are no pair.
+    """
     import ssl  # an agent without TLS does without its memory
 
     try:

@@ -210,7 +210,7 @@ def _let_go(conn: Any) -> bool:
 
 
 def _already_closed(graceful: bool = False) -> None:
-    """Replaces a connection's close once that is done."""
+    """Do nothing, in place of the close of a closed connection."""
 
 
 def _framing_status(exc: Exception) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""The hub's control process: its queue, its webhooks, and its calls to the machines."""
+"""The hub's control process: its queue, webhooks, and calls to the machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from occ_worker.notify.sending import notify
 
 
 def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
-    """Consume the control queue until SIGTERM; `patience` is the one with the receivers of webhooks."""
+    """Consume the control queue until SIGTERM.
+
+    `patience` is the one with the receivers of webhooks.
+    """
     database = db.Database(config.database)
     queue = open_queue(config, "control")
     executions_queue = open_queue(config, "executions")

@@ -19,7 +19,10 @@ from occ_worker.relay.relay_pool import RelayPool
 
 
 def run_executions(config: HubConfig) -> None:
-    """Consume the executions queue until SIGTERM; the next process takes over its relays."""
+    """Consume the executions queue until SIGTERM.
+
+    The next process takes over its relays.
+    """
     database = db.Database(config.database)
     queue = open_queue(config, "executions")
     relays = RelayPool(config, database)
