@@ -63,7 +63,7 @@ class DoorbellStorage(SqliteStorage):
 
     def ring(self, times: int) -> None:
         """Wake as many of those that wait for a job."""
-        with contextlib.suppress(BlockingIOError):  # 64 KiB of unheard rings: everybody is awake
+        with contextlib.suppress(BlockingIOError):  # 64 KiB of unread rings: every worker is awake
             os.write(self._open(), b"\0" * times)
 
     def dequeue(self) -> bytes | None:

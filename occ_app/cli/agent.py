@@ -38,7 +38,7 @@ def stop(drain: bool) -> None:
     if drain:
         draining.drain(config)
     gentle = daemon.stop(config, running)
-    output.echo("OCC has stopped." if gentle else "OCC did not stop in time and was ended by force.")
+    output.echo("OCC has stopped." if gentle else "OCC did not stop in time and was killed.")
 
 
 @click.command()

@@ -105,7 +105,7 @@ def stop() -> None:
         output.echo("The hub is not running.")
         return
     gentle = daemon.stop(config, running)
-    output.echo("The hub has stopped." if gentle else "The hub did not stop in time and was ended by force.")
+    output.echo("The hub has stopped." if gentle else "The hub did not stop in time and was killed.")
 
 
 @hub.command()

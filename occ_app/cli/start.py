@@ -129,7 +129,8 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
         daemon.wait()
         output.echo("occ: interrupted; nothing is running.", err=True)
         raise
-    silent = {"error": "StartFailed", "message": f"The daemon ended unheard; {config.logs / 'daemon.log'} says why."}
+    reason = f"The daemon ended before it was ready; {config.logs / 'daemon.log'} says why."
+    silent = {"error": "StartFailed", "message": reason}
     report: dict[str, Any] = json.loads(line) if line else silent
     if "error" in report:
         daemon.wait()  # it is on its way out

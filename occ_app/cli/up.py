@@ -150,7 +150,7 @@ def down() -> None:
             continue
         stopped = True
         if not daemon.stop(config, running):
-            output.warn(f"{config.program.name} did not stop in time and was ended by force.")
+            output.warn(f"{config.program.name} did not stop in time and was killed.")
     output.echo("OCC is down." if stopped else "OCC is not running.")
 
 
