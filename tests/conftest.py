@@ -424,20 +424,30 @@ def free_port_number() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.fixture(scope="module", params=real_cli.tested())
+def release(request: pytest.FixtureRequest) -> str:
+    """A release of the real CLI. A test of it runs with each that this run of the tests tries."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def real_claude(release: str) -> Path:
+    """The program of that release, installed once and kept; its tests are skipped, loudly, where it cannot be."""
+    return real_cli.require(release)
+
+
 @pytest.fixture(scope="session")
-def real_claude() -> Path:
-    """The real CLI, installed once and kept; its tests are skipped, loudly, where it cannot be."""
-    try:
-        return real_cli.install(real_cli.default_cache())
-    except real_cli.CliUnavailable as reason:
-        pytest.skip(f"THE REAL CLI IS NOT TESTED: {reason}")
+def served_model() -> Iterator[model_api.ModelApi]:
+    """A stand-in for the model's API on loopback, for daemons that several tests use."""
+    with model_api.serve() as api:
+        yield api
 
 
 @pytest.fixture
-def model() -> Iterator[model_api.ModelApi]:
-    """A stand-in for the model's API on loopback."""
-    with model_api.serve() as api:
-        yield api
+def model(served_model: model_api.ModelApi) -> model_api.ModelApi:
+    """A stand-in for the model's API on loopback, which nobody has called yet."""
+    served_model.forget()
+    return served_model
 
 
 def output(events: list[StreamEvent]) -> str:

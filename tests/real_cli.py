@@ -22,6 +22,7 @@ from pathlib import Path
 # OCC adds the newest one here, and docs/claude-cli.md says what was found on each.
 SUPPORTED = ("2.1.197", "2.1.330", "2.1.332")
 VERSION = SUPPORTED[-1]
+DEFERS = "2.1.330"  # the first that does
 NPM_PACKAGE = "@anthropic-ai/claude-code"
 NPM_BINARY = Path("node_modules/.bin/claude")
 # The wheels that carry the same releases.
@@ -40,6 +41,11 @@ class CliUnavailable(Exception):
 def tested() -> tuple[str, ...]:
     """The releases that this run of the tests tries: the newest, or all with TEST_ALL set."""
     return SUPPORTED if os.environ.get("TEST_ALL") else (VERSION,)
+
+
+def deferring() -> tuple[str, ...]:
+    """Those of them that can start ahead and defer a call."""
+    return tuple(version for version in tested() if SUPPORTED.index(version) >= SUPPORTED.index(DEFERS))
 
 
 def default_cache() -> Path:

@@ -20,10 +20,9 @@ from occ_app.hub.pages.answer import Note, Reader, Thinking
 from occ_app.hub.pages.tools import Call
 from occ_worker.execution import command
 from occ_worker.execution.translator import Translator
-from tests import real_cli
 from tests.model_api import ModelApi
 from tests.test_real_cli import reply
-from tests.test_stub_lines import printed, real_program
+from tests.test_stub_lines import printed, real_environment
 
 TOOLS = "Read,Edit,Write,Grep,Glob,Agent,TaskCreate,TaskUpdate,TaskList"
 T = {"timestamp": 1}
@@ -58,10 +57,11 @@ def translated(lines: Sequence[bytes]) -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.real_cli
-@pytest.mark.parametrize("version", real_cli.tested())
-def test_the_activity_of_the_real_cli_becomes_events(version: str, tmp_path: Path, model: ModelApi) -> None:
-    claude, environment = real_program(version, tmp_path, model)
-    if version != "2.1.197":
+def test_the_activity_of_the_real_cli_becomes_events(
+    release: str, real_claude: Path, tmp_path: Path, model: ModelApi
+) -> None:
+    environment = real_environment(tmp_path, model)
+    if release != "2.1.197":
         environment.pop(command.ALL_ATTACHMENTS)
     (tmp_path / "a.py").write_text("x = 1\n")
     read = {"name": "Read", "input": {"file_path": str(tmp_path / "a.py")}}
@@ -73,7 +73,7 @@ def test_the_activity_of_the_real_cli_becomes_events(version: str, tmp_path: Pat
     turns = [{"text": name, "tools": [tool]} for name, tool in zip("ABCD", (create, update, write, agent), strict=True)]
     prompt = reply(turns[0] | {"thinking": "Let me think."}, *turns[1:], {"text": "E"})
     argv = [TOOLS if argument == "Read,Edit,Write,Grep,Glob" else argument for argument in ARGUMENTS]
-    found = translated(printed([claude, *argv], prompt, tmp_path, environment))
+    found = translated(printed([real_claude, *argv], prompt, tmp_path, environment))
     assert "".join(data["chunk"] for name, data in found if name == "thinking") == "Let me think."
     lists = [data["items"] for name, data in found if name == "todo"]
     assert lists == [[{"id": "1", "text": "First", "state": state}] for state in ("pending", "in_progress")]
@@ -87,7 +87,7 @@ def test_the_activity_of_the_real_cli_becomes_events(version: str, tmp_path: Pat
     assert inner_calls[0]["name"] == "Read"
     denials = [(data["name"], data["reason"]) for name, data in found if name == "denial"]
     expected = [("Write", "Path is outside allowed working directories")]
-    assert denials == ([] if version == "2.1.197" else expected)
+    assert denials == ([] if release == "2.1.197" else expected)
 
 
 def test_a_compaction_and_a_list_of_an_older_cli_become_events() -> None:

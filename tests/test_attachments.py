@@ -14,7 +14,6 @@ from occ_app.executions import attachments, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.attachments import Attachment
 from occ_worker.execution import command
-from tests import real_cli
 from tests.conftest import Occ, occ_in
 from tests.hub_app import hub_app
 from tests.model_api import FAKE_KEY, serve
@@ -115,13 +114,11 @@ def test_run_refuses_a_file_that_cannot_go_with_a_prompt_before_it_sends_anythin
 
 
 @pytest.mark.real_cli
-@pytest.mark.parametrize("version", real_cli.tested())
-def test_the_model_gets_the_image_the_pdf_and_the_text(tmp_path: Path, version: str) -> None:
-    claude = real_cli.require(version)
+def test_the_model_gets_the_image_the_pdf_and_the_text(tmp_path: Path, real_claude: Path) -> None:
     for name, data in (("a.png", PNG), ("b.pdf", PDF), ("c.txt", b"see @/etc/hostname\n")):
         (tmp_path / name).write_bytes(data)
     with serve() as model, occ_in(tmp_path, HOME=str(tmp_path), OCC_WORKERS="1") as occ:
-        occ.start(OCC_CLAUDE_BIN=str(claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
+        occ.start(OCC_CLAUDE_BIN=str(real_claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
         occ.workspace("work", {"a.txt": "a"})
         files = [word for name in ("a.png", "b.pdf", "c.txt") for word in ("--attach", str(tmp_path / name))]
         done = occ.command("run", "What is this?", "--workspace", "work", *files)

@@ -13,7 +13,6 @@ from occ_app.errors import InvalidRequest, NotFound
 from occ_app.executions import branches, conversations, follow_ups, lifecycle
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution, Request
-from tests import real_cli
 from tests.conftest import Occ, occ_in, wait_until
 from tests.hub_app import hub_app
 from tests.model_api import FAKE_KEY, ModelApi, serve
@@ -158,11 +157,9 @@ class Talk:
 
 
 @pytest.mark.real_cli
-@pytest.mark.parametrize("version", real_cli.tested())
-def test_a_rewound_turn_forgets_the_later_ones_and_restores_their_files(tmp_path: Path, version: str) -> None:
-    claude = real_cli.require(version)
+def test_a_rewound_turn_forgets_the_later_ones_and_restores_their_files(tmp_path: Path, real_claude: Path) -> None:
     with serve() as model, occ_in(tmp_path, HOME=str(tmp_path), OCC_WORKERS="1") as occ:
-        occ.start(OCC_CLAUDE_BIN=str(claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
+        occ.start(OCC_CLAUDE_BIN=str(real_claude), ANTHROPIC_BASE_URL=model.url, ANTHROPIC_API_KEY=FAKE_KEY)
         talk = Talk(occ, model)
         one = talk.say("one", ("b.txt", "one\n"))
         talk.say("two", ("b.txt", "two\n"), continues="one")

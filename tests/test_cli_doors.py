@@ -20,7 +20,6 @@ from occ_app.claude import program, projects
 from occ_app.config import config as configuration
 from occ_app.executions.records import Execution
 from occ_worker.execution import command
-from tests import real_cli
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.test_hostile_workspaces import SCHEDULED, Canaries, attacker, poison, write
 from tests.test_projects import picture
@@ -36,27 +35,18 @@ EXECUTION = cast("Callable[..., Execution]", Execution)(
 )
 
 
-@pytest.fixture(scope="session", params=real_cli.tested())
-def real_claude(request: pytest.FixtureRequest) -> Path:
-    """Each release that this run of the tests tries."""
-    return real_cli.require(request.param)
-
-
 @dataclasses.dataclass(frozen=True)
 class Cli:
     """The real CLI as OCC starts it, in the folder `work` of its own home."""
 
     path: Path
+    version: str
     model: ModelApi
     home: Path
 
     @property
     def work(self) -> Path:
         return self.home / "work"
-
-    @property
-    def version(self) -> str:
-        return real_cli._version_of(self.path)
 
     def run(
         self,
@@ -125,9 +115,9 @@ class Cli:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, real_claude: Path, model: ModelApi) -> Cli:
+def cli(tmp_path: Path, release: str, real_claude: Path, model: ModelApi) -> Cli:
     (tmp_path / "home/work").mkdir(parents=True)
-    return Cli(real_claude, model, tmp_path / "home")
+    return Cli(real_claude, release, model, tmp_path / "home")
 
 
 def schedule(folder: Path, prompt: str) -> None:
@@ -161,12 +151,10 @@ def test_no_mode_reads_outside_the_workspace_unasked(cli: Cli, mode: str) -> Non
 
 
 def test_plan_mode_would_read_outside_without_the_setting(cli: Cli) -> None:
-    if cli.version == "2.1.197":
-        pytest.skip("2.1.197 asks in plan mode without a setting")
     lines = cli.run(
         "Read it. " + reply(OUTSIDE, {"text": "done"}), without=["--settings"], instead={"acceptEdits": "plan"}
     )
-    assert cli.told(lines) == [False]
+    assert cli.told(lines) == [cli.version == "2.1.197"]  # which asks in plan mode without a setting
 
 
 def mention(cli: Cli) -> str:

@@ -20,11 +20,10 @@ from occ_app.database.database import Database, connect
 from occ_app.executions import events, lifecycle, queries, usage
 from occ_worker.execution import command, outcome
 from occ_worker.relay import outcomes
-from tests import real_cli
 from tests.conftest import Occ
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.test_real_cli import reply
-from tests.test_stub_lines import printed, real_program
+from tests.test_stub_lines import printed, real_environment
 from tests.test_usage import add
 
 SESSION = "00000000-0000-4000-8000-000000000001"
@@ -77,14 +76,13 @@ def costs_of(lines: Sequence[bytes]) -> float:
 
 
 @pytest.mark.real_cli
-@pytest.mark.parametrize("version", real_cli.tested())
 def test_forks_parallel_resumes_and_a_lost_turn_cost_their_own_with_the_real_cli(
-    version: str, tmp_path: Path, model: ModelApi
+    real_claude: Path, tmp_path: Path, model: ModelApi
 ) -> None:
-    claude, environment = real_program(version, tmp_path, model)
+    environment = real_environment(tmp_path, model)
 
     def run(*options: str, prompt: str = reply({"text": "Done."})) -> list[bytes]:
-        return printed([claude, *ARGUMENTS, *options], prompt, tmp_path, environment)
+        return printed([real_claude, *ARGUMENTS, *options], prompt, tmp_path, environment)
 
     first = run()
     session = json.loads(first[-1])["session_id"]
@@ -95,7 +93,7 @@ def test_forks_parallel_resumes_and_a_lost_turn_cost_their_own_with_the_real_cli
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(run, "--resume", session) for _ in range(2)]
         assert [costs_of(one.result()) for one in both] == pytest.approx([own, own])
-    killed_within([claude, *ARGUMENTS, "--resume", session], tmp_path, environment)
+    killed_within([real_claude, *ARGUMENTS, "--resume", session], tmp_path, environment)
     assert costs_of(run("--resume", session)) == pytest.approx(own)
 
 

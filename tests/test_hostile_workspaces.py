@@ -21,6 +21,7 @@ from tests.test_real_cli import reply
 pytestmark = pytest.mark.real_cli
 
 SCHEDULED = "A prompt that nobody sent."
+WARM = {"OCC_WARM_PROCESSES": "2", "OCC_WORKERS": "1"}
 
 
 @pytest.fixture
@@ -28,17 +29,6 @@ def attacker() -> Iterator[ModelApi]:
     """Another model's API, which must never be asked."""
     with model_api.serve() as api:
         yield api
-
-
-@pytest.fixture(scope="session", params=real_cli.tested())
-def real_claude(request: pytest.FixtureRequest) -> Path:
-    """Each release that this run of the tests tries."""
-    return real_cli.require(request.param)
-
-
-@pytest.fixture
-def real(occ: Occ, real_claude: Path, model: ModelApi) -> Occ:
-    return running(occ, real_claude, model)
 
 
 def running(occ: Occ, claude: Path, model: ModelApi, **settings: str) -> Occ:
@@ -118,17 +108,22 @@ def poison(folder: Path, canaries: Canaries, attacker: ModelApi) -> None:
 
 
 def test_nothing_in_a_workspace_runs_or_redirects(
-    real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path
+    occ: Occ, release: str, real_claude: Path, model: ModelApi, attacker: ModelApi, tmp_path: Path
 ) -> None:
+    # An older release cannot start ahead or be kept, however many processes may be.
+    starts_ahead = release in real_cli.deferring()
+    real = running(occ, real_claude, model, **({} if starts_ahead else WARM))
     nothing_runs_or_redirects(real, model, attacker, tmp_path)
+    log = (real.home / "logs/worker.log").read_text()
+    assert sentences.HAS_THE_SPARE_PROCESS not in log
+    assert sentences.HAS_THE_KEPT_PROCESS not in log
 
 
+@pytest.mark.parametrize("release", real_cli.deferring(), indirect=True)
 def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process(
     occ: Occ, real_claude: Path, model: ModelApi, attacker: ModelApi, tmp_path: Path
 ) -> None:
-    if real_claude.is_relative_to(real_cli.default_cache() / "claude-2.1.197"):
-        pytest.skip("this release cannot start ahead")
-    real = running(occ, real_claude, model, OCC_WARM_PROCESSES="2", OCC_WORKERS="1")
+    real = running(occ, real_claude, model, **WARM)
     one_spare(real)
     real.workspace("first")
     assert real.run("Hello. " + reply({"text": "hi"}), "first")[-1].name == "complete"  # it makes folders of its own

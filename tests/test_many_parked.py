@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import pss_mb
+from tests import real_cli
 from tests.conftest import command_line, processes_with, wait_until
 from tests.test_approvals import Machine
 from tests.test_parking import COUNT, parked, ran, record, started
@@ -39,8 +40,8 @@ def idle(machine: Machine) -> str:
     return f"{sum(map(pss_mb, processes)):.1f} MB PSS, {100 * seconds / IDLE_SECONDS:.2f} % of a core"
 
 
-def test_many_parked_runs_hold_nothing_and_each_goes_on_in_its_stream(tmp_path: Path, real_claude: Path) -> None:
-    with started(tmp_path, real_claude, OCC_WARM_PROCESSES="0") as machine:
+def test_many_parked_runs_hold_nothing_and_each_goes_on_in_its_stream(tmp_path: Path) -> None:
+    with started(tmp_path, real_cli.require(real_cli.VERSION), OCC_WARM_PROCESSES="0") as machine:
         before = idle(machine)
         runs, questions = [], []
         for _ in range(RUNS):

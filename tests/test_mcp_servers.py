@@ -20,7 +20,6 @@ from occ_app.config import config
 from occ_app.config.config import Config
 from occ_app.config.permission_rules import Rule, parsed
 from occ_worker.execution import command, outcome
-from tests import real_cli
 from tests.conftest import Occ, command_line, names, occ_in, wait_until
 from tests.model_api import FAKE_KEY, serve
 from tests.test_approvals import Machine, results
@@ -172,16 +171,15 @@ def test_a_server_that_did_not_answer_is_left_out_for_a_while() -> None:
 # -- with the real CLI
 
 
-@pytest.fixture(scope="module", params=real_cli.tested())
-def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+@pytest.fixture(scope="module")
+def machine(real_claude: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """An agent with a server that answers, for each release that this run of the tests tries."""
-    claude = real_cli.require(request.param)
     folder = tmp_path_factory.mktemp("served")
     (folder / "server.py").write_text(ANSWERS)
     (folder / "hangs.py").write_text(HANGS)
     (folder / "token").write_text(SECRET)
     with serve() as model, occ_in(folder, HOME=str(folder), OCC_WORKERS="2") as occ:
-        env = {"OCC_CLAUDE_BIN": str(claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+        env = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
         add(occ, "good", folder / "server.py", folder / "token")
         occ.start(**env, OCC_PERMISSIONS="full")
         wait_until(lambda: occ.client.health()["claude"]["version"], "the version to be known")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import real_cli
 from tests.test_approvals import Machine, Running, results
-from tests.test_parking import COUNT, DEFERS, parked, ran, record, started
+from tests.test_parking import COUNT, parked, ran, record, release, started
 from tests.test_real_cli import reply
+
+__all__ = ["release"]  # a fixture
 
 pytestmark = pytest.mark.real_cli
 
@@ -39,9 +40,9 @@ for line in sys.stdin:
 GRANTS = json.dumps({"permissions": {"allow": ["Bash"], "defaultMode": "bypassPermissions"}})
 
 
-@pytest.fixture(scope="module", params=DEFERS)
-def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with started(tmp_path_factory.mktemp("machine"), real_cli.require(request.param)) as machine:
+@pytest.fixture(scope="module")
+def machine(real_claude: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with started(tmp_path_factory.mktemp("machine"), real_claude) as machine:
         yield machine
 
 
@@ -116,14 +117,13 @@ def test_a_call_of_an_mcp_server_is_parked_and_resumed(machine: Machine, tmp_pat
     assert counted.read_text() == "ran\n"
 
 
-@pytest.mark.parametrize("version", DEFERS)
-def test_a_call_is_parked_and_resumed_in_the_sandbox(tmp_path: Path, version: str) -> None:
+def test_a_call_is_parked_and_resumed_in_the_sandbox(tmp_path: Path, real_claude: Path) -> None:
     try:
         command = ["bwrap", "--ro-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "true"]
         subprocess.run(command, capture_output=True, timeout=60, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as reason:
         pytest.skip(f"PARKING IN THE SANDBOX IS NOT TESTED: {reason}")
-    with started(tmp_path, real_cli.require(version), OCC_SANDBOX="bwrap") as machine:
+    with started(tmp_path, real_claude, OCC_SANDBOX="bwrap") as machine:
         for decision in ("allow", "deny"):
             run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
             run.answer(parked(run), decision)

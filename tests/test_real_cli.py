@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import model_api
 from tests.conftest import Occ, names, output, wait_until
 from tests.kept_daemons import KeptAgent
 from tests.model_api import FAKE_KEY, ModelApi
@@ -23,19 +21,6 @@ pytestmark = pytest.mark.real_cli
 def reply(*turns: dict[str, Any]) -> str:
     """What makes the stand-in model answer with these turns."""
     return "@reply" + json.dumps({"turns": turns})
-
-
-@pytest.fixture(scope="module")
-def served_model() -> Iterator[ModelApi]:
-    with model_api.serve() as api:
-        yield api
-
-
-@pytest.fixture
-def model(served_model: ModelApi) -> ModelApi:
-    """A stand-in for the model's API on loopback, which nobody has called yet."""
-    served_model.forget()
-    return served_model
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +116,7 @@ def test_a_write_outside_the_workspace_is_denied_and_a_tool_that_is_not_on_the_l
 
 
 def test_tools_beyond_the_default_ones_are_granted_and_the_cli_has_the_variables_that_the_operator_listed(
-    occ: Occ, real_claude: Path, model: ModelApi
+    occ: Occ, release: str, real_claude: Path, model: ModelApi
 ) -> None:
     """BUN_OPTIONS would run a program inside the CLI; it is not on the list of what passes."""
     canary = occ.home.parent / "preloaded"
@@ -156,7 +141,7 @@ def test_tools_beyond_the_default_ones_are_granted_and_the_cli_has_the_variables
     seen = (occ.home / "workspaces/work/env.txt").read_text()
     assert occ.token not in seen
     assert {line.partition("=")[0] for line in seen.splitlines() if line.startswith("OCC_")} == {"OCC_EXECUTION_ID"}
-    assert "CLAUDE_CODE_DISABLE_ATTACHMENTS=" not in seen  # this version knows the narrower variable
+    assert ("CLAUDE_CODE_DISABLE_ATTACHMENTS=" in seen) is (release == "2.1.197")  # others know the narrower variable
     assert "CLAUDE_CODE_DISABLE_FILE_MENTIONS=1" in seen
     assert "BUN_OPTIONS" not in seen
     assert not canary.exists()
@@ -188,11 +173,12 @@ def test_no_key_at_all_says_to_log_in(occ: Occ, real_claude: Path, model: ModelA
 
 
 def test_a_model_that_falls_silent_is_cut_by_the_idle_limit(real: Occ) -> None:
-    begun = time.monotonic()
-    events = real.run("Hang. " + reply({"text": "some text", "hang": "mid"}), idleTimeoutSeconds=6)
-    assert events[-1].data["code"] == "EXECUTION_IDLE"
+    for seconds in (4, 8, 16, 32):  # the limit may also be less than the CLI needs to start beside other load
+        events = real.run("Hang. " + reply({"text": "some text", "hang": "mid"}), idleTimeoutSeconds=seconds)
+        assert events[-1].data["code"] == "EXECUTION_IDLE"
+        if output(events):
+            break
     assert output(events) == "some text"
-    assert time.monotonic() - begun < 60
 
 
 def test_a_megabyte_of_output_arrives_whole(real: Occ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests import model_api, real_cli, sentences
+from tests import real_cli, sentences
 from tests.conftest import Occ, names, occ_in, output, wait_until
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.spare_processes import is_gone, one_spare
@@ -20,7 +20,6 @@ from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
 
-RELEASES = [version for version in real_cli.tested() if version != "2.1.197"]
 SETTINGS = {
     "OCC_WORKERS": "1",
     "OCC_WARM_PROCESSES": "2",
@@ -31,22 +30,10 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=RELEASES)
-def release(request: pytest.FixtureRequest) -> Path:
-    return real_cli.require(request.param)
-
-
-@pytest.fixture(scope="module")
-def served_model() -> Iterator[ModelApi]:
-    with model_api.serve() as api:
-        yield api
-
-
-@pytest.fixture
-def model(served_model: ModelApi) -> ModelApi:
-    """A stand-in for the model's API on loopback, which nobody has called yet."""
-    served_model.forget()
-    return served_model
+@pytest.fixture(scope="module", params=real_cli.deferring())
+def release(request: pytest.FixtureRequest) -> str:
+    """A release that can start ahead."""
+    return str(request.param)
 
 
 @contextlib.contextmanager
@@ -63,14 +50,14 @@ def agent(folder: Path, program: Path, model: ModelApi, **settings: str) -> Iter
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory, release: Path, served_model: ModelApi) -> Iterator[Occ]:
-    with agent(tmp_path_factory.mktemp("warm"), release, served_model) as occ:
+def warm(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_model: ModelApi) -> Iterator[Occ]:
+    with agent(tmp_path_factory.mktemp("warm"), real_claude, served_model) as occ:
         yield occ
 
 
 @pytest.fixture(scope="module")
-def cold(tmp_path_factory: pytest.TempPathFactory, release: Path, served_model: ModelApi) -> Iterator[Occ]:
-    with agent(tmp_path_factory.mktemp("cold"), release, served_model, OCC_KEEP_SECONDS="0") as occ:
+def cold(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_model: ModelApi) -> Iterator[Occ]:
+    with agent(tmp_path_factory.mktemp("cold"), real_claude, served_model, OCC_KEEP_SECONDS="0") as occ:
         yield occ
 
 

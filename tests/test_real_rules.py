@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from occ_app.errors import Refused
-from tests import real_cli
 from tests.conftest import names, occ_in, wait_until
 from tests.model_api import FAKE_KEY, serve
 from tests.test_approvals import Machine, Running, results
@@ -21,13 +20,12 @@ def bash(command: str) -> dict[str, object]:
     return {"name": "Bash", "input": {"command": command, "description": "d"}}
 
 
-@pytest.fixture(scope="module", params=real_cli.tested())
-def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+@pytest.fixture(scope="module")
+def machine(real_claude: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """An agent with the operator's rules, for each release that this run of the tests tries."""
-    claude = real_cli.require(request.param)
     folder = tmp_path_factory.mktemp("ruled")
     with serve() as model, occ_in(folder, HOME=str(folder), OCC_WORKERS="2") as occ:
-        settings = {"OCC_CLAUDE_BIN": str(claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
+        settings = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
         rules = {"OCC_ALLOW": "Bash(touch allowed *),Bash(ls *)", "OCC_DENY": "Bash(touch never *)"}
         occ.start(**settings, **rules, OCC_PERMISSIONS="full")
         wait_until(lambda: occ.client.health()["claude"]["version"], "the version to be known")

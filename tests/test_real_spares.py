@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import model_api, real_cli, sentences
+from tests import real_cli, sentences
 from tests.conftest import Occ, names, occ_in, output
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.spare_processes import is_gone, one_spare
@@ -18,37 +18,24 @@ from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
 
-RELEASES = [version for version in real_cli.tested() if version != "2.1.197"]
 TOOLS = "Read,Edit,Write,Grep,Glob,Bash"
 
 
-@pytest.fixture(scope="module", params=RELEASES)
-def release(request: pytest.FixtureRequest) -> Path:
-    return real_cli.require(request.param)
+@pytest.fixture(scope="module", params=real_cli.deferring())
+def release(request: pytest.FixtureRequest) -> str:
+    """A release that can start ahead."""
+    return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def served_model() -> Iterator[ModelApi]:
-    with model_api.serve() as api:
-        yield api
-
-
-@pytest.fixture
-def model(served_model: ModelApi) -> ModelApi:
-    """A stand-in for the model's API on loopback, which nobody has called yet."""
-    served_model.forget()
-    return served_model
-
-
-def agent_in(folder: Path, release: Path, model: ModelApi) -> contextlib.AbstractContextManager[Occ]:
+def agent_in(folder: Path, real_claude: Path, model: ModelApi) -> contextlib.AbstractContextManager[Occ]:
     settings = {"OCC_WORKERS": "1", "OCC_WARM_PROCESSES": "1", "OCC_TOOLS": TOOLS, "OCC_DENY": "Bash(touch never)"}
     reach = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
     return occ_in(folder, program=release, **settings, **reach)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, release: Path, served_model: ModelApi) -> Iterator[Occ]:
-    with agent_in(tmp_path_factory.mktemp("shared"), release, served_model) as occ:
+def shared(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_model: ModelApi) -> Iterator[Occ]:
+    with agent_in(tmp_path_factory.mktemp("shared"), real_claude, served_model) as occ:
         yield occ.start()
 
 
@@ -151,9 +138,9 @@ def test_an_execution_whose_spare_was_killed_runs_once(real: Occ, model: ModelAp
     runs_once_in_another(real, model, signal.SIGKILL)
 
 
-def test_an_execution_whose_spare_was_stopped_runs_once(tmp_path: Path, release: Path, model: ModelApi) -> None:
+def test_an_execution_whose_spare_was_stopped_runs_once(tmp_path: Path, real_claude: Path, model: ModelApi) -> None:
     """After this failure the worker has no spare process for a while."""
-    with agent_in(tmp_path, release, model) as occ:
+    with agent_in(tmp_path, real_claude, model) as occ:
         occ.start()
         occ.workspace()
         runs_once_in_another(occ, model, signal.SIGSTOP)

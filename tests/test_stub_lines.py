@@ -41,15 +41,14 @@ def printed(argv: Sequence[str | Path], prompt: str, folder: Path, environment: 
     return lines
 
 
-def real_program(version: str, folder: Path, model: ModelApi) -> tuple[Path, dict[str, str]]:
-    """Return a release of the CLI and an environment in which it asks the stand-in model."""
-    claude = real_cli.require(version)
+def real_environment(folder: Path, model: ModelApi) -> dict[str, str]:
+    """Return an environment in which the real CLI asks the stand-in model."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "ANTHROPIC_API_KEY": FAKE_KEY}
-    return claude, environment | {"ANTHROPIC_BASE_URL": model.url, **command._FIXED_ENVIRONMENT}
+    return environment | {"ANTHROPIC_BASE_URL": model.url, **command._FIXED_ENVIRONMENT}
 
 
-def real_lines(version: str, folder: Path, model: ModelApi) -> list[bytes]:
-    claude, environment = real_program(version, folder, model)
+def real_lines(claude: Path, folder: Path, model: ModelApi) -> list[bytes]:
+    environment = real_environment(folder, model)
     return printed([claude, *ARGUMENTS], "Say it. " + reply({"text": TEXT, "chunks": 3}), folder, environment)
 
 
@@ -77,16 +76,17 @@ def part_of(found: object, whole: object) -> bool:
 
 
 @pytest.mark.real_cli
-@pytest.mark.parametrize("version", real_cli.tested())
-def test_no_piece_of_text_of_a_supported_cli_needs_the_parser(version: str, tmp_path: Path, model: ModelApi) -> None:
-    deltas = [line for line in real_lines(version, tmp_path, model) if DELTA in line]
+def test_no_piece_of_text_of_a_supported_cli_needs_the_parser(
+    real_claude: Path, tmp_path: Path, model: ModelApi
+) -> None:
+    deltas = [line for line in real_lines(real_claude, tmp_path, model) if DELTA in line]
     assert len(deltas) == 3
     assert all(translator._TEXT_DELTA.fullmatch(line) for line in deltas), deltas[0]
 
 
 @pytest.mark.real_cli
 def test_the_stubs_print_the_lines_of_the_newest_cli(tmp_path: Path, model: ModelApi) -> None:
-    real = real_lines(real_cli.VERSION, tmp_path, model)
+    real = real_lines(real_cli.require(real_cli.VERSION), tmp_path, model)
     outlines = {kind(line): outline(line) for line in map(json.loads, real)}
     (delta,) = {masked(line) for line in real if DELTA in line}
     stubs: dict[str, tuple[list[str | Path], str]] = {
