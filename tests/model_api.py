@@ -64,7 +64,8 @@ class Turn:
     tools: list[Json] = field(default_factory=list)  # {"name", "input"} of each tool the model asks for
     error: int = 0  # answer with this HTTP status instead
     message: str = "made-up error"
-    hang: str = ""  # "before": never answer; "mid": fall silent after the deltas
+    headers: Json = field(default_factory=dict)  # of an answer with such a status
+    hang: str = ""  # "before": never answer; "mid": fall silent after the deltas; "cut": close the connection there
     wire_bytes: int = 0  # write the socket in pieces of this many bytes, even inside a character
     ascii: bool = False  # escape everything beyond ASCII, an emoji as two surrogates
 
@@ -305,7 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
         if turn.hang == "before":
             self._hang()
         elif turn.error:
-            self._error(turn.error, turn.message)
+            self._error(turn.error, turn.message, turn.headers)
         elif body.get("stream"):
             self._stream(turn, body["model"])
         else:
@@ -320,7 +321,10 @@ class _Handler(BaseHTTPRequestHandler):
             if event["type"] == "content_block_delta":
                 self._pause(turn.delay)
             self._chunks(_encode(event, turn.ascii), turn.wire_bytes)
-        if turn.hang:
+        if turn.hang == "cut":
+            self.connection.shutdown(socket.SHUT_WR)  # so that the deltas are read before the end
+            self._hang()
+        elif turn.hang:
             self._hang()
         else:
             self.wfile.write(b"0\r\n\r\n")
@@ -340,13 +344,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.recv(1)
 
-    def _error(self, status: int, message: str) -> None:
+    def _error(self, status: int, message: str, headers: Json | None = None) -> None:
         kind = ERROR_TYPES.get(status, "api_error")
-        self._json(status, {"type": "error", "error": {"type": kind, "message": message}})
+        self._json(status, {"type": "error", "error": {"type": kind, "message": message}}, headers)
 
-    def _json(self, status: int, value: Json) -> None:
+    def _json(self, status: int, value: Json, headers: Json | None = None) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
+        for name, text in (headers or {}).items():
+            self.send_header(name, str(text))
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()

@@ -56,10 +56,12 @@ class Cli:
         instead: Mapping[str, str] | None = None,
         line: bytes | None = None,
         trusted: bool = False,
+        reach: Mapping[str, str] | None = None,
     ) -> list[dict[str, Any]]:
         """Run one prompt to the end of the process and return the lines it printed.
 
-        `without` names variables, or an argument to drop with its value; `instead` replaces arguments.
+        `without` names variables, or an argument to drop with its value; `instead` replaces arguments; `reach` has
+        the variables by which the CLI finds a model.
         """
         config = configuration.load(
             {
@@ -67,7 +69,7 @@ class Cli:
                 "HOME": str(self.home),
                 "PATH": os.defpath,
                 "ANTHROPIC_BASE_URL": self.model.url,
-                "ANTHROPIC_API_KEY": FAKE_KEY,
+                **({"ANTHROPIC_API_KEY": FAKE_KEY} if reach is None else reach),
             }
         )
         argv = command.command(str(self.path), EXECUTION, None, config, trusted=trusted)

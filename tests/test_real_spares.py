@@ -30,7 +30,7 @@ def release(request: pytest.FixtureRequest) -> str:
 def agent_in(folder: Path, real_claude: Path, model: ModelApi) -> contextlib.AbstractContextManager[Occ]:
     settings = {"OCC_WORKERS": "1", "OCC_WARM_PROCESSES": "1", "OCC_TOOLS": TOOLS, "OCC_DENY": "Bash(touch never)"}
     reach = {"ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
-    return occ_in(folder, program=release, **settings, **reach)
+    return occ_in(folder, program=real_claude, **settings, **reach)
 
 
 @pytest.fixture(scope="module")
