@@ -78,6 +78,7 @@ def test_plain_text_streams_as_the_model_says_it(real: Occ, model: ModelApi) -> 
     health = wait_until(lambda: (h := real.client.health())["claude"]["version"] and h, "the version to be probed")
     assert started["claudeVersion"] == health["claude"]["version"]
     assert all(request["authenticated"] for request in model.requests() if request["path"] == "/v1/messages")
+    assert {request["path"] for request in model.requests()} <= {"/", "/v1/messages"}
 
 
 def test_a_tool_really_writes_into_the_workspace(real: Occ) -> None:
@@ -103,16 +104,19 @@ def test_a_tool_really_writes_into_the_workspace(real: Occ) -> None:
 def test_a_write_outside_the_workspace_is_denied_and_a_tool_that_is_not_on_the_list_does_not_exist(
     real: Occ, tmp_path: Path
 ) -> None:
-    target = tmp_path / "outside.txt"
-    write = {"name": "Write", "input": {"file_path": str(target), "content": "made\n"}}
+    """Also a write by a link that leaves it, and one of a file that Claude Code or git obeys."""
+    (folder(real) / "link").symlink_to(tmp_path)
+    inside = [folder(real) / name for name in (".claude/settings.json", ".mcp.json", ".git/config", "link/linked.txt")]
+    targets = [tmp_path / "outside.txt", *inside]
+    writes = [{"name": "Write", "input": {"file_path": str(target), "content": "{}\n"}} for target in targets]
     run_it = {"name": "Bash", "input": {"command": "touch made-by-bash", "description": "x"}}
-    turns = ({"text": "W.", "tools": [write]}, {"text": "R.", "tools": [run_it]}, {"text": "Could not."})
-    events = real.run("Write it, and run it. " + reply(*turns))
-    assert not target.exists()
+    turns = [{"text": "x", "tools": [tool]} for tool in (*writes, run_it)]
+    events = real.run("Write it, and run it. " + reply(*turns, {"text": "Could not."}))
+    assert [target for target in targets if target.exists()] == []
     assert not (folder(real) / "made-by-bash").exists()
     assert events[-1].name == "complete"
-    assert [denial["tool_name"] for denial in events[-1].data["permissionDenials"]] == ["Write"]
-    assert [event.data["isError"] for event in events if "isError" in event.data] == [True, True]
+    assert [denial["tool_name"] for denial in events[-1].data["permissionDenials"]] == ["Write"] * len(writes)
+    assert [event.data["isError"] for event in events if "isError" in event.data] == [True] * (len(writes) + 1)
 
 
 def test_tools_beyond_the_default_ones_are_granted_and_the_cli_has_the_variables_that_the_operator_listed(
@@ -158,10 +162,12 @@ _ERRORS = [
 
 
 @pytest.mark.parametrize(("status", "code"), _ERRORS if os.environ.get("TEST_ALL") else _ERRORS[:2])
-def test_an_error_of_the_api_has_its_code(real: Occ, status: int, code: str) -> None:
+def test_an_error_of_the_api_has_its_code(real: Occ, model: ModelApi, status: int, code: str) -> None:
     events = real.run("Fail. " + reply({"error": status, "message": "no"}))
     assert events[-1].data["code"] == code, events[-1]
     assert output(events) == ""
+    if status == 401:  # by itself the CLI would try a wrong key ten times
+        assert len([request for request in model.requests() if request["path"] == "/v1/messages"]) <= 3
 
 
 def test_no_key_at_all_says_to_log_in(occ: Occ, real_claude: Path, model: ModelApi) -> None:
@@ -195,7 +201,7 @@ def test_a_prompt_that_looks_like_a_flag_is_text(real: Occ, model: ModelApi) -> 
     assert any(prompt in text for text in prompts(model))
 
 
-_COMMANDS = ["/clear", "/nosuch thing", "/help", "/etc/hosts is a file"]
+_COMMANDS = ["/clear", "/nosuch thing", "/help", "/etc/hosts is a file", "!touch made"]
 
 
 @pytest.mark.parametrize("command", _COMMANDS if os.environ.get("TEST_ALL") else _COMMANDS[:2])
@@ -204,6 +210,7 @@ def test_a_prompt_that_looks_like_a_command_reaches_the_model(real: Occ, model: 
     events = real.run(prompt)
     assert output(events) == "It reached me."
     assert any(prompt in text for text in prompts(model))
+    assert not (folder(real) / "made").exists()
 
 
 def test_a_prompt_that_mentions_a_file_attaches_nothing(real: Occ, model: ModelApi) -> None:
@@ -224,9 +231,10 @@ def test_a_prompt_of_a_megabyte_reaches_the_model(real: Occ, model: ModelApi) ->
 
 def test_emoji_split_across_deltas_and_packets_come_whole(real: Occ) -> None:
     text = "café 日本語 😀 👨‍👩‍👧 🇫🇷 שלום end"
-    assert output(real.run("Emoji. " + reply({"chunks": list(text), "wire_bytes": 3}))) == text
-    halves = ["a\ud83d", "\ude00b"]
-    assert output(real.run("Halves. " + reply({"chunks": halves, "ascii": True}))) == "a😀b"
+    read = {"name": "Read", "input": {"file_path": "README.md"}}
+    halves = {"chunks": ["a\ud83d", "\ude00b\u2028c\ud83d", "d"], "ascii": True}  # and one without the other
+    events = real.run("Emoji. " + reply({"chunks": list(text), "wire_bytes": 3, "tools": [read]}, halves))
+    assert output(events) == text + "a😀b\u2028c�d"
 
 
 def test_a_second_turn_goes_on_in_the_session(real: Occ, model: ModelApi) -> None:
@@ -238,6 +246,11 @@ def test_a_second_turn_goes_on_in_the_session(real: Occ, model: ModelApi) -> Non
     history = json.dumps(model.requests()[-1]["body"]["messages"])
     assert "plum" in history
     assert "I will." in history
+    # The newer releases would resume it in another folder.
+    real.workspace("other")
+    model.forget()
+    assert real.run("Which word?", "other", sessionId=session)[-1].data["code"] == "SESSION_NOT_FOUND"
+    assert model.requests() == []
 
 
 def test_an_unknown_session_is_told(real: Occ) -> None:
