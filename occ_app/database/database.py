@@ -144,6 +144,11 @@ class Database:
         with self.read(), self.write(durable=False):
             pass
 
+    def await_writers(self) -> None:
+        """Wait for the end of each transaction that writes and has begun before this call. Raises as `write`."""
+        with self.write(durable=False):  # one at a time does
+            pass
+
     def make_room_for_log(self, size: int) -> None:
         """Make the write-ahead log `size` bytes long from the start.
 

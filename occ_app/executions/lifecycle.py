@@ -121,14 +121,18 @@ def _workspace(connection: sqlite3.Connection, request: Request) -> tuple[int, s
     return int(workspace["generation"]), workspace["permissions"]
 
 
-def claim(db: Database, owner: ProcessIdentity) -> Execution | None:
-    """Take the next execution for `owner`, whichever id rang; None if there is none.
+def claim(db: Database, owner: ProcessIdentity, may: Callable[[], bool] = lambda: True) -> Execution | None:
+    """Take the next execution for `owner`, whichever id rang; None if there is none, or it may not.
+
+    `may` is called in the transaction: who forbids claims and waits for the writers of before knows of every claim.
 
     That is a parked one that a person answered, or else the oldest queued one whose workspace is idle. A queued one is
     claimed once ever: the UPDATE starts from 'queued'. Not waited for on disk: the CLI gets its prompt only after a
     `db.sync()`.
     """
     with db.write(durable=False) as connection:
+        if not may():
+            return None
         answered = parking.claim(connection, owner)
         if answered is not None:
             return answered
