@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import signal
 import socket
 import stat
 import subprocess
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from tests.slack_office import Office
 
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
+_PF_EXITING = 0x4  # a flag in /proc/PID/stat
 
 
 # The files that take longest, the longest first: begun last, they would be waited for by themselves.
@@ -90,7 +93,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     """Wait for a condition and return what it gave; fails with `what` when it does not come."""
     deadline, pause = time.monotonic() + seconds, 0.005
     while time.monotonic() < deadline:
@@ -223,10 +226,12 @@ class Occ:
         return processes_with(f"OCC_HOME={self.home}\0".encode())
 
     def kill(self, first: str = "") -> None:
-        """Kill all of them, those with `first` in their command line before the others."""
-        for process in sorted(self.processes(), key=lambda process: first not in " ".join(command_line(process))):
+        """Kill all of them, those with `first` in their command line before the others, and wait for their end."""
+        processes = sorted(self.processes(), key=lambda process: first not in " ".join(command_line(process)))
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended with another
                 process.kill()
+        wait_until(lambda: all(map(is_gone, processes)), "the killed processes to end")
 
     def commands(self) -> dict[int, str]:
         """Their command lines by process id, of those that live long enough to be asked."""
@@ -253,6 +258,28 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended or is just ending, whether or not its parent knows."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE or _is_ending(process.pid)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether the kernel is ending a process, which no signal and no program can stop any more.
+
+    One that was killed has a pending SIGKILL until it has a processor, and then this flag until it is a zombie.
+    """
+    try:
+        flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (OSError, IndexError):
+        return True
+    pending = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", status, re.MULTILINE)
+    return bool(flags & _PF_EXITING) or any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in pending)
+
+
 def control_process(supervisor: int) -> psutil.Process:
     """The control process of a daemon, which may come up after the daemon serves."""
 
@@ -265,13 +292,13 @@ def control_process(supervisor: int) -> psutil.Process:
 
 
 def processes_with(marker: bytes) -> list[psutil.Process]:
-    """Every live process whose environment has this in it."""
+    """Every live process whose environment has this in it, without those that are just ending."""
     found = []
     for pid in psutil.pids():
         try:
             if marker in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
                 process = psutil.Process(pid)
-                if process.status() != psutil.STATUS_ZOMBIE:
+                if not is_gone(process):
                     found.append(process)
         except (OSError, psutil.Error):
             continue

@@ -173,8 +173,13 @@ def _ended_on_failure(end: Callable[[], None]) -> Iterator[None]:
 
 def _first_look(daemon: Occ | Hub, workers: int) -> _Look:
     """Wait until all processes of a daemon have started, with so many consumers and workers."""
-    wait_until(lambda: len(_parts(daemon)) == len(_AT_ONCE) + workers, "all processes to have started")
-    return _look(daemon)
+
+    def whole() -> _Look | None:
+        look = _look(daemon)  # one that counts now may be gone in another look
+        return look if len(look.processes) == len(_AT_ONCE) + workers else None
+
+    found: _Look = wait_until(whole, "all processes to have started")
+    return found
 
 
 def _look(daemon: Occ | Hub) -> _Look:

@@ -25,7 +25,7 @@ from occ_app.executions import events
 from occ_app.executions import queries as executions
 from occ_app.executions.records import Execution
 from occ_app.home import daemon
-from tests.conftest import Occ, command_line, output, steps, wait_until
+from tests.conftest import Occ, command_line, is_gone, output, steps, wait_until
 
 GRACE_SECONDS = 5.0
 HEALTH_SECONDS = 10.0  # on a machine that is busy with other tests, too
@@ -123,7 +123,7 @@ class Promises:
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
                 environ = set(Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"))
-                if environ & marks and home in environ and process.status() != psutil.STATUS_ZOMBIE:
+                if environ & marks and home in environ and not is_gone(process):
                     found.append(process.pid)
         return found
 

@@ -34,14 +34,6 @@ def spares(occ: Occ) -> dict[int, psutil.Process]:
     return found
 
 
-def is_gone(process: psutil.Process) -> bool:
-    """Return whether a process has ended, whether or not its parent knows."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def one_spare(occ: Occ, *besides: int) -> psutil.Process:
     """Wait for a spare process that is none of those `besides`, and return it."""
 

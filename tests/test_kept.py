@@ -31,10 +31,10 @@ from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identi
 from occ_worker.execution.child import Child
 from occ_worker.execution.claims import Waiting
 from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept, Terms, _terminate
-from tests.conftest import Occ, names, occ_in, output, steps, wait_until
+from tests.conftest import Occ, is_gone, names, occ_in, output, steps, wait_until
 from tests.databases import make_database
 from tests.promises import kill
-from tests.spare_processes import is_gone, one_spare, stand_in_with_claims
+from tests.spare_processes import one_spare, stand_in_with_claims
 
 TURN = steps({"sh": "echo $OCC_EXECUTION_ID >> marks"}, {"say": "done"})
 
@@ -220,7 +220,12 @@ def change_login(talk: Talk) -> None:
 
 def change_program(talk: Talk) -> None:
     program = Path(talk.occ.environment["OCC_CLAUDE_BIN"])
-    program.write_text(program.read_text() + "\n")
+    edited = program.with_name(
+        "edited-claude"
+    )  # a worker may start the program just now: it finds one whole or another
+    edited.write_text(program.read_text() + "\n")
+    edited.chmod(0o700)
+    edited.replace(program)
     with contextlib.closing(talk.occ.database) as database:  # as the daemon does after a while
         file = claude_cli.file_identity(str(program))
         notes.note(database, "claude", {"path": str(program), "version": "2.1.332", "file": file})
@@ -292,7 +297,9 @@ def test_a_turn_that_failed_or_left_something_keeps_no_process(talk: Talk, last:
     assert talk.turn(steps({"say": "x"}, last))[-1].final
     assert not talk.keeps
     spawned = talk.folder / "spawned.pid"
-    assert not spawned.exists() or not psutil.pid_exists(int(spawned.read_text()))
+    if spawned.exists():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert is_gone(psutil.Process(int(spawned.read_text())))
 
 
 def test_a_cancelled_turn_and_one_over_its_time_keep_no_process(talk: Talk) -> None:

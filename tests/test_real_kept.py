@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests import real_cli, sentences
-from tests.conftest import Occ, names, occ_in, output, wait_until
+from tests.conftest import Occ, is_gone, names, occ_in, output, wait_until
 from tests.model_api import FAKE_KEY, ModelApi
-from tests.spare_processes import is_gone, one_spare
+from tests.spare_processes import one_spare
 from tests.test_approvals import Machine, Running, results
 from tests.test_kept import kept
 from tests.test_real_cli import reply

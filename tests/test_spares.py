@@ -25,10 +25,10 @@ from occ_worker.execution import command
 from occ_worker.execution.child import Launcher
 from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept
 from occ_worker.execution.spares import Spares
-from tests.conftest import Occ, names, occ_in, output, steps, wait_until
+from tests.conftest import Occ, is_gone, names, occ_in, output, steps, wait_until
 from tests.databases import make_database
 from tests.promises import kill
-from tests.spare_processes import is_gone, one_spare, spares, stand_in_with_claims
+from tests.spare_processes import one_spare, spares, stand_in_with_claims
 
 MARK = steps({"sh": "echo $OCC_EXECUTION_ID >> marks"}, {"say": "done"})
 
