@@ -106,7 +106,7 @@ def made(hub: HubApp) -> list[Delivery]:
 
 def send_due(hub: HubApp, patience: Patience = PATIENCE) -> None:
     """Send what is due, as the control process does."""
-    outbox = Deliveries(hub.database, patience, partial(notify, hub.config, hub.database, 2.0))
+    outbox = Deliveries(hub.database, patience, partial(notify, hub.config, hub.database, 20.0))
 
     def put(number: int) -> None:
         outbox.deliver(number, put)
