@@ -484,19 +484,21 @@ class Running:
 
     def end(self) -> None:
         self.process.end()
-        self.thread.join(10)
+        self.thread.join(60)
 
 
 @pytest.fixture
 def running(office: Office) -> Iterator[Running]:
-    office.process.receiver.silent_seconds, office.process.receiver.ping_seconds = 1.0, 0.2
+    office.process.receiver.ping_seconds = 0.2
     office.process.receiver.pauses = (0.05,)
     thread = threading.Thread(target=office.process.run)
     thread.start()
-    wait_until(lambda: office.slack.sockets, "it is connected")
     running = Running(office.process, thread)
-    yield running
-    running.end()
+    try:
+        wait_until(lambda: office.slack.sockets, "it is connected")
+        yield running
+    finally:
+        running.end()
 
 
 def mention(office: Office, name: str, **more: Any) -> str:
@@ -536,15 +538,18 @@ def test_a_payload_that_cannot_be_stored_is_not_acknowledged(
 
 @pytest.mark.parametrize("fault", ["disconnect", "silence", "break", "no hello"])
 def test_the_connection_is_replaced(office: Office, running: Running, fault: str) -> None:
+    office.process.receiver.silent_seconds = 1.0  # in which a busy machine may replace a connection without a fault
     before = len(office.slack.sockets)
     if fault == "disconnect":
-        office.slack.disconnect()  # and the peer forgets to close
+        with contextlib.suppress(OSError):
+            office.slack.disconnect()  # and the peer forgets to close
     elif fault == "silence":
         office.slack.pongs = False
     elif fault == "no hello":
         office.slack.says_hello = office.slack.pongs = False
     else:
-        office.slack.sockets[-1].shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            office.slack.sockets[-1].shutdown(socket.SHUT_RDWR)
     wait_until(lambda: len(office.slack.sockets) > before, "a new connection")
     office.slack.pongs = office.slack.says_hello = True
 
@@ -568,13 +573,13 @@ def test_a_slack_that_gives_no_connection_is_a_problem_until_it_does(office: Off
         assert len(office.slack.called("apps.connections.open")) == 4
     finally:
         office.process.end()
-        thread.join(10)
+        thread.join(60)
 
 
 def test_the_process_ends_when_slack_is_disconnected(office: Office, running: Running) -> None:
     tokens.remove(office.hub.config)
     office.process.end()
-    running.thread.join(10)
+    running.thread.join(60)
     assert not running.thread.is_alive()
 
 

@@ -175,7 +175,7 @@ def test_a_request_wakes_the_process_which_opens_no_connection(office: Office) -
         assert office.slack.called("apps.connections.open") == []
     finally:
         office.process.end()
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive()
 
 
