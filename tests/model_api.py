@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import socket
 import sys
@@ -61,6 +62,7 @@ class Turn:
     chunk_bytes: int = 4096  # the size of one delta of generated text
     delay: float = 0  # seconds before each delta
     first_delay: float = 0  # seconds before the response headers
+    gate: str = ""  # a path: the deltas after the first one wait until it exists
     tools: list[Json] = field(default_factory=list)  # {"name", "input"} of each tool the model asks for
     error: int = 0  # answer with this HTTP status instead
     message: str = "made-up error"
@@ -317,9 +319,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for event in events(turn, model):
+        for number, event in enumerate(events(turn, model)):
             if event["type"] == "content_block_delta":
                 self._pause(turn.delay)
+                while turn.gate and number > 2 and not os.path.exists(turn.gate):
+                    self._pause(0.01)
             self._chunks(_encode(event, turn.ascii), turn.wire_bytes)
         if turn.hang == "cut":
             self.connection.shutdown(socket.SHUT_WR)  # so that the deltas are read before the end

@@ -74,11 +74,13 @@ def test_a_text_that_comes_while_a_tool_runs_is_in_the_next_request_of_the_turn(
         assert times(machine, f"STEER-{run.execution_id}") == 1
 
 
-def test_a_text_that_comes_while_the_model_writes_follows_the_turn(machine: Machine) -> None:
-    run = machine.begin({"text": "one two three four", "chunks": 4, "delay": 0.2}, permissions="full")
+def test_a_text_that_comes_while_the_model_writes_follows_the_turn(machine: Machine, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    run = machine.begin({"text": "one two three four", "chunks": 4, "gate": str(gate)}, permissions="full")
     next(event for event in run.events if event.name == "output")
     sent = tell(machine, run, f"in-{run.execution_id}", f"STEER-{run.execution_id}")
     assert sent["delivery"] == "queue"
+    gate.touch()
     events = run.end()
     assert [event.data["executionId"] for event in events if event.name == "input"] == [sent["executionId"]]
     assert over(machine, sent["executionId"])["state"] == "succeeded"
