@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import threading
@@ -65,8 +66,9 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._done.wait(0.1):
-            for process in [psutil.Process(pid) for pid in self._before if psutil.pid_exists(pid)]:
-                self.growth = max(self.growth, _own(process) - self._before[process.pid])
+            for pid in self._before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.growth = max(self.growth, _own(psutil.Process(pid)) - self._before[pid])
 
 
 def _own(process: psutil.Process) -> int:
@@ -114,7 +116,9 @@ SUCCEEDED = "complete"
 def test_the_worst_cli_gets_the_right_end_in_bounded_memory(promises: Promises, script: list[dict], end: str) -> None:
     occ = promises.occ
     with Memory(occ) as memory:
-        events = occ.run(steps(*script), executionId="bad", idleTimeoutSeconds=2, timeoutSeconds=50)
+        # One that is to speak may be slow to begin on a busy machine.
+        silence = 2 if end == "EXECUTION_IDLE" else 60
+        events = occ.run(steps(*script), executionId="bad", idleTimeoutSeconds=silence, timeoutSeconds=300)
     assert events[-1].data.get("code", events[-1].name) == end, events[-1]
     assert memory.growth < MEMORY_BYTES, memory.growth
     wait_until(lambda: not promises.strays({"bad"}), "everything it started to be gone")
@@ -175,13 +179,17 @@ def test_what_is_nested_too_deeply_is_passed_over(promises: Promises) -> None:
 
 def test_a_cli_that_lingers_after_its_result_costs_no_cpu(promises: Promises) -> None:
     def used() -> float:
-        workers = [pid for pid, command in promises.occ.commands().items() if "occ_worker.agent executions" in command]
-        return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in workers)
+        total = 0.0
+        for pid, command in promises.occ.commands().items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "occ_worker.agent executions" in command:
+                    total += sum(psutil.Process(pid).cpu_times()[:2])
+        return total
 
     result = {"type": "result", "subtype": "success", "is_error": False, "num_turns": 1, "session_id": "x"}
     before = used()
     lingers = steps({"line": json.dumps(result)}, {"sleep": 60}, {"exit": 0})
-    assert promises.occ.run(lingers, idleTimeoutSeconds=1)[-1].name == SUCCEEDED
+    assert promises.occ.run(lingers, idleTimeoutSeconds=4)[-1].name == SUCCEEDED
     assert used() - before < 2  # of the 5 s that were waited
 
 
