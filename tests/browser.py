@@ -193,7 +193,9 @@ class Page(Screen):
         self.call("Emulation.setScriptExecutionDisabled", value=True)
 
     def go(self, url: str) -> None:
-        self.call("Page.navigate", url=url)
+        self.js("window.old = true")
+        if "loaderId" in self.call("Page.navigate", url=url):  # a new document, which may come after the answer
+            self.wait("window.old !== true")
         self.settled()
 
     def reload(self) -> None:
@@ -204,8 +206,15 @@ class Page(Screen):
 
     def fill(self, selector: str, text: str) -> None:
         """Type a text into a field that is empty, key by key as far as the page can tell."""
-        self.js(f"document.querySelector({json.dumps(selector)}).focus()")
-        self.call("Input.insertText", text=text)
+        field = f"document.querySelector({json.dumps(selector)})"
+
+        def filled() -> bool:
+            """Whether it has the text: news from the hub may take the focus from it, or put another field there."""
+            self.js(f"({field}.focus(), {field}.value = '')")
+            self.call("Input.insertText", text=text)
+            return self.js(f"{field}.value.replace(/\\r/g, '') === {json.dumps(text)}") is True
+
+        wait_until(filled, f"{selector} to have its text")
 
     def click(self, selector: str) -> None:
         """Click with the mouse in the middle of an element, which must be there to be clicked."""
