@@ -23,7 +23,7 @@ from occ_app.cli.run_watch import take_back
 from occ_app.errors import Refused
 from occ_app.executions import queries as executions
 from tests import sentences
-from tests.conftest import Occ, command_line, make_zip, run_occ, steps, wait_until
+from tests.conftest import Occ, command_line, is_gone, make_zip, run_occ, steps, wait_until
 from tests.terminal import occ_at_terminal
 
 
@@ -49,8 +49,13 @@ def test_a_standalone_agent_makes_one_token_and_keeps_it(occ: Occ) -> None:
 
 def test_what_is_in_the_home_is_closed_to_others(agent: Occ) -> None:
     agent.run("hello")
-    for path in [agent.home, *agent.home.rglob("*")]:
-        assert stat.S_IMODE(path.lstat().st_mode) & 0o077 == 0, path
+    seen = 0
+    for folder, folders, files in os.walk(agent.home):
+        for path in [Path(folder), *(Path(folder, name) for name in (*folders, *files))]:
+            with contextlib.suppress(FileNotFoundError):  # a file of the snapshot that is just made
+                assert stat.S_IMODE(path.lstat().st_mode) & 0o077 == 0, path
+                seen += 1
+    assert seen > 20
 
 
 def test_a_second_start_says_who_runs_and_exits_3(agent: Occ) -> None:
@@ -64,8 +69,11 @@ def test_twenty_starts_at_once_make_one_daemon(occ: Occ) -> None:
     with ThreadPoolExecutor(20) as pool:
         codes = sorted(done.returncode for done in pool.map(lambda _: occ.command("start", check=False), range(20)))
     assert codes == [0] + [3] * 19
-    supervisors = [command for command in occ.commands().values() if "occ_app.supervisor.supervisor" in command]
-    assert len(supervisors) == 1
+
+    def supervisors() -> int:
+        return sum("occ_app.supervisor.supervisor" in command for command in occ.commands().values())
+
+    wait_until(lambda: supervisors() == 1, "one supervisor, and no part of it that is just becoming its program")
 
 
 def test_a_port_in_use_is_told_in_a_sentence_and_nothing_is_left(occ: Occ) -> None:
@@ -97,7 +105,7 @@ def test_stop_ends_what_runs_with_daemon_stopped_and_leaves_no_process(agent: Oc
         assert time.monotonic() - begun < 30  # it would go on for 60
         final = rest.result()[-1]
     assert final.data["code"] == "DAEMON_STOPPED"
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert is_gone(child)
     assert not agent.processes()
     shown = json.loads(agent.command("jobs", "show", "stopped", "--json").stdout)
     assert (shown["state"], shown["errorCode"]) == ("failed", "DAEMON_STOPPED")
@@ -267,6 +275,11 @@ def test_a_newer_database_is_refused_with_the_version(occ: Occ) -> None:
     assert "schema 99" in failed.stderr
 
 
+def pending(agent: Occ) -> bool:
+    """Whether the changes of a run are still being recorded, which its record shows."""
+    return any(one["changesReason"] == "pending" for one in agent.client.executions()["executions"])
+
+
 def test_jobs_lists_filters_and_shows(agent: Occ) -> None:
     agent.run("the first prompt", executionId="one")
     agent.run(steps({"exit": 2}), executionId="two")
@@ -277,6 +290,7 @@ def test_jobs_lists_filters_and_shows(agent: Occ) -> None:
     assert "No executions" in agent.command("jobs", "--workspace", "other").stdout
     assert "one" in agent.command("jobs", "--since", "2d").stdout
     assert agent.command("jobs", "--since", "yesterday", check=False).returncode == 2
+    wait_until(lambda: not pending(agent), "the changes to be recorded")
     assert json.loads(agent.command("jobs", "--json").stdout) == agent.client.executions()
     assert json.loads(agent.command("jobs", "show", "one", "--json").stdout) == agent.client.execution("one")
     assert "the first prompt" in agent.command("jobs", "show", "one").stdout
@@ -288,6 +302,7 @@ def test_jobs_lists_filters_and_shows(agent: Occ) -> None:
 def test_jobs_of_an_agent_elsewhere_are_the_same(agent: Occ) -> None:
     agent.run("the first prompt", executionId="one")
     wait_until(lambda: "one" in agent.command("jobs", "search", "first").stdout, "it is indexed")
+    wait_until(lambda: not pending(agent), "the changes to be recorded")
     elsewhere = {"OCC_HOME": str(agent.home.parent / "none"), "OCC_TOKEN": agent.token}
     for arguments in (("--json",), ("show", "one", "--json"), ("search", "first", "--json")):
         here = agent.command("jobs", *arguments).stdout
@@ -552,7 +567,7 @@ def test_a_killed_part_is_started_again(agent: Occ, victim: str) -> None:
     before = parts()
     assert before
     os.kill(min(before), signal.SIGKILL)
-    wait_until(lambda: parts() and not parts() & {min(before)}, "another one")
+    wait_until(lambda: parts() - before, "another one")
     agent.workspace("after")
     assert agent.run("hello", "after")[-1].name == "complete"
 
@@ -560,14 +575,14 @@ def test_a_killed_part_is_started_again(agent: Occ, victim: str) -> None:
 def test_a_killed_worker_ends_its_execution_with_worker_lost(agent: Occ) -> None:
     stream = agent.client.execute("work", steps({"spawn": "session"}, {"say": "on"}, {"sleep": 60}), executionId="w")
     wait_until(lambda: next(stream).name == "output", "it to be under way")
-    child = int((agent.home / "workspaces/work/spawned.pid").read_text())
+    child = psutil.Process(int((agent.home / "workspaces/work/spawned.pid").read_text()))
     with agent.database.read() as connection:
         owner = connection.execute("SELECT owner_pid FROM executions WHERE execution_id = 'w'").fetchone()[0]
     os.kill(owner, signal.SIGKILL)
     begun = time.monotonic()
     assert list(stream)[-1].data["code"] == "WORKER_LOST"
     assert time.monotonic() - begun < 30  # it would go on for 60
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert is_gone(child)
     assert agent.run("hello")[-1].name == "complete"
 
 
@@ -664,7 +679,9 @@ def test_a_trusted_workspace_keeps_what_would_run_something(occ: Occ) -> None:
 
 def test_named_variables_reach_the_cli_and_others_do_not(occ: Occ, tmp_path: Path) -> None:
     program = tmp_path / "env-claude"
-    program.write_text(f'#!/bin/sh\nenv > "{tmp_path}/seen"\nexec "{tmp_path}/fake-claude" "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] || env > "{tmp_path}/seen"\nexec "{tmp_path}/fake-claude" "$@"\n'
+    )
     program.chmod(0o700)
     occ.start(OCC_CLAUDE_BIN=str(program), OCC_ENV_PASS="MINE", MINE="wanted", OTHER="x", BUN_OPTIONS="--preload=x")
     occ.workspace()

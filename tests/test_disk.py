@@ -100,7 +100,7 @@ def test_on_a_full_disk_nothing_is_accepted_and_afterwards_all_is_well(occ: Occ,
         assert [each["workspaceId"] for each in occ.client.workspaces()] == ["work"]
     assert occ.run(prompt(3))[-1].name == "complete"
     occ.client.upload("new", make_zip({"a": os.urandom(100_000)}))
-    assert sorted(path.name for path in (occ.home / "workspaces").iterdir()) == ["new", "work"]
+    wait_until(lambda: {path.name for path in (occ.home / "workspaces").iterdir()} == {"new", "work"}, "no rest")
     with occ.database.write() as connection:  # their prompts are no counting ones
         assert connection.execute("SELECT count(*) FROM executions WHERE execution_id LIKE 'full-%'").fetchone()[
             0
@@ -127,7 +127,7 @@ def test_without_inodes_uploads_are_refused_and_recover(occ: Occ, small: Path) -
         assert refusal.status in (503, 507)
         assert occ.client.health()["version"]
     assert occ.client.upload("new", make_zip({f"{i}.txt": "x" for i in range(30)}))["files"] == 30
-    assert sorted(path.name for path in (occ.home / "workspaces").iterdir()) == ["new", "work"]
+    wait_until(lambda: {path.name for path in (occ.home / "workspaces").iterdir()} == {"new", "work"}, "no rest")
 
 
 def test_a_start_in_a_read_only_home_says_so(occ: Occ, small: Path) -> None:

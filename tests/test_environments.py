@@ -55,7 +55,7 @@ def test_a_foreground_daemon_with_all_standard_descriptors_closed_serves(occ: Oc
         assert occ.run("hello")[-1].name == "complete"
     finally:
         daemon.send_signal(signal.SIGINT)
-        assert daemon.wait(20) == 0
+        assert daemon.wait(60) == 0
 
 
 def test_a_run_with_a_closed_descriptor_keeps_its_meaning(agent: Occ, tmp_path: Path) -> None:
@@ -123,16 +123,17 @@ def test_what_a_parent_hands_down_reaches_neither_the_daemon_nor_the_cli(
     for process in occ.processes():
         arguments = " ".join(command_line(process))
         if "occ_worker" in arguments or "wsgi" in arguments:
-            assert process.cwd() == "/"
-            # While it starts a program Python blocks all signals.
-            wait_until(lambda pid=process.pid: int(status_of(pid)["SigBlk"], 16) == 0, "no signal to be blocked")  # type: ignore[misc]
-            assert process.rlimit(psutil.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-            assert process.rlimit(psutil.RLIMIT_NOFILE)[0] >= min(4096, process.rlimit(psutil.RLIMIT_NOFILE)[1])
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # one that was to become a program
+                assert process.cwd() == "/"
+                # While it starts a program Python blocks all signals.
+                wait_until(lambda pid=process.pid: int(status_of(pid)["SigBlk"], 16) == 0, "no signal to be blocked")  # type: ignore[misc]
+                assert process.rlimit(psutil.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+                assert process.rlimit(psutil.RLIMIT_NOFILE)[0] >= min(4096, process.rlimit(psutil.RLIMIT_NOFILE)[1])
     (record,) = occ.client.executions()["executions"]
     assert record["exitCode"] == 0  # with SIGCHLD ignored nobody could have known
     if foreground:
         daemon.send_signal(signal.SIGINT)
-        assert daemon.wait(20) == 0
+        assert daemon.wait(60) == 0
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored_in_a_command(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_the_first_process_of_a_container_ends_only_what_occ_started(occ: Occ, t
         assert stranger.is_running()
         assert stranger.status() != psutil.STATUS_ZOMBIE
         first.terminate()
-        assert outer.wait(20) == 0
+        assert outer.wait(60) == 0
     finally:
         outer.kill()
         outer.wait()
@@ -204,7 +205,7 @@ def test_a_supervisor_that_a_shell_became_spares_the_shell_s_children_and_theirs
         wait_until(lambda: not killed.is_running(), "the part to be reaped")
         assert control_process(shell.pid).pid != killed.pid
         shell.terminate()
-        assert shell.wait(20) == 0
+        assert shell.wait(60) == 0
         assert command_line(psutil.Process(orphan)) == ["sleep", "313"]
     finally:
         with contextlib.suppress(ProcessLookupError):

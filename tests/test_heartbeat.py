@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import stat
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,8 @@ def test_it_beats_each_interval_with_rising_numbers(beating: tuple[Occ, Hub]) ->
     wait_until(lambda: len(hub.beats) >= 4, "four beats")
     first = hub.beats[0].body["seqNum"]
     assert [beat.body["seqNum"] for beat in hub.beats[:4]] == [first, first + 1, first + 2, first + 3]
-    gaps = [later.at - earlier.at for earlier, later in pairwise(hub.beats[:4])]
-    assert all(gap > 0.3 for gap in gaps), gaps  # never early; the wait above proves that they come
+    # Never early in the mean: one that came late is followed soon. The wait above proves that they come.
+    assert hub.beats[3].at - hub.beats[0].at > 0.9
     beat = hub.beats[0]
     assert (beat.agent_id, beat.token) == ("agent-1", occ.token)
     assert beat.body["workers"] == {"total": 2, "busy": 0}
@@ -160,7 +160,7 @@ def test_health_tells_of_a_hub_that_fails_and_recovers(beating: tuple[Occ, Hub])
     assert len(hub.registrations) == before
     hub.beat_with = None
     wait_until(lambda: occ.client.health()["heartbeat"]["consecutiveFailures"] == 0, "a beat that is taken")
-    assert occ.client.health()["status"] == "healthy"
+    wait_until(lambda: occ.client.health()["status"] == "healthy", "the agent to be healthy")
 
 
 def test_health_names_that_the_hub_cannot_call_the_agent(beating: tuple[Occ, Hub]) -> None:
@@ -291,8 +291,9 @@ def test_the_api_key_is_in_no_process_but_the_one_that_registers(beating: tuple[
     holders = set()
     for pid, command in occ.commands().items():
         assert fake_hub.API_KEY not in command
-        if fake_hub.API_KEY in Path(f"/proc/{pid}/environ").read_text():
-            holders.add(command.split(" -m ")[1])
+        with contextlib.suppress(OSError):  # it has just ended
+            if fake_hub.API_KEY in Path(f"/proc/{pid}/environ").read_text():
+                holders.add(command.split(" -m ")[1])
     assert {holder for holder in holders if "supervisor" not in holder} == {"occ_worker.agent control"}
     assert fake_hub.API_KEY not in occ.logs()
 
@@ -342,5 +343,9 @@ def test_a_hub_that_misbehaves_disturbs_no_work_and_is_counted(beating: tuple[Oc
 
 def _beating(occ: Occ) -> psutil.Process:
     """The process that sends the heartbeats."""
-    [pid] = (pid for pid, command in occ.commands().items() if "occ_worker.agent control" in command)
-    return psutil.Process(pid)
+
+    def alone() -> list[int]:
+        found = [pid for pid, command in occ.commands().items() if "occ_worker.agent control" in command]
+        return found if len(found) == 1 else []  # another one is just becoming a program that it starts
+
+    return psutil.Process(wait_until(alone, "the control process")[0])

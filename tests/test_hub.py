@@ -136,16 +136,14 @@ def test_what_no_machine_can_take_waits_and_says_for_what(hub: Hub) -> None:
     hub.client.upload("work", make_zip({"a.txt": "a"}))
     stream = hub.client.execute("work", "hello", executionId="e1", labels=["gpu"])
     assert next(stream).name == "queued"
-    wait_until(lambda: hub.client.execution("e1")["waitsFor"], "the reason")
-    assert (
-        hub.client.execution("e1")["waitsFor"] == f"{sentences.AN_AGENT_WITH_THE_LABELS} gpu {sentences.TO_BE_ONLINE}"
-    )
+    gpu = f"{sentences.AN_AGENT_WITH_THE_LABELS} gpu {sentences.TO_BE_ONLINE}"
+    wait_until(lambda: hub.client.execution("e1")["waitsFor"] == gpu, "the reason")
     box = hub.agent("box", "--label", "gpu", OCC_WORKERS="1")
     assert names(list(stream))[-1] == "complete"
     hub.client.upload("named", make_zip({"a.txt": "a"}))
     next(hub.client.execute("named", "hello", executionId="e0", agent="box", labels=["gpu", "tpu"]))
-    wait_until(lambda: hub.client.execution("e0")["waitsFor"], "the reason")
-    assert hub.client.execution("e0")["waitsFor"] == f"agent box {sentences.TO_HAVE_THE_LABELS} gpu, tpu"
+    both = f"agent box {sentences.TO_HAVE_THE_LABELS} gpu, tpu"
+    wait_until(lambda: hub.client.execution("e0")["waitsFor"] == both, "the reason")
     hub.client.upload("other", make_zip({"a.txt": "a"}))
     busy, _ = begun(hub.client, steps(*WAITING), "e2")
     waiting = hub.client.execute("other", "hello", executionId="e3")
@@ -368,7 +366,7 @@ def test_a_workspace_uploaded_anew_replaces_the_files_where_it_lives(hub_with_bo
     stored = list((hub.home / "zips").glob("*.zip"))
     anew.seek(0)
     hub.client.upload("same", anew)
-    assert list((hub.home / "zips").glob("*.zip")) == stored  # the same content is kept once
+    assert set((hub.home / "zips").glob("*.zip")) <= set(stored)  # the same content is kept once
     hub.client.delete_workspace("work")
     wait_until(lambda: not place.exists(), "the agent deleted it, too")
 
@@ -482,6 +480,7 @@ def test_what_an_agent_forgot_before_the_hub_had_it_is_told_as_a_gap(hub_with_bo
     hub.stop()
     let_go(box.home)
     wait_until(lambda: box.client.execution("e1")["state"] == "succeeded", "it to end")
+    wait_until(lambda: box.client.execution("e1")["changesReason"] != "pending", "its changes to be recorded")
     last = box.client.execution("e1")["lastSeq"]
     with box.database.write() as connection:
         connection.execute("UPDATE executions SET finished_at = '2001-01-01T00:00:00.000Z'")

@@ -19,7 +19,7 @@ from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, prompt, serves
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3" if os.environ.get("TEST_ALL") else "2"))
-RECOVERY_SECONDS = 20.0  # on a machine that is busy with other tests, too
+RECOVERY_SECONDS = 60.0  # on a machine that is busy with other tests, too
 
 HARMLESS = {"web", "control"}
 STRAY = ({"spawn": "session"},)
@@ -141,7 +141,8 @@ def test_an_upload_under_way_when_control_dies_is_undone_and_can_be_repeated(pro
 
     thread = threading.Thread(target=upload)
     thread.start()
-    wait_until(lambda: list((occ.home / "workspaces").glob(".incoming-*")), "the upload to be unpacked")
+    unpacked = lambda: done.is_set() or list((occ.home / "workspaces").glob(".incoming-*"))  # noqa: E731 - short
+    wait_until(unpacked, "the upload to be unpacked")  # on a quick machine it may be over between two looks
     kill(occ, "control")
     assert done.wait(RECOVERY_SECONDS + 5)
     thread.join()
@@ -163,9 +164,6 @@ def _form(content: dict[str, bytes]) -> dict:
 
 def test_a_part_that_cannot_live_ends_the_daemon_with_a_message(occ: Occ) -> None:
     occ.start()
-    deaths = 0
-    while occ.command("status", check=False).returncode == 0:
-        deaths += kill(occ, "control")
-        assert deaths < 60
+    # At once each time: a part that has lived for a while has not died in a row.
+    wait_until(lambda: not (kill(occ, "control") or occ.processes()), "nothing of the daemon to be left", 120)
     assert "5 times in a row" in occ.logs()
-    wait_until(lambda: not occ.processes(), "nothing of the daemon to be left")

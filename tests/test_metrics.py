@@ -51,6 +51,7 @@ def test_what_happened_is_counted_and_goes_on_after_a_restart(occ: Occ) -> None:
     stream, _ = agent.under_way(steps({"say": "on"}, {"sleep": 60}), "running")
     later = agent.client.execute("work", "later", executionId="later")
     next(later)
+    wait_until(lambda: scrape(agent)["occ_streams_open"] == 2, "the streams of those that are over to be let go")
     samples = scrape(agent)
     states = shown(samples, *(f"occ_executions {state}" for state in ("queued", "running", "succeeded", "failed")))
     assert states == [1, 1, 1, 1]

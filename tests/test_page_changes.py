@@ -241,7 +241,7 @@ def test_usage_is_shown_by_each_group_with_one_chart(hub: Hub, visitor: Visitor)
     for by, name in (("day", ""), ("workspace", "work"), ("agent", "box"), ("key", "tester"), ("owner", "tester")):
         html = page(visitor, f"/costs?by={by}&days=7")
         assert html.count('<svg viewBox="0 0 720') == 1
-        assert html.count('class="bar-of-day"') == 1
+        assert html.count('class="bar-of-day"') in (1, 2)  # at midnight the runs are of two days
         assert name in html.partition("<tbody>")[2]
     assert page(visitor, "/costs?by=nonsense&days=x")
 

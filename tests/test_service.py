@@ -335,7 +335,7 @@ def test_the_manager_is_notified_and_the_logs_are_files(occ: Occ, tmp_path: Path
         assert status["pid"] == agent.pid
         agent.terminate()
         assert manager.recv(1000).startswith(b"STOPPING=1")
-        assert agent.wait(30) == 0
+        assert agent.wait(60) == 0
         assert agent.stdout is not None
         agent.stdout.close()
     assert "serves at" in occ.command("logs", "daemon").stdout

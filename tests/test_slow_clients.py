@@ -178,7 +178,7 @@ def test_readers_that_drop_give_their_place_back_at_once(occ: Occ, tmp_path: Pat
             assert b" 200 " in reader.recv(4096)
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a goodbye
         wait_until(
-            lambda: occ.request("GET", "/executions/long/events?follow=0").status == 200, "its place to come back", 3
+            lambda: occ.request("GET", "/executions/long/events?follow=0").status == 200, "its place to come back"
         )
     gate.touch()
     assert list(stream)[-1].name == "complete"

@@ -28,7 +28,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
         agent.run(steps({"say": "x"}, {"result": {"total_cost_usd": 0.25, "usage": tokens, "num_turns": 4}}))
         agent.run(steps({"say": "x"}, {"result": {"total_cost_usd": 0.5, "usage": tokens, "num_turns": 2}}), "other")
         agent.run(steps({"exit": 3}))
-        running = agent.client.execute("work", steps({"say": "on"}, {"sleep": 60}))
+        running = agent.client.execute("work", steps({"say": "on"}, {"sleep": 600}))
         while next(running).name != "output":
             pass
         next(agent.client.execute("work", "later"))

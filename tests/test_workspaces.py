@@ -88,7 +88,7 @@ def test_a_failed_overwrite_leaves_the_old_tree(agent: Occ) -> None:
         agent.client.upload("work", io.BytesIO(broken))
     assert refusal.value.code.startswith("ZIP_")
     assert tree(place(agent)) == before
-    assert sorted(path.name for path in (agent.home / "workspaces").iterdir()) == ["work"]
+    await_removal(agent)
 
 
 def test_a_workspace_in_use_is_neither_replaced_nor_removed(agent: Occ, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_archive_is_the_workspace_as_it_is_now(agent: Occ) -> None:
         assert zipped.read("made.txt") == b"by Claude"
         assert zipped.read("outside") == b"/etc/hostname"  # the link itself, not what it points to
         assert (zipped.getinfo("run.sh").external_attr >> 16) & 0o111
-    assert list((agent.home / "run/uploads").iterdir()) == []
+    wait_until(lambda: list((agent.home / "run/uploads").iterdir()) == [], "the copy that was sent to be removed")
 
 
 def test_an_archive_without_links_can_be_uploaded_again(agent: Occ) -> None:
@@ -178,13 +178,14 @@ def test_a_removed_workspace_is_gone_and_may_be_made_again(agent: Occ) -> None:
     with pytest.raises(Refused) as refusal:
         agent.client.workspace("work")
     assert refusal.value.code == "WORKSPACE_NOT_FOUND"
-    assert list((agent.home / "workspaces").iterdir()) == []
+    wait_until(lambda: list((agent.home / "workspaces").iterdir()) == [], "its files to be removed")
     agent.workspace()
     assert agent.run("hello")[-1].name == "complete"
 
 
 def test_what_is_stored_is_closed_to_others(agent: Occ) -> None:
     agent.client.upload("work", make_zip({"a/b.txt": "x"}))
+    await_removal(agent)
     for path in place(agent).parent.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
