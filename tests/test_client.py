@@ -128,12 +128,12 @@ def test_a_stream_outlives_a_restart_of_the_agent_s_web_part(agent: Occ, tmp_pat
     gate = tmp_path / "gate"
     prompt = steps({"say": "before "}, {"wait": str(gate)}, {"say": "after"})
     stream, seen = agent.under_way(prompt, "restart")
-    assert kill(agent, "web")
+    wait_until(lambda: kill(agent, "web"), "it to be killed")
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, stream)
         wait_until(lambda: _serves(agent), "the agent to serve again")
         gate.touch()
-        events = seen + rest.result(20)
+        events = seen + rest.result()
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert output(events) == "before after"
 

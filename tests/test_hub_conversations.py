@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,8 @@ from occ_app.executions.inputs import Given, Input
 from occ_app.executions.records import Outcome
 from occ_app.hub import inputs
 from occ_app.system.compact_json import to_json
+from occ_worker.relay.patience import Patience
+from occ_worker.relay.relayed_rows import RelayedRows
 from tests import sentences
 from tests.conftest import make_zip, steps, wait_until
 from tests.real_hub import Hub
@@ -101,6 +104,16 @@ def test_the_hub_follows_the_reports_of_the_machine(running: Database, reported:
     lifecycle.finish(running, found.execution, Outcome.failure("AGENT_LOST", "x"))
     after = rows_of_inputs.get(running, found.number).state
     assert after == ("unknown" if state == "sent" else state)
+
+
+def test_who_reads_the_report_on_a_text_finds_its_state(running: Database) -> None:
+    found = forwarded(running, Machine(lambda: {"state": "sent"}))
+    seen = list[str]()
+    readers = SimpleNamespace(ring=lambda *_: seen.append(rows_of_inputs.get(running, found.number).state))
+    context = SimpleNamespace(db=running, config=SimpleNamespace(max_output_bytes=1 << 20), readers=readers)
+    relayed = RelayedRows(cast("Any", context), executions.get(running, "first"), Patience(begun=True))
+    relayed._append([("input", to_json({"inputId": "i1", "state": "delivered", "timestamp": 1}))])
+    assert seen == ["delivered"]
 
 
 def test_a_text_without_a_fallback_is_not_made_a_follow_up(running: Database) -> None:

@@ -78,9 +78,10 @@ class RelayedRows:
         with self._lock:
             if self.over:
                 return
-            self._note_parked(fresh)  # first, so that a reader of the event finds the state
+            # First, so that a reader of the events finds the states that they report.
+            self._note_parked(fresh)
+            inputs.note_events(self._context.db, self._execution.number, fresh)
             self._recorder.append(fresh)
-        inputs.note_events(self._context.db, self._execution.number, fresh)
         self._patience.begun()
         sent_at = json.loads(fresh[0][1]).get("timestamp")
         if isinstance(sent_at, int):
