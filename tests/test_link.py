@@ -259,13 +259,14 @@ def test_a_newer_link_takes_the_place_of_the_older(linked: tuple[Occ, LinkHub]) 
         connection, framing = connect(hub.url, "agent-1", known["tokens"]["agent-1"])
         connection.settimeout(60)
         # Calls come to the newer one, until the agent is back and is the newer one in its turn.
-        call = threading.Thread(target=lambda: succeeds(client))
+        call = threading.Thread(target=lambda: wait_until(lambda: succeeds(client), "a call to reach the agent"))
+        call.start()
         with connection:
-            wait_until(lambda: "agent-1" in hub.known()["connected"], "the newer one to be there")
-            call.start()
             messages = list[bytes]()
             while not messages:
-                framing.receive_data(connection.recv(1000))
+                data = connection.recv(1000)
+                assert data, "the newer one has ended"
+                framing.receive_data(data)
                 messages = [event.data for event in framing.events() if isinstance(event, BytesMessage)]
             assert decode(messages[0]) == Frame(1, OPEN)
             control.resume()
@@ -275,7 +276,6 @@ def test_a_newer_link_takes_the_place_of_the_older(linked: tuple[Occ, LinkHub]) 
     finally:
         control.resume()
     call.join()
-    wait_until(lambda: succeeds(client), "calls to reach the agent")
     client.close()
 
 
