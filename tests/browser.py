@@ -250,7 +250,7 @@ class Page(Screen):
 
     def close(self) -> None:
         self.call("Page.close")
-        with contextlib.suppress(ConnectionClosed):  # the browser may be there first
+        with contextlib.suppress(ConnectionClosed, OSError):  # the browser may be there first, at any instant
             self._socket.close()
 
 

@@ -67,7 +67,7 @@ class _Connection:
             page.errors.append(str(event["text"]))
 
     def close(self) -> None:
-        with contextlib.suppress(ConnectionClosed):  # the browser may be there first
+        with contextlib.suppress(ConnectionClosed, OSError):  # the browser may be there first, at any instant
             self._socket.close()
 
 
