@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import resource
 import select
 import shlex
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ import pytest
 
 from occ_app.web import admission, heads
 from tests.conftest import Occ, raw, wait_until
+from tests.small_server import small_server
 
 MANY = 1200
 
@@ -143,23 +146,48 @@ def test_trickled_heads_take_no_thread(occ: Occ, kind: str) -> None:
         crowd.close()
 
 
-@pytest.mark.parametrize("trickled", [b"a", b"a: b\r\n"])
-def test_a_long_head_that_trickles_ends_at_its_deadline(agent: Occ, trickled: bytes) -> None:
-    host, port = agent.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=1) as slow:
-        begun = time.monotonic()
-        slow.sendall(b"GET /health HTTP/1.1\r\nA: " + b"a" * 8000 + b"\r\nB: " + b"b" * 8000 + b"\r\nC: " + b"c" * 1000)
-        while time.monotonic() - begun < heads.HEAD_SECONDS + 30:
-            try:
-                slow.sendall(trickled)
+LONG_HEAD = b"GET /health HTTP/1.1\r\nA: " + b"a" * 8000 + b"\r\nB: " + b"b" * 8000 + b"\r\nC: " + b"c" * 1000
+SHORT_SECONDS = 0.7  # the limit on heads of `small_server`
+
+
+def seconds_until_closed(address: tuple[str, int], start: bytes, more: Iterable[bytes]) -> float:
+    """Send the start of a request, then a piece whenever nothing comes back; the seconds until the server ends it."""
+    begun = time.monotonic()
+    with socket.create_connection(address, timeout=0.05) as slow, contextlib.suppress(ConnectionError):
+        slow.sendall(start)
+        for piece in more:
+            slow.sendall(piece)
+            with contextlib.suppress(TimeoutError):
                 if not slow.recv(100):
                     break
-            except TimeoutError:
-                continue
-            except ConnectionError:
-                break
-        else:
-            pytest.fail("the head was still being read")
+            if time.monotonic() - begun > 60:
+                pytest.fail("the head was still being read")
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("trickled", [b"a", b"a: b\r\n"])
+def test_a_long_head_that_trickles_ends_at_its_deadline(trickled: bytes) -> None:
+    with small_server(SHORT_SECONDS) as address:
+        assert seconds_until_closed(address, LONG_HEAD, itertools.repeat(trickled)) >= SHORT_SECONDS
+
+
+def test_a_head_that_trickles_is_given_up() -> None:
+    with small_server(SHORT_SECONDS) as address:
+        pieces = (bytes([byte]) for byte in itertools.cycle(b"GET /health"))
+        assert seconds_until_closed(address, b"", pieces) >= SHORT_SECONDS
+
+
+def test_the_head_of_a_later_request_has_a_deadline_too() -> None:
+    """It begins with the first byte of that head, and not with the connection."""
+    seconds = 2.0  # enough for a whole head that is sent at once, on a busy machine too
+    with small_server(seconds) as address, contextlib.closing(HTTPConnection(*address, timeout=60)) as client:
+        for _ in range(2):
+            client.request("GET", "/health")
+            assert client.getresponse().read() == b"healthy"
+        begun = time.monotonic()
+        client.sock.sendall(b"GET /hea")
+        assert client.sock.recv(1000) == b""
+        assert time.monotonic() - begun >= seconds
 
 
 def test_a_bare_line_feed_is_refused_at_once(agent: Occ) -> None:

@@ -55,7 +55,7 @@ class AdmittingWorker(gthread.ThreadWorker):
             return
         self.nr_conns += 1
         conn = gthread.TConn(self.cfg, PacedSocket.of(connection), address, listener.getsockname())
-        conn.occ_arriving, conn.occ_gone, conn.occ_new = Arriving(), False, True
+        conn.occ_arriving, conn.occ_gone, conn.occ_new = Arriving(self.app.head_seconds), False, True
         self.enqueue_req(conn)
 
     def _is_full(self, listener: Any) -> bool:

@@ -34,8 +34,8 @@ class Arriving:
     It has the time at which the connection is closed if the head is not complete.
     """
 
-    def __init__(self, seen: bytes = b"") -> None:
-        self.deadline = time.monotonic() + HEAD_SECONDS
+    def __init__(self, seconds: float, seen: bytes = b"") -> None:
+        self.deadline = time.monotonic() + seconds
         self.seen = bytearray(seen)
 
     def whole(self, connection: socket.socket) -> bool:

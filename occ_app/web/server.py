@@ -32,7 +32,7 @@ from occ_app.system.logs import handler
 from occ_app.web import bodies, pacing, shares
 from occ_app.web.admission import AdmittingWorker
 from occ_app.web.handover import HandedOver
-from occ_app.web.heads import Arriving, Unreader, readable, set_limits
+from occ_app.web.heads import HEAD_SECONDS, Arriving, Unreader, readable, set_limits
 from occ_app.web.refusals import BROWSER_HEADERS, error_body
 from occ_app.web.tls_socket import ServerContexts, say_goodbye
 
@@ -85,7 +85,7 @@ class WebWorker(AdmittingWorker):
         when the client disconnected or is too slow.
         """
         if conn.occ_arriving is None:
-            conn.occ_arriving = Arriving(conn.parser.unreader.take_buffered())
+            conn.occ_arriving = Arriving(self.app.head_seconds, conn.parser.unreader.take_buffered())
         wait_until = time.monotonic() + _FIRST_DATA_SECONDS if conn.occ_new else 0.0
         conn.occ_new = False
         conn.sock.setblocking(False)
@@ -222,7 +222,8 @@ def _framing_status(exc: Exception) -> tuple[int, str]:
 class Application(BaseApplication):
     """One agent's or hub's server.
 
-    `make_app` builds the WSGI application in the process that serves it; `on_serving` is called once it serves.
+    `make_app` builds the WSGI application in the process that serves it; `on_serving` is called once it serves. A
+    connection is closed when its request has no whole head after `head_seconds`.
     """
 
     def __init__(
@@ -232,8 +233,10 @@ class Application(BaseApplication):
         bind: str,
         streams: int,
         certificate: Certificate | None,
+        head_seconds: float = HEAD_SECONDS,
     ) -> None:
         self._make_app = make_app
+        self.head_seconds = head_seconds
         self.on_serving = on_serving
         self._options = {
             "bind": bind,
