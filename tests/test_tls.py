@@ -36,6 +36,40 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Occ]:
         yield occ
 
 
+@pytest.fixture(scope="module")
+def stalled(secure: Occ) -> Iterator[dict[str, socket.socket]]:
+    """Connections that stall from the first test of this file on: by the last test their limit of 20 s is over."""
+    with contextlib.ExitStack() as held:
+        handshake, head, plain = (
+            held.enter_context(socket.create_connection(address(secure), timeout=60)) for _ in range(3)
+        )
+        handshake.sendall(b"\x16\x03\x01")  # the first bytes of a handshake
+        encrypted = held.enter_context(trusting().wrap_socket(head))
+        encrypted.sendall(b"GET /hea")
+        yield {"handshake": handshake, "head": encrypted, "nothing": plain}
+
+
+@pytest.fixture(scope="module")
+def unread(secure: Occ) -> Iterator[int]:
+    """The port of a reader that takes nothing of 12 MB from the first test of this file on."""
+    stream = secure.client.execute("work", steps({"say": "x" * 8000, "times": 1500}), executionId="unread")
+    assert list(stream)[-1].name == "complete"
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.connect(address(secure))
+    with trusting().wrap_socket(plain) as lazy:
+        port = lazy.getsockname()[1]
+        lazy.sendall(asking(secure, "unread"))
+        wait_until(lambda: _state(secure, port) == "01", "its connection to be there")
+        yield port
+
+
+@pytest.mark.usefixtures("stalled", "unread")
+def test_connections_that_stall_disturb_nobody(secure: Occ) -> None:
+    """They do so from here on, and the last tests of this file look at their ends."""
+    assert secure.client.health()["version"]
+
+
 def address(occ: Occ) -> tuple[str, int]:
     host, port = re.fullmatch(r"https?://(.*):(\d+)", occ.url).groups()  # type: ignore[union-attr]
     return host, int(port)
@@ -212,23 +246,7 @@ def test_clients_that_stall_in_tls_keep_nobody_waiting(secure: Occ) -> None:
         begun = time.monotonic()
         assert secure.client.health()["version"]
         assert time.monotonic() - begun < HEALTH_SECONDS
-        stalled = held.enter_context(socket.create_connection(address(secure), timeout=30))
-        stalled.sendall(b"\x16\x03\x01")
-        assert stalled.recv(100) == b""  # given up after the limit on silence
     assert "Traceback" not in secure.logs()
-
-
-def test_a_reader_that_reads_nothing_loses_its_connection(secure: Occ) -> None:
-    stream = secure.client.execute("work", steps({"say": "x" * 8000, "times": 1500}), executionId="unread")
-    assert list(stream)[-1].name == "complete"
-    plain = socket.socket()
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    plain.connect(address(secure))
-    with trusting().wrap_socket(plain) as lazy:
-        port = lazy.getsockname()[1]
-        lazy.sendall(asking(secure, "unread"))
-        wait_until(lambda: _state(secure, port) == "01", "its connection to be there")
-        wait_until(lambda: _state(secure, port) != "01", "its connection to be given up", 90)
 
 
 def _state(occ: Occ, port: int) -> str | None:
@@ -287,3 +305,15 @@ def test_settings_that_do_not_go_together_are_told(occ: Occ, options: tuple[str,
 def test_without_openssl_it_says_what_to_do(occ: Occ, tmp_path: Path) -> None:
     done = occ.command("start", "--tls", "self-signed", check=False, PATH=str(tmp_path))
     assert (done.returncode, "--tls-cert" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("kind", ["handshake", "head", "nothing"])
+def test_a_connection_that_stalls_is_given_up(secure: Occ, stalled: dict[str, socket.socket], kind: str) -> None:
+    """In a whole agent with its limit of 20 s; test_admission.py has shorter ones."""
+    with contextlib.suppress(ConnectionResetError):
+        assert stalled[kind].recv(100) == b""
+    assert "Traceback" not in secure.logs()
+
+
+def test_a_reader_that_reads_nothing_loses_its_connection(secure: Occ, unread: int) -> None:
+    wait_until(lambda: _state(secure, unread) != "01", "its connection to be given up", 90)
