@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
 import pytest
 
 from occ_app.client.agent_client import AgentClient
+from occ_app.client.sse import StreamEvent
+from occ_app.config import config as configuration
+from occ_app.database import database as db
 from occ_app.executions import queries as executions
+from occ_app.executions.records import Execution
+from occ_app.snapshots.store import snapshots_of
+from occ_app.streams.doorbell import Ringer
 from occ_app.supervisor.processes import STEADY_SECONDS
+from occ_worker.control.agent import Control
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.promises import VICTIMS, Load, Promises, counting_cli, kill, load_for, prompt, serves
 
@@ -102,16 +111,67 @@ def test_a_lost_worker_s_execution_is_finished_and_the_others_go_on(promises: Pr
     promises.check()
 
 
-def test_a_cancel_reaches_past_a_worker_that_is_stuck(promises: Promises) -> None:
-    occ = promises.occ
-    occ.workspace()
-    stream, _ = occ.under_way(steps({"say": "on"}, {"sleep": 600}), "stuck")
-    owner = executions.get(occ.database, "stuck").owner_pid
-    assert owner is not None
-    os.kill(owner, signal.SIGSTOP)
+@contextlib.contextmanager
+def control_of(occ: Occ, now: Callable[[], float]) -> Iterator[Control]:
+    """A control beside the one of a running agent, with another clock; it is not asked to call anything."""
+    config = configuration.load(occ.environment)
+    with (
+        contextlib.closing(db.Database(config.database)) as database,
+        contextlib.closing(Ringer(config.run / "tail")) as readers,
+    ):
+        control = Control(
+            config,
+            database,
+            readers,
+            heartbeat=None,  # type: ignore[arg-type]  # not asked
+            queued=lambda: 1,
+            ring=lambda: None,
+            snapshots=snapshots_of(config),
+            sharing=None,  # type: ignore[arg-type]  # not asked
+            now=now,
+        )
+        with contextlib.closing(control):
+            yield control
+
+
+def stuck(occ: Occ, execution_id: str, workspace: str, **options: object) -> tuple[Iterator[StreamEvent], Execution]:
+    """An execution whose worker is stopped."""
+    stream = occ.client.execute(workspace, steps({"say": "on"}, {"sleep": 600}), executionId=execution_id, **options)
+    wait_until(lambda: next(stream).name == "output", "it to be under way")
+    with contextlib.closing(occ.database) as database:
+        execution = executions.get(database, execution_id)
+    assert execution.owner_pid is not None
+    os.kill(execution.owner_pid, signal.SIGSTOP)
+    return stream, execution
+
+
+def is_alive(execution: Execution) -> bool:
+    return execution.claimed_by is not None and execution.claimed_by.alive()
+
+
+def test_a_cancel_and_a_limit_reach_past_a_worker_that_is_stuck(promises: Promises) -> None:
+    """The clock decides, 20 s after a cancel and 30 s after a limit; the agent ends all that is left of it."""
+    occ, now = promises.occ, [0.0]
+    stream, cancelled = stuck(occ, "stuck", "w0")
+    limited_stream, limited = stuck(occ, "limited", "w1", timeoutSeconds=3000)
+    assert limited.deadline is not None
     occ.client.cancel("stuck")
-    assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
-    assert occ.run("hello")[-1].name == "complete"
+    with control_of(occ, lambda: now[0]) as control:
+        for now[0] in (0.0, 20.0):
+            control.reap()
+            assert is_alive(cancelled)
+        now[0] = 20.1
+        control.reap()
+        wait_until(lambda: not is_alive(cancelled), "it to be killed")
+        assert list(stream)[-1].data["code"] == "EXECUTION_CANCELLED"
+        now[0] = limited.deadline + 29.9
+        control.reap()
+        assert is_alive(limited)
+        now[0] = limited.deadline + 30.1
+        control.reap()
+        wait_until(lambda: not is_alive(limited), "it to be killed")
+    assert list(limited_stream)[-1].data["code"] == "WORKER_LOST"
+    assert list(occ.client.execute("w0", "hello"))[-1].name == "complete"
 
 
 def test_what_outlives_everything_is_ended_by_the_next_start(promises: Promises) -> None:

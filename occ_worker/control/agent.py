@@ -43,6 +43,7 @@ class Control(Upkeep):
     """The jobs of an agent's control process.
 
     `queued` counts the wake-ups on the executions queue; `ring` adds one.
+    `now` is the monotonic clock, in seconds, which decides when a worker counts as stuck.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Control(Upkeep):
         ring: Callable[[], None],
         snapshots: Snapshots,
         sharing: LocalSharing,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(config, db)
         self._snapshots = snapshots
@@ -65,6 +67,7 @@ class Control(Upkeep):
         self._sharing = sharing
         self._queued = queued
         self._ring = ring
+        self._now = now
         self._reaping = threading.Lock()
         self._cancels_seen: dict[int, float] = {}  # monotonic times, by the execution's number
 
@@ -168,7 +171,7 @@ class Control(Upkeep):
 
         It should have at the time limit, and after a cancel.
         """
-        now = time.monotonic()
+        now = self._now()
         if execution.cancel_code is None:
             return now > (execution.deadline or 0) + _OVERDUE_SECONDS
         seen_at = self._cancels_seen.setdefault(execution.number, now)
