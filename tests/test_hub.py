@@ -22,14 +22,14 @@ import urllib3
 from occ_app.client.agent_client import AgentClient
 from occ_app.client.sse import StreamEvent
 from occ_app.database import database as db
-from occ_app.errors import Refused
+from occ_app.errors import Refused, Unreachable
 from occ_app.executions import queries as executions
 from occ_app.hub import placement
 from occ_app.hub.agents import Agents
 from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity
 from occ_app.workspaces import workspace as workspaces
 from tests import sentences
-from tests.conftest import make_zip, names, occ_in, output, steps, wait_until
+from tests.conftest import Occ, make_zip, names, occ_in, output, steps, wait_until
 from tests.real_hub import Hub, hub_in
 
 WAITING = [{"say": "begun "}, {"wait": "go"}, {"say": "done"}]
@@ -444,15 +444,24 @@ def test_a_machine_that_stays_away_loses_its_execution_and_is_told_so_when_it_re
         box = hub.agent("box")
         hub.client.upload("work", make_zip({"a.txt": "a"}))
         stream, _ = begun(hub.client, steps(*WAITING), "e1")
-        hub_side = [pid for pid, line in box.commands().items() if "wsgi" in line or "control" in line]
-        for pid in hub_side:
-            os.kill(pid, signal.SIGSTOP)
+        processes = box.commands().items()
+        supervisor = next(pid for pid, line in processes if "supervisor" in line)
+        os.kill(supervisor, signal.SIGSTOP)  # so that nothing takes their place
         try:
+            for pid in [pid for pid, line in processes if "wsgi" in line or "control" in line]:
+                os.kill(pid, signal.SIGKILL)
             assert list(stream)[-1].data["code"] == "AGENT_LOST"
+            assert executions.get(box.database, "e1").state == "running"
         finally:
-            for pid in hub_side:
-                os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: box.client.execution("e1")["state"] == "cancelled", "it is cancelled there")
+            os.kill(supervisor, signal.SIGCONT)
+        wait_until(lambda: _state(box, "e1") == "cancelled", "it is cancelled there")
+
+
+def _state(box: Occ, execution_id: str) -> str | None:
+    """The state of an execution on a machine, None while the machine does not answer."""
+    with contextlib.suppress(Unreachable):
+        return str(box.client.execution(execution_id)["state"])
+    return None
 
 
 def test_another_machine_at_the_address_of_one_is_not_taken_for_it(tmp_path: Path, free_port: int) -> None:

@@ -26,6 +26,7 @@ from occ_app.errors import Unreachable
 from occ_app.executions import lifecycle, queries
 from occ_app.executions.records import Outcome, Request
 from occ_app.hub import placement
+from occ_app.hub.links import Links
 from occ_app.system.files import short_path
 from occ_app.system.process_identity import own_identity
 from occ_worker.relay import patience
@@ -355,6 +356,17 @@ def test_the_link_of_a_machine_ends_when_its_key_expires(tmp_path: Path) -> None
         wait_until(lambda: links.connected() == {machines["long"]}, "the link ended without a heartbeat")
         for end in ends.values():
             end.close()
+
+
+def test_the_link_of_a_machine_that_is_silent_ends(tmp_path: Path) -> None:
+    """Its connection may stay open for hours, as that of a stopped machine does."""
+    links = Links(tmp_path / "links", ping_seconds=0.05)
+    here, there = socket.socketpair()
+    with contextlib.closing(links), there:
+        links.serve("agent-1", SimpleNamespace(sock=here, ws=Connection(ConnectionType.SERVER)))
+        wait_until((tmp_path / "links" / "agent-1").exists, "it is linked")
+        wait_until(lambda: not links.connected(), "its link to be given up")
+        wait_until(lambda: not (tmp_path / "links" / "agent-1").exists(), "calls to fail at once")
 
 
 def test_an_upload_to_a_machine_has_a_least_rate(monkeypatch: pytest.MonkeyPatch) -> None:
