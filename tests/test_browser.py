@@ -321,7 +321,7 @@ def test_a_lost_reply_keeps_the_text_and_an_edited_form_is_another_run(page: Pag
     )
     page.fill("#prompt", ", edited")
     page.click("#start button.main")
-    page.shows("sent already", "#problem")
+    page.shows("already started", "#problem")
     page.click("#start button.main")
     page.wait("location.pathname.startsWith('/runs/')")
     page.shows("edited", ".prompt")

@@ -244,7 +244,7 @@ def test_a_proof_is_good_for_its_nonce_and_machine_alone(hub: HubApp, box: Box) 
 
 def test_a_challenge_is_for_those_who_hold_a_key_and_proves_the_hub(hub: HubApp, box: Box) -> None:
     for stranger in ("occ_agent_guessed", hub.key("me", "client")):
-        with pytest.raises(Refused, match=sentences.NO_VALID_AGENT_S_KEY):
+        with pytest.raises(Refused, match=sentences.NOT_FROM_A_VALID_AGENT_KEY):
             InProcess(hub, "http://127.0.0.1:7700").challenge(stranger)
 
     class Impostor(InProcess):

@@ -286,7 +286,7 @@ def test_an_edited_form_is_never_the_old_run(hub: Hub, visitor: Visitor, edited:
     first = run_id(visitor.post("/runs", form))
     answer = visitor.post("/runs", form | edited)
     assert answer.status == 409
-    assert "sent already" in refusals(answer)
+    assert "already started" in refusals(answer)
     assert f">{edited.get('prompt', 'first')}</textarea>" in answer.data.decode()
     page = re.search(r'name="run" value="([^"]*)"', answer.data.decode())
     assert page is not None
@@ -343,7 +343,7 @@ def test_a_machine_that_does_not_suit_is_told_and_the_upload_stays(hub: Hub, vis
     first = finished(hub, run_id(visitor.run("one", zip=("a.zip", make_zip({"a": "a"}).read()), agent=box)))
     answer = visitor.run("two", workspace=first["workspaceId"], labels="windows")
     assert answer.status == 409
-    assert f"{sentences.LIVES_ON_AGENT} box" in refusals(answer)
+    assert f"{sentences.IS_ON_AGENT} box" in refusals(answer)
     assert f'value="{first["workspaceId"]}" selected' in answer.data.decode()
 
 

@@ -172,7 +172,7 @@ def test_on_a_hub_what_waits_for_a_machine_that_is_away_is_ahead_of_nothing_else
         on(hub, f"a{number}", "a")
     on(hub, "b1", "b")
     assert place_all(hub) == ["b1"]
-    assert reason(hub.db, "a0") == f"agent box, {sentences.WHERE_ITS_WORKSPACE_LIVES} {sentences.TO_BE_ONLINE}"
+    assert reason(hub.db, "a0") == f"agent box, {sentences.WHERE_ITS_WORKSPACE_IS} {sentences.TO_BE_ONLINE}"
     assert on(hub, "d1", "d").position == 0
     assert on(hub, "a3", "a").position == 4  # d1, too, may run on box when it is back
     assert place_all(hub) == []

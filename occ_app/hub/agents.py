@@ -108,7 +108,7 @@ _NAMES = tuple(column.name for column in fields(Agent))
 
 def unknown_agent(name: str, count: int = 0) -> errors.NotFound:
     why = f"There are {count} agents" if count else "There is no agent"
-    message = f"{why} {name}; `occ hub agents`, or GET /agents, lists them with the ids that tell them apart."
+    message = f"{why} named {name}. List agents and their ids with `occ hub agents` or GET /agents."
     return errors.NotFound("AGENT_NOT_FOUND", message, {"agent": name})
 
 

@@ -39,7 +39,8 @@ def _agent_key() -> None:
     if key is None:
         callers.slow_down()
         raise callers.unauthorized(
-            "The key is wrong, expired or revoked, or no agent's; `occ hub keys create NAME --for agent` makes one."
+            "The key is wrong, expired or revoked, or is not an agent key. Create one with"
+            " `occ hub keys create NAME --for agent`."
         )
     g.agent_key = key
 
@@ -53,7 +54,7 @@ def _key_proof() -> None:
     if found is None:
         callers.slow_down()
         raise callers.unauthorized(
-            "The proof is of no valid agent's key; `occ hub keys create NAME --for agent` makes one."
+            "The proof is not from a valid agent key. Create one with `occ hub keys create NAME --for agent`."
         )
     g.proof = found[1]
 

@@ -64,7 +64,7 @@ def note_asked(db: Database, execution: int, data: Mapping[str, Any]) -> Approva
         )
         row = approvals.one(connection, data["approvalId"])
     if row is None or row["execution"] != execution:
-        log.warning("execution number %d: its machine reported an approval that is not kept", execution)
+        log.warning("execution number %d: its machine reported an approval that is not stored", execution)
         return None
     return approvals.from_row(row)
 
@@ -114,7 +114,7 @@ def keep_answer(db: Database, approval_id: str, answer: Answer, person: Person) 
         if row is None:
             raise approval_not_found(approval_id)
         if person.viewer:
-            raise Forbidden("This key is a viewer's: it reads and answers nothing. Use a key of the role owner.")
+            raise Forbidden("This key is a viewer's, which cannot answer. Use a key with the role owner.")
         approval = approvals.from_row(row)
         answers.check(approval, answer)
         pending = Pending(answer, person.actor, person.surface, iso_now(), person.key_id)
@@ -215,8 +215,7 @@ def _close(connection: sqlite3.Connection, approval: Approval, reply: Mapping[st
         how = f"{state} by {actor}" if actor else state
         problem = _problem(
             "APPROVAL_CLOSED",
-            f"Approval {approval.approval_id} was {how} on its machine first; the answer of {pending.actor} was not"
-            " used.",
+            f"Approval {approval.approval_id} was {how} on its machine first. {pending.actor}'s answer was not used.",
         )
     connection.execute(
         """
@@ -248,8 +247,8 @@ def _refuse_another(approval: Approval, answer: Answer) -> None:
         state = answers.state_after(approval, pending.answer)
         raise Conflict(
             "APPROVAL_CLOSED",
-            f"Approval {approval.approval_id} is {state} by {pending.actor} already, and the machine does not have the"
-            " answer yet; nothing was changed.",
+            f"Approval {approval.approval_id} has already been {state} by {pending.actor}; the answer is not delivered"
+            " yet. Nothing was changed.",
             {
                 "approvalId": approval.approval_id,
                 "state": state,

@@ -63,7 +63,7 @@ class HubApprovals:
             message = "`actor` is the owner of your key; leave it out."
             raise InvalidRequest(message, {"actor": ["Not for a client of a hub."]})
         if surface not in _API_SURFACES:
-            message = f"`surface` of an answer over the API is {' or '.join(_API_SURFACES)}."
+            message = f"`surface` must be {' or '.join(_API_SURFACES)} for an answer through the API."
             raise InvalidRequest(message, {"surface": ["Not for a client of a hub."]})
         return person_of(self.db, caller, surface)
 
@@ -117,8 +117,8 @@ class HubApprovals:
         if answer.decision == "allow" and self.get(approval_id, person.visible_to).truncated:
             raise Unavailable(
                 "AGENT_UNREACHABLE",
-                "The hub has only the beginning of this input, and the machine does not answer; allow it once you have"
-                " seen the whole. You can deny it now.",
+                "The hub has only the beginning of this input, and the machine does not answer. You can deny it now, or"
+                " allow it once the machine answers.",
             )
         approval = self._called(self.deliver, rows.keep_answer(self.db, approval_id, answer, person))
         if approval.problem is not None:
@@ -147,7 +147,7 @@ class HubApprovals:
         if agent is None or pending is None:
             return approval
         if pending.key_id is not None and keys.is_revoked(self.db, pending.key_id):
-            why = f"The key of {pending.actor} was revoked before the machine had the answer; answer with another one."
+            why = f"The key of {pending.actor} was revoked before the machine received the answer. Use another key."
             return rows.drop_answer(self.db, approval, "FORBIDDEN", why)
         body = _body(pending.answer, pending.actor, pending.surface)
         try:
@@ -163,7 +163,7 @@ class HubApprovals:
         if refusal.code == "APPROVAL_CLOSED":
             return self._settled(approval, refusal.details, taken=False)
         if refusal.code == "APPROVAL_NOT_FOUND":
-            reply = {"state": "withdrawn", "message": "The machine does not have this approval any more."}
+            reply = {"state": "withdrawn", "message": "The machine no longer has this approval."}
             return self._settled(approval, reply, taken=False)
         if refusal.status in _FINAL and refusal.code:
             code = refusal.code if refusal.code in STATUS else "INVALID_REQUEST"
@@ -173,7 +173,7 @@ class HubApprovals:
 
     def _settled(self, approval: Approval, reply: Mapping[str, Any], *, taken: bool) -> Approval:
         if reply.get("state") not in answers.STATES or reply["state"] == "open":
-            log.warning("approval %s: its machine replied in a way that is not understood", approval.approval_id)
+            log.warning("approval %s: its machine's reply is not valid", approval.approval_id)
             return approval
         return rows.settle(self.db, approval.approval_id, reply, taken=taken)
 

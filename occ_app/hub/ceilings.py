@@ -50,7 +50,7 @@ def check(suitable: Sequence[Agent], permissions: str) -> None:
     if not known or any(allows(agent, permissions) for agent in known):
         return
     named = ", ".join(f"{agent.name} allows {_ceiling(agent)}" for agent in known[:_NAMED])
-    more = f" and {len(known) - _NAMED} more less" if len(known) > _NAMED else ""
+    more = f" and {len(known) - _NAMED} more that allow less" if len(known) > _NAMED else ""
     which = "online machine" if known[0].online else "machine"
     raise RequestError(
         "PERMISSION_CEILING",

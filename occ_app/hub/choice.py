@@ -24,7 +24,7 @@ def choose(
     """
     if home is not None:
         suitable = [agent for agent in agents if agent.agent_id == home]
-        what = f"agent {suitable[0].name}, where its workspace lives," if suitable else "its workspace's agent"
+        what = f"agent {suitable[0].name}, where its workspace is," if suitable else "its workspace's agent"
     else:
         suitable = [agent for agent in agents if suits(agent, execution.wanted_agent, execution.wanted_labels)]
         what = "an agent"
@@ -43,7 +43,7 @@ def choose(
     ready = [agent for agent in allowing if agent.online and not agent.draining]
     if not ready:
         drained = any(agent.online for agent in allowing)
-        return f"{what} to take work again (it is draining)" if drained else f"{what} to be online"
+        return f"{what} to resume (it is draining)" if drained else f"{what} to be online"
     ready = [agent for agent in ready if reached(agent)]
     if not ready:
         return f"{what} to be reached by the hub (it is online, but its link is not connected)"

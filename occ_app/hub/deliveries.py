@@ -143,7 +143,7 @@ def claim(db: Database, number: int, now: str, until: str, latest: str, repeat_a
             return None
         receiver = _receiver(connection, row["webhook_id"])
         if receiver is None:  # removed without its deliveries, or a damaged row
-            _end_unsent(connection, row, "failed", "its webhook is gone")
+            _end_unsent(connection, row, "failed", "its webhook was removed")
             return None
         if isinstance(receiver, Channel):
             needless = channels.needless(connection, receiver, row["event"], row["execution"], row["approval_id"])

@@ -19,10 +19,7 @@ from occ_app.slack import status as slack
 from occ_app.system import versions
 from occ_app.system.timestamps import iso
 
-_COPIED = (
-    "The hub was started from a copy of its home, in which this waited; it may have run since the copy was made. Send"
-    " it again if you need it."
-)
+_COPIED = "This was waiting when the hub's home was copied, and may have run since. Send it again if you still need it."
 _SETTLE_SECONDS = 10.0  # for links to connect after a registration or a start of the hub
 
 
@@ -44,7 +41,7 @@ def end_copied(config: Config) -> list[str]:
     notes.note(database, "file", {"inode": inode})
     if not ended:
         return []
-    return [f"This home is a copy: {ended} executions that waited in it were ended, as they may have run since."]
+    return [f"This home is a copy: {ended} executions waiting in it were ended, because they may have run since."]
 
 
 def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) -> list[str]:
@@ -55,7 +52,7 @@ def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) ->
     before = iso(datetime.now(UTC) - timedelta(seconds=_SETTLE_SECONDS))
     return [
         f"Agent {machine.name} ({machine.agent_id}) is online, but the hub cannot call it: its link is not connected."
-        " Let WebSockets pass in any proxy between them, or start it with --public-url."
+        " Allow WebSockets in any proxy between them, or start the agent with --public-url."
         for machine in machines
         if machine.registered_at < before and via(machine) is None
     ]
@@ -64,8 +61,8 @@ def _without_a_way(machines: list[Agent], via: Callable[[Agent], str | None]) ->
 def _apart(machines: list[Agent]) -> list[str]:
     """Return a problem for each machine whose version is too far from the hub's."""
     return [
-        f"Agent {machine.name} ({machine.agent_id}) has OCC {machine.version} and this hub {__version__}, more than one"
-        " minor version apart; `occ upgrade` where the older one runs."
+        f"Agent {machine.name} ({machine.agent_id}) has OCC {machine.version} and this hub {__version__}: more than one"
+        " minor version apart. Run `occ upgrade` on the older one."
         for machine in machines
         if not versions.compatible(machine.version, __version__)
     ]
@@ -74,8 +71,8 @@ def _apart(machines: list[Agent]) -> list[str]:
 def _copied(machines: list[Agent]) -> list[str]:
     """Return a problem for each machine of which a copy registered within a day."""
     return [
-        f"A copy of agent {machine.name} ({machine.agent_id}) registered at {machine.copied_at} while it ran, and is"
-        " another machine now. Stop the one that is not needed."
+        f"A copy of agent {machine.name} ({machine.agent_id}) registered at {machine.copied_at} while it was"
+        " running, and is now another machine. Stop the one that you do not need."
         for machine in machines
         if machine.copied_at is not None and is_recent(machine.copied_at)
     ]
@@ -93,9 +90,9 @@ def health(
     problems = []
     problems += certificate.problems(config)
     if not daemon.takes_work(config):
-        problems.append("It takes no new work: it is stopping.")
+        problems.append("The hub is stopping and accepts no new work.")
     if waiting and not machines:
-        problems.append("Executions wait and no agent is online; `occ hub agents` lists them.")
+        problems.append("Executions are waiting, but no agent is online. See `occ hub agents`.")
     problems += [sentence for sentence in (daemon.replaced(config), clock.problem(db)) if sentence]
     if uptime(config.run / "daemon.json") > _SETTLE_SECONDS:
         problems += _without_a_way(machines, via)

@@ -22,8 +22,8 @@ from occ_app.hub.agents import Agents
 log = logging.getLogger("occ.hub")
 
 _SECONDS = 15.0  # for the machine's worker to send the text
-_NOT_THERE = "The machine does not run it yet."
-_REFUSED = "The machine does not take texts for a turn."
+_NOT_THERE = "The machine is not running it yet."
+_REFUSED = "The machine does not accept text for a running turn."
 
 
 def forward(db: Database, agents: Agents, calls: Calls, found: Input) -> Input:

@@ -212,7 +212,7 @@ def rotate(db: Database, name: str, days: float | None = None) -> tuple[Key, str
     key = _unrevoked(db, name)
     expires = key.expires_at if days is None else iso(datetime.now(UTC) + timedelta(days=days))
     if expires is not None and expires <= iso_now():
-        message = f"The key {key.name} expired on {expires[:10]}; say with --days how long it is to be valid now."
+        message = f"The key {key.name} expired on {expires[:10]}. Set how long it is valid with --days."
         raise InvalidRequest(message, {"days": [message]})
     secret = _new_secret(key.kind)
     with db.write() as connection:

@@ -239,7 +239,7 @@ def add_link(app: Flask, links: Links, admit: Callable[[str], None]) -> None:
             offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
             if SUBPROTOCOL not in (name.strip() for name in offered):
                 raise RequestError(
-                    "PROTOCOL_UNSUPPORTED", f"This hub links over {SUBPROTOCOL}; update the agent or the hub."
+                    "PROTOCOL_UNSUPPORTED", f"This hub requires {SUBPROTOCOL} for links. Update the agent or the hub."
                 )
 
     # Not flask-sock's route, which has one set of options for all routes and a thread for each connection.
@@ -258,4 +258,4 @@ def _accepted(environ: dict[str, Any]) -> Any:
     try:
         return Server.accept(plain, subprotocols=[SUBPROTOCOL], thread_class=_NoThread)
     except (NoWebSocket, ProtocolError):
-        raise RequestError("BAD_REQUEST", "This address is for the WebSocket of an agent's link.") from None
+        raise RequestError("BAD_REQUEST", "This address accepts only the WebSocket of an agent's link.") from None

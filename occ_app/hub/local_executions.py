@@ -51,7 +51,9 @@ def _check_room(connection: sqlite3.Connection, agent: Agent) -> None:
         {"agent_id": agent.agent_id},
     ).fetchone()[0]
     if count >= _MAX_OPEN:
-        raise errors.Unavailable("BUSY", f"{count} local executions of agent {agent.name} are not over yet; try later.")
+        raise errors.Unavailable(
+            "BUSY", f"Agent {agent.name} has {count} unfinished local executions. Try again later."
+        )
 
 
 def _insert(connection: sqlite3.Connection, agent: Agent, said: Mapping[str, Any]) -> None:

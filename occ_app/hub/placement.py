@@ -59,8 +59,8 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
     if home is not None and not suits(home, wanted, request.labels):
         raise errors.Conflict(
             "WORKSPACE_ELSEWHERE",
-            f"Workspace {request.workspace_id} lives on agent {home.name}; leave out `agent` and `labels`"
-            + (", since a project runs on its machine alone." if row["source"] == "folder" else _UPLOAD_AGAIN),
+            f"Workspace {request.workspace_id} is on agent {home.name}; leave out `agent` and `labels`"
+            + (", because a project runs only on its machine." if row["source"] == "folder" else _UPLOAD_AGAIN),
             {"workspaceId": request.workspace_id, "agentId": home.agent_id},
         )
     limit = connection.execute("SELECT most FROM keys WHERE key_id = ?", (request.key_id,)).fetchone()
@@ -71,8 +71,8 @@ def admit(agents: Agents, connection: sqlite3.Connection, request: Request, visi
         if under_way >= limit["most"]:
             raise errors.RequestError(
                 "QUEUE_FULL",
-                f"This key may have {limit['most']} executions waiting or running at once, and has as many; wait for"
-                " one, or cancel one.",
+                f"This key has reached its limit of {limit['most']} waiting and running executions. Wait for one to"
+                " end, or cancel one.",
                 {"most": limit["most"]},
             )
     machines = agents.listed(connection)

@@ -17,7 +17,7 @@ from occ_app.home.state import write_private
 if TYPE_CHECKING:
     from py_vapid import Vapid02
 
-_MISSING = "Web push is not installed on this hub; `pip install 'online-claude-code[push]'` there installs it."
+_MISSING = "Web push is not installed on this hub. Install it there with `pip install 'online-claude-code[push]'`."
 _KEY_BYTES, _AUTH_BYTES = 65, 16
 _LONGEST_ENDPOINT = 1000
 
@@ -68,7 +68,7 @@ def checked_subscription(config: HubConfig, endpoint: str, key: str, auth: str) 
     except ValueError:
         sizes = 0, 0
     if sizes != (_KEY_BYTES, _AUTH_BYTES):
-        raise InvalidRequest("The keys of this subscription are not those of a browser.", {"p256dh": ["Not a key."]})
+        raise InvalidRequest("The keys of this subscription are not valid.", {"p256dh": ["Not a key."]})
     return {"endpoint": endpoint, "p256dh": key, "auth": auth}
 
 
@@ -87,7 +87,7 @@ def check_service(config: HubConfig, endpoint: str) -> None:
     encrypted = parts.scheme == "https" and port in (None, 443) if host else False
     test = host in config.push_hosts and is_loopback(host)  # named by the operator, and this machine
     if not (plain and known and (encrypted or test)) or parts.username or len(endpoint) > _LONGEST_ENDPOINT:
-        message = "This browser's push service is none that the hub calls; the operator adds it to OCC_HUB_PUSH_HOSTS."
+        message = "The hub does not call this browser's push service. The operator can add it to OCC_HUB_PUSH_HOSTS."
         raise InvalidRequest(message, {"endpoint": ["Not a known push service."]})
 
 

@@ -99,8 +99,8 @@ def _refuse_copy(db: Database, holder: Agent, said: Said, answered: bool | None)
     if answered is None:
         raise errors.Unavailable(
             "BUSY",
-            f"This hub has just started, and another instance of agent {holder.name} may come back to it; register"
-            " again in a moment.",
+            f"This hub has just started, and another instance of agent {holder.name} may reconnect. Register again in a"
+            " moment.",
         )
     _note_copy(db, holder)
     if said["machine"] is not None:

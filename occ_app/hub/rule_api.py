@@ -75,7 +75,9 @@ def _asked(workspace_id: str) -> Iterator[tuple[AgentClient, str]]:
 
 
 def _unreachable(name: str) -> errors.Unavailable:
-    return errors.Unavailable("AGENT_UNREACHABLE", f"Machine {name} keeps these rules and does not answer; try later.")
+    return errors.Unavailable(
+        "AGENT_UNREACHABLE", f"Machine {name} keeps these rules, but does not answer. Try again later."
+    )
 
 
 def _rules(client: AgentClient, name: str, workspace_id: str) -> list[dict[str, Any]]:

@@ -50,9 +50,9 @@ def new_pairing(role: str, owner: str | None) -> Pairing:
     caller = callers.caller()
     if not caller.admin:
         if role == "admin":
-            raise errors.Forbidden("Only an admin opens the session of an admin; choose the role owner or viewer.")
+            raise errors.Forbidden("Only an admin can open an admin's session. Choose the role owner or viewer.")
         if owner not in (None, caller.owner_id):
-            raise errors.Forbidden("Only an admin opens a session of another owner; leave `owner` out.")
+            raise errors.Forbidden("Only an admin can open a session for another owner. Leave out `owner`.")
         owner = caller.owner_id
     return pairings.create(services().db, role, owner or caller.owner_id, caller.key_id)
 

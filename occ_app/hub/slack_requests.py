@@ -37,7 +37,9 @@ def receive() -> Response:
     """
     connected = tokens.load(services().config)
     if connected is None or connected.signing_secret is None:
-        raise errors.NotFound("NOT_FOUND", "This hub takes no requests of Slack; `occ hub slack connect --http` does.")
+        raise errors.NotFound(
+            "NOT_FOUND", "This hub does not accept requests from Slack. Use `occ hub slack connect --http`."
+        )
     if (request.content_length or 0) > _MAX_BYTES:
         raise errors.TooLarge(f"The body is over {_MAX_BYTES} bytes.")
     body = request.get_data(parse_form_data=False)
@@ -76,7 +78,7 @@ def parsed(mimetype: str, body: bytes) -> tuple[str, dict[str, Any]]:
         form = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
         return ("interactive", _object(json.loads(form["payload"]))) if "payload" in form else ("slash_commands", form)
     except (ValueError, RecursionError):
-        raise errors.InvalidRequest("This is no payload of Slack's.") from None
+        raise errors.InvalidRequest("This is not a payload from Slack.") from None
 
 
 def _object(value: object) -> dict[str, Any]:

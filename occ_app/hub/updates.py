@@ -138,7 +138,7 @@ class Updates:
                 },
             ).fetchone()
             if row is None:
-                raise errors.Unavailable("BUSY", "The workspace was uploaded again or removed meanwhile; look at it.")
+                raise errors.Unavailable("BUSY", "The workspace was uploaded again or removed meanwhile. Check it.")
             # The snapshot is only in the reply: the hub does not track the snapshots that runs make on the machine.
             tree = snapshot if isinstance(snapshot, str) and updates.is_tree(snapshot) else None
             upload_jobs.succeed(connection, job.number, replace(workspaces.from_row(row), snapshot=tree), reused=False)

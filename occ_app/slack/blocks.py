@@ -81,7 +81,7 @@ def ended(execution: Execution, seconds: float, answer: str, url: str | None) ->
     parts = list(split(answer.strip()))
     if parts:
         blocks.append(_markdown(parts[0]))
-    more = [Content("The answer goes on.", (_markdown(part),)) for part in parts[1:MOST_PARTS]]
+    more = [Content("The answer continues.", (_markdown(part),)) for part in parts[1:MOST_PARTS]]
     if len(parts) > MOST_PARTS:
         more.append(
             Content("The rest of the answer is on the page.", (_section("The rest is on the page of the run."),))
@@ -140,7 +140,7 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
             blocks.append(_section(f"Always in this workspace: {escaped(rules[:500])}"))
             buttons.append(_button("Always", ALWAYS, _answer(asked, None)))
     else:
-        where = "Its input is not shown here" if not private else "Slack cannot show it whole"
+        where = "Its input is not shown here" if not private else "Slack cannot show the whole input"
         blocks.append(_section(f"{where}: decide on the page of the run."))
     buttons.append(_button("Deny", DENY, asked.approval_id, "danger"))
     buttons.append(_button("Deny with a reason", REASON, asked.approval_id))
@@ -206,7 +206,7 @@ def _of_changes(execution: Execution) -> list[dict[str, Any]]:
     undo = _button("Undo", UNDO, execution.execution_id, "danger")
     undo["confirm"] = {
         "title": {"type": "plain_text", "text": "Undo this run?"},
-        "text": {"type": "plain_text", "text": "The files that it changed are put back as it found them."},
+        "text": {"type": "plain_text", "text": "The files that it changed are restored to their earlier content."},
         "confirm": {"type": "plain_text", "text": "Undo"},
         "deny": {"type": "plain_text", "text": "Back"},
     }

@@ -92,7 +92,7 @@ class Deliveries:
         try:
             self._note(webhook_id, self._attempt(number))
         except OCCError as error:
-            log.error("delivery number %d is put off: %s", number, error)
+            log.error("delivery number %d is postponed: %s", number, error)
             return
         finally:
             self._leave(webhook_id)

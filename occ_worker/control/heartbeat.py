@@ -149,7 +149,7 @@ class Heartbeat:
             unreached = 0 if reached else health.unreached(self._db) + 1
             result |= {"lastSuccessfulAt": iso_now(), "consecutiveFailures": 0, "unreached": unreached}
         except (Refused, Unreachable) as error:
-            log.warning("heartbeat %d was not taken: %s", sequence, error)
+            log.warning("heartbeat %d was not accepted: %s", sequence, error)
             result["consecutiveFailures"] += 1
             if isinstance(error, Refused):
                 self._refused(error, status)

@@ -115,7 +115,7 @@ class HubControl(Upkeep):
         for execution in queued:
             if now - self._waiting_since[execution.number] < self._hub.wait_seconds:
                 continue
-            why = execution.waits_for or "a machine to take it"
+            why = execution.waits_for or "a machine to run it"
             outcome = Outcome.failure("NO_AGENT", f"It waited {self._hub.wait_seconds:g} s for {why}.")
             if lifecycle.give_up(self._db, execution.number, outcome):
                 self._readers.ring(tail.execution_key(execution.number))

@@ -61,7 +61,7 @@ class LocalSharing:
                 sharing.settle(self._db, execution.number, announced=_announce(hub, identity, execution))
             self._pause = _FIRST_PAUSE
         except (Refused, Unreachable) as error:
-            log.info("the hub does not take local executions now: %s", error)
+            log.info("the hub does not accept local executions now: %s", error)
             self._next = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         finally:

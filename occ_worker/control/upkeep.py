@@ -42,7 +42,7 @@ class Upkeep:
         try:
             self._unpack(number)
         except Exception:  # the executor would swallow it
-            log.exception("upload %d met a fault of OCC", number)
+            log.exception("internal error while unpacking upload %d", number)
 
     def _unpack(self, number: int) -> None:
         raise NotImplementedError
@@ -87,7 +87,7 @@ class Upkeep:
         if not wrong:
             self.forget_aged()
         if done.executions:
-            log.info("the output of %d executions was forgotten (%d events)", done.executions, done.events)
+            log.info("deleted the output of %d executions (%d events)", done.executions, done.events)
 
     def forget_aged(self) -> None:
         """Delete other rows by their age; called while the clock is trusted."""

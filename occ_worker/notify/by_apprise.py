@@ -6,7 +6,7 @@ from occ_app.errors import ConfigError, Unreachable
 from occ_app.hub.channels import Channel
 from occ_worker.notify.message import Message
 
-_MISSING = "Apprise is not installed here; `pip install 'online-claude-code[apprise]'` installs it."
+_MISSING = "Apprise is not installed here. Install it with `pip install 'online-claude-code[apprise]'`."
 
 
 def send(channel: Channel, message: Message) -> None:
@@ -24,4 +24,4 @@ def send(channel: Channel, message: Message) -> None:
     text = message.text if message.url is None else f"{message.text}\n{message.url}"
     kind = apprise.NotifyType.WARNING if message.urgent else apprise.NotifyType.INFO
     if not service.notify(body=text, title=message.title, notify_type=kind):
-        raise Unreachable("the service did not take it")
+        raise Unreachable("the service did not accept it")

@@ -48,7 +48,7 @@ def send(config: HubConfig, channel: Channel, message: Message, delivery_id: str
     except smtplib.SMTPResponseException as error:
         raise Unreachable(f"the mail server answered {error.smtp_code}") from None
     except (smtplib.SMTPException, OSError) as error:
-        raise Unreachable(f"the mail server did not take it ({type(error).__name__.lower()})") from None
+        raise Unreachable(f"the mail server did not accept it ({type(error).__name__.lower()})") from None
     finally:
         watch.cancel()
 

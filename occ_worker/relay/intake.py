@@ -78,7 +78,7 @@ class Intake:
             return sound
         if not self._broken:
             log.warning(
-                "execution %s: agent %s sent an event %s that breaks its schema; a gap takes its place",
+                "execution %s: agent %s sent an event %s that breaks its schema; a gap replaces it",
                 *(self._execution.execution_id, self._execution.agent_id, event.name[:64]),
             )
         self._broken += 1

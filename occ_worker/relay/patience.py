@@ -62,5 +62,7 @@ class Patience:
         if silent and sent is not None and now <= sent + limit + WAITING_GRACE_SECONDS:
             silent = not is_full()
         if limit and (late or silent):
-            return Outcome.failure("EXECUTION_TIMEOUT", f"Its agent did not end it within its limit of {named:g} s.")
+            return Outcome.failure(
+                "EXECUTION_TIMEOUT", f"Its agent did not end it within its time limit of {named:g} s."
+            )
         return None

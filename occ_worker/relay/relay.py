@@ -34,7 +34,7 @@ _DAY_SECONDS = 86400.0
 _FETCH_SECONDS = 20.0  # for a machine to record changes
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _MAX_FAULTS = 5  # internal errors before an execution is given up
-_FAULT = ("INTERNAL", "The hub failed to relay this; its worker's log says why.")
+_FAULT = ("INTERNAL", "The hub failed to relay this. See its worker's log.")
 _PUT_BACK_SECONDS = 5.0  # of failing calls before an execution that its agent does not have is placed again
 # Statuses from a healthy agent, from another server at its address, or of an internal error: the call is retried.
 _BUSY = (429, 503)
@@ -161,7 +161,7 @@ class Relay:
                 log.error("execution %s cannot be stored yet: %s", self._execution.execution_id, error)
             except Exception:
                 faults += 1
-                log.exception("execution %s met a fault of OCC", self._execution.execution_id)
+                log.exception("internal error while relaying execution %s", self._execution.execution_id)
             pause = _FIRST_PAUSE if self._rows.seq > before else min(2 * pause, _LONGEST_PAUSE)
             context.rest(pause)
         if self._rows.over:  # the agent may have received it after the cancel
@@ -277,7 +277,7 @@ class Relay:
             return None  # an execution that the hub did not send is running in it
         if refusal.code == "EXECUTION_NOT_FOUND":
             # The agent may be a copy of the home, and the execution may still be running in the original.
-            return self._given_up("AGENT_LOST", f"Agent {agent.name} does not know this execution any more.")
+            return self._given_up("AGENT_LOST", f"Agent {agent.name} no longer has this execution.")
         return Outcome.failure("AGENT_REFUSED", f"Agent {agent.name} refused it: {refusal}")
 
     def _given_up(self, code: str, message: str) -> Outcome:

@@ -105,7 +105,7 @@ class RelayPool:
             try:
                 relay.run()
             except Exception:
-                log.exception("a relay met a fault of OCC; its execution continues at the next start of the hub")
+                log.exception("internal error in a relay; its execution continues at the next start of the hub")
             finally:
                 self._leave(relay)
             if self._fetches.acquire(blocking=False):  # the relay's place is already free
@@ -171,7 +171,7 @@ class RelayPool:
                     self._lend_places()
                 self._note()
             except OCCError as error:
-                log.error("cancels cannot be looked for: %s", error)
+                log.error("cannot check for cancels: %s", error)
 
     def _pass_cancels_on(self) -> None:
         """Send cancels to agents, each in a thread, so that a silent one delays no other."""

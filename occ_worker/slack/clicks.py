@@ -25,7 +25,7 @@ from occ_worker.slack.hub import SlackHub
 from occ_worker.slack.replies import LATE, VIEWER, TakesLong, passes, say
 
 _CANCELLED = "The execution was cancelled before it started."
-_OLD = "This button is of an earlier version; decide on the page of the run."
+_OLD = "This button is from an earlier version. Decide on the page of the run."
 
 
 def act(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
@@ -59,7 +59,7 @@ def _drop(hub: SlackHub, _: Payload, found: Incoming, person: Person) -> None:
     execution = executions.get(hub.db, found.value, person.visible_to)
     dropped = lifecycle.give_up(hub.db, execution.number, Outcome.failure("EXECUTION_CANCELLED", _CANCELLED))
     if not dropped and not executions.get(hub.db, found.value, person.visible_to).over:
-        raise Conflict("EXECUTION_STARTED", "It has started, so it was not dropped; Cancel ends it.")
+        raise Conflict("EXECUTION_STARTED", "It has already started, so it was not dropped. Use Cancel to end it.")
 
 
 def _post_diff(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> None:
@@ -87,11 +87,11 @@ def _undo(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -> N
     if not payload.slow:
         raise TakesLong
     if not inbox.begin(hub.db, payload.number):
-        say(hub, payload, found, "The hub was restarted while it undid this run: look at its changes on the page.")
+        say(hub, payload, found, "The hub was restarted while undoing this run. Check its changes on the page.")
         return
     reply = hub.files().restore(workspace, execution.execution_id, "start", force=False)
     count = reply["files"]
-    text = f"{person.owner} undid this run: {count} file{'' if count == 1 else 's'} put back."
+    text = f"{person.owner} undid this run: {count} file{'' if count == 1 else 's'} restored."
     outbox.notice(hub.db, str(payload.number), found.channel, found.thread, blocks.sentence(blocks.escaped(text)))
 
 

@@ -35,7 +35,7 @@ def make_workspace(hub: SlackHub, found: Incoming, person: Person) -> str:
     """
     zips = [file for file in found.files if file.name.lower().endswith(".zip")]
     if len(found.files) != 1 or len(zips) != 1:
-        raise RequestError("INVALID_REQUEST", "Send one zip with your message; I read no other files.")
+        raise RequestError("INVALID_REQUEST", "Send one zip with your message. I accept no other files.")
     file = zips[0]
     workspace_id = f"{_plain(PurePath(file.name).stem)}-{found.execution_id[-12:]}"
     folder = hub.config.run / "uploads"
@@ -71,7 +71,7 @@ def fetch(config: Config, tokens: Tokens, file: File, output: IO[bytes]) -> None
                     if written > limit:
                         raise _too_large(limit)
                     if time.monotonic() > deadline:
-                        raise _away("it takes too long")
+                        raise _away("it took too long")
             finally:
                 reply.close()
         except urllib3.exceptions.HTTPError as error:
@@ -91,7 +91,7 @@ def _check_address(tokens: Tokens, url: str) -> None:
     allowed = ("https", HOST, None) if tokens.api == API else (api.scheme, api.hostname, api.port)
     if own != allowed or asked.username is not None:
         raise RequestError(
-            "INVALID_REQUEST", "That file is not kept by Slack, so I do not fetch it; upload the zip itself."
+            "INVALID_REQUEST", "That file is not stored by Slack, so I cannot fetch it. Upload the zip itself."
         )
 
 
@@ -130,4 +130,4 @@ def _too_large(limit: int) -> TooLarge:
 
 
 def _away(reason: str) -> Unreachable:
-    return Unreachable(f"Slack does not send the zip ({reason}); send it again in a minute.")
+    return Unreachable(f"Slack did not send the zip ({reason}). Send it again in a minute.")

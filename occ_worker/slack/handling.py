@@ -25,11 +25,11 @@ log = logging.getLogger("occ.slack")
 _STOPS = ("stop", "cancel")
 _HELP = (
     "Mention me with a task, or send it as a direct message, and I run it. Answers in the thread continue it, and"
-    " `stop` cancels it. `/occ use NAME` chooses the workspace or project of this channel, for you alone; `/occ` alone"
+    " `stop` cancels it. `/occ use NAME` chooses the workspace or project of this channel, only for you; `/occ` alone"
     " opens a form."
 )
 _SHARED = "I do not work in channels that are shared with other organizations."
-_FOREIGN = "I work only for people of the Slack workspace that I am connected to."
+_FOREIGN = "I work only for members of the Slack workspace that I am connected to."
 
 
 def handle_all(hub: SlackHub, *, slow: bool = False) -> bool:
@@ -53,8 +53,8 @@ def handle_all(hub: SlackHub, *, slow: bool = False) -> bool:
             problem = str(error)
             log.warning("payload %d cannot be handled: %s", payload.number, error)
         except Exception:
-            problem = "a fault of OCC; see logs/slack.log"
-            log.exception("payload %d met a fault of OCC", payload.number)
+            problem = "internal error; see logs/slack.log"
+            log.exception("internal error while handling payload %d", payload.number)
         inbox.handled(hub.db, payload.number, problem)
     return bool(found)
 
@@ -113,7 +113,7 @@ def _command(hub: SlackHub, payload: Payload, found: Incoming, person: Person) -
         say(hub, payload, found, f"Your runs from this channel go to {blocks.escaped(rest.strip())} from now on.")
     elif verb == "logout":
         people.unlink(hub.db, found.team, found.user)
-        say(hub, payload, found, "You are not linked to the hub any more.")
+        say(hub, payload, found, "You are no longer linked to the hub.")
     else:
         place = people.place(hub.db, found.team, found.channel, person.owner_id)
         where = f" Your runs from here go to {blocks.escaped(place)}." if place else ""

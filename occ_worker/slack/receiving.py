@@ -70,8 +70,8 @@ class Receiver:
                 fresh = self._open()
             except Exception as error:  # any network error of slack_sdk or the standard library
                 fresh = None
-                log.info("Slack gives no connection: %s", error)
-                self.report(f"Slack gives no connection ({_code(error)})")
+                log.info("Slack did not open a connection: %s", error)
+                self.report(f"Slack did not open a connection ({_code(error)})")
             if line is not None:
                 line.close()  # after the new one is open, so that payloads always find a connection
             line = fresh

@@ -8,8 +8,8 @@ from occ_app.slack.inbox import Payload
 from occ_app.slack.incoming import Incoming
 from occ_worker.slack.hub import SlackHub
 
-VIEWER = "Your key is a viewer's: it reads, and starts and decides nothing."
-LATE = "The dialog cannot be opened any more; try again."
+VIEWER = "Your key is a viewer's: it can read, but not start or decide anything."
+LATE = "It is too late to open the dialog; try again."
 
 
 class TakesLong(Exception):

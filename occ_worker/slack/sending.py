@@ -185,7 +185,7 @@ class Sender:
         if code in ("ratelimited", "rate_limited") or getattr(response, "status_code", 0) == 429:
             seconds = _retry_after(response)
             self._free_at = self.clock() + seconds
-            self._note(f"Slack asks to wait {seconds:g} s (rate limit)")
+            self._note(f"Slack's rate limit requires a wait of {seconds:g} s")
         elif code in REVOKED:
             self._free_at = self.clock() + _REVOKED_SECONDS
             self._note(f"Slack refuses the token ({code}); `occ hub slack connect` stores a new one")

@@ -61,7 +61,12 @@ def by_message(hub: SlackHub, payload: Payload, found: Incoming, person: Person,
         elif continues is None:
             workspace_id = _workspace(hub, found, person)
         if not found.text:
-            say(hub, payload, found, f"Your zip is the workspace {workspace_id} now: `/occ use {workspace_id}`.")
+            say(
+                hub,
+                payload,
+                found,
+                f"Your zip is now the workspace {workspace_id}. Choose it with `/occ use {workspace_id}`.",
+            )
             return
         digest = hashlib.sha256(f"slack {found.text}".encode()).hexdigest()
         execution = _create(hub, found, person, Task(found.text, workspace_id, continues), owner_id, digest)
@@ -122,7 +127,7 @@ def _task(hub: SlackHub, found: Incoming, person: Person) -> Task:
     from occ_app.web.fields import MODEL_PATTERN  # loaded at the first form, because it takes 5 MB
 
     if model is not None and not re.fullmatch(MODEL_PATTERN, model):
-        raise RequestError("INVALID_REQUEST", f"There is no model with the name {model[:100]!r}; send `/occ` again.")
+        raise RequestError("INVALID_REQUEST", f"{model[:100]!r} is not a valid model name. Send `/occ` again.")
     machine = values.get(dialogs.MACHINE)
     return Task(
         values[dialogs.PROMPT], workspace.workspace_id, None, workspace.generation, machine or None, model, level
@@ -176,7 +181,7 @@ def _dropped(hub: SlackHub, payload: Payload, found: Incoming, person: Person, c
     """
     if continues is not None:
         raise RequestError(
-            "INVALID_REQUEST", "A thread goes on in its workspace: send the zip in a message outside it."
+            "INVALID_REQUEST", "A thread stays in its workspace. Send the zip in a message outside the thread."
         )
     if not daemon.takes_work(hub.config):
         raise RequestError("STOPPING", "The hub is stopping; send it again in a minute.")

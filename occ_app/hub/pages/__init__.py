@@ -62,7 +62,7 @@ _TITLES = {401: "Please log in", 403: "Not allowed", 404: "Nothing here", 413: "
 _SENTENCES = {
     "UNAUTHORIZED": "You are not logged in any more. Log in, then go back and try again.",
     "NOT_FOUND": "There is no page at this address.",
-    "METHOD_NOT_ALLOWED": "This address does not take that.",
+    "METHOD_NOT_ALLOWED": "This address does not accept that request.",
     "EXECUTION_NOT_FOUND": "There is no such run, or it belongs to another owner.",
     "FILE_NOT_FOUND": "There is no such file or folder here, or it was removed.",
     "INTERNAL": "Internal error. See logs/web.log on the hub's machine.",

@@ -273,7 +273,7 @@ _ENDS = {
     "denied": "Denied",
     "answered": "Answered",
     "expired": "Not answered in time",
-    "withdrawn": "Not needed any more",
+    "withdrawn": "No longer needed",
 }
 
 

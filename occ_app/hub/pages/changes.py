@@ -38,10 +38,10 @@ _MAX_TURNS = 50
 _REASONS = {
     "pending": "They are being recorded. Reload the page in a moment.",
     "not recorded": "They were not recorded.",
-    "no git": "The machine has no git, so that they were not recorded.",
+    "no git": "They were not recorded, because the machine has no git.",
     "too large": "The workspace is too large for OCC to record changes.",
-    "lost": "The machine does not have them any more.",
-    "invalid": "The machine sent them in a form that this hub does not know.",
+    "lost": "The machine no longer has them.",
+    "invalid": "The machine sent them in an unknown format.",
 }
 
 

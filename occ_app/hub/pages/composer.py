@@ -33,8 +33,8 @@ EMPTY_WORKSPACE = "*empty"
 """In place of a workspace's id: a new one without files."""
 
 _SENT_BEFORE = (
-    "This form was sent already and has started a run, which is in the list: “{beginning}”. You have changed the form"
-    " since; send it again to start another run."
+    "This form has already started a run, which is in the list: “{beginning}”. You have changed the form since. Send"
+    " it again to start another run."
 )
 _FIELDS = {
     "prompt": "Prompt",
@@ -55,7 +55,7 @@ def start(values: dict[str, str]) -> str:
     run_id = _loaded_id(values.get("run", ""))
     upload = _upload(values)
     if [upload is not None, bool(values.get("workspace")), bool(values.get("continues"))].count(True) != 1:
-        raise errors.InvalidRequest("Choose a project, a workspace, or files to send: one of them.")
+        raise errors.InvalidRequest("Choose a project, a workspace, or files to send: only one of them.")
     name = PurePath((upload.filename if upload else None) or "workspace").stem
     # The same form sent twice names the same workspace.
     workspace_id = values.get("workspace", "") if upload is None else f"{_plain(name)}-{run_id.rpartition('-')[2]}"
@@ -137,7 +137,7 @@ def _body(values: Mapping[str, str], run_id: str, workspace_id: str) -> dict[str
 
 def _loaded_id(run_id: str) -> str:
     if not re.fullmatch(r"page-[0-9a-f]{12}", run_id):
-        raise errors.InvalidRequest("This form is not one of the hub's pages; reload the page.")
+        raise errors.InvalidRequest("This form does not come from a page of this hub; reload the page.")
     return run_id
 
 
