@@ -48,6 +48,7 @@ from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import max_open_files
+from occ_app.system.leaving import leave
 from occ_app.web.callers import Caller, bearer, caller, same_secret, slow_down
 from occ_app.web.serve import serve
 from occ_app.workspaces.workspace import Workspace
@@ -60,6 +61,11 @@ def make_app(config: HubConfig) -> Flask:
     database = db.Database(config.database)
     tail = Tail(database, config.run / "tail")
     tail.start()
+
+    def end() -> None:
+        tail.join_thread()
+        database.close()  # SQLite empties the log when the last process closes the database
+
     agents = Agents(database, config.heartbeat_seconds, config.forget_agents_days)
     calls = Calls(agents, config.run / "links")
     app = create_app(
@@ -106,7 +112,7 @@ def make_app(config: HubConfig) -> Flask:
         slack.close()
 
     app.occ_on_stop = stop  # type: ignore[attr-defined]  # the server calls it when it stops,
-    app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
+    app.occ_on_end = end  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
 
 
@@ -168,6 +174,7 @@ def main() -> None:
     prepare_daemon()
     config = configuration.load_hub()
     serve(config, lambda: make_app(config))
+    leave()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from occ_app.streams.doorbell import Ringer
 from occ_app.streams.tail import Tail
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import max_open_files
+from occ_app.system.leaving import leave
 from occ_app.web import requests as web
 from occ_app.web.callers import Caller, same_secret
 from occ_app.web.serve import serve
@@ -51,6 +52,11 @@ def make_app(config: Config) -> Flask:
     database = db.Database(config.database)
     tail = Tail(database, config.run / "tail")
     tail.start()
+
+    def end() -> None:
+        tail.join_thread()
+        database.close()  # SQLite empties the log when the last process closes the database
+
     workers = Ringer(config.run / "worker")
     app = create_app(
         Services(
@@ -74,7 +80,7 @@ def make_app(config: Config) -> Flask:
     )
     app.register_blueprint(proof.bp)
     app.occ_on_stop = tail.close  # type: ignore[attr-defined]  # the server calls it when it stops,
-    app.occ_on_end = tail.join_thread  # type: ignore[attr-defined]  # and this one when it is about to leave
+    app.occ_on_end = end  # type: ignore[attr-defined]  # and this one when it is about to leave
     return app
 
 
@@ -123,6 +129,7 @@ def main() -> None:
     prepare_daemon()
     config = configuration.load()
     serve(config, lambda: make_app(config))
+    leave()
 
 
 if __name__ == "__main__":

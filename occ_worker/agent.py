@@ -12,6 +12,7 @@ from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.database import schema
 from occ_app.system.inheritance import prepare_daemon
+from occ_app.system.leaving import leave
 from occ_app.system.logs import log_to_stderr
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     config.make_folders()
     schema.prepare_schema(config)
     {"executions": _run_executions, "control": _run_control}[sys.argv[1]](config)
+    leave()
 
 
 def _run_executions(config: Config) -> None:

@@ -13,6 +13,7 @@ from occ_app.config.config import HubConfig
 from occ_app.database import schema
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import allow_many_files
+from occ_app.system.leaving import leave
 from occ_app.system.logs import log_to_stderr
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     config.make_folders()
     schema.prepare_schema(config)
     {"executions": _run_executions, "control": _run_control}[sys.argv[1]](config)
+    leave()
 
 
 def _run_executions(config: HubConfig) -> None:

@@ -19,12 +19,13 @@ SECRET_FLAGS = {"--api-key": "OCC_API_KEY", "--token": "OCC_TOKEN"}
 def main() -> None:
     """Run `occ`, its entry point."""
     from occ_app.system.inheritance import prepare_command
+    from occ_app.system.leaving import leave
 
     prepare_command()
     _leave_first_folder()
     hide_secrets()
     _encode_output()
-    sys.exit(run_line(sys.argv[1:]))
+    leave(run_line(sys.argv[1:]))
 
 
 def _leave_first_folder() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -33,12 +34,12 @@ def end_copied(config: Config) -> list[str]:
 
     They may have run since the copy was made. A copy is detected by the inode of occ.db.
     """
-    database = Database(config.database)
     inode = config.database.stat().st_ino
-    if notes.first_note(database, "file", {"inode": inode})["inode"] == inode:
-        return []
-    ended = placement.end_unplaced(database, Outcome.failure("AGENT_LOST", _COPIED))
-    notes.note(database, "file", {"inode": inode})
+    with contextlib.closing(Database(config.database)) as database:
+        if notes.first_note(database, "file", {"inode": inode})["inode"] == inode:
+            return []
+        ended = placement.end_unplaced(database, Outcome.failure("AGENT_LOST", _COPIED))
+        notes.note(database, "file", {"inode": inode})
     if not ended:
         return []
     return [f"This home is a copy: {ended} executions waiting in it were ended, because they may have run since."]

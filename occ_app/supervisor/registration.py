@@ -44,14 +44,13 @@ class Registered:
     copy_of: str | None = None
 
 
-def register_or_warn(config: Config, port: int) -> list[str]:
+def register_or_warn(config: Config, database: Database, port: int) -> list[str]:
     """Register with the hub, or ensure a token without one; returns warnings.
 
     A hub that cannot be reached is a warning: the control process keeps trying. Raises Refused when the hub refuses
     this agent: a wrong key, or a version it cannot speak to.
     """
     warnings = []
-    database = Database(config.database)
     cli = claude_cli.probe(config) if config.remote_url else claude_cli.Cli(claude_cli.find(config), None)
     if cli.path is None:
         warnings.append(claude_cli.missing(config))

@@ -36,6 +36,7 @@ from occ_app.supervisor.replaced_files import RunningFiles
 from occ_app.system import interpreter
 from occ_app.system.inheritance import prepare_daemon
 from occ_app.system.kernel import become_subreaper
+from occ_app.system.leaving import leave
 from occ_app.system.logs import log_to_stderr
 from occ_app.system.process_identity import own_identity
 from occ_app.system.service_manager import READY, STOPPING
@@ -296,4 +297,4 @@ def _start_again(config: Config, port: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -50,3 +50,4 @@ def run_control(config: HubConfig, patience: Patience = PATIENCE) -> None:
     )
     consumer.run()
     control.close()
+    database.close()

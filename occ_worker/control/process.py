@@ -63,6 +63,7 @@ def run_control(config: Config) -> None:
     control.last_heartbeat()
     if link:
         link.stop(LINK_SECONDS)
+    database.close()
 
 
 def _link(config: Config, database: db.Database, port: int) -> LinkClient | None:

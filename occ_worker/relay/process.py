@@ -35,5 +35,6 @@ def run_executions(config: HubConfig) -> None:
     )
     consumer.run()
     relays.stop()
+    database.close()
     logging.shutdown()
     os._exit(0)  # a relay that waits for its agent would be waited for; every row is as it should be
