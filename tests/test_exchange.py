@@ -12,7 +12,7 @@ from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.home import health
 from occ_app.system import kernel
-from occ_app.workspaces import archives, upload_jobs, uploads
+from occ_app.workspaces import archives, unfinished, upload_jobs, uploads
 from occ_worker.control.upkeep import Upkeep
 from tests.conftest import make_zip
 from tests.databases import make_database
@@ -76,7 +76,7 @@ def test_an_overwrite_that_is_killed_between_its_renames_is_undone(config: Confi
     os.waitpid(child, 0)
     database = Database(config.database)
     upload_jobs.abandon_all(database)
-    uploads.undo_unfinished(database, config.workspaces)
+    unfinished.undo(database, config.workspaces)
     state, _ = upload_jobs.result(database, 2)
     assert left(config) == {"work": "new" if state == "succeeded" else "old"}
 

@@ -178,7 +178,16 @@ def test_sql_stands_in_its_few_modules() -> None:
         ),
         *(
             f"occ_app/workspaces/{module}.py"
-            for module in ("places", "projects", "restores", "updates", "upload_jobs", "uploads", "workspace")
+            for module in (
+                "places",
+                "projects",
+                "restores",
+                "unfinished",
+                "updates",
+                "upload_jobs",
+                "uploads",
+                "workspace",
+            )
         ),
         *(f"occ_app/slack/{module}.py" for module in ("inbox", "outbox", "pacing", "people", "threads")),
         *(f"occ_app/home/{module}.py" for module in ("notes", "quarantine")),

@@ -19,7 +19,7 @@ from occ_app.errors import Refused
 from occ_app.snapshots import scan
 from occ_app.snapshots.store import Snapshots
 from occ_app.system import kernel
-from occ_app.workspaces import archives, updates, upload_jobs, uploads
+from occ_app.workspaces import archives, unfinished, updates, upload_jobs, uploads
 from tests.conftest import Occ, make_zip, steps, wait_until
 from tests.databases import make_database
 from tests.real_hub import Hub
@@ -189,7 +189,7 @@ def test_an_update_that_is_killed_at_any_point_is_undone_or_done(tmp_path: Path)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         database = Database(config.database)
         upload_jobs.abandon_all(database)
-        uploads.undo_unfinished(database, config.workspaces)
+        unfinished.undo(database, config.workspaces)
         state, _ = upload_jobs.result(database, 2)
         database.close()
         found = {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}

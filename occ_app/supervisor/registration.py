@@ -15,13 +15,10 @@ from occ_app.config.config import Config
 from occ_app.config.settings import CAPABILITIES, SHARES_LOCAL, is_loopback
 from occ_app.database.database import Database
 from occ_app.errors import Refused, Unreachable
-from occ_app.executions import lifecycle
-from occ_app.executions.records import Outcome
 from occ_app.home import certificate as tls
 from occ_app.home import machine, state
 from occ_app.home import notes as agent
 from occ_app.system import proofs
-from occ_app.workspaces import projects
 
 if TYPE_CHECKING:  # a standalone agent does without the memory of the HTTP client
     from occ_app.client.hub_client import Challenge, HubClient
@@ -57,6 +54,7 @@ def register_or_warn(config: Config, database: Database, port: int) -> list[str]
     registration: dict[str, Any] = {"registered": False, "standalone": not config.remote_url}
     if config.remote_url:
         from occ_app.client.hub_client import HubClient
+        from occ_app.workspaces import projects
 
         try:
             registered, hub = register_at_any(
@@ -65,6 +63,9 @@ def register_or_warn(config: Config, database: Database, port: int) -> list[str]
             known, registration = registered.state, {"registered": True}
             warnings += note_registered(config, database, registered)
             if registered.copy_of is not None:  # the original goes on with it
+                from occ_app.executions import lifecycle
+                from occ_app.executions.records import Outcome
+
                 lifecycle.abandon_all(database, Outcome.failure("WORKER_LOST", _COPIED))
             if known.name not in (None, config.name):
                 warnings.append(f"The hub has a machine {config.name} already, so it calls this one {known.name}.")

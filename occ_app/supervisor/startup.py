@@ -74,13 +74,13 @@ def prepare_database(config: Config, meanwhile: Callable[[], None]) -> list[str]
 
 
 def _reconcile(config: Config) -> list[str]:
-    from occ_app.workspaces import places, upload_jobs, uploads
+    from occ_app.workspaces import places, unfinished, upload_jobs
 
     warnings = list[str]()
     rows = db.Database(config.database)
     upload_jobs.abandon_all(rows)
     if config.program is homes.AGENT:  # a hub has no workspace folders
-        uploads.undo_unfinished(rows, config.workspaces)
+        unfinished.undo(rows, config.workspaces)
         warnings = places.reconcile(rows, config.workspaces, projects.cli_folders(config.cli_environment))
     rows.close()
     return warnings

@@ -22,36 +22,8 @@ from occ_app.system.timestamps import iso_now
 from occ_app.workspaces import archives, places, updates, upload_jobs
 from occ_app.workspaces import origin as origins
 from occ_app.workspaces import workspace as workspaces
-from occ_app.workspaces.exchange import ASIDE, finish_swap, swap
+from occ_app.workspaces.exchange import swap
 from occ_app.workspaces.upload_jobs import Job
-
-
-def undo_unfinished(db: Database, folder: Path) -> None:
-    """Undo the changes of a killed process that it did not record.
-
-    They are in the workspaces' folder; its temporary files are removed.
-    """
-    for aside in folder.glob(f"{ASIDE}*"):
-        with db.read() as connection:
-            row = connection.execute(
-                "SELECT w.path FROM workspace_jobs j JOIN workspaces w ON w.workspace_id = j.workspace_id"
-                " WHERE j.number = :number AND w.source = 'upload'",
-                {"number": int(aside.name.removeprefix(ASIDE).partition("-")[0])},
-            ).fetchone()
-        if row is not None:
-            finish_swap(aside, folder / Path(row["path"]).name)
-    for staging in folder.glob(".incoming-*"):
-        number, _, inode = staging.name.removeprefix(".incoming-").partition("-")
-        if inode and staging.stat().st_ino != int(inode):
-            with db.read() as connection:
-                row = connection.execute(
-                    "SELECT w.path FROM workspace_jobs j JOIN workspaces w ON w.workspace_id = j.workspace_id"
-                    " WHERE j.number = :number AND j.state != 'succeeded' AND w.source = 'upload'",
-                    {"number": int(number)},
-                ).fetchone()
-            if row is not None:
-                swap(staging, folder / Path(row["path"]).name)
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from occ_app.streams import tail
 from occ_app.streams.doorbell import Ringer
 from occ_app.system.process_identity import boot_id
 from occ_app.system.strays import sweep_marked
-from occ_app.workspaces import archives, restores, upload_jobs, uploads
+from occ_app.workspaces import archives, restores, unfinished, upload_jobs, uploads
 from occ_app.workspaces import workspace as workspaces
 from occ_worker import changes
 from occ_worker.control.heartbeat import Heartbeat
@@ -75,7 +75,7 @@ class Control(Upkeep):
         """Undo the unfinished work of a killed predecessor, and wake its callers."""
         for number in upload_jobs.abandon_running(self._db):
             self._readers.ring(tail.job_key(number))
-        uploads.undo_unfinished(self._db, self._config.workspaces)
+        unfinished.undo(self._db, self._config.workspaces)
 
     def _unpack(self, number: int) -> None:
         limits = archives.Limits(self._config.max_unpacked_bytes, self._config.max_files, self._config.trust_workspaces)
