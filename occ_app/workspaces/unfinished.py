@@ -1,4 +1,4 @@
-"""The remains of changes that a killed process made to workspaces and did not record.
+"""The changes that a killed process made to workspaces and did not record.
 
 A supervisor undoes them at its start, without the modules that make the changes.
 """
