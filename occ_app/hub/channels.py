@@ -25,7 +25,7 @@ KINDS = NTFY, EMAIL, PUSH, APPRISE, SLACK = ("ntfy", "email", "push", "apprise",
 SEEN = "a page of its owner shows it"
 MAX_BROWSERS = 50
 SEEN_SECONDS = 45.0
-"""How long a page that reported itself as visible counts as such."""
+"""How long a page counts as visible after its last report."""
 
 
 @dataclass(frozen=True)

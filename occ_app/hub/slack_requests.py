@@ -24,7 +24,7 @@ from occ_app.web import callers
 bp = Blueprint("slack_requests", __name__)
 
 OPEN = frozenset({"slack_requests.receive"})
-"""The endpoint that no key opens: it checks a signature."""
+"""The endpoint that checks a signature instead of a key."""
 WINDOW_SECONDS = 300
 _MAX_BYTES = 1 << 20
 

@@ -30,7 +30,7 @@ from occ_app.web import requests as web
 from occ_app.workspaces import workspace as workspaces
 
 EMPTY_WORKSPACE = "*empty"
-"""In place of a workspace's id: a new one without files."""
+"""The value in place of a workspace's id that asks for a new workspace without files."""
 
 _SENT_BEFORE = (
     "This form has already started a run, which is in the list: “{beginning}”. You have changed the form since. Send"

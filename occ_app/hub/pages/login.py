@@ -28,12 +28,12 @@ OPEN = frozenset(
         *("door.show", "door.log_in", "pairing.show", "pairing.redeem"),
     )
 )
-"""The endpoints of pages that ask for no login."""
+"""The endpoints that require no login."""
 
 OPEN_TO_VIEWERS = frozenset({"pages.door.log_out", "pages.seen.report"})
 
 KEEP_TEXT = "pages.home.start"
-"""The endpoint that checks its form itself, so that a refusal shows the person's text."""
+"""The endpoint that checks its form itself, so that an error page can show the person's text again."""
 
 LEAD_BACK = frozenset(
     f"pages.{name}"
@@ -43,7 +43,7 @@ LEAD_BACK = frozenset(
         "notifications.show",
     )
 )
-"""Those from which one is sent to log in, and back afterwards."""
+"""The endpoints that redirect to the log-in page, which leads back to them."""
 
 _NEXT = (
     r"/((runs|conversations|files)/[A-Za-z0-9._-]+(/[a-z]+)?|find|costs|machines|settings|notifications)?"

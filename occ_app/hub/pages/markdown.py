@@ -26,7 +26,7 @@ _MAX_CELLS, _MAX_BRACKETS = 5_000, 2_000
 _TABLE = re.compile(r"[-:][ \t]*\||\|[ \t]*[-:]")  # part of a table's delimiter row
 
 COPY = '<button type="button" class="copy">Copy</button>'
-"""The button that copies the text before it; without the script it is not shown."""
+"""The button that copies the text before it; it is hidden without the script."""
 
 _TAIL = "\ue0f0"  # a private-use character; removed from the input
 _TAIL_HTML = '<span class="tail"></span>'
