@@ -10,13 +10,17 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from occ_app.cli import service as command
+from occ_app.cli import service_unit
+from occ_app.cli import start as starting
 from occ_app.cli.commands import occ as occ_command
+from occ_app.config import config as configuration
 from occ_app.config.config import Config
 from occ_app.errors import NotRunning
 from occ_app.home import daemon
@@ -63,6 +67,7 @@ class Stage:
         (folder / "booted").mkdir()
         self.machine = Machine(folder / "booted", self.state / "linger", folder / "system")
         monkeypatch.setattr(command, "MACHINE", self.machine)
+        monkeypatch.setattr(service_unit, "MACHINE", self.machine)
         monkeypatch.setenv("PATH", f"{folder}/bin:relative:{os.environ['PATH']}")
         monkeypatch.setenv("HOME", str(self.user))
         monkeypatch.setenv("OCC_HOME", str(self.user / ".occ"))
@@ -104,6 +109,43 @@ def test_an_installation_survives_logout_and_reboot_and_its_removal_leaves_nothi
     assert sorted(path.name for path in stage.user.iterdir()) == sorted({*before, ".occ", ".local"})
     assert stage.files() == {}
     assert stage.run("status").return_value == 1
+
+
+def test_commands_name_the_service_where_one_is_installed(stage: Stage) -> None:
+    """A daemon that `occ start` starts beside its service is gone with the logout."""
+    start = f"`systemctl --user start {stage.unit.name}`"
+
+    def said(*arguments: str) -> str:
+        result = CliRunner().invoke(occ_command, arguments)
+        return result.output + str(result.exception or "")
+
+    config = configuration.load()
+    assert service_unit.warnings(config) == []
+    assert "systemctl" not in said("status")
+    stage.run("install")
+    [warning] = service_unit.warnings(config)
+    assert start in warning
+    for arguments in (("status",), ("approvals",)):
+        assert start in said(*arguments)
+    assert "systemctl" not in said("hub", "status")  # which has no service
+    other = replace(config, home=config.home / "other")
+    assert service_unit.warnings(other) == []  # the service is of another home
+    stage.run("uninstall")
+    assert service_unit.warnings(config) == []
+
+
+def test_a_start_beside_a_service_warns_and_a_stop_names_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = {"url": "http://127.0.0.1:7600", "logs": "logs", "fingerprint": None, "warnings": []}
+    stage.run("install")
+    monkeypatch.setattr(
+        starting, "_spawn", lambda config, log, answer, _: os.write(answer, json.dumps(report).encode())
+    )
+    started = CliRunner().invoke(occ_command, ["start"])
+    assert (started.exit_code, started.output.count("systemctl --user start occ.service")) == (0, 1)
+    monkeypatch.setattr(daemon, "find", lambda _: object())
+    monkeypatch.setattr(daemon, "stop", lambda *_: True)
+    stopped = CliRunner().invoke(occ_command, ["stop"])
+    assert (stopped.exit_code, stopped.output.count("systemctl --user start occ.service")) == (0, 1)
 
 
 def test_completion_is_installed_on_request_and_removed(stage: Stage) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import draining, output, remote
+from occ_app.cli import draining, output, remote, service_unit
 from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.home import daemon, state
@@ -39,6 +39,7 @@ def stop(drain: bool) -> None:
         draining.drain(config)
     gentle = daemon.stop(config, running)
     output.echo("OCC has stopped." if gentle else "OCC did not stop in time and was killed.")
+    service_unit.note_stopped(config)
 
 
 @click.command()
@@ -77,7 +78,8 @@ def status(as_json: bool) -> int:
     running = daemon.find(config)
     if running is None:
         answer: dict[str, Any] = {"running": False, "home": str(config.home), "logs": str(config.logs)}
-        output.echo(json.dumps(answer) if as_json else f"OCC is not running in {config.home}; `occ start` starts it.")
+        start = service_unit.start_line(config)
+        output.echo(json.dumps(answer) if as_json else f"OCC is not running in {config.home}; `{start}` starts it.")
         return 3
     report, reached = _status(config, running)
     output.echo(json.dumps(report) if as_json else _status_text(report))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output, remote
+from occ_app.cli import output, remote, service_unit
 from occ_app.cli.hub_address import address, shown_url
 from occ_app.cli.hub_agents import agents
 from occ_app.cli.hub_backup import backup, move, restore
@@ -106,6 +106,7 @@ def stop() -> None:
         return
     gentle = daemon.stop(config, running)
     output.echo("The hub has stopped." if gentle else "The hub did not stop in time and was killed.")
+    service_unit.note_stopped(config)
 
 
 @hub.command()
@@ -124,7 +125,8 @@ def status(as_json: bool) -> int:
     places = {"home": str(config.home), "logs": str(config.logs)}
     if running is None:
         answer = json.dumps({"running": False, **places})
-        output.echo(answer if as_json else f"The hub is not running in {config.home}; `occ hub start` starts it.")
+        start = service_unit.start_line(config)
+        output.echo(answer if as_json else f"The hub is not running in {config.home}; `{start}` starts it.")
         return 3
     report: dict[str, Any] = {"running": True, "pid": running.pid, "url": address(running)}
     report |= {"host": running.host, "port": running.port, "tlsFingerprint": running.fingerprint, **places}

@@ -221,8 +221,11 @@ def _local_client() -> AgentClient:
     running = daemon.find(config)
     identity = state.load(config.state)
     if running is None or identity is None:
+        from occ_app.cli.service_unit import start_line
+
         raise errors.NotRunning(
-            f"OCC is not running in {config.home}; `occ start` starts it, `occ login URL` uses one elsewhere."
+            f"OCC is not running in {config.home}; `{start_line(config)}` starts it, and `occ login URL` uses one"
+            " elsewhere."
         )
     return AgentClient(running.url, identity.token, running.fingerprint)
 
@@ -269,7 +272,9 @@ def running_hub() -> daemon.Daemon:
     config = settings("hub")
     running = daemon.find(config)
     if running is None:
-        raise errors.NotRunning(f"The hub is not running in {config.home}; `occ hub start` starts it.")
+        from occ_app.cli.service_unit import start_line
+
+        raise errors.NotRunning(f"The hub is not running in {config.home}; `{start_line(config)}` starts it.")
     return running
 
 

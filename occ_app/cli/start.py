@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from occ_app import errors
-from occ_app.cli import output, output_failed
+from occ_app.cli import output, output_failed, service_unit
 from occ_app.cli.setting_options import setting_options
 from occ_app.config import child_processes
 from occ_app.config import config as configuration
@@ -135,7 +135,7 @@ def start_daemon(config: Config, *, die_with: int | None = None) -> dict[str, An
     if "error" in report:
         daemon.wait()  # it is on its way out
         raise _as_raised(report["error"], report["message"])
-    return report
+    return with_warnings(report, service_unit.warnings(config))
 
 
 def _spawn(config: Config, log: IO[bytes], answer: int, die_with: int | None) -> subprocess.Popen[bytes]:

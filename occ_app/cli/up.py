@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from occ_app import errors
-from occ_app.cli import output
+from occ_app.cli import output, service_unit
 from occ_app.cli.hub_address import address, is_local
 from occ_app.cli.pairing import print_link
 from occ_app.cli.remote import daemon_client, settings
@@ -122,7 +122,7 @@ def show(both: Up) -> None:
         output.warn(warning)
     output.echo(f"OCC is up at {address(both.running)}", err=True)
     role = both.pairing["role"]
-    print_link(both.running, both.pairing, f"as {role}")
+    print_link(both.running, both.pairing)
     if role != "admin":
         output.note("`occ hub pair --role admin` makes a link for a device that manages the hub.")
     output.note("`occ down` stops both.")
@@ -151,6 +151,7 @@ def down() -> None:
         stopped = True
         if not daemon.stop(config, running):
             output.warn(f"{config.program.name} did not stop in time and was killed.")
+        service_unit.note_stopped(config)
     output.echo("OCC is down." if stopped else "OCC is not running.")
 
 

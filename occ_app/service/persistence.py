@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from occ_app.config.homes import Program
 from occ_app.service.systemd import Machine, Unit, user_name
+from occ_app.service.unit import home_line
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ def installed(program: Program, machine: Machine) -> Unit | None:
     """Return the unit of this program that is installed, the system's first."""
     units = (Unit(unit_name(program), system, machine) for system in (True, False))
     return next((unit for unit in units if unit.installed), None)
+
+
+def unit_of(program: Program, home: Path, machine: Machine) -> Unit | None:
+    """Return the installed unit of the daemon in this home; None also where there is no systemd."""
+    unit = installed(program, machine) if machine.has_systemd else None
+    try:
+        lines = [] if unit is None else unit.path.read_text(errors="replace").splitlines()
+    except OSError:  # removed meanwhile, or the unit of another user
+        return None
+    return unit if home_line(program.home_variable, home) in lines else None
+
+
+def start_command(unit: Unit) -> str:
+    """Return the command with which a person starts a unit."""
+    sudo = ["sudo"] if unit.system and os.geteuid() != 0 else []
+    return " ".join([*sudo, *unit.command("start", unit.name)])
 
 
 def persistence(program: Program, machine: Machine) -> Persistence:

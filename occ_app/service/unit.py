@@ -50,7 +50,7 @@ def unit_text(service: Service) -> str:
         "Type=notify",
         *user,
         f"Environment={_quoted(f'PATH={service.path}')}",
-        f"Environment={_quoted(f'{service.home_variable}={service.home}')}",
+        home_line(service.home_variable, service.home),
         f"EnvironmentFile=-{_escaped(str(service.variables))}",
         f"ExecStart={' '.join(_argument(word) for word in service.command)}",
         "Restart=on-failure",
@@ -69,6 +69,11 @@ def unit_text(service: Service) -> str:
         f"WantedBy={'multi-user' if system else 'default'}.target",
     ]
     return "\n".join(lines) + "\n"
+
+
+def home_line(home_variable: str, home: Path) -> str:
+    """Return the line of a unit that names the home of its daemon."""
+    return f"Environment={_quoted(f'{home_variable}={home}')}"
 
 
 def variables_text(variables: Mapping[str, str]) -> str:
