@@ -230,7 +230,9 @@ def test_a_call_is_approved_in_the_chat(tmp_path: Path, real_claude: Path) -> No
             terminal.type(f"Do it. @reply{json.dumps({'turns': [{'tools': [tool]}, {'text': 'It is made.'}]})}")
             terminal.until("Let it run?")
             terminal.type("y")
-            terminal.until("It is made.")
+            terminal.until("[allowed]")  # once, and not as the state of the approval, too
+            answered = terminal.until("It is made.")
+            assert ("is allowed" in answered, "by token" in answered) == (False, False)
             terminal.until("1 file changed")
             terminal.until("> ")
             terminal.type("/undo")

@@ -103,7 +103,7 @@ def time_left(asked: Mapping[str, Any]) -> str:
 def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
     output.note(f"{described(asked)}\n  the run is parked, or this is denied, {time_left(asked)} unless you answer")
     if asked["kind"] == "question":
-        send_answer(client, asked, {"decision": "allow", "answers": ask_each(asked)})
+        send_answer(client, asked, {"decision": "allow", "answers": ask_each(asked)}, followed=True)
         return
     choices = _choices(asked)
     if "a" in choices:
@@ -116,11 +116,12 @@ def _decide_here(client: AgentClient, asked: Mapping[str, Any]) -> None:
     )
     if choice == "n":
         why = click.prompt("Why (Claude reads this)", default="", show_default=False, err=True)
-        send_answer(client, asked, {"decision": "deny"} | ({"message": why} if why else {}))
+        body: dict[str, Any] = {"decision": "deny"} | ({"message": why} if why else {})
     elif choice == "e":
-        send_answer(client, asked, {"decision": "allow", "updatedInput": _edited(asked["input"])})
+        body = {"decision": "allow", "updatedInput": _edited(asked["input"])}
     else:
-        send_answer(client, asked, {"decision": "allow"} | ({"remember": "workspace"} if choice == "a" else {}))
+        body = {"decision": "allow"} | ({"remember": "workspace"} if choice == "a" else {})
+    send_answer(client, asked, body, followed=True)
 
 
 def _choices(asked: Mapping[str, Any]) -> list[str]:
@@ -166,12 +167,19 @@ def stored(client: AgentClient, approval_id: str) -> Mapping[str, Any]:
     return found
 
 
-def send_answer(client: AgentClient, asked: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+def send_answer(
+    client: AgentClient, asked: Mapping[str, Any], body: Mapping[str, Any], *, followed: bool = False
+) -> None:
+    """Send an answer and print what became of it.
+
+    A run that is `followed` shows the answer as one of its events, so that nothing is printed here.
+    """
     path = f"/approvals/{quote(asked['approvalId'], safe='')}"
     where = {"surface": "terminal"} if "surface" in asked else {}  # agents of an older OCC do not know it
     reply = client.call("POST", path, {**body, **where, "inputHash": asked["inputHash"]})
     if reply.get("pending") is None:
-        output.note(f"{reply['approvalId']} is {reply['state']}")
+        if not followed:
+            output.note(f"{reply['approvalId']} is {reply['state']}")
     else:
         output.note(
             f"{reply['approvalId']}: the hub has your answer and delivers it once the machine can be reached; it counts"

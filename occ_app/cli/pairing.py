@@ -37,10 +37,15 @@ def pair(owner: str | None, role: str) -> None:
     """
     running = running_hub()
     reply = hub_client().call("POST", "/pairings", {"role": role, "owner": owner})
-    print_link(running, reply, f"as {role} of {visible_line(reply['owner'])}")
+    print_link(running, reply)
 
 
-def print_link(running: daemon.Daemon, pairing: Mapping[str, Any], whose: str) -> None:
+def _session(pairing: Mapping[str, Any]) -> str:
+    """Return the owner and the role of a session, as in "as ada, with the role viewer"."""
+    return f"as {visible_line(pairing['owner'])}, with the role {pairing['role']}"
+
+
+def print_link(running: daemon.Daemon, pairing: Mapping[str, Any]) -> None:
     """Print the link of a one-time code alone on standard output.
 
     The rest goes to standard error.
@@ -49,7 +54,7 @@ def print_link(running: daemon.Daemon, pairing: Mapping[str, Any], whose: str) -
     if not is_local(link):
         output.raw_note(qr(link))
     output.echo(link)
-    output.note(f"It logs one device in {whose}, once, within 10 minutes. Keep it as safe as a key.")
+    output.note(f"It logs one device in {_session(pairing)}, once, within 10 minutes. Keep it as safe as a key.")
     if is_local(link):
         output.note("Only this machine reaches this address; `occ up --lan` or --public-url opens it to a phone.")
     elif running.self_signed:

@@ -211,7 +211,8 @@ def _about_approval(name: str, data: Mapping[str, Any]) -> str | None:
     if name == "parked":
         return f"[parked] it waits without a process: occ approve {data['approvalId']}, or occ deny"
     if name == "approval_resolved":
-        return f"[{data['state']}]" + (f" by {visible_line(data['actor'])}" if data.get("actor") else "")
+        actor = data.get("actor")  # an agent without a hub names no person: all have its token
+        return f"[{data['state']}]" + (f" by {visible_line(actor)}" if actor not in (None, "", "token") else "")
     return None
 
 
