@@ -73,6 +73,15 @@ def test_the_document_can_be_read_by_generators(name: str, request: pytest.Fixtu
                     assert not kind.startswith("text/") or content["schema"].get("format") != "binary", path
 
 
+@pytest.mark.parametrize("name", ["agent", "hub"])
+def test_the_summary_of_an_operation_is_one_line(name: str, request: pytest.FixtureRequest) -> None:
+    app: Flask = request.getfixturevalue(name)
+    document = app.test_client().get("/openapi.json", headers=token(app)).get_json()
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert all(0 < len(operation["summary"]) <= 80 and "\n" not in operation["summary"] for operation in operations)
+    assert any(operation.get("description") for operation in operations)
+
+
 def test_the_document_is_made_once(agent: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Making it takes so long that calls for it would keep everybody waiting."""
     first = agent.test_client().get("/openapi.json", headers=token(agent))

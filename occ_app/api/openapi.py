@@ -68,11 +68,13 @@ def _open_replies(described: dict[str, Any]) -> None:
             schema.pop("additionalProperties", None)
 
 
-def _operation(contract: Contract, summary: str, name: str, arguments: list[str]) -> dict[str, Any]:
+def _operation(contract: Contract, documented: str, name: str, arguments: list[str]) -> dict[str, Any]:
+    summary, _, description = documented.strip().partition("\n")
     content = contract.content or {"application/json": {"schema": contract.reply}}
     operation: dict[str, Any] = {
         "operationId": name,
-        "summary": summary.strip(),
+        "summary": summary,
+        "description": " ".join(description.split()),
         "parameters": [
             {"in": "path", "name": argument, "required": True, "schema": {"type": "string"}} for argument in arguments
         ],
@@ -81,6 +83,8 @@ def _operation(contract: Contract, summary: str, name: str, arguments: list[str]
             "default": {"description": "Refused", "content": {"application/json": {"schema": schemas.Error}}},
         },
     }
+    if not operation["description"]:
+        del operation["description"]
     if contract.empty is not None:
         operation["responses"]["204"] = {"description": contract.empty}
     if contract.accepted is not None:
