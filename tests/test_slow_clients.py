@@ -189,9 +189,6 @@ def test_nothing_grows_over_many_repeats(occ: Occ, tmp_path: Path) -> None:
     occ.start(OCC_CLAUDE_BIN=str(program))
     occ.workspace()
 
-    def cost() -> dict[int, tuple[int, int]]:
-        return {process.pid: (process.num_fds(), process.num_threads()) for process in occ.processes()}
-
     def once(number: int) -> None:
         occ.run(steps({"spawn": "session"}, {"say": "0 "}))
         occ.workspace(f"again-{number % 2}")
@@ -201,32 +198,38 @@ def test_nothing_grows_over_many_repeats(occ: Occ, tmp_path: Path) -> None:
         while occ.clients:
             occ.clients.pop().close()
 
-    def at_rest() -> bool:
+    def at_rest() -> tuple[dict[int, tuple[int, int]], int, list[str]] | None:
+        """The cost of each process, the memory of all and the files, in one look, once nothing is under way."""
         health = occ.request("GET", "/health").json()
-        lasting = 6  # the supervisor, web, control, executions and its two workers; now and then one asks for a version
-        return not health["workers"]["busy"] and not health["queue"]["depth"] and len(occ.processes()) == lasting
+        if health["workers"]["busy"] or health["queue"]["depth"]:
+            return None
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):  # one that asked for a version has just ended
+            processes, folders = occ.processes(), _folders(occ)
+            cost = {process.pid: (process.num_fds(), process.num_threads()) for process in processes}
+            memory = _pss(processes)
+            lasting = 6  # the supervisor, web, control, executions and its two workers
+            if len(cost) == lasting and not any(name.startswith(".") for name in folders):  # trees that are replaced
+                return cost, memory, folders
+        return None
 
     for number in range(10):
         once(number)
-    wait_until(at_rest, "rest")
-    before, memory = cost(), _pss(occ)
-    folders = _folders(occ)
+    before, memory, folders = wait_until(at_rest, "rest")
     for number in range(REPEATS):
         once(number)
-    wait_until(at_rest, "rest")
-    after = cost()
+    after, memory_after, folders_after = wait_until(at_rest, "rest")
     assert before.keys() == after.keys()
     for pid, (descriptors, threads) in before.items():
         assert after[pid][0] <= descriptors + 4, (command_line(psutil.Process(pid)), before[pid], after[pid])
         assert after[pid][1] <= threads + 8, (command_line(psutil.Process(pid)), before[pid], after[pid])
-    assert _pss(occ) < memory + 15_000_000
-    assert _folders(occ) == folders
+    assert memory_after < memory + 15_000_000
+    assert folders_after == folders
     Promises(occ, starts).check()
 
 
-def _pss(occ: Occ) -> int:
+def _pss(processes: list[psutil.Process]) -> int:
     total = 0
-    for process in occ.processes():
+    for process in processes:
         for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024
