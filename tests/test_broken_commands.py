@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +19,20 @@ from tests.terminal import occ_at_terminal
 OCC = [sys.executable, "-m", "occ_app.cli"]
 
 
+def _waits_for_a_child(pid: int) -> bool:
+    """Say whether a process is in wait4 (61 on x86-64, 260 on arm64)."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] in {"61", "260"}
+
+
 def test_an_interrupted_start_starts_nothing(occ: Occ) -> None:
-    starting = subprocess.Popen([*OCC, "start"], env=occ.environment, stderr=subprocess.PIPE, text=True)
-    wait_until(
-        lambda: any("occ_app.supervisor.supervisor" in line for line in occ.commands().values()), "the daemon to begin"
-    )
-    starting.send_signal(signal.SIGINT)
-    assert sentences.NOTHING_IS_RUNNING in starting.communicate(timeout=20)[1]
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a hub that does not answer, for which the start waits
+        reach = {"OCC_REMOTE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "OCC_API_KEY": "made-up"}
+        environment = occ.environment | reach | {"OCC_BIND_ADDRESS": "127.0.0.1"}
+        starting = subprocess.Popen([*OCC, "start"], env=environment, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: select.select([silent], [], [], 0)[0], "the daemon to begin")
+        starting.send_signal(signal.SIGINT)
+        wait_until(lambda: _waits_for_a_child(starting.pid), "the start to end what it began")
+    assert sentences.NOTHING_IS_RUNNING in starting.communicate(timeout=60)[1]
     assert starting.returncode == 130
     assert not occ.processes()
 

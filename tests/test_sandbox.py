@@ -292,7 +292,7 @@ def test_a_killed_worker_takes_its_sandbox_with_it(prying: Occ) -> None:
     reader = threading.Thread(target=lambda: list(stream))
     reader.start()
     wait_until(lambda: _running(marked), "it to be under way")
-    assert kill(prying, "its whole group")
+    wait_until(lambda: kill(prying, "its whole group"), "it to be killed")
     wait_until(lambda: not _running(marked), "the sandbox to be gone")
     reader.join()
     assert prying.client.execution("sandboxed")["errorCode"] == "WORKER_LOST"
@@ -327,7 +327,8 @@ def _nothing_stays() -> object:
     yield
     for command in ("sleep 987654", "sleep 987655", "sleep 987656"):
         for pid in _running(command):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it was just ending
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.real_cli
