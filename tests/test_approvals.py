@@ -13,7 +13,7 @@ import pytest
 
 from occ_app.errors import Refused
 from tests import sentences
-from tests.conftest import Occ, names, occ_in, wait_until
+from tests.conftest import Occ, names, occ_in, processes_with, wait_until
 from tests.model_api import FAKE_KEY, ModelApi, serve
 from tests.test_real_cli import reply
 
@@ -186,6 +186,61 @@ def test_the_first_answer_wins_and_the_same_again_changes_nothing(machine: Machi
     assert not (run.folder / "made-by-bash").exists()
 
 
+def test_a_replayed_or_forged_answer_lets_no_later_call_of_the_same_input_run(machine: Machine) -> None:
+    call = {"name": "Bash", "input": {"command": "echo ran >> count", "description": "d"}}
+    run = machine.begin({"tools": [call]}, {"tools": [call]}, {"text": "Done."})
+    first = run.question()
+    forged = first | {"approvalId": "approval-of-nobody"}
+    with pytest.raises(Refused) as refused:
+        run.answer(forged, "allow")
+    assert refused.value.code == "APPROVAL_NOT_FOUND"
+    run.answer(first, "allow")
+    second = run.question()
+    assert second["inputHash"] == first["inputHash"]
+    assert run.answer(first, "allow")["state"] == "allowed"  # again
+    assert machine.call("GET", f"/approvals/{second['approvalId']}")["state"] == "open"
+    run.answer(second, "deny")
+    assert [is_error for _, is_error in results(run.end())] == [True]  # that of the first came before
+    assert (run.folder / "count").read_text() == "ran\n"
+
+
+def test_reads_outside_the_workspace_are_open_at_once_and_each_gets_its_own_answer(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """The CLI asks about calls that only read together."""
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"TEXT-{number}\n")
+    calls = [{"name": "Read", "input": {"file_path": str(tmp_path / f"{number}.txt")}} for number in range(3)]
+    run = machine.begin({"tools": calls}, {"text": "Done."})
+    questions = {question["input"]["file_path"]: question for question in (run.question() for _ in range(3))}
+    for number, decision in ((2, "allow"), (0, "deny"), (1, "allow")):
+        run.answer(questions[str(tmp_path / f"{number}.txt")], decision)
+    events = run.end()
+    assert events[-1].name == "complete"
+    read = "".join(text for text, is_error in results(events) if not is_error)
+    assert ["TEXT-0" in read, "TEXT-1" in read, "TEXT-2" in read] == [False, True, True]
+
+
+def test_processes_that_commands_leave_behind_end_with_the_run(machine: Machine) -> None:
+    left = "sleep 98766"
+    leave = {"name": "Bash", "input": {"command": f"(setsid nohup {left} >/dev/null 2>&1 &)", "description": "d"}}
+    stay = {
+        "name": "Bash",
+        "input": {"command": f"trap '' TERM INT HUP; touch here; {left}; {left}", "description": "d"},
+    }
+    run = machine.begin({"tools": [leave]}, {"text": "Done."}, permissions="full")
+    assert run.end()[-1].name == "complete"
+    mark = f"OCC_EXECUTION_ID={run.execution_id}\0".encode()
+    wait_until(lambda: not processes_with(mark), "the processes of the first run to be gone")
+    run = machine.begin({"tools": [leave]}, {"tools": [stay]}, {"text": "Done."}, permissions="full")
+    next(run.events)  # it is sent when its first event is read
+    wait_until((run.folder / "here").exists, "the command to run")
+    machine.call("POST", f"/executions/{run.execution_id}/cancel")
+    assert run.end()[-1].data["code"] == "EXECUTION_CANCELLED"
+    mark = f"OCC_EXECUTION_ID={run.execution_id}\0".encode()
+    wait_until(lambda: not processes_with(mark), "the processes of the second run to be gone")
+
+
 def test_a_cancel_withdraws_what_is_open(machine: Machine) -> None:
     run = machine.begin({"tools": [BASH]}, {"text": "Done."})
     question = run.question()
@@ -226,7 +281,7 @@ def test_a_secret_of_the_machine_is_not_shown_and_such_an_input_is_not_edited(ma
 
 
 def test_an_input_that_is_too_large_to_be_shown_never_runs(machine: Machine) -> None:
-    call = {"name": "Bash", "input": {"command": "touch made-by-bash #" + "x" * 300_000, "description": "d"}}
+    call = {"name": "Bash", "input": {"command": "touch made-by-bash #" + "x" * 1_000_000, "description": "d"}}
     run = machine.begin({"tools": [call]}, {"text": "Done."})
     events = run.end()
     assert "approval" not in names(events)
@@ -304,10 +359,14 @@ def test_a_plan_reads_and_waits_and_is_carried_out_once_it_is_approved(machine: 
     target = machine.occ.home / "workspaces" / f"work-{machine.runs + 1}" / "planned.txt"
     write = {"name": "Write", "input": {"file_path": str(target), "content": "x\n"}}
     leave = {"name": "ExitPlanMode", "input": {"plan": "Write a file."}}
-    run = machine.begin({"tools": [write]}, {"tools": [leave]}, {"tools": [write]}, {"text": "x"}, permissions="plan")
+    turns = ({"tools": [write]}, {"tools": [leave]}, {"tools": [leave]}, {"tools": [write]}, {"text": "x"})
+    run = machine.begin(*turns, permissions="plan")
     if version == "2.1.197":
         assert run.end()[-1].data["code"] == "CLAUDE_ERROR"
         return
+    question = run.question()
+    assert question["kind"] == "plan"
+    run.answer(question, "deny", message="Think again.")
     question = run.question()
     assert question["kind"] == "plan"
     assert not target.exists()
@@ -315,6 +374,7 @@ def test_a_plan_reads_and_waits_and_is_carried_out_once_it_is_approved(machine: 
     events = run.end()
     assert events[-1].name == "complete"
     assert target.read_text() == "x\n"
+    assert any("Think again." in text for text, _ in results(list(machine.occ.client.events(run.execution_id))))
 
 
 def test_a_call_that_nobody_answers_is_denied_and_never_runs(tmp_path: Path, real_claude: Path) -> None:

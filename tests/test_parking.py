@@ -555,6 +555,12 @@ def test_an_older_cli_denies_what_it_cannot_park(tmp_path: Path) -> None:
     with started(tmp_path, real_cli.require("2.1.197"), OCC_HOLD_SECONDS="600") as machine:
         run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
         question = run.question()
+        os.kill(row(machine.occ, run)["owner_pid"], signal.SIGKILL)
+        assert run.end()[-1].data["code"] == "WORKER_LOST"
+        assert machine.call("GET", f"/approvals/{question['approvalId']}")["state"] == "withdrawn"
+        assert ran(run) == 0
+        run = machine.begin({"tools": [COUNT]}, {"text": "Done."})
+        question = run.question()
         machine.occ.command("stop")
         machine.occ.start(OCC_HOLD_SECONDS=HOLD)
         end = list(machine.occ.client.events(run.execution_id))[-1].data
