@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 import pytest
 
 from occ_app.errors import Refused
-from tests import sentences
+from occ_app.executions import approvals
+from tests import real_cli, sentences
 from tests.conftest import Occ, names, occ_in, processes_with, wait_until
 from tests.model_api import FAKE_KEY, ModelApi, serve
 from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
 
+ASKS = int(os.environ.get("ASKS", "220"))  # of one model in one message; 1,000 by hand
 SECRET = "made-up-secret-of-the-machine"
 BASH = {"name": "Bash", "input": {"command": "touch made-by-bash && echo done", "description": "d"}}
 
@@ -287,6 +290,23 @@ def test_an_input_that_is_too_large_to_be_shown_never_runs(machine: Machine) -> 
     assert "approval" not in names(events)
     assert "too large" in results(events)[0][0]
     assert not (run.folder / "made-by-bash").exists()
+
+
+@pytest.mark.skipif(not os.environ.get("TEST_ALL"), reason="tried by `make test-all`; test_permissions.py in both")
+@pytest.mark.parametrize("release", [real_cli.VERSION], indirect=True)  # the bound is OCC's own
+def test_a_model_that_asks_all_the_time_is_asked_about_two_hundred_times(machine: Machine) -> None:
+    calls = [{"name": "Bash", "input": {"command": f"touch made-{n}", "description": "d"}} for n in range(ASKS)]
+    run = machine.begin({"tools": calls}, {"text": "Done."})
+    events, asked = [], 0
+    for event in run.events:
+        events.append(event)
+        if event.name == "approval":
+            asked += 1
+            run.answer(event.data, "deny")
+    assert asked == approvals.MOST_ASKED
+    assert [is_error for _, is_error in results(events)] == [True] * ASKS
+    assert events[-1].name == "complete"
+    assert list(run.folder.glob("made-*")) == []
 
 
 def test_a_call_of_a_sub_agent_is_asked_about(machine: Machine) -> None:
