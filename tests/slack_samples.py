@@ -29,7 +29,7 @@ def samples(execution: Execution) -> dict[str, Any]:
     changes = {"files": 3, "additions": 41, "deletions": 7}
     over, _ = blocks.ended(replace(run, state="succeeded", changes=changes), 80, "All tests pass.\n", _URL)
     waits = replace(run, state="queued", continues="slack-0", waits_for="agent box to be free")
-    call, asked = _approval("tool", "Bash", {"command": "npm test"}), _approval("question", "AskUserQuestion", _ASKED)
+    call, question = asked("tool", "Bash", {"command": "npm test"}), asked("question", "AskUserQuestion", _ASKED)
     entries = [
         {"path": "app.py", "old_path": None, "status": "modified", "additions": 40, "deletions": 7},
         {"path": "b.py", "old_path": "a.py", "status": "renamed", "additions": 1, "deletions": 0},
@@ -40,8 +40,8 @@ def samples(execution: Execution) -> dict[str, Any]:
         "follow-up": blocks.under_way(waits, None, 0, None, "", _URL).blocks,
         "approval": blocks.approval(call, private=True, url=_URL).blocks,
         "approval in public": blocks.approval(call, private=False, url=_URL).blocks,
-        "questions": blocks.approval(asked, private=True, url=_URL).blocks,
-        "dialog of questions": dialogs.questions(asked, questions.of(asked), "C012AB3CD"),
+        "questions": blocks.approval(question, private=True, url=_URL).blocks,
+        "dialog of questions": dialogs.questions(question, questions.of(question), "C012AB3CD"),
         "form": dialogs.form("C012AB3CD", "U012AB3CD", [("7", "app@box")], [("agent-1", "box")], "7"),
         "opening": blocks.opening("U012AB3CD", "Fix the tests.").blocks,
         "files": blocks.files(entries, _URL).blocks,
@@ -83,7 +83,8 @@ def _formatted(value: Any, indent: int = 0, room: int = 118) -> str:
     return opening + f",\n{pad}".join(parts) + closing
 
 
-def _approval(kind: str, tool: str, given: Any) -> Approval:
+def asked(kind: str, tool: str, given: Any) -> Approval:
+    """Return an open approval of a run of the samples."""
     fields = dict.fromkeys(Approval.__dataclass_fields__)
     named = {"approval_id": "approval-1", "execution": 1, "execution_id": "slack-1", "workspace_id": "app@box"}
     moments = {"asked_at": "2026-01-01T00:00:00.000Z", "expires_at": "2026-01-02T00:00:00.000Z", "state": "open"}

@@ -111,6 +111,25 @@ def test_a_code_block_that_is_cut_is_closed_and_opened_again() -> None:
     assert "".join(blocks.split("y" * 50_000)) == "y" * 50_000
 
 
+def test_an_input_in_slack_hides_nothing_and_is_allowed_only_whole() -> None:
+    def of(command: str) -> tuple[list[str], list[str]]:
+        asked = slack_samples.asked("tool", "Bash", {"command": command})
+        made = blocks.approval(asked, private=True, url=None).blocks
+        buttons = [each["action_id"] for block in made if block["type"] == "actions" for each in block["elements"]]
+        return [block["text"]["text"] for block in made if block["type"] == "section"], buttons
+
+    texts, buttons = of("rm -rf ~ #\recho hi\x08\u202e\u200b")
+    assert r"rm -rf ~ #\recho hi\b\u202e\u200b" in texts[1]
+    assert buttons[0] == blocks.ALLOW
+    assert blocks.ALWAYS in of("npm test")[1]
+    texts, buttons = of("true;" + " " * 3000 + "rm -rf ~")
+    assert not any("true" in text for text in texts)
+    assert buttons == [blocks.DENY, blocks.REASON]
+    texts, buttons = of("x" * 600)
+    assert not any(each.startswith("Always") for each in texts)
+    assert blocks.ALWAYS not in buttons
+
+
 def test_the_documented_messages_are_those_that_are_sent(office: Office) -> None:
     office.says("<@UBOT> one")
     found = slack_samples.samples(office.begin())

@@ -13,13 +13,14 @@ from occ_app.executions.answers import Approval
 from occ_app.executions.records import Execution
 from occ_app.slack import questions
 from occ_app.slack.outbox import Content
+from occ_app.system.foreign_text import revealed, revealed_line
 
 CANCEL, DROP, ALLOW, ALWAYS, DENY = "occ_cancel", "occ_drop", "occ_allow", "occ_always", "occ_deny"
 DIFF, FILES, UNDO, ANSWER = "occ_diff", "occ_files", "occ_undo", "occ_answer"
 REASON = "occ_reason"  # the button that opens the dialog
 LONGEST_PART = 11_000  # characters of a markdown block; Slack takes 12,000
 MOST_PARTS = 10
-_LONGEST_TAIL, _LONGEST_INPUT = 1200, 2600
+_LONGEST_TAIL, _LONGEST_INPUT, _LONGEST_RULES = 1200, 2600, 500
 _MOST_FILES, _LONGEST_LIST = 50, 2500
 _WORDS = {"succeeded": "Done", "failed": "Failed", "cancelled": "Cancelled"}
 _SIGNS = {"succeeded": ":white_check_mark:", "failed": ":x:", "cancelled": ":no_entry_sign:"}
@@ -117,11 +118,11 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
     The input is shown, and can be allowed, only in a private channel and only if it fits as a whole.
     """
     what = {"question": "Claude asks you", "plan": "Claude has a plan"}.get(
-        asked.kind, f"Claude wants to use {asked.tool}"
+        asked.kind, f"Claude wants to use {revealed_line(asked.tool)}"
     )
     blocks = [_section(f":raised_hand: *{escaped(what)}*")]
     asking = questions.of(asked) if private else ()
-    shown = json.dumps(asked.input, indent=1, ensure_ascii=False)
+    shown = revealed(json.dumps(asked.input, indent=1, ensure_ascii=False))
     whole = private and not asked.truncated and len(shown) <= _LONGEST_INPUT and asked.kind == "tool"
     buttons: list[dict[str, Any]] = []
     if asking:
@@ -135,9 +136,9 @@ def approval(asked: Approval, *, private: bool, url: str | None) -> Content:
     elif whole:
         blocks.append({"type": "section", "text": {"type": "plain_text", "text": shown, "emoji": False}})
         buttons = [_button("Approve", ALLOW, _answer(asked, None), "primary")]
-        if asked.always_allows:
-            rules = ", ".join(asked.always_allows)
-            blocks.append(_section(f"Always in this workspace: {escaped(rules[:500])}"))
+        rules = revealed_line(", ".join(asked.always_allows))
+        if 0 < len(rules) <= _LONGEST_RULES:
+            blocks.append(_section(f"Always in this workspace: {escaped(rules)}"))
             buttons.append(_button("Always", ALWAYS, _answer(asked, None)))
     else:
         where = "Its input is not shown here" if not private else "Slack cannot show the whole input"

@@ -35,6 +35,7 @@ from occ_app.hub.pages import (
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.compiled import CompiledTemplates
+from occ_app.system import foreign_text
 from occ_app.system.timestamps import iso_now
 from occ_app.web import refusals
 
@@ -76,6 +77,7 @@ def add_pages(app: Flask) -> None:
     for function in (shown.ago, shown.moment, shown.duration, shown.money, shown.amount, shown.size, shown.beginning):
         app.add_template_filter(function)
     app.add_template_filter(terminal.plain, "plain")
+    app.add_template_filter(foreign_text.revealed, "revealed")
     refusals.answer_errors(app, _refusal_outside)
     app.jinja_env.bytecode_cache = CompiledTemplates()
     # Read now, because an upgrade replaces these files while this version is running.

@@ -16,8 +16,9 @@ from occ_app import errors
 from occ_app.api.services import services
 from occ_app.executions.answers import Answer, Approval
 from occ_app.hub import approvals as hub_approvals
-from occ_app.hub.pages import markdown, terminal
+from occ_app.hub.pages import markdown
 from occ_app.hub.pages.tools import Call, View, prefix
+from occ_app.system.foreign_text import revealed
 from occ_app.web import callers
 
 _MAX_QUESTIONS, _MAX_OPTIONS = 10, 20
@@ -47,7 +48,7 @@ class Asked:
     @property
     def call(self) -> Call:
         """Return the call as a tool's block, which has no result."""
-        return Call(0, self.approval.tool, self.approval.input, folder=prefix(self.folder), over=True)
+        return Call(0, self.approval.tool, self.approval.input, folder=prefix(self.folder), over=True, asked=True)
 
     @property
     def heading(self) -> str:
@@ -64,14 +65,14 @@ class Asked:
     @property
     def views(self) -> list[View]:
         """Return the whole input."""
-        return self.call.views
+        return self.call.whole
 
     @property
     def plan(self) -> Markup | None:
         """Return the plan as HTML; None when it is in the answer above."""
         given = self.approval.input
         text = given.get("plan") if isinstance(given, Mapping) else None
-        return markdown.html(terminal.plain(text)) if isinstance(text, str) and text.strip() else None
+        return markdown.html(revealed(text)) if isinstance(text, str) and text.strip() else None
 
     @property
     def questions(self) -> list[Question]:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
-from occ_app.hub.pages import diffs, highlight, markdown, terminal
+from occ_app.hub.pages import edits, highlight, markdown, terminal
 from occ_app.hub.pages.diffs import Diff
 from occ_app.hub.pages.filters import beginning
 from occ_app.hub.pages.pictures import is_picture
+from occ_app.system import foreign_text
 
 _SUBJECTS = ("file_path", "notebook_path", "command", "pattern", "path", "url", "query", "description", "prompt")
 _REMARK, _REMARK_END = "<system-reminder>", "</system-reminder>"
 _EXIT = re.compile(r"(?:Error: )?Exit code (\d{1,3})\b\s*")
-_IMAGE = re.compile(r"^\[image\]\n?", re.MULTILINE)
+_IMAGE = re.compile(r"^\[image\](?:\n|$)(?:\[Image: source: .*\](?:\n|$))?", re.MULTILINE)  # the CLI's copy of it
 _PROMPT = Markup('<span class="prompt-sign">$ </span>')
+_TITLES = {"AskUserQuestion": "Question", "ExitPlanMode": "Plan"}
 _LISTS = ("TodoWrite", "TaskCreate", "TaskUpdate", "TaskList", "TaskGet")
 
 
@@ -63,8 +65,13 @@ class Call:
     folder: str = ""
     files: str = ""  # the address of the workspace's files
     over: bool = False  # whether the execution is over, so that no result will come
+    asked: bool = False  # a person decides on it, so that nothing of its input may hide
 
     kind = "tool"
+
+    def plain(self, text: str) -> str:
+        """Return a text of the input with each character escaped that a terminal or a reader could be fooled by."""
+        return foreign_text.revealed(text) if self.asked else foreign_text.visible(text.replace("\r\n", "\n"))
 
     @property
     def hidden(self) -> bool:
@@ -74,7 +81,9 @@ class Call:
     @property
     def title(self) -> str:
         """Return the tool's name, without the prefix for a tool of an MCP server."""
-        name = terminal.plain(self.name)
+        name = foreign_text.revealed_line(self.name)
+        if name in _TITLES:
+            return _TITLES[name]
         return " · ".join(name.split("__")[1:]) if name.startswith("mcp__") and name.count("__") > 1 else name
 
     @property
@@ -83,7 +92,7 @@ class Call:
         if isinstance(self.given, Mapping):
             for name in _SUBJECTS:
                 if isinstance(self.given.get(name), str):
-                    return beginning(terminal.plain(str(self.given[name])).removeprefix(self.folder), 200)
+                    return beginning(self.plain(str(self.given[name])).removeprefix(self.folder), 200)
         return ""
 
     @property
@@ -118,8 +127,8 @@ class Call:
 
         Returns None for another tool, or for input that cannot be read.
         """
-        make = _DIFFS.get(self.name)
-        return make(self.given) if make is not None and isinstance(self.given, Mapping) else None
+        make = edits.MAKERS.get(self.name)
+        return make(self.given, self.plain) if make is not None and isinstance(self.given, Mapping) else None
 
     @property
     def picture(self) -> str:
@@ -160,6 +169,15 @@ class Call:
         return [*views, *self._pictures]
 
     @property
+    def whole(self) -> list[View]:
+        """The parts with the whole input: after the views, each argument that neither they nor the subject show."""
+        if not isinstance(self.given, Mapping):
+            return self.views
+        parts = _INPUTS if self.diff is not None else _SHOWN.get(_MAKERS.get(self.name, _inputs), tuple(self.given))
+        rest = {name: value for name, value in self.given.items() if name not in parts}
+        return [*self.views, *_inputs(replace(self, given=rest), self.subject)]
+
+    @property
     def _pictures(self) -> list[View]:
         named = enumerate(self.pictures, 1)
         return [View("picture", f"{self.title}, picture {number}", Markup(), source=each) for number, each in named]
@@ -183,8 +201,7 @@ def _without_remarks(text: str) -> str:
 
 def _terminal(call: Call) -> list[View]:
     command = str(call.given.get("command", "")) if isinstance(call.given, Mapping) else str(call.given)
-    prompt = _PROMPT
-    html = prompt + highlight.code(terminal.plain(command), "bash")
+    html = _PROMPT + highlight.code(call.plain(command), "bash")
     return [View("terminal", "command", html), *_output(call)]
 
 
@@ -196,28 +213,26 @@ def _nothing(_: Call) -> list[View]:
     return []
 
 
-def _inputs(call: Call) -> list[View]:
-    """Return every argument, so that the page hides nothing of a call."""
+def _inputs(call: Call, subject: str | None = None) -> list[View]:
+    """Return every argument but the one that `subject`, by default the call's, shows whole."""
     given = call.given if isinstance(call.given, Mapping) else {"input": call.given}
-    return [
-        View("code", terminal.plain(str(name)), escape(_text(value)))
-        for name, value in given.items()
-        if _text(value) != call.subject
-    ]
+    known = call.subject if subject is None else subject
+    texts = [(foreign_text.revealed_line(str(name)), _text(value, call)) for name, value in given.items()]
+    return [View("code", name, escape(text)) for name, text in texts if text.removeprefix(call.folder) != known]
 
 
 def _plan(call: Call) -> list[View]:
     plan = call.given.get("plan") if isinstance(call.given, Mapping) else None
-    return [View("prose", "plan", markdown.html(terminal.plain(plan)))] if isinstance(plan, str) else []
+    return [View("prose", "plan", markdown.html(call.plain(plan)))] if isinstance(plan, str) else []
 
 
 def _task(call: Call) -> list[View]:
     prompt = call.given.get("prompt") if isinstance(call.given, Mapping) else None
-    return [View("prose", "task", markdown.html(terminal.plain(prompt)))] if isinstance(prompt, str) else _inputs(call)
+    return [View("prose", "task", markdown.html(call.plain(prompt)))] if isinstance(prompt, str) else _inputs(call)
 
 
-def _text(value: Any) -> str:
-    return terminal.plain(value) if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+def _text(value: Any, call: Call) -> str:
+    return call.plain(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _count(word: str) -> Callable[[Call], list[str]]:
@@ -240,40 +255,6 @@ def _sums(call: Call) -> list[str]:
     return [f"+{diff.additions}", *deleted]
 
 
-def _edit(given: Mapping[str, Any]) -> Diff | None:
-    old, new = given.get("old_string"), given.get("new_string")
-    if not isinstance(old, str) or not isinstance(new, str):
-        return None
-    return diffs.of(terminal.plain(old), terminal.plain(new), _language(given))
-
-
-def _edits(given: Mapping[str, Any]) -> Diff | None:
-    edits = given.get("edits")
-    if not isinstance(edits, list) or not all(isinstance(edit, Mapping) for edit in edits):
-        return None
-    made = [_edit({**edit, "file_path": given.get("file_path")}) for edit in edits]
-    found = [diff for diff in made if diff is not None]
-    return sum(found[1:], start=found[0]) if found and len(found) == len(made) else None
-
-
-def _written(name: str) -> Callable[[Mapping[str, Any]], Diff | None]:
-    def make(given: Mapping[str, Any]) -> Diff | None:
-        text = given.get(name)
-        return diffs.added(terminal.plain(text), _language(given)) if isinstance(text, str) else None
-
-    return make
-
-
-def _language(given: Mapping[str, Any]) -> str:
-    return highlight.language_of(str(given.get("file_path") or ""))
-
-
-_DIFFS: dict[str, Callable[[Mapping[str, Any]], Diff | None]] = {
-    "Edit": _edit,
-    "MultiEdit": _edits,
-    "Write": _written("content"),
-    "NotebookEdit": _written("new_source"),
-}
 _FACTS: dict[str, Callable[[Call], list[str]]] = {
     "Edit": _sums,
     "MultiEdit": _sums,
@@ -290,3 +271,6 @@ _MAKERS: dict[str, Callable[[Call], list[View]]] = {
     "Task": _task,
     "Agent": _task,
 }
+# The arguments that the views of a call show: as a diff, or made by one of the makers.
+_INPUTS = ("old_string", "new_string", "edits", "content", "new_source")
+_SHOWN: dict[Any, tuple[str, ...]] = {_terminal: ("command",), _nothing: (), _plan: ("plan",), _task: ("prompt",)}

@@ -244,9 +244,11 @@ function converse(talk) {
   startClock();
   ready();
   resume();
+  // From its beginning where it does not fit: nobody decides on the middle of a command.
+  const showWhole = (one) => one.scrollIntoView({ block: one.offsetHeight < innerHeight / 2 ? "center" : "start" });
   const chosen = byId(`turn-${talk.dataset.chosen}`);
   const question = talk.querySelector(".approval form");
-  if (question && !location.hash) question.closest(".approval").scrollIntoView({ block: "center" });
+  if (question && !location.hash) showWhole(question.closest(".approval"));
   else if ("live" in talk.dataset && talk.dataset.chosen === talk.dataset.run && !location.hash) toEnd();
   else if (chosen && !location.hash && talk.querySelectorAll("[data-turn]").length > 1) chosen.scrollIntoView();
   look();
