@@ -258,6 +258,78 @@ def test_an_approval_shows_the_whole_command_and_is_answered_on_the_page(hub: Hu
     assert 'href="/runs/asks#approval-1"' not in page(browser, "/")
 
 
+def approval_text(browser: FlaskClient, execution_id: str, approval_id: str) -> str:
+    """Return what a person reads of an approval, without the markup."""
+    shown = page(browser, f"/runs/{execution_id}")
+    section = shown[shown.index(f'id="{approval_id}"') : shown.index("</section>", shown.index(f'id="{approval_id}"'))]
+    return html.unescape(re.sub(r"<[^>]+>", "", section))
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("rm -rf ~ #\recho hello     \ntrue", "rm -rf ~ #\\recho hello     \ntrue"),  # a terminal shows the second half
+        ("rm -rf ~ #" + "\b" * 10 + "echo hello", "rm -rf ~ #" + "\\x08" * 10 + "echo hello"),
+        ("echo a\x1b];rm -rf ~\x07", "echo a\\x1b];rm -rf ~\\x07"),
+        ("echo a\x1b[8m;rm -rf ~", "echo a\\x1b[8m;rm -rf ~"),
+        ("echo \u202ehidden\u200b\xa0", "echo \\u202ehidden\\u200b\\xa0"),
+    ],
+)
+def test_no_character_of_a_command_hides_before_it_is_allowed(
+    hub: HubApp, browser: FlaskClient, command: str, shown: str
+) -> None:
+    run = f"hides-{len(shown)}"
+    ask(hub, add(hub, run, state="running"), f"approval-{run}", "tool", "Bash", {"command": command})
+    text = approval_text(browser, run, f"approval-{run}")
+    assert f"$ {shown}" in text
+    assert "Allow" in text
+
+
+@pytest.mark.parametrize(
+    ("tool", "given"),
+    [
+        ("Bash", {"command": "pytest", "run_in_background": "yes-1", "dangerouslyDisableSandbox": "yes-2"}),
+        ("Edit", {"file_path": "a.py", "old_string": "a", "new_string": "b", "replace_all": "yes-1"}),
+        ("Write", {"file_path": f"{'long/' * 60}end.py", "content": "yes-1"}),
+        ("Agent", {"prompt": "Look.", "subagent_type": "yes-1", "model": "yes-2"}),
+        ("NotebookEdit", {"notebook_path": "a.ipynb", "new_source": "", "edit_mode": "delete-yes-1"}),
+        ("Read", {"file_path": "a.py", "offset": "yes-1"}),
+        ("mcp__db__query", {"sql": "yes-1", "path": "yes-2"}),
+    ],
+)
+def test_every_argument_is_shown_before_a_call_is_allowed(
+    hub: HubApp, browser: FlaskClient, tool: str, given: dict[str, Any]
+) -> None:
+    ask(hub, add(hub, f"args-{tool}", state="running"), f"approval-{tool}", "tool", tool, given)
+    text = approval_text(browser, f"args-{tool}", f"approval-{tool}")
+    for value in given.values():
+        assert str(value) in text
+
+
+def test_a_run_that_holds_for_an_answer_is_said_to_wait(hub: HubApp, browser: FlaskClient) -> None:
+    ask(hub, add(hub, "holds", state="running"), "approval-holds", "tool", "Bash", {"command": "make"})
+    assert 'class="now parked" id="now">' in page(browser, "/runs/holds")
+    now = page(browser, "/").partition('id="active"')[2].partition('id="recent"')[0]
+    assert f'<span class="state parked">{sentences.WAITS_FOR_YOU}</span>' in now
+    assert decide(hub, browser, "holds", "approval-holds", decision="allow") == 303
+    assert 'class="now running"' in page(browser, "/runs/holds")
+
+
+@pytest.mark.parametrize(
+    ("run", "said_so_far", "line"),
+    [
+        ("bold", "First.\n\nI am at **folder 3", "I am at folder 3"),
+        ("item", "- `a.jpg` and [the log](x.log)", "a.jpg and the log"),
+        ("row", "| a | b", "a | b"),
+    ],
+)
+def test_the_last_line_of_a_run_is_free_of_markdown(
+    hub: HubApp, browser: FlaskClient, run: str, said_so_far: str, line: str
+) -> None:
+    add(hub, f"writes-{run}", said(said_so_far), state="running")
+    assert f'<span class="last" dir="auto">{line}</span>' in page(browser, "/")
+
+
 def test_a_denial_carries_its_reason_and_enter_in_its_field_denies(hub: HubApp, browser: FlaskClient) -> None:
     ask(
         hub,

@@ -48,13 +48,17 @@ class Turn:
     moves_down: str | None = None  # the turn to move before it
 
     @property
+    def state(self) -> str:
+        """The execution's state; `parked` also while it runs and holds for an answer."""
+        holds = self.execution.state == "running" and any(each.approval.pending is None for each in self.asked)
+        return "parked" if holds else self.execution.state
+
+    @property
     def word(self) -> str:
         """Return the state as a word."""
         if self.execution.cancel_code and not self.execution.over:
             return "Cancelling"
-        return (
-            "Paused" if self.execution.paused else _WORDS.get(self.execution.state, self.execution.state.capitalize())
-        )
+        return "Paused" if self.execution.paused else _WORDS.get(self.state, self.state.capitalize())
 
     @property
     def seconds(self) -> float:

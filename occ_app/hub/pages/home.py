@@ -21,7 +21,7 @@ from occ_app.executions.overview import Row
 from occ_app.executions.records import Execution
 from occ_app.home import daemon
 from occ_app.hub import agent_lists, projects
-from occ_app.hub.pages import asked, composer, terminal
+from occ_app.hub.pages import asked, composer, live_text, markdown, terminal
 from occ_app.hub.pages import filters as shown
 from occ_app.hub.pages import login as door
 from occ_app.hub.pages.tools import Call
@@ -41,9 +41,13 @@ _FILTERS = (("", "All"), ("running", "Running"), ("queued", "Waiting"), ("failed
 
 @dataclass(frozen=True)
 class Active:
-    """An execution that is running or waiting, with its last line of output."""
+    """An execution that is running or waiting, with its last line of output.
+
+    `state` is `parked` while it waits for an answer.
+    """
 
     execution: Execution
+    state: str
     last: str
     seconds: float
     kind: str = "active"
@@ -138,7 +142,8 @@ def _lists(query: Mapping[str, Any]) -> dict[str, Any]:
     workspace_id, state = query.get("workspace"), query.get("state")
     first = state is None and query.get("before") is None
     machines, total = agent_lists.of_interest(hub_services().agents, _MAX_ONLINE, _MAX_OFFLINE)
-    active = _active(workspace_id) if first else []
+    questions = asked.waiting() if first else []
+    active = _active(workspace_id, {each.approval.execution_id for each in questions}) if first else []
     needs = _needs(workspace_id) if first else []
     rows, following = overview.listing(
         db,
@@ -159,7 +164,7 @@ def _lists(query: Mapping[str, Any]) -> dict[str, Any]:
         "names": agent_lists.names(hub_services().agents, (one.agent_id for one in every)),
         "places": {one.execution_id: _place_of(one) for one in every},
         "needs": needs,
-        "asked_of_me": asked.waiting() if first and not workspace_id else [],
+        "asked_of_me": questions if not workspace_id else [],
         "active": active,
         "groups": _groups(rows),
         "took": {row.newest.execution_id: shown.since(row.newest.started_at, row.newest.finished_at) for row in rows},
@@ -191,8 +196,11 @@ def _needs(workspace_id: str | None) -> list[Row]:
     return list(found.values())
 
 
-def _active(workspace_id: str | None) -> list[Active]:
-    """Return running executions, and waiting ones whose conversation is idle."""
+def _active(workspace_id: str | None, asking: set[str]) -> list[Active]:
+    """Return running executions, and waiting ones whose conversation is idle.
+
+    Those in `asking` wait for a person.
+    """
     db, visible_to = services().db, callers.caller().visible_to
     running, _ = executions.listing(
         db, state="running", workspace_id=workspace_id, owner_id=visible_to, limit=_MOST_NOW
@@ -203,9 +211,14 @@ def _active(workspace_id: str | None) -> list[Active]:
     busy = {one.conversation for one in running}
     queued = [row.newest for row in waiting if row.newest.conversation not in busy]
     return [
-        *(Active(one, _last_line(one), shown.since(one.started_at, None) or 0.0) for one in running),
-        *(Active(one, "", shown.since(one.created_at, None) or 0.0) for one in queued),
+        *(_at_work(one, one.execution_id in asking) for one in running),
+        *(Active(one, one.state, "", shown.since(one.created_at, None) or 0.0) for one in queued),
     ]
+
+
+def _at_work(execution: Execution, asks: bool) -> Active:
+    state = "parked" if asks else execution.state
+    return Active(execution, state, _last_line(execution), shown.since(execution.started_at, None) or 0.0)
 
 
 def _last_line(execution: Execution) -> str:
@@ -213,7 +226,9 @@ def _last_line(execution: Execution) -> str:
     if kind == "tool":
         call = Call(0, str(found["name"]), found.get("input"))
         return f"{call.title} {call.subject}"
-    return shown.beginning(terminal.plain(found).strip().lstrip("#>*-|` "), 200)
+    line = terminal.plain(found).strip()
+    text, closing = live_text.visible(line)
+    return shown.beginning(markdown.html(text + closing).striptags() or line.lstrip("#>*-|` "), 200)
 
 
 def _groups(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
