@@ -5,15 +5,21 @@ document.addEventListener("DOMContentLoaded", async () => {
   const form = document.getElementById("subscribe");
   const state = document.getElementById("push-state");
   if (!form) return;
-  const say = (text) => { state.textContent = text; };
-  if (!window.isSecureContext) return say("Browsers notify only for pages with https and a certificate that they trust.");
+  const say = (text) => {
+    state.textContent = text;
+    state.hidden = !text;
+  };
+  const cannot = (text) => {
+    form.hidden = true;
+    say(text);
+  };
+  if (!window.isSecureContext) return cannot("Browsers notify only for pages with https and a certificate that they trust.");
   if (!("serviceWorker" in navigator) || !("PushManager" in window)) {
-    return say("This browser has no push. On an iPhone or iPad, add the page to the home screen and open it there.");
+    return cannot("This browser has no push. On an iPhone or iPad, add the page to the home screen and open it there.");
   }
   const bytes = Uint8Array.from(atob(form.dataset.key.replace(/-/g, "+").replace(/_/g, "/")), (letter) => letter.charCodeAt(0));
   const registration = await navigator.serviceWorker.register("/service-worker.js");
-  say("");
-  form.hidden = false;
+  form.querySelector("button").disabled = false;
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (await Notification.requestPermission() !== "granted") {
