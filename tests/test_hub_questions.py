@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+import urllib3
 
 from occ_app.client.agent_client import AgentClient
 from occ_app.errors import Refused
-from tests.conftest import make_zip, run_occ, wait_until
+from tests.conftest import Occ, make_zip, run_occ, wait_until
 from tests.model_api import FAKE_KEY, serve
 from tests.real_hub import Hub, hub_in
 from tests.test_approvals import BASH, results
@@ -28,11 +32,15 @@ def asking(real_claude: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, asking: dict[str, str]) -> Iterator[Hub]:
-    """A hub with the machine `box`, which holds every call that it asks about."""
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     with hub_in(tmp_path_factory.mktemp("hub")) as hub:
-        hub.start().agent("box", **asking, OCC_HOLD_SECONDS="600")
-        yield hub
+        yield hub.start()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def box(hub: Hub, asking: dict[str, str]) -> Occ:
+    """The hub's machine, which holds every call that it asks about and shows the hub its own runs."""
+    return hub.agent("box", "--share-local", **asking, OCC_HOLD_SECONDS="600")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,32 @@ def keys(hub: Hub) -> dict[str, str]:
 @pytest.fixture
 def ada(hub: Hub, keys: dict[str, str]) -> AgentClient:
     return hub.client_with(keys["ada"])
+
+
+class Visitor:
+    """A browser without scripts that is logged in as the hub's admin."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._cookie = ""
+        reply = self._call("POST", "/login", {"key": hub.client_key})
+        self._cookie = reply.headers["Set-Cookie"].partition(";")[0]
+
+    def page(self, path: str) -> str:
+        return self._call("GET", path).data.decode()
+
+    def send(self, path: str, **fields: str) -> None:
+        """Send a form with the token of the login."""
+        found = re.search('name="csrf" value="([^"]+)"', self.page("/"))
+        assert found is not None
+        reply = self._call("POST", path, {"csrf": found[1], **fields})
+        assert reply.status == 303, reply.data
+
+    def _call(self, method: str, path: str, fields: dict[str, str] | None = None) -> urllib3.BaseHTTPResponse:
+        headers = {"Cookie": self._cookie, "Content-Type": "application/x-www-form-urlencoded"}
+        body = urlencode(fields) if fields else None
+        with urllib3.PoolManager(retries=False) as pool:
+            return pool.request(method, self._hub.url + path, body=body, headers=headers, redirect=False, timeout=30)
 
 
 def prompt(*turns: dict[str, Any]) -> str:
@@ -99,6 +133,40 @@ def test_a_denial_over_the_hub_reaches_the_model_with_its_reason(hub: Hub, ada: 
     rest = list(events)
     assert "Use the other tool." in results(rest)[0][0]
     assert not (hub.place / "box" / "workspaces" / "denied" / "made-by-bash").exists()
+
+
+def test_a_local_run_of_the_machine_asks_on_the_hub_and_its_next_turn_comes_there(hub: Hub, box: Occ) -> None:
+    box.client.upload("local", make_zip({"a.txt": "a\n"}))
+    asked = prompt({"tools": [BASH]}, {"text": "Done."})
+    events = box.client.execute("local", asked, executionId="local-1", permissions="ask")
+    here = next(event for event in events if event.name == "approval").data["approvalId"]
+
+    def open_ones() -> list[dict[str, Any]]:
+        listed = hub.client.call("GET", "/approvals?state=open")["approvals"]
+        return [each for each in listed if each["executionId"] == "local-1"]
+
+    (found,) = wait_until(open_ones, "the question on the hub")
+    assert found["approvalId"] == here
+    visitor = Visitor(hub)
+    shown = visitor.page("/runs/local-1")
+    assert BASH["input"]["command"] in re.sub("<[^>]+>", "", html.unescape(shown))
+    visitor.send(f"/runs/local-1/approvals/{here}", hash=found["inputHash"], decision="allow")
+    rest = list(events)
+    (resolved,) = [event.data for event in rest if event.name == "approval_resolved"]
+    assert (rest[-1].name, resolved["state"], resolved["actor"]) == ("complete", "allowed", "tester")
+    assert (box.home / "workspaces" / "local" / "made-by-bash").exists()
+    list(box.client.execute(None, prompt({"text": "Two."}), executionId="local-2", continues="local-1"))
+    wait_until(
+        lambda: (
+            {each["executionId"]: each["state"] for each in hub.client.executions()["executions"]}.get("local-2")
+            == "succeeded"
+        ),
+        "the next turn on the hub",
+    )
+    shown = visitor.page("/runs/local-1")
+    assert shown.count("data-turn=") == 2
+    assert "Two." in shown
+    assert 'id="reply"' not in shown  # its workspace is on the machine alone
 
 
 def test_a_cut_input_is_fetched_whole(ada: AgentClient) -> None:
