@@ -77,6 +77,10 @@ class Screen(ABC):
         """Set the size of the page in CSS pixels."""
 
     @abstractmethod
+    def screenshot(self, path: Path) -> None:
+        """Store a picture of the visible part, as a PNG."""
+
+    @abstractmethod
     def front(self) -> None:
         """Make it the visible tab."""
 

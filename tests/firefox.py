@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from simple_websocket import Client, ConnectionClosed
@@ -122,6 +124,10 @@ class FirefoxPage(Screen):
         size = {"width": width, "height": height}
         self._connection.call("browsingContext.setViewport", context=self._context, viewport=size)
 
+    def screenshot(self, path: Path) -> None:
+        taken = self._connection.call("browsingContext.captureScreenshot", context=self._context)
+        path.write_bytes(base64.b64decode(taken["data"]))
+
     def front(self) -> None:
         self._connection.call("browsingContext.activate", context=self._context)
 
@@ -143,11 +149,13 @@ class Firefox:
 
 
 @contextlib.contextmanager
-def firefox_in(folder: Path) -> Iterator[Firefox]:
+def firefox_in(folder: Path, settings: Mapping[str, str | int] = MappingProxyType({})) -> Iterator[Firefox]:
     """Start Firefox with an empty profile for the time of the block; no process and no profile is left."""
     profile = folder / "firefox"
     profile.mkdir()
-    lines = (f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in _SETTINGS.items())
+    lines = (
+        f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in (_SETTINGS | dict(settings)).items()
+    )
     (profile / "user.js").write_text("".join(lines))
     with contextlib.ExitStack() as stack:
         stack.callback(_removed, profile)

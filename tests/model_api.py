@@ -27,7 +27,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -80,10 +80,13 @@ def prompt_texts(message: Json) -> list[str]:
     return [block["text"] for block in content or [] if block.get("type") == "text"]
 
 
-def choose_turn(messages: list[Json]) -> Turn:
-    """The turn that answers a request with these messages. Raises ValueError or TypeError when a marker is wrong."""
+def choose_turn(messages: list[Json], scripts: Mapping[str, list[Json]] | None = None) -> Turn:
+    """The turn that answers a request with these messages. Raises ValueError or TypeError when a marker is wrong.
+
+    `scripts` has the turns for prompts without a marker.
+    """
     for index in reversed(range(len(messages))):
-        script = _script_in(messages[index])
+        script = _script_in(messages[index], scripts or {})
         if script is not None:
             turns = script["turns"]
             answered = sum(message["role"] == "assistant" for message in messages[index:])
@@ -91,11 +94,13 @@ def choose_turn(messages: list[Json]) -> Turn:
     return Turn(text=DEFAULT_REPLY)
 
 
-def _script_in(message: Json) -> Json | None:
+def _script_in(message: Json, scripts: Mapping[str, list[Json]]) -> Json | None:
     """The JSON after the last marker in a prompt, or None."""
     if message["role"] != "user":
         return None
     for text in reversed(prompt_texts(message)):
+        if text.strip() in scripts:
+            return {"turns": scripts[text.strip()]}
         found = [match.end() - 1 for match in re.finditer(_SCRIPT, text)]
         if found:
             script: Json = json.JSONDecoder().raw_decode(text, found[-1])[0]
@@ -217,7 +222,8 @@ class _Server(ThreadingHTTPServer):
 
     request_queue_size = 128  # many runs may start at once
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, scripts: Mapping[str, list[Json]] | None) -> None:
+        self.scripts = scripts
         self.lock = threading.Lock()
         self.seen: list[Json] = []
         self.connections: set[Any] = set()
@@ -300,7 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _messages(self, body: Json) -> None:
         try:
-            turn = choose_turn(body["messages"])
+            turn = choose_turn(body["messages"], self.server.scripts)
         except (ValueError, TypeError, KeyError) as error:
             self._error(400, f"the prompt's {MARKER}...}} is wrong: {error}")
             return
@@ -365,9 +371,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(port: int = 0) -> Iterator[ModelApi]:
-    """Runs the stand-in on a loopback port (0: any free one) until the block ends."""
-    server = _Server(port)
+def serve(port: int = 0, scripts: Mapping[str, list[Json]] | None = None) -> Iterator[ModelApi]:
+    """Runs the stand-in on a loopback port (0: any free one) until the block ends. For `scripts` see choose_turn."""
+    server = _Server(port, scripts)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

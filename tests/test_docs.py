@@ -25,7 +25,7 @@ from occ_app.executions import search
 from occ_app.executions.records import ERROR_CODES
 from occ_app.web import refusals
 from occ_app.workspaces import archive_checks, archive_links, archive_names, archives
-from tests import fake_hub, sentences
+from tests import fake_hub, pictures, sentences
 from tests.conftest import Occ, make_zip, shared_agent, steps, wait_until
 from tests.real_hub import hub_in
 
@@ -74,6 +74,12 @@ def block(kind: str) -> str:
 
 def code(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_pictures_are_those_of_the_script_and_small() -> None:
+    found = {path.name: path.stat().st_size for path in (ROOT / "docs" / "pictures").iterdir()}
+    assert sorted(found) == sorted(pictures.names())
+    assert sum(found.values()) < 2_000_000
 
 
 def test_the_commands_page_lists_every_command_and_no_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import stat
 import sys
@@ -19,13 +20,16 @@ from occ_app.cli.commands import occ
 from occ_app.config import config
 from occ_app.config.config import Config
 from occ_app.config.permission_rules import Rule, parsed
+from occ_app.hub.pages.tools import Call
 from occ_worker.execution import command, outcome
 from tests.conftest import Occ, command_line, names, occ_in, wait_until
 from tests.model_api import FAKE_KEY, serve
+from tests.picture_data import picture
 from tests.test_approvals import Machine, results
 
 SECRET = "made-up-secret-of-a-server"
-# It answers on standard input and output, tells where it was started, and has one tool.
+PICTURE = picture((200, 30, 60))
+# It answers on standard input and output, tells where it was started, and has a tool for text and one for a picture.
 ANSWERS = """
 import json, os, sys
 for line in sys.stdin:
@@ -33,12 +37,15 @@ for line in sys.stdin:
     result = {
         "initialize": lambda: {"protocolVersion": message["params"]["protocolVersion"], "capabilities": {"tools": {}},
                                "serverInfo": {"name": "s", "version": "1"}},
-        "tools/list": lambda: {"tools": [{"name": "hello", "description": "d", "inputSchema": {"type": "object"}}]},
-        "tools/call": lambda: {"content": [{"type": "text", "text": f"{os.getcwd()} {len(os.environ['TOKEN'])}"}]},
+        "tools/list": lambda: {"tools": [{"name": name, "description": "d", "inputSchema": {"type": "object"}}
+                                         for name in ("hello", "shot")]},
+        "tools/call": lambda: {"content": [{"type": "text", "text": f"{os.getcwd()} {len(os.environ['TOKEN'])}"}]
+                               + [{"type": "image", "mimeType": "image/png", "data": PICTURE}]
+                               * (message["params"]["name"] == "shot")},
     }.get(message.get("method"), dict)()
     if "id" in message:
         print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
-"""
+""".replace("PICTURE", repr(base64.b64encode(PICTURE).decode()))
 HANGS = "import sys\nfor line in sys.stdin: pass\n"
 
 
@@ -211,6 +218,17 @@ def test_a_run_that_asks_nobody_has_no_server_and_full_calls_it_unasked(machine:
     events = machine.begin({"tools": [HELLO]}, {"text": "Done."}, permissions="full").end()
     assert "approval" not in names(events)
     assert results(events) == [(f"/ {len(SECRET)}", False)]
+
+
+@pytest.mark.real_cli
+def test_the_picture_in_a_server_s_answer_is_sent_and_shown_without_its_place_on_the_disk(machine: Machine) -> None:
+    shot = {"name": "mcp__good__shot", "input": {}}
+    events = machine.begin({"tools": [shot]}, {"text": "Done."}, permissions="full").end()
+    sent = [event.data for event in events if event.name == "image"]
+    assert base64.b64decode("".join(part["data"] for part in sent)) == PICTURE
+    ((text, _),) = results(events)
+    call = Call(1, shot["name"], {}, text, pictures=["/runs/x/pictures/1"])
+    assert call.shown == f"/ {len(SECRET)}"
 
 
 @pytest.mark.real_cli
