@@ -22,8 +22,9 @@ import pytest
 from occ_app.cli.run_watch import take_back
 from occ_app.errors import Refused
 from occ_app.executions import queries as executions
+from occ_app.home import state
 from tests import sentences
-from tests.conftest import Occ, command_line, is_gone, make_zip, run_occ, steps, wait_until
+from tests.conftest import Occ, command_line, is_gone, make_zip, migrate, run_occ, steps, wait_until
 from tests.terminal import occ_at_terminal
 
 
@@ -266,8 +267,7 @@ def test_an_exposed_agent_says_so_once(occ: Occ) -> None:
 
 
 def test_a_newer_database_is_refused_with_the_version(occ: Occ) -> None:
-    occ.start()
-    occ.stop()
+    migrate(occ.home)
     with contextlib.closing(sqlite3.connect(occ.home / "occ.db")) as connection:
         connection.execute("PRAGMA user_version = 99")
     failed = occ.command("start", check=False)
@@ -651,8 +651,8 @@ def test_a_rotated_token_ends_the_streams_of_the_old_one(agent: Occ) -> None:
 
 
 def test_a_state_that_others_can_read_stops_the_start(occ: Occ) -> None:
-    occ.start()
-    occ.stop()
+    migrate(occ.home)
+    state.ensure(occ.home / "state.json")
     (occ.home / "state.json").chmod(0o644)
     done = occ.command("start", check=False)
     assert done.returncode == 1
