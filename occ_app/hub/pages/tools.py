@@ -170,7 +170,7 @@ class Call:
 
     @property
     def whole(self) -> list[View]:
-        """The parts with the whole input: after the views, each argument that neither they nor the subject show."""
+        """Return the views, and each argument that they and the subject leave out."""
         if not isinstance(self.given, Mapping):
             return self.views
         parts = _INPUTS if self.diff is not None else _SHOWN.get(_MAKERS.get(self.name, _inputs), tuple(self.given))
