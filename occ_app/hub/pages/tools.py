@@ -70,7 +70,7 @@ class Call:
     kind = "tool"
 
     def plain(self, text: str) -> str:
-        """Return a text of the input with each character escaped that a terminal or a reader could be fooled by."""
+        """Return a text of the input with its control characters escaped."""
         return foreign_text.revealed(text) if self.asked else foreign_text.visible(text.replace("\r\n", "\n"))
 
     @property
@@ -214,7 +214,7 @@ def _nothing(_: Call) -> list[View]:
 
 
 def _inputs(call: Call, subject: str | None = None) -> list[View]:
-    """Return every argument but the one that `subject`, by default the call's, shows whole."""
+    """Return every argument that `subject`, by default the call's, does not show."""
     given = call.given if isinstance(call.given, Mapping) else {"input": call.given}
     known = call.subject if subject is None else subject
     texts = [(foreign_text.revealed_line(str(name)), _text(value, call)) for name, value in given.items()]
