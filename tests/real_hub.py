@@ -90,6 +90,8 @@ class Hub:
             occ.start(*arguments)
         agent_id = json.loads((occ.home / "state.json").read_text())["agentId"]
         wait_until(lambda: self.seen(agent_id)["via"] == "link", f"{name} is reached by the hub")
+        # Its registration is a sign of life for two beats only, and a slow machine takes longer to send the first.
+        wait_until(lambda: self.seen(agent_id)["state"] == "online", f"{name} to beat")
         return occ
 
     def _new_agent(self, name: str, environment: dict[str, str]) -> Occ:
