@@ -266,6 +266,9 @@ def test_the_quick_start_works_word_for_word(shell: Occ) -> None:
     assert "You said: Read this project and write its README." in told
     assert "succeeded" in told
     assert sentences.OCC_HAS_STOPPED in told
+    told = run(shell, f"{block('run: tutorial')}occ stop")
+    assert "You said: Make it half as long." in told
+    assert sentences.OCC_HAS_STOPPED in told
 
 
 def test_the_quick_start_with_a_hub_works(shell: Occ) -> None:
