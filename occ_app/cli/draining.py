@@ -34,9 +34,10 @@ def drain(config: Config) -> None:
 
 
 def is_idle(database: Database) -> bool:
-    """Return whether nothing runs and, once work is refused, nothing will; False while the database is held.
+    """Return whether nothing runs; False while the database is held.
 
-    A worker that asked before the refusal may begin its run just now.
+    Once work is refused, nothing will run afterwards either. A worker that asked before the refusal may begin its
+    run just now.
     """
     try:
         database.await_writers()

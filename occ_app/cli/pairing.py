@@ -41,7 +41,7 @@ def pair(owner: str | None, role: str) -> None:
 
 
 def _session(pairing: Mapping[str, Any]) -> str:
-    """Return the owner and the role of a session, as in "as ada, with the role viewer"."""
+    """Return a session's owner and role: "as ada, with the role viewer"."""
     return f"as {visible_line(pairing['owner'])}, with the role {pairing['role']}"
 
 

@@ -1,4 +1,4 @@
-"""The service of the daemon in a home, as far as the commands that start and stop a daemon name it."""
+"""The service of a home's daemon, as commands that start and stop it name it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MACHINE = Machine()
 
 
 def start_line(config: Any) -> str:
-    """Return the command that starts the daemon in this home: its service, if one is installed."""
+    """Return the command that starts this home's daemon, or its service."""
     unit = unit_of(config.program, config.home, MACHINE)
     return f"{config.program.command} start" if unit is None else start_command(unit)
 
 
 def warnings(config: Any) -> list[str]:
-    """Return a warning when the daemon has a service, of which a start by command is no part."""
+    """Return a warning when the daemon has a service that a command bypasses."""
     unit = unit_of(config.program, config.home, MACHINE)
     if unit is None:
         return []

@@ -145,7 +145,7 @@ class Database:
             pass
 
     def await_writers(self) -> None:
-        """Wait for the end of each transaction that writes and has begun before this call. Raises as `write`."""
+        """Wait for the write transactions that have begun. Raises as `write`."""
         with self.write(durable=False):  # one at a time does
             pass
 

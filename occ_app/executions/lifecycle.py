@@ -122,7 +122,7 @@ def _workspace(connection: sqlite3.Connection, request: Request) -> tuple[int, s
 
 
 def claim(db: Database, owner: ProcessIdentity, may: Callable[[], bool] = lambda: True) -> Execution | None:
-    """Take the next execution for `owner`, whichever id rang; None if there is none, or it may not.
+    """Take the next execution for `owner`; None if there is none, or it may not.
 
     `may` is called in the transaction: who forbids claims and waits for the writers of before knows of every claim.
 

@@ -38,7 +38,7 @@ def installed(program: Program, machine: Machine) -> Unit | None:
 
 
 def unit_of(program: Program, home: Path, machine: Machine) -> Unit | None:
-    """Return the installed unit of the daemon in this home; None also where there is no systemd."""
+    """Return the unit of this home's daemon; None also without systemd."""
     unit = installed(program, machine) if machine.has_systemd else None
     try:
         lines = [] if unit is None else unit.path.read_text(errors="replace").splitlines()
