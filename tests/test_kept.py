@@ -172,6 +172,19 @@ def test_each_turn_has_its_own_cost_and_changes(talk: Talk) -> None:
     assert talk.occ.client.usage()["total"]["costUsd"] == before + 0.5
 
 
+@pytest.mark.parametrize("then", ["edit", "full"])
+def test_the_process_of_a_turn_serves_no_turn_with_other_permissions(talk: Talk, then: str) -> None:
+    """Those of `ask` and `full` have the same arguments."""
+    process = talk.first(permissions="ask")
+    assert talk.turn(look_for(process), permissions=then)[-1].final
+    assert is_gone(process)
+    assert not (talk.folder / "alive").exists()
+    (process,) = kept(talk.occ)
+    assert talk.turn(look_for(process), permissions="ask")[-1].final
+    assert is_gone(process)
+    assert not (talk.folder / "alive").exists()
+
+
 def look_for(process: psutil.Process) -> str:
     """The prompt of a turn that makes a file if a process lives."""
     return steps({"sh": f"kill -0 {process.pid} && touch alive || true"}, {"say": "x"})
@@ -501,7 +514,7 @@ def test_a_process_has_time_to_exit_however_often_its_worker_looks(tmp_path: Pat
     config = Config(home=tmp_path / "home", cli_environment={"HOME": str(tmp_path)})
     config.make_folders()
     make_database(config.database)
-    terms = Terms(("program",), (), operator_files.state_of(config.cli_environment), "", (), False, None, None)
+    terms = Terms("edit", ("program",), (), operator_files.state_of(config.cli_environment), "", (), False, None, None)
     ended = tmp_path / "ended"
     with contextlib.closing(db.Database(config.database)) as database:
         kept = Kept(config, database, own_identity(), lambda: None, lambda: False, lambda: LEAST_MEMORY_BYTES)

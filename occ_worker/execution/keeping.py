@@ -41,6 +41,7 @@ def terms(context: ExecutionContext, execution: Execution, program: Program) -> 
         return None
     with contextlib.suppress(OCCError, OSError, ValueError):
         return Terms(
+            execution.permissions,
             tuple(command.command(program.path, replace(execution, resume_session_id=None), None, config)),
             tuple(claude_cli.file_identity(program.path)),
             operator_files.state_of(config.cli_environment),

@@ -48,6 +48,7 @@ class Terms:
     CLAUDE.md.
     """
 
+    permissions: str
     argv: tuple[str, ...]
     program: tuple[int, ...]
     files: State
