@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import psutil
 
+from occ_worker.execution import levels
 from tests.conftest import Occ, command_line, wait_until
 
 
@@ -41,3 +43,20 @@ def one_spare(occ: Occ, *besides: int) -> psutil.Process:
         return [process for pid, process in spares(occ).items() if pid not in besides]
 
     return wait_until(found, "a spare process")[0]
+
+
+def spare_for(occ: Occ, permissions: str, *besides: int) -> psutil.Process:
+    """Have only spare processes for these permissions start from now on; wait for one, and return it."""
+    with contextlib.closing(occ.database) as database:
+        for _ in range(2):
+            levels.note(database, permissions)
+
+    def found() -> list[psutil.Process]:
+        fitting = []
+        for pid, process in spares(occ).items():
+            argv = command_line(process)
+            kind = "plan" if "plan" in argv else "ask" if "--permission-prompt-tool" in argv else "edit"
+            fitting += [process] if kind == permissions and pid not in besides else []
+        return fitting
+
+    return wait_until(found, f"a spare process for {permissions}")[0]

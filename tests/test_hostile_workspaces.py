@@ -15,7 +15,7 @@ import pytest
 from tests import model_api, real_cli, sentences
 from tests.conftest import Occ, names
 from tests.model_api import FAKE_KEY, ModelApi
-from tests.spare_processes import one_spare
+from tests.spare_processes import one_spare, spare_for
 from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
@@ -141,6 +141,32 @@ def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process(
     log = (real.home / "logs/worker.log").read_text()
     assert sentences.HAS_THE_SPARE_PROCESS in log
     assert sentences.HAS_THE_KEPT_PROCESS in log
+
+
+@pytest.mark.parametrize("permissions", ["ask", "plan"])
+def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process_for_other_permissions(
+    occ: Occ, real_claude: Path, model: ModelApi, attacker: ModelApi, tmp_path: Path, permissions: str
+) -> None:
+    if real_claude.is_relative_to(real_cli.default_cache() / "claude-2.1.197"):
+        pytest.skip("this release cannot start ahead")
+    real = running(occ, real_claude, model, OCC_WARM_PROCESSES="2", OCC_WORKERS="1")
+    spare_for(real, permissions)
+    folder, canaries = real.home / "workspaces/work", Canaries(tmp_path / "canaries")
+    poison(folder, canaries, attacker)
+    try:
+        read = {"name": "Read", "input": {"file_path": str(folder / "README.md")}}
+        turns = ({"text": "a", "tools": [read]}, {"text": "done"})
+        events = real.run("Read. " + reply(*turns), executionId="one", permissions=permissions)
+        assert events[-1].name == "complete"
+        again = real.run("Again. " + reply(*turns), permissions=permissions, continues="one")
+        assert again[-1].name == "complete"
+        assert canaries.sung == []
+        assert attacker.requests() == []
+        assert SCHEDULED not in json.dumps([request["body"] for request in model.requests()])
+    finally:
+        (folder.parent / ".mcp.json").unlink()
+    log = (real.home / "logs/worker.log").read_text()
+    assert sentences.HAS_THE_SPARE_PROCESS in log
 
 
 def nothing_runs_or_redirects(real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path) -> None:

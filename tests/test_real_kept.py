@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,14 @@ def warm(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_mod
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_model: ModelApi) -> Iterator[Occ]:
     with agent(tmp_path_factory.mktemp("cold"), real_claude, served_model, OCC_KEEP_SECONDS="0") as occ:
+        yield occ
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory, release: Path, served_model: ModelApi) -> Iterator[Occ]:
+    """An agent without rules that holds a call until it is answered."""
+    settings = {"OCC_HOLD_SECONDS": "600", "OCC_TOOLS": "Read,Edit,Write,Grep,Glob", "OCC_DENY": ""}
+    with agent(tmp_path_factory.mktemp("patient"), release, served_model, **settings) as occ:
         yield occ
 
 
@@ -176,3 +186,79 @@ def test_a_turn_of_a_kept_process_that_is_parked_goes_on_in_another(warm: Occ, m
     assert "Blue" in text
     assert not is_error
     assert served(warm) == before + 1
+
+
+def outside(path: Path) -> str:
+    """The script of a turn that writes outside its workspace."""
+    return reply({"text": "a", "tools": [{"name": "Write", "input": {"file_path": str(path), "content": "x"}}]}, DONE)
+
+
+DONE = {"text": "Done."}
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A conversation with an agent, in a workspace of the same name."""
+
+    occ: Occ
+    model: ModelApi
+    name: str
+    turns: int = 0
+
+    def begin(self, prompt: str, permissions: str) -> Running:
+        """Send the next turn."""
+        former = {"continues": f"{self.name}-{self.turns}"} if self.turns else {}
+        self.turns += 1
+        turn = f"{self.name}-{self.turns}"
+        events = self.occ.client.execute(self.name, prompt, executionId=turn, permissions=permissions, **former)
+        return Running(Machine(self.occ, self.model), turn, self.occ.home / "workspaces" / self.name, events)
+
+    def turn(self, prompt: str, permissions: str) -> list[Any]:
+        """Run the next turn to its end."""
+        events = self.begin(prompt, permissions).end()
+        assert events[-1].name == "complete"
+        return events
+
+
+@pytest.fixture
+def talk(patient: Occ, model: ModelApi) -> Conversation:
+    return Conversation(patient, model, workspace(patient, f"w{uuid.uuid4().hex}"))
+
+
+def test_a_person_answers_in_a_kept_process_and_the_answer_is_for_that_call_alone(
+    talk: Conversation, tmp_path: Path
+) -> None:
+    before = served(talk.occ)
+    talk.turn("One. " + reply(DONE), "ask")
+    (process,) = kept(talk.occ)
+    target = tmp_path / "outside.txt"
+    for decision, exists in (("deny", False), ("allow", True), ("deny", False)):
+        run = talk.begin("Again. " + outside(target), "ask")
+        question = run.question()
+        assert not target.exists()
+        run.answer(question, decision)
+        events = run.end()
+        assert [is_error for _, is_error in results(events)] == [not exists]
+        assert target.exists() is exists
+        target.unlink(missing_ok=True)
+        assert kept(talk.occ) == [process]
+    assert served(talk.occ) == before + 3
+
+
+def test_a_turn_inherits_nothing_from_one_with_other_permissions(talk: Conversation, tmp_path: Path) -> None:
+    """The CLI shows the model tools of earlier turns, and refuses them."""
+    before, outside = served(talk.occ), tmp_path / "outside.txt"
+    made = talk.occ.home / "workspaces" / talk.name / "made"
+    write = {"name": "Write", "input": {"file_path": str(outside), "content": "x"}}
+    script = reply({"text": "a", "tools": [write]}, {"text": "b", "tools": [bash(f"touch {made}")]}, DONE)
+    for permissions in ("edit", "ask", "full", "ask", "edit"):
+        run = talk.begin(f"Turn {talk.turns}. {script}", permissions)
+        if permissions != "edit":
+            run.answer(run.question(), "allow" if permissions == "full" else "deny")  # outside the workspace
+        if permissions == "ask":
+            run.answer(run.question(), "deny")
+        assert run.end()[-1].name == "complete"
+        assert (outside.exists(), made.exists()) == (permissions == "full", permissions == "full")
+        outside.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
+    assert served(talk.occ) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from tests import real_cli, sentences
 from tests.conftest import Occ, is_gone, names, occ_in, output
 from tests.model_api import FAKE_KEY, ModelApi
-from tests.spare_processes import one_spare
+from tests.spare_processes import one_spare, spare_for
+from tests.test_approvals import Machine, Running, results
 from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
@@ -41,8 +43,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_m
 
 @pytest.fixture
 def real(shared: Occ, model: ModelApi) -> Occ:
-    """An agent with Bash, but for one command, that may have one spare process, and a workspace; others use it, too."""
+    """An agent with Bash, but for one command, that has one spare process for `edit`, and a workspace; it is shared."""
     shared.workspace("work", {"README.md": "A small project.\n", "CLAUDE.md": "Speak like a pirate.\n"})
+    spare_for(shared, "edit")
     return shared
 
 
@@ -88,18 +91,23 @@ def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ
     assert events[-1].data["costUsd"] < first_cost  # its own cost, not that of the session
 
 
-def test_a_spare_sends_the_same_request_as_another_process_and_has_the_same_events(real: Occ, model: ModelApi) -> None:
-    results, before = [], served(real)
+@pytest.mark.parametrize("permissions", ["edit", "ask", "plan"])
+def test_a_spare_sends_the_same_request_as_another_process_and_has_the_same_events(
+    real: Occ, model: ModelApi, permissions: str
+) -> None:
+    seen, before = [], served(real)
     for limits in ({}, {"maxTurns": 5}):  # a limit makes another process start
-        one_spare(real)
+        spare_for(real, permissions)
         model.forget()
-        events = real.run("Hello. " + reply({"text": "Hello back.", "chunks": 3}), **limits)
+        prompt = "Hello. " + reply({"text": "Hello back.", "chunks": 3})
+        events = real.run(prompt, permissions=permissions, **limits)
         final = events[-1].data
         (asked,) = (request["body"] for request in model.requests() if request["path"] == "/v1/messages")
         del asked["metadata"]  # the id of the session
-        results.append((asked, names(events), output(events), final["costUsd"], final["usage"], final["numTurns"]))
+        asked = re.sub(r"plans/[a-z-]+\.md", "plans/x.md", json.dumps(asked))  # each session has a file for its plan
+        seen.append((asked, names(events), output(events), final["costUsd"], final["usage"], final["numTurns"]))
     assert served(real) == before + 1
-    assert results[0] == results[1]
+    assert seen[0] == seen[1]
 
 
 def test_the_rules_hold_in_a_spare_process(real: Occ) -> None:
@@ -112,6 +120,43 @@ def test_the_rules_hold_in_a_spare_process(real: Occ) -> None:
     assert results == [True, False]
     assert [path.name for path in (real.home / "workspaces/work").glob("*e*n*")] == ["often"]
     assert served(real) == before + 1
+
+
+def test_a_person_is_asked_in_a_spare_process(real: Occ, model: ModelApi, tmp_path: Path) -> None:
+    spare, before = spare_for(real, "ask"), served(real)
+    outside = [tmp_path / name for name in ("denied.txt", "allowed.txt")]
+    writes = [{"name": "Write", "input": {"file_path": str(path), "content": "x"}} for path in outside]
+    turns = [{"text": "a", "tools": [tool]} for tool in (bash("touch never"), *writes)]
+    prompt = "Write. " + reply(*turns, {"text": "Done."})
+    events = real.client.execute("work", prompt, executionId="asked", permissions="ask")
+    run = Running(Machine(real, model), "asked", real.home / "workspaces/work", events)
+    question = run.question()
+    assert question["input"]["file_path"] == str(outside[0])
+    assert served(real) == before + 1
+    run.answer(question, "deny", message="Not there.")
+    question = run.question()
+    assert question["input"]["file_path"] == str(outside[1])
+    run.answer(question, "allow")
+    events = run.end()
+    assert events[-1].name == "complete"
+    assert [is_error for _, is_error in results(events)] == [False]
+    assert [path.exists() for path in outside] == [False, True]
+    assert not (run.folder / "never").exists()
+    assert is_gone(spare)
+
+
+def test_a_spare_process_for_a_plan_only_reads(real: Occ, model: ModelApi, tmp_path: Path) -> None:
+    spare, before, folder = spare_for(real, "plan"), served(real), real.home / "workspaces/work"
+    write = {"name": "Write", "input": {"file_path": str(folder / "made.txt"), "content": "x"}}
+    outside = {"name": "Read", "input": {"file_path": "/etc/hostname"}}
+    read = {"name": "Read", "input": {"file_path": str(folder / "README.md")}}
+    turns = [{"text": "a", "tools": [tool]} for tool in (write, outside, read)]
+    events = real.run("Plan. " + reply(*turns, {"text": "Done."}), permissions="plan")
+    assert events[-1].name == "complete"
+    assert [is_error for _, is_error in results(events)] == [True, True, False]
+    assert not (folder / "made.txt").exists()
+    assert served(real) == before + 1
+    assert is_gone(spare)
 
 
 def test_a_cancel_ends_a_spare_process_that_runs(real: Occ) -> None:

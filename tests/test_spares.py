@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -18,17 +18,18 @@ from occ_app.claude import program as claude_cli
 from occ_app.claude.program import waits_for_claim
 from occ_app.config.config import Config
 from occ_app.database import database as db
+from occ_app.executions import ceilings
 from occ_app.home import notes
 from occ_app.queue import open_queue
 from occ_app.system.process_identity import own_identity
-from occ_worker.execution import command
+from occ_worker.execution import command, levels
 from occ_worker.execution.child import Launcher
 from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept
 from occ_worker.execution.spares import Spares
-from tests.conftest import Occ, is_gone, names, occ_in, output, steps, wait_until
+from tests.conftest import Occ, command_line, is_gone, names, occ_in, output, steps, wait_until
 from tests.databases import make_database
 from tests.promises import kill
-from tests.spare_processes import one_spare, spares, stand_in_with_claims
+from tests.spare_processes import one_spare, spare_for, spares, stand_in_with_claims
 
 MARK = steps({"sh": "echo $OCC_EXECUTION_ID >> marks"}, {"say": "done"})
 
@@ -85,9 +86,9 @@ def test_an_execution_whose_spare_was_stopped_runs_in_another_process(tmp_path: 
         assert is_gone(spare)
 
 
-def test_only_new_conversations_at_the_default_permissions_have_a_spare(tmp_path: Path) -> None:
+def test_only_new_conversations_with_the_permissions_of_the_spare_have_it(tmp_path: Path) -> None:
     with started(tmp_path, OCC_PERMISSIONS="full") as occ:
-        spare = one_spare(occ)
+        spare = spare_for(occ, "edit")
         for number, options in enumerate(({"maxTurns": 3}, {"permissions": "ask"}, {"maxBudgetUsd": 1.0})):
             assert occ.run(MARK, executionId=f"e{number}", **options)[-1].name == "complete"
         assert marks(occ) == ["e0", "e1", "e2"]
@@ -97,6 +98,35 @@ def test_only_new_conversations_at_the_default_permissions_have_a_spare(tmp_path
         assert list(spares(occ)) == [spare.pid]
         assert occ.run(MARK, executionId="e4")[-1].name == "complete"
         assert marks(occ)[4].startswith("spare-")
+
+
+def test_a_spare_has_the_permissions_of_the_newest_conversations(tmp_path: Path) -> None:
+    with started(tmp_path, OCC_PERMISSIONS="full") as occ:
+        first = spare_for(occ, "ask")
+        assert occ.run(MARK, executionId="e0", permissions="full")[-1].name == "complete"
+        assert marks(occ)[0].startswith("spare-")
+        second = spare_for(occ, "ask", first.pid)
+        assert occ.run(MARK, executionId="e1", permissions="edit")[-1].name == "complete"
+        assert list(spares(occ)) == [second.pid]
+        assert occ.run(MARK, executionId="e2", permissions="edit")[-1].name == "complete"
+        assert marks(occ)[1:] == ["e1", "e2"]
+        third = one_spare(occ, second.pid)
+        assert "--permission-prompt-tool" not in command_line(third)
+        assert occ.run(MARK, executionId="e3", permissions="edit")[-1].name == "complete"
+        assert marks(occ)[3].startswith("spare-")
+
+
+def test_a_spare_never_has_more_than_the_ceiling_of_its_machine_or_workspace(tmp_path: Path) -> None:
+    with started(tmp_path, OCC_PERMISSIONS="ask") as occ:
+        asking = spare_for(occ, "ask")
+        with contextlib.closing(occ.database) as database:
+            ceilings.limit(database, "work", "edit")
+        assert occ.run(MARK, executionId="e0")[-1].name == "complete"
+        assert marks(occ) == ["e0"]
+        occ.stop()
+        occ.start(OCC_PERMISSIONS="edit")
+        editing = one_spare(occ, asking.pid)
+        assert "--permission-prompt-tool" not in command_line(editing)
 
 
 def test_a_spare_process_dies_with_the_daemon(tmp_path: Path) -> None:
@@ -166,12 +196,153 @@ def held(tmp_path: Path, fake_claude: Path) -> Iterator[Held]:
             yield held
 
 
+def plain(held: Held) -> list[str]:
+    """The arguments of a process for a new conversation at the permissions `edit`."""
+    return command.plain_command(str(held.config.claude_bin), "edit", held.config)
+
+
+def begun(held: Held, *newest: str) -> None:
+    """Note that conversations began with these permissions, the newest last."""
+    for permissions in newest:
+        levels.note(held.database, permissions)
+
+
+def level(held: Held) -> str | None:
+    """The permissions of its spare, after a look at it."""
+    assert held.pid is not None
+    return None if held.spares._spare is None else held.spares._spare.kind.level
+
+
 def note(held: Held) -> None:
     """Note the version of the CLI, as the control process does."""
     cli = claude_cli.probe(held.config)
     assert cli.path is not None
     file = claude_cli.file_identity(cli.path)
     notes.note(held.database, "claude", {"path": cli.path, "version": cli.version, "file": file})
+
+
+def test_the_permissions_for_which_processes_start_ahead(held: Held) -> None:
+    assert levels.wanted(held.database, "full") == ["edit", "ask"]
+    assert levels.wanted(held.database, "edit") == ["edit"]
+    assert levels.wanted(held.database, "plan") == ["plan"]
+    begun(held, "full")
+    assert levels.wanted(held.database, "full") == ["ask"]
+    begun(held, "edit")
+    assert levels.wanted(held.database, "full") == ["edit", "ask"]
+    begun(held, "ask", "ask")
+    assert levels.wanted(held.database, "full") == ["ask"]
+    assert levels.wanted(held.database, "edit") == ["edit"]
+    for damaged in ({"newest": ["all", 7]}, {"newest": 5}, {}):
+        notes.note(held.database, "conversations", damaged)
+        assert levels.wanted(held.database, "full") == ["edit", "ask"]
+
+
+def test_one_conversation_of_another_kind_replaces_no_spare(held: Held) -> None:
+    assert level(held) == "edit"
+    begun(held, "edit", "ask")
+    assert level(held) == "edit"
+    begun(held, "ask")
+    assert level(held) == "ask"
+    begun(held, "edit")
+    assert level(held) == "ask"
+    begun(held, "plan")
+    assert level(held) == "plan"
+
+
+@pytest.mark.parametrize(
+    ("newest", "expected"), [((), ["edit", "ask"]), (("full",), ["ask", "ask"]), (("edit", "ask"), ["ask", "edit"])]
+)
+def test_two_spares_have_both_permissions_that_are_wanted(held: Held, newest: list[str], expected: list[str]) -> None:
+    """The last part is one look of each: one that ends its spare ends all other children of this process with it."""
+    begun(held, *newest)
+    config = replace(held.config, warm_processes=2, keep_seconds=0)
+    with contextlib.closing(Launcher(config.cli_environment)) as launcher, contextlib.ExitStack() as stack:
+        one, two = Held(config, launcher), Held(config, launcher)
+        for each in (one, two):
+            stack.enter_context(contextlib.closing(each.database))
+            stack.enter_context(contextlib.closing(each.spares))
+        assert [level(one), level(two)] == expected
+        begun(held, "edit", "ask")
+        assert [level(one), level(two)] == [expected[0], "edit" if expected[0] == "ask" else "ask"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An execution that is claimed next, and whether the worker with a spare for `edit` leaves it to another one."""
+
+    permissions: str
+    left: bool
+    workers: int = 2
+    other: str | None = "ask"
+    busy: bool = False
+    max_turns: int | None = None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("edit", left=False),
+        Case("ask", left=True),
+        Case("full", left=True),
+        Case("ask", left=True, other=None),
+        Case("ask", left=False, other=None, workers=1),
+        Case("ask", left=False, other="edit"),
+        Case("ask", left=False, busy=True),
+        Case("edit", left=False, max_turns=3),
+        Case("edit", left=True, workers=3, max_turns=3),
+        Case("plan", left=True, workers=3),
+        Case("plan", left=False, workers=2, busy=True),
+        Case("edit", left=False, workers=9),
+    ],
+    ids=str,
+)
+def test_a_worker_leaves_an_execution_to_one_that_is_better_for_it(held: Held, case: Case) -> None:
+    config = replace(held.config, warm_processes=2, workers=case.workers)
+    rings: list[int] = []
+    with contextlib.closing(Launcher(config.cli_environment)) as launcher:
+        worker = Held(config, launcher)
+        with contextlib.closing(worker.database), contextlib.closing(worker.spares):
+            assert level(worker) == "edit"
+            if case.other is not None:
+                (config.run / "warm/slot-1").write_text(f"1 {case.other}")
+            add_execution(worker.database, 1, "running" if case.busy else "failed", owner_pid=1)
+            add_execution(worker.database, 2, permissions=case.permissions, max_turns=case.max_turns)
+
+            def ring() -> None:  # the other worker claims it
+                rings.append(1)
+                with worker.database.write() as connection:
+                    connection.execute("UPDATE executions SET state = 'running' WHERE number = 2")
+
+            reader, writer = os.pipe()
+            try:
+                worker.spares.let_other_claim(reader, ring)
+            finally:
+                os.close(reader)
+                os.close(writer)
+    assert rings == [1] * case.left
+
+
+def add_execution(database: db.Database, number: int, state: str = "queued", **columns: object) -> None:
+    """Add the row of an execution, without its workspace."""
+    values = {
+        "number": number,
+        "execution_id": f"e{number}",
+        "workspace_id": "work",
+        "workspace_generation": number,
+        "conversation": number,
+        "state": state,
+        "request_hash": "",
+        "prompt": "",
+        "timeout_seconds": 1.0,
+        "idle_timeout_seconds": 1.0,
+        "created_at": "",
+    } | columns
+    names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
+    with database.write() as connection:
+        connection.execute(
+            f"INSERT INTO executions ({names}) VALUES ({places})",  # noqa: S608 - names from here
+            values,
+        )
 
 
 def test_a_spare_that_read_other_files_of_the_operator_is_replaced(held: Held, tmp_path: Path) -> None:
@@ -193,7 +364,7 @@ def test_a_change_is_seen_when_an_execution_takes_the_spare(held: Held, tmp_path
     assert held.pid is not None
     (tmp_path / ".claude").mkdir()
     (tmp_path / ".claude/settings.json").write_text("{}")
-    assert held.spares.take(command.default_command(str(held.config.claude_bin), held.config)) is None
+    assert held.spares.take(plain(held)) is None
     wait_until(lambda: held.spares.processes == set(), "the spare to exit")
 
 
@@ -204,7 +375,7 @@ def test_a_spare_is_used_only_once_it_is_in_the_workspace(held: Held, tmp_path: 
     stand_in_with_claims(tmp_path, claim)
     note(held)
     held.spares.keep()
-    spare = held.spares.take(command.default_command(str(held.config.claude_bin), held.config))
+    spare = held.spares.take(plain(held))
     assert spare is not None
     workspace = tmp_path / "workspace"
     workspace.mkdir()
@@ -225,14 +396,14 @@ def test_a_spare_that_was_killed_is_not_taken(held: Held) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: held.spares.processes == set(), "it to die")
-    assert held.spares.take(command.default_command(str(held.config.claude_bin), held.config)) is None
+    assert held.spares.take(plain(held)) is None
 
 
 def test_a_stop_does_not_wait_for_a_spare(held: Held, tmp_path: Path) -> None:
     stand_in_with_claims(tmp_path, "hang")
     note(held)
     held.spares.keep()
-    spare = held.spares.take(command.default_command(str(held.config.claude_bin), held.config))
+    spare = held.spares.take(plain(held))
     assert spare is not None
     reader, writer = os.pipe()
     try:
@@ -276,7 +447,7 @@ def test_the_workers_share_the_places_for_spares(held: Held) -> None:
             assert held.pid is not None
             assert other.spares.keep() is True  # those with a spare are woken first
             assert other.pid is None
-            argv = command.default_command(str(held.config.claude_bin), held.config)
+            argv = plain(held)
             spare = held.spares.take(argv)
             assert spare is not None
             try:
@@ -288,7 +459,7 @@ def test_the_workers_share_the_places_for_spares(held: Held) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"warm_processes": 0}, {"sandbox": "bwrap"}, {"trust_workspaces": True}, {"permissions": "plan"}],
+    [{"warm_processes": 0}, {"sandbox": "bwrap"}, {"trust_workspaces": True}],
     ids=str,
 )
 def test_settings_under_which_there_is_no_spare(held: Held, changes: dict[str, object]) -> None:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from occ_app.database.database import Database
 from occ_app.database.rows import text, texts
+from occ_app.executions.ceilings import lowest
 from occ_app.executions.records import Execution
 
 FREE_WORKER = "to have a free worker"  # the end of a reason on a hub whose machine is there and has no room
@@ -239,3 +241,33 @@ def _named(other: _Queued | _Running, queued: _Queued) -> str:
 def _contains(places: Sequence[int], place: int) -> bool:
     index = bisect_left(places, place)
     return index < len(places) and places[index] == place
+
+
+def next_queued(db: Database) -> tuple[int, str | None] | None:
+    """Return the number of the queued execution that is claimed next, and the permissions with which it begins.
+
+    Those are at most its workspace's, and None if it continues a session or has limits. Returns None without one.
+    """
+    with db.read() as connection:
+        row = connection.execute(
+            """
+            SELECT x.number, x.permissions, w.permissions AS ceiling, x.continues IS NULL
+                AND x.resume_session_id IS NULL AND x.max_turns IS NULL AND x.max_budget_usd IS NULL AS begins
+            FROM executions x INDEXED BY executions_line
+            LEFT JOIN workspaces w ON w.generation = x.workspace_generation
+            WHERE x.state = 'queued' AND x.paused IS NULL AND NOT EXISTS (
+                SELECT 1 FROM held_workspaces h WHERE h.workspace_generation = x.workspace_generation)
+            ORDER BY coalesce(x.place, x.number) LIMIT 1
+            """
+        ).fetchone()
+    if row is None:
+        return None
+    # By `lowest`, a damaged row has the lowest permissions.
+    return row["number"], lowest("full", row["permissions"], row["ceiling"]) if row["begins"] else None
+
+
+def running_workers(db: Database) -> set[int]:
+    """Return the pids of the workers that run an execution."""
+    with db.read() as connection:
+        rows = connection.execute("SELECT owner_pid FROM executions WHERE state = 'running'").fetchall()
+    return {row["owner_pid"] for row in rows}

@@ -34,8 +34,11 @@ class Kind:
     """Everything that a spare read when it started.
 
     It serves an execution only while all of it is the same.
+
+    `level` is one of the permissions, of which `argv` has the tools and the mode.
     """
 
+    level: str
     argv: tuple[str, ...]
     program: tuple[int, ...]
     files: State

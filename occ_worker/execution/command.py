@@ -53,6 +53,7 @@ _LEAST_BUDGET = 0.000001
 RESUME_INTERRUPTED = {"CLAUDE_CODE_RESUME_INTERRUPTED_TURN": "1"}
 _SETTINGS = '{"permissions":{"disableAutoMode":"disable"}}'
 _UNREAD = ("--setting-sources", "user", "--strict-mcp-config")
+_ASKING = ("--permission-prompt-tool", "stdio")
 AWAIT_CLAIM = "--await-claim"
 
 
@@ -73,7 +74,7 @@ def command(
     operator's MCP servers.
     """
     asks = execution.permissions != "edit" or resumable.parked is not None
-    mode = "plan" if execution.permissions == "plan" else "acceptEdits"
+    mode = _mode(execution.permissions)
     settings, session_id = _SETTINGS, execution.resume_session_id
     tools = _tools(execution.permissions, config)
     if resumable.parked is not None:
@@ -90,7 +91,7 @@ def command(
         argv += _UNREAD
     if asks:
         # No call is granted by a flag: OCC's hook answers every one.
-        argv += ["--permission-prompt-tool", "stdio"]
+        argv += _ASKING
     if servers is not None:
         argv += ["--mcp-config", str(servers)]
     if execution.requested_model is not None:
@@ -112,12 +113,14 @@ def command(
     return argv
 
 
-def default_command(path: str, config: Config) -> list[str]:
-    """Return the argv for a new session at the default permissions.
+def plain_command(path: str, permissions: str, config: Config) -> list[str]:
+    """The argv for a new session with these permissions, in a workspace that is not trusted, without limits."""
+    argv = [*_common(path, _tools(permissions, config), _mode(permissions), _SETTINGS), *_UNREAD]
+    return argv if permissions == "edit" else [*argv, *_ASKING]
 
-    It is for a workspace that is not trusted, without limits.
-    """
-    return [*_common(path, _tools("edit", config), "acceptEdits", _SETTINGS), *_UNREAD]
+
+def _mode(permissions: str) -> str:
+    return "plan" if permissions == "plan" else "acceptEdits"
 
 
 def _common(path: str, tools: Sequence[str], mode: str, settings: str) -> list[str]:

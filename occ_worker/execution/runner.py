@@ -43,6 +43,7 @@ def run_next(context: ExecutionContext) -> bool:
     kept = context.spares.kept
     with contextlib.suppress(OCCError):  # a held database: the claim ends the process of its conversation
         kept.let_owner_claim(context.wake)
+        context.spares.let_other_claim(context.wake, context.ring_queue)
     execution = lifecycle.claim(context.db, context.identity, lambda: daemon.takes_work(context.config))
     if execution is None:
         return False

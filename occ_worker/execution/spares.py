@@ -1,35 +1,38 @@
 """The spare process of a worker: a CLI that loads before its execution exists.
 
-A spare serves one execution that begins a session at the default permissions. It is a child of its worker from its
-start to its end, like a CLI that starts for an execution: it dies with that worker and is never handed to another one.
-Locks of files limit how many there are in all workers.
+A spare serves one execution that begins a session with the permissions for which the spare started: its tools and its
+mode cannot change later. It is a child of its worker from its start to its end, like a CLI that starts for an
+execution: it dies with that worker and is never handed to another one. Locks of files bound how many there are in all
+workers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
+import select
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from occ_app.claude import operator_files
 from occ_app.claude import program as claude_cli
 from occ_app.config.config import Config
 from occ_app.database.database import Database
 from occ_app.errors import OCCError
+from occ_app.executions import waiting
 from occ_app.system.available_memory import available_bytes
-from occ_worker.execution import command, versions
+from occ_worker.execution import command, levels, versions
 from occ_worker.execution.child import Child, Launcher
 from occ_worker.execution.claims import Kind, Spare
 from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept
+from occ_worker.execution.places import Places
 
 log = logging.getLogger("occ.spares")
 
 _OLDEST_SECONDS = 1800.0  # then a spare is replaced: it has read more files of the operator's than OCC looks at
+_OTHER_SECONDS = 0.05  # for another worker to claim an execution for which it is the better one
+_LOOK_SECONDS = 0.001
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds after a spare that failed, doubled with each in a row
 
 
@@ -60,10 +63,10 @@ class Spares:
         self._folder = config.run / "warm"
         self._spare: Spare | None = None
         self._leaving: list[Spare] = []
-        self._slot, self._place = -1, 0
+        self._places = Places(self._folder)
         self._failures = 0
         self._not_before = 0.0
-        untouched = config.sandbox is None and not config.trust_workspaces and config.ceiling != "plan"
+        untouched = config.sandbox is None and not config.trust_workspaces
         self._limit = self._room = config.warm_processes if untouched else 0
 
     @property
@@ -73,8 +76,8 @@ class Spares:
         They are the spare, the kept one, and that of the launcher.
         """
         spares = [*self._leaving, *([] if self._spare is None else [self._spare])]
-        waiting = {spare.child.pid for spare in spares if spare.alive}
-        return waiting | self.kept.processes | self._launcher.processes
+        pids = {spare.child.pid for spare in spares if spare.alive}
+        return pids | self.kept.processes | self._launcher.processes
 
     def keep(self) -> bool:
         """Start, replace or end the spare.
@@ -85,22 +88,22 @@ class Spares:
             return False
         self._reap()
         self.kept.look()
-        self._room = self._limit - self.kept.count()
-        if self._spare is not None and self._place >= self._room:
+        self._room = min(self._limit - self.kept.count(), self._config.workers)
+        if self._spare is not None and self._places.number >= self._room:
             self._end()
         if self._spare is not None and not self._spare.alive:
             self._fail("the spare process exited")
         if self._spare is None and (self._stopping() or time.monotonic() < self._not_before):
             return False
-        if self._spare is None and not self._take_slot():
+        if self._spare is None and not self._places.take(self._room):
             return True
-        kind = self._kind()
+        kind = self._kind(self._level())
         if self._spare is not None and self._is_outdated(self._spare, kind):
             self._end()
-        if self._spare is None and kind is not None and self._take_slot():
+        if self._spare is None and kind is not None and self._places.take(self._room):
             self._start(kind)
         if self._spare is None:
-            self._free_slot()
+            self._places.free()
         return False
 
     def spare_memory(self) -> None:
@@ -120,12 +123,38 @@ class Spares:
         """
         if self._spare is None or list(self._spare.kind.argv) != list(argv):
             return None
-        if not self._spare.alive or self._is_outdated(self._spare, self._kind()):
+        if not self._spare.alive or self._is_outdated(self._spare, self._kind(self._spare.kind.level)):
             self._end()
             return None
         spare, self._spare = self._spare, None
-        self._free_slot()
+        self._places.free()
         return spare
+
+    def let_other_claim(self, wake: int, ring: Callable[[], None]) -> None:
+        """Have a free worker claim the next execution before this one does, if this one's spare is not for it.
+
+        That is one with the right spare, or else one without any: this spare then waits for its own execution. `ring`
+        wakes the next worker. Raises OCCError.
+        """
+        if self._spare is None or self.kept.waits:
+            return
+        queued = waiting.next_queued(self._db)
+        if queued is None or not self._others_are_better(queued[1]):
+            return
+        ring()
+        deadline = time.monotonic() + _OTHER_SECONDS
+        while time.monotonic() < deadline and waiting.next_queued(self._db) == queued:
+            if select.select([wake], [], [], _LOOK_SECONDS)[0]:
+                return
+
+    def _others_are_better(self, permissions: str | None) -> bool:
+        """Return whether a free worker is better for an execution; None: one that no spare serves."""
+        level = None if permissions is None else levels.of(permissions)
+        if self._spare is not None and self._spare.kind.level == level:
+            return False
+        busy = waiting.running_workers(self._db)
+        free = [other.level for other in self._places.others(self._limit) if other.worker not in busy]
+        return level in free or len(busy) + len(free) + 1 < self._config.workers
 
     def served(self) -> None:
         """Note that a spare answered its claim."""
@@ -144,18 +173,32 @@ class Spares:
             spare.await_exit()
         self._reap()
 
-    def _kind(self) -> Kind | None:
-        """Return the kind of a spare that would start now.
+    def _level(self) -> str:
+        """Return the permissions for which this worker has a spare in its place.
 
-        None when none is to start, or to stay.
+        The places are for all that are wanted, as far as there is room, and for the newest first. A spare that is
+        wanted stays, but for one of two with the same permissions while others are wanted, too.
         """
+        wanted = levels.wanted(self._db, self._config.ceiling)
+        others = list(self._places.others(self._room))
+        missing = [level for level in wanted if level not in [other.level for other in others]]
+        if self._spare is not None and self._spare.kind.level in wanted:
+            present = self._spare.kind.level
+            if not missing or not any((o.level, o.number < self._places.number) == (present, True) for o in others):
+                return present
+        choice = missing or wanted
+        return choice[self._places.number % len(choice)]
+
+    def _kind(self, level: str) -> Kind | None:
+        """Return the kind of a spare that would start now; None when none is to start, or to stay."""
         path = claude_cli.find(self._config)
         if path is None or self._stopping() or self._memory() < LEAST_MEMORY_BYTES:
             return None
         if not claude_cli.waits_for_claim(versions.noted(self._db, path)):
             return None
         return Kind(
-            tuple(command.default_command(path, self._config)),
+            level,
+            tuple(command.plain_command(path, level, self._config)),
             tuple(claude_cli.file_identity(path)),
             operator_files.state_of(self._config.cli_environment),
         )
@@ -172,6 +215,7 @@ class Spares:
             child = Child(self._environment)
             child.become([*kind.argv, command.AWAIT_CLAIM], parking, mark)
             self._spare = Spare(child, kind, mark)
+            self._places.note(kind.level)
         except (OSError, ValueError) as error:
             if child is not None:
                 child.close(self.processes)
@@ -193,39 +237,10 @@ class Spares:
             self._spare.leave()
             self._leaving.append(self._spare)
             self._spare = None
-        self._free_slot()
+        self._places.free()
 
     def _reap(self) -> None:
         """End the processes that were to exit; they had the time since the last look."""
         leaving, self._leaving = self._leaving, []
         for spare in leaving:
             spare.child.close(self.processes)
-
-    def _take_slot(self) -> bool:
-        """Take one of the places that all workers share.
-
-        The kernel frees that of a killed worker.
-        """
-        if self._slot >= 0:
-            return True
-        for number in range(self._room):
-            try:
-                slot = os.open(self._slot_path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError:
-                return False
-            try:
-                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(slot)
-                continue
-            self._slot, self._place = slot, number
-            return True
-        return False
-
-    def _slot_path(self, number: int) -> Path:
-        return self._folder / f"slot-{number}"
-
-    def _free_slot(self) -> None:
-        if self._slot >= 0:
-            os.close(self._slot)
-            self._slot = -1

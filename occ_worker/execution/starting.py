@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
@@ -12,7 +13,7 @@ from occ_app.errors import OCCError
 from occ_app.executions import process_marks
 from occ_app.executions.records import Execution, Outcome
 from occ_app.system import strays
-from occ_worker.execution import command, keeping, versions
+from occ_worker.execution import command, keeping, levels, versions
 from occ_worker.execution.child import Child
 from occ_worker.execution.claims import Spare, Waiting
 from occ_worker.execution.context import ExecutionContext
@@ -35,6 +36,7 @@ class Process:
         self._program = program
         self._terms = keeping.terms(context, execution, program)  # before it starts: it reads all that later
         self._former = context.spares.kept.take(execution, self._terms, program.workspace)
+        self._begins = False  # whether it begins a conversation that a spare process can serve
         self._spare = self._claimed() if self._former is None else None
         self._kept = self.is_over = False
         self.lines = Lines()
@@ -57,10 +59,13 @@ class Process:
         return self._former or self._spare
 
     def note(self) -> None:
-        """Map the mark of a claimed process to the execution.
+        """Map the mark of a claimed process to the execution, and note the permissions of a new conversation.
 
         For the caller's next `db.sync()`.
         """
+        if self._begins:
+            with contextlib.suppress(OCCError):  # a held database: a later conversation is noted
+                levels.note(self._context.db, self._execution.permissions)
         if self.is_claimed:
             try:
                 process_marks.note(self._context.db, self.mark, self._execution.number)
@@ -138,6 +143,7 @@ class Process:
         program, model = self._program, self._execution.requested_model
         if program.resumable.parked is not None:
             return None
+        level = levels.of(self._execution.permissions)
         plain = command.command(
             program.path,
             replace(self._execution, requested_model=None),
@@ -147,7 +153,8 @@ class Process:
             trusted=program.trusted,
             servers=program.servers,
         )
-        spare = self._context.spares.take(plain)
+        self._begins = plain == command.plain_command(program.path, level, self._context.config)
+        spare = self._context.spares.take(plain) if self._begins else None
         if spare is None:
             return None
         try:
