@@ -1,8 +1,9 @@
 """`python -m benchmarks.real_wait [--runs N]`: the whole wait of a person, with the real Claude Code CLI.
 
-The time to the first text over the API and with `occ run`, beside `claude -p` alone, in turn. All ask a stand-in for
-the model's API on loopback that answers at once, so this measures the CLI's own start, and the time that OCC adds or
-saves. One agent has spare processes, another has none.
+The time to the first text over the API, with `occ run` and with `occ chat`, beside `claude -p` alone, in turn. All ask
+a stand-in for the model's API on loopback that answers at once, so this measures the CLI's own start, and the time
+that OCC adds or saves. One agent has spare processes, another has none, and a third one with spare processes is for
+the chats: their permissions are others, so they have other spares.
 """
 
 from __future__ import annotations
@@ -38,21 +39,25 @@ def main() -> int:
         folder, claude, reach, runs = setting.folder, setting.claude, setting.reach, setting.runs
         warm = stack.enter_context(_started(Occ(folder / "warm", claude, _WORKERS, reach)))
         cold = stack.enter_context(_started(Occ(folder / "cold", claude, 1, reach | {"OCC_WARM_PROCESSES": "0"})))
+        chats = stack.enter_context(_started(Occ(folder / "chats", claude, _WORKERS, reach)))
         alone = {"PATH": os.environ["PATH"], "HOME": str(folder), "DISABLE_AUTOUPDATER": "1", **reach}
         alone["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1"
         run = warm.argv("run", "--workspace", "lane-0", _PROMPT)
-        ways: dict[str, Callable[[], float]] = {
-            "claude": lambda: _first_text([str(claude), "-p", _PROMPT, *_STREAMING], alone, folder),
-            "new": lambda: _answer(warm, f"new-{uuid.uuid4()}"),
-            "cold": lambda: _answer(cold, f"cold-{uuid.uuid4()}"),
-            "next": lambda: _answer(warm, f"next-{uuid.uuid4()}", continues=_newest(warm)),
-            "run": lambda: _first_text(run, warm.environment, folder),
+        ways: dict[tuple[str, ...], Callable[[], Sequence[float]]] = {
+            ("claude",): lambda: [_first_text([str(claude), "-p", _PROMPT, *_STREAMING], alone, folder)],
+            ("new",): lambda: [_answer(warm, f"new-{uuid.uuid4()}")],
+            ("cold",): lambda: [_answer(cold, f"cold-{uuid.uuid4()}")],
+            ("next",): lambda: [_answer(warm, f"next-{uuid.uuid4()}", continues=_newest(warm))],
+            ("run",): lambda: [_first_text(run, warm.environment, folder)],
+            ("chat", "chat next"): lambda: _chatted(chats, folder),
         }
-        samples: dict[str, list[float]] = {name: [] for name in ways}
+        samples: dict[str, list[float]] = {name: [] for names in ways for name in names}
         for _ in range(runs + 1):
-            for name, way in ways.items():
-                _await_spares(warm)
-                samples[name].append(way())
+            for names, way in ways.items():
+                for occ in (warm, chats):
+                    _await_spares(occ)
+                for name, value in zip(names, way(), strict=True):
+                    samples[name].append(value)
         _report({name: values[1:] for name, values in samples.items()})  # the first of each fills the disk's cache
         _report_idle(warm)
     return 0
@@ -74,6 +79,8 @@ def _report(samples: Mapping[str, list[float]]) -> None:
         "cold": ("the same with OCC_WARM_PROCESSES=0", ""),
         "next": ("POST /execute → first text, next turn of a conversation", "≤ 0.20"),
         "run": ("`occ run` called → first text on the terminal", ""),
+        "chat": ("prompt given to `occ chat` → first text, new conversation", ""),
+        "chat next": ("the same, next turn", ""),
     }
     rows = [
         Row(text, "ms", {"claude": samples["claude"], "occ": samples[name]}, aim) for name, (text, aim) in named.items()
@@ -117,6 +124,14 @@ def _is_spare(process: psutil.Process) -> bool:
     return False
 
 
+def _await_stillness(process: psutil.Process) -> None:
+    """Wait until a process has loaded."""
+    before = -1.0
+    while (used := sum(process.cpu_times()[:2])) != before or not used:
+        before = used
+        time.sleep(_STILL_SECONDS)
+
+
 def _newest(occ: Occ) -> str:
     """Return the id of the newest execution."""
     with contextlib.closing(occ.client()) as client:
@@ -134,6 +149,41 @@ def _answer(occ: Occ, execution_id: str, **options: str) -> float:
     if not first:
         raise SystemExit(f"no text came from execution {execution_id}")
     return 1000 * first
+
+
+def _chatted(occ: Occ, folder: Path) -> tuple[float, float]:
+    """Milliseconds from a prompt on the input of `occ chat` to the text of its answer, for the first two turns."""
+    with subprocess.Popen(
+        occ.argv("chat", "--workspace", "lane-0"),
+        env=occ.environment,
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    ) as process:
+        _await_stillness(psutil.Process(process.pid))
+        new = _said(process)
+        _await_spares(occ)  # the process is kept then, and the chat waits for the next prompt
+        following = _said(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(_LIMIT_SECONDS)
+    return new, following
+
+
+def _said(process: subprocess.Popen[bytes]) -> float:
+    """Milliseconds from a prompt on the input of a command to the model's text in its output."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    seen, begun = b"", time.monotonic()
+    process.stdin.write(_PROMPT.encode() + b"\n")
+    while _TEXT.encode() not in seen:
+        piece = os.read(process.stdout.fileno(), 65536)
+        if not piece:
+            raise SystemExit(f"no text came from `occ chat`: {seen[-500:].decode(errors='replace')}")
+        seen += piece
+    return 1000 * (time.monotonic() - begun)
 
 
 _STREAMING = ("--output-format", "stream-json", "--verbose", "--include-partial-messages", "--setting-sources", "user")
