@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from occ_app.home import notes
 from occ_app.queue import open_queue
 from occ_app.system.process_identity import ProcessIdentity, boot_id, own_identity, process_start
 from occ_worker.execution.child import Child
-from occ_worker.execution.claims import Waiting
+from occ_worker.execution.claims import OLDEST_SECONDS, Waiting
 from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept, Terms, _terminate
 from tests.conftest import Occ, is_gone, names, occ_in, output, steps, wait_until
 from tests.databases import make_database
@@ -532,6 +533,29 @@ def test_a_process_has_time_to_exit_however_often_its_worker_looks(tmp_path: Pat
             (tmp_path / "go").touch()
             wait_until(ended.exists, "it to exit by itself")
             wait_until(lambda: kept.look() or not kept.processes, "it to be gone")
+
+
+def test_an_old_process_serves_no_further_turn(tmp_path: Path) -> None:
+    config = Config(home=tmp_path / "home", cli_environment={"HOME": str(tmp_path)})
+    config.make_folders()
+    make_database(config.database)
+    terms = Terms("edit", ("program",), (), operator_files.state_of(config.cli_environment), "", (), False, None, None)
+    execution: Any = SimpleNamespace(workspace_generation=1, resume_session_id="s", execution_id="e")
+    with contextlib.closing(db.Database(config.database)) as database:
+        kept = Kept(config, database, own_identity(), lambda: None, lambda: False, lambda: LEAST_MEMORY_BYTES)
+        child = Child({"PATH": os.defpath})
+        with contextlib.ExitStack() as stack:
+            stack.callback(child.close_alone)
+            stack.enter_context(contextlib.closing(kept))
+            child.become(["/bin/cat"], tmp_path, "m")
+            process = Waiting(child, "m")
+            wait_until(lambda: process.is_in(tmp_path), "it to be in the folder")
+            for age, served in ((OLDEST_SECONDS - 600, True), (OLDEST_SECONDS + 1, False)):
+                child.began = time.monotonic() - age
+                assert kept.keep(process, terms, execution, "s", tmp_path)
+                kept.settle(execution)
+                assert kept.take(execution, terms, tmp_path) is (process if served else None)
+            assert not process.alive
 
 
 def test_a_ring_for_a_job_comes_before_a_call_of_the_worker(tmp_path: Path) -> None:

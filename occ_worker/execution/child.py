@@ -13,6 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -111,6 +112,7 @@ class Child:
         assert stdout is not None  # noqa: S101 - as above
         assert stderr is not None  # noqa: S101 - as above
         self.pid = self._process.pid
+        self.began = time.monotonic()  # or when it became its program
         self.exited = os.pidfd_open(self.pid)
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         for pipe in (self.stdin, self.stdout, self.stderr):
@@ -137,6 +139,7 @@ class Child:
             raise ValueError(f"a line break in {line!r}")
         with contextlib.suppress(BrokenPipeError):  # its exit says the same
             os.write(self.stdin.fileno(), os.fsencode(line + "\n"))
+        self.began = time.monotonic()
 
     def returncode(self) -> int | None:
         """Return its exit code, minus the signal that ended it, or None while it runs."""

@@ -21,6 +21,7 @@ from occ_worker.execution import command
 from occ_worker.execution.child import Child
 from occ_worker.execution.lines import Lines
 
+OLDEST_SECONDS = 1800.0
 _READ_BYTES = 1 << 16
 _STILL_SECONDS = 1.0  # without an answer and without using the processor, after which a spare counts as stuck
 _ANSWER_SECONDS = 10.0  # for one that still loads: another one would take as long on a machine so busy
@@ -58,6 +59,11 @@ class Waiting:
         self._awaited: set[str] = set()
         self._refused = False
         self._workspace = Path()
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it is to serve nothing more: it has read more files of the operator's than OCC looks at."""
+        return time.monotonic() > self.child.began + OLDEST_SECONDS
 
     @property
     def alive(self) -> bool:
@@ -163,7 +169,6 @@ class Spare(Waiting):
     def __init__(self, child: Child, kind: Kind, mark: str) -> None:
         super().__init__(child, mark)
         self.kind = kind
-        self.started = time.monotonic()
 
     def claim(self, workspace: Path, memory: str, model: str | None) -> None:
         """Give it a workspace, once ever, and the model if one is requested.

@@ -226,6 +226,8 @@ class Kept:
             return f"since the last turn these have changed: {changed}"
         if not held.process.alive or self._stopping() or time.monotonic() > held.until:
             return "the kept process is over"
+        if held.process.is_old:
+            return "the kept process is old"
         if not held.process.is_in(workspace):
             return "its workspace was exchanged"
         if held.transcript is not None and transcript_ends.has_grown(held.transcript):

@@ -30,7 +30,6 @@ from occ_worker.execution.places import Places
 
 log = logging.getLogger("occ.spares")
 
-_OLDEST_SECONDS = 1800.0  # then a spare is replaced: it has read more files of the operator's than OCC looks at
 _OTHER_SECONDS = 0.05  # for another worker to claim an execution for which it is the better one
 _LOOK_SECONDS = 0.001
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds after a spare that failed, doubled with each in a row
@@ -204,7 +203,7 @@ class Spares:
         )
 
     def _is_outdated(self, spare: Spare, kind: Kind | None) -> bool:
-        return spare.kind != kind or time.monotonic() > spare.started + _OLDEST_SECONDS
+        return spare.kind != kind or spare.is_old
 
     def _start(self, kind: Kind) -> None:
         parking = self._folder / "empty"
