@@ -14,7 +14,7 @@ import pytest
 from tests import real_cli, sentences
 from tests.conftest import Occ, is_gone, names, occ_in, output
 from tests.model_api import FAKE_KEY, ModelApi
-from tests.spare_processes import one_spare, spare_for
+from tests.spare_processes import spare_for
 from tests.test_approvals import Machine, Running, results
 from tests.test_real_cli import reply
 
@@ -59,7 +59,7 @@ def served(occ: Occ) -> int:
 
 
 def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ, model: ModelApi) -> None:
-    spare, before, spent = one_spare(real), served(real), real.client.usage()["total"]["costUsd"]
+    spare, before, spent = spare_for(real, "edit"), served(real), real.client.usage()["total"]["costUsd"]
     folder = real.home / "workspaces/work"
     write = {"name": "Write", "input": {"file_path": str(folder / "made.txt"), "content": "made\n"}}
     outside = {"name": "Write", "input": {"file_path": str(real.home / "run/warm/empty/out.txt"), "content": "x"}}
@@ -80,7 +80,7 @@ def test_a_new_conversation_has_a_spare_process_and_goes_on_in_another(real: Occ
     assert is_gone(spare)
 
     model.forget()
-    one_spare(real, spare.pid)
+    spare_for(real, "edit", spare.pid)
     events = real.run("And now? " + reply({"text": "Again."}), executionId="e2", continues="e1")
     assert output(events) == "Again."
     assert events[-1].data["sessionId"] == final["sessionId"]
@@ -112,7 +112,7 @@ def test_a_spare_sends_the_same_request_as_another_process_and_has_the_same_even
 
 def test_the_rules_hold_in_a_spare_process(real: Occ) -> None:
     before = served(real)
-    one_spare(real)
+    spare_for(real, "edit")
     turns = ({"text": "a", "tools": [bash("touch never")]}, {"text": "b", "tools": [bash("touch often")]})
     events = real.run("Touch. " + reply(*turns, {"text": "c"}))
     assert events[-1].name == "complete"
@@ -160,7 +160,7 @@ def test_a_spare_process_for_a_plan_only_reads(real: Occ, model: ModelApi, tmp_p
 
 
 def test_a_cancel_ends_a_spare_process_that_runs(real: Occ) -> None:
-    spare, before = one_spare(real), served(real)
+    spare, before = spare_for(real, "edit"), served(real)
     stream, _ = real.under_way("Wait. " + reply({"text": "on", "hang": "mid"}), "cancelled")
     assert served(real) == before + 1
     real.client.cancel("cancelled")
@@ -170,7 +170,7 @@ def test_a_cancel_ends_a_spare_process_that_runs(real: Occ) -> None:
 
 def runs_once_in_another(occ: Occ, model: ModelApi, number: signal.Signals) -> None:
     """Send a signal to the spare process, and run an execution."""
-    spare, before = one_spare(occ), served(occ)
+    spare, before = spare_for(occ, "edit"), served(occ)
     spare.send_signal(number)
     events = occ.run("Hello. " + reply({"text": "Hello back."}))
     assert (names(events)[-1], output(events)) == ("complete", "Hello back.")
@@ -195,7 +195,7 @@ def test_two_workspaces_and_two_spares_do_not_meet(real: Occ, model: ModelApi) -
     before = served(real)
     for number in range(2):
         real.workspace(f"w{number}", {"CLAUDE.md": f"The secret is {number}{number}{number}.\n"})
-        one_spare(real)
+        spare_for(real, "edit")
         model.forget()
         real.run("Hello. " + reply({"text": "hi"}), f"w{number}")
         asked = json.dumps([request["body"] for request in model.requests()])

@@ -107,7 +107,7 @@ def test_a_spare_has_the_permissions_of_the_newest_conversations(tmp_path: Path)
         assert marks(occ)[0].startswith("spare-")
         second = spare_for(occ, "ask", first.pid)
         assert occ.run(MARK, executionId="e1", permissions="edit")[-1].name == "complete"
-        assert list(spares(occ)) == [second.pid]
+        assert second.pid in spares(occ)
         assert occ.run(MARK, executionId="e2", permissions="edit")[-1].name == "complete"
         assert marks(occ)[1:] == ["e1", "e2"]
         third = one_spare(occ, second.pid)
