@@ -64,10 +64,10 @@ def cold(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_mod
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory, release: Path, served_model: ModelApi) -> Iterator[Occ]:
+def patient(tmp_path_factory: pytest.TempPathFactory, real_claude: Path, served_model: ModelApi) -> Iterator[Occ]:
     """An agent without rules that holds a call until it is answered."""
     settings = {"OCC_HOLD_SECONDS": "600", "OCC_TOOLS": "Read,Edit,Write,Grep,Glob", "OCC_DENY": ""}
-    with agent(tmp_path_factory.mktemp("patient"), release, served_model, **settings) as occ:
+    with agent(tmp_path_factory.mktemp("patient"), real_claude, served_model, **settings) as occ:
         yield occ
 
 

@@ -244,9 +244,10 @@ def _contains(places: Sequence[int], place: int) -> bool:
 
 
 def next_queued(db: Database) -> tuple[int, str | None] | None:
-    """Return the number of the queued execution that is claimed next, and the permissions with which it begins.
+    """Return the number and the permissions of the execution that is claimed next.
 
-    Those are at most its workspace's, and None if it continues a session or has limits. Returns None without one.
+    The permissions are at most its workspace's, and None if it continues a session or has limits. Without an execution
+    this returns None.
     """
     with db.read() as connection:
         row = connection.execute(

@@ -34,9 +34,8 @@ _OF_A_TURN = ("assistant", "user", "stream_event", "control_request", "result")
 class Kind:
     """Everything that a spare read when it started.
 
-    It serves an execution only while all of it is the same.
-
-    `level` is one of the permissions, of which `argv` has the tools and the mode.
+    It serves an execution only while all of it is the same. `level` is one of the permissions, of which
+    `argv` has the tools and the mode.
     """
 
     level: str
@@ -62,7 +61,10 @@ class Waiting:
 
     @property
     def is_old(self) -> bool:
-        """Whether it is to serve nothing more: it has read more files of the operator's than OCC looks at."""
+        """Whether it is to serve nothing more.
+
+        It has read more files of the operator's than OCC looks at.
+        """
         return time.monotonic() > self.child.began + OLDEST_SECONDS
 
     @property

@@ -114,7 +114,10 @@ def command(
 
 
 def plain_command(path: str, permissions: str, config: Config) -> list[str]:
-    """The argv for a new session with these permissions, in a workspace that is not trusted, without limits."""
+    """Return the argv for a new session with these permissions.
+
+    It is for a workspace that is not trusted, without limits.
+    """
     argv = [*_common(path, _tools(permissions, config), _mode(permissions), _SETTINGS), *_UNREAD]
     return argv if permissions == "edit" else [*argv, *_ASKING]
 

@@ -1,4 +1,7 @@
-"""The permissions for which processes start ahead: those with which the newest conversations began."""
+"""The permissions for which processes start ahead.
+
+Those are the ones with which the newest conversations began.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,18 @@ _DEFAULT = ["edit", "ask"]  # without a name, and in `occ chat` and on the pages
 
 
 def wanted(db: Database, ceiling: str) -> list[str]:
-    """Return the permissions of the two newest conversations, each once, newest first. Raises OCCError.
+    """Return the permissions of the two newest conversations, newest first.
 
-    Before the first conversation those are the ones that are usual.
+    Each comes once. Raises OCCError. Before the first conversation those are the ones that are usual.
     """
     return list(dict.fromkeys(of(lowest(level, ceiling)) for level in _newest(db) or _DEFAULT))
 
 
 def of(permissions: str) -> str:
-    """Return the permissions whose process serves these, too: `full` differs only in the answers of OCC's hook."""
+    """Return the permissions whose process serves these, too.
+
+    `full` differs from `ask` only in the answers of OCC's hook.
+    """
     return "ask" if permissions == "full" else permissions
 
 

@@ -1,4 +1,7 @@
-"""The places for spare processes that the workers of a daemon share: locked files that name worker and permissions."""
+"""The places for spare processes that the workers of a daemon share.
+
+They are locked files that name the worker and the permissions of its spare.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _MOST_BYTES = 100
 
 @dataclass(frozen=True)
 class Taken:
-    """A place: its number, the pid of its worker, and the permissions for which that has a spare."""
+    """A place with a spare for the permissions `level`; `worker` is a pid."""
 
     number: int
     worker: int
@@ -22,7 +25,10 @@ class Taken:
 
 
 class Places:
-    """The place of the worker that calls this, if it has one. The kernel frees that of a killed worker."""
+    """The place of the worker that calls this, if it has one.
+
+    The kernel frees that of a killed worker.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,7 +40,10 @@ class Places:
         return self._file >= 0
 
     def take(self, room: int) -> bool:
-        """Take one of the first `room` places, unless this worker has one. False when all are taken."""
+        """Take one of the first `room` places, unless this worker has one.
+
+        False when all are taken.
+        """
         if self.taken:
             return True
         for number in range(room):
@@ -53,7 +62,7 @@ class Places:
         return False
 
     def note(self, level: str) -> None:
-        """Note the permissions for which this worker has a spare in its place, empty for none."""
+        """Note the permissions for which this worker has a spare, empty for none."""
         with contextlib.suppress(OSError):  # a full disk; the others do not know of it then
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"{os.getpid()} {level}".encode() if level else b"", 0)
@@ -66,7 +75,10 @@ class Places:
             self._file = -1
 
     def others(self, room: int) -> Iterator[Taken]:
-        """Yield the places, of the first `room`, of the other workers that have a spare, as they were a moment ago."""
+        """Yield the places of the other workers that have a spare.
+
+        Those are among the first `room`, as they were a moment ago.
+        """
         for number in range(room):
             if self.taken and number == self.number:
                 continue

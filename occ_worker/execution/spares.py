@@ -130,7 +130,7 @@ class Spares:
         return spare
 
     def let_other_claim(self, wake: int, ring: Callable[[], None]) -> None:
-        """Have a free worker claim the next execution before this one does, if this one's spare is not for it.
+        """Have a better worker claim the next execution before this one does.
 
         That is one with the right spare, or else one without any: this spare then waits for its own execution. `ring`
         wakes the next worker. Raises OCCError.
@@ -147,7 +147,10 @@ class Spares:
                 return
 
     def _others_are_better(self, permissions: str | None) -> bool:
-        """Return whether a free worker is better for an execution; None: one that no spare serves."""
+        """Return whether a free worker is better for an execution.
+
+        `permissions` is None for one that no spare serves.
+        """
         level = None if permissions is None else levels.of(permissions)
         if self._spare is not None and self._spare.kind.level == level:
             return False
@@ -189,7 +192,10 @@ class Spares:
         return choice[self._places.number % len(choice)]
 
     def _kind(self, level: str) -> Kind | None:
-        """Return the kind of a spare that would start now; None when none is to start, or to stay."""
+        """Return the kind of a spare that would start now.
+
+        None when none is to start, or to stay.
+        """
         path = claude_cli.find(self._config)
         if path is None or self._stopping() or self._memory() < LEAST_MEMORY_BYTES:
             return None

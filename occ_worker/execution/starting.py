@@ -59,9 +59,9 @@ class Process:
         return self._former or self._spare
 
     def note(self) -> None:
-        """Map the mark of a claimed process to the execution, and note the permissions of a new conversation.
+        """Map the mark of a claimed process to the execution.
 
-        For the caller's next `db.sync()`.
+        It also notes the permissions of a new conversation. For the caller's next `db.sync()`.
         """
         if self._begins:
             with contextlib.suppress(OCCError):  # a held database: a later conversation is noted
