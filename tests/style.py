@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 45
+LIMIT = 16
 FIRST_LINE = 80  # characters of a docstring's first line
 _AFTER_WHAT = (
     "a an the it they he no of was were comes came has had does did run runs ran wait waits tell tells say says said "
