@@ -319,7 +319,7 @@ def test_a_lost_reply_keeps_the_text_and_an_edited_form_is_another_run(page: Pag
         "fetch('/runs', {method: 'POST', body: new FormData(document.querySelector('#start')), redirect: 'manual'})"
         ".then(() => true)"
     )
-    page.fill("#prompt", ", edited")
+    page.fill("#prompt", "the first, edited")
     page.click("#start button.main")
     page.shows("already started", "#problem")
     page.click("#start button.main")

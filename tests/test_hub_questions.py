@@ -32,7 +32,8 @@ def asking(real_claude: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+def hub(tmp_path_factory: pytest.TempPathFactory, asking: dict[str, str]) -> Iterator[Hub]:
+    """A hub for each release of the CLI that this run of the tests tries: its machine is called `box` each time."""
     with hub_in(tmp_path_factory.mktemp("hub")) as hub:
         yield hub.start()
 

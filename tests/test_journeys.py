@@ -53,11 +53,11 @@ def box(hub: Hub) -> Occ:
 
 
 @pytest.fixture(scope="module")
-def asker(hub: Hub, real_claude: Path) -> Iterator[Occ]:
-    """A machine with the real CLI, which asks."""
+def asker(hub: Hub, real_claude: Path, release: str) -> Iterator[Occ]:
+    """A machine with the real CLI, which asks; one for each release."""
     with serve() as model:
         reach = {"OCC_CLAUDE_BIN": str(real_claude), "ANTHROPIC_BASE_URL": model.url, "ANTHROPIC_API_KEY": FAKE_KEY}
-        yield hub.agent("asker", **reach, OCC_PERMISSIONS="ask", OCC_HOLD_SECONDS="600")
+        yield hub.agent(f"asker-{release.replace('.', '-')}", **reach, OCC_PERMISSIONS="ask", OCC_HOLD_SECONDS="600")
 
 
 @pytest.fixture(scope="module", params=list(_BROWSERS))
@@ -162,9 +162,9 @@ def test_cancel_ends_a_run(page: Screen, hub: Hub, box: Occ, workspace: str) -> 
 def test_a_command_is_allowed_on_a_page_that_was_loaded_again_and_another_page_shows_it(
     page: Screen, hub: Hub, asker: Occ, browser: Browser | Firefox, request: pytest.FixtureRequest
 ) -> None:
-    name = f"asks-{request.node.callspec.params['browser']}"
+    name = f"{asker.home.name}-{request.node.callspec.params['browser']}"
     hub.client.upload(name, make_zip({"a.txt": "a\n"}))
-    begin(page, name, prompt({"tools": [BASH]}, {"text": "All is done."}), "asker", "ask")
+    begin(page, name, prompt({"tools": [BASH]}, {"text": "All is done."}), asker.home.name, "ask")
     with opened(browser, str(page.js("location.href"))) as desk:
         page.window(390, 844)
         for each in (page, desk):
