@@ -16,6 +16,7 @@ from tests import model_api, real_cli, sentences
 from tests.conftest import Occ, names
 from tests.model_api import FAKE_KEY, ModelApi
 from tests.spare_processes import one_spare, spare_for
+from tests.test_kept import kept
 from tests.test_real_cli import reply
 
 pytestmark = pytest.mark.real_cli
@@ -128,19 +129,18 @@ def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process(
     real.workspace("first")
     assert real.run("Hello. " + reply({"text": "hi"}), "first")[-1].name == "complete"  # it makes folders of its own
     one_spare(real)
-    nothing_runs_or_redirects(real, model, attacker, tmp_path)
+    nothing_runs_or_redirects(real, model, attacker, tmp_path, keeps=True)
     log = (real.home / "logs/worker.log").read_text()
     assert sentences.HAS_THE_SPARE_PROCESS in log
     assert sentences.HAS_THE_KEPT_PROCESS in log
 
 
+@pytest.mark.parametrize("release", real_cli.deferring(), indirect=True)
 @pytest.mark.parametrize("permissions", ["ask", "plan"])
 def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process_for_other_permissions(
     occ: Occ, real_claude: Path, model: ModelApi, attacker: ModelApi, tmp_path: Path, permissions: str
 ) -> None:
-    if real_claude.is_relative_to(real_cli.default_cache() / "claude-2.1.197"):
-        pytest.skip("this release cannot start ahead")
-    real = running(occ, real_claude, model, OCC_WARM_PROCESSES="2", OCC_WORKERS="1")
+    real = running(occ, real_claude, model, **WARM)
     spare_for(real, permissions)
     folder, canaries = real.home / "workspaces/work", Canaries(tmp_path / "canaries")
     poison(folder, canaries, attacker)
@@ -160,8 +160,25 @@ def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process_for_other_p
     assert sentences.HAS_THE_SPARE_PROCESS in log
 
 
-def nothing_runs_or_redirects(real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path) -> None:
-    """Run two prompts in a workspace that has every vector."""
+def last_turn(real: Occ, *, keeps: bool) -> str:
+    """Run a turn and return its id; with `keeps`, turns of a conversation until the process of one is kept.
+
+    A process that has just started may still have children of its start, and is not kept then.
+    """
+    former: dict[str, str] = {}
+    for number in range(10):
+        name = f"hello-{number}"
+        assert real.run("Hello. " + reply({"text": "hi"}), executionId=name, **former)[-1].name == "complete"
+        if not keeps or kept(real):
+            return name
+        former = {"continues": name}
+    pytest.fail("no process was kept")
+
+
+def nothing_runs_or_redirects(
+    real: Occ, model: ModelApi, attacker: ModelApi, tmp_path: Path, *, keeps: bool = False
+) -> None:
+    """Run prompts in a workspace that has every vector."""
     folder = real.home / "workspaces/work"
     canaries = Canaries(tmp_path / "canaries")
     poison(folder, canaries, attacker)
@@ -174,8 +191,8 @@ def nothing_runs_or_redirects(real: Occ, model: ModelApi, attacker: ModelApi, tm
         events = real.run("Do it. " + reply(*turns, {"text": "done"}))
         assert names(events)[-1] == "complete", events[-1]
         assert real.run("/go")[-1].final
-        assert real.run("Hello. " + reply({"text": "hi"}), executionId="hello")[-1].name == "complete"
-        again = real.run("Do it again. " + reply(*turns[1:], {"text": "done"}), continues="hello")
+        former = last_turn(real, keeps=keeps)
+        again = real.run("Do it again. " + reply(*turns[1:], {"text": "done"}), continues=former)
         assert again[-1].name == "complete", again[-1]
         assert canaries.sung == []
         assert attacker.requests() == []
