@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from occ_app.client.agent_client import AgentClient
+from tests import real_cli
 from tests.conftest import make_zip, wait_until
 from tests.model_api import FAKE_KEY, serve
 from tests.real_hub import hub_in
@@ -24,6 +27,7 @@ def begin(client: AgentClient, name: str, **options: str) -> tuple[str, str]:
     raise AssertionError("it was not parked")
 
 
+@pytest.mark.parametrize("release", real_cli.deferring(), indirect=True)
 def test_a_run_that_its_machine_parks_takes_nothing_of_the_hub_and_is_not_lost_with_it(
     tmp_path: Path, real_claude: Path
 ) -> None:
