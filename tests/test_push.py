@@ -362,7 +362,7 @@ def test_a_real_browser_subscribes_on_the_page_and_shows_the_decrypted_push(tmp_
         page.click("button.main")
         page.wait("location.pathname === '/'")
         page.go(f"{hub.url}/notifications")
-        page.wait("!document.getElementById('subscribe').hidden")
+        page.wait("document.querySelector('#subscribe button:enabled')")  # once the script is there
         page.click("#subscribe button")
         page.wait("document.querySelector('form[action$=\"/test\"]')")
         page.settled()
