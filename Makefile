@@ -13,11 +13,11 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory -j 2 check tests
 
-# Four files at once: most of a test is waiting. A hanging test ends its process, and none takes its place to hang again.
-# The modules are compiled first: the four would begin with it at the same time, and each compile all of them.
+# Six files at once: most of a test is waiting. A hanging test ends its process, and none takes its place to hang again.
+# The modules are compiled first: the six would begin with it at the same time, and each compile all of them.
 tests: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -qq --collect-only > /dev/null || true
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # A test process that may store compiled modules loads them 3 times as fast the next time.
 test tests: export PYTHONDONTWRITEBYTECODE =
