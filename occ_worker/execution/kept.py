@@ -36,7 +36,7 @@ log = logging.getLogger("occ.kept")
 LEAST_MEMORY_BYTES = 2_000_000_000  # available to the machine, below which no process waits for work
 _END_SECONDS = 2.0  # for a process to exit by itself, which then notes the cost of its session
 _KILL_SECONDS = 5.0
-_OWNER_SECONDS = 0.05  # for the worker that has the process to claim its execution
+_CLAIM_SECONDS = 0.05  # for another worker to claim an execution
 _LOOK_SECONDS = 0.001
 
 
@@ -205,10 +205,7 @@ class Kept:
         if not self.enabled or not rows.is_awaited(self._db, self._worker):
             return
         self._ring()
-        deadline = time.monotonic() + _OWNER_SECONDS
-        while time.monotonic() < deadline and rows.is_awaited(self._db, self._worker):
-            if select.select([wake], [], [], _LOOK_SECONDS)[0]:
-                return
+        await_claim(lambda: rows.is_awaited(self._db, self._worker), wake)
 
     def close(self) -> None:
         """End all of them."""
@@ -263,6 +260,17 @@ class Kept:
         held.process.leave()
         held.process.await_exit(_END_SECONDS)
         held.process.child.close_alone()
+
+
+def await_claim(unclaimed: Callable[[], bool], wake: int) -> None:
+    """Wait at most 50 ms for another worker's claim, or until `wake` is readable.
+
+    Workers send each other no event for a claim, so the rows are read each millisecond.
+    """
+    deadline = time.monotonic() + _CLAIM_SECONDS
+    while time.monotonic() < deadline and unclaimed():
+        if select.select([wake], [], [], _LOOK_SECONDS)[0]:
+            return
 
 
 def _terminate(process: ProcessIdentity) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +24,11 @@ from occ_app.system.available_memory import available_bytes
 from occ_worker.execution import command, levels, versions
 from occ_worker.execution.child import Child, Launcher
 from occ_worker.execution.claims import Kind, Spare
-from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept
+from occ_worker.execution.kept import LEAST_MEMORY_BYTES, Kept, await_claim
 from occ_worker.execution.places import Places
 
 log = logging.getLogger("occ.spares")
 
-_OTHER_SECONDS = 0.05  # for another worker to claim an execution for which it is the better one
-_LOOK_SECONDS = 0.001
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds after a spare that failed, doubled with each in a row
 
 
@@ -141,10 +138,7 @@ class Spares:
         if queued is None or not self._others_are_better(queued[1]):
             return
         ring()
-        deadline = time.monotonic() + _OTHER_SECONDS
-        while time.monotonic() < deadline and waiting.next_queued(self._db) == queued:
-            if select.select([wake], [], [], _LOOK_SECONDS)[0]:
-                return
+        await_claim(lambda: waiting.next_queued(self._db) == queued, wake)
 
     def _others_are_better(self, permissions: str | None) -> bool:
         """Return whether a free worker is better for an execution.
@@ -176,10 +170,10 @@ class Spares:
         self._reap()
 
     def _level(self) -> str:
-        """Return the permissions for which this worker has a spare in its place.
+        """Return the permissions that this worker's spare should have.
 
-        The places are for all that are wanted, as far as there is room, and for the newest first. A spare that is
-        wanted stays, but for one of two with the same permissions while others are wanted, too.
+        The places are for all wanted permissions, as far as there is room, and for the newest first. A spare with
+        wanted permissions stays, except one of two with the same permissions while others are missing.
         """
         wanted = levels.wanted(self._db, self._config.ceiling)
         others = list(self._places.others(self._room))
