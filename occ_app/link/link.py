@@ -120,7 +120,7 @@ class Link:
         except OSError as error:
             self.close((error.strerror or str(error)).lower())
         except Exception:
-            log.exception("a link met a fault of OCC")
+            log.exception("internal error in a link")
             self.close("a fault of OCC", FAULT)
 
     def _wait(self) -> None:

@@ -100,4 +100,4 @@ def _call(callback: Callable[..., None], *arguments: int) -> None:
     try:
         callback(*arguments)
     except Exception:
-        log.exception("a fault of OCC")  # of one, and the thread must go on for all others
+        log.exception("internal error of a handler")  # the thread must continue for all others

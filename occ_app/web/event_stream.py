@@ -95,7 +95,7 @@ class LiveStream:
         except OSError:
             self._finish()
         except Exception:
-            log.exception("a stream met a fault of OCC")  # and the thread must go on for all others
+            log.exception("internal error in a stream")  # the thread must continue for all others
             self._finish()
         if self._unsent or self._ended:
             return

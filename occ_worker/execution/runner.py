@@ -74,7 +74,7 @@ def _run_to_end(context: ExecutionContext, execution: Execution) -> None:
                 return
             outcome = parked
     except BaseException:
-        log.exception("execution %s met a fault of OCC", execution.execution_id)
+        log.exception("internal error while running execution %s", execution.execution_id)
         _finish(context, execution, Outcome.failure("INTERNAL", "OCC failed to run this; the worker's log says why."))
         _record_changes(context, execution, snapshot)
         raise
