@@ -1,9 +1,9 @@
-"""`python -m benchmarks.real_wait [--runs N]`: the whole wait of a person, with the real Claude Code CLI.
+"""`python -m benchmarks.real_wait [--runs N]`: a person's wait for the real CLI.
 
 The time to the first text over the API, with `occ run` and with `occ chat`, beside `claude -p` alone, in turn. All ask
-a stand-in for the model's API on loopback that answers at once, so this measures the CLI's own start, and the time
-that OCC adds or saves. One agent has spare processes, another has none, and a third one with spare processes is for
-the chats: their permissions are others, so they have other spares.
+a stand-in for the model's API on loopback that answers at once, so this measures the CLI's start, and the time that
+OCC adds or saves. One agent has spare processes, another has none, and a third one with spare processes is for the
+chats: they have other permissions, so they need other spares.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _report(samples: Mapping[str, list[float]]) -> None:
 
 
 def _report_idle(occ: Occ) -> None:
-    """Print the processor time of the idle agent and of its spare processes, and their memory."""
+    """Print processor time and memory of the idle agent and its spare processes."""
     spares = _await_spares(occ)
     everything = [*occ.processes()]
     before = [_cpu_seconds(everything), _cpu_seconds(spares)]
@@ -107,7 +107,7 @@ def _cpu_seconds(measured: Sequence[psutil.Process]) -> float:
 
 
 def _await_spares(occ: Occ) -> list[psutil.Process]:
-    """Wait until all processes that wait for work are there and have loaded, and return them."""
+    """Wait until all processes that wait for work have loaded, and return them."""
     before: dict[int, float] = {}
     while True:
         spares = [process for process in occ.processes() if _is_spare(process)]
@@ -152,7 +152,10 @@ def _answer(occ: Occ, execution_id: str, **options: str) -> float:
 
 
 def _chatted(occ: Occ, folder: Path) -> tuple[float, float]:
-    """Milliseconds from a prompt on the input of `occ chat` to the text of its answer, for the first two turns."""
+    """Return the milliseconds from a prompt of `occ chat` to the text of its answer.
+
+    The prompt is on the input of the chat; the two times are those of the first two turns.
+    """
     with subprocess.Popen(
         occ.argv("chat", "--workspace", "lane-0"),
         env=occ.environment,
@@ -173,7 +176,7 @@ def _chatted(occ: Occ, folder: Path) -> tuple[float, float]:
 
 
 def _said(process: subprocess.Popen[bytes]) -> float:
-    """Milliseconds from a prompt on the input of a command to the model's text in its output."""
+    """Return the milliseconds from a prompt on a command's input to the model's text."""
     assert process.stdin is not None
     assert process.stdout is not None
     seen, begun = b"", time.monotonic()
@@ -190,7 +193,7 @@ _STREAMING = ("--output-format", "stream-json", "--verbose", "--include-partial-
 
 
 def _first_text(argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> float:
-    """Milliseconds from the start of a command to the model's text in its output."""
+    """Return the milliseconds from the start of a command to the model's text."""
     begun = time.monotonic()
     with subprocess.Popen(
         argv,

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 16
+LIMIT = 14
 FIRST_LINE = 80  # characters of a docstring's first line
 _AFTER_WHAT = (
     "a an the it they he no of was were comes came has had does did run runs ran wait waits tell tells say says said "
@@ -66,7 +66,8 @@ def main() -> int:
             if number:
                 print(f"{number:5} {name}")
     print(f"{total} phrases that read as translated, at most {LIMIT} allowed")
-    long = [place for path in sources() if path.suffix == ".py" for place in long_first_lines(path)]
+    code = [*(path for path in sources() if path.suffix == ".py"), *sorted(ROOT.glob("benchmarks/*.py"))]
+    long = [place for path in code for place in long_first_lines(path)]
     for place in long:
         print(f"{place}: the first line of the docstring has more than {FIRST_LINE} characters")
     return 1 if total > LIMIT or long else 0
