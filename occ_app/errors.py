@@ -68,7 +68,7 @@ class NotWritten(OCCError):
 
 
 class Unreachable(OCCError):
-    """Raised when an agent or a hub does not answer."""
+    """An agent or a hub does not answer."""
 
 
 class Untrusted(Unreachable):
@@ -86,7 +86,7 @@ class Lost(Unreachable):
 
 
 class Refused(OCCError):
-    """Raised when an agent or a hub answers with an error."""
+    """An agent or a hub answered with an error."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Refused(OCCError):
 
     @property
     def away(self) -> bool:
-        """Whether a retry can help: 503, or an error of a proxy that cannot reach OCC."""
+        """Return whether a retry can help: 503, or a proxy that cannot reach OCC."""
         return self.status == 503 or (not self.code and self.status in GATEWAY_STATUSES)
 
 
@@ -121,21 +121,21 @@ class RequestError(OCCError):
 
 
 class InvalidRequest(RequestError):
-    """Raised when a request is well-formed but cannot be served as it is."""
+    """A request is well-formed but cannot be served as it is."""
 
     def __init__(self, message: str, details: Mapping[str, Any] | None = None, code: str = "INVALID_REQUEST") -> None:
         super().__init__(code, message, details)
 
 
 class ArchiveError(InvalidRequest):
-    """Raised when an uploaded zip is refused; `code` begins with ZIP_."""
+    """An uploaded zip is refused; `code` begins with ZIP_."""
 
     def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message, details, code)
 
 
 class Forbidden(RequestError):
-    """Raised when a known caller lacks the permission."""
+    """A known caller lacks the permission."""
 
     def __init__(self, message: str) -> None:
         super().__init__("FORBIDDEN", message)
@@ -149,18 +149,18 @@ class NotFound(RequestError):
 
 
 class Conflict(RequestError):
-    """Raised when an execution exists with another body, or a workspace is in use."""
+    """An execution exists with another body, or a workspace is in use."""
 
 
 class TooLarge(RequestError):
-    """Raised when a body or a zip is over its size limit."""
+    """A body or a zip is over its size limit."""
 
     def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__("BODY_TOO_LARGE", message, details)
 
 
 class QueueFull(RequestError):
-    """Raised when OCC_MAX_QUEUE executions are waiting."""
+    """OCC_MAX_QUEUE executions are waiting."""
 
     def __init__(self, waiting: int) -> None:
         super().__init__(
@@ -172,7 +172,7 @@ class QueueFull(RequestError):
 
 
 class Unavailable(RequestError):
-    """Raised when a request cannot be served now; the caller may retry."""
+    """A request cannot be served now; the caller may retry."""
 
 
 def unwritable(error: OSError) -> RequestError:
@@ -191,7 +191,7 @@ def unwritable(error: OSError) -> RequestError:
 
 
 class NoSpace(RequestError):
-    """Raised when the disk has no room for the request."""
+    """The disk has no room for the request."""
 
     def __init__(
         self, message: str = "The disk is full. Free some space under OCC's home folder and try again."

@@ -31,7 +31,7 @@ def test_an_interrupted_start_starts_nothing(occ: Occ) -> None:
         starting = subprocess.Popen([*OCC, "start"], env=environment, stderr=subprocess.PIPE, text=True)
         wait_until(lambda: select.select([silent], [], [], 0)[0], "the daemon to begin")
         starting.send_signal(signal.SIGINT)
-        wait_until(lambda: _waits_for_a_child(starting.pid), "the start to end what it began")
+        wait_until(lambda: _waits_for_a_child(starting.pid), "the start to end its processes")
     assert sentences.NOTHING_IS_RUNNING in starting.communicate(timeout=60)[1]
     assert starting.returncode == 130
     assert not occ.processes()

@@ -259,7 +259,7 @@ def test_an_approval_shows_the_whole_command_and_is_answered_on_the_page(hub: Hu
 
 
 def approval_text(browser: FlaskClient, execution_id: str, approval_id: str) -> str:
-    """Return what a person reads of an approval, without the markup."""
+    """Return the text of an approval on the page, without the markup."""
     shown = page(browser, f"/runs/{execution_id}")
     section = shown[shown.index(f'id="{approval_id}"') : shown.index("</section>", shown.index(f'id="{approval_id}"'))]
     return html.unescape(re.sub(r"<[^>]+>", "", section))

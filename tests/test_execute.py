@@ -259,7 +259,7 @@ def test_silence_ends_an_execution(agent: Occ) -> None:
         assert events[-1].data["code"] == "EXECUTION_IDLE"
         if output(events) == "aaaaa":
             return
-    pytest.fail("output did not begin the time of silence anew")
+    pytest.fail("output did not restart the time of silence")
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_nothing_in_a_workspace_runs_or_redirects_in_a_spare_process(
     real = running(occ, real_claude, model, **WARM)
     one_spare(real)
     real.workspace("first")
-    assert real.run("Hello. " + reply({"text": "hi"}), "first")[-1].name == "complete"  # it makes folders of its own
+    assert real.run("Hello. " + reply({"text": "hi"}), "first")[-1].name == "complete"  # it makes its own folders
     one_spare(real)
     nothing_runs_or_redirects(real, model, attacker, tmp_path, keeps=True)
     log = (real.home / "logs/worker.log").read_text()

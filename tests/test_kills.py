@@ -201,8 +201,12 @@ def test_an_upload_under_way_when_control_dies_is_undone_and_can_be_repeated(pro
 
     thread = threading.Thread(target=upload)
     thread.start()
-    unpacked = lambda: done.is_set() or list((occ.home / "workspaces").glob(".incoming-*"))  # noqa: E731 - short
-    wait_until(unpacked, "the upload to be unpacked")  # on a quick machine it may be over between two looks
+
+    def unpacked() -> bool:
+        """Return whether it is being unpacked, or over: on a quick machine that may be between two looks."""
+        return done.is_set() or any((occ.home / "workspaces").glob(".incoming-*"))
+
+    wait_until(unpacked, "the upload to be unpacked")
     kill(occ, "control")
     assert done.wait(RECOVERY_SECONDS + 5)
     thread.join()

@@ -203,7 +203,7 @@ def _listen(folder: Path, agent_id: str) -> socket.socket:
 class _NoThread:
     """A stand-in for simple_websocket's reading thread.
 
-    The links share one thread of their own.
+    One thread serves all links.
     """
 
     name = ""

@@ -1,7 +1,7 @@
 """Sessions of the hub's pages, and all SQL on them.
 
 A session maps a cookie to a key until it expires. A cookie is as secret as the key behind it; the hub stores its
-SHA-256. A session ends at once with its key. A session opened with a one-time code has a key of its own.
+SHA-256. A session ends at once with its key. A session opened with a one-time code has a separate key.
 """
 
 from __future__ import annotations

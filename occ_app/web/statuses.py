@@ -1,4 +1,7 @@
-"""The HTTP status of each code of an error. Processes without Flask read it, too."""
+"""The HTTP status of each error code.
+
+Processes without Flask use it, too.
+"""
 
 from __future__ import annotations
 

@@ -182,9 +182,9 @@ class Spare(Waiting):
 
 
 def _processor_use(pid: int) -> tuple[bool, int]:
-    """Return whether a process is idle, and the processor time it has used.
+    """Return whether a process waits, and the processor time it has used.
 
-    Idle is not waiting for processor or disk. The time is in the kernel's ticks.
+    One that waits for the processor or the disk does not count as waiting. The time is in the kernel's ticks.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()

@@ -17,7 +17,7 @@ _DEFAULT = ["edit", "ask"]  # without a name, and in `occ chat` and on the pages
 def wanted(db: Database, ceiling: str) -> list[str]:
     """Return the permissions of the two newest conversations, newest first.
 
-    Each comes once. Raises OCCError. Before the first conversation those are the ones that are usual.
+    Each is listed once. Before the first conversation they are the usual ones. Raises OCCError.
     """
     return list(dict.fromkeys(of(lowest(level, ceiling)) for level in _newest(db) or _DEFAULT))
 
