@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import growth, measure, report
+from benchmarks.agent import Occ
 from benchmarks.capture import Broken
 from benchmarks.rows import FULL, QUICK, Plan, Results
-from benchmarks.targets import Direct, Occ, Relay, compile_stub
+from benchmarks.targets import Direct, Relay, compile_stub
 
 WORKERS = 5
 FOLLOWERS = 500

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.agent import Occ
 from benchmarks.capture import Prompt
 from benchmarks.measure import SIZE_BYTES
 from benchmarks.rows import Plan, Row
 from benchmarks.streams import read
-from benchmarks.targets import Occ
 
 FEW, MANY = 100, 100_000
 DATABASE_BYTES = 5 << 30

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import processes, zips
+from benchmarks.agent import Occ
 from benchmarks.capture import Broken, Prompt, Run
 from benchmarks.rows import Plan, Row
 from benchmarks.streams import read, together
-from benchmarks.targets import Occ, Relay, Target
+from benchmarks.targets import Relay, Target
 from occ_app.workspaces import archives
 
 SIZE_BYTES = 40

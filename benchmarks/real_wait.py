@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks import processes
+from benchmarks.agent import Occ
 from benchmarks.real_setting import real_setting
 from benchmarks.report import table
 from benchmarks.rows import Row
-from benchmarks.targets import Occ
 
 _TEXT = "Hello-from-the-model"
 _PROMPT = 'Say hello. @reply{"turns": [{"text": "%s", "chunks": 1}]}' % _TEXT  # noqa: UP031 - braces of its own

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.agent import Occ
 from benchmarks.real_setting import real_setting
 from benchmarks.report import table
 from benchmarks.rows import Row
-from benchmarks.targets import Occ
 from occ_app.client.agent_client import AgentClient
 
 _PROMPT = 'Say hello. @reply{"turns": [{"text": "Hello.", "chunks": 1}]}'
