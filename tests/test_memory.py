@@ -239,12 +239,12 @@ def test_the_look_for_files_of_subfolders_has_a_bound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/hostname", "../secret.md", "~/secret.md", "../work/../secret.md", "out.md", "folder/secret.md", "fifo"],
+    ["/etc/hostname", "../secret.md", "~/secret.md", "../place/../secret.md", "out.md", "folder/secret.md", "fifo"],
 )
 def test_an_import_reads_nothing_outside_the_workspace(tmp_path: Path, name: str) -> None:
     secret = tmp_path / "secret.md"
     secret.write_text("SECRET")
-    folder = make(tmp_path / "work", {"CLAUDE.md": f"Look at @{name} and @{secret}."})
+    folder = make(tmp_path / "place", {"CLAUDE.md": f"Look at @{name} and @{secret}."})
     (folder / "out.md").symlink_to(secret)
     (folder / "folder").symlink_to(tmp_path)
     os.mkfifo(folder / "fifo")
